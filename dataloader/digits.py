@@ -1,0 +1,47 @@
+"""Handwritten digits that come with scikit-learn (1 797 real images of 8x8): a data set that needs no download.
+
+E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+import numpy as np
+from sklearn import datasets
+
+import utils
+from dataloader.base import Dataset, Split
+
+IMAGE_SIZE = 32
+MAX_INTENSITY = 16  # of the 8x8 originals
+TEST_EVERY = 5
+
+
+def load(name="DIGITS", data_path=None):
+    """Returns the digits, enlarged to 32x32 and repeated over three channels; every fifth image is a test image.
+
+    Args:
+        name: what to call the data set.
+        data_path: must be None, as the images come with scikit-learn.
+
+    Raises:
+        utils.UserError: data_path is given.
+    """
+    if data_path is not None:
+        raise utils.UserError(f"--data_path {data_path}: --dataset {name} comes with scikit-learn; leave --data_path out.")
+    digits = datasets.load_digits()
+    images = _enlarge(digits.images * (255 / MAX_INTENSITY))
+    images = np.repeat(np.rint(images).astype(np.uint8)[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int32)
+    is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
+    train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+    mean, std = float(train.images.mean()), float(train.images.std())
+    return Dataset(name, len(digits.target_names), train, test, (mean,) * 3, (std,) * 3, flips=False)
+
+
+def _enlarge(images):
+    """Returns [number, 32, 32] images, bilinear between pixel centres."""
+    size = images.shape[1]
+    position = np.clip((np.arange(IMAGE_SIZE) + 0.5) * size / IMAGE_SIZE - 0.5, 0, size - 1)
+    low = np.minimum(position.astype(int), size - 2)
+    weights = np.zeros((IMAGE_SIZE, size))
+    weights[np.arange(IMAGE_SIZE), low] = 1 - (position - low)
+    weights[np.arange(IMAGE_SIZE), low + 1] += position - low
+    return weights @ images @ weights.T

@@ -1,0 +1,85 @@
+"""The losses that networks are trained with; each makes a loss_fn for op_utils.Trainer."""
+
+import tensorflow as tf
+
+import op_utils
+
+FINETUNE_TEACHERS = ("ensemble", "single", "none")
+NUM_VIEWS = 2
+LARGE_TEMPERATURE_CLASSES = 1000
+
+
+def temperature(num_classes):
+    """Returns τ: 4, and 10 from 1000 classes up."""
+    return 10.0 if num_classes >= LARGE_TEMPERATURE_CLASSES else 4.0
+
+
+def plain(normalise):
+    """Returns the loss_fn of cross-entropy on images as they are."""
+    return _labels(lambda batch: normalise(batch["images"]))
+
+
+def baseline(data):
+    """Returns the loss_fn of cross-entropy on one view, flipped and cropped."""
+    return _labels(lambda batch: data.baseline_view(batch["images"], batch["draws"][:, 0]))
+
+
+def _labels(view):
+    def loss_fn(network, batch, _):
+        logits = network(view(batch))
+        loss = tf.reduce_mean(op_utils.cross_entropy(batch["labels"], logits))
+        return loss, {"top1": tf.reduce_mean(op_utils.top_k_hits(batch["labels"], logits, 1))}
+    return loss_fn
+
+
+def fine_tuning(data, teacher, teacher_forward=None):
+    """Returns the loss_fn of fine-tuning: ½ Σ over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
+
+    Both views of a batch go through the network together.
+
+    Args:
+        data: dataloader Dataset.
+        teacher: "ensemble" takes the knowledge from batch["bank"] (float32 [batch, K, classes]), "single" from a teacher that
+            runs along on each view with moving statistics, "none" leaves it out.
+        teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
+    """
+    tau = temperature(data.num_classes)
+
+    def loss_fn(network, batch, constants):
+        views = tf.concat([data.fine_tune_view(batch["images"], batch["draws"][:, a]) for a in range(NUM_VIEWS)], 0)
+        logits = network(views)
+        labels = tf.tile(batch["labels"], [NUM_VIEWS])
+        terms = {"cross_entropy": tf.reduce_mean(op_utils.cross_entropy(labels, logits)),
+                 "top1": tf.reduce_mean(op_utils.top_k_hits(labels, logits, 1))}
+        loss = terms["cross_entropy"]
+        if teacher == "ensemble":
+            mean = tf.reduce_mean(tf.reshape(logits, [NUM_VIEWS, -1, data.num_classes]), axis=0)
+            knowledge, terms["num_teachers"] = guide(batch["bank"], tf.stop_gradient(mean), tau)
+            knowledge = tf.tile(knowledge, [NUM_VIEWS, 1])
+        elif teacher == "single":
+            knowledge = teacher_forward(*constants, views, False)[0]
+        if teacher != "none":
+            terms["distillation"] = tf.reduce_mean(op_utils.kl_divergence(knowledge, logits, tau))
+            loss += terms["distillation"]
+        return loss, terms
+    return loss_fn
+
+
+def guide(bank, student, tau):
+    """Returns (M̄ [batch, classes], number of teachers in G): the mean of the teachers that still know more.
+
+    G = { k : Σ over the batch of KL(top ‖ M_k) < Σ over the batch of KL(top ‖ student) }, and the top teacher always
+    belongs to it (Lee and Song 2022).
+
+    Args:
+        bank: logits of the teachers, [batch, K, classes]; teacher 0 is the top one.
+        student: logits of the network in training, [batch, classes], the mean over its views.
+        tau: temperature.
+    """
+    top = bank[:, :1]
+    gaps = tf.reduce_sum(op_utils.kl_divergence(top, bank, tau), axis=0)
+    own = tf.reduce_sum(op_utils.kl_divergence(top[:, 0], student, tau))
+    is_top = tf.range(tf.shape(gaps)[0]) == 0
+    chosen = tf.cast((gaps < own) | is_top, bank.dtype)
+    count = tf.reduce_sum(chosen)
+    return tf.reduce_sum(bank * chosen[None, :, None], axis=1) / count, count

@@ -1,0 +1,170 @@
+"""What the search maximises: the reward of sub-networks on D_val, and the knowledge of the ensemble behind it.
+
+reward(Θ) = − CE(labels, Θ) − CE(softmax(T), Θ), with T the mean logits of all interim sub-networks found so far
+(Lee and Song 2022). Batch norms use batch statistics throughout.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+import op_utils
+
+SEARCH_TEACHERS = ("ensemble", "single", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Means over D_val: cross-entropy with the labels (nats), accuracy in [0, 1], and the reward."""
+    loss: float
+    accuracy: float
+    reward: float
+
+
+class Objective:
+    """Evaluates sub-networks of one supernet on D_val.
+
+    The program is cut into segments at the first gate of every group. All candidates of a search step share the
+    present sub-network up to their own group's first gate, so batch by batch each segment of the present one runs once, and
+    a candidate costs only the segments behind its first changed gate. Every segment is traced once for each batch
+    shape and serves all candidates and steps.
+
+    Attributes:
+        supernet: the Supernet.
+        batches: list of (images uint8, labels) tensors, of at most two sizes.
+    """
+
+    def __init__(self, supernet, split, normalise, *, batch_size, teacher="ensemble", jit=False):
+        """
+        Args:
+            supernet: the Supernet; its weights are read now.
+            split: D_val.
+            normalise: uint8 images -> float32 images.
+            batch_size: at most so many images share batch statistics.
+            teacher: one of SEARCH_TEACHERS.
+            jit: whether to compile with XLA.
+        """
+        if teacher not in SEARCH_TEACHERS:
+            raise ValueError(f"teacher must be one of {SEARCH_TEACHERS}; received {teacher!r}.")
+        self.supernet = supernet
+        self.batches = [(tf.constant(split.read(np.arange(start, stop))), tf.constant(split.labels[start:stop]))
+                        for start, stop in op_utils.even_batches(len(split), batch_size)]
+        self._teacher_kind, self._num_images, self._num_learned = teacher, len(split), 0
+        self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
+        self._weights = supernet.weights()
+        self._first_gates = [supernet.first_gate(group) for group in range(len(supernet.groups))]
+        self._starts = [0, *sorted(set(self._first_gates))]
+        edges = [*self._starts, len(supernet.program)]
+        self._segments = [self._make_segment(start, stop, jit) for start, stop in zip(edges, edges[1:])]
+        self._normalise = tf.function(normalise, jit_compile=jit)
+        self._sums = tf.function(self._loss_sums, jit_compile=jit)
+        self._products = tf.function(self._gate_products, jit_compile=jit)
+
+    @property
+    def use_knowledge(self):
+        """Whether the reward has its second term."""
+        return self._teacher_kind != "none"
+
+    def scores(self, present, candidates, share_prefix=True):
+        """Returns the Score of every candidate.
+
+        Args:
+            present: the present Subnetwork.
+            candidates: list of (group, Subnetwork), each differing from the present one in that group alone; group
+                None stands for the present sub-network itself.
+            share_prefix: False runs every candidate from the input; the scores are the same.
+        """
+        sums = np.zeros((len(candidates), 3))
+        masks = [self._mask(subnetwork) for _, subnetwork in candidates]
+        entries = [self._entry(group) if share_prefix else 0 for group, _ in candidates]
+        present_mask = self._mask(present)
+        for number, (images, labels) in enumerate(self.batches):
+            state, teacher = [self._normalise(images)], self._teacher(number)
+            totals = {}
+            for segment in range(max(entries) + 1):
+                for i in [i for i, entry in enumerate(entries) if entry == segment]:
+                    totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
+                if segment < max(entries):
+                    state = self._run_segment(segment, present_mask, state)
+            sums += np.array([totals[i].numpy() for i in range(len(candidates))])
+        return [Score(loss, hits, -loss - (soft if self.use_knowledge else 0.0))
+                for loss, soft, hits in (sums / self._num_images).tolist()]
+
+    def logits(self, subnetwork):
+        """Returns the logits of a sub-network: for every batch a float32 tensor [batch, classes]."""
+        mask = self._mask(subnetwork)
+        return [self._run(mask, [self._normalise(images)], 0) for images, _ in self.batches]
+
+    def learn(self, subnetwork):
+        """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
+        if self._num_learned == 0:
+            self._knowledge = self.logits(subnetwork)
+        elif self._teacher_kind == "ensemble":
+            n = self._num_learned
+            self._knowledge = [(mean * n + new) / (n + 1)
+                               for mean, new in zip(self._knowledge, self.logits(subnetwork))]
+        self._num_learned += 1
+
+    def gate_products(self, subnetwork):
+        """Yields for every batch {site: |Σ over batch, height, width of (∂L/∂y)·y|, array [channels of the site]}.
+
+        L = −reward, y the activation at a gate after the mask. With the mask m as a factor that sum is m·∂L/∂m.
+        """
+        mask = self._mask(subnetwork)
+        for number, (images, labels) in enumerate(self.batches):
+            products = self._products(self._weights, mask, self._normalise(images), labels, self._teacher(number))
+            yield {site: product.numpy() for site, product in products.items()}
+
+    def _mask(self, subnetwork):
+        return tf.constant(self.supernet.mask(subnetwork))
+
+    def _teacher(self, number):
+        """Logits T of a batch; without knowledge the images' own place is taken by zeros, which nothing reads."""
+        labels = self.batches[number][1]
+        classes = self.supernet.graph.shapes[self.supernet.graph.output][-1]
+        return self._knowledge[number] if self._knowledge else tf.zeros((len(labels), classes))
+
+    def _entry(self, group):
+        """Returns the segment in which a candidate of this group begins to differ."""
+        return 0 if group is None else self._starts.index(self._first_gates[group])
+
+    def _make_segment(self, start, stop, jit):
+        supernet = self.supernet
+        reads = supernet.live_at(start)
+        leaves = supernet.live_at(stop) or [supernet.graph.output]
+        names = {item.layer.name for item in supernet.program[start:stop] if hasattr(item, "layer")}
+        weights = {name: values for name, values in self._weights.items() if name in names}
+
+        def segment(weights, mask, state):
+            live = supernet.run(weights, mask, dict(zip(reads, state)), start, stop)
+            return [live[tensor] for tensor in leaves]
+        return tf.function(segment, jit_compile=jit), weights
+
+    def _run_segment(self, number, mask, state):
+        function, weights = self._segments[number]
+        return function(weights, mask, state)
+
+    def _run(self, mask, state, first):
+        """Returns the logits from the state before segment `first`."""
+        for number in range(first, len(self._segments)):
+            state = self._run_segment(number, mask, state)
+        return state[0]
+
+    def _loss_sums(self, logits, labels, teacher):
+        """Returns sums over a batch: [cross-entropy with the labels, with the teacher, right answers], float64."""
+        values = tf.stack([op_utils.cross_entropy(labels, logits), op_utils.soft_cross_entropy(teacher, logits),
+                           op_utils.top_k_hits(labels, logits, 1)])
+        return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
+
+    def _gate_products(self, weights, mask, images, labels, teacher):
+        gates = self.supernet.gates(mask)
+        with tf.GradientTape() as tape:
+            tape.watch(gates)
+            logits = self.supernet.forward(weights, mask, images, gates=gates)
+            loss = tf.reduce_sum(op_utils.cross_entropy(labels, logits))
+            if self.use_knowledge:
+                loss += tf.reduce_sum(op_utils.soft_cross_entropy(teacher, logits))
+            loss /= self._num_images
+        gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
+        return {site: tf.abs(gradients[site] * gates[site]) for site in gates}

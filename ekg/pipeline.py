@@ -1,0 +1,216 @@
+"""The whole job: baseline, search, memory bank, fine-tuning, table. Every phase leaves a file, and is skipped where
+that file is there already."""
+
+import contextlib
+import dataclasses
+import logging
+import resource
+import time
+
+import numpy as np
+
+import op_utils
+import utils
+from ekg import cutting, losses, memory_bank, report, training
+from ekg.graph import Graph
+from ekg.search import SUBSET_PER_CLASS, HistoryEntry, check_target, search
+from ekg.supernet import Supernet
+
+logger = logging.getLogger(__name__)
+
+SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
+NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained: SGD, step schedule; decay_points are fractions of the epochs."""
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    decay_points: tuple[float, ...]
+    decay_rate: float
+    weight_decay: float
+
+    @property
+    def schedule(self):
+        return op_utils.Schedule(self.learning_rate, self.decay_points, self.decay_rate, self.epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything a run is asked for besides its data and network."""
+    target_rate: float
+    search_step: float
+    search_batch_size: int
+    search_teacher: str
+    finetune_teacher: str
+    num_teacher: int
+    val_batch_size: int
+    baseline: TrainingSettings
+    fine_tuning: TrainingSettings
+    accum: int
+    jit: bool
+    seed: int
+
+
+class Pipeline:
+    """Prunes one network.
+
+    Attributes:
+        folder: utils.RunFolder that holds everything the run leaves.
+    """
+
+    def __init__(self, settings, data, strategy, folder, build, from_params):
+        """
+        Args:
+            settings: Settings.
+            data: dataloader Dataset.
+            strategy: tf.distribute.Strategy.
+            folder: utils.RunFolder.
+            build: function that returns the unpruned keras.Model with new weights.
+            from_params: (params, source) -> keras.Model of whatever widths the parameters tell.
+        """
+        self.folder = folder
+        self._settings, self._data, self._strategy = settings, data, strategy
+        self._build, self._from_params = build, from_params
+
+    def run(self, trained_param=None):
+        """Runs all phases that are not done yet and returns the rows of the final table.
+
+        Args:
+            trained_param: parameter file of a trained network; None trains a baseline first.
+
+        Raises:
+            utils.UserError: the target rate cannot be reached, or a file does not fit.
+        """
+        check_target(Supernet(self._build()), self._settings.target_rate)
+        baseline_file = trained_param or self.folder / "baseline_param.pkl"
+        baseline = self._baseline(baseline_file)
+        supernet, history = self._search(baseline)
+        slimmed_file = self._slim(supernet, history)
+        bank = self._bank(supernet, history) if self._settings.finetune_teacher == "ensemble" else None
+        trained_file = self._fine_tune(supernet, baseline, bank, slimmed_file)
+        return self._report({"baseline": baseline_file, "slimmed": slimmed_file, "fine-tuned": trained_file})
+
+    def _load(self, path):
+        with self._strategy.scope():
+            return self._from_params(utils.load_params(path), path)
+
+    def _trainer(self, model, loss_fn, weight_decay, **options):
+        return op_utils.Trainer(self._strategy, model, loss_fn, weight_decay=weight_decay, accum=self._settings.accum,
+                                forward=Graph(model).stateless_call, jit=self._settings.jit, **options)
+
+    @contextlib.contextmanager
+    def _phase(self, name):
+        logger.info("phase %s", name)
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
+                                                             "peak_memory_mib": round(peak)})
+        logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", name, seconds, peak)
+
+    def _baseline(self, path):
+        """Returns the trained network of a file; a file of this run that is not there yet is trained first."""
+        settings = self._settings.baseline
+        if not path.exists() and path.parent == self.folder.path:
+            with self._phase("baseline"):
+                with self._strategy.scope():
+                    model = self._build()
+                trainer = self._trainer(model, losses.baseline(self._data), settings.weight_decay)
+                training.fit("baseline", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
+                             seed=self._settings.seed, folder=self.folder)
+                utils.save_params(model, path)
+        return self._load(path)
+
+    def _search(self, baseline):
+        """Returns (supernet after one epoch on D_subset, history)."""
+        settings, weights_file = self._settings, self.folder / "supernet_param.pkl"
+        if not weights_file.exists():
+            with self._phase("subset"):
+                model = training.copy_model(baseline, self._strategy)
+                trainer = self._trainer(model, losses.plain(self._data.normalise), settings.fine_tuning.weight_decay,
+                                        update_statistics=False)
+                subset = self._data.first_of_each_class(SUBSET_PER_CLASS, settings.seed)
+                training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
+                             batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset)
+                utils.save_params(model, weights_file)
+        supernet = Supernet(self._load(weights_file))
+        file = self.folder / "history.jsonl"
+        history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(file)] if file.exists() else []
+        if history and history[-1].rate <= settings.target_rate:
+            return supernet, history
+        total = round(1000 * (1 - settings.target_rate))
+        with self._phase("search"), utils.progress_bar("search", total, "‰ of FLOPs") as progress:
+            def show(entry):
+                progress.update(min(round(1000 * (1 - entry.rate)), total) - progress.n)
+                progress.set_postfix(step=entry.step, rate=f"{entry.rate:.4f}", loss=f"{entry.loss:.4f}",
+                                     accuracy=f"{100 * entry.accuracy:.2f}%")
+
+            def keep(entry):
+                utils.append_json_line(file, entry.to_json())
+                self.folder.log_curves("search", entry.step, {"rate": entry.rate, "loss": entry.loss,
+                                                              "accuracy": entry.accuracy, "reward": entry.reward})
+                show(entry)
+
+            if history:
+                show(history[-1])
+            result = search(supernet, self._data, target_rate=settings.target_rate, step_size=settings.search_step,
+                            batch_size=settings.search_batch_size, teacher=settings.search_teacher, seed=settings.seed,
+                            jit=settings.jit, history=history, on_step=keep)
+        return supernet, list(result.history)
+
+    def _slim(self, supernet, history):
+        """Cuts Θ* out, estimates its moving statistics and returns its parameter file."""
+        path = self.folder / "slimmed_param.pkl"
+        if not path.exists():
+            with self._phase("slim"):
+                with self._strategy.scope():
+                    model = supernet.cut(history[-1].subnetwork)
+                count = min(NUM_STATISTICS_IMAGES, len(self._data.train))
+                batches = (self._data.normalise(self._data.train.read(np.arange(start, stop)))
+                           for start, stop in op_utils.even_batches(count, self._settings.search_batch_size))
+                op_utils.reestimate_statistics_(model, batches, Graph(model).stateless_call, self._settings.jit)
+                utils.save_params(model, path)
+        return path
+
+    def _bank(self, supernet, history):
+        folder = self.folder / "memory_bank"
+        teachers = [history[step] for step in memory_bank.select_teachers([entry.loss for entry in history],
+                                                                          self._settings.num_teacher)]
+        logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
+        total = len(teachers) * len(self._data.train)
+        with self._phase("bank"), utils.progress_bar("bank", total, "image") as progress:
+            return memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
+                                     batch_size=self._settings.search_batch_size, jit=self._settings.jit,
+                                     progress=progress)
+
+    def _fine_tune(self, supernet, baseline, bank, slimmed_file):
+        """Trains Θ* with the knowledge of the bank (or of the baseline) and returns its parameter file."""
+        path, settings = self.folder / "trained_param.pkl", self._settings.fine_tuning
+        if path.exists():
+            return path
+        with self._phase("fine-tune"):
+            model = self._load(slimmed_file)
+            cutting.restore_norms_(model, supernet.model)
+            is_single = self._settings.finetune_teacher == "single"
+            loss_fn = losses.fine_tuning(self._data, self._settings.finetune_teacher,
+                                         Graph(baseline).stateless_call if is_single else None)
+            trainer = self._trainer(model, loss_fn, settings.weight_decay, constants=baseline if is_single else ())
+            training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
+                         seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS,
+                         extend=(lambda batch: {"bank": bank.rows(batch["index"])}) if bank else None)
+            model.save(self.folder / "trained_param.keras")
+            utils.save_params(model, path)
+        return path
+
+    def _report(self, files):
+        with self._phase("report"):
+            rows = [report.measure(name, self._load(path), path, self._data, self._strategy,
+                                   self._settings.val_batch_size, self._settings.jit) for name, path in files.items()]
+        phases = utils.read_json_lines(self.folder / "phases.jsonl")
+        utils.write_json(self.folder / "summary.json",
+                         {"table": [dataclasses.asdict(row) for row in rows], "phases": phases})
+        return rows

@@ -1,0 +1,32 @@
+"""What a network costs and how good it is: one row of the final table."""
+
+from pathlib import Path
+
+import op_utils
+import utils
+from ekg import complexity
+from ekg.graph import Graph
+
+LATENCY_BATCHES = (1, 256)
+
+
+def measure(name, model, path, data, strategy, batch_size, jit=False):
+    """Returns the utils.Row of a network: exact test metrics, complexity, file size and latency.
+
+    Args:
+        name: first cell of the row.
+        model: keras.Model.
+        path: its parameter file.
+        data: dataloader Dataset; its test split is read.
+        strategy: tf.distribute.Strategy.
+        batch_size: of the evaluation.
+        jit: whether to compile with XLA.
+    """
+    forward = Graph(model).stateless_call
+    with utils.progress_bar(f"test {name}", len(data.test), "image") as progress:
+        metrics = op_utils.evaluate(strategy, model, data.test, data.normalise, batch_size, forward=forward, jit=jit,
+                                    progress=progress)
+    cost = complexity.of_model(model)
+    latencies = [op_utils.measure_latency(model, data.image_shape, size, forward, jit) for size in LATENCY_BATCHES]
+    return utils.Row(name, metrics.loss, metrics.top1, metrics.top5, cost.params, cost.flops, Path(path).stat().st_size,
+                     *latencies)

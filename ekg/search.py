@@ -1,0 +1,190 @@
+"""Greedy sub-network search: step by step the group whose narrowing keeps the reward highest loses channels."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+import utils
+from ekg import importance
+from ekg.objective import Objective
+from ekg.subnetwork import Subnetwork, count_kept
+
+TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
+VAL_PER_CLASS = 32  # images of each class in D_val
+SUBSET_PER_CLASS = 256  # images of each class in D_subset
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryEntry:
+    """An interim sub-network and how it was found.
+
+    Attributes:
+        step: 0 for the whole network, then 1, 2, ...
+        group: name of the group that was narrowed; None at step 0.
+        subnetwork: the Subnetwork.
+        rate: its FLOPs divided by the whole network's.
+        loss: its cross-entropy on D_val.
+        accuracy: its accuracy on D_val, in [0, 1].
+        reward: its reward when it was chosen.
+        num_candidates: how many sub-networks were compared.
+        seconds: of the step.
+    """
+    step: int
+    group: str | None
+    subnetwork: Subnetwork
+    rate: float
+    loss: float
+    accuracy: float
+    reward: float
+    num_candidates: int
+    seconds: float
+
+    def to_json(self):
+        """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        subnetwork = value.pop("subnetwork")
+        return value | {"widths": dict(zip(subnetwork.names, subnetwork.width)), "order": subnetwork.order}
+
+    @classmethod
+    def from_json(cls, value):
+        """Returns the entry that to_json() turned into this dict."""
+        value = dict(value)
+        widths, order = value.pop("widths"), value.pop("order")
+        return cls(subnetwork=Subnetwork(tuple(widths), tuple(map(tuple, order)), tuple(widths.values())), **value)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """Result of a search: Θ*, and every interim sub-network from Θ₀ to Θ*."""
+    subnetwork: Subnetwork
+    history: tuple[HistoryEntry, ...]
+
+
+def check_target(supernet, target_rate):
+    """Raises utils.UserError if the target rate is outside (0, 1] or below what one channel a group leaves."""
+    if not 0 < target_rate <= 1:
+        raise utils.UserError(f"--target_rate must be in (0, 1]; received {target_rate:g}.")
+    least = supernet.rate(supernet.smallest())
+    if target_rate < least:
+        raise utils.UserError(f"--target_rate {target_rate:g} cannot be reached: one channel in every group still leaves "
+                              f"{least:.4f} of the FLOPs of {supernet.model.name}.")
+
+
+def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teacher="ensemble", criterion="ekg", seed=0,
+           jit=False, history=(), on_step=None, share_prefix=True):
+    """Returns the SearchResult of the greedy search for a sub-network at the target rate.
+
+    Args:
+        supernet: the Supernet.
+        data: dataloader Dataset; D_val is taken from its training split.
+        target_rate: share of the FLOPs to keep, in (0, 1].
+        step_size: r, the width that a step takes from a group of one writer, in (0, 1].
+        batch_size: images of D_val that share batch statistics, at most.
+        teacher: "ensemble", "single" or "none": whose knowledge the reward holds.
+        criterion: name in importance.CRITERIA.
+        seed: of the order of D_val.
+        jit: whether to compile with XLA.
+        history: entries of an earlier search of the same arguments, to go on from.
+        on_step: function that gets every new HistoryEntry.
+        share_prefix: see Objective.scores.
+
+    Raises:
+        utils.UserError: the target rate cannot be reached.
+    """
+    check_target(supernet, target_rate)
+    objective = Objective(supernet, data.last_of_each_class(VAL_PER_CLASS, seed), data.normalise,
+                          batch_size=batch_size, teacher=teacher, jit=jit)
+    history = list(history)
+    for entry in history:
+        objective.learn(entry.subnetwork)
+    if not history:
+        start, whole = time.perf_counter(), supernet.whole()
+        objective.learn(whole)
+        score = objective.scores(whole, [(None, whole)])[0]
+        history.append(_entry(0, None, whole, 1.0, score, 1, start, on_step))
+    while history[-1].rate > target_rate:
+        start, present = time.perf_counter(), history[-1].subnetwork
+        scores = importance.CRITERIA[criterion](objective, present)
+        present, candidates = propose(supernet, present, scores, target_rate, step_size)
+        results = objective.scores(present, candidates, share_prefix)
+        best = int(np.argmax([result.reward for result in results]))
+        group, winner = candidates[best]
+        objective.learn(winner)
+        history.append(_entry(len(history), supernet.groups[group].name, winner, supernet.rate(winner), results[best],
+                              len(candidates), start, on_step))
+    return SearchResult(history[-1].subnetwork, tuple(history))
+
+
+def _entry(step, group, subnetwork, rate, score, num_candidates, start, on_step):
+    entry = HistoryEntry(step, group, subnetwork, rate, score.loss, score.accuracy, score.reward, num_candidates,
+                         round(time.perf_counter() - start, 3))
+    if on_step is not None:
+        on_step(entry)
+    return entry
+
+
+def propose(supernet, present, scores, target_rate, step_size):
+    """Returns (present sub-network in its new order, candidates as list of (group, Subnetwork)) of one search step.
+
+    Args:
+        supernet: the Supernet.
+        present: the present Subnetwork.
+        scores: importance of every channel, array [num_channels].
+        target_rate: no candidate falls below it by more than one channel.
+        step_size: r; a group of C channels and n writers loses max(1/C, r/n) of its width.
+    """
+    by_group = [scores[supernet.layout.channels(i)] for i in range(len(supernet.groups))]
+    present = present.ranked(by_group)
+    narrowed, sums = {}, {}
+    for i, group in enumerate(supernet.groups):
+        num_kept = present.num_kept(i)
+        if num_kept == 1:
+            continue  # closed: its last channel stays
+        width = max(present.width[i] - max(1 / group.size, step_size / len(group.writers)), 0.0)
+        removed = present.order[i][count_kept(width, group.size):num_kept]
+        narrowed[i], sums[i] = width, float(by_group[i][list(removed)].sum())
+    return present, [(i, _narrow(supernet, present, i, narrowed[i], target_rate)) for i in pick_groups(sums)]
+
+
+def pick_groups(sums):
+    """Returns the groups to try: those whose removed importance is at or below the Otsu threshold.
+
+    The lowest and the highest 20 % are trimmed before the threshold is taken; where fewer than three are left all groups
+    are tried.
+
+    Args:
+        sums: {group: sum of the importance that the step would remove}.
+    """
+    ordered = np.sort(np.array(list(sums.values())))
+    trim = int(TRIM * len(ordered))
+    kept = ordered[trim:len(ordered) - trim]
+    if len(kept) < 3:
+        return list(sums)
+    threshold = otsu_threshold(kept)
+    return [group for group, value in sums.items() if value <= threshold]
+
+
+def otsu_threshold(values):
+    """Returns the threshold between two neighbours of sorted values that maximises w₀·w₁·(μ₀ − μ₁)² (Otsu 1979)."""
+    counts = np.arange(1, len(values))
+    below = np.cumsum(values)[:-1]
+    mean_below, mean_above = below / counts, (values.sum() - below) / (len(values) - counts)
+    split = int(np.argmax(counts * (len(values) - counts) * (mean_below - mean_above) ** 2))
+    return (values[split] + values[split + 1]) / 2
+
+
+def _narrow(supernet, present, group, width, target_rate):
+    """Returns the present sub-network with this width, or with the widest one, in whole channels, at the target."""
+    candidate = present.with_width(group, width)
+    if supernet.rate(candidate) >= target_rate:
+        return candidate
+    size = supernet.groups[group].size
+    low, high = count_kept(width, size), present.num_kept(group) - 1  # the rate rises with the channels
+    while low < high:
+        middle = (low + high + 1) // 2
+        if supernet.rate(present.with_width(group, middle / size)) <= target_rate:
+            low = middle
+        else:
+            high = middle - 1
+    return present.with_width(group, low / size)

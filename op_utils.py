@@ -1,0 +1,427 @@
+"""What runs on devices: strategy, compiled steps, gradient accumulation, losses, schedule, exact evaluation.
+
+On every replica a pure function, compiled with XLA where that pays, returns gradients, batch norm statistics and
+metrics. Variables change outside it, so the same code runs on one CPU and on several GPUs under MirroredStrategy.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import utils
+
+MOMENTUM = 0.9
+COMPILE_CHOICES = ("auto", "on", "off")
+LATENCY_WARMUP, LATENCY_RUNS = 2, 9
+
+
+# ---------------------------------------------------------------- devices
+
+def make_strategy(gpu_ids=None):
+    """Returns a MirroredStrategy over the named GPUs, or over GPU 0 where there is one, or over the CPU.
+
+    Args:
+        gpu_ids: list of GPU numbers; None picks by itself.
+
+    Raises:
+        utils.UserError: a GPU is named that this machine does not have, or one is named twice.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpu_ids is None:
+        gpu_ids = [0] if gpus else []
+    missing = [number for number in gpu_ids if not 0 <= number < len(gpus)]
+    if missing:
+        have = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU that TensorFlow can use"
+        raise utils.UserError(f"--gpu_id {' '.join(map(str, missing))}: this machine has {have}; "
+                              "name others, or leave --gpu_id out to run on what there is.")
+    if len(set(gpu_ids)) != len(gpu_ids):
+        raise utils.UserError(f"--gpu_id {' '.join(map(str, gpu_ids))}: name every GPU once.")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return tf.distribute.MirroredStrategy([f"GPU:{number}" for number in gpu_ids] or ["CPU:0"])
+
+
+def use_xla(choice):
+    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA trains slower)."""
+    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
+
+
+def check_batch(name, batch_size, strategy, accum=1):
+    """Raises utils.UserError if a global batch cannot be split evenly over replicas and micro-batches."""
+    parts = strategy.num_replicas_in_sync * accum
+    if batch_size % parts:
+        raise utils.UserError(f"{name} {batch_size} must be a multiple of {parts} = {strategy.num_replicas_in_sync} "
+                              f"replicas x {accum} micro-batches (--accum).")
+
+
+def split_batch(strategy, batch):
+    """Returns a batch {name: array [global batch, ...]} as values of the strategy's replicas, split along axis 0."""
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+
+    def part(context):
+        number = context.replica_id_in_sync_group
+        size = {name: len(value) // replicas for name, value in batch.items()}
+        return {name: tf.convert_to_tensor(value[number * size[name]:(number + 1) * size[name]])
+                for name, value in batch.items()}
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+# ---------------------------------------------------------------- pure layers and losses
+
+def batch_norm(layer, weights, x, training):
+    """Returns (output, new moving statistics) of a Keras BatchNormalization as one fused operation.
+
+    Equals the layer's own call, whose separate moments and scaling take about three times as long. Returns None where
+    the fused operation does not apply (other ranks or axes, no scale or offset, statistics shared by replicas).
+
+    Args:
+        layer: the keras.layers.BatchNormalization.
+        weights: [gamma, beta, moving mean, moving variance], each [channels], float32.
+        x: [batch, height, width, channels].
+        training: True normalises with the statistics of the batch and moves the moving ones towards them.
+    """
+    if len(x.shape) != 4 or layer.axis not in (-1, 3) or not (layer.scale and layer.center):
+        return None
+    if layer.synchronized or getattr(layer, "renorm", False):
+        return None
+    gamma, beta, mean, variance = weights
+    if not training:
+        y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
+        return y, [mean, variance]
+    y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
+    # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+    batch_variance *= (count - 1) / count
+    keep = layer.momentum
+    return y, [mean * keep + batch_mean * (1 - keep), variance * keep + batch_variance * (1 - keep)]
+
+
+def cross_entropy(labels, logits):
+    """Returns the cross-entropy of every example with its label, [batch], nats.
+
+    Args:
+        labels: class numbers [batch], int.
+        logits: [batch, classes].
+    """
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+
+
+def soft_cross_entropy(teacher, logits):
+    """Returns -sum softmax(teacher) log softmax(logits) of every example, [batch], nats; both are logits."""
+    return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
+
+
+def kl_divergence(teacher, logits, temperature):
+    """Returns the distillation loss of every example: temperature times KL(softmax(teacher/t) || softmax(logits/t)).
+
+    Args:
+        teacher: logits [..., classes].
+        logits: logits [..., classes], of a shape that broadcasts with the teacher's.
+        temperature: t; the factor t is the method's.
+    """
+    log_p = tf.nn.log_softmax(teacher / temperature)
+    log_q = tf.nn.log_softmax(logits / temperature)
+    return temperature * tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def top_k_hits(labels, logits, k):
+    """Returns whether the label is among the k highest logits, [batch], float32."""
+    return tf.cast(tf.math.in_top_k(tf.cast(labels, tf.int32), logits, min(k, logits.shape[-1])), tf.float32)
+
+
+# ---------------------------------------------------------------- training
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate that is multiplied by decay_rate at each decay point.
+
+    Attributes:
+        learning_rate: the first one.
+        decay_points: fractions of the training, in (0, 1).
+        decay_rate: factor at each point.
+        epochs: length of the training.
+    """
+    learning_rate: float
+    decay_points: tuple[float, ...]
+    decay_rate: float
+    epochs: int
+
+    def __call__(self, epoch):
+        """Returns the learning rate at an epoch, which may be a fraction."""
+        passed = sum(epoch >= point * self.epochs - 1e-9 for point in self.decay_points)
+        return self.learning_rate * self.decay_rate**passed
+
+
+def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, accum, weight_decay):
+    """Returns (gradients, new non-trainable values, metrics) of one replica's batch. Pure.
+
+    The batch is cut into `accum` micro-batches that run one after the other; gradients and metrics are means over them, and
+    so are the new moving statistics, each of which starts from the old ones.
+
+    Args:
+        forward: (trainable, non-trainable, images, training) -> (logits, new non-trainable), like stateless_call.
+        loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); network is images -> logits.
+        trainable: list of tensors.
+        non_trainable: list of tensors.
+        constants: whatever else loss_fn needs, such as a teacher's weights.
+        batch: {name: tensor [batch, ...]}; batch is a multiple of accum.
+        accum: number of micro-batches.
+        weight_decay: added to the gradient as weight_decay * weight.
+    """
+    pieces = {name: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]])
+              for name, value in batch.items()}
+
+    def micro_batch(number):
+        updated = []
+
+        def network(images):
+            logits, new = forward(trainable, non_trainable, images, True)
+            updated.append(new)
+            return logits
+
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            loss, metrics = loss_fn(network, {name: piece[number] for name, piece in pieces.items()}, constants)
+        gradients = tape.gradient(loss, trainable, unconnected_gradients="zero")
+        return gradients, updated[-1], {"loss": loss, **metrics}
+
+    total = micro_batch(0)
+    if accum > 1:
+        def body(number, so_far):
+            return number + 1, tf.nest.map_structure(tf.add, so_far, micro_batch(number))
+        _, total = tf.while_loop(lambda number, _: number < accum, body, (tf.constant(1), total))
+    gradients, new, metrics = tf.nest.map_structure(
+        lambda value: value / accum if value.dtype.is_floating else value // accum, total)
+    return [gradient + weight_decay * weight for gradient, weight in zip(gradients, trainable)], new, metrics
+
+
+class Trainer:
+    """Trains one model: SGD with Nesterov momentum 0.9, weight decay added to the gradient.
+
+    Attributes:
+        model: the keras.Model, created under the strategy's scope.
+        optimizer: the keras.optimizers.SGD.
+    """
+
+    def __init__(self, strategy, model, loss_fn, *, weight_decay, forward=None, constants=(), accum=1, jit=False,
+                 update_statistics=True):
+        """
+        Args:
+            strategy: tf.distribute.Strategy under whose scope the model was created.
+            model: the keras.Model.
+            loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); see graph_step.
+            weight_decay: factor.
+            forward: pure forward function of the model; None takes model.stateless_call.
+            constants: keras.Model whose variables loss_fn gets as [trainable, non-trainable], or ().
+            accum: number of micro-batches a replica's batch is cut into.
+            jit: whether to compile the step with XLA.
+            update_statistics: whether the moving statistics of batch norms move.
+        """
+        self.model = model
+        self._strategy, self._constants, self._update_statistics = strategy, constants, update_statistics
+        with strategy.scope():
+            self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
+            self.optimizer.build(model.trainable_variables)
+        replicas = strategy.num_replicas_in_sync  # the optimizer sums their gradients
+
+        def replica_step(trainable, non_trainable, constants, batch):
+            gradients, new, metrics = graph_step(forward or model.stateless_call, loss_fn, trainable, non_trainable,
+                                                 constants, batch, accum, weight_decay)
+            return [gradient / replicas for gradient in gradients], new, metrics
+
+        self._replica_step = tf.function(replica_step, jit_compile=jit)
+        self._step = tf.function(self._distributed_step)
+        self._learning_rate = None
+
+    def step(self, batch, learning_rate):
+        """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.
+
+        Args:
+            batch: {name: array [global batch, ...]} with a static shape.
+            learning_rate: of this step.
+        """
+        if learning_rate != self._learning_rate:
+            self.optimizer.learning_rate.assign(learning_rate)
+            self._learning_rate = learning_rate
+        return self._step(split_batch(self._strategy, batch))
+
+    def _distributed_step(self, batch):
+        new, metrics = self._strategy.run(self._run_replica, args=(batch,))
+        mean = functools.partial(self._strategy.reduce, tf.distribute.ReduceOp.MEAN, axis=None)
+        if self._update_statistics:
+            for variable, value in zip(self.model.non_trainable_variables, new):
+                if variable.value.dtype.is_floating:
+                    variable.value.assign(mean(value))
+        return {name: mean(value) for name, value in metrics.items()}
+
+    def _run_replica(self, batch):
+        trainable, non_trainable = read_variables(self.model)
+        constants = read_variables(self._constants) if self._constants else ()
+        gradients, new, metrics = self._replica_step(trainable, non_trainable, constants, batch)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return new, metrics
+
+
+def read_variables(model):
+    """Returns (trainable, non-trainable) of a model as two lists of tensors."""
+    return ([tf.convert_to_tensor(variable.value) for variable in model.trainable_variables],
+            [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
+
+
+def train_epoch(trainer, batches, schedule, epoch, num_steps, progress):
+    """Trains one epoch and returns {name: mean metric} over its steps, "images_per_second" among them.
+
+    Args:
+        trainer: Trainer.
+        batches: iterable of num_steps batches.
+        schedule: Schedule.
+        epoch: number of the epoch, from 0.
+        num_steps: number of steps.
+        progress: progress bar: gets update(1) and set_postfix(dict) at times.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    totals, start, timed_steps = None, time.perf_counter(), 0
+    report_every = max(1, min(20, num_steps // 10))
+    for step, batch in enumerate(batches):
+        metrics = trainer.step(batch, schedule(epoch + step / num_steps))
+        totals = metrics if totals is None else {name: totals[name] + value for name, value in metrics.items()}
+        size = len(batch["labels"])
+        if step == 0:  # the first step is traced: leave it out of the throughput
+            tf.nest.map_structure(lambda value: value.numpy(), metrics)
+            start = time.perf_counter()
+        else:
+            timed_steps += 1
+        progress.update(1)
+        if step % report_every == 0 or step == num_steps - 1:
+            means = {name: float(value) / (step + 1) for name, value in totals.items()}
+            broken = [name for name, value in means.items() if not np.isfinite(value)]
+            if broken:
+                raise FloatingPointError(f"{', '.join(broken)} became non-finite in epoch {epoch + 1}, at or shortly "
+                                         f"before step {step + 1} of {num_steps}; lower the learning rate.")
+            rate = timed_steps * size / max(time.perf_counter() - start, 1e-9) if timed_steps else 0.0
+            progress.set_postfix({"loss": f"{means['loss']:.4f}", "top1": f"{100 * means.get('top1', 0):.2f}%",
+                                  "images/s": f"{rate:.0f}"})
+    return {**means, "images_per_second": rate}
+
+
+# ---------------------------------------------------------------- evaluation
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Mean loss (cross-entropy, nats) and shares of right answers in [0, 1] over a whole split."""
+    loss: float
+    top1: float
+    top5: float
+
+
+def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit=False, progress=None):
+    """Returns exact Metrics of a model over a split, with moving statistics.
+
+    Losses and hits are summed; the last short batch is filled up with images that count nothing, so one compilation
+    serves all and no mean of means is taken.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        model: keras.Model from normalised images to logits.
+        split: dataloader split with read(indices) and labels.
+        normalise: uint8 images -> float32 images.
+        batch_size: global batch; a multiple of the number of replicas.
+        forward: pure forward function of the model; None takes model.stateless_call.
+        jit: whether to compile with XLA.
+        progress: progress bar that gets update(number of images), or None.
+    """
+    forward = forward or model.stateless_call
+
+    def sums(trainable, non_trainable, batch):
+        logits = tf.cast(forward(trainable, non_trainable, normalise(batch["images"]), False)[0], tf.float32)
+        labels = batch["labels"]
+        values = tf.stack([cross_entropy(labels, logits), top_k_hits(labels, logits, 1), top_k_hits(labels, logits, 5)])
+        return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
+
+    sums = tf.function(sums, jit_compile=jit)
+
+    @tf.function
+    def step(batch):
+        result = strategy.run(lambda part: sums(*read_variables(model), part), args=(batch,))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+
+    total = np.zeros(3)
+    for start in range(0, len(split), batch_size):
+        indices = np.arange(start, start + batch_size)
+        batch = {"weight": (indices < len(split)).astype(np.float32)}
+        indices = np.minimum(indices, len(split) - 1)
+        batch |= {"images": split.read(indices), "labels": split.labels[indices]}
+        total += step(split_batch(strategy, batch)).numpy()
+        if progress is not None:
+            progress.update(int(batch["weight"].sum()))
+    return Metrics(*(float(value) for value in total / len(split)))
+
+
+def reestimate_statistics_(model, batches, forward=None, jit=False):
+    """Sets the moving mean and variance of every batch norm to those of the images in `batches`, exactly.
+
+    Each batch passes with batch statistics; mean and mean square are averaged over all images.
+
+    Args:
+        model: keras.Model, changed in place.
+        batches: iterable of normalised images [batch, height, width, channels].
+        forward: pure forward function of the model; None takes model.stateless_call.
+        jit: whether to compile with XLA.
+    """
+    forward = forward or model.stateless_call
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    position = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
+    zeros = [tf.zeros_like(value) for value in read_variables(model)[1]]
+
+    def moments(trainable, images):
+        # From statistics of zero the moving average returns (1 - momentum) times those of the batch.
+        new = forward(trainable, zeros, images, True)[1]
+        result = []
+        for layer in norms:
+            mean = new[position[id(layer.moving_mean)]] / (1 - layer.momentum)
+            variance = new[position[id(layer.moving_variance)]] / (1 - layer.momentum)
+            result.append((mean, variance + mean**2))
+        return result
+
+    moments = tf.function(moments, jit_compile=jit)
+    trainable, count, total = read_variables(model)[0], 0, None
+    for images in batches:
+        values = tf.nest.map_structure(lambda value: value.numpy().astype(np.float64) * len(images),
+                                       moments(trainable, images))
+        total = values if total is None else tf.nest.map_structure(np.add, total, values)
+        count += len(images)
+    for layer, (mean, square) in zip(norms, total):
+        layer.moving_mean.assign(mean / count)
+        layer.moving_variance.assign(square / count - (mean / count) ** 2)
+
+
+def even_batches(count, batch_size):
+    """Returns index ranges (start, stop) of the fewest batches of at most batch_size that differ by at most one.
+
+    For batch statistics a short last batch would be a noisier one; even batches have at most two shapes.
+    """
+    num_batches = -(-count // batch_size)
+    edges = [count * i // num_batches for i in range(num_batches + 1)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def measure_latency(model, image_shape, batch_size, forward=None, jit=False):
+    """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics."""
+    forward = tf.function(forward or model.stateless_call, jit_compile=jit)
+    variables, images = read_variables(model), tf.zeros((batch_size, *image_shape))
+    seconds = []
+    for run in range(LATENCY_WARMUP + LATENCY_RUNS):
+        start = time.perf_counter()
+        forward(*variables, images, False)[0].numpy()
+        if run >= LATENCY_WARMUP:
+            seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)

@@ -1,0 +1,49 @@
+"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency.
+
+    python test.py --arch ResNet-56 --dataset CIFAR10 --trained_param runs/ResNet-56_CIFAR10_0.45/trained_param.pkl
+"""
+
+import argparse
+from pathlib import Path
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import dataloader
+import nets
+import op_utils
+from ekg import report
+
+
+def parse_args(argv=None):
+    """Returns the checked arguments."""
+    parser = argparse.ArgumentParser(description="Evaluate a parameter file with moving statistics.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS), help="network")
+    parser.add_argument("--dataset", default="CIFAR10", choices=list(dataloader.DATASETS), help="data set")
+    parser.add_argument("--data_path", help="folder with the python batches or the official .tar.gz; without it, downloaded")
+    parser.add_argument("--trained_param", type=Path, required=True, help="parameter file")
+    parser.add_argument("--val_batch_size", type=int, default=256, help="images a step")
+    parser.add_argument("--gpu_id", type=int, nargs="+", help="GPUs to use; without it GPU 0, or the CPU")
+    parser.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES,
+                        help="compile with XLA; auto: where there is a GPU")
+    args = parser.parse_args(argv)
+    if args.val_batch_size < 1:
+        parser.error(f"--val_batch_size must be at least 1; received {args.val_batch_size}.")
+    return args
+
+
+def main(args):
+    """Prints the table and returns its row."""
+    strategy = op_utils.make_strategy(args.gpu_id)
+    op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
+    params = utils.load_params(args.trained_param)
+    data = dataloader.load(args.dataset, args.data_path)
+    with strategy.scope():
+        model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
+    row = report.measure(args.trained_param.stem, model, args.trained_param, data, strategy, args.val_batch_size,
+                         op_utils.use_xla(args.compile))
+    print(utils.format_table([row]))
+    return row
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)
