@@ -35,6 +35,7 @@ class UserError(Exception):
 def run_script(main, parse_args):
     """Runs main(parse_args()) as a script and exits: 0, 2 with one line for a UserError, 130 for Ctrl-C."""
     args = parse_args()
+    tf.get_logger().setLevel("ERROR")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     try:
         main(args)

@@ -47,7 +47,7 @@ def change_colour(images, brightness, contrast, saturation):
         images: float32 [batch, height, width, 3], grey levels.
         brightness: draws [batch, 1, 1, 1] in [0, 1); likewise contrast and saturation.
     """
-    images += (2 * brightness - 1) * BRIGHTNESS_LEVELS
+    images = images + (2 * brightness - 1) * BRIGHTNESS_LEVELS
     mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
     images = (images - mean) * _between(CONTRAST_RANGE, contrast) + mean
     # With hue and value fixed, value - channel is proportional to the saturation, which stays at most 1.

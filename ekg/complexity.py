@@ -5,6 +5,7 @@ Cin·Cout, a batch norm 2·H·W·C. Parameters are all weights, moving statistic
 """
 
 import dataclasses
+import logging
 import math
 
 import numpy as np
@@ -12,6 +13,9 @@ from keras import layers
 
 from ekg import graph as graphs
 from ekg import groups
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,8 @@ class ComplexityTable:
             seen.add(call.layer.name)
             if count is None:
                 weights = getattr(call.layer, "weights", ())
+                if weights and is_first:
+                    logger.warning("layer %r (%s): its FLOPs are not counted.", call.layer.name, type(call.layer).__name__)
                 self._constant_params += is_first * sum(math.prod(weight.shape) for weight in weights)
                 continue
             cost = count(call.layer, graph.shapes[call.output])

@@ -128,8 +128,8 @@ class _Walk:
         """Makes all channels that meet in this call unprunable."""
         channels = self.inputs(call)
         if any(self.channels.roots(each).any() for each in channels):
-            logger.warning("layer %r (%s): its effect on channels is unknown; what it reads is not pruned and its "
-                           "FLOPs are not counted.", call.layer.name, type(call.layer).__name__)
+            logger.warning("layer %r (%s): its effect on channels is unknown, so what it reads is not pruned.",
+                           call.layer.name, type(call.layer).__name__)
         for each in channels:
             self.channels.fix(each)
         return self._fixed(call.output)
@@ -156,11 +156,13 @@ def _batch_norm(walk, call):
 
 
 def _mix(walk, call):
-    if not is_mixing(call.layer) or not _is_elementwise(call.layer.activation):
+    if not is_mixing(call.layer):
         return walk.close(call)
     name, size = call.layer.name, walk.graph.shapes[call.output][-1]
     if name not in walk.writers:
         walk.writers[name] = walk.channels.new(size)
+    if not _is_elementwise(call.layer.activation):
+        walk.channels.fix(walk.writers[name])  # a softmax, say, mixes the channels
     return walk.writers[name]
 
 
@@ -215,7 +217,7 @@ def find(graph):
     walk = _Walk(graph)
     roots = {name: walk.channels.roots(channels) for name, channels in walk.writers.items()}
     members = _connect(roots)
-    members = [names for names in members if all(roots[name].all() for name in names)]
+    members = [names for names in members if _is_prunable(names, roots)]
     numbers, offsets, total = {FIXED: None}, [], 0
     for names in members:
         offsets.append(total)
@@ -233,6 +235,19 @@ def find(graph):
         own = [site for site in sites if ((index[site] >= first) & (index[site] < last)).any()]
         groups.append(ChannelGroup(names[0], last - first, tuple(names), tuple(producer[site] for site in own)))
     return Layout(tuple(groups), tuple(offsets), total, index, sites)
+
+
+def _is_prunable(names, roots):
+    """Returns whether no channel of the writers is fixed, and each of them writes all channels of their group.
+
+    A writer of only a part of them, as when something is added to stacked tensors, might lose its last channel.
+    """
+    channels = [set(roots[name]) for name in names]
+    if any(each != channels[0] for each in channels):
+        logger.warning("layers %s: some write only a part of their common channels, so they are not pruned.",
+                       ", ".join(map(repr, names)))
+        return False
+    return FIXED not in channels[0]
 
 
 def _connect(roots):

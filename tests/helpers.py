@@ -1,0 +1,16 @@
+"""Comparisons that several tests make."""
+
+import numpy as np
+
+
+def relative_difference(found, expected):
+    """Returns the largest difference as a share of the largest expected value."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def random_subnetwork(supernet, seed):
+    """Returns a sub-network of random order and random widths."""
+    rng = np.random.default_rng(seed)
+    order = supernet.whole().ranked([rng.normal(size=group.size) for group in supernet.groups])
+    return order.with_widths({group.name: rng.uniform() for group in supernet.groups})

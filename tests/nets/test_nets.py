@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+import ekg
+import nets
+import utils
+from ekg import complexity
+from tests.conftest import randomise_
+from tests.helpers import random_subnetwork, relative_difference
+
+
+@pytest.mark.parametrize(("arch", "classes", "params", "flops"), [
+    ("ResNet-20", 10, 274_042, 41_214_592),
+    ("ResNet-56", 10, 860_026, 126_837_376),
+    ("ResNet-56", 100, 865_876, 126_843_136),
+])
+def test_complexity_is_the_published_one(arch, classes, params, flops):
+    model = nets.build(arch, classes)
+    assert complexity.of_model(model) == ekg.Complexity(params, flops)
+    assert sum(np.prod(weight.shape) for weight in model.weights) == params
+
+
+@pytest.mark.parametrize("arch", nets.ARCHS)
+def test_every_net_masks_cuts_and_stores(arch, tmp_path):
+    """Forward shape, unique names, masked = cut in both modes, closed form = the cut network's, file and back."""
+    model = randomise_(nets.build(arch, 10))
+    depth = int(arch.removeprefix("ResNet-"))
+    convs_and_fc = [layer.name for layer in model.layers if "conv" in layer.name or layer.name == "fc"]
+    assert len(convs_and_fc) == depth + 2  # the two projections are not counted in the name
+    supernet = ekg.Supernet(model)
+    assert [len(group.writers) for group in supernet.groups].count(1) == (depth - 2) // 2
+    subnetwork = random_subnetwork(supernet, seed=depth)
+    cut = supernet.cut(subnetwork)
+    assert complexity.of_model(cut) == supernet.complexity(subnetwork)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    path = tmp_path / "params.pkl"
+    utils.save_params(cut, path)
+    loaded = nets.from_params(arch, utils.load_params(path), 10)
+    for training in (False, True):
+        masked = supernet.logits(images, subnetwork, training=training)
+        assert masked.shape == (4, 10)
+        assert relative_difference(loaded(images, training=training), masked) < 1e-4
+
+
+def test_second_batch_norm_of_a_block_starts_at_zero():
+    model = nets.build("ResNet-20", 10)
+    assert not model.get_layer("BasicBlock1.0-bn2").gamma.numpy().any()
+    assert (model.get_layer("BasicBlock1.0-bn3").gamma.numpy() == 1).all()
+
+
+def test_unknown_arch_lists_the_known_ones():
+    with pytest.raises(utils.UserError, match="ResNet-57.*ResNet-56"):
+        nets.build("ResNet-57", 10)
+
+
+def test_names_and_shapes_are_those_of_published_files():
+    params = utils.model_params(nets.build("ResNet-20", 10))
+    shapes = {name: params[name].shape for name in (
+        "conv/kernel:0", "bn/gamma:0", "BasicBlock0.1/conv2/kernel:0", "BasicBlock1.0/conv3/kernel:0",
+        "BasicBlock2.0/bn3/moving_variance:0", "fc/kernel:0", "fc/biases:0")}
+    assert list(shapes.values()) == [(3, 3, 3, 16), (1, 1, 1, 16), (3, 3, 16, 16), (1, 1, 16, 32), (1, 1, 1, 64),
+                                     (64, 10), (1, 10)]
+
+
+def test_problems_of_a_parameter_file_are_all_named_at_once():
+    params = utils.model_params(nets.build("ResNet-20", 10))
+    del params["bn/beta:0"]
+    params["extra/kernel:0"] = np.zeros(3)
+    params["fc/kernel:0"] = np.zeros((64, 11))
+    with pytest.raises(utils.UserError) as error:
+        nets.from_params("ResNet-20", params, 10, "FILE")
+    for part in ("FILE", "3 entries", "missing bn/beta:0", "surplus extra/kernel:0 (3,)",
+                 "fc/kernel:0 has shape (64, 11), expected (64, 10)"):
+        assert part in str(error.value)
+
+
+def test_parameters_of_another_net_are_refused():
+    params = utils.model_params(nets.build("ResNet-32", 10))
+    with pytest.raises(utils.UserError, match="does not fit ResNet-20.*surplus BasicBlock0.3/conv1/kernel:0"):
+        nets.from_params("ResNet-20", params, 10)
+
+
+def test_widths_that_cannot_be_added_are_refused():
+    params = utils.model_params(nets.build("ResNet-20", 10))
+    params["BasicBlock1.1/conv2/kernel:0"] = np.zeros((3, 3, 32, 30))
+    with pytest.raises(utils.UserError, match="BasicBlock1.1/conv2/kernel:0 has 30 filters, but is added to 32"):
+        nets.from_params("ResNet-20", params, 10)
