@@ -28,7 +28,7 @@ def depthwise():
     x = conv_bn(inputs, 6, "expand")
     x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="dw")(x)
     x = layers.ReLU(6.0, name="dw_relu")(layers.BatchNormalization(name="dw_bn")(x))
-    x = layers.GlobalAveragePooling2D(2, name="pool")(conv_bn(x, 5, "project"))
+    x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(x, 5, "project"))
     return keras.Model(inputs, layers.Dense(3, name="fc")(x))
 
 
@@ -58,7 +58,7 @@ def partly_added():
     inputs = keras.Input((8, 8, 3))
     stacked = layers.Concatenate(name="cat")([conv_bn(inputs, 4, "left"), conv_bn(inputs, 3, "right")])
     x = layers.Add(name="add")([stacked, conv_bn(inputs, 7, "both")])
-    x = layers.GlobalAveragePooling2D(2, name="pool")(conv_bn(x, 4, "next"))
+    x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(x, 4, "next"))
     return keras.Model(inputs, layers.Dense(3, name="fc")(x))
 
 
@@ -67,7 +67,7 @@ def shared():
     conv = layers.Conv2D(4, 3, padding="same", use_bias=False, name="shared")
     x = conv_bn(inputs, 4, "stem")
     x = conv(layers.ReLU(name="r1")(conv(x)))
-    x = layers.GlobalAveragePooling2D(2, name="pool")(conv_bn(x, 5, "next"))
+    x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(x, 5, "next"))
     return keras.Model(inputs, layers.Dense(3, name="fc")(x))
 
 
@@ -100,7 +100,7 @@ def test_an_unknown_layer_closes_its_group_and_is_named(caplog):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(inputs, 4, "free"), 5, "closed")
     x = layers.LayerNormalization(name="mixer")(x)
-    x = layers.GlobalAveragePooling2D(2, name="pool")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
     with caplog.at_level(logging.WARNING):
         groups = groups_of(keras.Model(inputs, layers.Dense(3, name="fc")(x)))
     assert set(groups) == {"free"}
@@ -111,7 +111,7 @@ def test_softmax_and_grouped_convolutions_close_their_groups():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 1, activation="softmax", name="soft")(conv_bn(inputs, 4, "free"))
     x = layers.Conv2D(4, 3, groups=2, name="grouped")(conv_bn(x, 4, "read_by_grouped"))
-    x = layers.GlobalAveragePooling2D(2, name="pool")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
     assert set(groups_of(keras.Model(inputs, layers.Dense(3, name="fc")(x)))) == {"free"}
 
 
