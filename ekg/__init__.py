@@ -6,7 +6,7 @@ Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for 
 import utils  # noqa: F401  first: it sets TensorFlow's environment
 from ekg.complexity import Complexity
 from ekg.groups import ChannelGroup
-from ekg.search import SearchResult, search
+from ekg.greedy_search import SearchResult, search
 from ekg.subnetwork import Subnetwork
 from ekg.supernet import Supernet
 

@@ -13,7 +13,7 @@ import op_utils
 import utils
 from ekg import cutting, losses, memory_bank, report, training
 from ekg.graph import Graph
-from ekg.search import SUBSET_PER_CLASS, HistoryEntry, check_target, search
+from ekg.greedy_search import SUBSET_PER_CLASS, HistoryEntry, check_target, search
 from ekg.supernet import Supernet
 
 logger = logging.getLogger(__name__)

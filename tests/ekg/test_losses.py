@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ekg import losses
+from ekg.graph import Graph
+
+TAU = 4.0
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def kl(p, q, tau=TAU):
+    p, q = log_softmax(p / tau), log_softmax(q / tau)
+    return tau * (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+@pytest.fixture
+def batch(tiny_data):
+    batch = next(tiny_data.epoch(8, seed=0, epoch=0, num_views=2))
+    bank = np.random.default_rng(0).normal(0, 2, (8, 4, 3)).astype(np.float32)
+    bank[:, 1] = bank[:, 0] + 0.01
+    return {name: tf.constant(value) for name, value in (batch | {"bank": bank}).items()}
+
+
+def test_teachers_that_know_no_more_are_left_out():
+    rng = np.random.default_rng(1)
+    bank = rng.normal(size=(6, 3, 5)).astype(np.float32)
+    bank[:, 1] = bank[:, 0] + 0.1 * rng.normal(size=(6, 5))
+    for student in (bank[:, 0] + 0.5 * rng.normal(size=(6, 5)).astype(np.float32), bank[:, 0], 9 * bank[:, 2]):
+        own = kl(bank[:, 0], student).sum()
+        chosen = [k for k in range(3) if k == 0 or kl(bank[:, 0], bank[:, k]).sum() < own]
+        found, count = losses.guide(tf.constant(bank), tf.constant(student), TAU)
+        assert count == len(chosen)
+        np.testing.assert_allclose(found, bank[:, chosen].mean(axis=1), rtol=1e-5)
+    assert chosen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("teacher", ["ensemble", "single", "none"])
+def test_fine_tuning_loss_equals_numpy(tiny_resnet, tiny_data, batch, teacher):
+    seen = []
+
+    def network(images):
+        seen.append(images)
+        return tf.matmul(tf.reshape(images, [16, -1])[:, :9], tf.reshape(tf.linspace(-1.0, 1.0, 27), [9, 3]))
+
+    trainable, non_trainable = tiny_resnet.trainable_variables, tiny_resnet.non_trainable_variables
+    constants = ([v.value for v in trainable], [v.value for v in non_trainable])
+    loss_fn = losses.fine_tuning(tiny_data, teacher, Graph(tiny_resnet).stateless_call)
+    loss, terms = loss_fn(network, batch, constants)
+    views, = seen
+    for a in range(2):
+        np.testing.assert_array_equal(views[8 * a:8 * a + 8],
+                                      tiny_data.fine_tune_view(batch["images"], batch["draws"][:, a]))
+    first, second = network(views).numpy().astype(np.float64).reshape(2, 8, 3)
+    labels, bank = batch["labels"].numpy(), batch["bank"].numpy()
+    expected = sum(-log_softmax(z)[np.arange(8), labels] for z in (first, second)) / 2
+    if teacher == "ensemble":
+        mean = losses.guide(batch["bank"], tf.constant((first + second) / 2, tf.float32), TAU)[0].numpy()
+        expected += sum(kl(mean, z) for z in (first, second)) / 2
+        chosen = [k for k in range(4) if kl(bank[:, 0], bank[:, k]).sum() < kl(bank[:, 0], (first + second) / 2).sum()]
+        np.testing.assert_allclose(mean, bank[:, chosen].mean(axis=1), rtol=1e-5)
+    elif teacher == "single":
+        taught = tiny_resnet(views, training=False).numpy().reshape(2, 8, 3)
+        expected += sum(kl(t, z) for t, z in zip(taught, (first, second))) / 2
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    assert terms["top1"] == (network(views).numpy().argmax(axis=1) == np.tile(labels, 2)).mean()
+
+
+def test_temperature_rises_with_a_thousand_classes():
+    assert (losses.temperature(10), losses.temperature(100), losses.temperature(1000)) == (4, 4, 10)

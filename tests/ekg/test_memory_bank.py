@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+import ekg
+import utils
+from ekg import memory_bank
+from ekg.greedy_search import HistoryEntry
+from tests.helpers import random_subnetwork
+
+
+def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
+    # Aims: 0.1, 0.26, 0.42, 0.58, 0.74 (range 0.8 to the last network, which is no candidate itself)
+    losses = [0.3, 0.1, 0.25, 0.45, 0.5, 0.8, 0.6, 0.9]
+    assert memory_bank.select_teachers(losses, 5) == [1, 2, 3, 6, 5]
+
+
+def test_no_subnetwork_teaches_twice():
+    assert memory_bank.select_teachers([0.1, 0.11, 0.12, 0.9], 3) == [0, 1, 2]
+    assert memory_bank.select_teachers([0.2, 0.1, 0.9], 5) == [1, 0]
+
+
+@pytest.fixture
+def teachers(tiny_resnet):
+    supernet = ekg.Supernet(tiny_resnet)
+    return supernet, [HistoryEntry(seed, None, random_subnetwork(supernet, seed), 1.0, 0.1 * seed, 0.5, 0.0, 1, 0.0)
+                      for seed in range(3)]
+
+
+def build(folder, teachers, data, batch_size=20):
+    return memory_bank.build(folder, teachers[0], teachers[1], data.train, data.normalise, batch_size=batch_size)
+
+
+def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teachers):
+    """Every row that fine-tuning reads is what the teachers say of the image beside it, found by its pixels."""
+    bank = build(tmp_path / "bank", teachers, tiny_data)
+    assert bank.logits.shape == (96, 3, 3) and bank.logits.dtype == np.float32
+    said = {}
+    for start, stop in ((0, 19), (19, 38), (38, 57), (57, 76), (76, 96)):  # batches of at most 20, of even size
+        images = tiny_data.train.images[start:stop]
+        logits = np.stack([teachers[0].logits(tiny_data.normalise(images), teacher.subnetwork)
+                           for teacher in teachers[1]], axis=1)
+        said.update({image.tobytes(): row for image, row in zip(images, logits)})
+    assert len(said) == 96
+    for batch in tiny_data.epoch(32, seed=5, epoch=0):
+        rows = bank.rows(batch["index"])
+        assert rows.dtype == np.float32
+        expected = np.stack([said[image.tobytes()] for image in batch["images"]])
+        np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_bank_is_opened_and_that_of_other_data_made_anew(tmp_path, tiny_data, teachers):
+    first = build(tmp_path, teachers, tiny_data)
+    changed = (tmp_path / "logits.npy").stat().st_mtime_ns
+    again = build(tmp_path, teachers, tiny_data)
+    assert (tmp_path / "logits.npy").stat().st_mtime_ns == changed
+    np.testing.assert_array_equal(first.logits, again.logits)
+    tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
+    build(tmp_path, teachers, tiny_data)
+    assert (tmp_path / "logits.npy").stat().st_mtime_ns != changed
+
+
+def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):
+    assert isinstance(build(tmp_path, teachers, tiny_data).logits, np.memmap)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(utils.UserError, match="file/bank: the memory bank cannot be written"):
+        build(tmp_path / "file" / "bank", teachers, tiny_data)

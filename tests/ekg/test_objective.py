@@ -1,0 +1,125 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ekg
+from ekg import importance
+from ekg.objective import Objective
+from tests.helpers import random_subnetwork
+
+
+def make_objective(model, data, batch_size=8, **options):
+    return Objective(ekg.Supernet(model), data.test, data.normalise, batch_size=batch_size, **options)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def test_reward_is_minus_both_cross_entropies(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data)
+    supernet, split = objective.supernet, tiny_data.test
+    first, second = supernet.whole(), random_subnetwork(supernet, 3)
+    objective.learn(first)
+    objective.learn(second)
+    found = objective.scores(second, [(None, second)])[0]
+    loss = hits = soft = 0.0
+    for images, labels in ((split.images[i:j], split.labels[i:j]) for i, j in ((0, 7), (7, 14), (14, 22))):
+        one, two = (supernet.logits(tiny_data.normalise(images), each).numpy().astype(np.float64)
+                    for each in (first, second))
+        teacher = np.exp(log_softmax((one + two) / 2))
+        loss -= log_softmax(two)[np.arange(len(labels)), labels].sum()
+        hits += (two.argmax(axis=1) == labels).sum()
+        soft -= (teacher * log_softmax(two)).sum()
+    np.testing.assert_allclose([found.loss, found.accuracy, found.reward],
+                               [loss / 22, hits / 22, -(loss + soft) / 22], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("teacher", "expected"), [("ensemble", lambda a, b, c: (a + b + c) / 3),
+                                                   ("single", lambda a, b, c: a)])
+def test_knowledge_is_the_mean_of_all_interim_subnetworks_or_the_first(tiny_resnet, tiny_data, teacher, expected):
+    objective = make_objective(tiny_resnet, tiny_data, teacher=teacher)
+    subnetworks = [objective.supernet.whole(), *(random_subnetwork(objective.supernet, seed) for seed in (1, 2))]
+    for subnetwork in subnetworks:
+        objective.learn(subnetwork)
+    for number in range(len(objective.batches)):
+        parts = [objective.logits(subnetwork)[number].numpy() for subnetwork in subnetworks]
+        np.testing.assert_allclose(objective._knowledge[number], expected(*parts), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_teacher_the_reward_is_the_validation_loss(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data, teacher="none")
+    whole = objective.supernet.whole()
+    objective.learn(whole)
+    score = objective.scores(whole, [(None, whole)])[0]
+    assert score.reward == -score.loss
+
+
+def test_a_shared_prefix_leaves_the_scores_as_they_are(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data)
+    supernet = objective.supernet
+    present = random_subnetwork(supernet, 5).with_widths({group.name: 0.8 for group in supernet.groups})
+    objective.learn(present)
+    candidates = [(group, present.with_width(group, 0.4)) for group in range(len(supernet.groups))]
+    shared, alone = (objective.scores(present, candidates, share_prefix=share) for share in (True, False))
+    assert shared == alone
+    assert len({score.loss for score in shared}) == len(candidates)
+
+
+def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data)  # 22 images: batches of 7, 7 and 8, two shapes
+    supernet = objective.supernet
+    for seed in range(4):
+        present = random_subnetwork(supernet, seed)
+        objective.learn(present)
+        list(objective.gate_products(present))
+        objective.scores(present, [(group, present.with_width(group, 0.0)) for group in range(len(supernet.groups))])
+    counts = [function.experimental_get_tracing_count()
+              for function in (*(segment for segment, _ in objective._segments), objective._sums, objective._products)]
+    assert counts == [2] * len(counts) and len(objective._segments) == len(supernet.groups) + 1
+
+
+@pytest.mark.parametrize("teacher", ["ensemble", "none"])
+def test_importance_is_the_gradient_at_the_activations(tiny_resnet, tiny_data, teacher):
+    """Oracle: Keras sub-models from each site to the logits, differentiated with respect to their input."""
+    objective = make_objective(tiny_resnet, tiny_data, teacher=teacher)
+    supernet, split = objective.supernet, tiny_data.test
+    whole = supernet.whole()
+    objective.learn(whole)
+    found = importance.ekg(objective, whole)
+    expected = {group.name: np.zeros(group.size) for group in supernet.groups}
+    weights = tiny_resnet.get_weights()
+    for group in supernet.groups:
+        for site in group.sites:
+            beside = {"a1_relu": ["stem_relu"], "b1_relu": ["a_out"]}.get(site, [])  # the branch of the shortcut
+            symbols = [tiny_resnet.get_layer(name).output for name in [site, *beside]]
+            prefix, suffix = keras.Model(tiny_resnet.input, symbols), keras.Model(symbols, tiny_resnet.output)
+            for i, j in ((0, 7), (7, 14), (14, 22)):
+                y, *others = tf.nest.flatten(prefix(tiny_data.normalise(split.images[i:j]), training=True))
+                with tf.GradientTape() as tape:
+                    tape.watch(y)
+                    logits = suffix([y, *others] if others else y, training=True)
+                    loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(split.labels[i:j], logits))
+                    if teacher == "ensemble":  # of one network: itself
+                        own = tf.stop_gradient(tf.nn.softmax(logits))
+                        loss -= tf.reduce_sum(own * tf.nn.log_softmax(logits))
+                product = (tape.gradient(loss, y) * y).numpy().sum(axis=(0, 1, 2))
+                expected[group.name] += np.abs(product) / len(split)
+    tiny_resnet.set_weights(weights)
+    np.testing.assert_allclose(found, np.concatenate(list(expected.values())), rtol=2e-3, atol=2e-5)
+
+
+def test_removed_channels_have_no_importance(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data)
+    half = random_subnetwork(objective.supernet, 0).with_widths({"a1": 0.5, "b2": 0.5})
+    objective.learn(half)
+    mask = objective.supernet.mask(half)[:-1]
+    scores = importance.ekg(objective, half)
+    assert (scores[mask == 0] == 0).all() and (scores[mask == 1] > 0).sum() > mask.sum() / 2
+
+
+def test_an_unknown_teacher_is_refused(tiny_resnet, tiny_data):
+    with pytest.raises(ValueError, match="received 'both'"):
+        make_objective(tiny_resnet, tiny_data, teacher="both")
