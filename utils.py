@@ -143,29 +143,34 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy.ndarray while a pickle is read: its size must be that of its bytes."""
+    """Stands for a numpy.ndarray while a pickle is read."""
 
     def __init__(self, *_):
         self.value = None
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
-        if isinstance(data, str):
-            data = data.encode("latin-1")
-        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or not all(
-                type(size) is int and size >= 0 for size in shape):
-            raise pickle.UnpicklingError("it holds a malformed array")
-        if math.prod(shape) * dtype.dtype.itemsize != len(data):
-            raise pickle.UnpicklingError(f"it holds an array of shape {shape} with {len(data)} bytes")
-        self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if is_fortran else "C").copy()
+        self.value = _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _from_buffer(data, dtype, shape, order):
+    """Returns an array of its bytes; the declared shape must take exactly as many."""
+    if isinstance(data, str):
+        data = data.encode("latin-1")
+    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or order not in ("C", "F") or not all(
+            type(size) is int and size >= 0 for size in shape):
+        raise pickle.UnpicklingError("it holds a malformed array")
+    if math.prod(shape) * dtype.dtype.itemsize != len(data):
+        raise pickle.UnpicklingError(f"it holds an array of shape {shape} with {len(data)} bytes")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
 
 
 def _scalar(dtype, data):
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, str)):
-        raise pickle.UnpicklingError("it holds a malformed number")
-    array = _Array()
-    array.__setstate__((1, (), dtype, False, data))
-    return array.value[()]
+    return _from_buffer(data, dtype, (), "C")[()]
+
+
+def _empty_bytes():
+    return b""
 
 
 def _encode(text, encoding):
@@ -176,6 +181,8 @@ def _encode(text, encoding):
 
 
 _ADMITTED = {("numpy", "ndarray"): _Type, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
+             ("builtins", "bytes"): _empty_bytes, ("__builtin__", "bytes"): _empty_bytes,
+             **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
              **{(f"numpy.{core}.multiarray", name): value for core in ("core", "_core")
                 for name, value in (("_reconstruct", _Array), ("scalar", _scalar))}}
 

@@ -1,0 +1,184 @@
+import collections
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+import utils
+from tests.conftest import make_tiny_resnet
+
+
+class Attack:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def touch(path):
+    open(path, "w").close()
+
+
+def attacks(marker):
+    yield pickle.dumps({"a": Attack(os.system, (f"touch {marker}",))})
+    yield pickle.dumps(Attack(eval, (f"open({str(marker)!r}, 'w')",)))
+    yield pickle.dumps(Attack(getattr, (int, "__subclasses__")))
+    yield pickle.dumps(np.array([Attack(os.system, (f"touch {marker}",))], dtype=object))
+    yield pickle.dumps({"a": np.array([{}], dtype=object)})
+    yield pickle.dumps({"a": np.zeros(2, dtype=[("x", "f4")])})
+    yield pickle.dumps({"a": np.array(["text"])})
+    yield pickle.dumps(collections.OrderedDict(a=1))
+    yield pickle.dumps({"a": np.ndarray})
+    yield pickle.dumps({"a": np.dtype("f4")})
+    yield b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
+    yield b"(S'touch " + str(marker).encode() + b"'\nios\nsystem\n."
+    yield b"\x80\x04r\xff\xff\xff\xff."  # a memo of four thousand million places
+    yield b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fa."  # eight exabytes of data
+    yield b"(" * 100_000 + b"."
+    yield b"]" * 50_000 + b"a" * 49_999 + b"."
+    yield b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR."
+    yield b""
+    yield b"no pickle at all"
+    good = pickle.dumps({"a": np.zeros((2, 3), np.float32)}, protocol=2)
+    yield good[:-5]
+    yield good.replace(b"K\x02K\x03", b"K\xffK\xff")  # declared larger than its bytes
+
+
+@pytest.mark.parametrize("number", range(21))
+def test_nothing_but_plain_data_is_admitted(tmp_path, number):
+    marker = tmp_path / "executed"
+    file = tmp_path / "file.pkl"
+    file.write_bytes(list(attacks(marker))[number])
+    with pytest.raises(utils.UserError, match="file.pkl: not a "):
+        utils.load_params(file)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_data_of_every_protocol_is_read(tmp_path, protocol):
+    value = {"array": np.arange(6, dtype=np.float32).reshape(2, 3), "fortran": np.asfortranarray(np.eye(3)[:2]),
+             "ints": np.array([[1, 2]], dtype=">i2"), "scalar": np.float64(1.5), "bool": np.array([True, False]),
+             "list": [1, 2.5, "x", None, (True, b"\xff\x00")], "empty": np.zeros((0, 3)), "half": np.ones(2, np.float16)}
+    file = tmp_path / "file.pkl"
+    file.write_bytes(pickle.dumps(value, protocol=protocol))
+    found = utils.load_pickle(file)
+    assert found["list"] == value["list"]
+    for name in set(value) - {"list"}:
+        np.testing.assert_array_equal(found[name], value[name])
+        assert found[name].dtype == value[name].dtype and found[name].shape == value[name].shape
+
+
+def test_parameters_return_from_their_file(tmp_path):
+    model, other = make_tiny_resnet(), make_tiny_resnet()
+    for weight in other.weights:
+        weight.assign(weight * 0 + 7)
+    utils.save_params(model, tmp_path / "p.pkl")
+    utils.assign_params_(other, utils.load_params(tmp_path / "p.pkl"), "p.pkl")
+    assert all((a == b).all() for a, b in zip(model.get_weights(), other.get_weights()))
+    stored = pickle.loads((tmp_path / "p.pkl").read_bytes())  # noqa: S301  our own file
+    assert type(stored) is dict and stored["fc/biases:0"].shape == (1, 3) and stored["stem_bn/gamma:0"].shape == (1, 1, 1, 6)
+
+
+def test_metadata_entries_are_left_out_and_others_named(tmp_path):
+    file = tmp_path / "p.pkl"
+    file.write_bytes(pickle.dumps({"__version__": "1.0", "a:0": np.ones(2)}))
+    assert list(utils.load_params(file)) == ["a:0"]
+    file.write_bytes(pickle.dumps({"a:0": np.ones(2), "b:0": "text"}))
+    with pytest.raises(utils.UserError, match="\\['b:0'\\] holds no array"):
+        utils.load_params(file)
+    file.write_bytes(pickle.dumps({"a:0": np.array([np.nan])}))
+    with pytest.raises(utils.UserError, match="a:0.*not finite"):
+        utils.load_params(file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {1: np.ones(2)}, "text"])
+def test_a_pickle_that_is_no_parameter_file_is_named(tmp_path, content):
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(utils.UserError, match="p.pkl: not a parameter file"):
+        utils.load_params(tmp_path / "p.pkl")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(utils.UserError, match="nothing.pkl: cannot be read"):
+        utils.load_params(tmp_path / "nothing.pkl")
+
+
+def test_a_model_is_left_as_it_is_if_anything_does_not_fit():
+    model = make_tiny_resnet()
+    params = utils.model_params(model)
+    before = model.get_weights()
+    params = {name: array + 1 for name, array in params.items()} | {"fc/kernel:0": np.zeros((2, 3))}
+    with pytest.raises(utils.UserError):
+        utils.assign_params_(model, params, "p")
+    assert all((a == b).all() for a, b in zip(before, model.get_weights()))
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+
+    def fail(handle):
+        handle.write(b"half")
+        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        utils.write_whole(file, fail)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_line_that_was_cut_short_is_dropped(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    utils.append_json_line(file, {"a": 1})
+    with open(file, "a") as handle:
+        handle.write('{"a": 2')
+    assert utils.read_json_lines(file) == [{"a": 1}]
+    utils.append_json_line(file, {"a": 3})
+    assert utils.read_json_lines(file) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_run_folder_keeps_to_its_arguments(tmp_path):
+    folder = utils.RunFolder(tmp_path / "a" / "run", {"seed": 1, "rate": 0.5})
+    assert json.loads((folder / "arguments.json").read_text()) == {"seed": 1, "rate": 0.5}
+    utils.RunFolder(tmp_path / "a" / "run", {"seed": 1, "rate": 0.5})
+    with pytest.raises(utils.UserError, match="other arguments \\(seed 1 there, 2 here\\)"):
+        utils.RunFolder(tmp_path / "a" / "run", {"seed": 2, "rate": 0.5})
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(utils.UserError, match="not empty and holds no run"):
+        utils.RunFolder(tmp_path, {})
+    with pytest.raises(utils.UserError, match="cannot be written"):
+        utils.RunFolder(tmp_path / "thesis.txt" / "run", {})
+
+
+def test_the_table_names_costs_and_rates():
+    row = utils.Row("baseline", 0.5, 0.91234, 1.0, 1000, 2000, 2048, 1.5, 20.0)
+    text = utils.format_table([row, utils.Row("slimmed", 0.6, 0.9, 0.99, 400, 900, 1024, 1.0, 10.0)])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1",
+                        "ms, batch 256"]
+    assert lines[2] == ["baseline", "0.5000", "91.23", "100.00", "1,000", "2,000", "1.0000", "2", "1.50", "20.0"]
+    assert lines[3][:7] == ["slimmed", "0.6000", "90.00", "99.00", "400", "900", "0.4500"]
+
+
+def test_user_errors_are_one_line_and_exit_code_2(capsys):
+    def main(_):
+        raise utils.UserError("it is wrong.")
+    with pytest.raises(SystemExit) as exit_info:
+        utils.run_script(main, lambda: None)
+    assert exit_info.value.code == 2 and capsys.readouterr().err == "error: it is wrong.\n"
+
+
+def test_published_python2_batches_are_read():
+    """The bytes as Python 2 wrote them: str for array data, protocol 2."""
+    data = (b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05"
+            b"U\x01bq\x06\x87q\x07Rq\x08(K\x01K\x02K\x03\x86q\x09cnumpy\ndtype\nq\x0aU\x02u1q\x0bK\x00K\x01\x87q\x0cRq\x0d("
+            b"K\x03U\x01|q\x0eNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0fb\x89U\x06\x01\x02\xf0\x04\x05\x06q\x10tq\x11bu.")
+    expected = pickle.load(io.BytesIO(data), encoding="bytes")  # noqa: S301  written above
+    found = utils.parse_pickle(data, "batch", encoding="bytes")
+    np.testing.assert_array_equal(found[b"data"], expected[b"data"])
+    assert found[b"data"].tolist() == [[1, 2, 240], [4, 5, 6]]
