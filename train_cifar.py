@@ -10,6 +10,7 @@ Published for ResNet-56 on CIFAR-10 at about 45 % of the FLOPs: 94.09 % top-1, 0
 import argparse
 import dataclasses
 import functools
+import hashlib
 import sys
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def main(args):
     if params is not None:
         from_params(params, source=args.trained_param)
     result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
-    result_arguments |= {"trained_param": args.trained_param and str(args.trained_param),
+    result_arguments |= {"trained_param": args.trained_param and hashlib.sha256(args.trained_param.read_bytes()).hexdigest(),
                          "data": memory_bank.fingerprint(data.train)}
     folder = utils.RunFolder(args.train_path, result_arguments)
     keras.utils.set_random_seed(args.seed)

@@ -48,6 +48,23 @@ def fingerprint(split):
     return digest.hexdigest()
 
 
+def describe(split, teachers):
+    """Returns what tells one bank from another, as it stands in bank.json: rows, teachers and data.
+
+    Args:
+        split: training Split.
+        teachers: list of history entries.
+    """
+    return {"rows": len(split), "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
+            "data": fingerprint(split)}
+
+
+def is_finished(folder, info):
+    """Returns whether the folder holds the whole bank that describe() gave this description of."""
+    file = folder / INFO_FILE
+    return file.is_file() and json.loads(file.read_text()) == info
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Logits of K teachers for N images, read from disk row by row.
@@ -63,12 +80,12 @@ class MemoryBank:
 
 
 def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False, progress=None):
-    """Writes the bank front to back in index order, if the folder does not hold it already, and opens it.
+    """Writes the bank front to back in index order.
 
     Images are not augmented, and batch norms use the statistics of batches of even size.
 
     Args:
-        folder: pathlib.Path of the bank.
+        folder: pathlib.Path of the bank; what an earlier bank left there is overwritten.
         supernet: the Supernet.
         teachers: list of history entries, the one with the lowest loss first.
         split: training Split; row n is its image n.
@@ -80,10 +97,6 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
     Raises:
         utils.UserError: the folder cannot be written.
     """
-    info = {"rows": len(split), "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "data": fingerprint(split)}
-    if (folder / INFO_FILE).is_file() and json.loads((folder / INFO_FILE).read_text()) == info:
-        return open_bank(folder)
     classes = supernet.graph.shapes[supernet.graph.output][-1]
     dtype = np.float16 if classes >= HALF_PRECISION_CLASSES else np.float32
     forward = tf.function(lambda weights, mask, images: supernet.forward(weights, mask, normalise(images)),
@@ -92,6 +105,7 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
     masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / INFO_FILE).unlink(missing_ok=True)  # it stands for a finished bank
         logits = np.lib.format.open_memmap(folder / ARRAY_FILE, "w+", dtype, (len(split), len(teachers), classes))
         for start, stop in op_utils.even_batches(len(split), batch_size):
             images = tf.constant(split.read(np.arange(start, stop)))
@@ -100,10 +114,9 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
                 if progress is not None:
                     progress.update(stop - start)
         logits.flush()
-        utils.write_json(folder / INFO_FILE, info)
+        utils.write_json(folder / INFO_FILE, describe(split, teachers))
     except OSError as error:
         raise utils.UserError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None
-    return open_bank(folder)
 
 
 def open_bank(folder):

@@ -3,6 +3,7 @@ that file is there already."""
 
 import contextlib
 import dataclasses
+import json
 import logging
 import resource
 import time
@@ -78,12 +79,17 @@ class Pipeline:
     def run(self, trained_param=None):
         """Runs all phases that are not done yet and returns the rows of the final table.
 
+        A phase that was stopped goes on behind its last finished search step or epoch.
+
         Args:
             trained_param: parameter file of a trained network; None trains a baseline first.
 
         Raises:
             utils.UserError: the target rate cannot be reached, or a file does not fit.
         """
+        if (self.folder / "summary.json").exists():
+            logger.info("this run is finished; its table is")
+            return [utils.Row(**row) for row in json.loads((self.folder / "summary.json").read_text())["table"]]
         check_target(Supernet(self._build()), self._settings.target_rate)
         baseline_file = trained_param or self.folder / "baseline_param.pkl"
         baseline = self._baseline(baseline_file)
@@ -181,11 +187,13 @@ class Pipeline:
         teachers = [history[step] for step in memory_bank.select_teachers([entry.loss for entry in history],
                                                                           self._settings.num_teacher)]
         logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
-        total = len(teachers) * len(self._data.train)
-        with self._phase("bank"), utils.progress_bar("bank", total, "image") as progress:
-            return memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
-                                     batch_size=self._settings.search_batch_size, jit=self._settings.jit,
-                                     progress=progress)
+        info = memory_bank.describe(self._data.train, teachers)
+        if not memory_bank.is_finished(folder, info):
+            with self._phase("bank"), utils.progress_bar("bank", len(teachers) * info["rows"], "image") as progress:
+                memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
+                                  batch_size=self._settings.search_batch_size, jit=self._settings.jit,
+                                  progress=progress)
+        return memory_bank.open_bank(folder)
 
     def _fine_tune(self, supernet, baseline, bank, slimmed_file):
         """Trains Θ* with the knowledge of the bank (or of the baseline) and returns its parameter file."""

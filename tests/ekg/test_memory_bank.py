@@ -27,7 +27,8 @@ def teachers(tiny_resnet):
 
 
 def build(folder, teachers, data, batch_size=20):
-    return memory_bank.build(folder, teachers[0], teachers[1], data.train, data.normalise, batch_size=batch_size)
+    memory_bank.build(folder, teachers[0], teachers[1], data.train, data.normalise, batch_size=batch_size)
+    return memory_bank.open_bank(folder)
 
 
 def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teachers):
@@ -48,15 +49,15 @@ def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teache
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_finished_bank_is_opened_and_that_of_other_data_made_anew(tmp_path, tiny_data, teachers):
-    first = build(tmp_path, teachers, tiny_data)
-    changed = (tmp_path / "logits.npy").stat().st_mtime_ns
-    again = build(tmp_path, teachers, tiny_data)
-    assert (tmp_path / "logits.npy").stat().st_mtime_ns == changed
-    np.testing.assert_array_equal(first.logits, again.logits)
-    tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
+def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
+    entries = teachers[1]
+    info = memory_bank.describe(tiny_data.train, entries)
+    assert not memory_bank.is_finished(tmp_path, info)
     build(tmp_path, teachers, tiny_data)
-    assert (tmp_path / "logits.npy").stat().st_mtime_ns != changed
+    assert memory_bank.is_finished(tmp_path, info)
+    assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries[:2]))
+    tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
+    assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries))
 
 
 def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):
