@@ -395,10 +395,10 @@ def reestimate_statistics_(model, batches, forward=None, jit=False):
     moments = tf.function(moments, jit_compile=jit)
     trainable, count, total = read_variables(model)[0], 0, None
     for images in batches:
-        values = tf.nest.map_structure(lambda value: value.numpy().astype(np.float64) * len(images),
-                                       moments(trainable, images))
+        size = len(images)
+        values = [[value.numpy().astype(np.float64) * size for value in pair] for pair in moments(trainable, images)]
         total = values if total is None else tf.nest.map_structure(np.add, total, values)
-        count += len(images)
+        count += size
     for layer, (mean, square) in zip(norms, total):
         layer.moving_mean.assign(mean / count)
         layer.moving_variance.assign(square / count - (mean / count) ** 2)

@@ -66,7 +66,8 @@ def parse_args(argv=None):
                        help="compile steps with XLA; auto: where there is a GPU")
     group.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     args = parser.parse_args(argv)
-    for name in ("search_batch_size", "num_teacher", "batch_size", "val_batch_size", "train_epoch", "baseline_epoch", "accum"):
+    for name in ("search_batch_size", "num_teacher", "batch_size", "val_batch_size", "train_epoch", "baseline_epoch",
+                 "accum"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; received {getattr(args, name)}.")
     for name in ("search_step", "target_rate"):

@@ -14,7 +14,6 @@ from keras import layers
 from ekg import graph as graphs
 from ekg import groups
 
-
 logger = logging.getLogger(__name__)
 
 

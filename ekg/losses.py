@@ -39,8 +39,8 @@ def fine_tuning(data, teacher, teacher_forward=None):
 
     Args:
         data: dataloader Dataset.
-        teacher: "ensemble" takes the knowledge from batch["bank"] (float32 [batch, K, classes]), "single" from a teacher that
-            runs along on each view with moving statistics, "none" leaves it out.
+        teacher: "ensemble" takes the knowledge from batch["bank"] (float32 [batch, K, classes]), "single" from a teacher
+            that runs along on each view with moving statistics, "none" leaves it out.
         teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
     """
     tau = temperature(data.num_classes)

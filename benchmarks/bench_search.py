@@ -1,0 +1,93 @@
+"""Seconds of a search step, with and without the shared prefix, and their share of the machine's peak.
+
+    python -m benchmarks.bench_search --arch ResNet-56 --trained_param resnet56.pkl --data_path cifar-10-batches-py
+
+Without --trained_param the weights, and without --data_path the images, are random; which groups a step tries then differs.
+"""
+
+import argparse
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import dataloader
+import keras
+import nets
+import numpy as np
+import tensorflow as tf
+from benchmarks import common
+from dataloader.base import Dataset, Split
+from ekg import greedy_search, importance
+from ekg.objective import Objective
+from ekg.supernet import Gate, Supernet
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time a search step.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS))
+    parser.add_argument("--trained_param", help="parameter file; without it weights are random")
+    parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
+    parser.add_argument("--search_batch_size", type=int, default=256)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time")
+    parser.add_argument("--runs", type=int, default=3, help="times each step is run")
+    return parser.parse_args(argv)
+
+
+def make_data(path):
+    if path:
+        return dataloader.load("CIFAR10", path)
+    split = Split(*common.random_images(greedy_search.VAL_PER_CLASS * 10))
+    return Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+
+
+def executed(supernet, groups, share_prefix):
+    """Returns the multiply-accumulates of one image in a step that tries these groups.
+
+    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once.
+    """
+    flops = common.call_flops(supernet.graph, supernet.layout)
+    until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
+    total, gates = until[-1], [supernet.first_gate(group) for group in groups]
+    candidates = until[max(gates)] + sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
+    return 3 * total + candidates
+
+
+def main(args):
+    keras.utils.set_random_seed(0)
+    if args.trained_param:
+        model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)
+    else:
+        model = nets.build(args.arch, 10)
+        for weight in model.weights:
+            if weight.name == "gamma":
+                weight.assign(tf.random.stateless_uniform(weight.shape, (0, 1), 0.5, 1.5))
+    supernet, data = Supernet(model), make_data(args.data_path)
+    objective = Objective(supernet, data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0), data.normalise,
+                          batch_size=args.search_batch_size)
+    present, rows = supernet.whole(), []
+    objective.learn(present)
+    num_images, peak = sum(len(labels) for _, labels in objective.batches), common.measure_peak()
+
+    def step(share_prefix):
+        scores = importance.ekg(objective, present)
+        ranked, candidates = greedy_search.propose(supernet, present, scores, 0.01, 0.2)
+        results = objective.scores(ranked, candidates, share_prefix)
+        winner = candidates[int(np.argmax([result.reward for result in results]))][1]
+        objective.logits(winner)[-1].numpy()  # what taking the winner into the knowledge costs
+        return winner, [group for group, _ in candidates]
+
+    for number in range(1, max(args.steps) + 1):
+        winner, groups = step(True)
+        if number in args.steps:
+            shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs)
+            shares = [2 * num_images * executed(supernet, groups, share) / spent / peak
+                      for share, spent in ((True, shared), (False, alone))]
+            rows.append([number, len(groups), f"{shared:.2f}", f"{alone:.2f}", f"{shared / alone:.3f}",
+                         f"{shares[0]:.2f}", f"{shares[1]:.2f}"])
+        present = winner
+    print(f"{args.arch}, {num_images} images, float32 matrix product {peak / 1e9:.0f} GFLOP/s")
+    common.print_table(["step", "candidates", "s, shared prefix", "s, from the input", "ratio", "share of peak, shared",
+                        "share of peak, from the input"], rows)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

@@ -1,0 +1,73 @@
+"""Images a second of a training step and of the memory bank, next to Keras' own call, and their share of the peak.
+
+    python -m benchmarks.bench_training --arch ResNet-56
+"""
+
+import argparse
+import resource
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import keras
+import nets
+import numpy as np
+import op_utils
+import tensorflow as tf
+from benchmarks import common
+from dataloader import augment
+from dataloader.base import Dataset, Split
+from ekg import losses
+from ekg.graph import Graph
+from ekg.supernet import Supernet
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time training and the bank.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS))
+    parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
+    parser.add_argument("--bank_batch_size", type=int, default=256)
+    parser.add_argument("--accum", type=int, default=1)
+    parser.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES)
+    parser.add_argument("--runs", type=int, default=5)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    keras.utils.set_random_seed(0)
+    strategy, jit = op_utils.make_strategy(), op_utils.use_xla(args.compile)
+    split = Split(*common.random_images(max(args.batch_size, args.bank_batch_size)))
+    data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    rng = np.random.default_rng(0)
+    batch = {"images": split.images[:args.batch_size], "labels": split.labels[:args.batch_size],
+             "draws": rng.random((args.batch_size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+             "bank": rng.normal(size=(args.batch_size, 5, 10)).astype(np.float32)}
+    trainers = []
+    for fused in (True, False):
+        with strategy.scope():
+            model = nets.build(args.arch, 10)
+        forward = Graph(model).stateless_call if fused else None
+        trainers.append(op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble"), weight_decay=5e-4,
+                                         forward=forward, accum=args.accum, jit=jit))
+    steps = [lambda trainer=trainer: trainer.step(batch, 0.01)["loss"].numpy() for trainer in trainers]
+    train = common.paired_seconds(*steps, args.runs)
+    supernet = Supernet(trainers[0].model)
+    flops = supernet.complexity(supernet.whole()).flops
+    mask, weights = tf.constant(supernet.mask(supernet.whole())), supernet.weights()
+    images = tf.constant(split.images[:args.bank_batch_size])
+    masked = tf.function(lambda images: supernet.forward(weights, mask, data.normalise(images)), jit_compile=jit)
+    whole = tf.function(lambda images: trainers[1].model.stateless_call(
+        *op_utils.read_variables(trainers[1].model), data.normalise(images), training=True)[0], jit_compile=jit)
+    bank = common.paired_seconds(lambda: masked(images).numpy(), lambda: whole(images).numpy(), args.runs)
+    peak, rows = common.measure_peak(), []
+    for name, num_images, factor, (ours, keras_own) in (
+            ("training step, two views", losses.NUM_VIEWS * args.batch_size, 3, train),
+            ("memory bank, one teacher", args.bank_batch_size, 1, bank)):
+        rows.append([name, f"{num_images / ours:.0f}", f"{num_images / keras_own:.0f}", f"{ours / keras_own:.3f}",
+                     f"{2 * factor * flops * num_images / ours / peak:.2f}"])
+    print(f"{args.arch}, float32 matrix product {peak / 1e9:.0f} GFLOP/s, peak memory "
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB (a training step counts as three forward)")
+    common.print_table(["work", "images/s", "images/s, Keras' own call", "ratio of seconds", "share of peak"], rows)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)
