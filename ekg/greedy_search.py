@@ -11,6 +11,7 @@ from ekg.objective import Objective
 from ekg.subnetwork import Subnetwork, count_kept
 
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
+WIDTH_DIGITS = 9  # decimal places of a width
 VAL_PER_CLASS = 32  # images of each class in D_val
 SUBSET_PER_CLASS = 256  # images of each class in D_subset
 
@@ -141,7 +142,8 @@ def propose(supernet, present, scores, target_rate, step_size):
         num_kept = present.num_kept(i)
         if num_kept == 1:
             continue  # closed: its last channel stays
-        width = max(present.width[i] - max(1 / group.size, step_size / len(group.writers)), 0.0)
+        width = present.width[i] - max(1 / group.size, step_size / len(group.writers))
+        width = max(round(width, WIDTH_DIGITS), 0.0)  # 1 - 5 * 0.2 is nothing, not 6e-17
         removed = present.order[i][count_kept(width, group.size):num_kept]
         narrowed[i], sums[i] = width, float(by_group[i][list(removed)].sum())
     return present, [(i, _narrow(supernet, present, i, narrowed[i], target_rate)) for i in pick_groups(sums)]
