@@ -37,6 +37,9 @@ def main(args):
     op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
     params = utils.load_params(args.trained_param)
     data = dataloader.load(args.dataset, args.data_path)
+    if args.arch not in nets.archs_for(data.image_shape):
+        raise utils.UserError(f"--arch {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} images of "
+                              f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")
     with strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
     row = report.measure(args.trained_param.stem, model, args.trained_param, data, strategy, args.val_batch_size,

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Prune a CIFAR network with EKG.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     group = parser.add_argument_group("data and network")
-    group.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS), help="network")
+    group.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)), help="network")
     group.add_argument("--dataset", default="CIFAR10", choices=list(dataloader.DATASETS),
                        help="data set; DIGITS comes with scikit-learn and needs no download")
     group.add_argument("--data_path", help="folder with the python batches or the official .tar.gz; without it, downloaded")

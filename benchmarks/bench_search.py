@@ -23,7 +23,7 @@ from ekg.supernet import Gate, Supernet
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Time a search step.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS))
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument("--trained_param", help="parameter file; without it weights are random")
     parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
     parser.add_argument("--search_batch_size", type=int, default=256)

@@ -23,7 +23,7 @@ from ekg.supernet import Supernet
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Time training and the bank.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS))
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
     parser.add_argument("--bank_batch_size", type=int, default=256)
     parser.add_argument("--accum", type=int, default=1)

@@ -1,103 +1,150 @@
-"""Residual networks for small images (He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2).
+"""Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition"), for small images and for ImageNet.
 
 Plain Keras functional models: nothing here knows that a network may be pruned. A pruned network is the same
-network with other widths, so the builder takes a width for every convolution.
+network with other widths, so the builder takes a width for every convolution. The ImageNet networks are torchvision's
+v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric padding, so that torchvision's weights give
+torchvision's logits.
 """
+
+import dataclasses
 
 import keras
 from keras import layers
 
-DEPTHS = (20, 32, 44, 56, 110)
-NUM_STAGES = 3
-STEM_FILTERS = 16
-IMAGE_SHAPE = (32, 32, 3)
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
+EXPANSION = 4  # filters at a bottleneck's end divided by those of its 3x3 convolution
 
 
-def _he_fan_out():
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What tells one ResNet from another.
+
+    Attributes:
+        image_shape: (height, width, channels).
+        blocks: number of blocks of each stage.
+        filters: of the 3x3 convolutions of each stage; the stem has those of the first.
+        is_bottleneck: whether a block is 1x1, 3x3, 1x1, else 3x3, 3x3.
+        is_large: whether the stem is 7x7 with stride 2 and max-pooling and padding is symmetric, else 3x3 and "same".
+    """
+    image_shape: tuple[int, int, int]
+    blocks: tuple[int, ...]
+    filters: tuple[int, ...]
+    is_bottleneck: bool
+    is_large: bool
+
+    def stages(self):
+        """Yields (stage, block, stride of the block, whether its shortcut is a projection) in network order."""
+        for stage, blocks in enumerate(self.blocks):
+            for block in range(blocks):
+                is_first = block == 0
+                yield stage, block, 2 if stage and is_first else 1, is_first and (stage > 0 or self.is_bottleneck)
+
+    def block_convs(self, strides):
+        """Returns [(name, kernel size, strides)] of the convolutions on a block's main branch."""
+        if self.is_bottleneck:
+            return [("conv0", 1, 1), ("conv1", 3, strides), ("conv2", 1, 1)]
+        return [("conv1", 3, strides), ("conv2", 3, 1)]
 
 
-def _conv(x, name, filters, kernel_size, strides=1):
-    conv = layers.Conv2D(filters, kernel_size, strides, padding="same", use_bias=False,
-                         kernel_initializer=_he_fan_out(), name=name)
+SPECS = {
+    **{f"ResNet-{depth}": Spec((32, 32, 3), ((depth - 2) // 6,) * 3, (16, 32, 64), False, False)
+       for depth in (20, 32, 44, 56, 110)},
+    "ResNet-18": Spec((224, 224, 3), (2, 2, 2, 2), (64, 128, 256, 512), False, True),
+    "ResNet-34": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), False, True),
+    "ResNet-50": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), True, True),
+}
+
+
+def conv_widths(arch):
+    """Returns {convolution name: number of filters} of the unpruned network, in network order.
+
+    Args:
+        arch: name in SPECS.
+    """
+    spec = SPECS[arch]
+    widths = {"conv": spec.filters[0]}
+    for stage, block, strides, has_projection in spec.stages():
+        end = spec.filters[stage] * (EXPANSION if spec.is_bottleneck else 1)
+        for name, _, _ in spec.block_convs(strides):
+            widths[f"BasicBlock{stage}.{block}-{name}"] = end if name == "conv2" else spec.filters[stage]
+        if has_projection:
+            widths[f"BasicBlock{stage}.{block}-conv3"] = end
+    return widths
+
+
+def streams(arch):
+    """Returns lists of the convolutions that are added into one residual stream and so must have one width."""
+    spec = SPECS[arch]
+    by_stage = [[] for _ in spec.blocks]
+    if not spec.is_bottleneck:
+        by_stage[0].append("conv")
+    for name in conv_widths(arch):
+        if name.endswith(("conv2", "conv3")):
+            by_stage[int(name[len("BasicBlock")])].append(name)
+    return by_stage
+
+
+def build(arch, num_classes, widths=None):
+    """Returns a ResNet: keras.Model from normalised images [batch, height, width, 3] to logits [batch, num_classes].
+
+    Args:
+        arch: name in SPECS.
+        num_classes: number of logits.
+        widths: {convolution name: filters} of a pruned network; None builds the unpruned one. Convolutions that are
+            added into one residual stream must have the same width.
+
+    Raises:
+        ValueError: arch is unknown, or widths does not name exactly the network's convolutions.
+    """
+    if arch not in SPECS:
+        raise ValueError(f"arch must be one of {list(SPECS)}; received arch={arch!r}.")
+    spec, expected = SPECS[arch], conv_widths(arch)
+    widths = expected if widths is None else widths
+    if set(widths) != set(expected):
+        raise ValueError(f"widths must name the convolutions of {arch}; "
+                         f"missing or surplus: {sorted(set(widths) ^ set(expected))}.")
+    inputs = keras.Input(spec.image_shape, name="images")
+    x = _conv(inputs, "conv", widths, spec, 7 if spec.is_large else 3, 2 if spec.is_large else 1)
+    x = layers.ReLU(name="relu")(_batch_norm(x, "bn"))
+    if spec.is_large:
+        x = layers.ZeroPadding2D(1, name="pool0-pad")(x)  # behind a ReLU zeros are as good as minus infinity
+        x = layers.MaxPooling2D(3, 2, name="pool0")(x)
+    for stage, block, strides, has_projection in spec.stages():
+        x = _block(x, f"BasicBlock{stage}.{block}", widths, spec, strides, has_projection)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = layers.Dense(num_classes, name="fc")(x)
+    return keras.Model(inputs, logits, name=arch)
+
+
+def _block(x, prefix, widths, spec, strides, has_projection):
+    """A main branch of convolutions and a shortcut; the branch's last gamma starts at 0, so the block as its shortcut."""
+    shortcut = x
+    convs = spec.block_convs(strides)
+    for name, kernel_size, own_strides in convs:
+        is_last = name == convs[-1][0]
+        number = name.removeprefix("conv")
+        x = _conv(x, f"{prefix}-{name}", widths, spec, kernel_size, own_strides)
+        x = _batch_norm(x, f"{prefix}-bn{number}", gamma="zeros" if is_last else "ones")
+        if not is_last:
+            x = layers.ReLU(name=f"{prefix}-relu{number}")(x)
+    if has_projection:
+        shortcut = _conv(shortcut, f"{prefix}-conv3", widths, spec, 1, strides)
+        shortcut = _batch_norm(shortcut, f"{prefix}-bn3")
+    x = layers.Add(name=f"{prefix}-add")([x, shortcut])
+    return layers.ReLU(name=f"{prefix}-relu")(x)
+
+
+def _conv(x, name, widths, spec, kernel_size, strides):
+    padding = "same"
+    if spec.is_large and strides > 1 and kernel_size > 1:
+        # "same" would pad an even image with stride 2 more at its end than at its beginning
+        x, padding = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}-pad")(x), "valid"
+    conv = layers.Conv2D(widths[name], kernel_size, strides, padding=padding, use_bias=False, name=name,
+                         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"))
     return conv(x)
 
 
 def _batch_norm(x, name, gamma="ones"):
     norm = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, gamma_initializer=gamma, name=name)
     return norm(x)
-
-
-def _basic_block(x, prefix, widths, strides, use_projection):
-    """Two 3x3 convolutions and a shortcut; the second batch norm starts at gamma = 0, so the block starts as identity."""
-    shortcut = x
-    x = _conv(x, f"{prefix}-conv1", widths[f"{prefix}-conv1"], 3, strides)
-    x = layers.ReLU(name=f"{prefix}-relu1")(_batch_norm(x, f"{prefix}-bn1"))
-    x = _conv(x, f"{prefix}-conv2", widths[f"{prefix}-conv2"], 3)
-    x = _batch_norm(x, f"{prefix}-bn2", gamma="zeros")
-    if use_projection:
-        shortcut = _conv(shortcut, f"{prefix}-conv3", widths[f"{prefix}-conv3"], 1, strides)
-        shortcut = _batch_norm(shortcut, f"{prefix}-bn3")
-    x = layers.Add(name=f"{prefix}-add")([x, shortcut])
-    return layers.ReLU(name=f"{prefix}-relu2")(x)
-
-
-def conv_widths(depth):
-    """Returns {convolution name: number of filters} of the unpruned network, in network order.
-
-    Args:
-        depth: number of weighted layers, 6n + 2 with n blocks a stage.
-    """
-    widths = {"conv": STEM_FILTERS}
-    for stage in range(NUM_STAGES):
-        filters = STEM_FILTERS * 2**stage
-        for block in range((depth - 2) // (2 * NUM_STAGES)):
-            convs = ("conv1", "conv2", "conv3") if stage and not block else ("conv1", "conv2")
-            widths |= {f"BasicBlock{stage}.{block}-{conv}": filters for conv in convs}
-    return widths
-
-
-def streams(widths):
-    """Returns lists of the convolutions that are added into one residual stream and so must have one width.
-
-    Args:
-        widths: {convolution name: filters}, as conv_widths gives.
-    """
-    by_stage = [["conv"], [], []]
-    for name in widths:
-        if name.endswith(("conv2", "conv3")):
-            by_stage[int(name[len("BasicBlock")])].append(name)
-    return by_stage
-
-
-def build_cifar(depth, num_classes, widths=None):
-    """Returns a CIFAR ResNet: keras.Model from normalised images [batch, 32, 32, 3] to logits [batch, num_classes].
-
-    Args:
-        depth: 20, 32, 44, 56 or 110.
-        num_classes: number of logits.
-        widths: {convolution name: filters} of a pruned network; None builds the unpruned one. Convolutions that are
-            added into one residual stream must have the same width.
-
-    Raises:
-        ValueError: depth is not one of DEPTHS, or widths does not name exactly the network's convolutions.
-    """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth of a CIFAR ResNet must be one of {DEPTHS}; received depth={depth}.")
-    expected = conv_widths(depth)
-    widths = expected if widths is None else widths
-    if set(widths) != set(expected):
-        raise ValueError(f"widths must name the convolutions of ResNet-{depth}; "
-                         f"missing or surplus: {sorted(set(widths) ^ set(expected))}.")
-    inputs = keras.Input(IMAGE_SHAPE, name="images")
-    x = _conv(inputs, "conv", widths["conv"], 3)
-    x = layers.ReLU(name="relu")(_batch_norm(x, "bn"))
-    for stage in range(NUM_STAGES):
-        for block in range((depth - 2) // (2 * NUM_STAGES)):
-            changes_shape = stage > 0 and block == 0
-            x = _basic_block(x, f"BasicBlock{stage}.{block}", widths, 2 if changes_shape else 1, changes_shape)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = layers.Dense(num_classes, name="fc")(x)
-    return keras.Model(inputs, logits, name=f"ResNet-{depth}")

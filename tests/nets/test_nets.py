@@ -13,6 +13,9 @@ from tests.helpers import random_subnetwork, relative_difference
     ("ResNet-20", 10, 274_042, 41_214_592),
     ("ResNet-56", 10, 860_026, 126_837_376),
     ("ResNet-56", 100, 865_876, 126_843_136),
+    ("ResNet-18", 1000, 11_699_112, 1_819_040_768),
+    ("ResNet-34", 1000, 21_814_696, 3_671_237_632),
+    ("ResNet-50", 1000, 25_610_152, 4_111_412_224),
 ])
 def test_complexity_is_the_published_one(arch, classes, params, flops):
     model = nets.build(arch, classes)
@@ -20,7 +23,7 @@ def test_complexity_is_the_published_one(arch, classes, params, flops):
     assert sum(np.prod(weight.shape) for weight in model.weights) == params
 
 
-@pytest.mark.parametrize("arch", nets.ARCHS)
+@pytest.mark.parametrize("arch", nets.archs_for((32, 32, 3)))
 def test_every_net_masks_cuts_and_stores(arch, tmp_path):
     """Forward shape, unique names, masked = cut in both modes, closed form = the cut network's, file and back."""
     model = randomise_(nets.build(arch, 10))

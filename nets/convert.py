@@ -1,0 +1,126 @@
+"""Turns torchvision-style weights of an ImageNet ResNet into a parameter file.
+
+    python -m nets.convert resnet50.pth resnet50.pkl --arch ResNet-50
+
+Reads a PyTorch state dict (.pth, .pt: tensors only, no code is run) or .safetensors. PyTorch or
+safetensors must be installed for it; nothing else in this project needs them.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+
+import nets
+import utils
+from nets import resnet
+
+# Where training code keeps the network inside its checkpoint, and what it puts before each name.
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+PREFIXES = re.compile(r"^((module|model|encoder|backbone|online_encoder|net)\.)+")
+NORM_ENTRIES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+COUNTER = "num_batches_tracked"  # torchvision's batch norms count their batches; nothing here needs it
+
+
+def parse_args(argv=None):
+    """Returns the checked arguments."""
+    parser = argparse.ArgumentParser(description="Turn torchvision-style weights into a parameter file.")
+    parser.add_argument("source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors")
+    parser.add_argument("target", type=Path, metavar="OUT.pkl", help="parameter file to write")
+    parser.add_argument("--arch", required=True, choices=nets.archs_for((224, 224, 3)), help="network")
+    return parser.parse_args(argv)
+
+
+def read_weights(path):
+    """Returns {name: float32 array} of a PyTorch state dict or a .safetensors file.
+
+    Raises:
+        utils.UserError: the file or the package that reads it is missing, or it holds no dict of tensors.
+    """
+    if not path.is_file():
+        raise utils.UserError(f"{path}: no such file.")
+    is_safetensors = path.suffix == ".safetensors"
+    try:
+        if is_safetensors:
+            from safetensors import numpy as reader
+        else:
+            import torch
+    except ImportError as error:
+        raise utils.UserError(f"{path}: to read it, install {error.name} with pip.") from None
+    try:
+        weights = reader.load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # either package raises many kinds for a file that is damaged or holds code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise utils.UserError(f"{path}: cannot be read as weights ({reason[:200]}).") from None
+    while isinstance(weights, dict) and any(isinstance(weights.get(name), dict) for name in WRAPPERS):
+        weights = next(weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict))
+    if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
+        raise utils.UserError(f"{path}: holds no dict from names to tensors.")
+    return {PREFIXES.sub("", str(name)): np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+
+
+def sources(arch):
+    """Returns {torchvision's layer: this project's layer} of convolutions, batch norms and the classifier."""
+    spec = resnet.SPECS[arch]
+    names = {"conv1": "conv", "bn1": "bn", "fc": "fc"}
+    first = 0 if spec.is_bottleneck else 1
+    for stage, block, strides, has_projection in spec.stages():
+        theirs, ours = f"layer{stage + 1}.{block}", f"BasicBlock{stage}.{block}"
+        for i in range(len(spec.block_convs(strides))):
+            names |= {f"{theirs}.conv{i + 1}": f"{ours}/conv{first + i}", f"{theirs}.bn{i + 1}": f"{ours}/bn{first + i}"}
+        if has_projection:
+            names |= {f"{theirs}.downsample.0": f"{ours}/conv3", f"{theirs}.downsample.1": f"{ours}/bn3"}
+    return names
+
+
+def convert(arch, weights, source="weights"):
+    """Returns the {name: array} of a parameter file; every entry of `weights` is used exactly once.
+
+    Kernels [c_out, c_in, kh, kw] become [kh, kw, c_in, c_out]; the classifier's [classes, c_in] becomes [c_in, classes].
+
+    Args:
+        arch: "ResNet-18", "ResNet-34" or "ResNet-50".
+        weights: {torchvision's name: array}.
+        source: what to call the weights in an error.
+
+    Raises:
+        utils.UserError: entries are missing or surplus; all of them are named at once.
+    """
+    params, missing, left = {}, [], dict(weights)
+
+    def take(theirs, ours, layout):
+        if theirs in left:
+            params[ours] = layout(left.pop(theirs))
+        else:
+            missing.append(theirs)
+
+    for theirs, ours in sources(arch).items():
+        if theirs == "fc":
+            take("fc.weight", "fc/kernel:0", np.transpose)
+            take("fc.bias", "fc/biases:0", lambda bias: bias.reshape(1, -1))
+        elif re.search(r"conv\d$|downsample\.0$", theirs):
+            take(f"{theirs}.weight", f"{ours}/kernel:0", lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)))
+        else:
+            for entry, name in NORM_ENTRIES.items():
+                take(f"{theirs}.{entry}", f"{ours}/{name}:0", lambda array: array.reshape(1, 1, 1, -1))
+            left.pop(f"{theirs}.{COUNTER}", None)
+    problems = [f"missing {name}" for name in missing] + [f"surplus {name}" for name in left]
+    if problems:
+        raise utils.UserError(utils.mismatch(source, arch, problems))
+    return params
+
+
+def main(args):
+    """Converts the file and returns the path of the parameter file."""
+    params = convert(args.arch, read_weights(args.source), args.source)
+    model = nets.from_params(args.arch, params, params["fc/biases:0"].size, args.source)
+    if not args.target.parent.is_dir():
+        raise utils.UserError(f"{args.target}: there is no folder {args.target.parent} to write it to.")
+    utils.save_params(model, args.target)
+    print(f"{args.target}: {len(params)} arrays of {args.arch}, {params['fc/biases:0'].size} classes")
+    return args.target
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)
