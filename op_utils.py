@@ -41,9 +41,13 @@ def make_strategy(gpu_ids=None):
                               "name others, or leave --gpu_id out to run on what there is.")
     if len(set(gpu_ids)) != len(gpu_ids):
         raise utils.UserError(f"--gpu_id {' '.join(map(str, gpu_ids))}: name every GPU once.")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    return tf.distribute.MirroredStrategy([f"GPU:{number}" for number in gpu_ids] or ["CPU:0"])
+    chosen = [gpus[number] for number in gpu_ids]
+    if chosen and tf.config.get_visible_devices("GPU") != chosen:
+        # So that what runs on one device, as the search does, takes the first of these, not GPU 0.
+        tf.config.set_visible_devices(chosen, "GPU")
+        for gpu in chosen:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(len(chosen))] or ["CPU:0"])
 
 
 def use_xla(choice):
@@ -92,7 +96,7 @@ def batch_norm(layer, weights, x, training):
     if layer.synchronized or getattr(layer, "renorm", False):
         return None
     gamma, beta, mean, variance = weights
-    if not training:
+    if not (training and layer.trainable):
         y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
         return y, [mean, variance]
     y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
@@ -132,8 +136,12 @@ def kl_divergence(teacher, logits, temperature):
 
 
 def top_k_hits(labels, logits, k):
-    """Returns whether the label is among the k highest logits, [batch], float32."""
-    return tf.cast(tf.math.in_top_k(tf.cast(labels, tf.int32), logits, min(k, logits.shape[-1])), tf.float32)
+    """Returns whether the label is among the k highest logits, [batch], float32; of equal ones the first is the highest."""
+    labels = tf.cast(labels, tf.int32)[:, None]
+    own = tf.gather(logits, labels, axis=1, batch_dims=1)
+    is_before = (logits == own) & (tf.range(tf.shape(logits)[1])[None] < labels)
+    rank = tf.reduce_sum(tf.cast(~(logits <= own) | is_before, tf.int32), axis=1)  # a NaN hits nothing
+    return tf.cast(rank < k, tf.float32)
 
 
 # ---------------------------------------------------------------- training
@@ -195,10 +203,12 @@ def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, acc
     total = micro_batch(0)
     if accum > 1:
         def body(number, so_far):
-            return number + 1, tf.nest.map_structure(tf.add, so_far, micro_batch(number))
+            # What is not floating, the state of a random generator, is taken from the last micro-batch.
+            return number + 1, tf.nest.map_structure(lambda old, new: old + new if new.dtype.is_floating else new,
+                                                     so_far, micro_batch(number))
         _, total = tf.while_loop(lambda number, _: number < accum, body, (tf.constant(1), total))
     gradients, new, metrics = tf.nest.map_structure(
-        lambda value: value / accum if value.dtype.is_floating else value // accum, total)
+        lambda value: value / accum if value.dtype.is_floating else value, total)
     return [gradient + weight_decay * weight for gradient, weight in zip(gradients, trainable)], new, metrics
 
 
@@ -257,8 +267,8 @@ class Trainer:
         mean = functools.partial(self._strategy.reduce, tf.distribute.ReduceOp.MEAN, axis=None)
         if self._update_statistics:
             for variable, value in zip(self.model.non_trainable_variables, new):
-                if variable.value.dtype.is_floating:
-                    variable.value.assign(mean(value))
+                is_mean = variable.value.dtype.is_floating
+                variable.value.assign(mean(value) if is_mean else self._strategy.experimental_local_results(value)[0])
         return {name: mean(value) for name, value in metrics.items()}
 
     def _run_replica(self, batch):

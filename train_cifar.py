@@ -24,7 +24,9 @@ from ekg import losses, memory_bank, objective, pipeline
 
 BASELINE = pipeline.TrainingSettings(epochs=200, batch_size=128, learning_rate=0.05, decay_points=(0.3, 0.6, 0.9),
                                      decay_rate=0.1, weight_decay=1e-4)
-MACHINE_ARGUMENTS = ("train_path", "data_path", "gpu_id", "val_batch_size")  # they leave the result as it is
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+# They leave the result as it is, or stand in arguments.json as what they come to on this machine.
+MACHINE_ARGUMENTS = ("train_path", "data_path", "gpu_id", "compile", "val_batch_size")
 
 
 def parse_args(argv=None):
@@ -43,7 +45,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("search")
     group.add_argument("--target_rate", type=float, default=0.45, help="share of the FLOPs to keep, in (0, 1]")
     group.add_argument("--search_step", type=float, default=0.2, help="width a search step takes from a channel group")
-    group.add_argument("--search_batch_size", type=int, default=256, help="images that share batch statistics, at most")
+    group.add_argument("--search_batch_size", type=int, default=256,
+                       help="images that share batch statistics, at most; batch of the epoch before the search")
     group.add_argument("--search_teacher", default="ensemble", choices=objective.SEARCH_TEACHERS,
                        help="whose knowledge the reward holds")
     group = parser.add_argument_group("fine-tuning")
@@ -54,7 +57,8 @@ def parse_args(argv=None):
     group.add_argument("--decay_points", type=float, nargs="*", default=[0.3, 0.6, 0.8],
                        help="fractions of the epochs at which the learning rate falls")
     group.add_argument("--decay_rate", type=float, default=0.2, help="factor of the learning rate at each of them")
-    group.add_argument("--weight_decay", type=float, default=5e-4, help="added to the gradient, times the weight")
+    group.add_argument("--weight_decay", type=float, default=5e-4,
+                       help=f"added to the gradient, times the weight; a baseline takes {BASELINE.weight_decay:g}")
     group.add_argument("--batch_size", type=int, default=128, help="images a training step, over all GPUs")
     group.add_argument("--train_epoch", type=int, default=100, help="epochs of fine-tuning")
     group.add_argument("--baseline_epoch", type=int, default=BASELINE.epochs, help="epochs of baseline training")
@@ -73,8 +77,19 @@ def parse_args(argv=None):
     for name in ("search_step", "target_rate"):
         if not 0 < getattr(args, name) <= 1:
             parser.error(f"--{name} must be in (0, 1]; received {getattr(args, name):g}.")
-    if args.seed < 0:
-        parser.error(f"--seed must not be negative; received {args.seed}.")
+    for name in ("learning_rate", "decay_rate"):
+        if not 0 < getattr(args, name) < float("inf"):
+            parser.error(f"--{name} must be positive; received {getattr(args, name):g}.")
+    if not 0 <= args.weight_decay < float("inf"):
+        parser.error(f"--weight_decay must not be negative; received {args.weight_decay:g}.")
+    if not all(0 < point < 1 for point in args.decay_points):
+        parser.error(f"--decay_points must be fractions in (0, 1) of the epochs; received {args.decay_points}.")
+    if not 0 <= args.seed <= MAX_SEED:
+        parser.error(f"--seed must be from 0 to {MAX_SEED}; received {args.seed}.")
+    for name, is_used, why in (("baseline_epoch", not args.trained_param, "--trained_param is given"),
+                               ("num_teacher", args.finetune_teacher == "ensemble", "only the memory bank has them")):
+        if getattr(args, name) != parser.get_default(name) and not is_used:
+            parser.error(f"--{name} has no effect here: {why}; leave it out.")
     if args.train_path is None:
         args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
     return args
@@ -98,18 +113,20 @@ def main(args):
     for name in ("batch_size", "search_batch_size"):
         op_utils.check_batch(f"--{name}", getattr(args, name), strategy, args.accum)
     op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
+    settings = make_settings(args)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = dataloader.load(args.dataset, args.data_path)
     from_params = functools.partial(nets.from_params, args.arch, num_classes=data.num_classes)
-    if params is not None:
-        from_params(params, source=args.trained_param)
+    model = from_params(params, source=args.trained_param) if params else nets.build(args.arch, data.num_classes)
+    pipeline.check(settings, data, model)
     result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
     result_arguments |= {"trained_param": args.trained_param and hashlib.sha256(args.trained_param.read_bytes()).hexdigest(),
-                         "data": memory_bank.fingerprint(data.train)}
+                         "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit,
+                         "num_replicas": strategy.num_replicas_in_sync}
     folder = utils.RunFolder(args.train_path, result_arguments)
     keras.utils.set_random_seed(args.seed)
     tf.config.experimental.enable_op_determinism()
-    job = pipeline.Pipeline(make_settings(args), data, strategy, folder, lambda: nets.build(args.arch, data.num_classes),
+    job = pipeline.Pipeline(settings, data, strategy, folder, lambda: nets.build(args.arch, data.num_classes),
                             lambda params, source: from_params(params, source=source))
     rows = job.run(args.trained_param)
     print(utils.format_table(rows))

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import pickletools
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ import tqdm  # noqa: E402
 
 logger = logging.getLogger("ekg")
 
+EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 MAX_MISMATCHES_SHOWN = 12
@@ -33,18 +35,22 @@ class UserError(Exception):
 
 
 def run_script(main, parse_args):
-    """Runs main(parse_args()) as a script and exits: 0, 2 with one line for a UserError, 130 for Ctrl-C."""
+    """Runs main(parse_args()) as a script; its exit code is 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
     args = parse_args()
     tf.get_logger().setLevel("ERROR")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     try:
         main(args)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except tf.errors.ResourceExhaustedError:
+        print("error: out of memory; lower --batch_size or the batch of the phase that ran, or raise --accum.",
+              file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_NOT_FINITE)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where the run stopped.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -89,10 +95,34 @@ def write_json(path, value):
     write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
+def read_json(path):
+    """Returns the dict in a JSON file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged; name a new --train_path, or put the file back.")
+    return value
+
+
 def read_json_lines(path):
-    """Returns the list of values in a file of JSON lines; a last line that was cut short is left out."""
-    lines = Path(path).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Returns the list of values in a file of JSON lines; a last line that was cut short is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    values = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is damaged; name a new --train_path, or put the file back.") from None
+    return values
 
 
 def append_json_line(path, value):
@@ -115,27 +145,22 @@ _PLAIN_OPCODES = {
     "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "EMPTY_DICT", "DICT",
     "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
     "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}
-_NUMERIC_KINDS = "biuf"
-
-
-class _Type:
-    """Stands for the class numpy.ndarray in a pickle."""
+_PLAIN_TYPES = (str, bytes, bytearray, int, float, bool, type(None), np.ndarray, np.generic)
+_DTYPE_NAME = re.compile(r"[<>=|]?[biuf]\d{1,2}")  # NumPy writes no others for numeric arrays
+_LATIN_1 = ("latin1", "latin-1")
 
 
 class _Dtype:
     """Stands for a numpy.dtype while a pickle is read: numeric kinds only."""
 
     def __init__(self, name, *_):
-        name = name.decode("ascii") if isinstance(name, bytes) else name
-        try:
-            self.dtype = np.dtype(name) if isinstance(name, str) else None
-        except TypeError:
-            self.dtype = None
-        if self.dtype is None or self.dtype.kind not in _NUMERIC_KINDS or self.dtype.shape:
+        name = name.decode("latin-1") if isinstance(name, bytes) else name
+        if not isinstance(name, str) or not _DTYPE_NAME.fullmatch(name):
             raise pickle.UnpicklingError(f"it holds an array of type {str(name)[:40]!r}, which is not numeric")
+        self.dtype = np.dtype(name)
 
     def __setstate__(self, state):
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if any(item is not None for item in state[2:5]) or order not in ("<", ">", "=", "|"):
             raise pickle.UnpicklingError("it holds an array of a structured type")
         if order != "|":
@@ -145,65 +170,89 @@ class _Dtype:
 class _Array:
     """Stands for a numpy.ndarray while a pickle is read."""
 
-    def __init__(self, *_):
-        self.value = None
+    def __init__(self, make):
+        self._make, self.value = make, None
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
-        self.value = _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
+        self.value = self._make(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _from_buffer(data, dtype, shape, order):
-    """Returns an array of its bytes; the declared shape must take exactly as many."""
-    if isinstance(data, str):
-        data = data.encode("latin-1")
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or order not in ("C", "F") or not all(
-            type(size) is int and size >= 0 for size in shape):
-        raise pickle.UnpicklingError("it holds a malformed array")
-    if math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise pickle.UnpicklingError(f"it holds an array of shape {shape} with {len(data)} bytes")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+class _Call:
+    """A function that a pickle may call. It takes no state, so a file cannot change it for the next one."""
 
+    __slots__ = ("_function",)
 
-def _scalar(dtype, data):
-    return _from_buffer(data, dtype, (), "C")[()]
+    def __init__(self, function):
+        self._function = function
 
+    def __call__(self, *args):
+        return self._function(*args)
 
-def _empty_bytes():
-    return b""
-
-
-def _encode(text, encoding):
-    """Python 3 writes bytes that way into pickles of protocol 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes text as {str(encoding)[:20]!r}")
-    return text.encode("latin-1")
-
-
-_ADMITTED = {("numpy", "ndarray"): _Type, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
-             ("builtins", "bytes"): _empty_bytes, ("__builtin__", "bytes"): _empty_bytes,
-             **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-             **{(f"numpy.{core}.multiarray", name): value for core in ("core", "_core")
-                for name, value in (("_reconstruct", _Array), ("scalar", _scalar))}}
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("it changes a function")
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    """Reads plain data and numeric arrays, which together take no more bytes than the file has."""
+
+    def __init__(self, data, encoding):
+        super().__init__(io.BytesIO(data), encoding=encoding)
+        self._bytes_left = len(data)
+        self._admitted = {
+            ("numpy", "ndarray"): _Call(self._refuse), ("numpy", "dtype"): _Call(_Dtype),
+            ("_codecs", "encode"): _Call(self._encode),  # how Python 3 writes bytes into protocol 2
+            ("builtins", "bytes"): _Call(self._empty_bytes), ("__builtin__", "bytes"): _Call(self._empty_bytes)}
+        for core in ("numpy.core", "numpy._core"):
+            self._admitted |= {
+                (f"{core}.multiarray", "_reconstruct"): _Call(lambda *_: _Array(self._make_array)),
+                (f"{core}.multiarray", "scalar"): _Call(lambda dtype, data: self._make_array(data, dtype, (), "C")[()]),
+                (f"{core}.numeric", "_frombuffer"): _Call(self._make_array)}
+
     def find_class(self, module, name):
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module[:40]}.{name[:40]}, and only plain data and numeric "
+        if (module, name) not in self._admitted:
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:60]!r}, and only plain data and numeric "
                                          "arrays are admitted")
-        return _ADMITTED[module, name]
+        return self._admitted[module, name]
+
+    def _make_array(self, data, dtype, shape, order):
+        """Returns the array of these bytes; the declared shape must take exactly as many."""
+        if isinstance(data, str):
+            data = data.encode("latin-1")
+        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or order not in ("C", "F") or (
+                not all(type(size) is int and size >= 0 for size in shape)):
+            raise pickle.UnpicklingError("it holds a malformed array")
+        if math.prod(shape) * dtype.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError(f"it holds an array of shape {str(shape)[:60]} with {len(data)} bytes")
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("it holds the same bytes many times over")
+        return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+
+    def _encode(self, text, encoding):
+        if encoding not in _LATIN_1:
+            raise pickle.UnpicklingError(f"it encodes text as {str(encoding)[:20]!r}")
+        return text.encode("latin-1")
+
+    def _empty_bytes(self):
+        return b""
+
+    def _refuse(self, *_):
+        raise pickle.UnpicklingError("it holds a malformed array")
 
 
-def _resolve(value):
-    """Replaces the stand-ins by arrays."""
+def _resolve(value, budget):
+    """Returns the value with arrays for their stand-ins; no more values than the file has bytes are visited."""
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise pickle.UnpicklingError("it holds the same values many times over")
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
-        return {_resolve(key): _resolve(item) for key, item in value.items()}
+        return {_resolve(key, budget): _resolve(item, budget) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item) for item in value)
-    if isinstance(value, (_Type, _Dtype, type)) or callable(value):
+        return type(value)(_resolve(item, budget) for item in value)
+    if not isinstance(value, _PLAIN_TYPES):
         raise pickle.UnpicklingError("it holds something that is no data")
     return value
 
@@ -234,11 +283,11 @@ def parse_pickle(data, source, encoding="ASCII"):
                 raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}, which plain data does not need")
             if opcode.name.endswith("PUT") and argument > len(data):
                 raise pickle.UnpicklingError("its memo is larger than the file")
-        return _resolve(_PlainUnpickler(io.BytesIO(data), encoding=encoding).load())
+        return _resolve(_PlainUnpickler(data, encoding).load(), [len(data)])
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError,
             OverflowError, RecursionError, MemoryError) as error:
-        raise UserError(f"{source}: not a readable pickle of plain data ({error}); it may be truncated, of another kind, "
-                        "or unsafe.") from None
+        raise UserError(f"{source}: not a readable pickle of plain data ({' '.join(str(error).split())}); it may be "
+                        "truncated, of another kind, or unsafe.") from None
 
 
 # ---------------------------------------------------------------- parameter files
@@ -270,7 +319,7 @@ def save_params(model, path):
 
 
 def load_params(path):
-    """Returns the {name: array} of a parameter file; entries like __version__ that hold no array are left out.
+    """Returns the {name: float32 array} of a parameter file; entries like __version__ that hold no array are left out.
 
     Raises:
         UserError: the file cannot be read, is no pickle of plain data, or no dict from names to numeric arrays.
@@ -278,10 +327,13 @@ def load_params(path):
     value = load_pickle(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise UserError(f"{path}: not a parameter file: it holds no dict of named arrays.")
-    params = {name: array for name, array in value.items() if not name.startswith("__")}
+    params = {name: array for name, array in value.items()
+              if isinstance(array, np.ndarray) or not name.startswith("__")}
     wrong = [name for name, array in params.items() if not isinstance(array, np.ndarray)]
     if wrong or not params:
         raise UserError(f"{path}: not a parameter file: {wrong[:5] or 'it'} holds no array.")
+    with np.errstate(over="ignore"):
+        params = {name: array.astype(np.float32) for name, array in params.items()}
     broken = [name for name, array in params.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(f"{path}: {broken[:5]} holds numbers that are not finite.")
@@ -299,16 +351,22 @@ def assign_params_(model, params, source):
     Raises:
         UserError: entries are missing, surplus or of the wrong shape; all of them are named at once.
     """
-    entries = {name: (variable, shape) for name, variable, shape in _entries(model)}
-    problems = [f"missing {name} {shape}" for name, (_, shape) in entries.items() if name not in params]
-    problems += [f"surplus {name} {params[name].shape}" for name in params if name not in entries]
-    problems += [f"{name} has shape {params[name].shape}, expected {shape}"
-                 for name, (_, shape) in entries.items()
-                 if name in params and not _same_shape(params[name].shape, shape)]
+    problems = find_mismatches(model, params)
     if problems:
         raise UserError(mismatch(source, model.name, problems))
-    for name, (variable, _) in entries.items():
-        variable.assign(params[name].reshape(variable.shape).astype(np.float32))
+    for name, variable, _ in _entries(model):
+        variable.assign(params[name].reshape(variable.shape))
+
+
+def find_mismatches(model, params, compare_shapes=True):
+    """Returns a list of texts, one for every entry that is missing, surplus or, if asked, of another shape."""
+    shapes = {name: shape for name, _, shape in _entries(model)}
+    problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in params]
+    problems += [f"surplus {name} {params[name].shape}" for name in params if name not in shapes]
+    if compare_shapes:
+        problems += [f"{name} has shape {params[name].shape}, expected {shape}" for name, shape in shapes.items()
+                     if name in params and not _same_shape(params[name].shape, shape)]
+    return problems
 
 
 def mismatch(source, arch, problems):
@@ -347,12 +405,11 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if file.exists():
-                self._compare(json.loads(file.read_text()), arguments)
+                self._compare(read_json(file), arguments)
             elif any(self.path.iterdir()):
                 raise UserError(f"{path}: --train_path is not empty and holds no run; name a new folder.")
-            write_json(file, arguments)
-        except json.JSONDecodeError:
-            raise UserError(f"{file}: not readable as JSON; name a new --train_path.") from None
+            else:
+                write_json(file, arguments)
         except OSError as error:
             raise UserError(f"{path}: --train_path cannot be written ({error.strerror}).") from None
 

@@ -74,7 +74,10 @@ class Dataset:
         return functools.partial(augment.view, mean=self.mean, std=self.std, use_flip=self.flips)
 
     def first_of_each_class(self, count, seed):
-        """Returns the Split of the first `count` training images of each class (all where there are fewer), shuffled."""
+        """Returns the Split of the first `count` training images of each class, shuffled.
+
+        A class of fewer images gives all it has; then they are not apart from last_of_each_class.
+        """
         return self._of_each_class(slice(None, count), seed)
 
     def last_of_each_class(self, count, seed):

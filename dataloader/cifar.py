@@ -1,7 +1,10 @@
 """CIFAR-10 and CIFAR-100 from the python batches: a folder, the official archive, or Keras' download of it."""
 
 import dataclasses
+import gzip
+import io
 import tarfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -54,7 +57,7 @@ def load(name, data_path=None):
         utils.UserError: there is no such path, a batch is missing or damaged, or the download fails.
     """
     source = SOURCES[name]
-    read = _open(source, Path(data_path) if data_path else _download(name, source))
+    read = _open(source, _download(name, source) if data_path is None else Path(data_path))
     train = [_split(source, *read(batch)) for batch in source.train]
     train = Split(np.concatenate([each.images for each in train]), np.concatenate([each.labels for each in train]))
     return Dataset(name, source.num_classes, train, _split(source, *read(source.test)), source.mean, source.std)
@@ -71,30 +74,37 @@ def _download(name, source):
 
 def _open(source, path):
     """Returns a function from a batch's name to (what to call it in errors, its bytes)."""
-    if path.is_dir():
-        folder = path / source.folder if (path / source.folder).is_dir() else path
-        missing = [batch for batch in (*source.train, source.test) if not (folder / batch).is_file()]
-        if missing:
-            raise utils.UserError(f"--data_path {path}: {', '.join(missing)} not found there; it must hold the python "
-                                  f"batches of {Path(source.url).name}.")
-        return lambda batch: (folder / batch, (folder / batch).read_bytes())
-    if not path.is_file():
-        raise utils.UserError(f"--data_path {path}: no such folder or file; name the folder with the python batches, "
-                              f"or {Path(source.url).name}.")
-    return lambda batch: (f"{path}:{batch}", _read_member(path, f"{source.folder}/{batch}"))
-
-
-def _read_member(path, member):
-    """Returns the bytes of one file of an archive; nothing is unpacked to disk."""
     try:
-        with tarfile.open(path) as archive:
-            file = archive.extractfile(member)
-            if file is None:
-                raise KeyError(member)
-            return file.read()
-    except KeyError:
-        raise utils.UserError(f"--data_path {path}: holds no file {member}; is it the archive of --dataset?") from None
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if path.is_dir():
+            folder = path / source.folder if (path / source.folder).is_dir() else path
+            missing = [batch for batch in (*source.train, source.test) if not (folder / batch).is_file()]
+            if missing:
+                raise utils.UserError(f"--data_path {path}: {', '.join(missing)} not found there; it must hold the python "
+                                      f"batches of {Path(source.url).name}.")
+            return lambda batch: (folder / batch, (folder / batch).read_bytes())
+        if not path.is_file():
+            raise utils.UserError(f"--data_path {path}: no such folder or file; name the folder with the python batches, "
+                                  f"or {Path(source.url).name}.")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise utils.UserError(f"--data_path {path}: cannot be read ({error.strerror}).") from None
+    files = _read_archive(path)
+
+    def member(batch):
+        name = f"{source.folder}/{batch}"
+        if name not in files:
+            raise utils.UserError(f"--data_path {path}: holds no file {name}; is it the archive of --dataset?")
+        return f"{path}:{batch}", files[name]
+    return member
+
+
+def _read_archive(path):
+    """Returns {name: bytes} of the files in a .tar.gz, checksum verified; nothing is unpacked to disk."""
+    try:
+        with gzip.open(path) as file:
+            content = io.BytesIO(file.read())  # to the end, where the checksum is
+        with tarfile.open(fileobj=content) as archive:
+            return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise utils.UserError(f"--data_path {path}: not a readable .tar.gz ({error}); get it again.") from None
 
 
@@ -103,8 +113,8 @@ def _split(source, name, data):
     batch = batch if isinstance(batch, dict) else {}
     images, labels = batch.get(b"data"), batch.get(source.label_key)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != IMAGE_BYTES or (
-            images.dtype != np.uint8):
-        raise utils.UserError(f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}].")
+            images.dtype != np.uint8 or not len(images)):
+        raise utils.UserError(f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}], number > 0.")
     if not isinstance(labels, list) or len(labels) != len(images) or not all(
             type(label) is int and 0 <= label < source.num_classes for label in labels):
         raise utils.UserError(f"{name}: {source.label_key.decode()} must be {len(images)} numbers from 0 to "

@@ -89,12 +89,13 @@ def restore_norms_(model, original):
     """
     graph = graphs.Graph(model)
     readers = {}
+    names = [call.layer.name for call in graph.calls]
     for call in graph.calls:
         for tensor in call.inputs:
             readers.setdefault(tensor, []).append(call)
     for call in graph.calls:
         behind = readers.get(call.output, [])
-        if type(call.layer) is not layers.Conv2D or len(behind) != 1 or len(call.layer._inbound_nodes) != 1:
+        if type(call.layer) is not layers.Conv2D or len(behind) != 1 or names.count(call.layer.name) != 1:
             continue
         norm = behind[0].layer
         if type(norm) is not layers.BatchNormalization or call.layer.activation is not keras.activations.linear:

@@ -44,15 +44,13 @@ class HistoryEntry:
     def to_json(self):
         """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        subnetwork = value.pop("subnetwork")
-        return value | {"widths": dict(zip(subnetwork.names, subnetwork.width)), "order": subnetwork.order}
+        return value | value.pop("subnetwork").to_json()
 
     @classmethod
     def from_json(cls, value):
         """Returns the entry that to_json() turned into this dict."""
-        value = dict(value)
-        widths, order = value.pop("widths"), value.pop("order")
-        return cls(subnetwork=Subnetwork(tuple(widths), tuple(map(tuple, order)), tuple(widths.values())), **value)
+        own = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name != "subnetwork"}
+        return cls(subnetwork=Subnetwork.from_json(value), **own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +92,8 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         utils.UserError: the target rate cannot be reached.
     """
     check_target(supernet, target_rate)
+    if criterion not in importance.CRITERIA:
+        raise ValueError(f"criterion must be one of {list(importance.CRITERIA)}; received {criterion!r}.")
     objective = Objective(supernet, data.last_of_each_class(VAL_PER_CLASS, seed), data.normalise,
                           batch_size=batch_size, teacher=teacher, jit=jit)
     history = list(history)
@@ -109,7 +109,13 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         scores = importance.CRITERIA[criterion](objective, present)
         present, candidates = propose(supernet, present, scores, target_rate, step_size)
         results = objective.scores(present, candidates, share_prefix)
-        best = int(np.argmax([result.reward for result in results]))
+        rewards = [result.reward for result in results]
+        if not np.isfinite(rewards).all():
+            broken = [supernet.groups[group].name for (group, _), reward in zip(candidates, rewards)
+                      if not np.isfinite(reward)]
+            raise FloatingPointError(f"the reward of search step {len(history)} is not finite with less of {broken[:5]}; "
+                                     "are the weights those of a trained network?")
+        best = int(np.argmax(rewards))
         group, winner = candidates[best]
         objective.learn(winner)
         history.append(_entry(len(history), supernet.groups[group].name, winner, supernet.rate(winner), results[best],
@@ -135,6 +141,9 @@ def propose(supernet, present, scores, target_rate, step_size):
         target_rate: no candidate falls below it by more than one channel.
         step_size: r; a group of C channels and n writers loses max(1/C, r/n) of its width.
     """
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("the importance of some channels is not finite; are the weights those of a trained "
+                                 "network?")
     by_group = [scores[supernet.layout.channels(i)] for i in range(len(supernet.groups))]
     present = present.ranked(by_group)
     narrowed, sums = {}, {}

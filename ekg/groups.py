@@ -107,7 +107,7 @@ class _Walk:
         self._read = {}  # name of a layer with weights -> channels of its input
         for call in graph.calls:
             is_last = getattr(call.layer, "data_format", "channels_last") == "channels_last"
-            rule = RULES.get(type(call.layer), _unknown) if is_last else _unknown
+            rule = RULES.get(type(call.layer), _Walk.close) if is_last else _Walk.close
             self._share_weights(call)
             self.of[call.output] = rule(self, call)
         self.channels.fix(self.of[graph.output])
@@ -141,18 +141,19 @@ def is_mixing(layer):
 
 
 def _is_elementwise(activation):
-    return keras.activations.serialize(activation) in _ELEMENTWISE_ACTIVATIONS
+    name = keras.activations.serialize(activation)
+    return isinstance(name, str) and name in _ELEMENTWISE_ACTIVATIONS
 
 
 def _carry(walk, call):
     if not _is_elementwise(getattr(call.layer, "activation", None) or keras.activations.linear):
-        return _unknown(walk, call)
+        return walk.close(call)
     return walk.of[call.inputs[0]]
 
 
 def _batch_norm(walk, call):
     last = len(walk.graph.shapes[call.output]) - 1
-    return _carry(walk, call) if call.layer.axis in (-1, last) else _unknown(walk, call)
+    return _carry(walk, call) if call.layer.axis in (-1, last) else walk.close(call)
 
 
 def _mix(walk, call):
@@ -173,7 +174,7 @@ def _depthwise(walk, call):
 def _merge(walk, call):
     first, *others = walk.inputs(call)
     if any(len(other) != len(first) for other in others):
-        return _unknown(walk, call)
+        return walk.close(call)
     for other in others:
         walk.channels.merge(first, other)
     return first
@@ -181,7 +182,7 @@ def _merge(walk, call):
 
 def _stack(walk, call):
     last = len(walk.graph.shapes[call.output]) - 1
-    return np.concatenate(walk.inputs(call)) if call.layer.axis in (-1, last) else _unknown(walk, call)
+    return np.concatenate(walk.inputs(call)) if call.layer.axis in (-1, last) else walk.close(call)
 
 
 def _reshape(walk, call):
@@ -189,12 +190,8 @@ def _reshape(walk, call):
     channels, shape = walk.of[call.inputs[0]], walk.graph.shapes[call.output]
     if not len(channels) or shape[-1] is None or shape[-1] % len(channels) or (
             shape[-1] != len(channels) and len(shape) != 2):
-        return _unknown(walk, call)
+        return walk.close(call)
     return np.tile(channels, shape[-1] // len(channels))
-
-
-def _unknown(walk, call):
-    return walk.close(call)
 
 
 RULES = {

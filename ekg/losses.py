@@ -69,7 +69,8 @@ def guide(bank, student, tau):
     """Returns (M̄ [batch, classes], number of teachers in G): the mean of the teachers that still know more.
 
     G = { k : Σ over the batch of KL(top ‖ M_k) < Σ over the batch of KL(top ‖ student) }, and the top teacher always
-    belongs to it (Lee and Song 2022).
+    belongs to it (Lee and Song 2022). Where a batch is split over replicas or micro-batches, each part chooses for
+    itself: what the whole batch knows of the student is there only after all parts have run.
 
     Args:
         bank: logits of the teachers, [batch, K, classes]; teacher 0 is the top one.

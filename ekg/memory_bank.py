@@ -2,8 +2,8 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
+import shutil
 
 import numpy as np
 import tensorflow as tf
@@ -61,8 +61,13 @@ def describe(split, teachers):
 
 def is_finished(folder, info):
     """Returns whether the folder holds the whole bank that describe() gave this description of."""
-    file = folder / INFO_FILE
-    return file.is_file() and json.loads(file.read_text()) == info
+    if not (folder / INFO_FILE).is_file() or utils.read_json(folder / INFO_FILE) != info:
+        return False
+    try:
+        shape = open_bank(folder).logits.shape
+    except (OSError, ValueError):  # missing or cut short: it is built anew
+        return False
+    return shape[:2] == (info["rows"], len(info["teachers"]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +100,7 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
         progress: progress bar that gets update(number of images), or None.
 
     Raises:
-        utils.UserError: the folder cannot be written.
+        utils.UserError: the folder cannot be written, or the disk has no room for the bank.
     """
     classes = supernet.graph.shapes[supernet.graph.output][-1]
     dtype = np.float16 if classes >= HALF_PRECISION_CLASSES else np.float32
@@ -105,6 +110,11 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
     masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        needed = len(split) * len(teachers) * classes * np.dtype(dtype).itemsize
+        free = shutil.disk_usage(folder).free
+        if needed > free:  # a memory map that the disk has no room for ends the process
+            raise utils.UserError(f"{folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, or "
+                                  "lower --num_teacher.")
         (folder / INFO_FILE).unlink(missing_ok=True)  # it stands for a finished bank
         logits = np.lib.format.open_memmap(folder / ARRAY_FILE, "w+", dtype, (len(split), len(teachers), classes))
         for start, stop in op_utils.even_batches(len(split), batch_size):

@@ -3,7 +3,6 @@ that file is there already."""
 
 import contextlib
 import dataclasses
-import json
 import logging
 import resource
 import time
@@ -85,12 +84,11 @@ class Pipeline:
             trained_param: parameter file of a trained network; None trains a baseline first.
 
         Raises:
-            utils.UserError: the target rate cannot be reached, or a file does not fit.
+            utils.UserError: a file of an earlier part of the run is damaged.
         """
         if (self.folder / "summary.json").exists():
             logger.info("this run is finished; its table is")
-            return [utils.Row(**row) for row in json.loads((self.folder / "summary.json").read_text())["table"]]
-        check_target(Supernet(self._build()), self._settings.target_rate)
+            return [utils.Row(**row) for row in utils.read_json(self.folder / "summary.json")["table"]]
         baseline_file = trained_param or self.folder / "baseline_param.pkl"
         baseline = self._baseline(baseline_file)
         supernet, history = self._search(baseline)
@@ -111,11 +109,13 @@ class Pipeline:
     def _phase(self, name):
         logger.info("phase %s", name)
         start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
-                                                             "peak_memory_mib": round(peak)})
+        try:
+            yield
+        finally:  # a phase that is stopped has its time in the summary, too
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
+                                                                 "peak_memory_mib": round(peak)})
         logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", name, seconds, peak)
 
     def _baseline(self, path):
@@ -210,7 +210,8 @@ class Pipeline:
             training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
                          seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS,
                          extend=(lambda batch: {"bank": bank.rows(batch["index"])}) if bank else None)
-            model.save(self.folder / "trained_param.keras")
+            model.save(self.folder / "unfinished.keras")
+            (self.folder / "unfinished.keras").rename(self.folder / "trained_param.keras")
             utils.save_params(model, path)
         return path
 
@@ -218,7 +219,27 @@ class Pipeline:
         with self._phase("report"):
             rows = [report.measure(name, self._load(path), path, self._data, self._strategy,
                                    self._settings.val_batch_size, self._settings.jit) for name, path in files.items()]
-        phases = utils.read_json_lines(self.folder / "phases.jsonl")
+        phases = {}
+        for line in utils.read_json_lines(self.folder / "phases.jsonl"):
+            phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0})
+            phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
+            phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
         utils.write_json(self.folder / "summary.json",
                          {"table": [dataclasses.asdict(row) for row in rows], "phases": phases})
         return rows
+
+
+def check(settings, data, model):
+    """Raises utils.UserError if a run could not be finished, before anything is written or trained.
+
+    Args:
+        settings: Settings.
+        data: dataloader Dataset.
+        model: the keras.Model that is to be pruned.
+    """
+    check_target(Supernet(model), settings.target_rate)
+    subset = data.first_of_each_class(SUBSET_PER_CLASS, settings.seed)
+    for flag, batch_size, images in (("--batch_size", settings.fine_tuning.batch_size, len(data.train)),
+                                     ("--search_batch_size", settings.search_batch_size, len(subset))):
+        if batch_size > images:
+            raise utils.UserError(f"{flag} {batch_size} is larger than the {images} images to train on; make it smaller.")

@@ -76,13 +76,13 @@ class Subnetwork:
         return dataclasses.replace(self, order=tuple(order))
 
     def to_json(self):
-        """Returns a dict of plain lists."""
-        return {"names": list(self.names), "order": [list(each) for each in self.order], "width": list(self.width)}
+        """Returns {"widths": {group name: width}, "order": channels of every group, most important first}."""
+        return {"widths": dict(zip(self.names, self.width)), "order": [list(each) for each in self.order]}
 
     @classmethod
     def from_json(cls, value):
         """Returns the sub-network that to_json() turned into this dict."""
-        return cls(tuple(value["names"]), tuple(tuple(each) for each in value["order"]), tuple(value["width"]))
+        return cls(tuple(value["widths"]), tuple(map(tuple, value["order"])), tuple(value["widths"].values()))
 
     def __str__(self):
         return ", ".join(f"{name} {self.num_kept(i)}/{len(self.order[i])}" for i, name in enumerate(self.names))

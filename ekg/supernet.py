@@ -6,6 +6,7 @@ the next and nothing needs restoring after a trial.
 
 import dataclasses
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -151,7 +152,9 @@ class Supernet:
         values = weights.get(call.layer.name, [])
         if call.output == self.graph.output and groups.is_mixing(call.layer):
             values = [self._restore_norm(values[0], mask, self.layout.index[call.inputs[0]]), *values[1:]]
-        return graphs.run_call(call, values, live, training)[0]
+        # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
+        is_norm = isinstance(call.layer, keras.layers.BatchNormalization)
+        return graphs.run_call(call, values, live, training and is_norm)[0]
 
     def _restore_norm(self, kernel, mask, index):
         """Scales the classifier's kernel so that the rows that stay have the Frobenius norm of all rows."""

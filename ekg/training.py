@@ -21,23 +21,25 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=1
         schedule: op_utils.Schedule.
         batch_size: global batch.
         seed: of order and augmentation.
-        folder: utils.RunFolder that gets training.jsonl, TensorBoard events and checkpoints.
+        folder: utils.RunFolder that gets curves.jsonl, TensorBoard events and checkpoints.
         num_views: random views of each image.
         split: Split to train on instead of the training split.
         extend: function from a batch to the entries it gets besides, or None.
 
     Raises:
-        utils.UserError: the split is smaller than a batch.
+        utils.UserError: the checkpoint of an earlier call is damaged.
     """
     num_steps = len(data.train if split is None else split) // batch_size
-    if not num_steps:
-        raise utils.UserError(f"batch size {batch_size} is larger than the {len(split or data.train)} images to train on; "
-                              "make it smaller.")
     epochs_done = tf.Variable(0, dtype=tf.int64)
     checkpoint = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, epochs_done=epochs_done)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints" / phase), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        try:
+            checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        except (tf.errors.OpError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise utils.UserError(f"{manager.latest_checkpoint}: the checkpoint is damaged ({reason[:200]}); remove "
+                                  f"{folder / 'checkpoints' / phase} to start this phase anew.") from None
         logger.info("%s: goes on after epoch %d", phase, epochs_done.numpy())
     for epoch in range(int(epochs_done), schedule.epochs):
         batches = data.epoch(batch_size, seed, epoch, num_views, split)
@@ -45,9 +47,9 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=1
             batches = (batch | extend(batch) for batch in batches)
         with utils.progress_bar(f"{phase} {epoch + 1}/{schedule.epochs}", num_steps, "step") as progress:
             means = op_utils.train_epoch(trainer, batches, schedule, epoch, num_steps, progress)
-        folder.log_curves(phase, epoch + 1, means | {"learning_rate": schedule(epoch)})
         epochs_done.assign(epoch + 1)
         manager.save(epoch + 1)
+        folder.log_curves(phase, epoch + 1, means | {"learning_rate": schedule(epoch)})
 
 
 def copy_model(model, strategy):

@@ -35,23 +35,26 @@ def from_params(arch, params, num_classes, source="parameters"):
     """
     builder, conv_widths, streams = _lookup(arch)
     widths, problems = {}, []
-    for name, default in conv_widths(arch).items():
-        entry = f"{name.replace('-', '/')}/kernel:0"
+    for name, most in conv_widths(arch).items():
+        entry = _entry(name)
         shape = params[entry].shape if entry in params else None
-        if shape is not None and len(shape) == 4 and all(shape):
-            widths[name] = shape[-1]
-        else:
-            widths[name] = default
-            problems += [f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out]"] * (shape is not None)
+        widths[name] = shape[-1] if shape is not None and len(shape) == 4 and 0 < shape[-1] <= most else most
+        if shape is not None and (len(shape) != 4 or shape[-1] != widths[name]):
+            problems.append(f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out] with 1 to {most} filters")
     for names in streams(arch):
-        target = widths[names[0]]
-        problems += [f"{name.replace('-', '/')}/kernel:0 has {widths[name]} filters, but is added to {target} of "
-                     f"{names[0].replace('-', '/')}" for name in names if widths[name] != target]
+        problems += [f"{_entry(name)} has {widths[name]} filters, but is added to {widths[names[0]]} of {_entry(names[0])}"
+                     for name in names if widths[name] != widths[names[0]]]
+    # No larger than the unpruned network, whatever the file declares.
+    model = builder(arch, num_classes, widths if not problems else None)
     if problems:
+        problems += utils.find_mismatches(model, params, compare_shapes=False)
         raise utils.UserError(utils.mismatch(source, arch, problems))
-    model = builder(arch, num_classes, widths)
     utils.assign_params_(model, params, source)
     return model
+
+
+def _entry(conv):
+    return f"{conv.replace('-', '/')}/kernel:0"
 
 
 def _lookup(arch):

@@ -58,7 +58,7 @@ def test_sgd_is_nesterov_with_weight_decay_in_the_gradient():
 
 
 @pytest.mark.parametrize("options", [{"accum": 2}, {"accum": 8}, {"replicas": 2}, {"replicas": 2, "accum": 3},
-                                     {"jit": True}, {"jit": True, "accum": 4}])
+                                     {"jit": True}, {"jit": True, "accum": 4}, {"jit": True, "replicas": 2}])
 def test_parts_of_a_batch_train_as_the_whole(options):
     data = make_data()
     one, other = make_trainer(plain_net, data), make_trainer(plain_net, data, **options)
@@ -130,7 +130,7 @@ def test_evaluation_is_exact_whatever_the_batch(tiny_resnet, tiny_data, batch_si
     with strategy.scope():
         model = make_tiny_resnet()
     found = op_utils.evaluate(strategy, model, tiny_data.test, tiny_data.normalise, batch_size,
-                              forward=Graph(model).stateless_call)
+                              forward=Graph(model).stateless_call, jit=batch_size == 22)
     logits = tiny_resnet(tiny_data.normalise(tiny_data.test.images)).numpy().astype(np.float64)
     labels = tiny_data.test.labels
     loss = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(22), labels]).mean()
@@ -138,16 +138,24 @@ def test_evaluation_is_exact_whatever_the_batch(tiny_resnet, tiny_data, batch_si
     assert (found.top1, found.top5) == ((logits.argmax(axis=1) == labels).mean(), 1.0)
 
 
+def test_a_network_that_tells_nothing_apart_is_right_for_one_class():
+    for k in (1, 2):
+        hits = op_utils.top_k_hits(np.arange(4), tf.zeros((4, 4)), k).numpy()
+        assert hits.tolist() == [1, float(k > 1), 0, 0]
+    assert not op_utils.top_k_hits(np.arange(4), tf.fill((4, 4), np.nan), 1).numpy().any()
+
+
 def test_top5_counts_the_five_highest():
     logits = np.arange(20, dtype=np.float32)[None].repeat(4, axis=0)
     assert op_utils.top_k_hits([19, 15, 14, 0], tf.constant(logits), 5).numpy().tolist() == [1, 1, 0, 0]
 
 
-def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data):
+@pytest.mark.parametrize("jit", [False, True])
+def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data, jit):
     """Of uneven batches: the first layer's are those of one pass over all images, up to the last bit or two."""
     images = tiny_data.normalise(tiny_data.train.images)
     batches = [images[:40], images[40:52], images[52:]]
-    op_utils.reestimate_statistics_(tiny_resnet, batches, Graph(tiny_resnet).stateless_call)
+    op_utils.reestimate_statistics_(tiny_resnet, batches, Graph(tiny_resnet).stateless_call, jit)
     stem = tiny_resnet.get_layer("stem")(images).numpy().astype(np.float64)
     norm = tiny_resnet.get_layer("stem_bn")
     np.testing.assert_allclose(norm.moving_mean, stem.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
@@ -161,8 +169,8 @@ def test_even_batches():
 
 
 def test_a_gpu_that_is_not_there_is_named():
-    with pytest.raises(utils.UserError, match="--gpu_id 7: this machine has"):
-        op_utils.make_strategy([7])
+    with pytest.raises(utils.UserError, match="--gpu_id 99: this machine has"):
+        op_utils.make_strategy([99])
 
 
 def test_a_batch_that_does_not_divide_is_named():

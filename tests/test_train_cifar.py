@@ -152,7 +152,7 @@ def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--target_rate", "0.001"], "cannot be reached"), (["--gpu_id", "3"], "--gpu_id 3: this machine has"),
+    (["--target_rate", "0.001"], "cannot be reached"), (["--gpu_id", "99"], "--gpu_id 99: this machine has"),
     (["--batch_size", "30", "--accum", "4"], "multiple of 4"), (["--data_path", "/nowhere"], "leave --data_path out"),
     (["--dataset", "CIFAR10", "--data_path", "/nowhere"], "no such folder or file"),
     (["--batch_size", "2000"], "larger than the 1438 images")])

@@ -46,16 +46,30 @@ def attacks(marker):
     good = pickle.dumps({"a": np.zeros((2, 3), np.float32)}, protocol=2)
     yield good[:-5]
     yield good.replace(b"K\x02K\x03", b"K\xffK\xff")  # declared larger than its bytes
+    for name in ("(,)f4", "3 4f4", "(1,2", "f4,f4", "O8", "V4"):  # NumPy would parse these as lists of types
+        yield b"cnumpy\ndtype\n(X" + len(name).to_bytes(4, "little") + name.encode() + b"tR."
+    yield b"]q\x00" + b"".join(b"](h%ch%ceq%c0" % (i, i, i + 1) for i in range(60)) + b"h\x3c."  # 2**60 lists
+    yield shared_bytes()
+    yield b"c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__)s\x86b."
+    yield b"c_codecs\nencode\n}X\x01\x00\x00\x00a\x88sb."  # sets an attribute of what is admitted
+    yield b"ca b\n\x1b[31m\n."
 
 
-@pytest.mark.parametrize("number", range(21))
+def shared_bytes():
+    """One megabyte that a thousand arrays are made of: a thousand megabytes."""
+    make = (b"cnumpy._core.numeric\n_frombuffer\n(h\x01cnumpy\ndtype\n(X\x02\x00\x00\x00u1tRJ"
+            + (1 << 20).to_bytes(4, "little") + b"\x85X\x01\x00\x00\x00CtR")
+    return b"\x80\x05](B" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20) + b"q\x01" + make * 1000 + b"e."
+
+
+@pytest.mark.parametrize("number", range(32))
 def test_nothing_but_plain_data_is_admitted(tmp_path, number):
     marker = tmp_path / "executed"
     file = tmp_path / "file.pkl"
     file.write_bytes(list(attacks(marker))[number])
-    with pytest.raises(utils.UserError, match="file.pkl: not a "):
+    with pytest.raises(utils.UserError, match="file.pkl: not a ") as error:
         utils.load_params(file)
-    assert not marker.exists()
+    assert not marker.exists() and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -93,6 +107,11 @@ def test_metadata_entries_are_left_out_and_others_named(tmp_path):
     file.write_bytes(pickle.dumps({"a:0": np.array([np.nan])}))
     with pytest.raises(utils.UserError, match="a:0.*not finite"):
         utils.load_params(file)
+    file.write_bytes(pickle.dumps({"a:0": np.array([1e300])}))
+    with pytest.raises(utils.UserError, match="a:0.*not finite"):
+        utils.load_params(file)
+    file.write_bytes(pickle.dumps({"__a": np.ones(2)}))
+    assert list(utils.load_params(file)) == ["__a"]
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {1: np.ones(2)}, "text"])
@@ -137,6 +156,12 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path):
     assert utils.read_json_lines(file) == [{"a": 1}]
     utils.append_json_line(file, {"a": 3})
     assert utils.read_json_lines(file) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "lines.jsonl").write_bytes(b'{"a": 1}\n{"a": \xff\n{"a": 3}\n')
+    with pytest.raises(utils.UserError, match="lines.jsonl: line 2 is damaged"):
+        utils.read_json_lines(tmp_path / "lines.jsonl")
 
 
 def test_a_run_folder_keeps_to_its_arguments(tmp_path):

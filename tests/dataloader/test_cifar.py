@@ -74,6 +74,7 @@ def test_a_truncated_batch_is_named(folder):
 
 
 @pytest.mark.parametrize("content", [
+    {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
     {b"labels": [1]}, {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, [1, 2],
     {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, {b"data": np.zeros((1, 3071), np.uint8), b"labels": [1]}])
 def test_a_pickle_that_is_no_batch_is_named(folder, content):
@@ -92,6 +93,23 @@ def test_a_bad_archive_is_named(tmp_path, content):
         archive.write_bytes(content)
     with pytest.raises(utils.UserError, match="x.tar.gz"):
         dataloader.load("CIFAR10", archive)
+
+
+def test_a_flipped_bit_in_the_archive_is_noticed_or_harmless(folder, tmp_path):
+    """Bits of the header and padding of a .gz mean nothing."""
+    archive = tmp_path / "x.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "cifar-10-batches-py")
+    good = archive.read_bytes()
+    expected, noticed = dataloader.load("CIFAR10", archive).train.images, 0
+    for place in np.linspace(0, len(good) - 1, 40).astype(int):
+        archive.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1:])
+        try:
+            np.testing.assert_array_equal(dataloader.load("CIFAR10", archive).train.images, expected)
+        except utils.UserError as error:
+            assert "x.tar.gz: not a readable .tar.gz" in str(error)
+            noticed += 1
+    assert noticed > 30
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):

@@ -6,6 +6,8 @@ import pytest
 import ekg
 import utils
 from ekg import greedy_search as searching
+from ekg import importance
+from ekg.objective import Objective
 from ekg.subnetwork import count_kept
 
 
@@ -111,11 +113,34 @@ def test_a_search_goes_on_from_its_history_to_the_same_end(tiny_resnet, tiny_dat
     assert [entry.loss for entry in rest.history] == [entry.loss for entry in whole.history]
 
 
-def test_a_search_keeps_the_best_candidate(tiny_resnet, tiny_data):
-    """Every step's reward is the highest of all groups that it may try, each evaluated from the input."""
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_search_ranks_anew_and_keeps_the_best_candidate(tiny_resnet, tiny_data, jit):
+    """Every step again, by another objective that runs each candidate from the input: the winner is the same."""
     supernet = ekg.Supernet(tiny_resnet)
-    fast, slow = (ekg.search(supernet, tiny_data, target_rate=0.5, share_prefix=share) for share in (True, False))
-    assert [entry.subnetwork for entry in fast.history] == [entry.subnetwork for entry in slow.history]
+    result = ekg.search(supernet, tiny_data, target_rate=0.4, jit=jit)
+    other = Objective(supernet, tiny_data.last_of_each_class(32, 0), tiny_data.normalise, batch_size=256)
+    chosen_first = 0
+    for present, chosen in zip(result.history, result.history[1:]):
+        other.learn(present.subnetwork)
+        scores = importance.ekg(other, present.subnetwork)
+        ranked, candidates = searching.propose(supernet, present.subnetwork, scores, 0.4, 0.2)
+        rewards = [score.reward for score in other.scores(ranked, candidates, share_prefix=False)]
+        group, winner = candidates[int(np.argsort(rewards)[-1])]
+        assert (supernet.groups[group].name, winner) == (chosen.group, chosen.subnetwork)
+        assert chosen.reward == pytest.approx(max(rewards), rel=1e-5) and chosen.num_candidates == len(candidates)
+        chosen_first += len(candidates) > 1 and np.argmax(rewards) == 0
+    assert chosen_first < len(result.history) - 1
+
+
+def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
+    tiny_resnet.get_layer("fc").bias.assign([np.nan, 0, 0])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
+
+
+def test_an_unknown_criterion_is_refused(tiny_resnet, tiny_data):
+    with pytest.raises(ValueError, match="received 'l0'"):
+        ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5, criterion="l0")
 
 
 @pytest.mark.parametrize(("target_rate", "message"), [

@@ -115,6 +115,32 @@ def test_softmax_and_grouped_convolutions_close_their_groups():
     assert set(groups_of(keras.Model(inputs, layers.Dense(3, name="fc")(x)))) == {"free"}
 
 
+def test_an_activation_of_ones_own_closes_its_group():
+    inputs = keras.Input((8, 8, 3))
+    x = conv_bn(layers.Conv2D(4, 1, activation=lambda x: x - 1, name="own")(conv_bn(inputs, 4, "free")), 5, "next")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    assert set(groups_of(keras.Model(inputs, layers.Dense(3, name="fc")(x)))) == {"free", "next"}
+
+
+def test_a_frozen_batch_norm_keeps_its_moving_statistics(tiny_resnet, images):
+    tiny_resnet.get_layer("stem_bn").trainable = False
+    forward = graphs.Graph(tiny_resnet).stateless_call
+    trainable = [variable.value for variable in tiny_resnet.trainable_variables]
+    non_trainable = [variable.value for variable in tiny_resnet.non_trainable_variables]
+    logits, _ = forward(trainable, non_trainable, images, True)
+    expected, _ = tiny_resnet.stateless_call(trainable, non_trainable, images, training=True)
+    assert relative_difference(logits, expected) < 1e-5
+
+
+def test_dropout_is_off_in_the_supernet():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dropout(0.5, name="drop")(layers.GlobalAveragePooling2D(name="pool")(conv_bn(inputs, 4, "conv")))
+    supernet = ekg.Supernet(keras.Model(inputs, layers.Dense(3, name="fc")(x)))
+    images = np.ones((2, 8, 8, 3), np.float32)
+    first, second = (supernet.logits(images, supernet.whole(), training=True).numpy() for _ in range(2))
+    assert (first == second).all()
+
+
 def test_what_cannot_be_a_supernet_is_refused(tiny_resnet):
     inputs = keras.Input((4,))
     with pytest.raises(ValueError, match="nothing in model 'flat' can be pruned"):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,10 @@ def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_d
     assert not memory_bank.is_finished(tmp_path, info)
     build(tmp_path, teachers, tiny_data)
     assert memory_bank.is_finished(tmp_path, info)
+    array = (tmp_path / "logits.npy").read_bytes()
+    (tmp_path / "logits.npy").write_bytes(array[:-100])
+    assert not memory_bank.is_finished(tmp_path, info)
+    (tmp_path / "logits.npy").write_bytes(array)
     assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries[:2]))
     tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
     assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries))
@@ -62,6 +68,13 @@ def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_d
 
 def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):
     assert isinstance(build(tmp_path, teachers, tiny_data).logits, np.memmap)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, tiny_data, teachers, monkeypatch):
+    monkeypatch.setattr(memory_bank.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3455))
+    with pytest.raises(utils.UserError, match="needs 3,456 bytes and 3,455 are free"):
+        build(tmp_path, teachers, tiny_data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers):

@@ -83,6 +83,15 @@ def test_parameters_of_another_net_are_refused():
         nets.from_params("ResNet-20", params, 10)
 
 
+def test_a_network_wider_than_the_unpruned_one_is_refused_before_it_is_built():
+    params = utils.model_params(nets.build("ResNet-20", 10))
+    params["BasicBlock0.0/conv1/kernel:0"] = np.zeros((1, 1, 1, 1_000_000), bool)
+    params["BasicBlock0.0/conv2/kernel:0"] = np.zeros((1, 1, 1, 1_000_000), bool)
+    del params["bn/gamma:0"]
+    with pytest.raises(utils.UserError, match="conv1/kernel:0 has shape .* 1 to 16 filters.*missing bn/gamma:0"):
+        nets.from_params("ResNet-20", params, 10)
+
+
 def test_widths_that_cannot_be_added_are_refused():
     params = utils.model_params(nets.build("ResNet-20", 10))
     params["BasicBlock1.1/conv2/kernel:0"] = np.zeros((3, 3, 32, 30))
