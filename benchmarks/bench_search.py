@@ -16,6 +16,7 @@ import tensorflow as tf
 from benchmarks import common
 from dataloader.base import Dataset, Split
 from ekg import greedy_search, importance
+from ekg.greedy_search import HistoryEntry
 from ekg.objective import Objective
 from ekg.supernet import Gate, Supernet
 
@@ -27,6 +28,7 @@ def parse_args(argv=None):
     parser.add_argument("--trained_param", help="parameter file; without it weights are random")
     parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
     parser.add_argument("--search_batch_size", type=int, default=256)
+    parser.add_argument("--history", help="history.jsonl of a search of this network, to take the sub-networks from")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time")
     parser.add_argument("--runs", type=int, default=3, help="times each step is run")
     return parser.parse_args(argv)
@@ -42,12 +44,13 @@ def make_data(path):
 def executed(supernet, groups, share_prefix):
     """Returns the multiply-accumulates of one image in a step that tries these groups.
 
-    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once.
+    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once, which leaves
+    the states that the next step's candidates start from.
     """
     flops = common.call_flops(supernet.graph, supernet.layout)
     until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
     total, gates = until[-1], [supernet.first_gate(group) for group in groups]
-    candidates = until[max(gates)] + sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
+    candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
     return 3 * total + candidates
 
 
@@ -63,8 +66,8 @@ def main(args):
     supernet, data = Supernet(model), make_data(args.data_path)
     objective = Objective(supernet, data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0), data.normalise,
                           batch_size=args.search_batch_size)
+    found = [HistoryEntry.from_json(line).subnetwork for line in utils.read_json_lines(args.history)] if args.history else []
     present, rows = supernet.whole(), []
-    objective.learn(present)
     num_images, peak = sum(len(labels) for _, labels in objective.batches), common.measure_peak()
 
     def step(share_prefix):
@@ -72,10 +75,12 @@ def main(args):
         ranked, candidates = greedy_search.propose(supernet, present, scores, 0.01, 0.2)
         results = objective.scores(ranked, candidates, share_prefix)
         winner = candidates[int(np.argmax([result.reward for result in results]))][1]
-        objective.logits(winner)[-1].numpy()  # what taking the winner into the knowledge costs
+        objective.learn(present)  # costs what taking in the winner does, and leaves the state of the step as it was
         return winner, [group for group, _ in candidates]
 
-    for number in range(1, max(args.steps) + 1):
+    for number in args.steps if found else range(1, max(args.steps) + 1):
+        present = found[number - 1] if found else present
+        objective.learn(present)
         winner, groups = step(True)
         if number in args.steps:
             shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs)

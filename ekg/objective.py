@@ -5,6 +5,7 @@ reward(Θ) = − CE(labels, Θ) − CE(softmax(T), Θ), with T the mean logits o
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,8 @@ import tensorflow as tf
 import op_utils
 
 SEARCH_TEACHERS = ("ensemble", "single", "none")
+STRETCH = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
+STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,10 @@ class Objective:
     """Evaluates sub-networks of one supernet on D_val.
 
     The program is cut into segments at the first gate of every group. All candidates of a search step share the
-    present sub-network up to their own group's first gate, so batch by batch each segment of the present one runs once, and
-    a candidate costs only the segments behind its first changed gate. Every segment is traced once for each batch
-    shape and serves all candidates and steps.
+    present sub-network up to their own group's first gate, so each segment of the present one runs once, and a candidate
+    costs only the segments behind its first changed gate. What the present one passes from segment to segment is kept when
+    its knowledge is taken, if it fits a budget; else it is computed again batch by batch. Every segment, and every stretch
+    of STRETCH segments, is traced once for each batch shape and serves all candidates and steps.
 
     Attributes:
         supernet: the Supernet.
@@ -57,6 +61,10 @@ class Objective:
         self._starts = [0, *sorted(set(self._first_gates))]
         edges = [*self._starts, len(supernet.program)]
         self._segments = [self._make_segment(start, stop, jit) for start, stop in zip(edges, edges[1:])]
+        self._stretches = {first: self._make_segment(edges[first], edges[first + STRETCH], jit)
+                           for first in range(0, len(self._segments) - STRETCH + 1, STRETCH)}
+        self._states = None  # (mask bytes, for every batch the state before each segment) of the present sub-network
+        self._keeps_states = self._count_state_bytes() <= STATE_BUDGET
         self._normalise = tf.function(normalise, jit_compile=jit)
         self._sums = tf.function(self._loss_sums, jit_compile=jit)
         self._products = tf.function(self._gate_products, jit_compile=jit)
@@ -78,15 +86,11 @@ class Objective:
         sums = np.zeros((len(candidates), 3))
         masks = [self._mask(subnetwork) for _, subnetwork in candidates]
         entries = [self._entry(group) if share_prefix else 0 for group, _ in candidates]
-        present_mask = self._mask(present)
-        for number, (images, labels) in enumerate(self.batches):
-            state, teacher = [self._normalise(images)], self._teacher(number)
-            totals = {}
-            for segment in range(max(entries) + 1):
+        for number, (_, labels) in enumerate(self.batches):
+            teacher, totals = self._teacher(number), {}
+            for segment, state in enumerate(self._walk(present, number, max(entries))):
                 for i in [i for i, entry in enumerate(entries) if entry == segment]:
                     totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
-                if segment < max(entries):
-                    state = self._run_segment(segment, present_mask, state)
             sums += np.array([totals[i].numpy() for i in range(len(candidates))])
         return [Score(loss, hits, -loss - (soft if self.use_knowledge else 0.0))
                 for loss, soft, hits in (sums / self._num_images).tolist()]
@@ -98,12 +102,16 @@ class Objective:
 
     def learn(self, subnetwork):
         """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
-        if self._num_learned == 0:
-            self._knowledge = self.logits(subnetwork)
-        elif self._teacher_kind == "ensemble":
-            n = self._num_learned
-            self._knowledge = [(mean * n + new) / (n + 1)
-                               for mean, new in zip(self._knowledge, self.logits(subnetwork))]
+        n = self._num_learned
+        is_needed = n == 0 or self._teacher_kind == "ensemble"
+        if self._keeps_states:
+            walks = [list(self._walk(subnetwork, number, len(self._segments))) for number in range(len(self.batches))]
+            logits = [states.pop()[0] for states in walks]
+            self._states = self.supernet.mask(subnetwork).tobytes(), walks
+        elif is_needed:
+            logits = self.logits(subnetwork)
+        if is_needed:
+            self._knowledge = [(mean * n + new) / (n + 1) for mean, new in zip(self._knowledge, logits)] if n else logits
         self._num_learned += 1
 
     def gate_products(self, subnetwork):
@@ -141,15 +149,32 @@ class Objective:
             return [live[tensor] for tensor in leaves]
         return tf.function(segment, jit_compile=jit), weights
 
-    def _run_segment(self, number, mask, state):
-        function, weights = self._segments[number]
-        return function(weights, mask, state)
+    def _walk(self, subnetwork, batch, last):
+        """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
+        if self._states is not None and self._states[0] == self.supernet.mask(subnetwork).tobytes() and (
+                last < len(self._segments)):
+            yield from self._states[1][batch][:last + 1]
+            return
+        mask, state = self._mask(subnetwork), [self._normalise(self.batches[batch][0])]
+        yield state
+        for function, weights in self._segments[:last]:
+            state = function(weights, mask, state)
+            yield state
 
     def _run(self, mask, state, first):
         """Returns the logits from the state before segment `first`."""
-        for number in range(first, len(self._segments)):
-            state = self._run_segment(number, mask, state)
+        while first < len(self._segments):
+            is_stretch = first in self._stretches
+            function, weights = self._stretches[first] if is_stretch else self._segments[first]
+            state = function(weights, mask, state)
+            first += STRETCH if is_stretch else 1
         return state[0]
+
+    def _count_state_bytes(self):
+        """Returns the bytes of all states of all images, float32."""
+        shapes = self.supernet.graph.shapes
+        tensors = [tensor for start in self._starts for tensor in self.supernet.live_at(start)]
+        return 4 * self._num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
 
     def _loss_sums(self, logits, labels, teacher):
         """Returns sums over a batch: [cross-entropy with the labels, with the teacher, right answers], float64."""
