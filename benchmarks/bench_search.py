@@ -44,14 +44,14 @@ def make_data(path):
 def executed(supernet, groups, share_prefix):
     """Returns the multiply-accumulates of one image in a step that tries these groups.
 
-    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once, which leaves
-    the states that the next step's candidates start from.
+    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once (from its
+    group's first gate on, if the prefix is shared: about half of it).
     """
     flops = common.call_flops(supernet.graph, supernet.layout)
     until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
     total, gates = until[-1], [supernet.first_gate(group) for group in groups]
     candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
-    return 3 * total + candidates
+    return (2.5 if share_prefix else 3) * total + candidates
 
 
 def main(args):
@@ -75,7 +75,10 @@ def main(args):
         ranked, candidates = greedy_search.propose(supernet, present, scores, 0.01, 0.2)
         results = objective.scores(ranked, candidates, share_prefix)
         winner = candidates[int(np.argmax([result.reward for result in results]))][1]
-        objective.learn(present)  # costs what taking in the winner does, and leaves the state of the step as it was
+        if share_prefix:
+            objective.learn(winner)
+        else:
+            objective.logits(winner)[-1].numpy()
         return winner, [group for group, _ in candidates]
 
     for number in args.steps if found else range(1, max(args.steps) + 1):
@@ -83,7 +86,8 @@ def main(args):
         objective.learn(present)
         winner, groups = step(True)
         if number in args.steps:
-            shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs)
+            shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs,
+                                                  prepare=lambda: objective.learn(present))
             shares = [2 * num_images * executed(supernet, groups, share) / spent / peak
                       for share, spent in ((True, shared), (False, alone))]
             rows.append([number, len(groups), f"{shared:.2f}", f"{alone:.2f}", f"{shared / alone:.3f}",

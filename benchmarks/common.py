@@ -22,11 +22,15 @@ def seconds(function, runs=5, warmup=1):
     return statistics.median(times)
 
 
-def paired_seconds(first, second, runs=5):
-    """Returns the median seconds of two functions that are called in turn, so that a drift of the machine hits both."""
+def paired_seconds(first, second, runs=5, prepare=lambda: None):
+    """Returns the median seconds of two functions that are called in turn, so that a drift of the machine hits both.
+
+    `prepare` is called before each of them, untimed.
+    """
     times = [], []
     for run in range(runs + 1):
         for function, own in zip((first, second), times):
+            prepare()
             spent = seconds(function, runs=1, warmup=0)
             if run:
                 own.append(spent)

@@ -63,7 +63,7 @@ class Objective:
         self._segments = [self._make_segment(start, stop, jit) for start, stop in zip(edges, edges[1:])]
         self._stretches = {first: self._make_segment(edges[first], edges[first + STRETCH], jit)
                            for first in range(0, len(self._segments) - STRETCH + 1, STRETCH)}
-        self._states = None  # (mask bytes, for every batch the state before each segment) of the present sub-network
+        self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
         self._keeps_states = self._count_state_bytes() <= STATE_BUDGET
         self._normalise = tf.function(normalise, jit_compile=jit)
         self._sums = tf.function(self._loss_sums, jit_compile=jit)
@@ -107,7 +107,7 @@ class Objective:
         if self._keeps_states:
             walks = [list(self._walk(subnetwork, number, len(self._segments))) for number in range(len(self.batches))]
             logits = [states.pop()[0] for states in walks]
-            self._states = self.supernet.mask(subnetwork).tobytes(), walks
+            self._states = self.supernet.mask(subnetwork), walks
         elif is_needed:
             logits = self.logits(subnetwork)
         if is_needed:
@@ -151,15 +151,22 @@ class Objective:
 
     def _walk(self, subnetwork, batch, last):
         """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
-        if self._states is not None and self._states[0] == self.supernet.mask(subnetwork).tobytes() and (
-                last < len(self._segments)):
-            yield from self._states[1][batch][:last + 1]
-            return
-        mask, state = self._mask(subnetwork), [self._normalise(self.batches[batch][0])]
-        yield state
-        for function, weights in self._segments[:last]:
+        mask = self.supernet.mask(subnetwork)
+        known = self._known_states(mask, batch)[:last + 1]
+        yield from known
+        mask, state = tf.constant(mask), known[-1]
+        for function, weights in self._segments[len(known) - 1:last]:
             state = function(weights, mask, state)
             yield state
+
+    def _known_states(self, mask, batch):
+        """Returns the first states of a mask on a batch as far as they are known: all up to the first changed gate."""
+        if self._states is None:
+            return [[self._normalise(self.batches[batch][0])]]
+        kept_mask, walks = self._states
+        changed = [self._entry(group) for group in range(len(self.supernet.groups))
+                   if (mask != kept_mask)[self.supernet.layout.channels(group)].any()]
+        return walks[batch][:min(changed, default=len(self._segments)) + 1]
 
     def _run(self, mask, state, first):
         """Returns the logits from the state before segment `first`."""
