@@ -6,6 +6,7 @@ Without --trained_param the weights, and without --data_path the images, are ran
 """
 
 import argparse
+import functools
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
@@ -87,7 +88,7 @@ def main(args):
         winner, groups = step(True)
         if number in args.steps:
             shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs,
-                                                  prepare=lambda: objective.learn(present))
+                                                  prepare=functools.partial(objective.learn, present))
             shares = [2 * num_images * executed(supernet, groups, share) / spent / peak
                       for share, spent in ((True, shared), (False, alone))]
             rows.append([number, len(groups), f"{shared:.2f}", f"{alone:.2f}", f"{shared / alone:.3f}",
