@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.runtime
-	$(BIN)/python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45 --baseline_epoch 12 \
-		--train_epoch 6 --batch_size 64 --train_path runs/demo
+	$(BIN)/python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45 --baseline_epoch 9 \
+		--train_epoch 4 --batch_size 16 --search_step 0.4 --train_path runs/demo
 	$(BIN)/python test.py --arch ResNet-20 --dataset DIGITS --trained_param runs/demo/trained_param.pkl
 
 test: $(VENV)/.dev
