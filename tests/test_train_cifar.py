@@ -17,8 +17,8 @@ import utils
 from tests.helpers import relative_difference
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9", "--baseline_epoch", "1",
-         "--train_epoch", "2", "--num_teacher", "2"]
+NETWORK = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9"]
+SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def stop_after_saving(phase):
 @pytest.mark.parametrize("teacher", ["single", "none"])
 def test_other_teachers_need_no_bank(finished, tmp_path, teacher):
     rows = train_cifar.main(train_cifar.parse_args(
-        [*SHORT, "--target_rate", "0.98", "--train_epoch", "1", "--search_teacher", teacher, "--finetune_teacher", teacher,
+        [*NETWORK, "--target_rate", "0.98", "--train_epoch", "1", "--search_teacher", teacher, "--finetune_teacher", teacher,
          "--accum", "2", "--trained_param", str(finished[0] / "baseline_param.pkl"), "--train_path", str(tmp_path / "run")]))
     assert not (tmp_path / "run" / "memory_bank").exists()
     assert rows[0].top1 == finished[1][0].top1 and rows[2].flops <= 0.98 * rows[0].flops
@@ -144,7 +144,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--target_rate", "1.2"], "target_rate must be in"), (["--target_rate", "0"], "target_rate must be in"),
     (["--arch", "VGG"], "invalid choice"), (["--batch_size", "0"], "batch_size must be at least 1"),
-    (["--dataset", "MNIST"], "invalid choice")])
+    (["--dataset", "MNIST"], "invalid choice"), (["--decay_points", "30", "60"], "must be fractions"),
+    (["--learning_rate", "nan"], "learning_rate must be positive"), (["--seed", "4294967296"], "seed must be from 0"),
+    (["--trained_param", "p.pkl", "--baseline_epoch", "3"], "no effect here: --trained_param is given"),
+    (["--finetune_teacher", "none", "--num_teacher", "3"], "no effect here: only the memory bank")])
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
         train_cifar.parse_args(arguments)
@@ -155,16 +158,18 @@ def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     (["--target_rate", "0.001"], "cannot be reached"), (["--gpu_id", "99"], "--gpu_id 99: this machine has"),
     (["--batch_size", "30", "--accum", "4"], "multiple of 4"), (["--data_path", "/nowhere"], "leave --data_path out"),
     (["--dataset", "CIFAR10", "--data_path", "/nowhere"], "no such folder or file"),
-    (["--batch_size", "2000"], "larger than the 1438 images")])
-def test_mistakes_are_named(tmp_path, arguments, message):
+    (["--batch_size", "2000"], "--batch_size 2000 is larger than the 1438 images"),
+    (["--search_batch_size", "2000"], "--search_batch_size 2000 is larger than the")])
+def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(utils.UserError, match=message):
         train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(tmp_path / "run"), *arguments]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
     utils.save_params(nets.build("ResNet-32", 10), tmp_path / "p.pkl")
     with pytest.raises(utils.UserError, match="p.pkl: does not fit ResNet-20"):
-        train_cifar.main(train_cifar.parse_args([*SHORT, "--trained_param", str(tmp_path / "p.pkl"), "--train_path",
+        train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(tmp_path / "p.pkl"), "--train_path",
                                                  str(tmp_path / "run")]))
     assert not (tmp_path / "run").exists()
 
@@ -174,6 +179,6 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(utils.UserError, match="it asks for io.open"):
+    with pytest.raises(utils.UserError, match="it asks for 'io.open'"):
         test_script.main(test_script.parse_args(["--dataset", "DIGITS", "--trained_param", str(tmp_path / "p.pkl")]))
     assert not (tmp_path / "executed").exists()
