@@ -48,7 +48,7 @@ class Supernet:
             if call.output in self.layout.sites:
                 self.program.append(Gate(call.output))
         self._table = complexity.ComplexityTable(self.graph, self.layout)
-        self._forward = tf.function(self._masked_logits)
+        self._forward = tf.function(self.forward)
 
     @property
     def groups(self):
@@ -121,9 +121,6 @@ class Supernet:
             training: True uses batch statistics in batch norms, False the moving ones.
         """
         return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
-
-    def _masked_logits(self, weights, mask, images, training):
-        return self.forward(weights, mask, images, training)
 
     def cut(self, subnetwork):
         """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is."""
