@@ -17,7 +17,7 @@ import utils
 
 MOMENTUM = 0.9
 COMPILE_CHOICES = ("auto", "on", "off")
-LATENCY_WARMUP, LATENCY_RUNS = 2, 9
+LATENCY_WARMUP, LATENCY_RUNS, LATENCY_SECONDS = 2, 9, 20.0
 
 
 # ---------------------------------------------------------------- devices
@@ -148,23 +148,25 @@ def top_k_hits(labels, logits, k):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Learning rate that is multiplied by decay_rate at each decay point.
+    """Learning rate that rises linearly at first, if asked, and is multiplied by decay_rate at each decay point.
 
     Attributes:
         learning_rate: the first one.
         decay_points: fractions of the training, in (0, 1).
         decay_rate: factor at each point.
         epochs: length of the training.
+        warmup_epochs: epochs w of the rise, from 1/(w + 1) of the learning rate to all of it.
     """
     learning_rate: float
     decay_points: tuple[float, ...]
     decay_rate: float
     epochs: int
+    warmup_epochs: int = 0
 
     def __call__(self, epoch):
         """Returns the learning rate at an epoch, which may be a fraction."""
         passed = sum(epoch >= point * self.epochs - 1e-9 for point in self.decay_points)
-        return self.learning_rate * self.decay_rate**passed
+        return self.learning_rate * self.decay_rate**passed * min((epoch + 1) / (self.warmup_epochs + 1), 1.0)
 
 
 def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, accum, weight_decay):
@@ -342,7 +344,7 @@ def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit
     Args:
         strategy: tf.distribute.Strategy.
         model: keras.Model from normalised images to logits.
-        split: dataloader split with read(indices) and labels.
+        split: dataloader split with stream(batches of indices) and labels.
         normalise: uint8 images -> float32 images.
         batch_size: global batch; a multiple of the number of replicas.
         forward: pure forward function of the model; None takes model.stateless_call.
@@ -365,11 +367,10 @@ def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit
         return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
 
     total = np.zeros(3)
-    for start in range(0, len(split), batch_size):
-        indices = np.arange(start, start + batch_size)
-        batch = {"weight": (indices < len(split)).astype(np.float32)}
-        indices = np.minimum(indices, len(split) - 1)
-        batch |= {"images": split.read(indices), "labels": split.labels[indices]}
+    batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    padded = [np.minimum(indices, len(split) - 1) for indices in batches]
+    for indices, read, images in zip(batches, padded, split.stream(padded)):
+        batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
         total += step(split_batch(strategy, batch)).numpy()
         if progress is not None:
             progress.update(int(batch["weight"].sum()))
@@ -425,13 +426,16 @@ def even_batches(count, batch_size):
 
 
 def measure_latency(model, image_shape, batch_size, forward=None, jit=False):
-    """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics."""
+    """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics.
+
+    A pass that takes seconds is not repeated as often as a fast one.
+    """
     forward = tf.function(forward or model.stateless_call, jit_compile=jit)
     variables, images = read_variables(model), tf.zeros((batch_size, *image_shape))
     seconds = []
-    for run in range(LATENCY_WARMUP + LATENCY_RUNS):
+    while len(seconds) < LATENCY_WARMUP + 1 or (
+            len(seconds) < LATENCY_WARMUP + LATENCY_RUNS and sum(seconds) < LATENCY_SECONDS):
         start = time.perf_counter()
         forward(*variables, images, False)[0].numpy()
-        if run >= LATENCY_WARMUP:
-            seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[LATENCY_WARMUP:])

@@ -1,6 +1,7 @@
-"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency.
+"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency, images a second.
 
     python test.py --arch ResNet-56 --dataset CIFAR10 --trained_param runs/ResNet-56_CIFAR10_0.45/trained_param.pkl
+    python test.py --arch ResNet-50 --dataset ILSVRC2012 --data_path ILSVRC2012 --trained_param resnet50.pkl
 """
 
 import argparse
@@ -19,7 +20,10 @@ def parse_args(argv=None):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS), help="network")
     parser.add_argument("--dataset", default="CIFAR10", choices=list(dataloader.DATASETS), help="data set")
-    parser.add_argument("--data_path", help="folder with the python batches or the official .tar.gz; without it, downloaded")
+    parser.add_argument("--data_path", help="CIFAR: folder with the python batches or the official .tar.gz, without it "
+                                            "downloaded; ILSVRC2012: folder with train/ and val/")
+    parser.add_argument("--skip_bad_images", action="store_true",
+                        help="ILSVRC2012: read every file once before, and leave out those that cannot be decoded")
     parser.add_argument("--trained_param", type=Path, required=True, help="parameter file")
     parser.add_argument("--val_batch_size", type=int, default=256, help="images a step")
     parser.add_argument("--gpu_id", type=int, nargs="+", help="GPUs to use; without it GPU 0, or the CPU")
@@ -28,6 +32,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.val_batch_size < 1:
         parser.error(f"--val_batch_size must be at least 1; received {args.val_batch_size}.")
+    if args.skip_bad_images and args.dataset != "ILSVRC2012":
+        parser.error(f"--skip_bad_images has no effect here: the images of {args.dataset} are not in files; leave it out.")
     return args
 
 
@@ -36,7 +42,8 @@ def main(args):
     strategy = op_utils.make_strategy(args.gpu_id)
     op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
     params = utils.load_params(args.trained_param)
-    data = dataloader.load(args.dataset, args.data_path)
+    options = {"skip_bad_images": True} if args.skip_bad_images else {}
+    data = dataloader.load(args.dataset, args.data_path, **options)
     if args.arch not in nets.archs_for(data.image_shape):
         raise utils.UserError(f"--arch {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} images of "
                               f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")

@@ -1,5 +1,6 @@
 """What goes to disk and terminal: parameter files, run folder, logging, the final table."""
 
+import collections
 import dataclasses
 import io
 import json
@@ -11,6 +12,7 @@ import pickletools
 import re
 import sys
 import tempfile
+from concurrent import futures
 from pathlib import Path
 
 # TensorFlow reads this when it is first imported. Without it, CPUs that lack VNNI get kernels whose convolution
@@ -59,6 +61,16 @@ def run_script(main, parse_args):
 def progress_bar(name, total, unit):
     """Returns a tqdm progress bar on the standard error stream."""
     return tqdm.tqdm(total=total, desc=name, unit=unit, dynamic_ncols=True, mininterval=0.5, smoothing=0.1)
+
+
+def prefetched(items, depth=2):
+    """Yields the items of an iterable, which a thread takes from it up to `depth` ahead."""
+    items, end = iter(items), object()
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = collections.deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
 
 
 # ---------------------------------------------------------------- files
@@ -449,11 +461,12 @@ class Row:
 
 
 def format_table(rows):
-    """Returns the rows as a Markdown table with the rate of FLOPs against the first row."""
-    head = ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1", "ms, batch 256"]
+    """Returns the rows as a Markdown table with the rate of FLOPs against the first row; images/s are those of batch 256."""
+    head = ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1", "ms, batch 256",
+            "images/s"]
     lines = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",
               f"{row.flops:,}", f"{row.flops / rows[0].flops:.4f}", f"{row.file_size / 1024:,.0f}",
-              f"{row.latency_1:.2f}", f"{row.latency_256:.1f}"] for row in rows]
+              f"{row.latency_1:.2f}", f"{row.latency_256:.1f}", f"{256_000 / row.latency_256:,.0f}"] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     text = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *lines]]
     rule = "-|-".join("-" * width for width in widths)

@@ -69,7 +69,7 @@ def main(args):
                           batch_size=args.search_batch_size)
     found = [HistoryEntry.from_json(line).subnetwork for line in utils.read_json_lines(args.history)] if args.history else []
     present, rows = supernet.whole(), []
-    num_images, peak = sum(len(labels) for _, labels in objective.batches), common.measure_peak()
+    num_images, peak = sum(map(len, objective.labels)), common.measure_peak()
 
     def step(share_prefix):
         scores = importance.ekg(objective, present)

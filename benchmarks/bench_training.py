@@ -46,7 +46,7 @@ def main(args):
         with strategy.scope():
             model = nets.build(args.arch, 10)
         forward = Graph(model).stateless_call if fused else None
-        trainers.append(op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble"), weight_decay=5e-4,
+        trainers.append(op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
                                          forward=forward, accum=args.accum, jit=jit))
     steps = [lambda trainer=trainer: trainer.step(batch, 0.01)["loss"].numpy() for trainer in trainers]
     train = common.paired_seconds(*steps, args.runs)

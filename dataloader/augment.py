@@ -23,7 +23,7 @@ def normalise(images, mean, std):
     return (tf.cast(images, tf.float32) - tf.constant(mean, tf.float32)) / tf.constant(std, tf.float32)
 
 
-def view(images, draws, mean, std, use_colour, use_flip=True):
+def view(images, draws, mean, std, use_colour, use_flip=True, use_crop=True):
     """Returns one random view of every image: colour, normalisation, flip, reflect-pad and crop.
 
     Args:
@@ -33,11 +33,15 @@ def view(images, draws, mean, std, use_colour, use_flip=True):
         std: of each channel, grey levels.
         use_colour: whether brightness, contrast and saturation change.
         use_flip: whether every other image is mirrored.
+        use_crop: whether images are padded and cropped; those that were cropped while they were decoded are not.
     """
     images = tf.cast(images, tf.float32)
     if use_colour:
         images = change_colour(images, *(draws[:, i, None, None, None] for i in range(3)))
-    return flip_and_crop(normalise(images, mean, std), draws[:, 3], draws[:, 4], draws[:, 5], use_flip)
+    images, flip = normalise(images, mean, std), draws[:, 3]
+    if use_crop:
+        return flip_and_crop(images, flip, draws[:, 4], draws[:, 5], use_flip)
+    return tf.where(flip[:, None, None, None] >= 0.5, images[:, :, ::-1], images) if use_flip else images
 
 
 def change_colour(images, brightness, contrast, saturation):

@@ -1,10 +1,10 @@
 """The one kind of object that every data set is loaded as."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
+import utils
 from dataloader import augment
 
 
@@ -26,9 +26,18 @@ class Split:
         """Returns the images with these indices, uint8 [len(indices), height, width, channels]."""
         return self.images[indices]
 
+    def stream(self, batches):
+        """Yields the images of each array of indices in `batches`; a split on disk decodes them ahead."""
+        for indices in batches:
+            yield self.read(indices)
+
     def take(self, indices):
         """Returns the Split of the examples with these indices, in their order."""
         return Split(self.images[indices], self.labels[indices])
+
+    def in_memory(self):
+        """Returns this split; a split on disk returns one in memory if its images fit the budget."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,34 +70,47 @@ class Dataset:
         """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
         return augment.normalise(images, self.mean, self.std)
 
-    def baseline_view(self, images, draws):
-        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view."""
-        return self._view(images, draws, use_colour=False)
+    def baseline_view(self, batch):
+        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view.
 
-    def fine_tune_view(self, images, draws):
-        """Returns one fine-tuning view: also with changed brightness, contrast and saturation; see augment.view."""
-        return self._view(images, draws, use_colour=True)
+        Args:
+            batch: as epoch() yields, with one view at least.
+        """
+        return self._view(batch, 0, use_colour=False)
 
-    @property
-    def _view(self):
-        return functools.partial(augment.view, mean=self.mean, std=self.std, use_flip=self.flips)
+    def fine_tune_view(self, batch, number):
+        """Returns one fine-tuning view of a batch: also with changed brightness, contrast and saturation."""
+        return self._view(batch, number, use_colour=True)
+
+    def _view(self, batch, number, use_colour):
+        return augment.view(batch["images"], batch["draws"][:, number], self.mean, self.std, use_colour, self.flips)
+
+    def smallest_class(self):
+        """Returns how many training images the smallest class has."""
+        return int(np.bincount(self.train.labels, minlength=self.num_classes).min())
 
     def first_of_each_class(self, count, seed):
-        """Returns the Split of the first `count` training images of each class, shuffled.
+        """Returns the split of the first `count` training images of each class, shuffled.
 
-        A class of fewer images gives all it has; then they are not apart from last_of_each_class.
+        Raises:
+            utils.UserError: a class has fewer images.
         """
-        return self._of_each_class(slice(None, count), seed)
+        return self._of_each_class(count, slice(None, count), seed)
 
     def last_of_each_class(self, count, seed):
-        """Returns the Split of the last `count` training images of each class, shuffled."""
-        return self._of_each_class(slice(-count, None), seed)
+        """Returns the split of the last `count` training images of each class, shuffled; see first_of_each_class."""
+        return self._of_each_class(count, slice(-count, None), seed)
 
-    def _of_each_class(self, part, seed):
-        of_class = [np.flatnonzero(self.train.labels == label)[part] for label in range(self.num_classes)]
-        return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(of_class)))
+    def _of_each_class(self, count, part, seed):
+        if count > self.smallest_class():
+            raise utils.UserError(f"{count} images of each class are asked for, and the smallest class of {self.name} has "
+                                  f"{self.smallest_class()}; lower --subset_per_class or --val_per_class.")
+        by_class = np.argsort(self.train.labels, kind="stable")
+        ends = np.cumsum(np.bincount(self.train.labels, minlength=self.num_classes))
+        chosen = [own[part] for own in np.split(by_class, ends[:-1])]
+        return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
 
-    def epoch(self, batch_size, seed, epoch, num_views=1, split=None):
+    def epoch(self, batch_size, seed, epoch, num_views=0, split=None):
         """Yields the batches of one shuffled epoch over the training split; an incomplete last batch is left out.
 
         Order and augmentation are keyed by (seed, epoch, example index) alone, so an epoch can be made again.
@@ -97,16 +119,22 @@ class Dataset:
             batch_size: global batch.
             seed: of the training.
             epoch: number of the epoch.
-            num_views: random draws a batch holds for each image.
-            split: Split to use instead of the training split.
+            num_views: random views of each image; 0 stands for the images as they are.
+            split: split to use instead of the training split.
 
         Yields:
-            {"index": int64 [batch], "images": uint8 [batch, height, width, channels], "labels": int32 [batch],
-            "draws": float32 [batch, num_views, augment.NUM_DRAWS] in [0, 1)}.
+            {"index": int64 [batch], "images": uint8 [batch, height, width, channels], or of a data set that crops while it
+            decodes [batch, num_views, height, width, channels], "labels": int32 [batch]}, and with views also
+            {"draws": float32 [batch, num_views, augment.NUM_DRAWS] in [0, 1)}.
         """
         split = self.train if split is None else split
         order = np.random.default_rng([seed, epoch, 0]).permutation(len(split))
+        batches = [order[step * batch_size:(step + 1) * batch_size] for step in range(len(split) // batch_size)]
         draws = np.random.default_rng([seed, epoch, 1]).random((len(split), num_views, augment.NUM_DRAWS), np.float32)
-        for step in range(len(split) // batch_size):
-            index = order[step * batch_size:(step + 1) * batch_size]
-            yield {"index": index, "images": split.read(index), "labels": split.labels[index], "draws": draws[index]}
+        for index, images in zip(batches, self._stream(split, batches, num_views, seed, epoch)):
+            batch = {"index": index, "images": images, "labels": split.labels[index]}
+            yield batch | {"draws": draws[index]} if num_views else batch
+
+    def _stream(self, split, batches, num_views, seed, epoch):
+        """Yields the images of each batch; here the views are made of them in the training step."""
+        return split.stream(batches)

@@ -15,6 +15,7 @@ from dataloader.base import Dataset, Split
 
 IMAGE_SIZE = 32
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
+IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 @dataclasses.dataclass(frozen=True)

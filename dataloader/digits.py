@@ -10,6 +10,7 @@ import utils
 from dataloader.base import Dataset, Split
 
 IMAGE_SIZE = 32
+IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 MAX_INTENSITY = 16  # of the 8x8 originals
 TEST_EVERY = 5
 

@@ -71,7 +71,7 @@ def check_target(supernet, target_rate):
 
 
 def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teacher="ensemble", criterion="ekg", seed=0,
-           jit=False, history=(), on_step=None, share_prefix=True):
+           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
     Args:
@@ -83,18 +83,19 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         teacher: "ensemble", "single" or "none": whose knowledge the reward holds.
         criterion: name in importance.CRITERIA.
         seed: of the order of D_val.
+        val_per_class: images of each class in D_val.
         jit: whether to compile with XLA.
         history: entries of an earlier search of the same arguments, to go on from.
         on_step: function that gets every new HistoryEntry.
         share_prefix: see Objective.scores.
 
     Raises:
-        utils.UserError: the target rate cannot be reached.
+        utils.UserError: the target rate cannot be reached, or a class has fewer images than asked for.
     """
     check_target(supernet, target_rate)
     if criterion not in importance.CRITERIA:
         raise ValueError(f"criterion must be one of {list(importance.CRITERIA)}; received {criterion!r}.")
-    objective = Objective(supernet, data.last_of_each_class(VAL_PER_CLASS, seed), data.normalise,
+    objective = Objective(supernet, data.last_of_each_class(val_per_class, seed).in_memory(), data.normalise,
                           batch_size=batch_size, teacher=teacher, jit=jit)
     history = list(history)
     for entry in history:

@@ -6,12 +6,6 @@ import op_utils
 
 FINETUNE_TEACHERS = ("ensemble", "single", "none")
 NUM_VIEWS = 2
-LARGE_TEMPERATURE_CLASSES = 1000
-
-
-def temperature(num_classes):
-    """Returns τ: 4, and 10 from 1000 classes up."""
-    return 10.0 if num_classes >= LARGE_TEMPERATURE_CLASSES else 4.0
 
 
 def plain(normalise):
@@ -19,47 +13,59 @@ def plain(normalise):
     return _labels(lambda batch: normalise(batch["images"]))
 
 
-def baseline(data):
-    """Returns the loss_fn of cross-entropy on one view, flipped and cropped."""
-    return _labels(lambda batch: data.baseline_view(batch["images"], batch["draws"][:, 0]))
+def baseline(data, label_smoothing=0.0):
+    """Returns the loss_fn of cross-entropy on one view, flipped and cropped; see with_labels."""
+    return _labels(data.baseline_view, label_smoothing)
 
 
-def _labels(view):
+def _labels(view, label_smoothing=0.0):
     def loss_fn(network, batch, _):
         logits = network(view(batch))
-        loss = tf.reduce_mean(op_utils.cross_entropy(batch["labels"], logits))
+        loss = with_labels(batch["labels"], logits, label_smoothing)
         return loss, {"top1": tf.reduce_mean(op_utils.top_k_hits(batch["labels"], logits, 1))}
     return loss_fn
 
 
-def fine_tuning(data, teacher, teacher_forward=None):
+def with_labels(labels, logits, smoothing=0.0):
+    """Returns the mean cross-entropy with the labels, of which a share `smoothing` is spread over all classes evenly.
+
+    Szegedy et al. 2016, section 7.
+    """
+    own = op_utils.cross_entropy(labels, logits)
+    if smoothing:
+        own = (1 - smoothing) * own - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+    return tf.reduce_mean(own)
+
+
+def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothing=0.0):
     """Returns the loss_fn of fine-tuning: ½ Σ over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
 
     Both views of a batch go through the network together.
 
     Args:
         data: dataloader Dataset.
-        teacher: "ensemble" takes the knowledge from batch["bank"] (float32 [batch, K, classes]), "single" from a teacher
+        teacher: "ensemble" takes the knowledge from batch["bank"] (float [batch, K, classes]), "single" from a teacher
             that runs along on each view with moving statistics, "none" leaves it out.
+        temperature: τ.
         teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
+        label_smoothing: see with_labels.
     """
-    tau = temperature(data.num_classes)
-
     def loss_fn(network, batch, constants):
-        views = tf.concat([data.fine_tune_view(batch["images"], batch["draws"][:, a]) for a in range(NUM_VIEWS)], 0)
+        views = tf.concat([data.fine_tune_view(batch, a) for a in range(NUM_VIEWS)], 0)
         logits = network(views)
         labels = tf.tile(batch["labels"], [NUM_VIEWS])
-        terms = {"cross_entropy": tf.reduce_mean(op_utils.cross_entropy(labels, logits)),
+        terms = {"cross_entropy": with_labels(labels, logits, label_smoothing),
                  "top1": tf.reduce_mean(op_utils.top_k_hits(labels, logits, 1))}
         loss = terms["cross_entropy"]
         if teacher == "ensemble":
             mean = tf.reduce_mean(tf.reshape(logits, [NUM_VIEWS, -1, data.num_classes]), axis=0)
-            knowledge, terms["num_teachers"] = guide(batch["bank"], tf.stop_gradient(mean), tau)
+            bank = tf.cast(batch["bank"], tf.float32)
+            knowledge, terms["num_teachers"] = guide(bank, tf.stop_gradient(mean), temperature)
             knowledge = tf.tile(knowledge, [NUM_VIEWS, 1])
         elif teacher == "single":
             knowledge = teacher_forward(*constants, views, False)[0]
         if teacher != "none":
-            terms["distillation"] = tf.reduce_mean(op_utils.kl_divergence(knowledge, logits, tau))
+            terms["distillation"] = tf.reduce_mean(op_utils.kl_divergence(knowledge, logits, temperature))
             loss += terms["distillation"]
         return loss, terms
     return loss_fn

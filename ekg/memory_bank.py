@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import logging
+import math
+import mmap
+import os
 import shutil
 
 import numpy as np
@@ -48,26 +51,43 @@ def fingerprint(split):
     return digest.hexdigest()
 
 
-def describe(split, teachers):
-    """Returns what tells one bank from another, as it stands in bank.json: rows, teachers and data.
+def describe(supernet, split, teachers):
+    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers, network and data.
 
     Args:
-        split: training Split.
+        supernet: the Supernet that the teachers are sub-networks of.
+        split: training split.
         teachers: list of history entries.
     """
-    return {"rows": len(split), "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "data": fingerprint(split)}
+    network = hashlib.sha256()
+    for array in supernet.model.get_weights():
+        network.update(np.ascontiguousarray(array).tobytes())
+    return {"rows": len(split), "classes": supernet.graph.shapes[supernet.graph.output][-1],
+            "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
+            "network": network.hexdigest(), "data": fingerprint(split)}
 
 
 def is_finished(folder, info):
-    """Returns whether the folder holds the whole bank that describe() gave this description of."""
-    if not (folder / INFO_FILE).is_file() or utils.read_json(folder / INFO_FILE) != info:
+    """Returns whether the folder holds the whole bank that describe() gave this description of.
+
+    Raises:
+        utils.UserError: it holds a bank of other data, another network or other teachers.
+    """
+    if not (folder / INFO_FILE).is_file():
         return False
+    found = utils.read_json(folder / INFO_FILE)
+    differing = [name for name in info if found.get(name) != info[name]]
+    if differing:
+        raise utils.UserError(f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} differ; "
+                              "move it away, and a new one is built.")
     try:
         shape = open_bank(folder).logits.shape
-    except (OSError, ValueError):  # missing or cut short: it is built anew
+    except (OSError, ValueError):
+        shape = None
+    if shape != (info["rows"], len(info["teachers"]), info["classes"]):
+        logger.warning("%s: missing or cut short; the memory bank is built again", folder / ARRAY_FILE)
         return False
-    return shape[:2] == (info["rows"], len(info["teachers"]))
+    return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,8 +100,11 @@ class MemoryBank:
     logits: np.ndarray
 
     def rows(self, index):
-        """Returns the logits of the images with these indices, float32 [len(index), K, classes]."""
-        return self.logits[index].astype(np.float32)
+        """Returns the logits of the images with these indices, [len(index), K, classes], float16 or float32."""
+        rows = self.logits[index]
+        # Pages once read count as memory of this process until it gives them back; the system's cache keeps them.
+        self.logits.base.madvise(mmap.MADV_DONTNEED)
+        return np.asarray(rows)
 
 
 def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False, progress=None):
@@ -93,7 +116,7 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
         folder: pathlib.Path of the bank; what an earlier bank left there is overwritten.
         supernet: the Supernet.
         teachers: list of history entries, the one with the lowest loss first.
-        split: training Split; row n is its image n.
+        split: training split; row n is its image n.
         normalise: uint8 images -> float32 images.
         batch_size: images that share batch statistics, at most.
         jit: whether to compile with XLA.
@@ -101,30 +124,39 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
 
     Raises:
         utils.UserError: the folder cannot be written, or the disk has no room for the bank.
+        FloatingPointError: logits are not finite.
     """
-    classes = supernet.graph.shapes[supernet.graph.output][-1]
-    dtype = np.float16 if classes >= HALF_PRECISION_CLASSES else np.float32
+    info = describe(supernet, split, teachers)
+    shape = (info["rows"], len(teachers), info["classes"])
+    dtype = np.dtype(np.float16 if info["classes"] >= HALF_PRECISION_CLASSES else np.float32)
     forward = tf.function(lambda weights, mask, images: supernet.forward(weights, mask, normalise(images)),
                           jit_compile=jit)
     weights = supernet.weights()
     masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        needed = len(split) * len(teachers) * classes * np.dtype(dtype).itemsize
-        free = shutil.disk_usage(folder).free
-        if needed > free:  # a memory map that the disk has no room for ends the process
+        needed, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(folder).free
+        if needed > free:
             raise utils.UserError(f"{folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, or "
                                   "lower --num_teacher.")
         (folder / INFO_FILE).unlink(missing_ok=True)  # it stands for a finished bank
-        logits = np.lib.format.open_memmap(folder / ARRAY_FILE, "w+", dtype, (len(split), len(teachers), classes))
-        for start, stop in op_utils.even_batches(len(split), batch_size):
-            images = tf.constant(split.read(np.arange(start, stop)))
-            for k, mask in enumerate(masks):
-                logits[start:stop, k] = forward(weights, mask, images).numpy()
-                if progress is not None:
-                    progress.update(stop - start)
-        logits.flush()
-        utils.write_json(folder / INFO_FILE, describe(split, teachers))
+        with open(folder / ARRAY_FILE, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype),
+                                                        "fortran_order": False, "shape": shape})
+            batches = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
+            for indices, images in zip(batches, split.stream(batches)):
+                images, rows = tf.constant(images), np.empty((len(indices), *shape[1:]), dtype)
+                for k, mask in enumerate(masks):
+                    rows[:, k] = forward(weights, mask, images).numpy()
+                    if progress is not None:
+                        progress.update(len(indices))
+                if not np.isfinite(rows).all():
+                    raise FloatingPointError(f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
+                                             f"{dtype}; are the weights those of a trained network?")
+                file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        utils.write_json(folder / INFO_FILE, info)
     except OSError as error:
         raise utils.UserError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None
 

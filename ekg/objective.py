@@ -36,7 +36,7 @@ class Objective:
 
     Attributes:
         supernet: the Supernet.
-        batches: list of (images uint8, labels) tensors, of at most two sizes.
+        labels: list of the labels of each batch, [batch]; batches have at most two sizes.
     """
 
     def __init__(self, supernet, split, normalise, *, batch_size, teacher="ensemble", jit=False):
@@ -52,8 +52,9 @@ class Objective:
         if teacher not in SEARCH_TEACHERS:
             raise ValueError(f"teacher must be one of {SEARCH_TEACHERS}; received {teacher!r}.")
         self.supernet = supernet
-        self.batches = [(tf.constant(split.read(np.arange(start, stop))), tf.constant(split.labels[start:stop]))
-                        for start, stop in op_utils.even_batches(len(split), batch_size)]
+        self._split = split
+        self._indices = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
+        self.labels = [tf.constant(split.labels[indices]) for indices in self._indices]
         self._teacher_kind, self._num_images, self._num_learned = teacher, len(split), 0
         self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
         self._weights = supernet.weights()
@@ -86,9 +87,9 @@ class Objective:
         sums = np.zeros((len(candidates), 3))
         masks = [self._mask(subnetwork) for _, subnetwork in candidates]
         entries = [self._entry(group) if share_prefix else 0 for group, _ in candidates]
-        for number, (_, labels) in enumerate(self.batches):
+        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
             teacher, totals = self._teacher(number), {}
-            for segment, state in enumerate(self._walk(present, number, max(entries))):
+            for segment, state in enumerate(self._walk(present, number, images, max(entries))):
                 for i in [i for i, entry in enumerate(entries) if entry == segment]:
                     totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
             sums += np.array([totals[i].numpy() for i in range(len(candidates))])
@@ -98,14 +99,15 @@ class Objective:
     def logits(self, subnetwork):
         """Returns the logits of a sub-network: for every batch a float32 tensor [batch, classes]."""
         mask = self._mask(subnetwork)
-        return [self._run(mask, [self._normalise(images)], 0) for images, _ in self.batches]
+        return [self._run(mask, [images], 0) for images in self._images()]
 
     def learn(self, subnetwork):
         """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
         n = self._num_learned
         is_needed = n == 0 or self._teacher_kind == "ensemble"
         if self._keeps_states:
-            walks = [list(self._walk(subnetwork, number, len(self._segments))) for number in range(len(self.batches))]
+            walks = [list(self._walk(subnetwork, number, images, len(self._segments)))
+                     for number, images in enumerate(self._images())]
             logits = [states.pop()[0] for states in walks]
             self._states = self.supernet.mask(subnetwork), walks
         elif is_needed:
@@ -120,18 +122,24 @@ class Objective:
         L = −reward, y the activation at a gate after the mask. With the mask m as a factor that sum is m·∂L/∂m.
         """
         mask = self._mask(subnetwork)
-        for number, (images, labels) in enumerate(self.batches):
-            products = self._products(self._weights, mask, self._normalise(images), labels, self._teacher(number))
+        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
+            products = self._products(self._weights, mask, images, labels, self._teacher(number))
             yield {site: product.numpy() for site, product in products.items()}
+
+    def _images(self):
+        """Yields the normalised images of each batch, float32 [batch, height, width, channels]."""
+        if self._states is not None:
+            yield from (walk[0][0] for walk in self._states[1])
+        else:
+            yield from map(self._normalise, self._split.stream(self._indices))
 
     def _mask(self, subnetwork):
         return tf.constant(self.supernet.mask(subnetwork))
 
     def _teacher(self, number):
         """Logits T of a batch; without knowledge the images' own place is taken by zeros, which nothing reads."""
-        labels = self.batches[number][1]
         classes = self.supernet.graph.shapes[self.supernet.graph.output][-1]
-        return self._knowledge[number] if self._knowledge else tf.zeros((len(labels), classes))
+        return self._knowledge[number] if self._knowledge else tf.zeros((len(self.labels[number]), classes))
 
     def _entry(self, group):
         """Returns the segment in which a candidate of this group begins to differ."""
@@ -149,10 +157,10 @@ class Objective:
             return [live[tensor] for tensor in leaves]
         return tf.function(segment, jit_compile=jit), weights
 
-    def _walk(self, subnetwork, batch, last):
+    def _walk(self, subnetwork, batch, images, last):
         """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
         mask = self.supernet.mask(subnetwork)
-        known = self._known_states(mask, batch)[:last + 1]
+        known = self._known_states(mask, batch)[:last + 1] or [[images]]
         yield from known
         mask, state = tf.constant(mask), known[-1]
         for function, weights in self._segments[len(known) - 1:last]:
@@ -162,7 +170,7 @@ class Objective:
     def _known_states(self, mask, batch):
         """Returns the first states of a mask on a batch as far as they are known: all up to the first changed gate."""
         if self._states is None:
-            return [[self._normalise(self.batches[batch][0])]]
+            return []
         kept_mask, walks = self._states
         changed = [self._entry(group) for group in range(len(self.supernet.groups))
                    if (mask != kept_mask)[self.supernet.layout.channels(group)].any()]

@@ -13,7 +13,7 @@ import op_utils
 import utils
 from ekg import cutting, losses, memory_bank, report, training
 from ekg.graph import Graph
-from ekg.greedy_search import SUBSET_PER_CLASS, HistoryEntry, check_target, search
+from ekg.greedy_search import HistoryEntry, check_target, search
 from ekg.supernet import Supernet
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ class TrainingSettings:
     decay_points: tuple[float, ...]
     decay_rate: float
     weight_decay: float
+    warmup_epochs: int = 0
 
     @property
     def schedule(self):
-        return op_utils.Schedule(self.learning_rate, self.decay_points, self.decay_rate, self.epochs)
+        return op_utils.Schedule(self.learning_rate, self.decay_points, self.decay_rate, self.epochs, self.warmup_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Settings:
     search_teacher: str
     finetune_teacher: str
     num_teacher: int
+    subset_per_class: int
+    val_per_class: int
+    temperature: float
+    label_smoothing: float
     val_batch_size: int
     baseline: TrainingSettings
     fine_tuning: TrainingSettings
@@ -125,9 +130,10 @@ class Pipeline:
             with self._phase("baseline"):
                 with self._strategy.scope():
                     model = self._build()
-                trainer = self._trainer(model, losses.baseline(self._data), settings.weight_decay)
+                trainer = self._trainer(model, losses.baseline(self._data, self._settings.label_smoothing),
+                                        settings.weight_decay)
                 training.fit("baseline", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
-                             seed=self._settings.seed, folder=self.folder)
+                             seed=self._settings.seed, folder=self.folder, num_views=1)
                 utils.save_params(model, path)
         return self._load(path)
 
@@ -139,7 +145,7 @@ class Pipeline:
                 model = training.copy_model(baseline, self._strategy)
                 trainer = self._trainer(model, losses.plain(self._data.normalise), settings.fine_tuning.weight_decay,
                                         update_statistics=False)
-                subset = self._data.first_of_each_class(SUBSET_PER_CLASS, settings.seed)
+                subset = self._data.first_of_each_class(settings.subset_per_class, settings.seed)
                 training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
                              batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset)
                 utils.save_params(model, weights_file)
@@ -165,7 +171,7 @@ class Pipeline:
                 show(history[-1])
             result = search(supernet, self._data, target_rate=settings.target_rate, step_size=settings.search_step,
                             batch_size=settings.search_batch_size, teacher=settings.search_teacher, seed=settings.seed,
-                            jit=settings.jit, history=history, on_step=keep)
+                            val_per_class=settings.val_per_class, jit=settings.jit, history=history, on_step=keep)
         return supernet, list(result.history)
 
     def _slim(self, supernet, history):
@@ -176,9 +182,10 @@ class Pipeline:
                 with self._strategy.scope():
                     model = supernet.cut(history[-1].subnetwork)
                 count = min(NUM_STATISTICS_IMAGES, len(self._data.train))
-                batches = (self._data.normalise(self._data.train.read(np.arange(start, stop)))
-                           for start, stop in op_utils.even_batches(count, self._settings.search_batch_size))
-                op_utils.reestimate_statistics_(model, batches, Graph(model).stateless_call, self._settings.jit)
+                batches = [np.arange(start, stop)
+                           for start, stop in op_utils.even_batches(count, self._settings.search_batch_size)]
+                images = map(self._data.normalise, self._data.train.stream(batches))
+                op_utils.reestimate_statistics_(model, images, Graph(model).stateless_call, self._settings.jit)
                 utils.save_params(model, path)
         return path
 
@@ -187,7 +194,7 @@ class Pipeline:
         teachers = [history[step] for step in memory_bank.select_teachers([entry.loss for entry in history],
                                                                           self._settings.num_teacher)]
         logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
-        info = memory_bank.describe(self._data.train, teachers)
+        info = memory_bank.describe(supernet, self._data.train, teachers)
         if not memory_bank.is_finished(folder, info):
             with self._phase("bank"), utils.progress_bar("bank", len(teachers) * info["rows"], "image") as progress:
                 memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
@@ -204,8 +211,9 @@ class Pipeline:
             model = self._load(slimmed_file)
             cutting.restore_norms_(model, supernet.model)
             is_single = self._settings.finetune_teacher == "single"
-            loss_fn = losses.fine_tuning(self._data, self._settings.finetune_teacher,
-                                         Graph(baseline).stateless_call if is_single else None)
+            loss_fn = losses.fine_tuning(self._data, self._settings.finetune_teacher, self._settings.temperature,
+                                         Graph(baseline).stateless_call if is_single else None,
+                                         self._settings.label_smoothing)
             trainer = self._trainer(model, loss_fn, settings.weight_decay, constants=baseline if is_single else ())
             training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
                          seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS,
@@ -238,7 +246,8 @@ def check(settings, data, model):
         model: the keras.Model that is to be pruned.
     """
     check_target(Supernet(model), settings.target_rate)
-    subset = data.first_of_each_class(SUBSET_PER_CLASS, settings.seed)
+    subset = data.first_of_each_class(settings.subset_per_class, settings.seed)
+    data.last_of_each_class(settings.val_per_class, settings.seed)
     for flag, batch_size, images in (("--batch_size", settings.fine_tuning.batch_size, len(data.train)),
                                      ("--search_batch_size", settings.search_batch_size, len(subset))):
         if batch_size > images:

@@ -11,7 +11,7 @@ import utils
 logger = logging.getLogger(__name__)
 
 
-def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=1, split=None, extend=None):
+def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0, split=None, extend=None):
     """Trains for schedule.epochs epochs; an earlier call of the same phase in this folder is gone on with.
 
     Args:
@@ -22,7 +22,7 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=1
         batch_size: global batch.
         seed: of order and augmentation.
         folder: utils.RunFolder that gets curves.jsonl, TensorBoard events and checkpoints.
-        num_views: random views of each image.
+        num_views: random views of each image; 0 stands for the images as they are.
         split: Split to train on instead of the training split.
         extend: function from a batch to the entries it gets besides, or None.
 
@@ -45,6 +45,7 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=1
         batches = data.epoch(batch_size, seed, epoch, num_views, split)
         if extend is not None:
             batches = (batch | extend(batch) for batch in batches)
+        batches = utils.prefetched(batches)
         with utils.progress_bar(f"{phase} {epoch + 1}/{schedule.epochs}", num_steps, "step") as progress:
             means = op_utils.train_epoch(trainer, batches, schedule, epoch, num_steps, progress)
         epochs_done.assign(epoch + 1)

@@ -35,7 +35,7 @@ def make_trainer(make_model, data, replicas=1, **options):
 
 
 def train(trainer, data, num_steps=3, batch_size=24):
-    batches = list(data.epoch(batch_size, seed=0, epoch=0))[:num_steps]
+    batches = list(data.epoch(batch_size, seed=0, epoch=0, num_views=1))[:num_steps]
     return [{name: value.numpy() for name, value in trainer.step(batch, 0.1).items()} for batch in batches]
 
 
@@ -72,11 +72,11 @@ def test_parts_of_a_batch_train_as_the_whole(options):
 def test_moving_statistics_are_the_mean_over_parts(options):
     data = make_data()
     trainer = make_trainer(make_tiny_resnet, data, **options)
-    batch = next(data.epoch(24, seed=0, epoch=0))
+    batch = next(data.epoch(24, seed=0, epoch=0, num_views=1))
     old = make_tiny_resnet()
     expected = np.mean([old.stateless_call(
         old.trainable_variables, old.non_trainable_variables,
-        data.baseline_view(batch["images"][part], batch["draws"][part, 0]), training=True)[1][0].numpy()
+        data.baseline_view({name: value[part] for name, value in batch.items()}), training=True)[1][0].numpy()
         for part in (slice(0, 12), slice(12, 24))], axis=0)
     trainer.step(batch, 0.1)
     np.testing.assert_allclose(trainer.model.non_trainable_variables[0], expected, rtol=1e-4, atol=1e-6)
@@ -121,7 +121,7 @@ def test_a_non_finite_loss_stops_and_is_named():
         def update(self, _): ...
         def set_postfix(self, _): ...
     with pytest.raises(FloatingPointError, match="loss became non-finite in epoch 3"):
-        op_utils.train_epoch(trainer, data.epoch(24, 0, 2), op_utils.Schedule(0.1, (), 1, 5), 2, 4, Bar())
+        op_utils.train_epoch(trainer, data.epoch(24, 0, 2, 1), op_utils.Schedule(0.1, (), 1, 5), 2, 4, Bar())
 
 
 @pytest.mark.parametrize(("batch_size", "replicas"), [(22, 1), (8, 1), (5, 1), (64, 1), (8, 2)])

@@ -15,7 +15,7 @@ def test_an_epoch_visits_every_image_once_with_its_own_label_and_draws(tiny_data
 
 def test_draws_are_keyed_by_seed_epoch_and_image(tiny_data):
     def draws(batch_size, seed, epoch):
-        batches = list(tiny_data.epoch(batch_size, seed, epoch))
+        batches = list(tiny_data.epoch(batch_size, seed, epoch, num_views=1))
         index = np.concatenate([batch["index"] for batch in batches])
         return np.concatenate([batch["draws"] for batch in batches])[np.argsort(index)]
     np.testing.assert_array_equal(draws(32, 0, 5), draws(48, 0, 5))

@@ -48,12 +48,12 @@ def test_fine_tuning_loss_equals_numpy(tiny_resnet, tiny_data, batch, teacher):
 
     trainable, non_trainable = tiny_resnet.trainable_variables, tiny_resnet.non_trainable_variables
     constants = ([v.value for v in trainable], [v.value for v in non_trainable])
-    loss_fn = losses.fine_tuning(tiny_data, teacher, Graph(tiny_resnet).stateless_call)
+    loss_fn = losses.fine_tuning(tiny_data, teacher, TAU, Graph(tiny_resnet).stateless_call)
     loss, terms = loss_fn(network, batch, constants)
     views, = seen
     for a in range(2):
         np.testing.assert_array_equal(views[8 * a:8 * a + 8],
-                                      tiny_data.fine_tune_view(batch["images"], batch["draws"][:, a]))
+                                      tiny_data.fine_tune_view(batch, a))
     first, second = network(views).numpy().astype(np.float64).reshape(2, 8, 3)
     labels, bank = batch["labels"].numpy(), batch["bank"].numpy()
     expected = sum(-log_softmax(z)[np.arange(8), labels] for z in (first, second)) / 2
@@ -69,5 +69,11 @@ def test_fine_tuning_loss_equals_numpy(tiny_resnet, tiny_data, batch, teacher):
     assert terms["top1"] == (network(views).numpy().argmax(axis=1) == np.tile(labels, 2)).mean()
 
 
-def test_temperature_rises_with_a_thousand_classes():
-    assert (losses.temperature(10), losses.temperature(100), losses.temperature(1000)) == (4, 4, 10)
+def test_label_smoothing_is_cross_entropy_with_a_mixture():
+    logits = np.random.default_rng(3).normal(0, 2, (6, 5)).astype(np.float32)
+    labels = np.arange(6, dtype=np.int32) % 5
+    mixture = 0.9 * np.eye(5)[labels] + 0.1 / 5
+    found = losses.with_labels(labels, tf.constant(logits), 0.1)
+    np.testing.assert_allclose(found, -(mixture * log_softmax(logits)).sum(axis=1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses.with_labels(labels, tf.constant(logits)),
+                               -log_softmax(logits)[np.arange(6), labels].mean(), rtol=1e-6)

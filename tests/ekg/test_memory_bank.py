@@ -7,6 +7,7 @@ import ekg
 import utils
 from ekg import memory_bank
 from ekg.greedy_search import HistoryEntry
+from tests.conftest import randomise_
 from tests.helpers import random_subnetwork
 
 
@@ -46,14 +47,14 @@ def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teache
     assert len(said) == 96
     for batch in tiny_data.epoch(32, seed=5, epoch=0):
         rows = bank.rows(batch["index"])
-        assert rows.dtype == np.float32
+        assert rows.dtype == np.float32 and type(rows) is np.ndarray
         expected = np.stack([said[image.tobytes()] for image in batch["images"]])
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
     entries = teachers[1]
-    info = memory_bank.describe(tiny_data.train, entries)
+    info = memory_bank.describe(teachers[0], tiny_data.train, entries)
     assert not memory_bank.is_finished(tmp_path, info)
     build(tmp_path, teachers, tiny_data)
     assert memory_bank.is_finished(tmp_path, info)
@@ -61,9 +62,13 @@ def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_d
     (tmp_path / "logits.npy").write_bytes(array[:-100])
     assert not memory_bank.is_finished(tmp_path, info)
     (tmp_path / "logits.npy").write_bytes(array)
-    assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries[:2]))
+    with pytest.raises(utils.UserError, match="belongs to another run, its teachers differ"):
+        memory_bank.is_finished(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries[:2]))
+    randomise_(teachers[0].model, seed=7)
     tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
-    assert not memory_bank.is_finished(tmp_path, memory_bank.describe(tiny_data.train, entries))
+    with pytest.raises(utils.UserError, match="belongs to another run, its network and data differ"):
+        memory_bank.is_finished(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries))
+    assert (tmp_path / "logits.npy").read_bytes() == array
 
 
 def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):

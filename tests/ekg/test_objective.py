@@ -46,7 +46,7 @@ def test_knowledge_is_the_mean_of_all_interim_subnetworks_or_the_first(tiny_resn
     subnetworks = [objective.supernet.whole(), *(random_subnetwork(objective.supernet, seed) for seed in (1, 2))]
     for subnetwork in subnetworks:
         objective.learn(subnetwork)
-    for number in range(len(objective.batches)):
+    for number in range(len(objective.labels)):
         parts = [objective.logits(subnetwork)[number].numpy() for subnetwork in subnetworks]
         np.testing.assert_allclose(objective._knowledge[number], expected(*parts), rtol=1e-5, atol=1e-6)
 

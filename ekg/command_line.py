@@ -1,0 +1,159 @@
+"""The command line that the training scripts share: flags, their checks, and the run itself.
+
+A script adds the flags of its own data and network, sets its own defaults, and says how data and networks are made.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import sys
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+import op_utils
+import utils
+from ekg import greedy_search, losses, memory_bank, objective, pipeline
+
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+# They leave the result as it is, or stand in arguments.json as what they come to on this machine.
+MACHINE_ARGUMENTS = ("train_path", "data_path", "gpu_id", "compile", "val_batch_size", "image_memory", "skip_bad_images")
+
+
+def make_parser(description, baseline):
+    """Returns a parser with the flags that all training scripts share.
+
+    Args:
+        description: of the script.
+        baseline: pipeline.TrainingSettings of its baselines.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    group = parser.add_argument_group("network and run folder")
+    group.add_argument("--trained_param", type=Path,
+                       help="parameter file of the trained network; without it a baseline is trained first")
+    group.add_argument("--train_path", type=Path,
+                       help="run folder; without it runs/ARCH_DATASET_RATE; the same command again goes on there")
+    group = parser.add_argument_group("search")
+    group.add_argument("--target_rate", type=float, default=0.45, help="share of the FLOPs to keep, in (0, 1]")
+    group.add_argument("--search_step", type=float, default=0.2, help="width a search step takes from a channel group")
+    group.add_argument("--search_batch_size", type=int, default=256,
+                       help="images that share batch statistics, at most; batch of the epoch before the search")
+    group.add_argument("--search_teacher", default="ensemble", choices=objective.SEARCH_TEACHERS,
+                       help="whose knowledge the reward holds")
+    group.add_argument("--subset_per_class", type=int, default=greedy_search.SUBSET_PER_CLASS,
+                       help="training images of each class, its first ones, for the epoch before the search; "
+                            f"None: {greedy_search.SUBSET_PER_CLASS}, or what the smallest class has")
+    group.add_argument("--val_per_class", type=int, default=greedy_search.VAL_PER_CLASS,
+                       help="training images of each class, its last ones, that the search evaluates on")
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument("--finetune_teacher", default="ensemble", choices=losses.FINETUNE_TEACHERS,
+                       help="memory bank, the unpruned network, or labels alone")
+    group.add_argument("--num_teacher", type=int, default=5, help="teachers in the memory bank")
+    group.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
+    group.add_argument("--learning_rate", type=float, default=0.01, help="of fine-tuning, at its start")
+    group.add_argument("--decay_points", type=float, nargs="*", default=[0.3, 0.6, 0.8],
+                       help="fractions of the epochs at which the learning rate falls")
+    group.add_argument("--decay_rate", type=float, default=0.2, help="factor of the learning rate at each of them")
+    group.add_argument("--warmup_epoch", type=int, default=0,
+                       help="epochs in which the learning rate rises linearly, in fine-tuning and baseline training")
+    group.add_argument("--weight_decay", type=float, default=5e-4,
+                       help=f"added to the gradient, times the weight; a baseline takes {baseline.weight_decay:g}")
+    group.add_argument("--label_smoothing", type=float, default=0.0,
+                       help="share of the labels spread over all classes, in fine-tuning and baseline training")
+    group.add_argument("--batch_size", type=int, default=128, help="images a training step, over all GPUs")
+    group.add_argument("--train_epoch", type=int, default=100, help="epochs of fine-tuning")
+    group.add_argument("--baseline_epoch", type=int, default=baseline.epochs, help="epochs of baseline training")
+    group = parser.add_argument_group("run")
+    group.add_argument("--val_batch_size", type=int, default=256, help="images a step of an evaluation")
+    group.add_argument("--gpu_id", type=int, nargs="+", help="GPUs to use; without it GPU 0, or the CPU")
+    group.add_argument("--accum", type=int, default=1, help="micro-batches a training step is cut into")
+    group.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES,
+                       help="compile steps with XLA; auto: where there is a GPU")
+    group.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
+    return parser
+
+
+def parse(parser, argv=None):
+    """Returns the checked arguments; a mistake ends the program with one line and exit code 2."""
+    args = parser.parse_args(argv)
+    for name in ("search_batch_size", "subset_per_class", "val_per_class", "num_teacher", "batch_size", "val_batch_size",
+                 "train_epoch", "baseline_epoch", "accum"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; received {getattr(args, name)}.")
+    for name in ("search_step", "target_rate"):
+        if not 0 < getattr(args, name) <= 1:
+            parser.error(f"--{name} must be in (0, 1]; received {getattr(args, name):g}.")
+    for name in ("learning_rate", "decay_rate", "temperature"):
+        if not 0 < getattr(args, name) < float("inf"):
+            parser.error(f"--{name} must be positive; received {getattr(args, name):g}.")
+    for name in ("weight_decay", "warmup_epoch"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            parser.error(f"--{name} must not be negative; received {getattr(args, name):g}.")
+    if not 0 <= args.label_smoothing < 1:
+        parser.error(f"--label_smoothing must be in [0, 1); received {args.label_smoothing:g}.")
+    if not all(0 < point < 1 for point in args.decay_points):
+        parser.error(f"--decay_points must be fractions in (0, 1) of the epochs; received {args.decay_points}.")
+    if not 0 <= args.seed <= MAX_SEED:
+        parser.error(f"--seed must be from 0 to {MAX_SEED}; received {args.seed}.")
+    for name, is_used, why in (("baseline_epoch", not args.trained_param, "--trained_param is given"),
+                               ("num_teacher", args.finetune_teacher == "ensemble", "only the memory bank has them"),
+                               ("temperature", args.finetune_teacher != "none", "nothing is distilled")):
+        if getattr(args, name) != parser.get_default(name) and not is_used:
+            parser.error(f"--{name} has no effect here: {why}; leave it out.")
+    if args.train_path is None:
+        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
+    return args
+
+
+def make_settings(args, baseline):
+    """Returns the pipeline.Settings that the arguments ask for."""
+    common = {"batch_size": args.batch_size, "warmup_epochs": args.warmup_epoch}
+    fine_tuning = pipeline.TrainingSettings(
+        epochs=args.train_epoch, learning_rate=args.learning_rate, decay_points=tuple(args.decay_points),
+        decay_rate=args.decay_rate, weight_decay=args.weight_decay, **common)
+    return pipeline.Settings(
+        target_rate=args.target_rate, search_step=args.search_step, search_batch_size=args.search_batch_size,
+        search_teacher=args.search_teacher, subset_per_class=args.subset_per_class, val_per_class=args.val_per_class,
+        finetune_teacher=args.finetune_teacher, num_teacher=args.num_teacher, temperature=args.temperature,
+        label_smoothing=args.label_smoothing, val_batch_size=args.val_batch_size, fine_tuning=fine_tuning,
+        baseline=dataclasses.replace(baseline, epochs=args.baseline_epoch, **common), accum=args.accum,
+        jit=op_utils.use_xla(args.compile), seed=args.seed)
+
+
+def run(args, baseline, load_data, build, from_params):
+    """Runs the pipeline and returns the rows of the final table, which it prints.
+
+    Args:
+        args: as parse() returns.
+        baseline: pipeline.TrainingSettings of baselines.
+        load_data: function that returns the dataloader Dataset.
+        build: (arch, num_classes) -> unpruned keras.Model.
+        from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
+    """
+    strategy = op_utils.make_strategy(args.gpu_id)
+    for name in ("batch_size", "search_batch_size"):
+        op_utils.check_batch(f"--{name}", getattr(args, name), strategy, args.accum)
+    op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
+    params = utils.load_params(args.trained_param) if args.trained_param else None
+    data = load_data()
+    if args.subset_per_class is None:
+        args.subset_per_class = min(greedy_search.SUBSET_PER_CLASS, data.smallest_class())
+    settings = make_settings(args, baseline)
+    new_model = functools.partial(build, args.arch, data.num_classes)
+    model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
+    pipeline.check(settings, data, model)
+    result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
+    result_arguments |= {"trained_param": args.trained_param and hashlib.sha256(args.trained_param.read_bytes()).hexdigest(),
+                         "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit,
+                         "num_replicas": strategy.num_replicas_in_sync}
+    folder = utils.RunFolder(args.train_path, result_arguments)
+    keras.utils.set_random_seed(args.seed)
+    tf.config.experimental.enable_op_determinism()
+    job = pipeline.Pipeline(settings, data, strategy, folder, new_model,
+                            lambda params, source: from_params(args.arch, params, data.num_classes, source))
+    rows = job.run(args.trained_param)
+    print(utils.format_table(rows))
+    print(f"run folder: {args.train_path}", file=sys.stderr)
+    return rows
