@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -181,8 +182,8 @@ class FileSplit:
             except tf.errors.OpError as error:
                 self._name_damaged(indices)
                 raise utils.UserError(f"{os.fsdecode(self.files[indices[0]])} or one of the {len(indices) - 1} images read "
-                                      f"with it could not be read for a moment ({error.message.splitlines()[0]}); the same "
-                                      "command goes on.") from None
+                                      f"with it could not be read for a moment ({_reason(error)}); the same command goes "
+                                      "on.") from None
 
     def _name_damaged(self, indices):
         """Raises utils.UserError for the first image that cannot be read."""
@@ -195,7 +196,10 @@ class FileSplit:
 
 
 def _reason(error):
-    return "it is empty" if "Input is empty" in error.message else error.message.splitlines()[0][:160]
+    if isinstance(error, tf.errors.NotFoundError):
+        return "no such file"
+    text = re.sub(r"^\{\{.*?\}\} ", "", error.message.splitlines()[0])
+    return "it is empty" if "Input is empty" in text else text[:100]
 
 
 class FolderDataset(Dataset):
