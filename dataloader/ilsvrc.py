@@ -196,10 +196,12 @@ class FileSplit:
 
 
 def _reason(error):
+    """Returns TensorFlow's reason without its function names."""
     if isinstance(error, tf.errors.NotFoundError):
         return "no such file"
-    text = re.sub(r"^\{\{.*?\}\} ", "", error.message.splitlines()[0])
-    return "it is empty" if "Input is empty" in text else text[:100]
+    if "Input is empty" in error.message:
+        return "it is empty"
+    return re.sub(r"^\{\{.*?\}\} |jpeg::Uncompress failed. | \[Op:.*", "", error.message.splitlines()[0])[:100]
 
 
 class FolderDataset(Dataset):
