@@ -64,16 +64,23 @@ def random_view(contents, key):
         key: int64 [2], of the draw.
     """
     if tf.io.is_jpeg(contents):
-        window = _sample_window(tf.image.extract_jpeg_shape(contents), key)
+        window = sample_window(tf.image.extract_jpeg_shape(contents), key)
         image = tf.io.decode_and_crop_jpeg(contents, window, channels=3)
     else:
         image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-        top, left, height, width = tf.unstack(_sample_window(tf.shape(image), key))
+        top, left, height, width = tf.unstack(sample_window(tf.shape(image), key))
         image = image[top:top + height, left:left + width]
     return _to_uint8(tf.image.resize(image, (SIZE, SIZE)))
 
 
-def _sample_window(shape, key):
+def view_key(seed, epoch, number):
+    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) share one."""
+    if epoch >= MAX_EPOCHS:
+        raise ValueError(f"epoch must be below {MAX_EPOCHS}; received {epoch}.")
+    return tf.stack([tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64)])
+
+
+def sample_window(shape, key):
     """Returns a window (top, left, height, width), int32 [4], in an image of this shape."""
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -118,12 +125,8 @@ class FileSplit:
 
         All views of an image are made from one read of its file.
         """
-        if epoch >= MAX_EPOCHS:
-            raise ValueError(f"epoch must be below {MAX_EPOCHS}; received {epoch}.")
-        run = tf.constant(seed * MAX_EPOCHS + epoch, tf.int64)
-
         def views(contents, index):
-            return tf.stack([random_view(contents, tf.stack([run, index * num_views + number]))
+            return tf.stack([random_view(contents, view_key(seed, epoch, index * num_views + number))
                              for number in range(num_views)])
         return self._stream(batches, views)
 

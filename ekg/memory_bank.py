@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 ARRAY_FILE, INFO_FILE = "logits.npy", "bank.json"
 HALF_PRECISION_CLASSES = 1000  # from so many classes up logits are kept as float16
 FINGERPRINT_IMAGES = 64
+GATHERED_ROWS = 64  # read at a time: a file system may map up to 2 MiB around each of them
 
 
 def select_teachers(losses, num_teacher):
@@ -101,10 +102,13 @@ class MemoryBank:
 
     def rows(self, index):
         """Returns the logits of the images with these indices, [len(index), K, classes], float16 or float32."""
-        rows = self.logits[index]
-        # Pages once read count as memory of this process until it gives them back; the system's cache keeps them.
-        self.logits.base.madvise(mmap.MADV_DONTNEED)
-        return np.asarray(rows)
+        rows = np.empty((len(index), *self.logits.shape[1:]), self.logits.dtype)
+        for start in range(0, len(index), GATHERED_ROWS):
+            part = slice(start, start + GATHERED_ROWS)
+            self.logits.take(index[part], axis=0, out=rows[part])
+            # What was read counts as memory of this process until it is given back; the system's cache keeps it.
+            self.logits.base.madvise(mmap.MADV_DONTNEED)
+        return rows
 
 
 def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False, progress=None):
@@ -141,8 +145,7 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
                                   "lower --num_teacher.")
         (folder / INFO_FILE).unlink(missing_ok=True)  # it stands for a finished bank
         with open(folder / ARRAY_FILE, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype),
-                                                        "fortran_order": False, "shape": shape})
+            write_header(file, shape, dtype)
             batches = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
             for indices, images in zip(batches, split.stream(batches)):
                 images, rows = tf.constant(images), np.empty((len(indices), *shape[1:]), dtype)
@@ -159,6 +162,12 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
         utils.write_json(folder / INFO_FILE, info)
     except OSError as error:
         raise utils.UserError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None
+
+
+def write_header(file, shape, dtype):
+    """Writes what stands before the rows of a bank's array file, the .npy format's header."""
+    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                                                "fortran_order": False, "shape": shape})
 
 
 def open_bank(folder):

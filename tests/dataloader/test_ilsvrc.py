@@ -62,7 +62,7 @@ def test_the_evaluation_view_equals_pillows(tmp_path, size):
 
 def test_windows_have_the_areas_and_ratios_asked_for():
     shape = tf.constant([375, 500, 3])
-    windows = np.array([ilsvrc._sample_window(shape, tf.constant([3, i], tf.int64)) for i in range(300)])
+    windows = np.array([ilsvrc.sample_window(shape, tf.constant([3, i], tf.int64)) for i in range(300)])
     top, left, height, width = windows.T
     area, ratio = height * width / (375 * 500), width / height
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 375).all() and (left + width <= 500).all()
@@ -77,7 +77,7 @@ def test_a_crop_is_the_window_of_the_whole_picture(tmp_path):
     whole = tf.io.decode_jpeg(contents).numpy()
     for i in range(4):
         key = tf.constant([5, i], tf.int64)
-        top, left, height, width = ilsvrc._sample_window(tf.constant(whole.shape), key).numpy()
+        top, left, height, width = ilsvrc.sample_window(tf.constant(whole.shape), key).numpy()
         expected = tf.image.resize(whole[top:top + height, left:left + width], (224, 224)).numpy()
         assert np.abs(ilsvrc.random_view(contents, key).numpy() - expected).max() < 5  # chroma at the borders
         assert np.abs(ilsvrc.random_view(contents, key).numpy() - expected).mean() < 0.5

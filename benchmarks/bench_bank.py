@@ -1,0 +1,98 @@
+"""Rows a second of a memory bank on disk, what reading it costs in memory, and what float16 changes.
+
+    python -m benchmarks.bench_bank --folder /tmp --images 200000
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+from pathlib import Path
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import numpy as np
+import op_utils
+import tensorflow as tf
+from benchmarks import common
+from ekg import losses, memory_bank
+
+BLOCK = 1000  # images written at a time
+LABEL_LOGIT, SPREAD, DISAGREEMENT = 10.0, 2.5, 0.7  # roughly those of trained ImageNet networks
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time a memory bank that is larger than memory need be.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the bank is written and removed again")
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--num_teacher", type=int, default=5)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=400, help="batches of random rows that are read and timed")
+    parser.add_argument("--temperature", type=float, default=10.0)
+    return parser.parse_args(argv)
+
+
+def make_logits(rng, count, num_teacher, classes):
+    """Returns float32 [count, num_teacher, classes]: what teachers that agree for the most part say of random images."""
+    logits = SPREAD * rng.standard_normal((count, 1, classes), np.float32)
+    logits[np.arange(count), 0, rng.integers(0, classes, count)] += LABEL_LOGIT
+    return logits + DISAGREEMENT * rng.standard_normal((count, num_teacher, classes), np.float32)
+
+
+def resident_mib():
+    """Returns the resident memory of this process, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def distillation_change(args, rng):
+    """Returns the relative change of the distillation loss by float16 logits, the largest of ten batches."""
+    changes = []
+    for _ in range(10):
+        bank = make_logits(rng, args.batch_size, args.num_teacher, args.classes)
+        student = bank[:, 0] + DISAGREEMENT * rng.standard_normal(bank[:, 0].shape, np.float32)
+        found = []
+        for dtype in (np.float32, np.float16):
+            knowledge, _ = losses.guide(tf.cast(bank.astype(dtype), tf.float32), student, args.temperature)
+            found.append(float(tf.reduce_mean(op_utils.kl_divergence(knowledge, student, args.temperature))))
+        changes.append(abs(found[1] - found[0]) / found[0])
+    return max(changes)
+
+
+def main(args):
+    rng = np.random.default_rng(0)
+    shape = (args.images, args.num_teacher, args.classes)
+    change = distillation_change(args, rng)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        block = make_logits(rng, BLOCK, args.num_teacher, args.classes).astype(np.float16)
+        path = Path(folder) / memory_bank.ARRAY_FILE
+        with open(path, "wb") as file:
+            memory_bank.write_header(file, shape, np.float16)
+            for start in range(0, args.images, BLOCK):
+                block[:, 0, 0] = np.arange(start, start + BLOCK) % 2048  # so that rows tell their number
+                file.write(block[:args.images - start].tobytes())
+        size = path.stat().st_size
+        bank = memory_bank.open_bank(Path(folder))
+        batches = rng.integers(0, args.images, (args.batches, args.batch_size))
+        with open(path, "rb") as file:  # warm: the file is in the system's cache
+            while file.read(2**24):
+                pass
+        before, peak_before, most = resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+
+        def read():
+            nonlocal most
+            for index in batches:
+                rows = bank.rows(index)
+                if (rows[:, 0, 0] != index % 2048).any():
+                    raise AssertionError("a row that was read is not the one that was asked for.")
+                most = max(most, resident_mib())
+
+        spent = common.seconds(read, runs=3, warmup=1)
+        peak_growth = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before, 0) / 1024
+    print(f"{shape[0]:,} x {shape[1]} x {shape[2]} float16, {size:,} bytes, batches of {args.batch_size} random rows")
+    common.print_table(["rows/s", "resident memory grows by, MiB", "its peak by, MiB", "float16 changes the loss by"],
+                       [[f"{batches.size / spent:,.0f}", f"{most - before:.0f}", f"{peak_growth:.0f}", f"{change:.5%}"]])
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)
