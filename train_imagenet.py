@@ -31,7 +31,10 @@ def parse_args(argv=None):
     group.add_argument("--skip_bad_images", action="store_true",
                        help="read every file once before the run, and leave out those that cannot be decoded")
     parser.set_defaults(target_rate=0.55, batch_size=256, decay_rate=0.1, weight_decay=1e-4, temperature=10.0)
-    return command_line.parse(parser, argv)
+    args = command_line.parse(parser, argv)
+    if not 0 <= args.image_memory < float("inf"):
+        parser.error(f"--image_memory must not be negative; received {args.image_memory:g}.")
+    return args
 
 
 def main(args):

@@ -14,7 +14,7 @@ import numpy as np
 import op_utils
 import tensorflow as tf
 from benchmarks import common
-from dataloader import ilsvrc
+from dataloader import ilsvrc, photographs
 from ekg import losses
 from ekg.graph import Graph
 
@@ -38,7 +38,7 @@ def decode_alone(split, num_views):
 
     def windows(content, index):
         shape = tf.image.extract_jpeg_shape(content)
-        return tf.stack([ilsvrc.sample_window(shape, ilsvrc.view_key(0, 0, index * num_views + number))
+        return tf.stack([photographs.sample_window(shape, photographs.view_key(0, 0, index * num_views + number))
                          for number in range(num_views)])
     known = tf.data.Dataset.from_tensor_slices((contents, tf.range(len(split), dtype=tf.int64))).map(windows)
     known = tf.constant(list(known.as_numpy_iterator()))

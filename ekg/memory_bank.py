@@ -150,7 +150,8 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
             for indices, images in zip(batches, split.stream(batches)):
                 images, rows = tf.constant(images), np.empty((len(indices), *shape[1:]), dtype)
                 for k, mask in enumerate(masks):
-                    rows[:, k] = forward(weights, mask, images).numpy()
+                    with np.errstate(over="ignore"):  # said below
+                        rows[:, k] = forward(weights, mask, images).numpy()
                     if progress is not None:
                         progress.update(len(indices))
                 if not np.isfinite(rows).all():

@@ -112,6 +112,11 @@ def test_schedule_falls_at_its_points():
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.02, 0.02, 0.004, 0.0008, 0.0008])
 
 
+def test_the_learning_rate_rises_linearly_if_asked():
+    schedule = op_utils.Schedule(0.1, (0.5,), 0.2, 20, warmup_epochs=4)
+    np.testing.assert_allclose([schedule(epoch) for epoch in (0, 1, 2.5, 4, 9.9, 10)], [0.02, 0.04, 0.07, 0.1, 0.1, 0.02])
+
+
 def test_a_non_finite_loss_stops_and_is_named():
     data = make_data()
     trainer = make_trainer(plain_net, data)

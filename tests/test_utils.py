@@ -185,8 +185,8 @@ def test_the_table_names_costs_and_rates():
     text = utils.format_table([row, utils.Row("slimmed", 0.6, 0.9, 0.99, 400, 900, 1024, 1.0, 10.0)])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert lines[0] == ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1",
-                        "ms, batch 256"]
-    assert lines[2] == ["baseline", "0.5000", "91.23", "100.00", "1,000", "2,000", "1.0000", "2", "1.50", "20.0"]
+                        "ms, batch 256", "images/s"]
+    assert lines[2] == ["baseline", "0.5000", "91.23", "100.00", "1,000", "2,000", "1.0000", "2", "1.50", "20.0", "12,800"]
     assert lines[3][:7] == ["slimmed", "0.6000", "90.00", "99.00", "400", "900", "0.4500"]
 
 
@@ -207,3 +207,19 @@ def test_published_python2_batches_are_read():
     found = utils.parse_pickle(data, "batch", encoding="bytes")
     np.testing.assert_array_equal(found[b"data"], expected[b"data"])
     assert found[b"data"].tolist() == [[1, 2, 240], [4, 5, 6]]
+
+
+def test_items_are_taken_ahead_and_an_error_arrives_in_its_place():
+    taken = []
+
+    def items():
+        for number in range(5):
+            taken.append(number)
+            yield number
+        raise ValueError("after the last")
+    found = utils.prefetched(items(), depth=2)
+    assert next(found) == 0 and next(found) == 1
+    with pytest.raises(ValueError, match="after the last"):
+        for number in found:
+            assert number in taken
+    assert taken == list(range(5)) and list(utils.prefetched(range(3), depth=5)) == [0, 1, 2]

@@ -10,7 +10,7 @@ from scipy import io as scipy_io
 
 import dataloader
 import utils
-from dataloader import augment, ilsvrc
+from dataloader import augment, ilsvrc, photographs
 from dataloader.base import Split
 
 CLASSES = ("n01440764", "n02101006", "n09193705")
@@ -51,7 +51,7 @@ def names(split):
 @pytest.mark.parametrize("size", [(300, 400), (500, 333), (256, 256), (120, 90)])
 def test_the_evaluation_view_equals_pillows(tmp_path, size):
     Image.fromarray(picture(1, *size)).save(tmp_path / "a.png")
-    found = ilsvrc.evaluation_view(tf.io.read_file(str(tmp_path / "a.png"))).numpy()
+    found = photographs.evaluation_view(tf.io.read_file(str(tmp_path / "a.png"))).numpy()
     height, width = (side * 256 // min(size) for side in size)
     resized = Image.fromarray(picture(1, *size)).resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - 224) // 2, (height - 224) // 2
@@ -62,7 +62,7 @@ def test_the_evaluation_view_equals_pillows(tmp_path, size):
 
 def test_windows_have_the_areas_and_ratios_asked_for():
     shape = tf.constant([375, 500, 3])
-    windows = np.array([ilsvrc.sample_window(shape, tf.constant([3, i], tf.int64)) for i in range(300)])
+    windows = np.array([photographs.sample_window(shape, tf.constant([3, i], tf.int64)) for i in range(300)])
     top, left, height, width = windows.T
     area, ratio = height * width / (375 * 500), width / height
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 375).all() and (left + width <= 500).all()
@@ -77,12 +77,12 @@ def test_a_crop_is_the_window_of_the_whole_picture(tmp_path):
     whole = tf.io.decode_jpeg(contents).numpy()
     for i in range(4):
         key = tf.constant([5, i], tf.int64)
-        top, left, height, width = ilsvrc.sample_window(tf.constant(whole.shape), key).numpy()
+        top, left, height, width = photographs.sample_window(tf.constant(whole.shape), key).numpy()
         expected = tf.image.resize(whole[top:top + height, left:left + width], (224, 224)).numpy()
-        assert np.abs(ilsvrc.random_view(contents, key).numpy() - expected).max() < 5  # chroma at the borders
-        assert np.abs(ilsvrc.random_view(contents, key).numpy() - expected).mean() < 0.5
+        assert np.abs(photographs.random_view(contents, key).numpy() - expected).max() < 5  # chroma at the borders
+        assert np.abs(photographs.random_view(contents, key).numpy() - expected).mean() < 0.5
         Image.fromarray(whole).save(tmp_path / "a.png")
-        other = ilsvrc.random_view(tf.io.read_file(str(tmp_path / "a.png")), key).numpy()
+        other = photographs.random_view(tf.io.read_file(str(tmp_path / "a.png")), key).numpy()
         assert np.abs(other - expected).max() <= 0.5
 
 
@@ -94,7 +94,7 @@ def test_unusual_files_decode(folder, options, colour):
     data = load(folder)
     index = names(data.train).index(f"{CLASSES[0]}_2.JPEG")
     image = data.train.read([index])[0].astype(int)
-    usual = ilsvrc.evaluation_view(tf.io.encode_png(picture(2))).numpy().astype(int)
+    usual = photographs.evaluation_view(tf.io.encode_png(picture(2))).numpy().astype(int)
     expected = usual if colour else (usual @ [0.299, 0.587, 0.114])[..., None]
     assert np.abs(image - expected).max() < 12 and np.abs(image - expected).mean() < 2
     view = next(data.train.stream_views([[index]], 2, 0, 0))
@@ -173,7 +173,7 @@ def test_batches_of_uneven_sizes_hold_the_right_images(folder):
 
 def test_a_split_is_decoded_into_memory_only_within_the_budget(folder):
     small, large = (load(folder, memory_gib=12 * 224 * 224 * 3 / 2**30 - missing).train.in_memory() for missing in (0, 1e-9))
-    assert isinstance(small, Split) and isinstance(large, ilsvrc.FileSplit)
+    assert isinstance(small, Split) and isinstance(large, photographs.FileSplit)
     np.testing.assert_array_equal(small.images, large.read(np.arange(12)))
     np.testing.assert_array_equal(small.labels, large.labels)
 
@@ -288,5 +288,5 @@ def test_damaged_images_are_left_out_and_counted_if_asked(folder, caplog):
 def test_a_class_of_damaged_images_alone_is_named(folder):
     for file in (folder / "train" / CLASSES[1]).iterdir():
         file.write_bytes(b"")
-    with pytest.raises(utils.UserError, match="n02101006: no image of this class can be decoded"):
+    with pytest.raises(utils.UserError, match="there is no training image of the class n02101006 that can be used"):
         load(folder, skip_bad_images=True)

@@ -7,7 +7,7 @@ import ekg
 import utils
 from ekg import memory_bank
 from ekg.greedy_search import HistoryEntry
-from tests.conftest import randomise_
+from tests.conftest import make_tiny_resnet, randomise_
 from tests.helpers import random_subnetwork
 
 
@@ -86,3 +86,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers)
     (tmp_path / "file").write_text("")
     with pytest.raises(utils.UserError, match="file/bank: the memory bank cannot be written"):
         build(tmp_path / "file" / "bank", teachers, tiny_data)
+
+
+def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr(memory_bank, "HALF_PRECISION_CLASSES", 3)
+    supernet = ekg.Supernet(make_tiny_resnet())
+    whole = [HistoryEntry(0, None, supernet.whole(), 1.0, 0.1, 0.5, 0.0, 1, 0.0)]
+    bank = build(tmp_path, (supernet, whole), tiny_data, batch_size=96)
+    expected = supernet.logits(tiny_data.normalise(tiny_data.train.images), supernet.whole())
+    assert bank.logits.dtype == bank.rows(np.array([1])).dtype == np.float16
+    np.testing.assert_allclose(bank.logits[:, 0], expected, rtol=1e-3, atol=1e-3)
+    supernet.model.get_layer("fc").bias.assign([1e5, 0, 0])
+    with pytest.raises(FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"):
+        build(tmp_path, (supernet, whole), tiny_data, batch_size=96)
+
+
+def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
+    array = np.random.default_rng(0).normal(size=(500, 2, 3)).astype(np.float32)
+    with open(tmp_path / memory_bank.ARRAY_FILE, "wb") as file:
+        memory_bank.write_header(file, array.shape, np.float32)
+        file.write(array.tobytes())
+    index = np.random.default_rng(1).integers(0, 500, 150)
+    np.testing.assert_array_equal(memory_bank.open_bank(tmp_path).rows(index), array[index])

@@ -1,0 +1,79 @@
+"""Photographs in records that tensorflow-datasets prepared, read at random by its own reader.
+
+Needs the package tensorflow-datasets, and records in the array_record format, which can be read in any order.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import utils
+from dataloader import photographs
+
+INFO_FILE = "dataset_info.json"
+TRAIN, TEST = "train", "validation"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSplit(photographs.FileSplit):
+    """Labelled images in records; `files` are record numbers, int64 [number].
+
+    Attributes:
+        source: sequence of {"image": bytes of the file, "label": class number}.
+        place: what to call the source in a message.
+    """
+    source: Any
+    place: str
+
+    def name(self, index):
+        return f"{self.place}, record {self.files[index]}"
+
+    def _make_reader(self):
+        numbers = tf.constant(self.files)
+
+        def read(index):
+            contents = tf.numpy_function(lambda number: self.source[int(number)]["image"], [tf.gather(numbers, index)],
+                                         tf.string, stateful=False)
+            return tf.ensure_shape(contents, ())
+        return read
+
+
+def is_prepared(folder):
+    """Returns whether tensorflow-datasets prepared the folder."""
+    return (folder / INFO_FILE).is_file()
+
+
+def load(folder, memory_budget):
+    """Returns (names of the classes, [training RecordSplit class by class, test RecordSplit]).
+
+    Every record is read once for its label.
+
+    Raises:
+        utils.UserError: tensorflow-datasets is missing, or the records cannot be read in any order.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise utils.UserError(f"--data_path {folder}: holds records of tensorflow-datasets; to read them, install "
+                              "tensorflow-datasets with pip.") from None
+    try:
+        builder = tfds.builder_from_directory(folder)
+        names = builder.info.features["label"].names
+        sources = [builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+                   for split in (TRAIN, TEST)]
+    except Exception as error:  # the package raises many kinds
+        reason = " ".join(str(error).split())[:160]
+        raise utils.UserError(f"--data_path {folder}: cannot be read as records of images with labels, in the array_record "
+                              f"format, with the splits {TRAIN} and {TEST} ({reason}).") from None
+    splits = []
+    for split, source in zip((TRAIN, TEST), sources):
+        with utils.progress_bar(f"labels of {split}", len(source), "image") as progress:
+            labels = np.empty(len(source), np.int32)
+            for number in range(len(source)):
+                labels[number] = source[number]["label"]
+                progress.update(1)
+        order = np.argsort(labels, kind="stable")
+        splits.append(RecordSplit(order, labels[order], memory_budget, source, f"{folder}, {split}"))
+    return names, splits

@@ -1,0 +1,134 @@
+"""The ImageNet scripts as a user runs them, on a handful of pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dataloader
+import nets
+import test as test_script
+import train_imagenet
+import utils
+from ekg import memory_bank, report
+from ekg.greedy_search import HistoryEntry
+from ekg.supernet import Supernet
+
+CLASSES = ("n01440764", "n02101006", "n09193705")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("ILSVRC2012"), np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label, wnid in enumerate(CLASSES):
+            (folder / split / wnid).mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(0, 120, (240, 300, 3)) + 120 * (np.arange(3) == label)
+                Image.fromarray(picture.astype(np.uint8)).save(folder / split / wnid / f"{split}_{label}{i}.JPEG")
+    return folder
+
+
+def arguments(pictures, folder, *more):
+    return train_imagenet.parse_args(
+        ["--arch", "ResNet-18", "--data_path", str(pictures), "--train_path", str(folder), "--target_rate", "0.93",
+         "--search_step", "0.5", "--subset_per_class", "2", "--val_per_class", "1", "--batch_size", "4", "--val_batch_size",
+         "4", "--search_batch_size", "4", "--train_epoch", "1", "--num_teacher", "2", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "LATENCY_BATCHES", (1, 2))
+        return folder, train_imagenet.main(arguments(pictures, folder, "--baseline_epoch", "1", "--warmup_epoch", "1",
+                                                     "--label_smoothing", "0.1"))
+
+
+def test_a_run_prunes_and_leaves_everything(finished):
+    folder, (baseline, slimmed, tuned) = finished
+    assert baseline.flops == 1_819_040_768 - 997 * 512 and baseline.params == 11_699_112 - 997 * 513
+    assert slimmed.flops == tuned.flops <= 0.93 * baseline.flops
+    for row in (baseline, slimmed, tuned):
+        assert 0 <= row.top1 <= row.top5 == 1 and np.isfinite(row.loss)  # three classes: all are among the first five
+    bank = memory_bank.open_bank(folder / "memory_bank").logits
+    assert bank.shape == (12, 2, 3) and np.ptp(bank, axis=0).min() > 0
+    assert utils.read_json(folder / "arguments.json")["temperature"] == 10
+    assert {line["phase"] for line in utils.read_json_lines(folder / "curves.jsonl")} == {"baseline", "subset", "search",
+                                                                                         "fine-tune"}
+
+
+def test_the_bank_holds_the_evaluation_views_in_index_order(finished, pictures):
+    """Of the one batch of even size that each image belongs to: 12 images in batches of at most 4."""
+    folder, _ = finished
+    data = dataloader.load("ILSVRC2012", pictures)
+    supernet = Supernet(nets.from_params("ResNet-18", utils.load_params(folder / "supernet_param.pkl"), 3))
+    history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(folder / "history.jsonl")]
+    bank = memory_bank.open_bank(folder / "memory_bank").logits
+    for k, teacher in enumerate(utils.read_json(folder / "memory_bank" / "bank.json")["teachers"]):
+        for start in (0, 4, 8):
+            images = data.normalise(data.train.read(np.arange(start, start + 4)))
+            expected = supernet.logits(images, history[teacher["step"]].subnetwork)
+            np.testing.assert_allclose(bank[start:start + 4, k], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_evaluation_script_returns_the_tables_row(finished, pictures, monkeypatch, capsys):
+    folder, rows = finished
+    monkeypatch.setattr(report, "LATENCY_BATCHES", (1, 2))
+    row = test_script.main(test_script.parse_args(
+        ["--arch", "ResNet-18", "--dataset", "ILSVRC2012", "--data_path", str(pictures), "--trained_param",
+         str(folder / "trained_param.pkl"), "--val_batch_size", "4"]))
+    assert (row.loss, row.top1, row.params, row.flops) == (rows[2].loss, rows[2].top1, rows[2].params, rows[2].flops)
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_the_bank_of_another_run_is_refused_and_kept(finished, pictures, tmp_path):
+    """Put into a run of other teachers, before its own bank is built."""
+    folder, _ = finished
+    for name in ("arguments.json", "baseline_param.pkl", "supernet_param.pkl", "slimmed_param.pkl", "history.jsonl",
+                 "phases.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "memory_bank").mkdir()
+    array = (folder / "memory_bank" / "logits.npy").read_bytes()
+    (tmp_path / "memory_bank" / "logits.npy").write_bytes(array)
+    info = utils.read_json(folder / "memory_bank" / "bank.json")
+    utils.write_json(tmp_path / "memory_bank" / "bank.json", info | {"network": "0" * 64})
+    args = arguments(pictures, tmp_path, "--baseline_epoch", "1", "--warmup_epoch", "1", "--label_smoothing", "0.1")
+    with pytest.raises(utils.UserError, match="memory_bank: this memory bank belongs to another run, its network differ"):
+        train_imagenet.main(args)
+    assert (tmp_path / "memory_bank" / "logits.npy").read_bytes() == array
+
+
+def test_defaults_are_the_papers():
+    args = train_imagenet.parse_args(["--data_path", "somewhere"])
+    assert (args.batch_size, args.learning_rate, args.decay_rate, args.decay_points, args.train_epoch, args.weight_decay,
+            args.temperature, args.warmup_epoch, args.label_smoothing, args.subset_per_class, args.val_per_class) == (
+                256, 0.01, 0.1, [0.3, 0.6, 0.8], 100, 1e-4, 10.0, 0, 0.0, 256, 32)
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--val_per_class", "5"], "5 images of each class are asked for"),
+    (["--subset_per_class", "9"], "9 images of each class are asked for"),
+    (["--batch_size", "16"], "--batch_size 16 is larger than the 12 images"),
+    (["--trained_param", "nowhere.pkl"], "nowhere.pkl: cannot be read"),
+    (["--data_path", "/nowhere"], "/nowhere: holds no folder train/")])
+def test_mistakes_are_named_before_anything_is_written(pictures, tmp_path, more, message):
+    with pytest.raises(utils.UserError, match=message):
+        train_imagenet.main(arguments(pictures, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--arch", "ResNet-56"], "invalid choice"), (["--dataset", "CIFAR10"], "invalid choice"),
+    (["--label_smoothing", "1"], "label_smoothing must be in"), (["--temperature", "0"], "temperature must be positive"),
+    (["--warmup_epoch", "-1"], "warmup_epoch must not be negative"), (["--image_memory", "-1"], "image_memory must not be"),
+    (["--finetune_teacher", "none", "--temperature", "3"], "no effect here: nothing is distilled")])
+def test_wrong_arguments_are_refused_by_the_parser(capsys, more, message):
+    with pytest.raises(SystemExit) as exit_info:
+        train_imagenet.parse_args(["--data_path", "somewhere", *more])
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_skipping_images_is_refused_where_there_are_no_files(capsys):
+    with pytest.raises(SystemExit):
+        test_script.parse_args(["--dataset", "DIGITS", "--trained_param", "p.pkl", "--skip_bad_images"])
+    assert "--skip_bad_images has no effect here" in capsys.readouterr().err
