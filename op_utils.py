@@ -6,6 +6,7 @@ metrics. Variables change outside it, so the same code runs on one CPU and on se
 
 import dataclasses
 import functools
+import logging
 import statistics
 import time
 
@@ -13,64 +14,64 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import utils
+logger = logging.getLogger("ekg")
 
 MOMENTUM = 0.9
-COMPILE_CHOICES = ("auto", "on", "off")
+XLA_FAILURES = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
+LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**15, 2000  # where float16 gradients start to be scaled, and when it doubles
 LATENCY_WARMUP, LATENCY_RUNS, LATENCY_SECONDS = 2, 9, 20.0
 
 
-# ---------------------------------------------------------------- devices
+# ---------------------------------------------------------------- compiled functions
 
-def make_strategy(gpu_ids=None):
-    """Returns a MirroredStrategy over the named GPUs, or over GPU 0 where there is one, or over the CPU.
+class Compiled:
+    """A function that is compiled with XLA if asked and if XLA can; else one warning line, and it goes on uncompiled.
 
-    Args:
-        gpu_ids: list of GPU numbers; None picks by itself.
-
-    Raises:
-        utils.UserError: a GPU is named that this machine does not have, or one is named twice.
+    Attributes:
+        is_compiled: whether calls run through XLA.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpu_ids is None:
-        gpu_ids = [0] if gpus else []
-    missing = [number for number in gpu_ids if not 0 <= number < len(gpus)]
-    if missing:
-        have = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU that TensorFlow can use"
-        raise utils.UserError(f"--gpu_id {' '.join(map(str, missing))}: this machine has {have}; "
-                              "name others, or leave --gpu_id out to run on what there is.")
-    if len(set(gpu_ids)) != len(gpu_ids):
-        raise utils.UserError(f"--gpu_id {' '.join(map(str, gpu_ids))}: name every GPU once.")
-    chosen = [gpus[number] for number in gpu_ids]
-    if chosen and tf.config.get_visible_devices("GPU") != chosen:
-        # So that what runs on one device, as the search does, takes the first of these, not GPU 0.
-        tf.config.set_visible_devices(chosen, "GPU")
-        for gpu in chosen:
-            tf.config.experimental.set_memory_growth(gpu, True)
-    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(len(chosen))] or ["CPU:0"])
+
+    def __init__(self, make, name, jit):
+        """
+        Args:
+            make: function from whether to compile to the tf.function.
+            name: what to call it in the warning.
+            jit: whether to compile with XLA.
+        """
+        self._make, self._name, self.is_compiled = make, name, jit
+        self._function = make(jit)
+
+    def __call__(self, *args):
+        try:
+            return self._function(*args)
+        except XLA_FAILURES as error:
+            if not self.is_compiled:
+                raise
+            plain = self._make(False)
+            result = plain(*args)  # what is wrong with the arguments fails here, too
+            self._function, self.is_compiled = plain, False
+            reason = " ".join(error.message.split())
+            logger.warning("XLA cannot compile the %s (%s); it runs uncompiled.", self._name, reason[:160])
+            return result
+
+    def count_traces(self):
+        """Returns how many graphs were made of the function."""
+        return self._function.experimental_get_tracing_count()
 
 
-def use_xla(choice):
-    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA trains slower)."""
-    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
-
-
-def check_batch(name, batch_size, strategy, accum=1):
-    """Raises utils.UserError if a global batch cannot be split evenly over replicas and micro-batches."""
-    parts = strategy.num_replicas_in_sync * accum
-    if batch_size % parts:
-        raise utils.UserError(f"{name} {batch_size} must be a multiple of {parts} = {strategy.num_replicas_in_sync} "
-                              f"replicas x {accum} micro-batches (--accum).")
+def compiled(function, name, jit):
+    """Returns a pure function as Compiled."""
+    return Compiled(lambda jit: tf.function(function, jit_compile=jit), name, jit)
 
 
 def split_batch(strategy, batch):
-    """Returns a batch {name: array [global batch, ...]} as values of the strategy's replicas, split along axis 0."""
-    replicas = strategy.num_replicas_in_sync
-    if replicas == 1:
+    """Returns this process's part of a batch {name: array [part, ...]} as values of its replicas, split along axis 0."""
+    if strategy.num_replicas_in_sync == 1:
         return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+    replicas = len(strategy.extended.worker_devices)
 
     def part(context):
-        number = context.replica_id_in_sync_group
+        number = context.replica_id_in_sync_group % replicas
         size = {name: len(value) // replicas for name, value in batch.items()}
         return {name: tf.convert_to_tensor(value[number * size[name]:(number + 1) * size[name]])
                 for name, value in batch.items()}
@@ -79,7 +80,7 @@ def split_batch(strategy, batch):
 
 # ---------------------------------------------------------------- pure layers and losses
 
-def batch_norm(layer, weights, x, training):
+def batch_norm(layer, weights, x, training, sync=False):
     """Returns (output, new moving statistics) of a Keras BatchNormalization as one fused operation.
 
     Equals the layer's own call, whose separate moments and scaling take about three times as long. Returns None where
@@ -88,8 +89,10 @@ def batch_norm(layer, weights, x, training):
     Args:
         layer: the keras.layers.BatchNormalization.
         weights: [gamma, beta, moving mean, moving variance], each [channels], float32.
-        x: [batch, height, width, channels].
+        x: [batch, height, width, channels], float32 or of half the width.
         training: True normalises with the statistics of the batch and moves the moving ones towards them.
+        sync: whether the statistics are those of all replicas' parts together; call it where replicas can meet then, in the
+            strategy's own graph.
     """
     if len(x.shape) != 4 or layer.axis not in (-1, 3) or not (layer.scale and layer.center):
         return None
@@ -99,10 +102,17 @@ def batch_norm(layer, weights, x, training):
     if not (training and layer.trainable):
         y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
         return y, [mean, variance]
-    y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
-    # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
-    count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-    batch_variance *= (count - 1) / count
+    if sync:
+        whole = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.MEAN)
+        batch_mean = whole(tf.reduce_mean(tf.cast(x, tf.float32), axis=(0, 1, 2)))
+        batch_variance = whole(tf.reduce_mean((tf.cast(x, tf.float32) - batch_mean) ** 2, axis=(0, 1, 2)))
+        y = tf.nn.batch_normalization(tf.cast(x, tf.float32), batch_mean, batch_variance, beta, gamma, layer.epsilon)
+        y = tf.cast(y, x.dtype)
+    else:
+        y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
+        # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
+        count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+        batch_variance *= (count - 1) / count
     keep = layer.momentum
     return y, [mean * keep + batch_mean * (1 - keep), variance * keep + batch_variance * (1 - keep)]
 
@@ -169,7 +179,7 @@ class Schedule:
         return self.learning_rate * self.decay_rate**passed * min((epoch + 1) / (self.warmup_epochs + 1), 1.0)
 
 
-def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, accum, weight_decay):
+def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, accum, weight_decay, loss_scale=1.0):
     """Returns (gradients, new non-trainable values, metrics) of one replica's batch. Pure.
 
     The batch is cut into `accum` micro-batches that run one after the other; gradients and metrics are means over them, and
@@ -184,6 +194,8 @@ def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, acc
         batch: {name: tensor [batch, ...]}; batch is a multiple of accum.
         accum: number of micro-batches.
         weight_decay: added to the gradient as weight_decay * weight.
+        loss_scale: the loss is multiplied by it on the way back, and the gradients divided: those of float16 activations
+            would be too small for their format.
     """
     pieces = {name: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]])
               for name, value in batch.items()}
@@ -199,7 +211,8 @@ def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, acc
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             loss, metrics = loss_fn(network, {name: piece[number] for name, piece in pieces.items()}, constants)
-        gradients = tape.gradient(loss, trainable, unconnected_gradients="zero")
+            scaled = loss * loss_scale
+        gradients = tape.gradient(scaled, trainable, unconnected_gradients="zero")
         return gradients, updated[-1], {"loss": loss, **metrics}
 
     total = micro_batch(0)
@@ -211,7 +224,8 @@ def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, acc
         _, total = tf.while_loop(lambda number, _: number < accum, body, (tf.constant(1), total))
     gradients, new, metrics = tf.nest.map_structure(
         lambda value: value / accum if value.dtype.is_floating else value, total)
-    return [gradient + weight_decay * weight for gradient, weight in zip(gradients, trainable)], new, metrics
+    gradients = [gradient / loss_scale + weight_decay * weight for gradient, weight in zip(gradients, trainable)]
+    return gradients, new, metrics
 
 
 class Trainer:
@@ -220,10 +234,12 @@ class Trainer:
     Attributes:
         model: the keras.Model, created under the strategy's scope.
         optimizer: the keras.optimizers.SGD.
+        loss_scale: tf.Variable, 1 unless the loss is scaled.
+        good_steps: tf.Variable, steps with finite gradients since the loss scale last changed.
     """
 
     def __init__(self, strategy, model, loss_fn, *, weight_decay, forward=None, constants=(), accum=1, jit=False,
-                 update_statistics=True):
+                 update_statistics=True, scale_loss=False, sync=False):
         """
         Args:
             strategy: tf.distribute.Strategy under whose scope the model was created.
@@ -235,28 +251,39 @@ class Trainer:
             accum: number of micro-batches a replica's batch is cut into.
             jit: whether to compile the step with XLA.
             update_statistics: whether the moving statistics of batch norms move.
+            scale_loss: whether the loss is scaled for float16: the scale doubles after LOSS_SCALE_GROWTH_STEPS steps with
+                finite gradients; a step without is left out and halves it.
+            sync: whether replicas meet inside the forward pass; then the step is neither compiled nor cut.
         """
+        if sync and (accum > 1 or jit):
+            raise ValueError("sync and accum or jit exclude each other: replicas cannot meet inside a compiled function.")
         self.model = model
         self._strategy, self._constants, self._update_statistics = strategy, constants, update_statistics
+        self._scales_loss = scale_loss
         with strategy.scope():
             self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
             self.optimizer.build(model.trainable_variables)
+            self.loss_scale = tf.Variable(LOSS_SCALE if scale_loss else 1.0, trainable=False)
+            self.good_steps = tf.Variable(0, trainable=False)
         replicas = strategy.num_replicas_in_sync  # the optimizer sums their gradients
 
-        def replica_step(trainable, non_trainable, constants, batch):
+        def replica_step(trainable, non_trainable, constants, loss_scale, batch):
             gradients, new, metrics = graph_step(forward or model.stateless_call, loss_fn, trainable, non_trainable,
-                                                 constants, batch, accum, weight_decay)
+                                                 constants, batch, accum, weight_decay, loss_scale)
             return [gradient / replicas for gradient in gradients], new, metrics
 
-        self._replica_step = tf.function(replica_step, jit_compile=jit)
-        self._step = tf.function(self._distributed_step)
+        def make_step(jit):
+            function = replica_step if sync else tf.function(replica_step, jit_compile=jit)
+            return tf.function(functools.partial(self._distributed_step, function))
+
+        self._step = Compiled(make_step, "training step", jit)
         self._learning_rate = None
 
     def step(self, batch, learning_rate):
         """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.
 
         Args:
-            batch: {name: array [global batch, ...]} with a static shape.
+            batch: {name: array [part, ...]} with a static shape: this process's part of the global batch.
             learning_rate: of this step.
         """
         if learning_rate != self._learning_rate:
@@ -264,21 +291,42 @@ class Trainer:
             self._learning_rate = learning_rate
         return self._step(split_batch(self._strategy, batch))
 
-    def _distributed_step(self, batch):
-        new, metrics = self._strategy.run(self._run_replica, args=(batch,))
-        mean = functools.partial(self._strategy.reduce, tf.distribute.ReduceOp.MEAN, axis=None)
+    def _distributed_step(self, replica_step, batch):
+        gradients, new, metrics = self._strategy.run(self._run_replica, args=(replica_step, batch))
+        if self._scales_loss:
+            broken = self._strategy.run(_count_non_finite, args=(gradients,))
+            is_finite = self._strategy.reduce(tf.distribute.ReduceOp.SUM, broken, axis=None) == 0
+            tf.cond(is_finite, lambda: self._update(gradients, new), lambda: self._assign_scale(self.loss_scale / 2, 0))
+        else:
+            self._update(gradients, new)
+        return {name: self._mean(value) for name, value in metrics.items()}
+
+    def _run_replica(self, replica_step, batch):
+        trainable, non_trainable = read_variables(self.model)
+        constants = read_variables(self._constants) if self._constants else ()
+        return replica_step(trainable, non_trainable, constants, tf.convert_to_tensor(self.loss_scale), batch)
+
+    def _update(self, gradients, new):
+        self._strategy.run(lambda own: self.optimizer.apply(own, self.model.trainable_variables), args=(gradients,))
         if self._update_statistics:
             for variable, value in zip(self.model.non_trainable_variables, new):
                 is_mean = variable.value.dtype.is_floating
-                variable.value.assign(mean(value) if is_mean else self._strategy.experimental_local_results(value)[0])
-        return {name: mean(value) for name, value in metrics.items()}
+                variable.value.assign(self._mean(value) if is_mean else self._strategy.experimental_local_results(value)[0])
+        if self._scales_loss:
+            steps = self.good_steps + 1
+            grows = steps >= LOSS_SCALE_GROWTH_STEPS
+            self._assign_scale(tf.where(grows, 2 * self.loss_scale, self.loss_scale), tf.where(grows, 0, steps))
 
-    def _run_replica(self, batch):
-        trainable, non_trainable = read_variables(self.model)
-        constants = read_variables(self._constants) if self._constants else ()
-        gradients, new, metrics = self._replica_step(trainable, non_trainable, constants, batch)
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-        return new, metrics
+    def _assign_scale(self, loss_scale, good_steps):
+        self.loss_scale.assign(loss_scale)
+        self.good_steps.assign(good_steps)
+
+    def _mean(self, value):
+        return self._strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
+
+
+def _count_non_finite(tensors):
+    return tf.add_n([tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32)) for tensor in tensors])
 
 
 def read_variables(model):
@@ -287,16 +335,17 @@ def read_variables(model):
             [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
 
 
-def train_epoch(trainer, batches, schedule, epoch, num_steps, progress):
+def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_workers=1):
     """Trains one epoch and returns {name: mean metric} over its steps, "images_per_second" among them.
 
     Args:
         trainer: Trainer.
-        batches: iterable of num_steps batches.
+        batches: iterable of num_steps batches, of each this process's part.
         schedule: Schedule.
         epoch: number of the epoch, from 0.
         num_steps: number of steps.
         progress: progress bar: gets update(1) and set_postfix(dict) at times.
+        num_workers: processes that each train on such a part.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -306,7 +355,7 @@ def train_epoch(trainer, batches, schedule, epoch, num_steps, progress):
     for step, batch in enumerate(batches):
         metrics = trainer.step(batch, schedule(epoch + step / num_steps))
         totals = metrics if totals is None else {name: totals[name] + value for name, value in metrics.items()}
-        size = len(batch["labels"])
+        size = len(batch["labels"]) * num_workers
         if step == 0:  # the first step is traced: leave it out of the throughput
             tf.nest.map_structure(lambda value: value.numpy(), metrics)
             start = time.perf_counter()
@@ -335,7 +384,7 @@ class Metrics:
     top5: float
 
 
-def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit=False, progress=None):
+def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit=False, progress=None, shard=(0, 1)):
     """Returns exact Metrics of a model over a split, with moving statistics.
 
     Losses and hits are summed; the last short batch is filled up with images that count nothing, so one compilation
@@ -350,6 +399,7 @@ def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit
         forward: pure forward function of the model; None takes model.stateless_call.
         jit: whether to compile with XLA.
         progress: progress bar that gets update(number of images), or None.
+        shard: (number of this process, number of processes); each reads its own part of every batch.
     """
     forward = forward or model.stateless_call
 
@@ -359,21 +409,23 @@ def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit
         values = tf.stack([cross_entropy(labels, logits), top_k_hits(labels, logits, 1), top_k_hits(labels, logits, 5)])
         return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
 
-    sums = tf.function(sums, jit_compile=jit)
+    def make_step(jit):
+        replica_sums = tf.function(sums, jit_compile=jit)
 
-    @tf.function
-    def step(batch):
-        result = strategy.run(lambda part: sums(*read_variables(model), part), args=(batch,))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+        def step(batch):
+            result = strategy.run(lambda part: replica_sums(*read_variables(model), part), args=(batch,))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+        return tf.function(step)
 
-    total = np.zeros(3)
+    step, total = Compiled(make_step, "evaluation step", jit), np.zeros(3)
     batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    batches = [np.array_split(indices, shard[1])[shard[0]] for indices in batches]
     padded = [np.minimum(indices, len(split) - 1) for indices in batches]
     for indices, read, images in zip(batches, padded, split.stream(padded)):
         batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
         total += step(split_batch(strategy, batch)).numpy()
         if progress is not None:
-            progress.update(int(batch["weight"].sum()))
+            progress.update(int(batch["weight"].sum()) * shard[1])
     return Metrics(*(float(value) for value in total / len(split)))
 
 
@@ -403,7 +455,7 @@ def reestimate_statistics_(model, batches, forward=None, jit=False):
             result.append((mean, variance + mean**2))
         return result
 
-    moments = tf.function(moments, jit_compile=jit)
+    moments = compiled(moments, "pass for batch norm statistics", jit)
     trainable, count, total = read_variables(model)[0], 0, None
     for images in batches:
         size = len(images)
@@ -430,7 +482,7 @@ def measure_latency(model, image_shape, batch_size, forward=None, jit=False):
 
     A pass that takes seconds is not repeated as often as a fast one.
     """
-    forward = tf.function(forward or model.stateless_call, jit_compile=jit)
+    forward = compiled(forward or model.stateless_call, "forward pass", jit)
     variables, images = read_variables(model), tf.zeros((batch_size, *image_shape))
     seconds = []
     while len(seconds) < LATENCY_WARMUP + 1 or (

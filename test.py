@@ -10,8 +10,7 @@ from pathlib import Path
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
-import op_utils
-from ekg import report
+from ekg import devices, report
 
 
 def parse_args(argv=None):
@@ -26,21 +25,21 @@ def parse_args(argv=None):
                         help="ILSVRC2012: read every file once before, and leave out those that cannot be decoded")
     parser.add_argument("--trained_param", type=Path, required=True, help="parameter file")
     parser.add_argument("--val_batch_size", type=int, default=256, help="images a step")
-    parser.add_argument("--gpu_id", type=int, nargs="+", help="GPUs to use; without it GPU 0, or the CPU")
-    parser.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES,
-                        help="compile with XLA; auto: where there is a GPU")
+    devices.add_flags(parser)
     args = parser.parse_args(argv)
     if args.val_batch_size < 1:
         parser.error(f"--val_batch_size must be at least 1; received {args.val_batch_size}.")
     if args.skip_bad_images and args.dataset != "ILSVRC2012":
         parser.error(f"--skip_bad_images has no effect here: the images of {args.dataset} are not in files; leave it out.")
+    devices.check_flags(parser, args)
     return args
 
 
 def main(args):
     """Prints the table and returns its row."""
-    strategy = op_utils.make_strategy(args.gpu_id)
-    op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
+    strategy = devices.make_strategy(args.gpu_id, args.virtual_devices, args.strategy)
+    team = devices.Team(strategy)
+    devices.check_batch("--val_batch_size", args.val_batch_size, {"devices": team.count})
     params = utils.load_params(args.trained_param)
     options = {"skip_bad_images": True} if args.skip_bad_images else {}
     data = dataloader.load(args.dataset, args.data_path, **options)
@@ -50,8 +49,9 @@ def main(args):
     with strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
     row = report.measure(args.trained_param.stem, model, args.trained_param, data, strategy, args.val_batch_size,
-                         op_utils.use_xla(args.compile))
-    print(utils.format_table([row]))
+                         devices.use_xla(args.compile), (team.worker, team.num_workers))
+    if team.is_chief:
+        print(utils.format_table([row]))
     return row
 
 

@@ -28,7 +28,9 @@ logger = logging.getLogger("ekg")
 
 EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
+EXIT_LOST_WORKER = 3
 EXIT_INTERRUPTED = 130
+LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 MAX_MISMATCHES_SHOWN = 12
 
 
@@ -50,6 +52,11 @@ def run_script(main, parse_args):
         print("error: out of memory; lower --batch_size or the batch of the phase that ran, or raise --accum.",
               file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except LOST_WORKER as error:
+        print(f"error: another worker ended or cannot be reached ({' '.join(error.message.split())[:160]}); start all of "
+              "them again with the same command: the run goes on.", file=sys.stderr)
+        logging.shutdown()
+        os._exit(EXIT_LOST_WORKER)  # what is left of the cluster would wait for the lost one
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_NOT_FINITE)

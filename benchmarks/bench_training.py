@@ -15,7 +15,7 @@ import tensorflow as tf
 from benchmarks import common
 from dataloader import augment
 from dataloader.base import Dataset, Split
-from ekg import losses
+from ekg import devices, losses
 from ekg.graph import Graph
 from ekg.supernet import Supernet
 
@@ -27,14 +27,14 @@ def parse_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
     parser.add_argument("--bank_batch_size", type=int, default=256)
     parser.add_argument("--accum", type=int, default=1)
-    parser.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES)
+    parser.add_argument("--compile", default="auto", choices=devices.COMPILE_CHOICES)
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
 
 
 def main(args):
     keras.utils.set_random_seed(0)
-    strategy, jit = op_utils.make_strategy(), op_utils.use_xla(args.compile)
+    strategy, jit = devices.make_strategy(), devices.use_xla(args.compile)
     split = Split(*common.random_images(max(args.batch_size, args.bank_batch_size)))
     data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
     rng = np.random.default_rng(0)

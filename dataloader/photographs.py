@@ -164,7 +164,10 @@ class FileSplit:
         return lambda index: tf.io.read_file(tf.gather(files, index))
 
     def _stream(self, batches, view):
-        batches = list(batches)
+        # A thread of its own reads: the caller's may be bound to a device that cannot decode.
+        return utils.prefetched(self._decode(list(batches), view), depth=1)
+
+    def _decode(self, batches, view):
         sizes, contents = [len(indices) for indices in batches], self._make_reader()
         examples = tf.data.Dataset.from_tensor_slices(np.concatenate(batches).astype(np.int64))
 

@@ -13,13 +13,16 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-import op_utils
 import utils
-from ekg import greedy_search, losses, memory_bank, objective, pipeline
+from ekg import devices, greedy_search, losses, memory_bank, objective, pipeline
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+PACKAGES = ("ekg", "nets", "dataloader")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 # They leave the result as it is, or stand in arguments.json as what they come to on this machine.
-MACHINE_ARGUMENTS = ("train_path", "data_path", "gpu_id", "compile", "val_batch_size", "image_memory", "skip_bad_images")
+WORKER_ARGUMENTS = ("data_path", "gpu_id", "image_memory")  # each process may have its own
+MACHINE_ARGUMENTS = (*WORKER_ARGUMENTS, "train_path", "compile", "val_batch_size", "skip_bad_images", "virtual_devices",
+                     "strategy")
 
 
 def make_parser(description, baseline):
@@ -67,10 +70,15 @@ def make_parser(description, baseline):
     group.add_argument("--baseline_epoch", type=int, default=baseline.epochs, help="epochs of baseline training")
     group = parser.add_argument_group("run")
     group.add_argument("--val_batch_size", type=int, default=256, help="images a step of an evaluation")
-    group.add_argument("--gpu_id", type=int, nargs="+", help="GPUs to use; without it GPU 0, or the CPU")
-    group.add_argument("--accum", type=int, default=1, help="micro-batches a training step is cut into")
-    group.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES,
-                       help="compile steps with XLA; auto: where there is a GPU")
+    devices.add_flags(group)
+    group.add_argument("--sync_bn", action="store_true",
+                       help="batch norms in training take the statistics of the whole batch, over all devices")
+    group.add_argument("--accum", type=int, default=1,
+                       help="micro-batches that a device's part of a batch is cut into, in training, search and memory bank")
+    group.add_argument("--precision", default="float32", choices=PRECISIONS,
+                       help="of convolutions and activations in baseline training and fine-tuning; weights are float32")
+    group.add_argument("--search_precision", default="float32", choices=PRECISIONS,
+                       help="the same of search and memory bank")
     group.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     return parser
 
@@ -102,6 +110,9 @@ def parse(parser, argv=None):
                                ("temperature", args.finetune_teacher != "none", "nothing is distilled")):
         if getattr(args, name) != parser.get_default(name) and not is_used:
             parser.error(f"--{name} has no effect here: {why}; leave it out.")
+    if args.sync_bn and args.accum > 1:
+        parser.error("--sync_bn and --accum exclude each other: statistics of the whole batch need it at once.")
+    devices.check_flags(parser, args)
     if args.train_path is None:
         args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
     return args
@@ -119,7 +130,8 @@ def make_settings(args, baseline):
         finetune_teacher=args.finetune_teacher, num_teacher=args.num_teacher, temperature=args.temperature,
         label_smoothing=args.label_smoothing, val_batch_size=args.val_batch_size, fine_tuning=fine_tuning,
         baseline=dataclasses.replace(baseline, epochs=args.baseline_epoch, **common), accum=args.accum,
-        jit=op_utils.use_xla(args.compile), seed=args.seed)
+        precision=args.precision, search_precision=args.search_precision, sync_bn=args.sync_bn,
+        jit=devices.use_xla(args.compile), seed=args.seed)
 
 
 def run(args, baseline, load_data, build, from_params):
@@ -132,10 +144,17 @@ def run(args, baseline, load_data, build, from_params):
         build: (arch, num_classes) -> unpruned keras.Model.
         from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
     """
-    strategy = op_utils.make_strategy(args.gpu_id)
-    for name in ("batch_size", "search_batch_size"):
-        op_utils.check_batch(f"--{name}", getattr(args, name), strategy, args.accum)
-    op_utils.check_batch("--val_batch_size", args.val_batch_size, strategy)
+    strategy = devices.make_strategy(args.gpu_id, args.virtual_devices, args.strategy)
+    team = devices.Team(strategy)
+    team.check_same({name: str(value) for name, value in vars(args).items() if name not in WORKER_ARGUMENTS}
+                    | {"code": hash_code()})
+    replicas, pieces = {"devices": team.count}, {"micro-batches (--accum)": args.accum}
+    devices.check_batch("--batch_size", args.batch_size, replicas | pieces)
+    devices.check_batch("--search_batch_size", args.search_batch_size, pieces)
+    devices.check_batch("--val_batch_size", args.val_batch_size, replicas)
+    for name in ("precision", "search_precision"):
+        if getattr(args, name) == "float16" and not tf.config.list_logical_devices("GPU"):
+            raise utils.UserError(f"--{name} float16: needs a GPU; on a CPU take bfloat16 or float32.")
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
@@ -147,13 +166,23 @@ def run(args, baseline, load_data, build, from_params):
     result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
     result_arguments |= {"trained_param": args.trained_param and hashlib.sha256(args.trained_param.read_bytes()).hexdigest(),
                          "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit,
-                         "num_replicas": strategy.num_replicas_in_sync}
+                         "num_replicas": team.count}
+    team.on_chief(lambda: utils.RunFolder(args.train_path, result_arguments))
     folder = utils.RunFolder(args.train_path, result_arguments)
     keras.utils.set_random_seed(args.seed)
     tf.config.experimental.enable_op_determinism()
-    job = pipeline.Pipeline(settings, data, strategy, folder, new_model,
+    job = pipeline.Pipeline(settings, data, strategy, team, folder, new_model,
                             lambda params, source: from_params(args.arch, params, data.num_classes, source))
     rows = job.run(args.trained_param)
-    print(utils.format_table(rows))
-    print(f"run folder: {args.train_path}", file=sys.stderr)
+    if team.is_chief:
+        print(utils.format_table(rows))
+        print(f"run folder: {args.train_path}", file=sys.stderr)
     return rows
+
+
+def hash_code():
+    """Returns a hash of this project's source files."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *(path for name in PACKAGES for path in (root / name).glob("*.py"))]):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()

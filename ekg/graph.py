@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 
 import keras
+import tensorflow as tf
 
 import op_utils
 
@@ -43,19 +44,20 @@ class Graph:
         calls: list of Call, without the input layer.
         shapes: {tensor number: shape tuple with None for the batch}.
         output: number of the tensor the model returns.
+        numerics: Numerics that stateless_call computes with.
 
     Raises:
         ValueError: the model is not functional, does not have exactly one input and one output, or a layer in it
             returns several tensors.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, numerics=None):
         if not isinstance(model, keras.Function):
             raise ValueError(f"model must be a functional keras.Model; received {type(model).__name__} {model.name!r}.")
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ValueError(f"model must have one input and one output; {model.name!r} has "
                              f"{len(model.inputs)} and {len(model.outputs)}.")
-        self.model = model
+        self.model, self.numerics = model, numerics or Numerics()
         self.calls = []
         self.shapes = {0: tuple(model.inputs[0].shape)}
         self._numbers = {id(model.inputs[0]): 0}
@@ -77,7 +79,9 @@ class Graph:
         tensors = {0: images}
         for call in self.calls:
             variables = layer_variables(call.layer)
-            tensors[call.output], new = run_call(call, [values[id(each)] for each in variables], tensors, training)
+            numerics = self.numerics if call.output != self.output else Numerics()  # logits are float32
+            tensors[call.output], new = run_call(call, [values[id(each)] for each in variables], tensors, training,
+                                                 numerics)
             values.update(zip([id(each) for each in variables[len(variables) - len(new):]], new))
         return tensors[self.output], [values[place] for place in places[len(trainable):]]
 
@@ -93,6 +97,19 @@ class Graph:
         self.calls.append(Call(node.operation, inputs, number, node))
 
 
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """What a network is computed with.
+
+    Attributes:
+        dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights, statistics of batch norms and
+            logits are float32 always.
+        sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
+    """
+    dtype: str = "float32"
+    sync_norms: bool = False
+
+
 def takes_training(layer):
     """Returns whether the layer behaves otherwise in training than in inference."""
     return "training" in inspect.signature(layer.call).parameters
@@ -105,26 +122,45 @@ def layer_variables(layer):
     return [*layer.trainable_variables, *layer.non_trainable_variables]
 
 
-def run_call(call, weights, tensors, training):
-    """Returns (output, new non-trainable values) of one call. Pure.
+def run_call(call, weights, tensors, training, numerics=None):
+    """Returns (output, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
 
     Args:
         call: Call.
         weights: values of layer_variables(call.layer).
         tensors: {tensor number: value}.
         training: whether batch norms use the statistics of the batch.
+        numerics: Numerics; None stands for float32.
     """
+    numerics = numerics or Numerics()
     args, kwargs = call.arguments(tensors)
     if not isinstance(call.layer, keras.layers.Layer):
         return call.layer(*args, **kwargs), []
     if type(call.layer) is keras.layers.BatchNormalization:
-        fused = op_utils.batch_norm(call.layer, weights, args[0], training)
+        fused = op_utils.batch_norm(call.layer, weights, args[0], training, numerics.sync_norms)
         if fused is not None:
             return fused
+    if type(call.layer) is keras.layers.Conv2D and numerics.dtype != "float32":
+        return _convolve(call.layer, weights, args[0], numerics.dtype), []
+    if call.layer.variables:  # whatever else has weights is computed in their format
+        args, kwargs = tf.nest.map_structure(lambda value: _cast(value, "float32"), (args, kwargs))
     if takes_training(call.layer):
         kwargs = {**kwargs, "training": training}
     num_trainable = len(call.layer.trainable_variables)
     return call.layer.stateless_call(weights[:num_trainable], weights[num_trainable:], *args, **kwargs)
+
+
+def _convolve(layer, weights, x, dtype):
+    """Returns a Conv2D's output in another format than its weights'."""
+    y = keras.ops.conv(_cast(x, dtype), _cast(weights[0], dtype), layer.strides, layer.padding, layer.data_format,
+                       layer.dilation_rate)
+    if layer.use_bias:
+        y += _cast(weights[1], dtype)
+    return layer.activation(y)
+
+
+def _cast(value, dtype):
+    return tf.cast(value, dtype) if tf.is_tensor(value) and value.dtype.is_floating else value
 
 
 def _sorted_nodes(model):

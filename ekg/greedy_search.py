@@ -71,7 +71,7 @@ def check_target(supernet, target_rate):
 
 
 def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teacher="ensemble", criterion="ekg", seed=0,
-           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True):
+           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True, team=None):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
     Args:
@@ -88,6 +88,8 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         history: entries of an earlier search of the same arguments, to go on from.
         on_step: function that gets every new HistoryEntry.
         share_prefix: see Objective.scores.
+        team: devices.Team whose members share the candidates out; None stands for the default device. The result is the
+            same.
 
     Raises:
         utils.UserError: the target rate cannot be reached, or a class has fewer images than asked for.
@@ -96,7 +98,7 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
     if criterion not in importance.CRITERIA:
         raise ValueError(f"criterion must be one of {list(importance.CRITERIA)}; received {criterion!r}.")
     objective = Objective(supernet, data.last_of_each_class(val_per_class, seed).in_memory(), data.normalise,
-                          batch_size=batch_size, teacher=teacher, jit=jit)
+                          batch_size=batch_size, teacher=teacher, jit=jit, team=team)
     history = list(history)
     for entry in history:
         objective.learn(entry.subnetwork)

@@ -1,5 +1,6 @@
 """The memory bank: what chosen interim sub-networks know of every training image, in one array file on disk."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 import op_utils
 import utils
+from ekg.devices import Team
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +113,11 @@ class MemoryBank:
         return rows
 
 
-def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False, progress=None):
+def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False, progress=None, team=None):
     """Writes the bank front to back in index order.
 
-    Images are not augmented, and batch norms use the statistics of batches of even size.
+    Images are not augmented, and batch norms use the statistics of batches of even size. Each member of the team takes other
+    whole batches, so the bank does not depend on how many members there are.
 
     Args:
         folder: pathlib.Path of the bank; what an earlier bank left there is overwritten.
@@ -125,44 +128,91 @@ def build(folder, supernet, teachers, split, normalise, *, batch_size, jit=False
         batch_size: images that share batch statistics, at most.
         jit: whether to compile with XLA.
         progress: progress bar that gets update(number of images), or None.
+        team: devices.Team; None stands for the default device. Its chief writes.
 
     Raises:
         utils.UserError: the folder cannot be written, or the disk has no room for the bank.
         FloatingPointError: logits are not finite.
     """
-    info = describe(supernet, split, teachers)
+    team, info = team or Team(), describe(supernet, split, teachers)
     shape = (info["rows"], len(teachers), info["classes"])
     dtype = np.dtype(np.float16 if info["classes"] >= HALF_PRECISION_CLASSES else np.float32)
-    forward = tf.function(lambda weights, mask, images: supernet.forward(weights, mask, normalise(images)),
-                          jit_compile=jit)
-    weights = supernet.weights()
-    masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
+    with contextlib.ExitStack() as stack:
+        file = None
+        if team.is_chief:
+            stack.enter_context(_named_errors(folder))
+
+        def start():
+            nonlocal file
+            file = stack.enter_context(_open_new(folder, shape, dtype))
+
+        team.on_chief(start)
+        for indices, rows in _rows(supernet, teachers, split, normalise, batch_size, jit, dtype, team):
+            if not np.isfinite(rows).all():
+                raise FloatingPointError(f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
+                                         f"{dtype}; are the weights those of a trained network?")
+            if file is not None:
+                file.write(rows.tobytes())
+            if progress is not None:
+                progress.update(len(teachers) * len(indices))
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
+    team.on_chief(lambda: utils.write_json(folder / INFO_FILE, info))
+
+
+@contextlib.contextmanager
+def _named_errors(folder):
     try:
+        yield
+    except OSError as error:
+        raise utils.UserError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None
+
+
+def _open_new(folder, shape, dtype):
+    """Returns the file that the rows of a bank of this shape go to."""
+    with _named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(folder).free
         if needed > free:
             raise utils.UserError(f"{folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, or "
                                   "lower --num_teacher.")
         (folder / INFO_FILE).unlink(missing_ok=True)  # it stands for a finished bank
-        with open(folder / ARRAY_FILE, "wb") as file:
-            write_header(file, shape, dtype)
-            batches = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
-            for indices, images in zip(batches, split.stream(batches)):
-                images, rows = tf.constant(images), np.empty((len(indices), *shape[1:]), dtype)
-                for k, mask in enumerate(masks):
-                    with np.errstate(over="ignore"):  # said below
-                        rows[:, k] = forward(weights, mask, images).numpy()
-                    if progress is not None:
-                        progress.update(len(indices))
-                if not np.isfinite(rows).all():
-                    raise FloatingPointError(f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
-                                             f"{dtype}; are the weights those of a trained network?")
-                file.write(rows.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        utils.write_json(folder / INFO_FILE, info)
-    except OSError as error:
-        raise utils.UserError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None
+        file = open(folder / ARRAY_FILE, "wb")
+        write_header(file, shape, dtype)
+        return file
+
+
+def _rows(supernet, teachers, split, normalise, batch_size, jit, dtype, team):
+    """Yields (indices, what all teachers say of these images [len(indices), K, classes]) in index order."""
+    batches = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
+    classes, largest = supernet.graph.shapes[supernet.graph.output][-1], max(map(len, batches))
+
+    def make_teach(number):
+        """Returns a function that gives the next batch of this member, of batches number, number + count, ..."""
+        forward = op_utils.compiled(lambda weights, mask, images: supernet.forward(weights, mask, normalise(images)),
+                                    "forward pass of the memory bank", jit)
+        weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
+        masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
+        images = split.stream(batches[number::team.count]) if batches[number::team.count] else iter(())
+
+        def teach():
+            rows = np.zeros((largest, len(masks), classes), dtype)
+            own = next(images, None)
+            for k, mask in enumerate(masks if own is not None else []):
+                with np.errstate(over="ignore"):  # numbers that are not finite are said where the rows are taken
+                    rows[:len(own), k] = forward(weights, mask, tf.constant(own)).numpy()
+            return rows
+        return teach
+
+    teach = team.run(make_teach)
+    for first in range(0, len(batches), team.count):
+        table = np.zeros((team.count, largest, len(teachers), classes), dtype)
+        for number, rows in team.run(lambda number: teach[number]()).items():
+            table[number] = rows
+        table = team.total(table)
+        for indices, rows in zip(batches[first:first + team.count], table):
+            yield indices, rows[:len(indices)]
 
 
 def write_header(file, shape, dtype):

@@ -5,16 +5,13 @@ reward(Θ) = − CE(labels, Θ) − CE(softmax(T), Θ), with T the mean logits o
 """
 
 import dataclasses
-import math
 
 import numpy as np
-import tensorflow as tf
 
-import op_utils
+from ekg.devices import Team
+from ekg.evaluator import Evaluator
 
 SEARCH_TEACHERS = ("ensemble", "single", "none")
-STRETCH = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
-STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +23,17 @@ class Score:
 
 
 class Objective:
-    """Evaluates sub-networks of one supernet on D_val.
+    """The reward of sub-networks, found by all members of a team.
 
-    The program is cut into segments at the first gate of every group. All candidates of a search step share the
-    present sub-network up to their own group's first gate, so each segment of the present one runs once, and a candidate
-    costs only the segments behind its first changed gate. What the present one passes from segment to segment is kept when
-    its knowledge is taken, if it fits a budget; else it is computed again batch by batch. Every segment, and every stretch
-    of STRETCH segments, is traced once for each batch shape and serves all candidates and steps.
+    Every member evaluates other candidates on the same batches, and takes other batches for the importance; so the result
+    does not depend on how many there are.
 
     Attributes:
         supernet: the Supernet.
-        labels: list of the labels of each batch, [batch]; batches have at most two sizes.
+        evaluators: {number of a member of this process: Evaluator}.
     """
 
-    def __init__(self, supernet, split, normalise, *, batch_size, teacher="ensemble", jit=False):
+    def __init__(self, supernet, split, normalise, *, batch_size, teacher="ensemble", jit=False, team=None):
         """
         Args:
             supernet: the Supernet; its weights are read now.
@@ -48,163 +42,54 @@ class Objective:
             batch_size: at most so many images share batch statistics.
             teacher: one of SEARCH_TEACHERS.
             jit: whether to compile with XLA.
+            team: devices.Team; None stands for the default device.
         """
         if teacher not in SEARCH_TEACHERS:
             raise ValueError(f"teacher must be one of {SEARCH_TEACHERS}; received {teacher!r}.")
-        self.supernet = supernet
-        self._split = split
-        self._indices = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
-        self.labels = [tf.constant(split.labels[indices]) for indices in self._indices]
-        self._teacher_kind, self._num_images, self._num_learned = teacher, len(split), 0
-        self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
-        self._weights = supernet.weights()
-        self._first_gates = [supernet.first_gate(group) for group in range(len(supernet.groups))]
-        self._starts = [0, *sorted(set(self._first_gates))]
-        edges = [*self._starts, len(supernet.program)]
-        self._segments = [self._make_segment(start, stop, jit) for start, stop in zip(edges, edges[1:])]
-        self._stretches = {first: self._make_segment(edges[first], edges[first + STRETCH], jit)
-                           for first in range(0, len(self._segments) - STRETCH + 1, STRETCH)}
-        self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
-        self._keeps_states = self._count_state_bytes() <= STATE_BUDGET
-        self._normalise = tf.function(normalise, jit_compile=jit)
-        self._sums = tf.function(self._loss_sums, jit_compile=jit)
-        self._products = tf.function(self._gate_products, jit_compile=jit)
+        self.supernet, self._team = supernet, team or Team()
+        self._use_knowledge, self._num_images = teacher != "none", len(split)
+        self.evaluators = self._team.run(lambda _: Evaluator(supernet, split, normalise, batch_size=batch_size,
+                                                             teacher=teacher, jit=jit))
 
     @property
-    def use_knowledge(self):
-        """Whether the reward has its second term."""
-        return self._teacher_kind != "none"
+    def labels(self):
+        """List of the labels of each batch."""
+        return self._first.labels
+
+    @property
+    def _first(self):
+        return next(iter(self.evaluators.values()))
 
     def scores(self, present, candidates, share_prefix=True):
-        """Returns the Score of every candidate.
-
-        Args:
-            present: the present Subnetwork.
-            candidates: list of (group, Subnetwork), each differing from the present one in that group alone; group
-                None stands for the present sub-network itself.
-            share_prefix: False runs every candidate from the input; the scores are the same.
-        """
+        """Returns the Score of every candidate; see Evaluator.sums."""
+        # Dealt out in the order of their first gates, so that all members have like work.
+        order = sorted(range(len(candidates)), key=lambda i: -1 if candidates[i][0] is None else candidates[i][0])
+        own = {number: order[number::self._team.count] for number in self._team.numbers}
+        found = self._team.run(lambda number: self.evaluators[number].sums(
+            present, [candidates[i] for i in own[number]], share_prefix))
         sums = np.zeros((len(candidates), 3))
-        masks = [self._mask(subnetwork) for _, subnetwork in candidates]
-        entries = [self._entry(group) if share_prefix else 0 for group, _ in candidates]
-        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
-            teacher, totals = self._teacher(number), {}
-            for segment, state in enumerate(self._walk(present, number, images, max(entries))):
-                for i in [i for i, entry in enumerate(entries) if entry == segment]:
-                    totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
-            sums += np.array([totals[i].numpy() for i in range(len(candidates))])
-        return [Score(loss, hits, -loss - (soft if self.use_knowledge else 0.0))
-                for loss, soft, hits in (sums / self._num_images).tolist()]
+        for number, values in found.items():
+            sums[own[number]] = values
+        return [Score(loss, hits, -loss - (soft if self._use_knowledge else 0.0))
+                for loss, soft, hits in (self._team.total(sums) / self._num_images).tolist()]
 
     def logits(self, subnetwork):
         """Returns the logits of a sub-network: for every batch a float32 tensor [batch, classes]."""
-        mask = self._mask(subnetwork)
-        return [self._run(mask, [images], 0) for images in self._images()]
+        return self._first.logits(subnetwork)
 
     def learn(self, subnetwork):
         """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
-        n = self._num_learned
-        is_needed = n == 0 or self._teacher_kind == "ensemble"
-        if self._keeps_states:
-            walks = [list(self._walk(subnetwork, number, images, len(self._segments)))
-                     for number, images in enumerate(self._images())]
-            logits = [states.pop()[0] for states in walks]
-            self._states = self.supernet.mask(subnetwork), walks
-        elif is_needed:
-            logits = self.logits(subnetwork)
-        if is_needed:
-            self._knowledge = [(mean * n + new) / (n + 1) for mean, new in zip(self._knowledge, logits)] if n else logits
-        self._num_learned += 1
+        self._team.run(lambda number: self.evaluators[number].learn(subnetwork))
 
     def gate_products(self, subnetwork):
-        """Yields for every batch {site: |Σ over batch, height, width of (∂L/∂y)·y|, array [channels of the site]}.
-
-        L = −reward, y the activation at a gate after the mask. With the mask m as a factor that sum is m·∂L/∂m.
-        """
-        mask = self._mask(subnetwork)
-        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
-            products = self._products(self._weights, mask, images, labels, self._teacher(number))
-            yield {site: product.numpy() for site, product in products.items()}
-
-    def _images(self):
-        """Yields the normalised images of each batch, float32 [batch, height, width, channels]."""
-        if self._states is not None:
-            yield from (walk[0][0] for walk in self._states[1])
-        else:
-            yield from map(self._normalise, self._split.stream(self._indices))
-
-    def _mask(self, subnetwork):
-        return tf.constant(self.supernet.mask(subnetwork))
-
-    def _teacher(self, number):
-        """Logits T of a batch; without knowledge the images' own place is taken by zeros, which nothing reads."""
-        classes = self.supernet.graph.shapes[self.supernet.graph.output][-1]
-        return self._knowledge[number] if self._knowledge else tf.zeros((len(self.labels[number]), classes))
-
-    def _entry(self, group):
-        """Returns the segment in which a candidate of this group begins to differ."""
-        return 0 if group is None else self._starts.index(self._first_gates[group])
-
-    def _make_segment(self, start, stop, jit):
-        supernet = self.supernet
-        reads = supernet.live_at(start)
-        leaves = supernet.live_at(stop) or [supernet.graph.output]
-        names = {item.layer.name for item in supernet.program[start:stop] if hasattr(item, "layer")}
-        weights = {name: values for name, values in self._weights.items() if name in names}
-
-        def segment(weights, mask, state):
-            live = supernet.run(weights, mask, dict(zip(reads, state)), start, stop)
-            return [live[tensor] for tensor in leaves]
-        return tf.function(segment, jit_compile=jit), weights
-
-    def _walk(self, subnetwork, batch, images, last):
-        """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
-        mask = self.supernet.mask(subnetwork)
-        known = self._known_states(mask, batch)[:last + 1] or [[images]]
-        yield from known
-        mask, state = tf.constant(mask), known[-1]
-        for function, weights in self._segments[len(known) - 1:last]:
-            state = function(weights, mask, state)
-            yield state
-
-    def _known_states(self, mask, batch):
-        """Returns the first states of a mask on a batch as far as they are known: all up to the first changed gate."""
-        if self._states is None:
-            return []
-        kept_mask, walks = self._states
-        changed = [self._entry(group) for group in range(len(self.supernet.groups))
-                   if (mask != kept_mask)[self.supernet.layout.channels(group)].any()]
-        return walks[batch][:min(changed, default=len(self._segments)) + 1]
-
-    def _run(self, mask, state, first):
-        """Returns the logits from the state before segment `first`."""
-        while first < len(self._segments):
-            is_stretch = first in self._stretches
-            function, weights = self._stretches[first] if is_stretch else self._segments[first]
-            state = function(weights, mask, state)
-            first += STRETCH if is_stretch else 1
-        return state[0]
-
-    def _count_state_bytes(self):
-        """Returns the bytes of all states of all images, float32."""
-        shapes = self.supernet.graph.shapes
-        tensors = [tensor for start in self._starts for tensor in self.supernet.live_at(start)]
-        return 4 * self._num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
-
-    def _loss_sums(self, logits, labels, teacher):
-        """Returns sums over a batch: [cross-entropy with the labels, with the teacher, right answers], float64."""
-        values = tf.stack([op_utils.cross_entropy(labels, logits), op_utils.soft_cross_entropy(teacher, logits),
-                           op_utils.top_k_hits(labels, logits, 1)])
-        return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
-
-    def _gate_products(self, weights, mask, images, labels, teacher):
-        gates = self.supernet.gates(mask)
-        with tf.GradientTape() as tape:
-            tape.watch(gates)
-            logits = self.supernet.forward(weights, mask, images, gates=gates)
-            loss = tf.reduce_sum(op_utils.cross_entropy(labels, logits))
-            if self.use_knowledge:
-                loss += tf.reduce_sum(op_utils.soft_cross_entropy(teacher, logits))
-            loss /= self._num_images
-        gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
-        return {site: tf.abs(gradients[site] * gates[site]) for site in gates}
+        """Yields for every batch {site: |Σ over batch, height, width of (∂L/∂y)·y|}; see Evaluator.gate_products."""
+        own = {number: range(number, len(self.labels), self._team.count) for number in self._team.numbers}
+        found = self._team.run(lambda number: self.evaluators[number].gate_products(subnetwork, own[number]))
+        sites, index = self.supernet.layout.sites, self.supernet.layout.index
+        edges = np.cumsum([0, *(len(index[site]) for site in sites)])
+        table = np.zeros((len(self.labels), edges[-1]), np.float32)
+        for batches in found.values():
+            for number, products in batches.items():
+                table[number] = np.concatenate([products[site] for site in sites])
+        for row in self._team.total(table):
+            yield {site: row[start:stop] for site, start, stop in zip(sites, edges, edges[1:])}

@@ -8,11 +8,12 @@ import resource
 import time
 
 import numpy as np
+import tensorflow as tf
 
 import op_utils
 import utils
 from ekg import cutting, losses, memory_bank, report, training
-from ekg.graph import Graph
+from ekg.graph import Graph, Numerics
 from ekg.greedy_search import HistoryEntry, check_target, search
 from ekg.supernet import Supernet
 
@@ -55,6 +56,9 @@ class Settings:
     baseline: TrainingSettings
     fine_tuning: TrainingSettings
     accum: int
+    precision: str
+    search_precision: str
+    sync_bn: bool
     jit: bool
     seed: int
 
@@ -66,18 +70,19 @@ class Pipeline:
         folder: utils.RunFolder that holds everything the run leaves.
     """
 
-    def __init__(self, settings, data, strategy, folder, build, from_params):
+    def __init__(self, settings, data, strategy, team, folder, build, from_params):
         """
         Args:
             settings: Settings.
             data: dataloader Dataset.
             strategy: tf.distribute.Strategy.
+            team: devices.Team of the strategy. All its processes run the same; the chief alone writes.
             folder: utils.RunFolder.
             build: function that returns the unpruned keras.Model with new weights.
             from_params: (params, source) -> keras.Model of whatever widths the parameters tell.
         """
         self.folder = folder
-        self._settings, self._data, self._strategy = settings, data, strategy
+        self._settings, self._data, self._strategy, self._team = settings, data, strategy, team
         self._build, self._from_params = build, from_params
 
     def run(self, trained_param=None):
@@ -91,7 +96,7 @@ class Pipeline:
         Raises:
             utils.UserError: a file of an earlier part of the run is damaged.
         """
-        if (self.folder / "summary.json").exists():
+        if self._has("summary.json"):
             logger.info("this run is finished; its table is")
             return [utils.Row(**row) for row in utils.read_json(self.folder / "summary.json")["table"]]
         baseline_file = trained_param or self.folder / "baseline_param.pkl"
@@ -102,13 +107,35 @@ class Pipeline:
         trained_file = self._fine_tune(supernet, baseline, bank, slimmed_file)
         return self._report({"baseline": baseline_file, "slimmed": slimmed_file, "fine-tuned": trained_file})
 
+    def _has(self, name):
+        """Returns whether the run folder holds a file, as the chief sees it."""
+        return self._team.chief_says((self.folder / name).exists())
+
+    def _save(self, model, path):
+        self._team.on_chief(lambda: utils.save_params(model, path))
+
     def _load(self, path):
         with self._strategy.scope():
             return self._from_params(utils.load_params(path), path)
 
     def _trainer(self, model, loss_fn, weight_decay, **options):
-        return op_utils.Trainer(self._strategy, model, loss_fn, weight_decay=weight_decay, accum=self._settings.accum,
-                                forward=Graph(model).stateless_call, jit=self._settings.jit, **options)
+        """Returns a Trainer on all devices, in the precision asked for."""
+        settings = self._settings
+        sync = settings.sync_bn and self._team.count > 1
+        if sync and settings.jit:
+            logger.warning("--sync_bn: the training step runs uncompiled, as replicas meet inside it.")
+        numerics = Numerics(settings.precision, sync)
+        return op_utils.Trainer(self._strategy, model, loss_fn, weight_decay=weight_decay, accum=settings.accum,
+                                forward=Graph(model, numerics).stateless_call, jit=settings.jit and not sync, sync=sync,
+                                scale_loss=settings.precision == "float16", **options)
+
+    def _supernet(self, model):
+        return Supernet(model, Numerics(self._settings.search_precision))
+
+    @property
+    def _images_together(self):
+        """Images that share batch statistics in search and bank, at most: those of a micro-batch."""
+        return self._settings.search_batch_size // self._settings.accum
 
     @contextlib.contextmanager
     def _phase(self, name):
@@ -119,39 +146,34 @@ class Pipeline:
         finally:  # a phase that is stopped has its time in the summary, too
             seconds = time.perf_counter() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
-                                                                 "peak_memory_mib": round(peak)})
+            if self._team.is_chief:
+                utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
+                                                                     "peak_memory_mib": round(peak)})
         logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", name, seconds, peak)
 
     def _baseline(self, path):
         """Returns the trained network of a file; a file of this run that is not there yet is trained first."""
         settings = self._settings.baseline
-        if not path.exists() and path.parent == self.folder.path:
+        if path.parent == self.folder.path and not self._has(path.name):
             with self._phase("baseline"):
                 with self._strategy.scope():
                     model = self._build()
                 trainer = self._trainer(model, losses.baseline(self._data, self._settings.label_smoothing),
                                         settings.weight_decay)
                 training.fit("baseline", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
-                             seed=self._settings.seed, folder=self.folder, num_views=1)
-                utils.save_params(model, path)
+                             seed=self._settings.seed, folder=self.folder, num_views=1, team=self._team)
+                self._save(model, path)
         return self._load(path)
 
     def _search(self, baseline):
         """Returns (supernet after one epoch on D_subset, history)."""
         settings, weights_file = self._settings, self.folder / "supernet_param.pkl"
-        if not weights_file.exists():
+        if not self._has(weights_file.name):
             with self._phase("subset"):
-                model = training.copy_model(baseline, self._strategy)
-                trainer = self._trainer(model, losses.plain(self._data.normalise), settings.fine_tuning.weight_decay,
-                                        update_statistics=False)
-                subset = self._data.first_of_each_class(settings.subset_per_class, settings.seed)
-                training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
-                             batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset)
-                utils.save_params(model, weights_file)
-        supernet = Supernet(self._load(weights_file))
+                self._team.on_chief(lambda: self._tune_on_subset(baseline, weights_file))
+        supernet = self._supernet(self._load(weights_file))
         file = self.folder / "history.jsonl"
-        history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(file)] if file.exists() else []
+        history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(file)] if self._has(file.name) else []
         if history and history[-1].rate <= settings.target_rate:
             return supernet, history
         total = round(1000 * (1 - settings.target_rate))
@@ -161,32 +183,52 @@ class Pipeline:
                 progress.set_postfix(step=entry.step, rate=f"{entry.rate:.4f}", loss=f"{entry.loss:.4f}",
                                      accuracy=f"{100 * entry.accuracy:.2f}%")
 
-            def keep(entry):
+            def write(entry):
                 utils.append_json_line(file, entry.to_json())
                 self.folder.log_curves("search", entry.step, {"rate": entry.rate, "loss": entry.loss,
                                                               "accuracy": entry.accuracy, "reward": entry.reward})
+
+            def keep(entry):
+                self._team.on_chief(lambda: write(entry))
                 show(entry)
 
             if history:
                 show(history[-1])
             result = search(supernet, self._data, target_rate=settings.target_rate, step_size=settings.search_step,
-                            batch_size=settings.search_batch_size, teacher=settings.search_teacher, seed=settings.seed,
-                            val_per_class=settings.val_per_class, jit=settings.jit, history=history, on_step=keep)
+                            batch_size=self._images_together, teacher=settings.search_teacher, seed=settings.seed,
+                            val_per_class=settings.val_per_class, jit=settings.jit, history=history, on_step=keep,
+                            team=self._team)
         return supernet, list(result.history)
+
+    def _tune_on_subset(self, baseline, path):
+        """Trains a copy of the baseline for one epoch on D_subset.
+
+        On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
+        search starts from the same weights.
+        """
+        settings, strategy = self._settings, tf.distribute.OneDeviceStrategy(self._team.device or "CPU:0")
+        model = training.copy_model(baseline, strategy)
+        trainer = op_utils.Trainer(strategy, model, losses.plain(self._data.normalise), accum=settings.accum,
+                                   weight_decay=settings.fine_tuning.weight_decay, jit=settings.jit,
+                                   forward=Graph(model).stateless_call, update_statistics=False)
+        subset = self._data.first_of_each_class(settings.subset_per_class, settings.seed)
+        training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
+                     batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset)
+        utils.save_params(model, path)
 
     def _slim(self, supernet, history):
         """Cuts Θ* out, estimates its moving statistics and returns its parameter file."""
         path = self.folder / "slimmed_param.pkl"
-        if not path.exists():
+        if not self._has(path.name):
             with self._phase("slim"):
                 with self._strategy.scope():
                     model = supernet.cut(history[-1].subnetwork)
                 count = min(NUM_STATISTICS_IMAGES, len(self._data.train))
                 batches = [np.arange(start, stop)
-                           for start, stop in op_utils.even_batches(count, self._settings.search_batch_size)]
+                           for start, stop in op_utils.even_batches(count, self._images_together)]
                 images = map(self._data.normalise, self._data.train.stream(batches))
                 op_utils.reestimate_statistics_(model, images, Graph(model).stateless_call, self._settings.jit)
-                utils.save_params(model, path)
+                self._save(model, path)
         return path
 
     def _bank(self, supernet, history):
@@ -195,17 +237,17 @@ class Pipeline:
                                                                           self._settings.num_teacher)]
         logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
         info = memory_bank.describe(supernet, self._data.train, teachers)
-        if not memory_bank.is_finished(folder, info):
+        if not self._team.chief_says(memory_bank.is_finished(folder, info)):
             with self._phase("bank"), utils.progress_bar("bank", len(teachers) * info["rows"], "image") as progress:
                 memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
-                                  batch_size=self._settings.search_batch_size, jit=self._settings.jit,
-                                  progress=progress)
+                                  batch_size=self._images_together, jit=self._settings.jit, progress=progress,
+                                  team=self._team)
         return memory_bank.open_bank(folder)
 
     def _fine_tune(self, supernet, baseline, bank, slimmed_file):
         """Trains Θ* with the knowledge of the bank (or of the baseline) and returns its parameter file."""
         path, settings = self.folder / "trained_param.pkl", self._settings.fine_tuning
-        if path.exists():
+        if self._has(path.name):
             return path
         with self._phase("fine-tune"):
             model = self._load(slimmed_file)
@@ -216,17 +258,26 @@ class Pipeline:
                                          self._settings.label_smoothing)
             trainer = self._trainer(model, loss_fn, settings.weight_decay, constants=baseline if is_single else ())
             training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
-                         seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS,
+                         seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS, team=self._team,
                          extend=(lambda batch: {"bank": bank.rows(batch["index"])}) if bank else None)
-            model.save(self.folder / "unfinished.keras")
-            (self.folder / "unfinished.keras").rename(self.folder / "trained_param.keras")
-            utils.save_params(model, path)
+
+            def save():
+                model.save(self.folder / "unfinished.keras")
+                (self.folder / "unfinished.keras").rename(self.folder / "trained_param.keras")
+                utils.save_params(model, path)
+
+            self._team.on_chief(save)
         return path
 
     def _report(self, files):
         with self._phase("report"):
             rows = [report.measure(name, self._load(path), path, self._data, self._strategy,
-                                   self._settings.val_batch_size, self._settings.jit) for name, path in files.items()]
+                                   self._settings.val_batch_size, self._settings.jit,
+                                   (self._team.worker, self._team.num_workers)) for name, path in files.items()]
+        self._team.on_chief(lambda: self._write_summary(rows))
+        return rows
+
+    def _write_summary(self, rows):
         phases = {}
         for line in utils.read_json_lines(self.folder / "phases.jsonl"):
             phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0})
@@ -234,7 +285,6 @@ class Pipeline:
             phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
         utils.write_json(self.folder / "summary.json",
                          {"table": [dataclasses.asdict(row) for row in rows], "phases": phases})
-        return rows
 
 
 def check(settings, data, model):

@@ -10,7 +10,7 @@ from ekg.graph import Graph
 LATENCY_BATCHES = (1, 256)
 
 
-def measure(name, model, path, data, strategy, batch_size, jit=False):
+def measure(name, model, path, data, strategy, batch_size, jit=False, shard=(0, 1)):
     """Returns the utils.Row of a network: exact test metrics, complexity, file size and latency.
 
     Args:
@@ -21,11 +21,12 @@ def measure(name, model, path, data, strategy, batch_size, jit=False):
         strategy: tf.distribute.Strategy.
         batch_size: of the evaluation.
         jit: whether to compile with XLA.
+        shard: (number of this process, number of processes) of the evaluation.
     """
     forward = Graph(model).stateless_call
     with utils.progress_bar(f"test {name}", len(data.test), "image") as progress:
         metrics = op_utils.evaluate(strategy, model, data.test, data.normalise, batch_size, forward=forward, jit=jit,
-                                    progress=progress)
+                                    progress=progress, shard=shard)
     cost = complexity.of_model(model)
     latencies = [op_utils.measure_latency(model, data.image_shape, size, forward, jit) for size in LATENCY_BATCHES]
     return utils.Row(name, metrics.loss, metrics.top1, metrics.top5, cost.params, cost.flops, Path(path).stat().st_size,

@@ -31,13 +31,14 @@ class Supernet:
         groups: tuple of ChannelGroup in network order.
         layout: groups.Layout, where every channel of every tensor belongs.
         program: list of graph calls and gates in the order in which they run.
+        numerics: graph.Numerics that the masked network computes with.
 
     Raises:
         ValueError: the model is not functional, has several inputs or outputs, or nothing in it can be pruned.
     """
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, numerics=None):
+        self.model, self.numerics = model, numerics or graphs.Numerics()
         self.graph = graphs.Graph(model)
         self.layout = groups.find(self.graph)
         if not self.layout.groups:
@@ -103,7 +104,7 @@ class Supernet:
         gates = self.gates(mask) if gates is None else gates
         for item in self.program[start:stop]:
             if isinstance(item, Gate):
-                live[item.tensor] = live[item.tensor] * gates[item.tensor]
+                live[item.tensor] = live[item.tensor] * tf.cast(gates[item.tensor], live[item.tensor].dtype)
             else:
                 live[item.output] = self._call(item, weights, mask, live, training)
         return live
@@ -151,7 +152,8 @@ class Supernet:
             values = [self._restore_norm(values[0], mask, self.layout.index[call.inputs[0]]), *values[1:]]
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_norm = isinstance(call.layer, keras.layers.BatchNormalization)
-        return graphs.run_call(call, values, live, training and is_norm)[0]
+        numerics = self.numerics if call.output != self.graph.output else None  # logits are float32
+        return graphs.run_call(call, values, live, training and is_norm, numerics)[0]
 
     def _restore_norm(self, kernel, mask, index):
         """Scales the classifier's kernel so that the rows that stay have the Frobenius norm of all rows."""

@@ -10,7 +10,7 @@ from keras import layers
 from dataloader.base import Dataset, Split
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
-                                           [tf.config.LogicalDeviceConfiguration()] * 2)
+                                           [tf.config.LogicalDeviceConfiguration()] * 3)
 tf.config.experimental.enable_op_determinism()
 
 

@@ -1,6 +1,9 @@
 """Comparisons that several tests make."""
 
+import functools
+
 import numpy as np
+import tensorflow as tf
 
 
 def relative_difference(found, expected):
@@ -14,3 +17,9 @@ def random_subnetwork(supernet, seed):
     rng = np.random.default_rng(seed)
     order = supernet.whole().ranked([rng.normal(size=group.size) for group in supernet.groups])
     return order.with_widths({group.name: rng.uniform() for group in supernet.groups})
+
+
+@functools.cache  # several strategies over the same devices would take each other's collective keys
+def mirrored(replicas):
+    """Returns the MirroredStrategy over so many virtual CPU devices."""
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])

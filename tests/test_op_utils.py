@@ -1,5 +1,3 @@
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -7,11 +5,10 @@ import tensorflow as tf
 from keras import layers
 
 import op_utils
-import utils
 from ekg import losses
-from ekg.graph import Graph
+from ekg.graph import Graph, Numerics
 from tests.conftest import make_data, make_tiny_resnet, randomise_
-from tests.helpers import relative_difference
+from tests.helpers import mirrored, relative_difference
 
 
 def plain_net():
@@ -21,17 +18,12 @@ def plain_net():
     return randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(layers.Flatten(name="flat")(x))))
 
 
-@functools.cache  # several strategies over the same devices would take each other's collective keys
-def mirrored(replicas):
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-
-
-def make_trainer(make_model, data, replicas=1, **options):
+def make_trainer(make_model, data, replicas=1, numerics=None, **options):
     strategy = mirrored(replicas)
     with strategy.scope():
         model = make_model()
     return op_utils.Trainer(strategy, model, losses.baseline(data), weight_decay=1e-2,
-                            forward=Graph(model).stateless_call, **options)
+                            forward=Graph(model, numerics).stateless_call, **options)
 
 
 def train(trainer, data, num_steps=3, batch_size=24):
@@ -173,16 +165,119 @@ def test_even_batches():
     assert op_utils.even_batches(4, 4) == [(0, 4)]
 
 
-def test_a_gpu_that_is_not_there_is_named():
-    with pytest.raises(utils.UserError, match="--gpu_id 99: this machine has"):
-        op_utils.make_strategy([99])
+# ---------------------------------------------------------------- several devices, formats, compilation
+
+def test_synchronised_batch_norms_train_as_one_device():
+    data, replicas = make_data(), 2
+    one = make_trainer(make_tiny_resnet, data)
+    other = make_trainer(make_tiny_resnet, data, replicas, Numerics(sync_norms=True), sync=True)
+    for found, expected in zip(train(other, data, 2), train(one, data, 2)):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    for found, expected in zip(other.model.get_weights(), one.model.get_weights()):
+        assert relative_difference(found, expected) < 1e-3
+    apart = make_trainer(make_tiny_resnet, data, replicas)
+    train(apart, data, 2)
+    assert max(relative_difference(found, expected)
+               for found, expected in zip(apart.model.get_weights(), one.model.get_weights())) > 0.01
 
 
-def test_a_batch_that_does_not_divide_is_named():
-    with pytest.raises(utils.UserError, match="--batch_size 24 must be a multiple of 10 = 2 replicas x 5"):
-        op_utils.check_batch("--batch_size", 24, mirrored(2), 5)
+def test_synchronised_batch_norms_are_not_compiled_or_cut():
+    with pytest.raises(ValueError, match="sync and accum or jit exclude each other"):
+        make_trainer(make_tiny_resnet, make_data(), sync=True, accum=2)
 
 
-def test_xla_choice():
-    assert op_utils.use_xla("on") and not op_utils.use_xla("off")
-    assert op_utils.use_xla("auto") == bool(tf.config.list_physical_devices("GPU"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_width_trains_nearly_as_float32(dtype):
+    data, seen = make_data(), []
+    whole = make_trainer(make_tiny_resnet, data)
+    half = make_trainer(make_tiny_resnet, data, numerics=Numerics(dtype), scale_loss=dtype == "float16")
+    for found, expected in zip(train(half, data), train(whole, data)):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        seen.append(found["loss"] != expected["loss"])
+    assert all(seen)  # it was not float32 that ran
+    for variable in (*half.model.variables, *half.optimizer.variables):
+        assert variable.dtype in ("float32", "int64", "int32")
+    for found, expected in zip(half.model.get_weights(), whole.model.get_weights()):
+        assert relative_difference(found, expected) < 0.1
+
+
+def test_activations_have_the_format_asked_for_and_logits_float32(tiny_resnet, images):
+    graph, seen = Graph(tiny_resnet, Numerics("bfloat16")), []
+    tiny_resnet.get_layer("a_out").call = lambda x: seen.append(x.dtype) or tf.nn.relu(x)
+    variables = op_utils.read_variables(tiny_resnet)
+    logits, new = tf.function(graph.stateless_call)(*variables, images, True)
+    assert seen == [tf.bfloat16] and logits.dtype == tf.float32 and {value.dtype for value in new} == {tf.float32}
+    expected = Graph(tiny_resnet).stateless_call(*variables, images, True)[0]
+    assert relative_difference(logits, expected) < 0.05
+
+
+def test_the_loss_scale_halves_where_gradients_overflow_and_leaves_the_step_out(monkeypatch):
+    monkeypatch.setattr(op_utils, "LOSS_SCALE", 2.0**127)
+    monkeypatch.setattr(op_utils, "LOSS_SCALE_GROWTH_STEPS", 2)
+    data, original = make_data(), losses.baseline
+    monkeypatch.setattr(losses, "baseline", lambda data: lambda *args: (500 * original(data)(*args)[0], {}))
+    trainer, plain = make_trainer(plain_net, data, 2, scale_loss=True), make_trainer(plain_net, data)
+    batch = next(data.epoch(24, 0, 0, 1))
+    before = [weights.copy() for weights in trainer.model.get_weights()]
+    scales = []
+    while trainer.good_steps.numpy() == 0 and len(scales) < 20:
+        trainer.step(batch, 1e-4)
+        scales.append(float(trainer.loss_scale.numpy()))
+        if trainer.good_steps.numpy() == 0:
+            assert all((a == b).all() for a, b in zip(before, trainer.model.get_weights()))
+    assert scales[:2] == [2.0**126, 2.0**125] and 1 < len(scales) < 20
+    plain.step(batch, 1e-4)
+    for found, expected in zip(trainer.model.get_weights(), plain.model.get_weights()):
+        assert relative_difference(found, expected) < 1e-5  # the scale cancels
+    trainer.step(batch, 1e-4)
+    assert trainer.loss_scale.numpy() == 2 * scales[-1] and trainer.good_steps.numpy() == 0
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_compiled_and_plain_fine_tuning_agree(replicas):
+    data = make_data()
+    batch = next(data.epoch(24, 0, 0, 2))
+    batch["bank"] = np.random.default_rng(0).normal(0, 2, (24, 3, 3)).astype(np.float32)
+    trainers = []
+    for jit in (False, True):
+        with mirrored(replicas).scope():
+            model = make_tiny_resnet()
+        trainers.append(op_utils.Trainer(mirrored(replicas), model, losses.fine_tuning(data, "ensemble", 4.0),
+                                         weight_decay=1e-3, forward=Graph(model).stateless_call, jit=jit))
+    plain, compiled = (trainer.step(batch, 0.01) for trainer in trainers)
+    assert {name: float(value) for name, value in compiled.items()} == pytest.approx(
+        {name: float(value) for name, value in plain.items()}, rel=1e-4)
+    for found, expected in zip(*(trainer.model.get_weights() for trainer in trainers)):
+        assert relative_difference(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_xla_cannot_compile_runs_uncompiled_with_one_warning(caplog, replicas):
+    def loss_fn(network, batch, _):
+        logits = network(tf.cast(batch["images"], tf.float32))
+        length = tf.strings.length(tf.strings.as_string(logits))  # no text in XLA
+        return tf.reduce_mean(logits) + 0 * tf.reduce_sum(tf.cast(length, tf.float32)), {}
+    data = make_data()
+    with mirrored(replicas).scope():
+        model = plain_net()
+    trainer = op_utils.Trainer(mirrored(replicas), model, loss_fn, weight_decay=0.0, jit=True)
+    batch = next(data.epoch(24, 0, 0))
+    found = [float(trainer.step(batch, 0.0)["loss"]) for _ in range(2)]
+    assert found[0] == found[1] == pytest.approx(float(tf.reduce_mean(model(batch["images"].astype(np.float32)))), rel=1e-5)
+    assert caplog.text.count("XLA cannot compile the training step") == 1
+
+
+def test_a_training_step_is_traced_once():
+    data = make_data()
+    trainer = make_trainer(make_tiny_resnet, data, 2, accum=2)
+    train(trainer, data, 4)
+    assert trainer._step.count_traces() == 1
+
+
+def test_parts_of_an_evaluation_add_up(tiny_resnet, tiny_data):
+    """Two processes that read a part of each batch find together what one finds."""
+    whole = op_utils.evaluate(mirrored(1), tiny_resnet, tiny_data.test, tiny_data.normalise, 8)
+    parts = [op_utils.evaluate(mirrored(1), tiny_resnet, tiny_data.test, tiny_data.normalise, 8, shard=(i, 2))
+             for i in range(2)]
+    assert parts[0].top1 + parts[1].top1 == pytest.approx(whole.top1)
+    assert parts[0].loss + parts[1].loss == pytest.approx(whole.loss, rel=1e-5)

@@ -7,8 +7,11 @@ import ekg
 import utils
 from ekg import greedy_search as searching
 from ekg import importance
+from ekg.devices import Team
+from ekg.graph import Numerics
 from ekg.objective import Objective
 from ekg.subnetwork import count_kept
+from tests.helpers import mirrored
 
 
 def otsu_by_trial(values):
@@ -148,3 +151,18 @@ def test_an_unknown_criterion_is_refused(tiny_resnet, tiny_data):
 def test_impossible_targets_are_refused(tiny_resnet, tiny_data, target_rate, message):
     with pytest.raises(utils.UserError, match=message):
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=target_rate)
+
+
+def test_a_search_does_not_depend_on_the_number_of_devices(tiny_resnet, tiny_data):
+    supernet = ekg.Supernet(tiny_resnet)
+    found = []
+    for team in (None, Team(mirrored(2)), Team(mirrored(3))):
+        history = ekg.search(supernet, tiny_data, target_rate=0.4, batch_size=10, team=team).history
+        found.append([{**entry.to_json(), "seconds": 0} for entry in history])
+    assert found[0] == found[1] == found[2] and len(found[0]) > 3
+
+
+def test_a_search_in_half_the_width_ends_at_the_target(tiny_resnet, tiny_data):
+    supernet = ekg.Supernet(tiny_resnet, Numerics("bfloat16"))
+    whole, half = (ekg.search(net, tiny_data, target_rate=0.6).history for net in (ekg.Supernet(tiny_resnet), supernet))
+    assert half[-1].rate <= 0.6 and half[0].loss == pytest.approx(whole[0].loss, rel=0.05) and half[0].loss != whole[0].loss

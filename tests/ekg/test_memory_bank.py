@@ -6,9 +6,10 @@ import pytest
 import ekg
 import utils
 from ekg import memory_bank
+from ekg.devices import Team
 from ekg.greedy_search import HistoryEntry
 from tests.conftest import make_tiny_resnet, randomise_
-from tests.helpers import random_subnetwork
+from tests.helpers import mirrored, random_subnetwork
 
 
 def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
@@ -108,3 +109,10 @@ def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
         file.write(array.tobytes())
     index = np.random.default_rng(1).integers(0, 500, 150)
     np.testing.assert_array_equal(memory_bank.open_bank(tmp_path).rows(index), array[index])
+
+
+def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
+    """Five batches among three members: the last round is not full."""
+    for name, team in (("alone", None), ("team", Team(mirrored(3)))):
+        memory_bank.build(tmp_path / name, *teachers, tiny_data.train, tiny_data.normalise, batch_size=20, team=team)
+    assert (tmp_path / "team" / "logits.npy").read_bytes() == (tmp_path / "alone" / "logits.npy").read_bytes()

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 import ekg
 from ekg import importance
+from ekg.devices import Team
 from ekg.objective import Objective
-from tests.helpers import random_subnetwork
+from tests.helpers import mirrored, random_subnetwork
 
 
 def make_objective(model, data, batch_size=8, **options):
@@ -48,7 +49,7 @@ def test_knowledge_is_the_mean_of_all_interim_subnetworks_or_the_first(tiny_resn
         objective.learn(subnetwork)
     for number in range(len(objective.labels)):
         parts = [objective.logits(subnetwork)[number].numpy() for subnetwork in subnetworks]
-        np.testing.assert_allclose(objective._knowledge[number], expected(*parts), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(objective.evaluators[0]._knowledge[number], expected(*parts), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_teacher_the_reward_is_the_validation_loss(tiny_resnet, tiny_data):
@@ -61,10 +62,10 @@ def test_without_a_teacher_the_reward_is_the_validation_loss(tiny_resnet, tiny_d
 
 @pytest.mark.parametrize("budget", [0, 10**9])
 def test_a_shared_prefix_leaves_the_scores_as_they_are(tiny_resnet, tiny_data, monkeypatch, budget):
-    monkeypatch.setattr("ekg.objective.STATE_BUDGET", budget)
-    monkeypatch.setattr("ekg.objective.STRETCH", 2)
+    monkeypatch.setattr("ekg.evaluator.STATE_BUDGET", budget)
+    monkeypatch.setattr("ekg.evaluator.STRETCH", 2)
     objective = make_objective(tiny_resnet, tiny_data)
-    assert objective._keeps_states == (budget > 0)
+    assert objective.evaluators[0]._keeps_states == (budget > 0)
     supernet = objective.supernet
     present = random_subnetwork(supernet, 5).with_widths({group.name: 0.8 for group in supernet.groups})
     objective.learn(present)
@@ -76,7 +77,7 @@ def test_a_shared_prefix_leaves_the_scores_as_they_are(tiny_resnet, tiny_data, m
 
 
 def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data, monkeypatch):
-    monkeypatch.setattr("ekg.objective.STRETCH", 2)
+    monkeypatch.setattr("ekg.evaluator.STRETCH", 2)
     objective = make_objective(tiny_resnet, tiny_data)  # 22 images: batches of 7, 7 and 8, two shapes
     supernet = objective.supernet
     for seed in range(4):
@@ -85,10 +86,10 @@ def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data, m
         list(objective.gate_products(present))
         objective.logits(present)
         objective.scores(present, [(group, present.with_width(group, 0.0)) for group in range(len(supernet.groups))])
-    parts = [*objective._segments, *objective._stretches.values()]
-    counts = [function.experimental_get_tracing_count()
-              for function in (*(part for part, _ in parts), objective._sums, objective._products)]
-    assert counts == [2] * len(counts) and len(objective._segments) == len(supernet.groups) + 1
+    counts = objective.evaluators[0].count_traces()
+    assert set(counts.values()) == {2}
+    num_groups = len(supernet.groups)
+    assert len(counts) <= (num_groups + 1) * 3 // 2 + 3  # segments, stretches of two of them, and three more
 
 
 @pytest.mark.parametrize("teacher", ["ensemble", "none"])
@@ -133,3 +134,40 @@ def test_removed_channels_have_no_importance(tiny_resnet, tiny_data):
 def test_an_unknown_teacher_is_refused(tiny_resnet, tiny_data):
     with pytest.raises(ValueError, match="received 'both'"):
         make_objective(tiny_resnet, tiny_data, teacher="both")
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_a_team_finds_the_same_bit_for_bit(tiny_resnet, tiny_data, monkeypatch, replicas, budget):
+    monkeypatch.setattr("ekg.evaluator.STATE_BUDGET", budget)
+    alone, shared = (make_objective(tiny_resnet, tiny_data, team=team) for team in (None, Team(mirrored(replicas))))
+    supernet = alone.supernet
+    assert sorted(shared.evaluators) == list(range(replicas))
+    for seed in range(2):
+        present = random_subnetwork(supernet, seed).with_widths({group.name: 0.8 for group in supernet.groups})
+        candidates = [(group, present.with_width(group, 0.3)) for group in range(len(supernet.groups))]
+        found = []
+        for objective in (alone, shared):
+            objective.learn(present)
+            found.append((objective.scores(present, candidates), importance.ekg(objective, present).tolist()))
+        assert found[0] == found[1]
+
+
+def test_members_work_on_their_own_devices(tiny_resnet, tiny_data):
+    objective = make_objective(tiny_resnet, tiny_data, team=Team(mirrored(2)))
+    for number, evaluator in objective.evaluators.items():
+        assert all(values[0].device.endswith(f"CPU:{number}") for values in evaluator._weights.values())
+
+
+def test_compiled_and_plain_scores_agree(tiny_resnet, tiny_data):
+    plain, compiled = (make_objective(tiny_resnet, tiny_data, jit=jit, team=Team(mirrored(2))) for jit in (False, True))
+    present = random_subnetwork(plain.supernet, 5)
+    candidates = [(group, present.with_width(group, 0.4)) for group in range(len(plain.supernet.groups))]
+    found = []
+    for objective in (plain, compiled):
+        objective.learn(present)
+        found.append([dataclasses.astuple(score) for score in objective.scores(present, candidates)])
+        scores = importance.ekg(objective, present)
+        found[-1].append((scores / scores.max()).tolist())
+    for one, other in zip(*found):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)

@@ -1,0 +1,128 @@
+"""What several devices, micro-batches and half-width formats cost or save: training, search step, peak memory.
+
+    python -m benchmarks.bench_scale --arch ResNet-56
+
+Every line is a process of its own, as devices and peak memory belong to a process; formats are compared within one. Virtual
+CPU devices share the machine's cores: they show that the work is shared out, not a speed-up.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import keras
+import nets
+import numpy as np
+import op_utils
+import tensorflow as tf
+from benchmarks import common
+from dataloader import augment
+from dataloader.base import Dataset, Split
+from ekg import devices, greedy_search, importance, losses
+from ekg.graph import Graph, Numerics
+from ekg.objective import Objective
+from ekg.supernet import Supernet
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time devices, micro-batches and formats.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="virtual devices to compare")
+    parser.add_argument("--accum", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of micro-batches to compare")
+    parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
+    parser.add_argument("--images", type=int, default=320, help="images of D_val")
+    parser.add_argument("--candidates", type=int, default=8, help="candidates of the search step")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # what a process of its own measures
+    return parser.parse_args(argv)
+
+
+def make_batch(split, size):
+    rng = np.random.default_rng(0)
+    return {"images": split.images[:size], "labels": split.labels[:size],
+            "draws": rng.random((size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+            "bank": rng.normal(size=(size, 5, 10)).astype(np.float32)}
+
+
+def make_step(args, strategy, data, accum=1, dtype="float32"):
+    """Returns a function that runs one fine-tuning step and waits for it."""
+    with strategy.scope():
+        model = nets.build(args.arch, 10)
+    trainer = op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4, accum=accum,
+                               forward=Graph(model, Numerics(dtype)).stateless_call, jit=devices.use_xla("auto"))
+    batch = make_batch(data.train, args.batch_size)
+    return lambda: trainer.step(batch, 0.01)["loss"].numpy()
+
+
+def search_seconds(args, team, data, accum):
+    """Returns the seconds of importance, candidates and knowledge of one search step."""
+    supernet = Supernet(nets.build(args.arch, 10))
+    objective = Objective(supernet, data.train, data.normalise, batch_size=256 // accum, team=team)
+    whole = supernet.whole()
+    objective.learn(whole)
+
+    def step():
+        scores = importance.ekg(objective, whole)
+        present, candidates = greedy_search.propose(supernet, whole, scores, 0.01, 0.2)
+        spread = candidates[::max(len(candidates) // args.candidates, 1)][:args.candidates]
+        objective.scores(present, spread)
+        objective.learn(whole)
+    return common.seconds(step, args.runs)
+
+
+def measure(args, case):
+    """Prints what one process measures as JSON."""
+    strategy = devices.make_strategy(virtual_devices=case["replicas"])
+    keras.utils.set_random_seed(0)
+    split = Split(*common.random_images(max(args.images, args.batch_size)))
+    data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    if case["kind"] == "format":
+        whole, half = common.paired_seconds(*(make_step(args, strategy, data, dtype=dtype)
+                                              for dtype in ("float32", "bfloat16")), args.runs)
+        result = {"float32": whole, "bfloat16": half}
+    elif case["kind"] == "train":
+        result = {"seconds": common.seconds(make_step(args, strategy, data, case["accum"]), args.runs)}
+    else:
+        result = {"seconds": search_seconds(args, devices.Team(strategy), data, case["accum"])}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT " + json.dumps(result | {"peak_mib": round(peak)}))
+
+
+def run_case(argv, **case):
+    """Returns what a process of its own measured."""
+    command = [sys.executable, "-m", "benchmarks.bench_scale", *argv, "--case", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(f"{case}: {done.stderr[-2000:]}")
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def main(args, argv=None):
+    if args.case:
+        return measure(args, json.loads(args.case))
+    argv, views = sys.argv[1:] if argv is None else argv, losses.NUM_VIEWS * args.batch_size
+    rows = []
+    for name, cases in (("devices", [(replicas, 1) for replicas in args.replicas]),
+                        ("micro-batches", [(1, accum) for accum in args.accum])):
+        for replicas, accum in cases:
+            train = run_case(argv, kind="train", replicas=replicas, accum=accum)
+            search = run_case(argv, kind="search", replicas=replicas, accum=accum)
+            rows.append([name, replicas, accum, f"{views / train['seconds']:.0f}", train["peak_mib"],
+                         f"{search['seconds']:.1f}", search["peak_mib"]])
+    formats = run_case(argv, kind="format", replicas=1)
+    print(f"{args.arch}, batch {args.batch_size} in two views; search step: {args.candidates} candidates, {args.images} images")
+    common.print_table(["compared", "devices", "micro-batches", "training, views/s", "peak MiB", "search step, s", "peak MiB"],
+                       rows)
+    print(f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 {views / formats['bfloat16']:.0f} "
+          f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}")
+    return rows
+
+
+if __name__ == "__main__":
+    tf.get_logger().setLevel("ERROR")
+    utils.run_script(main, parse_args)

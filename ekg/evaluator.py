@@ -1,0 +1,208 @@
+"""Evaluates sub-networks of one supernet on D_val, on one device."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+import op_utils
+
+STRETCH = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
+STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
+
+
+class Evaluator:
+    """Evaluates sub-networks of one supernet on D_val. Batch norms use batch statistics throughout.
+
+    The program is cut into segments at the first gate of every group. All candidates of a search step share the
+    present sub-network up to their own group's first gate, so each segment of the present one runs once, and a candidate
+    costs only the segments behind its first changed gate. What the present one passes from segment to segment is kept when
+    its knowledge is taken, if it fits a budget; else it is computed again batch by batch. Every segment, and every stretch
+    of STRETCH segments, is traced once for each batch shape and serves all candidates and steps.
+
+    Attributes:
+        supernet: the Supernet.
+        labels: list of the labels of each batch, [batch]; batches have at most two sizes.
+    """
+
+    def __init__(self, supernet, split, normalise, *, batch_size, teacher="ensemble", jit=False):
+        """
+        Args:
+            supernet: the Supernet; its weights are read now.
+            split: D_val.
+            normalise: uint8 images -> float32 images.
+            batch_size: at most so many images share batch statistics.
+            teacher: one of objective.SEARCH_TEACHERS.
+            jit: whether to compile with XLA.
+        """
+        self.supernet = supernet
+        self._split = split
+        self._indices = [np.arange(start, stop) for start, stop in op_utils.even_batches(len(split), batch_size)]
+        self.labels = [tf.constant(split.labels[indices]) for indices in self._indices]
+        self._teacher_kind, self._num_images, self._num_learned = teacher, len(split), 0
+        self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
+        self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
+        self._first_gates = [supernet.first_gate(group) for group in range(len(supernet.groups))]
+        self._starts = [0, *sorted(set(self._first_gates))]
+        edges = [*self._starts, len(supernet.program)]
+        self._segments = [self._make_segment(start, stop, jit) for start, stop in zip(edges, edges[1:])]
+        self._stretches = {first: self._make_segment(edges[first], edges[first + STRETCH], jit)
+                           for first in range(0, len(self._segments) - STRETCH + 1, STRETCH)}
+        self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
+        self._keeps_states = self._count_state_bytes() <= STATE_BUDGET
+        self._normalise = op_utils.compiled(normalise, "normalisation", jit)
+        self._sums = op_utils.compiled(self._loss_sums, "sum of the search's losses", jit)
+        self._products = op_utils.compiled(self._gate_products, "importance", jit)
+
+    def sums(self, present, candidates, share_prefix=True):
+        """Returns the sums over D_val of every candidate: cross-entropy with the labels, with the knowledge, right answers.
+
+        Losses are summed batch by batch; no logits of a candidate are kept. Returns float64 [number of candidates, 3].
+
+        Args:
+            present: the present Subnetwork.
+            candidates: list of (group, Subnetwork), each differing from the present one in that group alone; group
+                None stands for the present sub-network itself.
+            share_prefix: False runs every candidate from the input; the sums are the same.
+        """
+        sums = np.zeros((len(candidates), 3))
+        if not candidates:
+            return sums
+        masks = [self._mask(subnetwork) for _, subnetwork in candidates]
+        entries = [self._entry(group) if share_prefix else 0 for group, _ in candidates]
+        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
+            teacher, totals = self._teacher(number), {}
+            for segment, state in enumerate(self._walk(present, number, images, max(entries))):
+                for i in [i for i, entry in enumerate(entries) if entry == segment]:
+                    totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
+            sums += np.array([totals[i].numpy() for i in range(len(candidates))])
+        return sums
+
+    def logits(self, subnetwork):
+        """Returns the logits of a sub-network: for every batch a float32 tensor [batch, classes]."""
+        mask = self._mask(subnetwork)
+        return [self._run(mask, [images], 0) for images in self._images()]
+
+    def learn(self, subnetwork):
+        """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
+        n = self._num_learned
+        is_needed = n == 0 or self._teacher_kind == "ensemble"
+        if self._keeps_states:
+            walks = [list(self._walk(subnetwork, number, images, len(self._segments)))
+                     for number, images in enumerate(self._images())]
+            logits = [states.pop()[0] for states in walks]
+            self._states = self.supernet.mask(subnetwork), walks
+        elif is_needed:
+            logits = self.logits(subnetwork)
+        if is_needed:
+            self._knowledge = [(mean * n + new) / (n + 1) for mean, new in zip(self._knowledge, logits)] if n else logits
+        self._num_learned += 1
+
+    def gate_products(self, subnetwork, numbers):
+        """Returns {number of a batch: {site: |Σ over batch, height, width of (∂L/∂y)·y|, array [channels of the site]}}.
+
+        L = −reward, y the activation at a gate after the mask. With the mask m as a factor that sum is m·∂L/∂m.
+
+        Args:
+            subnetwork: the Subnetwork.
+            numbers: ascending numbers of the batches.
+        """
+        mask, found = self._mask(subnetwork), {}
+        for number, images in zip(numbers, self._images(numbers)):
+            products = self._products(self._weights, mask, images, self.labels[number], self._teacher(number))
+            found[number] = {site: product.numpy() for site, product in products.items()}
+        return found
+
+    def _images(self, numbers=None):
+        """Yields the normalised images of the batches, or of those with these numbers."""
+        numbers = range(len(self._indices)) if numbers is None else numbers
+        if self._states is not None:
+            yield from (self._states[1][number][0][0] for number in numbers)
+        elif len(numbers):
+            yield from map(self._normalise, self._split.stream([self._indices[number] for number in numbers]))
+
+    def count_traces(self):
+        """Returns {part: graphs made of it}: one a batch shape, whatever the search does.
+
+        There are (segments) * (1 + 1/STRETCH) + 3 parts; batches have at most two shapes.
+        """
+        parts = {f"segment {i}": function for i, (function, _) in enumerate(self._segments)}
+        parts |= {f"stretch {i}": function for i, (function, _) in self._stretches.items()}
+        parts |= {"normalisation": self._normalise, "sums": self._sums, "importance": self._products}
+        return {name: function.count_traces() for name, function in parts.items()}
+
+    def _mask(self, subnetwork):
+        return tf.constant(self.supernet.mask(subnetwork))
+
+    def _teacher(self, number):
+        """Logits T of a batch; without knowledge the images' own place is taken by zeros, which nothing reads."""
+        classes = self.supernet.graph.shapes[self.supernet.graph.output][-1]
+        return self._knowledge[number] if self._knowledge else tf.zeros((len(self.labels[number]), classes))
+
+    def _entry(self, group):
+        """Returns the segment in which a candidate of this group begins to differ."""
+        return 0 if group is None else self._starts.index(self._first_gates[group])
+
+    def _make_segment(self, start, stop, jit):
+        supernet = self.supernet
+        reads = supernet.live_at(start)
+        leaves = supernet.live_at(stop) or [supernet.graph.output]
+        names = {item.layer.name for item in supernet.program[start:stop] if hasattr(item, "layer")}
+        weights = {name: values for name, values in self._weights.items() if name in names}
+
+        def segment(weights, mask, state):
+            live = supernet.run(weights, mask, dict(zip(reads, state)), start, stop)
+            return [live[tensor] for tensor in leaves]
+        return op_utils.compiled(segment, f"part {start} to {stop} of the supernet", jit), weights
+
+    def _walk(self, subnetwork, batch, images, last):
+        """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
+        mask = self.supernet.mask(subnetwork)
+        known = self._known_states(mask, batch)[:last + 1] or [[images]]
+        yield from known
+        mask, state = tf.constant(mask), known[-1]
+        for function, weights in self._segments[len(known) - 1:last]:
+            state = function(weights, mask, state)
+            yield state
+
+    def _known_states(self, mask, batch):
+        """Returns the first states of a mask on a batch as far as they are known: all up to the first changed gate."""
+        if self._states is None:
+            return []
+        kept_mask, walks = self._states
+        changed = [self._entry(group) for group in range(len(self.supernet.groups))
+                   if (mask != kept_mask)[self.supernet.layout.channels(group)].any()]
+        return walks[batch][:min(changed, default=len(self._segments)) + 1]
+
+    def _run(self, mask, state, first):
+        """Returns the logits from the state before segment `first`."""
+        while first < len(self._segments):
+            is_stretch = first in self._stretches
+            function, weights = self._stretches[first] if is_stretch else self._segments[first]
+            state = function(weights, mask, state)
+            first += STRETCH if is_stretch else 1
+        return state[0]
+
+    def _count_state_bytes(self):
+        """Returns the bytes of all states of all images, float32."""
+        shapes = self.supernet.graph.shapes
+        tensors = [tensor for start in self._starts for tensor in self.supernet.live_at(start)]
+        return 4 * self._num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
+
+    def _loss_sums(self, logits, labels, teacher):
+        """Returns sums over a batch: [cross-entropy with the labels, with the teacher, right answers], float64."""
+        values = tf.stack([op_utils.cross_entropy(labels, logits), op_utils.soft_cross_entropy(teacher, logits),
+                           op_utils.top_k_hits(labels, logits, 1)])
+        return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
+
+    def _gate_products(self, weights, mask, images, labels, teacher):
+        gates = self.supernet.gates(mask)
+        with tf.GradientTape() as tape:
+            tape.watch(gates)
+            logits = self.supernet.forward(weights, mask, images, gates=gates)
+            loss = tf.reduce_sum(op_utils.cross_entropy(labels, logits))
+            if self._teacher_kind != "none":
+                loss += tf.reduce_sum(op_utils.soft_cross_entropy(teacher, logits))
+            loss /= self._num_images
+        gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
+        return {site: tf.abs(gradients[site] * gates[site]) for site in gates}
