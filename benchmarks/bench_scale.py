@@ -115,9 +115,10 @@ def main(args, argv=None):
             rows.append([name, replicas, accum, f"{views / train['seconds']:.0f}", train["peak_mib"],
                          f"{search['seconds']:.1f}", search["peak_mib"]])
     formats = run_case(argv, kind="format", replicas=1)
-    print(f"{args.arch}, batch {args.batch_size} in two views; search step: {args.candidates} candidates, {args.images} images")
-    common.print_table(["compared", "devices", "micro-batches", "training, views/s", "peak MiB", "search step, s", "peak MiB"],
-                       rows)
+    print(f"{args.arch}, batch {args.batch_size} in two views; search step of {args.candidates} candidates on "
+          f"{args.images} images")
+    common.print_table(["compared", "devices", "micro-batches", "training, views/s", "peak MiB", "search step, s",
+                        "peak MiB"], rows)
     print(f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 {views / formats['bfloat16']:.0f} "
           f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}")
     return rows
