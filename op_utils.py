@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import utils
+
 logger = logging.getLogger("ekg")
 
 MOMENTUM = 0.9
@@ -335,28 +337,33 @@ def read_variables(model):
             [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
 
 
-def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_workers=1):
+def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_workers=1, done=0, totals=None,
+                after_step=None):
     """Trains one epoch and returns {name: mean metric} over its steps, "images_per_second" among them.
 
     Args:
         trainer: Trainer.
-        batches: iterable of num_steps batches, of each this process's part.
+        batches: iterable of the batches from step `done` on, of each this process's part.
         schedule: Schedule.
         epoch: number of the epoch, from 0.
         num_steps: number of steps.
         progress: progress bar: gets update(1) and set_postfix(dict) at times.
         num_workers: processes that each train on such a part.
+        done: steps of the epoch that were done before.
+        totals: {name: sum of the metric} over these steps.
+        after_step: function (steps done, {name: scalar tensor of the sum}) called after every step, or None.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a term of the loss is not finite; names it.
     """
-    totals, start, timed_steps = None, time.perf_counter(), 0
+    start, timed_steps, rate = time.perf_counter(), 0, 0.0
+    means = {name: value / done for name, value in (totals or {}).items()}
     report_every = max(1, min(20, num_steps // 10))
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches, done):
         metrics = trainer.step(batch, schedule(epoch + step / num_steps))
         totals = metrics if totals is None else {name: totals[name] + value for name, value in metrics.items()}
         size = len(batch["labels"]) * num_workers
-        if step == 0:  # the first step is traced: leave it out of the throughput
+        if step == done:  # the first step is traced: leave it out of the throughput
             tf.nest.map_structure(lambda value: value.numpy(), metrics)
             start = time.perf_counter()
         else:
@@ -371,6 +378,8 @@ def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_work
             rate = timed_steps * size / max(time.perf_counter() - start, 1e-9) if timed_steps else 0.0
             progress.set_postfix({"loss": f"{means['loss']:.4f}", "top1": f"{100 * means.get('top1', 0):.2f}%",
                                   "images/s": f"{rate:.0f}"})
+        if after_step is not None:
+            after_step(step + 1, totals)
     return {**means, "images_per_second": rate}
 
 
@@ -424,6 +433,7 @@ def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit
     for indices, read, images in zip(batches, padded, split.stream(padded)):
         batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
         total += step(split_batch(strategy, batch)).numpy()
+        utils.check_stopped()
         if progress is not None:
             progress.update(int(batch["weight"].sum()) * shard[1])
     return Metrics(*(float(value) for value in total / len(split)))
@@ -458,6 +468,7 @@ def reestimate_statistics_(model, batches, forward=None, jit=False):
     moments = compiled(moments, "pass for batch norm statistics", jit)
     trainable, count, total = read_variables(model)[0], 0, None
     for images in batches:
+        utils.check_stopped()
         size = len(images)
         values = [[value.numpy().astype(np.float64) * size for value in pair] for pair in moments(trainable, images)]
         total = values if total is None else tf.nest.map_structure(np.add, total, values)
@@ -490,4 +501,5 @@ def measure_latency(model, image_shape, batch_size, forward=None, jit=False):
         start = time.perf_counter()
         forward(*variables, images, False)[0].numpy()
         seconds.append(time.perf_counter() - start)
+        utils.check_stopped()
     return 1000 * statistics.median(seconds[LATENCY_WARMUP:])

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -10,8 +11,10 @@ import os
 import pickle
 import pickletools
 import re
+import signal
 import sys
 import tempfile
+import zlib
 from concurrent import futures
 from pathlib import Path
 
@@ -29,7 +32,10 @@ logger = logging.getLogger("ekg")
 EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
-EXIT_INTERRUPTED = 130
+EXIT_STOPPED = 128  # plus the number of the signal, as shells count
+HOW_TO_GO_ON = "the same command goes on where the run stopped."
+CHECKSUM = "crc32"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 MAX_MISMATCHES_SHOWN = 12
 
@@ -38,31 +44,83 @@ class UserError(Exception):
     """A mistake of the user's: one line that says what is wrong, where, and what to do."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to end.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class _StopRequest:
+    """The signal that asked this process to end; a process has one set of signal handlers, hence one of these."""
+
+    def __init__(self):
+        self.signal = None
+
+    def receive(self, number, _):
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: now
+        self.signal = number
+        logger.info("%s: stopping; Ctrl-C again stops at once.", signal.Signals(number).name)
+
+
+_stop = _StopRequest()
+
+
+def is_stopping():
+    """Returns whether a signal asked the run to end: whoever trains writes a checkpoint then, and calls check_stopped()."""
+    return _stop.signal is not None
+
+
+def check_stopped():
+    """Raises Stopped if a signal asked the run to end; long loops call it where nothing is lost."""
+    if is_stopping():
+        raise Stopped(_stop.signal)
+
+
 def run_script(main, parse_args):
-    """Runs main(parse_args()) as a script; its exit code is 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    """Runs main(parse_args()) as a script and ends it with one line and an exit code where it fails.
+
+    0: done; 1: a number became non-finite; 2: a user's mistake; 3: another worker was lost; 130, 143, 138: Ctrl-C, SIGTERM,
+    SIGUSR1, after a checkpoint.
+    """
     args = parse_args()
     tf.get_logger().setLevel("ERROR")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop.receive)
     try:
         main(args)
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _exit(EXIT_USER_ERROR, f"error: {error}")
     except tf.errors.ResourceExhaustedError:
-        print("error: out of memory; lower --batch_size or the batch of the phase that ran, or raise --accum.",
-              file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _exit(EXIT_USER_ERROR, "error: out of memory; lower --batch_size or the batch of the phase that ran, or raise "
+                               "--accum.")
     except LOST_WORKER as error:
-        print(f"error: another worker ended or cannot be reached ({' '.join(error.message.split())[:160]}); start all of "
-              "them again with the same command: the run goes on.", file=sys.stderr)
-        logging.shutdown()
-        os._exit(EXIT_LOST_WORKER)  # what is left of the cluster would wait for the lost one
+        reason = " ".join(error.message.split())[:160]
+        _exit(EXIT_LOST_WORKER, f"error: another worker ended or cannot be reached ({reason}); start all of them again with "
+                                "the same command: the run goes on.", at_once=True)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_NOT_FINITE)
+        _exit(EXIT_NOT_FINITE, f"error: {error}")
+    except Stopped as stop:
+        # What is left of a cluster would wait for the other workers.
+        _exit(EXIT_STOPPED + stop.signal, f"stopped by {stop}; {HOW_TO_GO_ON}", at_once=True)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where the run stopped.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {HOW_TO_GO_ON}", at_once=True)
+
+
+def _exit(code, text, at_once=False):
+    print(text, file=sys.stderr)
+    if at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def progress_bar(name, total, unit):
@@ -109,47 +167,75 @@ def _umask():
     return mask
 
 
+def sha256(path):
+    """Returns the SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(value):
+    """Returns a dict with the checksum of its JSON text as its last entry."""
+    return value | {CHECKSUM: zlib.crc32(json.dumps(value).encode())}
+
+
+def _unsealed(text):
+    """Returns the dict that _sealed() made this text of.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(json.dumps(value).encode()):
+        raise ValueError("its checksum is wrong")
+    return value
+
+
 def write_json(path, value):
-    """Writes a value as indented JSON."""
-    write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    """Writes a dict as indented JSON with a checksum."""
+    write_whole(path, lambda file: file.write((json.dumps(_sealed(value), indent=2) + "\n").encode()))
 
 
 def read_json(path):
-    """Returns the dict in a JSON file.
+    """Returns the dict in a file of write_json.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        value = json.loads(Path(path).read_bytes())
+        return _unsealed(Path(path).read_bytes())
     except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged; name a new --train_path, or put the file back.")
-    return value
+        raise UserError(f"{path}: damaged; put the file back, or start anew with another --train_path or --overwrite."
+                        ) from None
 
 
-def read_json_lines(path):
-    """Returns the list of values in a file of JSON lines; a last line that was cut short is left out.
+def read_json_lines(path, until_damage=False):
+    """Returns the list of dicts in a file of append_json_line; a last line that was cut short is left out.
+
+    Args:
+        path: the file.
+        until_damage: whether to return the lines before the first damaged one.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: a line is damaged, unless until_damage is set.
     """
     values = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
         try:
-            values.append(json.loads(line))
+            values.append(_unsealed(line))
         except ValueError:
-            raise UserError(f"{path}: line {number} is damaged; name a new --train_path, or put the file back.") from None
+            if until_damage:
+                break
+            raise UserError(f"{path}: line {number} is damaged; delete it and those behind it, and the run goes on from "
+                            "there, or put the file back.") from None
     return values
 
 
 def append_json_line(path, value):
-    """Appends a value as one line; what a stopped write left of an unfinished line is cut off first."""
+    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line is cut off first."""
     with open(path, "ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(value) + "\n").encode())
+        file.write((json.dumps(_sealed(value)) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -276,6 +362,17 @@ def _resolve(value, budget):
     return value
 
 
+def _seal(data):
+    """Returns what stands behind the pickles written here: a checksum that other readers of pickles do not see."""
+    return b"\nsha256:" + hashlib.sha256(data).hexdigest().encode() + b"\n"
+
+
+def save_pickle(path, value):
+    """Pickles plain data and arrays, with a checksum behind the pickle."""
+    data = pickle.dumps(value, protocol=4)
+    write_whole(path, lambda file: file.write(data + _seal(data)))
+
+
 def load_pickle(path, encoding="ASCII"):
     """Returns the plain data of a pickle file, without ever running code from it.
 
@@ -297,11 +394,15 @@ def load_pickle(path, encoding="ASCII"):
 def parse_pickle(data, source, encoding="ASCII"):
     """Returns the plain data of pickled bytes; `source` names them in errors. See load_pickle."""
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        end = 0
+        for opcode, argument, position in pickletools.genops(data):
+            end = position + 1
             if opcode.name not in _PLAIN_OPCODES:
                 raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}, which plain data does not need")
             if opcode.name.endswith("PUT") and argument > len(data):
                 raise pickle.UnpicklingError("its memo is larger than the file")
+        if data[end:] not in (b"", _seal(data[:end])):
+            raise pickle.UnpicklingError("its checksum is wrong, or something is appended to it")
         return _resolve(_PlainUnpickler(data, encoding).load(), [len(data)])
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError,
             OverflowError, RecursionError, MemoryError) as error:
@@ -333,8 +434,8 @@ def model_params(model):
 
 
 def save_params(model, path):
-    """Pickles the parameters of a model."""
-    write_whole(path, lambda file: pickle.dump(model_params(model), file, protocol=4))
+    """Pickles the parameters of a model, with a checksum behind the pickle."""
+    save_pickle(path, model_params(model))
 
 
 def load_params(path):
@@ -400,58 +501,7 @@ def _same_shape(found, expected):
     return [size for size in found if size != 1] == [size for size in expected if size != 1]
 
 
-# ---------------------------------------------------------------- run folder
-
-class RunFolder:
-    """Everything a run leaves: arguments.json first, then what each phase makes.
-
-    Attributes:
-        path: pathlib.Path of the folder.
-    """
-
-    def __init__(self, path, arguments):
-        """Makes the folder, or opens it for the same arguments.
-
-        Args:
-            path: the folder.
-            arguments: {name: value that goes to JSON} of everything that changes the result.
-
-        Raises:
-            UserError: the folder cannot be written, holds something else, or belongs to other arguments.
-        """
-        self.path, self._events = Path(path), None
-        file = self.path / "arguments.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if file.exists():
-                self._compare(read_json(file), arguments)
-            elif any(self.path.iterdir()):
-                raise UserError(f"{path}: --train_path is not empty and holds no run; name a new folder.")
-            else:
-                write_json(file, arguments)
-        except OSError as error:
-            raise UserError(f"{path}: --train_path cannot be written ({error.strerror}).") from None
-
-    def _compare(self, old, new):
-        differing = [f"{name} {old.get(name)!r} there, {new.get(name)!r} here"
-                     for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
-        if differing:
-            raise UserError(f"{self.path}: holds a run with other arguments ({'; '.join(differing)}); repeat those, "
-                            "or name a new --train_path.")
-
-    def __truediv__(self, name):
-        return self.path / name
-
-    def log_curves(self, phase, step, values):
-        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event files."""
-        append_json_line(self / "curves.jsonl", {"phase": phase, "step": step, **values})
-        if self._events is None:
-            self._events = tf.summary.create_file_writer(str(self / "events"))
-        with self._events.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(f"{phase}/{name}", value, step=step)
-        self._events.flush()
-
+# ---------------------------------------------------------------- table
 
 @dataclasses.dataclass(frozen=True)
 class Row:

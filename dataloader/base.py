@@ -110,7 +110,7 @@ class Dataset:
         chosen = [own[part] for own in np.split(by_class, ends[:-1])]
         return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
 
-    def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1)):
+    def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1), start=0):
         """Yields the batches of one shuffled epoch over the training split; an incomplete last batch is left out.
 
         Order and augmentation are keyed by (seed, epoch, example index) alone, so an epoch can be made again.
@@ -122,6 +122,7 @@ class Dataset:
             num_views: random views of each image; 0 stands for the images as they are.
             split: split to use instead of the training split.
             shard: (number of a process, number of processes): yields that process's part of every batch.
+            start: number of batches that are left out at the beginning.
 
         Yields:
             {"index": int64 [batch], "images": uint8 [batch, height, width, channels], or of a data set that crops while it
@@ -131,7 +132,7 @@ class Dataset:
         split = self.train if split is None else split
         order = np.random.default_rng([seed, epoch, 0]).permutation(len(split))
         batches = [np.array_split(order[step * batch_size:(step + 1) * batch_size], shard[1])[shard[0]]
-                   for step in range(len(split) // batch_size)]
+                   for step in range(start, len(split) // batch_size)]
         draws = np.random.default_rng([seed, epoch, 1]).random((len(split), num_views, augment.NUM_DRAWS), np.float32)
         for index, images in zip(batches, self._stream(split, batches, num_views, seed, epoch)):
             batch = {"index": index, "images": images, "labels": split.labels[index]}

@@ -14,6 +14,7 @@ import utils
 from dataloader.base import Dataset, Split
 
 IMAGE_SIZE = 32
+MAX_ARCHIVE_BYTES = 2**29  # CIFAR's are of 180 million bytes
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
@@ -102,7 +103,10 @@ def _read_archive(path):
     """Returns {name: bytes} of the files in a .tar.gz, checksum verified; nothing is unpacked to disk."""
     try:
         with gzip.open(path) as file:
-            content = io.BytesIO(file.read())  # to the end, where the checksum is
+            content = io.BytesIO(file.read(MAX_ARCHIVE_BYTES + 1))  # to the end, where the checksum is
+        if content.getbuffer().nbytes > MAX_ARCHIVE_BYTES:
+            raise utils.UserError(f"--data_path {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is not "
+                                  "CIFAR's archive; get it again.")
         with tarfile.open(fileobj=content) as archive:
             return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:

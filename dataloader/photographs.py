@@ -168,6 +168,8 @@ class FileSplit:
         return utils.prefetched(self._decode(list(batches), view), depth=1)
 
     def _decode(self, batches, view):
+        if not batches:
+            return
         sizes, contents = [len(indices) for indices in batches], self._make_reader()
         examples = tf.data.Dataset.from_tensor_slices(np.concatenate(batches).astype(np.int64))
 

@@ -7,14 +7,17 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import platform
 import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import utils
-from ekg import devices, greedy_search, losses, memory_bank, objective, pipeline
+from ekg import devices, greedy_search, losses, memory_bank, objective, pipeline, training
+from ekg.run_folder import RunFolder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PACKAGES = ("ekg", "nets", "dataloader")
@@ -22,7 +25,9 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 # They leave the result as it is, or stand in arguments.json as what they come to on this machine.
 WORKER_ARGUMENTS = ("data_path", "gpu_id", "image_memory")  # each process may have its own
 MACHINE_ARGUMENTS = (*WORKER_ARGUMENTS, "train_path", "compile", "val_batch_size", "skip_bad_images", "virtual_devices",
-                     "strategy")
+                     "strategy", "overwrite", "preflight", "checkpoint_minutes")
+VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
+            "numpy": np.__version__}
 
 
 def make_parser(description, baseline):
@@ -79,6 +84,11 @@ def make_parser(description, baseline):
                        help="of convolutions and activations in baseline training and fine-tuning; weights are float32")
     group.add_argument("--search_precision", default="float32", choices=PRECISIONS,
                        help="the same of search and memory bank")
+    group.add_argument("--checkpoint_minutes", type=float, default=training.CHECKPOINT_MINUTES,
+                       help="minutes of training between checkpoints within an epoch")
+    group.add_argument("--overwrite", action="store_true", help="remove an earlier run in --train_path and start anew")
+    group.add_argument("--preflight", action=argparse.BooleanOptionalAction, default=True,
+                       help="before the first long phase, run one step of every phase and check room on disk")
     group.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     return parser
 
@@ -96,7 +106,7 @@ def parse(parser, argv=None):
     for name in ("learning_rate", "decay_rate", "temperature"):
         if not 0 < getattr(args, name) < float("inf"):
             parser.error(f"--{name} must be positive; received {getattr(args, name):g}.")
-    for name in ("weight_decay", "warmup_epoch"):
+    for name in ("weight_decay", "warmup_epoch", "checkpoint_minutes"):
         if not 0 <= getattr(args, name) < float("inf"):
             parser.error(f"--{name} must not be negative; received {getattr(args, name):g}.")
     if not 0 <= args.label_smoothing < 1:
@@ -131,6 +141,7 @@ def make_settings(args, baseline):
         label_smoothing=args.label_smoothing, val_batch_size=args.val_batch_size, fine_tuning=fine_tuning,
         baseline=dataclasses.replace(baseline, epochs=args.baseline_epoch, **common), accum=args.accum,
         precision=args.precision, search_precision=args.search_precision, sync_bn=args.sync_bn,
+        checkpoint_minutes=args.checkpoint_minutes,
         jit=devices.use_xla(args.compile), seed=args.seed)
 
 
@@ -164,15 +175,16 @@ def run(args, baseline, load_data, build, from_params):
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     pipeline.check(settings, data, model)
     result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
-    result_arguments |= {"trained_param": args.trained_param and hashlib.sha256(args.trained_param.read_bytes()).hexdigest(),
-                         "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit,
-                         "num_replicas": team.count}
-    team.on_chief(lambda: utils.RunFolder(args.train_path, result_arguments))
-    folder = utils.RunFolder(args.train_path, result_arguments)
-    keras.utils.set_random_seed(args.seed)
+    result_arguments |= {"trained_param": args.trained_param and utils.sha256(args.trained_param),
+                         "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit, "versions": VERSIONS}
+    team.on_chief(lambda: RunFolder(args.train_path, result_arguments, args.overwrite))
+    folder = RunFolder(args.train_path, result_arguments)
+    keras.utils.set_random_seed(args.seed)  # op determinism needs one
     tf.config.experimental.enable_op_determinism()
     job = pipeline.Pipeline(settings, data, strategy, team, folder, new_model,
                             lambda params, source: from_params(args.arch, params, data.num_classes, source))
+    if args.preflight:
+        job.preflight(model, trains_baseline=params is None)
     rows = job.run(args.trained_param)
     if team.is_chief:
         print(utils.format_table(rows))

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import op_utils
+import utils
 
 STRETCH = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
 STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
@@ -74,6 +75,7 @@ class Evaluator:
             teacher, totals = self._teacher(number), {}
             for segment, state in enumerate(self._walk(present, number, images, max(entries))):
                 for i in [i for i, entry in enumerate(entries) if entry == segment]:
+                    utils.check_stopped()
                     totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
             sums += np.array([totals[i].numpy() for i in range(len(candidates))])
         return sums
@@ -87,16 +89,32 @@ class Evaluator:
         """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
         n = self._num_learned
         is_needed = n == 0 or self._teacher_kind == "ensemble"
-        if self._keeps_states:
-            walks = [list(self._walk(subnetwork, number, images, len(self._segments)))
-                     for number, images in enumerate(self._images())]
-            logits = [states.pop()[0] for states in walks]
-            self._states = self.supernet.mask(subnetwork), walks
-        elif is_needed:
-            logits = self.logits(subnetwork)
+        logits = self.keep_states(subnetwork) or (self.logits(subnetwork) if is_needed else None)
         if is_needed:
             self._knowledge = [(mean * n + new) / (n + 1) for mean, new in zip(self._knowledge, logits)] if n else logits
         self._num_learned += 1
+
+    def keep_states(self, subnetwork):
+        """Keeps the states of the present sub-network for its candidates, if they fit, and returns its logits, else None."""
+        if not self._keeps_states:
+            return None
+        walks = []
+        for number, images in enumerate(self._images()):
+            utils.check_stopped()
+            walks.append(list(self._walk(subnetwork, number, images, len(self._segments))))
+        logits = [states.pop()[0] for states in walks]
+        self._states = self.supernet.mask(subnetwork), walks
+        return logits
+
+    @property
+    def knowledge(self):
+        """The knowledge T of all images of D_val in its order, float32 [images, classes]; None before any is learned."""
+        return np.concatenate([mean.numpy() for mean in self._knowledge]) if self._knowledge else None
+
+    def restore_knowledge(self, knowledge, num_learned):
+        """Sets the knowledge that so many interim sub-networks left."""
+        self._knowledge = [tf.constant(knowledge[indices]) for indices in self._indices]
+        self._num_learned = num_learned
 
     def gate_products(self, subnetwork, numbers):
         """Returns {number of a batch: {site: |Σ over batch, height, width of (∂L/∂y)·y|, array [channels of the site]}}.
@@ -109,6 +127,7 @@ class Evaluator:
         """
         mask, found = self._mask(subnetwork), {}
         for number, images in zip(numbers, self._images(numbers)):
+            utils.check_stopped()
             products = self._products(self._weights, mask, images, self.labels[number], self._teacher(number))
             found[number] = {site: product.numpy() for site, product in products.items()}
         return found

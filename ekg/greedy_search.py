@@ -1,14 +1,18 @@
 """Greedy sub-network search: step by step the group whose narrowing keeps the reward highest loses channels."""
 
 import dataclasses
+import logging
 import time
 
 import numpy as np
 
 import utils
 from ekg import importance
+from ekg.devices import Team
 from ekg.objective import Objective
 from ekg.subnetwork import Subnetwork, count_kept
+
+logger = logging.getLogger(__name__)
 
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
 WIDTH_DIGITS = 9  # decimal places of a width
@@ -71,7 +75,7 @@ def check_target(supernet, target_rate):
 
 
 def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teacher="ensemble", criterion="ekg", seed=0,
-           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True, team=None):
+           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True, team=None, state_file=None):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
     Args:
@@ -90,6 +94,8 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         share_prefix: see Objective.scores.
         team: devices.Team whose members share the candidates out; None stands for the default device. The result is the
             same.
+        state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
+            its history again; None keeps nothing.
 
     Raises:
         utils.UserError: the target rate cannot be reached, or a class has fewer images than asked for.
@@ -99,14 +105,23 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         raise ValueError(f"criterion must be one of {list(importance.CRITERIA)}; received {criterion!r}.")
     objective = Objective(supernet, data.last_of_each_class(val_per_class, seed).in_memory(), data.normalise,
                           batch_size=batch_size, teacher=teacher, jit=jit, team=team)
-    history = list(history)
-    for entry in history:
-        objective.learn(entry.subnetwork)
-    if not history:
+    history, team = list(history), team or Team()
+
+    def found(*values):
+        history.append(_entry(len(history), *values))
+        if on_step is not None:
+            on_step(history[-1])
+        if state_file is not None:
+            state = {"knowledge": objective.knowledge, "num_learned": len(history)}
+            team.on_chief(lambda: utils.save_pickle(state_file, state))
+        utils.check_stopped()
+
+    if history:
+        _relearn(objective, history, state_file)
+    else:
         start, whole = time.perf_counter(), supernet.whole()
         objective.learn(whole)
-        score = objective.scores(whole, [(None, whole)])[0]
-        history.append(_entry(0, None, whole, 1.0, score, 1, start, on_step))
+        found(None, whole, 1.0, objective.scores(whole, [(None, whole)])[0], 1, start)
     while history[-1].rate > target_rate:
         start, present = time.perf_counter(), history[-1].subnetwork
         scores = importance.CRITERIA[criterion](objective, present)
@@ -121,17 +136,33 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
         best = int(np.argmax(rewards))
         group, winner = candidates[best]
         objective.learn(winner)
-        history.append(_entry(len(history), supernet.groups[group].name, winner, supernet.rate(winner), results[best],
-                              len(candidates), start, on_step))
+        found(supernet.groups[group].name, winner, supernet.rate(winner), results[best], len(candidates), start)
     return SearchResult(history[-1].subnetwork, tuple(history))
 
 
-def _entry(step, group, subnetwork, rate, score, num_candidates, start, on_step):
-    entry = HistoryEntry(step, group, subnetwork, rate, score.loss, score.accuracy, score.reward, num_candidates,
-                         round(time.perf_counter() - start, 3))
-    if on_step is not None:
-        on_step(entry)
-    return entry
+def _entry(step, group, subnetwork, rate, score, num_candidates, start):
+    return HistoryEntry(step, group, subnetwork, rate, score.loss, score.accuracy, score.reward, num_candidates,
+                        round(time.perf_counter() - start, 3))
+
+
+def _relearn(objective, history, state_file):
+    """Brings an objective to where it was after this history."""
+    num_learned = 0
+    if state_file is not None and state_file.exists():
+        try:
+            state = utils.load_pickle(state_file)
+            knowledge, num_learned = state["knowledge"], state["num_learned"]
+            if len(knowledge) == sum(map(len, objective.labels)) and 0 < num_learned <= len(history):
+                objective.restore_knowledge(knowledge, num_learned)
+            else:
+                num_learned = 0
+        except (utils.UserError, KeyError, TypeError) as error:
+            logger.warning("%s What the search knows is taken from its history again.", error)
+            num_learned = 0
+    for entry in history[num_learned:]:
+        objective.learn(entry.subnetwork)
+    if num_learned == len(history):
+        objective.keep_states(history[-1].subnetwork)
 
 
 def propose(supernet, present, scores, target_rate, step_size):

@@ -81,6 +81,19 @@ class Objective:
         """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) + logits) / (i+2)."""
         self._team.run(lambda number: self.evaluators[number].learn(subnetwork))
 
+    def keep_states(self, subnetwork):
+        """Keeps what the candidates of the present sub-network share, as learn() does; see Evaluator.keep_states."""
+        self._team.run(lambda number: self.evaluators[number].keep_states(subnetwork))
+
+    @property
+    def knowledge(self):
+        """The knowledge T of all images of D_val, float32 [images, classes]."""
+        return self._first.knowledge
+
+    def restore_knowledge(self, knowledge, num_learned):
+        """Sets the knowledge that so many interim sub-networks left."""
+        self._team.run(lambda number: self.evaluators[number].restore_knowledge(knowledge, num_learned))
+
     def gate_products(self, subnetwork):
         """Yields for every batch {site: |Σ over batch, height, width of (∂L/∂y)·y|}; see Evaluator.gate_products."""
         own = {number: range(number, len(self.labels), self._team.count) for number in self._team.numbers}

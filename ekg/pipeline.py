@@ -7,12 +7,13 @@ import logging
 import resource
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 import op_utils
 import utils
-from ekg import cutting, losses, memory_bank, report, training
+from ekg import cutting, losses, memory_bank, preflight, report, training
 from ekg.graph import Graph, Numerics
 from ekg.greedy_search import HistoryEntry, check_target, search
 from ekg.supernet import Supernet
@@ -59,6 +60,7 @@ class Settings:
     precision: str
     search_precision: str
     sync_bn: bool
+    checkpoint_minutes: float
     jit: bool
     seed: int
 
@@ -67,7 +69,7 @@ class Pipeline:
     """Prunes one network.
 
     Attributes:
-        folder: utils.RunFolder that holds everything the run leaves.
+        folder: run_folder.RunFolder that holds everything the run leaves.
     """
 
     def __init__(self, settings, data, strategy, team, folder, build, from_params):
@@ -77,7 +79,7 @@ class Pipeline:
             data: dataloader Dataset.
             strategy: tf.distribute.Strategy.
             team: devices.Team of the strategy. All its processes run the same; the chief alone writes.
-            folder: utils.RunFolder.
+            folder: run_folder.RunFolder.
             build: function that returns the unpruned keras.Model with new weights.
             from_params: (params, source) -> keras.Model of whatever widths the parameters tell.
         """
@@ -99,6 +101,7 @@ class Pipeline:
         if self._has("summary.json"):
             logger.info("this run is finished; its table is")
             return [utils.Row(**row) for row in utils.read_json(self.folder / "summary.json")["table"]]
+        keras.utils.set_random_seed(self._settings.seed)
         baseline_file = trained_param or self.folder / "baseline_param.pkl"
         baseline = self._baseline(baseline_file)
         supernet, history = self._search(baseline)
@@ -106,6 +109,17 @@ class Pipeline:
         bank = self._bank(supernet, history) if self._settings.finetune_teacher == "ensemble" else None
         trained_file = self._fine_tune(supernet, baseline, bank, slimmed_file)
         return self._report({"baseline": baseline_file, "slimmed": slimmed_file, "fine-tuned": trained_file})
+
+    def preflight(self, model, trains_baseline):
+        """Runs one step of every phase, unless the run is finished; see preflight.run.
+
+        Args:
+            model: the unpruned keras.Model.
+            trains_baseline: whether run() gets no trained network.
+        """
+        if not self._has("trained_param.pkl"):
+            preflight.run(self._settings, self._data, self._strategy, self._team, self.folder.path, model, self._trainer,
+                          self._supernet, trains_baseline and not self._has("baseline_param.pkl"))
 
     def _has(self, name):
         """Returns whether the run folder holds a file, as the chief sees it."""
@@ -161,7 +175,8 @@ class Pipeline:
                 trainer = self._trainer(model, losses.baseline(self._data, self._settings.label_smoothing),
                                         settings.weight_decay)
                 training.fit("baseline", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
-                             seed=self._settings.seed, folder=self.folder, num_views=1, team=self._team)
+                             seed=self._settings.seed, folder=self.folder, num_views=1, team=self._team,
+                             checkpoint_minutes=self._settings.checkpoint_minutes)
                 self._save(model, path)
         return self._load(path)
 
@@ -197,7 +212,7 @@ class Pipeline:
             result = search(supernet, self._data, target_rate=settings.target_rate, step_size=settings.search_step,
                             batch_size=self._images_together, teacher=settings.search_teacher, seed=settings.seed,
                             val_per_class=settings.val_per_class, jit=settings.jit, history=history, on_step=keep,
-                            team=self._team)
+                            team=self._team, state_file=self.folder / "search_state.pkl")
         return supernet, list(result.history)
 
     def _tune_on_subset(self, baseline, path):
@@ -213,7 +228,8 @@ class Pipeline:
                                    forward=Graph(model).stateless_call, update_statistics=False)
         subset = self._data.first_of_each_class(settings.subset_per_class, settings.seed)
         training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
-                     batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset)
+                     batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset,
+                     checkpoint_minutes=settings.checkpoint_minutes)
         utils.save_params(model, path)
 
     def _slim(self, supernet, history):
@@ -236,12 +252,11 @@ class Pipeline:
         teachers = [history[step] for step in memory_bank.select_teachers([entry.loss for entry in history],
                                                                           self._settings.num_teacher)]
         logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
-        info = memory_bank.describe(supernet, self._data.train, teachers)
-        if not self._team.chief_says(memory_bank.is_finished(folder, info)):
-            with self._phase("bank"), utils.progress_bar("bank", len(teachers) * info["rows"], "image") as progress:
-                memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
-                                  batch_size=self._images_together, jit=self._settings.jit, progress=progress,
-                                  team=self._team)
+        total = len(teachers) * len(self._data.train)
+        with self._phase("bank"), utils.progress_bar("bank", total, "image") as progress:
+            memory_bank.build(folder, supernet, teachers, self._data.train, self._data.normalise,
+                              batch_size=self._images_together, jit=self._settings.jit, progress=progress,
+                              team=self._team)
         return memory_bank.open_bank(folder)
 
     def _fine_tune(self, supernet, baseline, bank, slimmed_file):
@@ -259,6 +274,7 @@ class Pipeline:
             trainer = self._trainer(model, loss_fn, settings.weight_decay, constants=baseline if is_single else ())
             training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
                          seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS, team=self._team,
+                         checkpoint_minutes=self._settings.checkpoint_minutes,
                          extend=(lambda batch: {"bank": bank.rows(batch["index"])}) if bank else None)
 
             def save():
@@ -295,7 +311,9 @@ def check(settings, data, model):
         data: dataloader Dataset.
         model: the keras.Model that is to be pruned.
     """
-    check_target(Supernet(model), settings.target_rate)
+    supernet = Supernet(model)
+    check_target(supernet, settings.target_rate)
+    logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()), settings.target_rate)
     subset = data.first_of_each_class(settings.subset_per_class, settings.seed)
     data.last_of_each_class(settings.val_per_class, settings.seed)
     for flag, batch_size, images in (("--batch_size", settings.fine_tuning.batch_size, len(data.train)),

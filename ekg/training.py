@@ -2,19 +2,27 @@
 
 import functools
 import logging
+import math
+import time
 
 import keras
-import tensorflow as tf
 
 import op_utils
 import utils
+from ekg.checkpoints import Checkpoints
 from ekg.devices import Team
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_MINUTES = 10.0
 
-def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0, split=None, extend=None, team=None):
+
+def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0, split=None, extend=None, team=None,
+        checkpoint_minutes=CHECKPOINT_MINUTES):
     """Trains for schedule.epochs epochs; an earlier call of the same phase in this folder is gone on with.
+
+    A checkpoint is written behind every epoch, after `checkpoint_minutes`, and where a signal asks the run to end. Order and
+    augmentation are keyed, so a training that went on ends with the same weights as an undisturbed one.
 
     Args:
         phase: name of the phase in curves and checkpoints.
@@ -23,40 +31,58 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
         schedule: op_utils.Schedule.
         batch_size: global batch.
         seed: of order and augmentation.
-        folder: utils.RunFolder that gets curves.jsonl, TensorBoard events and checkpoints.
+        folder: run_folder.RunFolder that gets curves.jsonl, TensorBoard events and checkpoints.
         num_views: random views of each image; 0 stands for the images as they are.
         split: Split to train on instead of the training split.
         extend: function from a batch to the entries it gets besides, or None.
         team: devices.Team whose processes train together; None stands for this process alone.
+        checkpoint_minutes: between checkpoints within an epoch.
 
     Raises:
-        utils.UserError: the checkpoint of an earlier call is damaged.
+        utils.UserError: all checkpoints of an earlier call are damaged.
+        utils.Stopped: a signal asked the run to end, and its checkpoint is written.
     """
     team = team or Team()
     num_steps = len(data.train if split is None else split) // batch_size
-    epochs_done = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, epochs_done=epochs_done,
-                                     loss_scale=trainer.loss_scale, good_steps=trainer.good_steps)
-    manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints" / phase), max_to_keep=2)
-    if manager.latest_checkpoint:
-        try:
-            checkpoint.restore(manager.latest_checkpoint).expect_partial()
-        except (tf.errors.OpError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise utils.UserError(f"{manager.latest_checkpoint}: the checkpoint is damaged ({reason[:200]}); remove "
-                                  f"{folder / 'checkpoints' / phase} to start this phase anew.") from None
-        logger.info("%s: goes on after epoch %d", phase, epochs_done.numpy())
-    for epoch in range(int(epochs_done), schedule.epochs):
-        batches = data.epoch(batch_size, seed, epoch, num_views, split, (team.worker, team.num_workers))
+    checkpoints = Checkpoints(folder / "checkpoints" / phase, model=trainer.model, optimizer=trainer.optimizer,
+                              loss_scale=trainer.loss_scale, good_steps=trainer.good_steps)
+    position = checkpoints.restore() or {"epoch": 0, "step": 0, "totals": None}
+    if position["epoch"] or position["step"]:
+        logger.info("%s: goes on after epoch %d, step %d", phase, position["epoch"], position["step"])
+    for epoch in range(position["epoch"], schedule.epochs):
+        done, totals = (position["step"], position["totals"]) if epoch == position["epoch"] else (0, None)
+        batches = data.epoch(batch_size, seed, epoch, num_views, split, (team.worker, team.num_workers), done)
         if extend is not None:
             batches = (batch | extend(batch) for batch in batches)
-        batches = utils.prefetched(batches)
+        keeper = _Keeper(checkpoints, team, epoch, 60 * checkpoint_minutes)
         with utils.progress_bar(f"{phase} {epoch + 1}/{schedule.epochs}", num_steps, "step") as progress:
-            means = op_utils.train_epoch(trainer, batches, schedule, epoch, num_steps, progress, team.num_workers)
-        epochs_done.assign(epoch + 1)
-        team.on_chief(functools.partial(manager.save, epoch + 1))
+            progress.update(done)
+            means = op_utils.train_epoch(trainer, utils.prefetched(batches), schedule, epoch, num_steps, progress,
+                                         team.num_workers, done, totals, keeper.after_step)
+        team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None}))
         if team.is_chief:
             folder.log_curves(phase, epoch + 1, means | {"learning_rate": schedule(epoch)})
+        utils.check_stopped()
+
+
+class _Keeper:
+    """Writes a checkpoint within an epoch where the last one is old, or where a signal asked the run to end.
+
+    The chief writes it for itself: nobody waits, as nobody may be there any more.
+    """
+
+    def __init__(self, checkpoints, team, epoch, seconds):
+        self._checkpoints, self._team, self._epoch, self._seconds = checkpoints, team, epoch, seconds
+        self._last = time.monotonic()
+
+    def after_step(self, done, totals):
+        is_old = time.monotonic() - self._last >= self._seconds
+        if (is_old or utils.is_stopping()) and self._team.is_chief:
+            totals = {name: float(value) for name, value in totals.items()}
+            if all(map(math.isfinite, totals.values())):  # else the last good checkpoint stays
+                self._checkpoints.save({"epoch": self._epoch, "step": done, "totals": totals})
+            self._last = time.monotonic()
+        utils.check_stopped()
 
 
 def copy_model(model, strategy):

@@ -16,7 +16,7 @@ import utils
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.93", "--search_step", "0.5", "--num_teacher", "2",
-         "--train_epoch", "1", "--batch_size", "32", "--subset_per_class", "64", "--val_per_class", "8"]
+         "--train_epoch", "1", "--no-preflight", "--batch_size", "32", "--subset_per_class", "64", "--val_per_class", "8"]
 
 
 def free_ports(count):

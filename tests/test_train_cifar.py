@@ -14,10 +14,12 @@ import nets
 import test as test_script
 import train_cifar
 import utils
+from ekg.checkpoints import Checkpoints
+from ekg.run_folder import RunFolder
 from tests.helpers import relative_difference
 
 ROOT = Path(__file__).parents[1]
-NETWORK = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9"]
+NETWORK = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9", "--no-preflight"]
 SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2"]
 
 
@@ -86,12 +88,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path):
     other = tmp_path / "run"
     args = train_cifar.parse_args([*SHORT, "--train_path", str(other)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils.RunFolder, "log_curves", stop_at("search", 2))
+        patch.setattr(RunFolder, "log_curves", stop_at("search", 2))
         with pytest.raises(KeyboardInterrupt):
             train_cifar.main(args)
     assert len(utils.read_json_lines(other / "history.jsonl")) == 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ekg.training.tf.train.CheckpointManager.save", stop_after_saving("fine-tune"))
+        patch.setattr("ekg.checkpoints.Checkpoints.save", stop_after_saving("fine-tune"))
         with pytest.raises(KeyboardInterrupt):
             train_cifar.main(args)
     train_cifar.main(args)
@@ -101,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path):
 
 
 def stop_at(phase, step):
-    original = utils.RunFolder.log_curves
+    original = RunFolder.log_curves
 
     def log_curves(self, name, number, values):
         original(self, name, number, values)
@@ -111,12 +113,11 @@ def stop_at(phase, step):
 
 
 def stop_after_saving(phase):
-    import tensorflow as tf
-    original = tf.train.CheckpointManager.save
+    original = Checkpoints.save
 
-    def save(self, number):
-        original(self, number)
-        if Path(self.directory).name == phase:
+    def save(self, position):
+        original(self, position)
+        if self._folder.name == phase:
             raise KeyboardInterrupt
     return save
 

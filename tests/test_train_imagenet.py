@@ -32,7 +32,7 @@ def arguments(pictures, folder, *more):
     return train_imagenet.parse_args(
         ["--arch", "ResNet-18", "--data_path", str(pictures), "--train_path", str(folder), "--target_rate", "0.93",
          "--search_step", "0.5", "--subset_per_class", "2", "--val_per_class", "1", "--batch_size", "4", "--val_batch_size",
-         "4", "--search_batch_size", "4", "--train_epoch", "1", "--num_teacher", "2", *more])
+         "4", "--search_batch_size", "4", "--train_epoch", "1", "--num_teacher", "2", "--no-preflight", *more])
 
 
 @pytest.fixture(scope="module")

@@ -53,23 +53,64 @@ def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teache
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_bank_is_finished_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
+def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
     entries = teachers[1]
     info = memory_bank.describe(teachers[0], tiny_data.train, entries)
-    assert not memory_bank.is_finished(tmp_path, info)
+    assert memory_bank.count_good(tmp_path, info) == 0
     build(tmp_path, teachers, tiny_data)
-    assert memory_bank.is_finished(tmp_path, info)
+    assert memory_bank.count_good(tmp_path, info) == 96
     array = (tmp_path / "logits.npy").read_bytes()
-    (tmp_path / "logits.npy").write_bytes(array[:-100])
-    assert not memory_bank.is_finished(tmp_path, info)
-    (tmp_path / "logits.npy").write_bytes(array)
     with pytest.raises(utils.UserError, match="belongs to another run, its teachers differ"):
-        memory_bank.is_finished(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries[:2]))
+        memory_bank.count_good(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries[:2]))
     randomise_(teachers[0].model, seed=7)
     tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
     with pytest.raises(utils.UserError, match="belongs to another run, its network and data differ"):
-        memory_bank.is_finished(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries))
+        memory_bank.count_good(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries))
     assert (tmp_path / "logits.npy").read_bytes() == array
+
+
+def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teachers, monkeypatch):
+    """96 rows in batches of at most 20 and blocks of at most 40: 38, 38 and 20 rows."""
+    monkeypatch.setattr(memory_bank, "BLOCK_ROWS", 40)
+    build(tmp_path / "whole", teachers, tiny_data)
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 3:
+            raise utils.Stopped(15)
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "check_stopped", stop)
+        with pytest.raises(utils.Stopped):
+            build(tmp_path / "bank", teachers, tiny_data)
+    info = memory_bank.describe(teachers[0], tiny_data.train, teachers[1])
+    assert memory_bank.count_good(tmp_path / "bank", info) == 57
+    with open(tmp_path / "bank" / "logits.npy", "ab") as file:
+        file.write(b"half a row")  # as a kill within a write leaves
+    build(tmp_path / "bank", teachers, tiny_data)
+    assert (tmp_path / "bank" / "logits.npy").read_bytes() == (tmp_path / "whole" / "logits.npy").read_bytes()
+    assert memory_bank.count_good(tmp_path / "bank", info) == 96
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "blocks.jsonl", "bank.json"])
+def test_a_damaged_bank_is_built_from_its_first_bad_block_on(tmp_path, tiny_data, teachers, monkeypatch, caplog, name):
+    monkeypatch.setattr(memory_bank, "BLOCK_ROWS", 20)
+    build(tmp_path, teachers, tiny_data)
+    info = memory_bank.describe(teachers[0], tiny_data.train, teachers[1])
+    array, whole = (tmp_path / "logits.npy").read_bytes(), (tmp_path / name).read_bytes()
+    for cut in (False, True):
+        for offset in np.linspace(0, len(whole) - 2, 50).astype(int):
+            caplog.clear()
+            damaged = whole[:offset] if cut else whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1:]
+            (tmp_path / name).write_bytes(damaged)
+            good = memory_bank.count_good(tmp_path, info)
+            assert good in (0, 19, 38, 57, 76) and (f"{name}: damaged" in caplog.text or "rows are good" in caplog.text)
+            if name == "logits.npy" and offset >= 128:
+                assert good == max(stop for stop in (0, 19, 38, 57, 76) if 128 + stop * 36 <= offset)
+            (tmp_path / name).write_bytes(whole)
+    (tmp_path / name).write_bytes(whole[:len(whole) // 2])
+    build(tmp_path, teachers, tiny_data)
+    assert (tmp_path / "logits.npy").read_bytes() == array and memory_bank.count_good(tmp_path, info) == 96
 
 
 def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):
@@ -99,7 +140,7 @@ def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatc
     np.testing.assert_allclose(bank.logits[:, 0], expected, rtol=1e-3, atol=1e-3)
     supernet.model.get_layer("fc").bias.assign([1e5, 0, 0])
     with pytest.raises(FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"):
-        build(tmp_path, (supernet, whole), tiny_data, batch_size=96)
+        build(tmp_path / "other", (supernet, whole), tiny_data, batch_size=96)
 
 
 def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
