@@ -1,0 +1,99 @@
+"""A run that is killed in every phase and inside file writes ends as an undisturbed one; signals leave a checkpoint."""
+
+import os
+import signal
+import time
+
+import pytest
+
+import utils
+from tests import stress_resume
+
+# (when the process is killed, what must be there by then)
+KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "history.jsonl"),
+         ("rename:1", "history.jsonl"),
+         ("block:2", "memory_bank/logits.npy"), ("block:3", "memory_bank/blocks.jsonl"), ("step:9", "slimmed_param.pkl"),
+         ("checksum:5", "checkpoints/fine-tune"), ("rename:3", "checkpoints/fine-tune"), ("step:30", "checkpoints/fine-tune")]
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    path = tmp_path_factory.mktemp("params") / "p.pkl"
+    stress_resume.make_params(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    code, output = stress_resume.run_to_event(params, folder)
+    assert code == 0, output
+    return folder
+
+
+def test_a_run_killed_in_every_phase_ends_the_same_to_the_bit(params, undisturbed, tmp_path):
+    folder, kills = tmp_path / "run", 0
+    for event, expected in KILLS:
+        code, output = stress_resume.run_to_event(params, folder, event)
+        assert code in (0, -signal.SIGKILL), output
+        assert "Traceback" not in output
+        assert expected is None or (folder / expected).exists()
+        kills += code != 0
+        assert code or kills >= 8, f"{event} did not happen"
+    assert kills >= 8
+    code, output = stress_resume.run_to_event(params, folder)
+    assert code == 0, output
+    assert stress_resume.end_of(folder) == stress_resume.end_of(undisturbed)
+
+
+def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("arguments.json", "supernet_param.pkl", "history.jsonl", "search_state.pkl", "slimmed_param.pkl"):
+        (folder / name).write_bytes((undisturbed / name).read_bytes())
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138)):
+        process = stress_resume.start(params, folder)
+        before = set((folder / "checkpoints").glob("fine-tune/*.index"))
+        deadline = time.monotonic() + 120
+        while set((folder / "checkpoints").glob("fine-tune/*.index")) <= before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, number)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == code and f"stopped by {number.name}; the same command goes on" in output, output
+        assert "Traceback" not in output
+    code, output = stress_resume.run_to_event(params, folder)
+    assert code == 0 and "fine-tune: goes on after epoch" in output, output
+    assert stress_resume.end_of(folder) == stress_resume.end_of(undisturbed)
+
+
+def test_damaged_files_of_a_run_are_named(params, undisturbed, tmp_path):
+    """A flipped bit in what a resumed run reads: one line and exit code 2, or a warning and the same end."""
+    names = ("arguments.json", "history.jsonl", "supernet_param.pkl")
+    for damaged in names:
+        folder = tmp_path / damaged
+        folder.mkdir()
+        for name in names:
+            data = bytearray((undisturbed / name).read_bytes())
+            if name == damaged:
+                data[len(data) // 2] ^= 16
+            (folder / name).write_bytes(data)
+        code, output = stress_resume.run_to_event(params, folder)
+        lines = [line for line in output.splitlines() if line.startswith("error:")]
+        assert code == 2 and len(lines) == 1 and damaged in lines[0] and "Traceback" not in output, output
+
+
+def test_another_run_in_the_folder_is_refused_line_by_line(params, undisturbed):
+    process_arguments = [*stress_resume.ARGUMENTS, "--seed", "3", "--train_epoch", "5", "--virtual_devices", "2"]
+    before = {path: path.stat().st_mtime for path in undisturbed.rglob("*")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stress_resume, "ARGUMENTS", process_arguments)
+        code, output = stress_resume.run_to_event(params, undisturbed)
+    assert code == 2 and "  seed: 0 there, 3 here" in output and "  train_epoch: 2 there, 5 here" in output
+    assert "virtual_devices" not in output.split("error:")[1]
+    assert {path: path.stat().st_mtime for path in undisturbed.rglob("*")} == before
+
+
+def test_a_finished_run_prints_its_summary(params, undisturbed):
+    code, output = stress_resume.run_to_event(params, undisturbed)
+    assert code == 0 and "this run is finished" in output and "| fine-tuned |" in output
+    assert utils.read_json(undisturbed / "summary.json")["table"][2]["name"] == "fine-tuned"
