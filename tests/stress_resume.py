@@ -32,6 +32,8 @@ ARGUMENTS = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9
              "--search_batch_size", "160", "--checkpoint_minutes", "0.01", "--no-preflight"]
 BLOCK_ROWS = 300  # so that the bank of 1 438 images has several blocks
 PHASES = ("search", "bank", "fine-tune")
+KILLS_OF_A_RUN = ("search",) * 4 + ("bank",) * 3 + ("fine-tune",) * 3
+DELAYS = {"search": 12, "bank": 4, "fine-tune": 12}  # seconds into a phase, at most
 
 
 # ---------------------------------------------------------------- the process that is killed
@@ -174,24 +176,22 @@ def stress(kills, seed, root):
         raise RuntimeError(output)
     expected, by_phase = end_of(root / "undisturbed"), {}
     result = {"kills": 0, "started": 0, "finished": 0, "identical": 0}
-    while result["kills"] < kills or result["finished"] == 0:
+    while result["kills"] < kills:
         folder = root / f"run{result['finished']}"
+        for phase in KILLS_OF_A_RUN:
+            if result["kills"] == kills:
+                break
+            killed_in = kill_in_phase(start(params, folder), phase, rng.uniform(0, DELAYS[phase]))
+            result["started"] += 1
+            if killed_in is not None:
+                result["kills"] += 1
+                by_phase[killed_in] = by_phase.get(killed_in, 0) + 1
+        code, output = run_to_event(params, folder)
+        if code:
+            raise RuntimeError(output)
         result["started"] += 1
-        if result["kills"] < kills:
-            phase = PHASES[result["kills"] % len(PHASES)]
-            killed_in = kill_in_phase(start(params, folder), phase, rng.uniform(0, 8))
-        else:
-            code, output = run_to_event(params, folder)
-            if code:
-                raise RuntimeError(output)
-            killed_in = None
-        if killed_in is not None:
-            result["kills"] += 1
-            by_phase[killed_in] = by_phase.get(killed_in, 0) + 1
-        if (folder / "summary.json").exists():
-            result["finished"] += 1
-            is_identical = end_of(folder) == expected
-            result["identical"] += is_identical
+        result["finished"] += 1
+        result["identical"] += end_of(folder) == expected
         print(json.dumps(result | by_phase), flush=True)
     return result | by_phase
 

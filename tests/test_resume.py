@@ -13,7 +13,8 @@ from tests import stress_resume
 KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "history.jsonl"),
          ("rename:1", "history.jsonl"),
          ("block:2", "memory_bank/logits.npy"), ("block:3", "memory_bank/blocks.jsonl"), ("step:9", "slimmed_param.pkl"),
-         ("checksum:5", "checkpoints/fine-tune"), ("rename:3", "checkpoints/fine-tune"), ("step:30", "checkpoints/fine-tune")]
+         ("checksum:5", "checkpoints/fine-tune"), ("rename:3", "checkpoints/fine-tune"),
+         ("step:30", "checkpoints/fine-tune")]
 
 
 @pytest.fixture(scope="module")

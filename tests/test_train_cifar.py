@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +26,9 @@ SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run and the rows of its table."""
+    """A finished run and the rows of its table. Others run without the preflight: it must not change the result."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(folder)]))
+    return folder, train_cifar.main(train_cifar.parse_args([*SHORT, "--preflight", "--train_path", str(folder)]))
 
 
 def test_a_run_leaves_everything_in_its_folder(finished):
@@ -165,6 +166,14 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, mess
     with pytest.raises(utils.UserError, match=message):
         train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(tmp_path / "run"), *arguments]))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("ekg.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
+    # A bank of 1438 x 2 x 10 float32, and nine copies of 274 042 parameters.
+    with pytest.raises(utils.UserError, match="the run needs 9,980,552 bytes and 9,980,000 are free; make room"):
+        train_cifar.main(train_cifar.parse_args([*SHORT, "--preflight", "--train_path", str(tmp_path / "run")]))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json"}
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
