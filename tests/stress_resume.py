@@ -33,7 +33,7 @@ ARGUMENTS = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9
 BLOCK_ROWS = 300  # so that the bank of 1 438 images has several blocks
 PHASES = ("search", "bank", "fine-tune")
 KILLS_OF_A_RUN = ("search",) * 4 + ("bank",) * 3 + ("fine-tune",) * 3
-DELAYS = {"search": 12, "bank": 4, "fine-tune": 12}  # seconds into a phase, at most
+DELAYS = {"search": 5, "bank": 3, "fine-tune": 12}  # seconds into a phase, at most
 
 
 # ---------------------------------------------------------------- the process that is killed
