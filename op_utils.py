@@ -82,7 +82,7 @@ def split_batch(strategy, batch):
 
 # ---------------------------------------------------------------- pure layers and losses
 
-def batch_norm(layer, weights, x, training, sync=False):
+def batch_norm(layer, weights, x, training, sync=False, fuse=True):
     """Returns (output, new moving statistics) of a Keras BatchNormalization as one fused operation.
 
     Equals the layer's own call, whose separate moments and scaling take about three times as long. Returns None where
@@ -95,6 +95,7 @@ def batch_norm(layer, weights, x, training, sync=False):
         training: True normalises with the statistics of the batch and moves the moving ones towards them.
         sync: whether the statistics are those of all replicas' parts together; call it where replicas can meet then, in the
             strategy's own graph.
+        fuse: whether to take the fused operation; its second derivatives are slow, those of its parts are not.
     """
     if len(x.shape) != 4 or layer.axis not in (-1, 3) or not (layer.scale and layer.center):
         return None
@@ -102,6 +103,8 @@ def batch_norm(layer, weights, x, training, sync=False):
         return None
     gamma, beta, mean, variance = weights
     if not (training and layer.trainable):
+        if not fuse:
+            return tf.nn.batch_normalization(x, mean, variance, beta, gamma, layer.epsilon), [mean, variance]
         y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
         return y, [mean, variance]
     if sync:
@@ -110,6 +113,12 @@ def batch_norm(layer, weights, x, training, sync=False):
         batch_variance = whole(tf.reduce_mean((tf.cast(x, tf.float32) - batch_mean) ** 2, axis=(0, 1, 2)))
         y = tf.nn.batch_normalization(tf.cast(x, tf.float32), batch_mean, batch_variance, beta, gamma, layer.epsilon)
         y = tf.cast(y, x.dtype)
+    elif not fuse:
+        # Not tf.nn.moments: it takes the mean as a constant in the variance, so its second derivatives are wrong.
+        batch_mean = tf.reduce_mean(x, axis=(0, 1, 2))
+        centred = x - batch_mean
+        batch_variance = tf.reduce_mean(centred**2, axis=(0, 1, 2))
+        y = centred * (tf.math.rsqrt(batch_variance + layer.epsilon) * gamma) + beta
     else:
         y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
         # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.

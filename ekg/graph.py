@@ -105,9 +105,11 @@ class Numerics:
         dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights, statistics of batch norms and
             logits are float32 always.
         sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
+        fuse_norms: whether batch norms run as one operation, which is fast but for second derivatives.
     """
     dtype: str = "float32"
     sync_norms: bool = False
+    fuse_norms: bool = True
 
 
 def takes_training(layer):
@@ -137,7 +139,7 @@ def run_call(call, weights, tensors, training, numerics=None):
     if not isinstance(call.layer, keras.layers.Layer):
         return call.layer(*args, **kwargs), []
     if type(call.layer) is keras.layers.BatchNormalization:
-        fused = op_utils.batch_norm(call.layer, weights, args[0], training, numerics.sync_norms)
+        fused = op_utils.batch_norm(call.layer, weights, args[0], training, numerics.sync_norms, numerics.fuse_norms)
         if fused is not None:
             return fused
     if type(call.layer) is keras.layers.Conv2D and numerics.dtype != "float32":

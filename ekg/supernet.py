@@ -4,6 +4,7 @@ One function serves every sub-network: the masks are its arguments, so nothing i
 the next and nothing needs restoring after a trial.
 """
 
+import copy
 import dataclasses
 
 import keras
@@ -62,6 +63,12 @@ class Supernet:
     def smallest(self):
         """Returns the Subnetwork that keeps one channel of every group."""
         return self.whole().with_widths({group.name: 0.0 for group in self.groups})
+
+    def with_numerics(self, numerics):
+        """Returns a Supernet of the same model that computes with other graph.Numerics."""
+        other = copy.copy(self)
+        other.numerics, other._forward = numerics, tf.function(other.forward)
+        return other
 
     def mask(self, subnetwork):
         """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed channels, is 1."""
