@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import utils
-from ekg import devices, greedy_search, losses, memory_bank, objective, pipeline, training
+from ekg import devices, greedy_search, importance, losses, memory_bank, objective, pipeline, training
 from ekg.run_folder import RunFolder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -50,6 +50,13 @@ def make_parser(description, baseline):
                        help="images that share batch statistics, at most; batch of the epoch before the search")
     group.add_argument("--search_teacher", default="ensemble", choices=objective.SEARCH_TEACHERS,
                        help="whose knowledge the reward holds")
+    group.add_argument("--criterion", default="ekg", choices=list(importance.CRITERIA),
+                       help="what ranks the channels of a group")
+    group.add_argument("--reward", default="ensemble", choices=greedy_search.REWARDS,
+                       help="the best candidate by loss and knowledge, or the smoothest loss of the --shortlist best")
+    group.add_argument("--shortlist", type=int, default=3, help="candidates that --reward condition_number compares")
+    group.add_argument("--log_condition", action="store_true",
+                       help="keep the condition number of every interim sub-network in the history")
     group.add_argument("--subset_per_class", type=int, default=greedy_search.SUBSET_PER_CLASS,
                        help="training images of each class, its first ones, for the epoch before the search; "
                             f"None: {greedy_search.SUBSET_PER_CLASS}, or what the smallest class has")
@@ -97,7 +104,7 @@ def parse(parser, argv=None):
     """Returns the checked arguments; a mistake ends the program with one line and exit code 2."""
     args = parser.parse_args(argv)
     for name in ("search_batch_size", "subset_per_class", "val_per_class", "num_teacher", "batch_size", "val_batch_size",
-                 "train_epoch", "baseline_epoch", "accum"):
+                 "train_epoch", "baseline_epoch", "accum", "shortlist"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; received {getattr(args, name)}.")
     for name in ("search_step", "target_rate"):
@@ -117,6 +124,7 @@ def parse(parser, argv=None):
         parser.error(f"--seed must be from 0 to {MAX_SEED}; received {args.seed}.")
     for name, is_used, why in (("baseline_epoch", not args.trained_param, "--trained_param is given"),
                                ("num_teacher", args.finetune_teacher == "ensemble", "only the memory bank has them"),
+                               ("shortlist", args.reward == "condition_number", "--reward is ensemble"),
                                ("temperature", args.finetune_teacher != "none", "nothing is distilled")):
         if getattr(args, name) != parser.get_default(name) and not is_used:
             parser.error(f"--{name} has no effect here: {why}; leave it out.")
@@ -141,7 +149,8 @@ def make_settings(args, baseline):
         label_smoothing=args.label_smoothing, val_batch_size=args.val_batch_size, fine_tuning=fine_tuning,
         baseline=dataclasses.replace(baseline, epochs=args.baseline_epoch, **common), accum=args.accum,
         precision=args.precision, search_precision=args.search_precision, sync_bn=args.sync_bn,
-        checkpoint_minutes=args.checkpoint_minutes,
+        checkpoint_minutes=args.checkpoint_minutes, criterion=args.criterion, reward=args.reward,
+        shortlist=args.shortlist, log_condition=args.log_condition,
         jit=devices.use_xla(args.compile), seed=args.seed)
 
 

@@ -54,6 +54,7 @@ class Evaluator:
         self._normalise = op_utils.compiled(normalise, "normalisation", jit)
         self._sums = op_utils.compiled(self._loss_sums, "sum of the search's losses", jit)
         self._products = op_utils.compiled(self._gate_products, "importance", jit)
+        self._sensitivities = op_utils.compiled(self._sample_sensitivities, "sensitivity of single images", jit)
 
     def sums(self, present, candidates, share_prefix=True):
         """Returns the sums over D_val of every candidate: cross-entropy with the labels, with the knowledge, right answers.
@@ -140,6 +141,17 @@ class Evaluator:
         elif len(numbers):
             yield from map(self._normalise, self._split.stream([self._indices[number] for number in numbers]))
 
+    def sample_sensitivities(self, subnetwork, numbers):
+        """Returns {number of a batch: Σ over its images |∂CE/∂m · m|, float64 [number of channels]}.
+
+        m is a gate that every image has for itself and all sites of a channel share; CE the cross-entropy with the labels.
+        """
+        mask, found = self._mask(subnetwork), {}
+        for number, images in zip(numbers, self._images(numbers)):
+            utils.check_stopped()
+            found[number] = self._sensitivities(self._weights, mask, images, self.labels[number]).numpy().astype(np.float64)
+        return found
+
     def count_traces(self):
         """Returns {part: graphs made of it}: one a batch shape, whatever the search does.
 
@@ -225,3 +237,20 @@ class Evaluator:
             loss /= self._num_images
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
         return {site: tf.abs(gradients[site] * gates[site]) for site in gates}
+
+    def _sample_sensitivities(self, weights, mask, images, labels):
+        batch, layout = tf.shape(images)[0], self.supernet.layout
+        gates = {}
+        for site, gate in self.supernet.gates(mask).items():
+            rank = len(self.supernet.graph.shapes[site])
+            shape = [1] * (rank - 1) + [gate.shape[0]]
+            gates[site] = tf.tile(tf.reshape(gate, shape), [batch] + [1] * (rank - 1))
+        with tf.GradientTape() as tape:
+            tape.watch(gates)
+            loss = tf.reduce_sum(op_utils.cross_entropy(labels, self.supernet.forward(weights, mask, images, gates=gates)))
+        gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
+        sums = tf.zeros([layout.num_channels + 1, batch])
+        for site, gate in gates.items():
+            product = tf.reshape(gradients[site] * gate, [batch, -1])
+            sums = tf.tensor_scatter_nd_add(sums, layout.index[site][:, None], tf.transpose(product))
+        return tf.reduce_sum(tf.abs(sums[:-1]), axis=1)

@@ -7,13 +7,14 @@ import time
 import numpy as np
 
 import utils
-from ekg import importance
+from ekg import importance, landscape
 from ekg.devices import Team
 from ekg.objective import Objective
 from ekg.subnetwork import Subnetwork, count_kept
 
 logger = logging.getLogger(__name__)
 
+REWARDS = ("ensemble", "condition_number")
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
 WIDTH_DIGITS = 9  # decimal places of a width
 VAL_PER_CLASS = 32  # images of each class in D_val
@@ -34,6 +35,7 @@ class HistoryEntry:
         reward: its reward when it was chosen.
         num_candidates: how many sub-networks were compared.
         seconds: of the step.
+        condition: condition number of its loss on D_val, if it was asked for.
     """
     step: int
     group: str | None
@@ -44,6 +46,7 @@ class HistoryEntry:
     reward: float
     num_candidates: int
     seconds: float
+    condition: float | None = None
 
     def to_json(self):
         """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
@@ -53,7 +56,7 @@ class HistoryEntry:
     @classmethod
     def from_json(cls, value):
         """Returns the entry that to_json() turned into this dict."""
-        own = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name != "subnetwork"}
+        own = {field.name: value.get(field.name) for field in dataclasses.fields(cls) if field.name != "subnetwork"}
         return cls(subnetwork=Subnetwork.from_json(value), **own)
 
 
@@ -75,7 +78,8 @@ def check_target(supernet, target_rate):
 
 
 def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teacher="ensemble", criterion="ekg", seed=0,
-           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True, team=None, state_file=None):
+           val_per_class=VAL_PER_CLASS, jit=False, history=(), on_step=None, share_prefix=True, team=None, state_file=None,
+           reward="ensemble", shortlist=3, log_condition=False):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
     Args:
@@ -96,6 +100,10 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
             same.
         state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
             its history again; None keeps nothing.
+        reward: "condition_number" compares the `shortlist` best candidates of a step by the condition number of their loss
+            on D_val, and the smallest wins; "ensemble" takes the best.
+        shortlist: number of candidates that are compared so.
+        log_condition: whether the history holds the condition number of every interim sub-network.
 
     Raises:
         utils.UserError: the target rate cannot be reached, or a class has fewer images than asked for.
@@ -103,12 +111,19 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
     check_target(supernet, target_rate)
     if criterion not in importance.CRITERIA:
         raise ValueError(f"criterion must be one of {list(importance.CRITERIA)}; received {criterion!r}.")
-    objective = Objective(supernet, data.last_of_each_class(val_per_class, seed).in_memory(), data.normalise,
-                          batch_size=batch_size, teacher=teacher, jit=jit, team=team)
+    if reward not in REWARDS:
+        raise ValueError(f"reward must be one of {REWARDS}; received {reward!r}.")
+    split = data.last_of_each_class(val_per_class, seed).in_memory()
+    objective = Objective(supernet, split, data.normalise, batch_size=batch_size, teacher=teacher, jit=jit, team=team)
     history, team = list(history), team or Team()
+    conditions = None
+    if reward == "condition_number" or log_condition:
+        conditions = ConditionNumbers(supernet, split, data.normalise, batch_size=batch_size, jit=jit, team=team)
 
-    def found(*values):
-        history.append(_entry(len(history), *values))
+    def found(group, subnetwork, *values, condition=None):
+        if log_condition and condition is None:
+            condition = conditions([subnetwork])[0]
+        history.append(_entry(len(history), group, subnetwork, *values, condition))
         if on_step is not None:
             on_step(history[-1])
         if state_file is not None:
@@ -133,16 +148,44 @@ def search(supernet, data, *, target_rate, step_size=0.2, batch_size=256, teache
                       if not np.isfinite(reward)]
             raise FloatingPointError(f"the reward of search step {len(history)} is not finite with less of {broken[:5]}; "
                                      "are the weights those of a trained network?")
-        best = int(np.argmax(rewards))
+        best, condition = int(np.argmax(rewards)), None
+        if reward == "condition_number":
+            listed = np.argsort(rewards, kind="stable")[::-1][:shortlist]
+            kappas = conditions([candidates[i][1] for i in listed])
+            best, condition = int(listed[np.argmin(kappas)]), min(kappas)
         group, winner = candidates[best]
         objective.learn(winner)
-        found(supernet.groups[group].name, winner, supernet.rate(winner), results[best], len(candidates), start)
+        found(supernet.groups[group].name, winner, supernet.rate(winner), results[best], len(candidates), start,
+              condition=condition)
     return SearchResult(history[-1].subnetwork, tuple(history))
 
 
-def _entry(step, group, subnetwork, rate, score, num_candidates, start):
+def _entry(step, group, subnetwork, rate, score, num_candidates, start, condition):
     return HistoryEntry(step, group, subnetwork, rate, score.loss, score.accuracy, score.reward, num_candidates,
-                        round(time.perf_counter() - start, 3))
+                        round(time.perf_counter() - start, 3), condition)
+
+
+class ConditionNumbers:
+    """Condition numbers of sub-networks' losses on D_val; the members of a team take one sub-network each."""
+
+    def __init__(self, supernet, split, normalise, *, batch_size, jit, team):
+        self._team, self._warned = team, False
+        self._landscapes = team.run(lambda _: landscape.MaskedLandscapes(supernet, split, normalise, batch_size=batch_size,
+                                                                         jit=jit))
+
+    def __call__(self, subnetworks):
+        """Returns the list of κ; where an eigenvalue is not known to the tolerance there is a warning."""
+        own = {number: range(number, len(subnetworks), self._team.count) for number in self._team.numbers}
+        found = self._team.run(lambda number: [self._landscapes[number](subnetworks[i]).spectrum() for i in own[number]])
+        kappas = np.zeros(len(subnetworks))
+        for number, spectra in found.items():
+            kappas[own[number]] = [spectrum.condition for spectrum in spectra]
+            unsure = [spectrum for spectrum in spectra if not spectrum.converged]
+            if unsure and not self._warned:
+                self._warned = True
+                logger.warning("an eigenvalue is known to a residual of %.3g only after %d products: condition numbers are "
+                               "rough.", unsure[0].residual_smallest, unsure[0].products)
+        return self._team.total(kappas).tolist()
 
 
 def _relearn(objective, history, state_file):

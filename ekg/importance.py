@@ -6,6 +6,10 @@ groups; channels that the sub-network does not keep score 0. Further criteria ar
 
 import numpy as np
 
+from ekg import groups
+
+MEDIAN_STEPS, MEDIAN_TOLERANCE = 200, 1e-9  # of Weiszfeld's iteration
+
 
 def ekg(objective, subnetwork):
     """Returns S(c) = Σ over batches of D_val Σ over sites |Σ over batch, height, width of (∂L/∂y)·y|.
@@ -20,4 +24,56 @@ def ekg(objective, subnetwork):
     return scores[:-1]
 
 
-CRITERIA = {"ekg": ekg}
+def gbn(objective, subnetwork):
+    """Returns Σ over the images of D_val |∂CE/∂m · m| with a gate m on every channel (You et al. 2019)."""
+    return objective.sample_sensitivities(subnetwork)
+
+
+def l1(objective, subnetwork):
+    """Returns the L1 norm of each channel's filters, summed over the convolutions that write its group (Li et al. 2017)."""
+    return _over_filters(objective.supernet, subnetwork, lambda filters: np.abs(filters).sum(axis=1))
+
+
+def fpgm(objective, subnetwork):
+    """Returns each filter's distance to the geometric median of its layer's kept filters (He et al. 2019).
+
+    Summed over the convolutions that write the group.
+    """
+    return _over_filters(objective.supernet, subnetwork,
+                         lambda filters: np.linalg.norm(filters - geometric_median(filters), axis=1))
+
+
+def geometric_median(points):
+    """Returns the point whose distances to the points have the smallest sum, by Weiszfeld's iteration.
+
+    Args:
+        points: [number, dimension].
+    """
+    median = points.mean(axis=0)
+    for _ in range(MEDIAN_STEPS):
+        distances = np.maximum(np.linalg.norm(points - median, axis=1), np.finfo(np.float64).eps)
+        moved = (points / distances[:, None]).sum(axis=0) / (1 / distances).sum()
+        if np.linalg.norm(moved - median) <= MEDIAN_TOLERANCE * np.linalg.norm(moved):
+            return moved
+        median = moved
+    return median
+
+
+def _over_filters(supernet, subnetwork, score):
+    """Returns the sums over all kernels of the scores of their kept filters, which score() gets as [number, weights]."""
+    layout, mask = supernet.layout, supernet.mask(subnetwork) > 0
+    scores, done = np.zeros(layout.num_channels + 1), set()
+    for call in supernet.graph.calls:
+        if not groups.is_mixing(call.layer) or call.layer.name in done:
+            continue
+        done.add(call.layer.name)
+        index = layout.index[call.output]
+        kept = mask[index] & (index < layout.num_channels)
+        if kept.any():
+            kernel = call.layer.kernel.numpy().astype(np.float64)
+            filters = kernel.reshape(-1, kernel.shape[-1]).T[kept]
+            np.add.at(scores, index[kept], score(filters))
+    return scores[:-1]
+
+
+CRITERIA = {"ekg": ekg, "l1": l1, "fpgm": fpgm, "gbn": gbn}

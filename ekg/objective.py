@@ -96,13 +96,24 @@ class Objective:
 
     def gate_products(self, subnetwork):
         """Yields for every batch {site: |Σ over batch, height, width of (∂L/∂y)·y|}; see Evaluator.gate_products."""
-        own = {number: range(number, len(self.labels), self._team.count) for number in self._team.numbers}
-        found = self._team.run(lambda number: self.evaluators[number].gate_products(subnetwork, own[number]))
+        found = self._by_batch("gate_products", subnetwork)
         sites, index = self.supernet.layout.sites, self.supernet.layout.index
         edges = np.cumsum([0, *(len(index[site]) for site in sites)])
         table = np.zeros((len(self.labels), edges[-1]), np.float32)
-        for batches in found.values():
-            for number, products in batches.items():
-                table[number] = np.concatenate([products[site] for site in sites])
+        for number, products in found.items():
+            table[number] = np.concatenate([products[site] for site in sites])
         for row in self._team.total(table):
             yield {site: row[start:stop] for site, start, stop in zip(sites, edges, edges[1:])}
+
+    def sample_sensitivities(self, subnetwork):
+        """Returns Σ over all images |∂CE/∂m · m|, float64 [number of channels]; see Evaluator.sample_sensitivities."""
+        table = np.zeros((len(self.labels), self.supernet.layout.num_channels))
+        for number, sums in self._by_batch("sample_sensitivities", subnetwork).items():
+            table[number] = sums
+        return self._team.total(table).sum(axis=0)
+
+    def _by_batch(self, method, subnetwork):
+        """Returns {number of a batch: what the evaluators' method finds} for the batches of this process's members."""
+        own = {number: range(number, len(self.labels), self._team.count) for number in self._team.numbers}
+        found = self._team.run(lambda number: getattr(self.evaluators[number], method)(subnetwork, own[number]))
+        return {number: value for batches in found.values() for number, value in batches.items()}

@@ -60,6 +60,10 @@ class Settings:
     precision: str
     search_precision: str
     sync_bn: bool
+    criterion: str
+    reward: str
+    shortlist: int
+    log_condition: bool
     checkpoint_minutes: float
     jit: bool
     seed: int
@@ -212,7 +216,9 @@ class Pipeline:
             result = search(supernet, self._data, target_rate=settings.target_rate, step_size=settings.search_step,
                             batch_size=self._images_together, teacher=settings.search_teacher, seed=settings.seed,
                             val_per_class=settings.val_per_class, jit=settings.jit, history=history, on_step=keep,
-                            team=self._team, state_file=self.folder / "search_state.pkl")
+                            team=self._team, state_file=self.folder / "search_state.pkl",
+                            criterion=settings.criterion, reward=settings.reward, shortlist=settings.shortlist,
+                            log_condition=settings.log_condition)
         return supernet, list(result.history)
 
     def _tune_on_subset(self, baseline, path):

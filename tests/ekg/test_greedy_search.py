@@ -6,7 +6,7 @@ import pytest
 import ekg
 import utils
 from ekg import greedy_search as searching
-from ekg import importance
+from ekg import importance, landscape
 from ekg.devices import Team
 from ekg.graph import Numerics
 from ekg.objective import Objective
@@ -166,3 +166,36 @@ def test_a_search_in_half_the_width_ends_at_the_target(tiny_resnet, tiny_data):
     supernet = ekg.Supernet(tiny_resnet, Numerics("bfloat16"))
     whole, half = (ekg.search(net, tiny_data, target_rate=0.6).history for net in (ekg.Supernet(tiny_resnet), supernet))
     assert half[-1].rate <= 0.6 and half[0].loss == pytest.approx(whole[0].loss, rel=0.05) and half[0].loss != whole[0].loss
+
+
+def test_the_smoothest_of_the_shortlist_wins(tiny_resnet, tiny_data):
+    """Every step again: of the three best rewards the one with the smallest condition number, found apart, was taken."""
+    supernet = ekg.Supernet(tiny_resnet)
+    options = {"target_rate": 0.6, "batch_size": 50}
+    history = ekg.search(supernet, tiny_data, reward="condition_number", shortlist=3, team=Team(mirrored(2)),
+                         **options).history
+    split = tiny_data.last_of_each_class(32, 0)
+    objective = Objective(supernet, split, tiny_data.normalise, batch_size=50)
+    assert history[0].condition is None
+    others = 0
+    for before, after in zip(history, history[1:]):
+        objective.learn(before.subnetwork)
+        scores = importance.ekg(objective, before.subnetwork)
+        present, candidates = searching.propose(supernet, before.subnetwork, scores, 0.6, 0.2)
+        rewards = [score.reward for score in objective.scores(present, candidates)]
+        listed = sorted(range(len(candidates)), key=lambda i: -rewards[i])[:3]
+        kappas = [landscape.of_subnetwork(supernet, candidates[i][1], split, tiny_data.normalise,
+                                          batch_size=50).spectrum().condition for i in listed]
+        best = listed[int(np.argmin(kappas))]
+        assert candidates[best][1] == after.subnetwork and after.condition == pytest.approx(min(kappas), rel=1e-3)
+        others += best != listed[0]
+    assert others > 0  # it was not the reward alone
+
+
+@pytest.mark.parametrize("criterion", ["l1", "fpgm", "gbn"])
+def test_other_criteria_end_at_the_target(tiny_resnet, tiny_data, criterion):
+    history = ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.6, criterion=criterion,
+                         log_condition=True).history
+    assert history[-1].rate <= 0.6 < history[-2].rate and all(entry.condition > 0 for entry in history)
+    again = searching.HistoryEntry.from_json(json.loads(json.dumps(history[-1].to_json())))
+    assert again == history[-1]

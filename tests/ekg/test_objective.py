@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import optimize
 
 import ekg
 from ekg import importance
@@ -171,3 +172,63 @@ def test_compiled_and_plain_scores_agree(tiny_resnet, tiny_data):
         found[-1].append((scores / scores.max()).tolist())
     for one, other in zip(*found):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
+def filters_of(model, name):
+    kernel = model.get_layer(name).kernel.numpy()
+    return kernel.reshape(-1, kernel.shape[-1]).T
+
+
+def test_l1_and_fpgm_sum_over_the_convolutions_that_write_a_group(tiny_resnet, tiny_data):
+    """By hand: the residual stream is written by the stem and a2, the second one by b2 and its projection b3."""
+    objective = make_objective(tiny_resnet, tiny_data)
+    supernet = objective.supernet
+    whole = supernet.whole()
+    writers = [("stem", "a2"), ("a1",), ("b1",), ("b2", "b3")]
+    assert [group.writers for group in supernet.groups] == writers
+    expected = np.concatenate([sum(np.abs(filters_of(tiny_resnet, name)).sum(axis=1) for name in names)
+                               for names in writers])
+    np.testing.assert_allclose(importance.l1(objective, whole), expected, rtol=1e-5)
+
+    def distances(filters):
+        median = optimize.minimize(lambda x: np.linalg.norm(filters - x, axis=1).sum(), filters.mean(axis=0), tol=1e-12).x
+        return np.linalg.norm(filters - median, axis=1)
+    expected = np.concatenate([sum(distances(filters_of(tiny_resnet, name).astype(np.float64)) for name in names)
+                               for names in writers])
+    np.testing.assert_allclose(importance.fpgm(objective, whole), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("criterion", list(importance.CRITERIA))
+def test_channels_that_are_gone_score_nothing(tiny_resnet, tiny_data, criterion):
+    objective = make_objective(tiny_resnet, tiny_data)
+    subnetwork = random_subnetwork(objective.supernet, 3)
+    objective.learn(objective.supernet.whole())
+    scores = importance.CRITERIA[criterion](objective, subnetwork)
+    kept = objective.supernet.mask(subnetwork)[:-1] > 0
+    assert scores.shape == kept.shape and not scores[~kept].any() and (scores[kept] > 0).mean() > 0.9
+
+
+def test_gbn_is_the_sum_over_images_of_what_a_gate_changes(tiny_resnet, tiny_data):
+    """Oracle: each image's own gate moved by a little in the masked network, central differences of its batch's loss."""
+    objective = make_objective(tiny_resnet, tiny_data, batch_size=22)
+    supernet = objective.supernet
+    found = importance.gbn(objective, supernet.whole())
+    images, labels = tiny_data.normalise(tiny_data.test.images), tiny_data.test.labels
+    weights, mask = supernet.weights(), tf.constant(supernet.mask(supernet.whole()))
+    layout, step = supernet.layout, 1e-2
+
+    @tf.function
+    def loss(image, channel, change):
+        gates = {}
+        for site, gate in supernet.gates(mask).items():
+            rank = len(supernet.graph.shapes[site])
+            moved = tf.cast(layout.index[site] == channel, tf.float32) * change
+            own = tf.reshape(tf.one_hot(image, 22)[:, None] * moved[None], [22, *[1] * (rank - 2), -1])
+            gates[site] = gate + own
+        logits = supernet.forward(weights, mask, images, gates=gates)
+        return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    for channel in (0, 7, 12, 20):
+        sides = [[float(loss(tf.constant(image), tf.constant(channel), tf.constant(change))) for image in range(22)]
+                 for change in (step, -step)]
+        expected = sum(abs(one - other) for one, other in zip(*sides)) / (2 * step)
+        assert found[channel] == pytest.approx(expected, rel=0.03)
