@@ -1,15 +1,15 @@
 """Networks by name: build an unpruned one, or the one whose widths a parameter file tells."""
 
 import utils
-from nets import resnet
+from nets import mobilenet_v2, resnet
 
-# name -> (builder(arch, num_classes, widths=None), conv_widths(arch), streams(arch))
-ARCHS = {arch: (resnet.build, resnet.conv_widths, resnet.streams) for arch in resnet.SPECS}
+# name -> module with SPECS, build(arch, num_classes, widths=None), conv_widths(arch) and streams(arch)
+ARCHS = {arch: module for module in (resnet, mobilenet_v2) for arch in module.SPECS}
 
 
 def archs_for(image_shape):
     """Returns the names of the networks that take images of this shape, (height, width, channels)."""
-    return [arch for arch, spec in resnet.SPECS.items() if spec.image_shape == tuple(image_shape)]
+    return [arch for arch, module in ARCHS.items() if module.SPECS[arch].image_shape == tuple(image_shape)]
 
 
 def build(arch, num_classes):
@@ -18,7 +18,7 @@ def build(arch, num_classes):
     Raises:
         utils.UserError: arch is not one of ARCHS.
     """
-    return _lookup(arch)[0](arch, num_classes)
+    return _lookup(arch).build(arch, num_classes)
 
 
 def from_params(arch, params, num_classes, source="parameters"):
@@ -33,19 +33,19 @@ def from_params(arch, params, num_classes, source="parameters"):
     Raises:
         utils.UserError: arch is unknown; or entries are missing, surplus or of the wrong shape: all are named at once.
     """
-    builder, conv_widths, streams = _lookup(arch)
+    module = _lookup(arch)
     widths, problems = {}, []
-    for name, most in conv_widths(arch).items():
+    for name, most in module.conv_widths(arch).items():
         entry = _entry(name)
         shape = params[entry].shape if entry in params else None
         widths[name] = shape[-1] if shape is not None and len(shape) == 4 and 0 < shape[-1] <= most else most
         if shape is not None and (len(shape) != 4 or shape[-1] != widths[name]):
             problems.append(f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out] with 1 to {most} filters")
-    for names in streams(arch):
+    for names in module.streams(arch):
         problems += [f"{_entry(name)} has {widths[name]} filters, but is added to {widths[names[0]]} of {_entry(names[0])}"
                      for name in names if widths[name] != widths[names[0]]]
     # No larger than the unpruned network, whatever the file declares.
-    model = builder(arch, num_classes, widths if not problems else None)
+    model = module.build(arch, num_classes, widths if not problems else None)
     if problems:
         problems += utils.find_mismatches(model, params, compare_shapes=False)
         raise utils.UserError(utils.mismatch(source, arch, problems))

@@ -28,7 +28,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Turn torchvision-style weights into a parameter file.")
     parser.add_argument("source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.pkl", help="parameter file to write")
-    parser.add_argument("--arch", required=True, choices=nets.archs_for((224, 224, 3)), help="network")
+    large = [arch for arch, spec in resnet.SPECS.items() if spec.is_large]
+    parser.add_argument("--arch", required=True, choices=large, help="network")
     return parser.parse_args(argv)
 
 

@@ -27,12 +27,13 @@ def test_complexity_is_the_published_one(arch, classes, params, flops):
 def test_every_net_masks_cuts_and_stores(arch, tmp_path):
     """Forward shape, unique names, masked = cut in both modes, closed form = the cut network's, file and back."""
     model = randomise_(nets.build(arch, 10))
-    depth = int(arch.removeprefix("ResNet-"))
-    convs_and_fc = [layer.name for layer in model.layers if "conv" in layer.name or layer.name == "fc"]
-    assert len(convs_and_fc) == depth + 2  # the two projections are not counted in the name
     supernet = ekg.Supernet(model)
-    assert [len(group.writers) for group in supernet.groups].count(1) == (depth - 2) // 2
-    subnetwork = random_subnetwork(supernet, seed=depth)
+    if arch.startswith("ResNet"):
+        depth = int(arch.removeprefix("ResNet-"))
+        convs_and_fc = [layer.name for layer in model.layers if "conv" in layer.name or layer.name == "fc"]
+        assert len(convs_and_fc) == depth + 2  # the two projections are not counted in the name
+        assert [len(group.writers) for group in supernet.groups].count(1) == (depth - 2) // 2
+    subnetwork = random_subnetwork(supernet, seed=len(model.layers))
     cut = supernet.cut(subnetwork)
     assert complexity.of_model(cut) == supernet.complexity(subnetwork)
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -43,6 +44,46 @@ def test_every_net_masks_cuts_and_stores(arch, tmp_path):
         masked = supernet.logits(images, subnetwork, training=training)
         assert masked.shape == (4, 10)
         assert relative_difference(loaded(images, training=training), masked) < 1e-4
+
+
+def mobilenet_costs():
+    """Parameters and FLOPs of MobileNet-v2, layer by layer as its paper lists them, with strides 1, 1, 1, 2, 1, 2, 1."""
+    params = flops = 0
+
+    def add(positions, taps, pairs, filters):
+        """A convolution with this many (input, output) channel pairs, and the batch norm behind it."""
+        nonlocal params, flops
+        params += taps * pairs + 4 * filters
+        flops += positions * (taps * pairs + 2 * filters)
+    side, channels = 32, 32
+    add(side**2, 9, 3 * 32, 32)
+    for t, c, n, s in ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 1), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+                       (6, 320, 1, 1)):
+        for block in range(n):
+            wide = t * channels
+            if t > 1:
+                add(side**2, 1, channels * wide, wide)
+            side //= s if block == 0 else 1
+            add(side**2, 9, wide, wide)
+            add(side**2, 1, wide * c, c)
+            channels = c
+    add(side**2, 1, 320 * 1280, 1280)
+    return params + 1280 * 10 + 10, flops + 1280 * 10
+
+
+def test_mobilenets_complexity_is_that_counted_by_hand():
+    model = nets.build("MobileNet-v2", 10)
+    assert complexity.of_model(model) == ekg.Complexity(*mobilenet_costs()) and mobilenet_costs()[0] == 2_270_794
+    assert model.get_layer("conv_last").output.shape[1:3] == (8, 8)
+
+
+def test_mobilenets_groups_carry_depthwise_convolutions_on():
+    supernet = ekg.Supernet(nets.build("MobileNet-v2", 10))
+    groups = {group.name: group for group in supernet.groups}
+    expansion = next(group for group in supernet.groups if group.writers == ("InvertedResidual1.0-conv0",))
+    assert expansion.size == 96 and len(groups) == 1 + 7 + 16 + 1  # stem, streams, expansions, head
+    stream = next(group for group in supernet.groups if "InvertedResidual3.3-conv2" in group.writers)
+    assert stream.writers == tuple(f"InvertedResidual3.{block}-conv2" for block in range(4)) and stream.size == 64
 
 
 def test_second_batch_norm_of_a_block_starts_at_zero():
