@@ -177,8 +177,9 @@ def write_page(path, title, picture, tables):
              "border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
              f"</style></head><body><h1>{html.escape(title)}</h1>"]
     for heading, (head, rows) in tables.items():
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head)
-                     + f"</tr>{cells}</table>")
+        cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+                        for row in rows)
+        names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
     parts.append(f"<img alt='search, widths and training curves' src='data:image/png;base64,{data}'></body></html>")
     Path(path).write_text("\n".join(parts), encoding="utf-8")

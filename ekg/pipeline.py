@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import op_utils
 import utils
-from ekg import cutting, losses, memory_bank, preflight, report, training
+from ekg import analysis, cutting, losses, memory_bank, preflight, report, training
 from ekg.graph import Graph, Numerics
 from ekg.greedy_search import HistoryEntry, check_target, search
 from ekg.supernet import Supernet
@@ -307,6 +307,7 @@ class Pipeline:
             phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
         utils.write_json(self.folder / "summary.json",
                          {"table": [dataclasses.asdict(row) for row in rows], "phases": phases})
+        analysis.write_report(self.folder.path)
 
 
 def check(settings, data, model):

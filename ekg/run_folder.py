@@ -11,7 +11,7 @@ ARGUMENTS_FILE = "arguments.json"
 # What --overwrite removes; whatever else a user put into the folder stays.
 OWN_NAMES = (ARGUMENTS_FILE, "baseline_param.pkl", "supernet_param.pkl", "slimmed_param.pkl", "trained_param.pkl",
              "trained_param.keras", "unfinished.keras", "history.jsonl", "search_state.pkl", "curves.jsonl", "phases.jsonl",
-             "summary.json", "memory_bank", "checkpoints", "events")
+             "summary.json", "report.png", "report.html", "condition.json", "memory_bank", "checkpoints", "events")
 
 
 class RunFolder:
