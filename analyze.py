@@ -54,21 +54,18 @@ def parse_args(argv=None):
         return command
 
     command = add("condition", "extreme eigenvalues of the loss's Hessian and the condition number", _network_flags,
-                  _image_flags)
+                  _image_flags, _spectrum_flags)
     command.add_argument("params", nargs="+", type=Path, help="parameter files")
     command.add_argument("--parameters", default="kernels", choices=landscape.PARAMETERS, help="of the Hessian")
-    command.add_argument("--tolerance", type=float, default=landscape.TOLERANCE,
-                         help="of a residual, as a share of its eigenvalue")
-    command.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="Hessian-vector products, at most")
     command = add("landscape", "loss surfaces along two filter-normalised directions", _network_flags, _image_flags)
     command.add_argument("params", nargs="+", type=Path, help="parameter files")
     command.add_argument("--grid", type=int, default=15, help="points along each direction, an odd number")
     command.add_argument("--span", type=float, default=1.0, help="how far the grid goes, in multiples of the filters' norms")
     command = add("correlation", "random sub-networks: loss and condition number before, loss after fine-tuning",
-                  _network_flags, _trained_flags)
+                  _network_flags, _trained_flags, _spectrum_flags)
     command.add_argument("--subnetworks", type=int, default=50, help="how many")
     command.add_argument("--train_epoch", type=int, default=1, help="epochs of fine-tuning, labels alone")
-    command = add("criteria", "prune with each criterion", _network_flags, _trained_flags)
+    command = add("criteria", "prune with each criterion", _network_flags, _trained_flags, _spectrum_flags)
     command.add_argument("--criteria", nargs="+", default=list(importance.CRITERIA), choices=list(importance.CRITERIA))
     command = add("ablation", "search teacher x fine-tuning teacher", _network_flags, _trained_flags)
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each")
@@ -109,6 +106,16 @@ def _image_flags(command):
 def _trained_flags(command):
     command.add_argument("--trained_param", type=Path, required=True, help="parameter file of the trained network")
     command.add_argument("--target_rate", type=float, default=0.45, help="share of the FLOPs to keep")
+
+
+def _spectrum_flags(command):
+    command.add_argument("--tolerance", type=float, default=landscape.TOLERANCE,
+                         help="of the residual of an eigenvalue, as a share of it")
+    command.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="Hessian-vector products, at most")
+
+
+def _spectrum_options(args):
+    return {"tolerance": args.tolerance, "max_products": args.max_products}
 
 
 # ---------------------------------------------------------------- what the commands share
@@ -180,7 +187,7 @@ def condition(args):
                 def show(_, residual, progress=progress):
                     progress.update(1)
                     progress.set_postfix(residual=f"{residual:.3g}")
-                spectrum = scene.spectrum(tolerance=args.tolerance, max_products=args.max_products, on_product=show)
+                spectrum = scene.spectrum(**_spectrum_options(args), on_product=show)
             row = {"key": key, "condition": spectrum.condition, "loss": scene.loss(scene.point)}
             row |= dataclasses.asdict(spectrum)
             utils.append_json_line(lines, row)
@@ -236,6 +243,7 @@ def correlation(args):
     greedy_search.check_target(supernet, args.target_rate)
     what = {"trained_param": utils.sha256(args.trained_param), "target_rate": args.target_rate, "arch": args.arch,
             "dataset": args.dataset, "train_epoch": args.train_epoch, "batch_size": args.batch_size}
+    what |= _spectrum_options(args)
     RunFolder(args.out, what)
     objective = Objective(supernet, split, data.normalise, batch_size=args.batch_size)
     objective.learn(supernet.whole())
@@ -246,7 +254,8 @@ def correlation(args):
         if number in known:
             continue
         subnetwork = analysis.random_subnetwork(supernet, scores, args.target_rate, np.random.default_rng([7, number]))
-        score, spectrum = objective.scores(subnetwork, [(None, subnetwork)])[0], make(subnetwork).spectrum()
+        score, spectrum = objective.scores(subnetwork, [(None, subnetwork)])[0], make(subnetwork).spectrum(
+            **_spectrum_options(args))
         tuned = tune(args, strategy, data, supernet, subnetwork, args.out / "checkpoints" / f"subnetwork{number}")
         known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": score.loss,
                          "condition": spectrum.condition, "converged": spectrum.converged, "tuned_loss": tuned.loss,
@@ -312,7 +321,7 @@ def criteria(args):
             slimmed = run.folder / "slimmed_param.pkl"
             model = nets.from_params(args.arch, utils.load_params(slimmed), data.num_classes, slimmed)
             spectrum = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
-                                          batch_statistics=True).spectrum()
+                                          batch_statistics=True).spectrum(**_spectrum_options(args))
             utils.write_json(cache, dataclasses.asdict(spectrum) | {"condition": spectrum.condition})
         found = utils.read_json(cache)
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": found["condition"],

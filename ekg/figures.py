@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib import ticker  # noqa: E402
 
 DPI = 110
 COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
@@ -133,10 +134,10 @@ def draw_run(path, history, sizes, curves, table):
     axes.set(xlabel="search step", ylabel="rate of FLOPs kept", title="search", ylim=(0, 1.02))
     axes = figure.add_subplot(parts[0, 1])
     axes.plot(steps, [entry.loss for entry in history], color=COLOURS[0], label="loss (left)")
-    axes.set(xlabel="search step", ylabel="cross-entropy on validation images, nats", title="interim sub-networks")
+    axes.set(xlabel="search step", ylabel="validation loss, nats", title="interim sub-networks")
     other = axes.twinx()
     other.plot(steps, [100 * entry.accuracy for entry in history], color=COLOURS[1], label="accuracy (right)")
-    other.set_ylabel("accuracy on validation images, %")
+    other.set_ylabel("validation accuracy, %")
     lines = [*axes.get_lines(), *other.get_lines()]
     axes.legend(lines, [line.get_label() for line in lines], loc="center left")
     axes = figure.add_subplot(parts[1, :])
@@ -157,7 +158,10 @@ def draw_run(path, history, sizes, curves, table):
         if axes.get_lines():
             axes.legend()
         axes.grid(alpha=0.3)
-    figure.suptitle(", ".join(f"{row.name}: {100 * row.top1:.2f} % top-1, {row.flops / 1e6:,.1f} M FLOPs" for row in table))
+    for axes in figure.axes:
+        if axes.get_xlabel() in ("search step", "epoch"):
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    figure.suptitle(",  ".join(f"{row.name}: {100 * row.top1:.2f} % top-1, {row.flops / 1e6:,.1f} M FLOPs" for row in table))
     save(figure, path)
 
 

@@ -138,7 +138,7 @@ class Landscape:
             if on_product is not None:
                 on_product(len(diagonal), float(relative.max()))
             is_whole = len(diagonal) == dimension or side[-1] <= 1e-7 * np.abs(values).max()
-            has_converged = bool((relative <= tolerance).all()) or is_whole
+            has_converged = bool((relative <= tolerance).all() or is_whole)
             if has_converged or len(diagonal) == max_products:
                 return Spectrum(float(values[-1]), float(values[0]), float(residuals[1]), float(residuals[0]), len(diagonal),
                                 has_converged, self._parameters, self._batch_statistics, len(self._split))

@@ -1,0 +1,61 @@
+"""What a Hessian-vector product costs next to a gradient of the same batches, and how long a condition number takes.
+
+    python -m benchmarks.bench_landscape --arch ResNet-56 --trained_param resnet56.pkl --data_path cifar-10-batches-py
+"""
+
+import argparse
+import time
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import dataloader
+import keras
+import nets
+import numpy as np
+from benchmarks import common
+from dataloader.base import Dataset, Split
+from ekg import greedy_search, landscape
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time Hessian-vector products.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
+    parser.add_argument("--trained_param", help="parameter file; without it new weights, and no condition number")
+    parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=5)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    keras.utils.set_random_seed(0)
+    if args.data_path:
+        data = dataloader.load("CIFAR10", args.data_path)
+        split = data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0)
+    else:
+        split = Split(*common.random_images(greedy_search.VAL_PER_CLASS * 10))
+        data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    model = nets.build(args.arch, 10)
+    if args.trained_param:
+        model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)
+    rows = []
+    for batch_statistics in (False, True):
+        scene = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
+                                   batch_statistics=batch_statistics)
+        vector = np.random.default_rng(0).standard_normal(scene.dimension)
+        product, gradient = common.paired_seconds(lambda scene=scene, vector=vector: scene.product(vector),
+                                                  lambda scene=scene: scene.gradient(scene.point), args.runs)
+        row = ["of the batch" if batch_statistics else "moving", f"{gradient:.2f}", f"{product:.2f}",
+               f"{product / gradient:.2f}", "", "", ""]
+        if args.trained_param:
+            start = time.perf_counter()
+            spectrum = scene.spectrum()
+            row[4:] = [f"{time.perf_counter() - start:.0f}", spectrum.products, f"{spectrum.condition:.4f}"]
+        rows.append(row)
+    print(f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 matrix product")
+    common.print_table(["batch norm statistics", "gradient, s", "product, s", "ratio", "condition number, s", "products",
+                        "condition number"], rows)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)
