@@ -70,6 +70,8 @@ def _make_dataset(name, classes, splits, folder, skip_bad_images):
     train, test = splits
     for label in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
         raise utils.UserError(f"{folder}: there is no training image of the class {classes[label]} that can be used.")
+    if not len(test):
+        raise utils.UserError(f"{folder}: there is no validation image that can be used.")
     train = train.take(_mixed(train.labels))
     return photographs.PhotographDataset(name, len(classes), train, test, MEAN, STD)
 

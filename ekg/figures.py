@@ -157,6 +157,7 @@ def draw_run(path, history, sizes, curves, table):
         axes.set(xlabel="epoch", ylabel=label, title=label)
         if axes.get_lines():
             axes.legend()
+            axes.set_xlim(0.5, max(line.get_xdata()[-1] for line in axes.get_lines()) + 0.5)
         axes.grid(alpha=0.3)
     for axes in figure.axes:
         if axes.get_xlabel() in ("search step", "epoch"):
