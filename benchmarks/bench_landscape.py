@@ -23,6 +23,7 @@ def parse_args(argv=None):
     parser.add_argument("--trained_param", help="parameter file; without it new weights, and no condition number")
     parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
     parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="for a condition number, at most")
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
 
@@ -49,8 +50,10 @@ def main(args):
                f"{product / gradient:.2f}", "", "", ""]
         if args.trained_param:
             start = time.perf_counter()
-            spectrum = scene.spectrum()
-            row[4:] = [f"{time.perf_counter() - start:.0f}", spectrum.products, f"{spectrum.condition:.4f}"]
+            spectrum = scene.spectrum(max_products=args.max_products)
+            row[4:] = [f"{time.perf_counter() - start:.0f}", spectrum.products,
+                       f"{spectrum.condition:.4f}" + ("" if spectrum.converged else
+                                                      f", residual {spectrum.residual_smallest:.3g} of the smallest")]
         rows.append(row)
     print(f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 matrix product")
     common.print_table(["batch norm statistics", "gradient, s", "product, s", "ratio", "condition number, s", "products",
