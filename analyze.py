@@ -26,7 +26,7 @@ import nets
 import numpy as np
 import op_utils
 from dataloader import cifar
-from ekg import analysis, devices, figures, greedy_search, importance, landscape, losses, training
+from ekg import analysis, devices, figures, greedy_search, importance, landscape, losses, memory_bank, training
 from ekg.graph import Graph
 from ekg.objective import Objective
 from ekg.run_folder import RunFolder
@@ -163,6 +163,10 @@ def write_results(out, name, rows, text, **more):
     print(f"results: {out}", file=sys.stderr)
 
 
+def _data_key(split):
+    return "".join(memory_bank.fingerprint(split)[name][:16] for name in ("labels", "sample"))
+
+
 def known_rows(path, key):
     """Returns {row[key]: row} of the lines that an earlier call left."""
     return {row[key]: row for row in utils.read_json_lines(path)} if path.exists() else {}
@@ -177,8 +181,8 @@ def condition(args):
     args.out.mkdir(parents=True, exist_ok=True)
     lines, rows = args.out / "conditions.jsonl", []
     for (name, model), path in zip(models.items(), args.params):
-        key = "|".join(map(str, (utils.sha256(path), args.images, args.parameters, args.batch_statistics, args.tolerance,
-                                 args.max_products, args.batch_size)))
+        key = "|".join(map(str, (utils.sha256(path), _data_key(split), args.parameters, args.batch_statistics,
+                                 args.tolerance, args.max_products, args.batch_size)))
         row = known_rows(lines, "key").get(key)
         if row is None:
             scene = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size, parameters=args.parameters,
@@ -213,7 +217,7 @@ def draw_landscape(args):
     args.out.mkdir(parents=True, exist_ok=True)
     steps, lines, rows = np.linspace(-args.span, args.span, args.grid), args.out / "surfaces.jsonl", []
     for (name, model), path in zip(models.items(), args.params):
-        key = "|".join(map(str, (utils.sha256(path), args.images, args.batch_statistics, args.grid, args.span,
+        key = "|".join(map(str, (utils.sha256(path), _data_key(split), args.batch_statistics, args.grid, args.span,
                                  args.batch_size)))
         row = known_rows(lines, "key").get(key)
         if row is None:
@@ -303,11 +307,25 @@ def start_run(args, name, *flags):
                "--trained_param", str(args.trained_param), "--target_rate", str(args.target_rate), "--train_path",
                str(folder), *(["--data_path", args.data_path] if args.data_path else []), *flags, *args.rest]
     logger.info("run %s", name)
-    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode  # noqa: S603
+    utils.check_stopped()
+    code = run_process(command)
+    utils.check_stopped()
     if code:
         logger.error("the run %s ended with exit code %d.", name, code)
         sys.exit(code)
     return analysis.read_run(folder)
+
+
+def run_process(command):
+    """Runs a command and returns its exit code; a signal that asks this process to end goes on to it."""
+    process, is_told = subprocess.Popen(command, stdout=subprocess.DEVNULL), False  # noqa: S603
+    while True:
+        try:
+            return process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if utils.is_stopping() and not is_told:
+                process.terminate()
+                is_told = True
 
 
 def criteria(args):
@@ -317,13 +335,15 @@ def criteria(args):
     for name in args.criteria:
         run = start_run(args, name, "--criterion", name, "--finetune_teacher", "none")
         cache = run.folder / "condition.json"
-        if not cache.exists():
+        options = _spectrum_options(args) | {"batch_size": args.batch_size}
+        found = utils.read_json(cache) if cache.exists() else {}
+        if found.get("options") != options:
             slimmed = run.folder / "slimmed_param.pkl"
             model = nets.from_params(args.arch, utils.load_params(slimmed), data.num_classes, slimmed)
             spectrum = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
                                           batch_statistics=True).spectrum(**_spectrum_options(args))
-            utils.write_json(cache, dataclasses.asdict(spectrum) | {"condition": spectrum.condition})
-        found = utils.read_json(cache)
+            found = dataclasses.asdict(spectrum) | {"condition": spectrum.condition, "options": options}
+            utils.write_json(cache, found)
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": found["condition"],
                      "converged": found["converged"], "top1": 100 * run.table[2].top1,
                      "rate": run.table[2].flops / run.table[0].flops,

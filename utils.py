@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -33,7 +34,7 @@ EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
 EXIT_STOPPED = 128  # plus the number of the signal, as shells count
-HOW_TO_GO_ON = "the same command goes on where the run stopped."
+HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
 CHECKSUM = "crc32"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
@@ -90,6 +91,9 @@ def run_script(main, parse_args):
     SIGUSR1, after a checkpoint.
     """
     args = parse_args()
+    # What is left of a cluster would wait for a process that is shutting down.
+    end = functools.partial(_exit, at_once=getattr(args, "strategy", None) == "multi_worker")
+    how_to_go_on = HOW_TO_GO_ON.format(" without --overwrite" if getattr(args, "overwrite", False) else "")
     tf.get_logger().setLevel("ERROR")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     for number in STOP_SIGNALS:
@@ -97,21 +101,23 @@ def run_script(main, parse_args):
     try:
         main(args)
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
-        _exit(EXIT_USER_ERROR, f"error: {error}")
+        end(EXIT_USER_ERROR, f"error: {error}")
     except tf.errors.ResourceExhaustedError:
-        _exit(EXIT_USER_ERROR, "error: out of memory; lower --batch_size or the batch of the phase that ran, or raise "
-                               "--accum.")
+        end(EXIT_USER_ERROR, "error: out of memory; lower --batch_size or the batch of the phase that ran, or raise "
+                             "--accum.")
     except LOST_WORKER as error:
+        if is_stopping():  # the others were told to stop, too
+            name = signal.Signals(_stop.signal).name
+            _exit(EXIT_STOPPED + _stop.signal, f"stopped by {name}; {how_to_go_on}", at_once=True)
         reason = " ".join(error.message.split())[:160]
         _exit(EXIT_LOST_WORKER, f"error: another worker ended or cannot be reached ({reason}); start all of them again with "
                                 "the same command: the run goes on.", at_once=True)
     except FloatingPointError as error:
-        _exit(EXIT_NOT_FINITE, f"error: {error}")
+        end(EXIT_NOT_FINITE, f"error: {error}")
     except Stopped as stop:
-        # What is left of a cluster would wait for the other workers.
-        _exit(EXIT_STOPPED + stop.signal, f"stopped by {stop}; {HOW_TO_GO_ON}", at_once=True)
+        _exit(EXIT_STOPPED + stop.signal, f"stopped by {stop}; {how_to_go_on}", at_once=True)
     except KeyboardInterrupt:
-        _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {HOW_TO_GO_ON}", at_once=True)
+        _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_go_on}", at_once=True)
 
 
 def _exit(code, text, at_once=False):

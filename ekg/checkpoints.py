@@ -67,7 +67,7 @@ class Checkpoints:
         kept = [prefix] + [old for old in self._find() if old != prefix and self._is_good(old)]
         for old in self._find(finished=False):
             if old not in kept[:MAX_TO_KEEP]:
-                for path in [*self._files(old), _sums_file(old)]:
+                for path in [_sums_file(old), *self._files(old)]:  # without its checksums it does not count
                     path.unlink(missing_ok=True)
 
     def _find(self, finished=True):

@@ -175,6 +175,9 @@ def run(args, baseline, load_data, build, from_params):
     for name in ("precision", "search_precision"):
         if getattr(args, name) == "float16" and not tf.config.list_logical_devices("GPU"):
             raise utils.UserError(f"--{name} float16: needs a GPU; on a CPU take bfloat16 or float32.")
+    if args.overwrite and args.trained_param and args.trained_param.resolve().is_relative_to(args.train_path.resolve()):
+        raise utils.UserError(f"--overwrite would remove --trained_param {args.trained_param}; copy it out of "
+                              f"{args.train_path} first, or name another --train_path.")
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
@@ -187,7 +190,7 @@ def run(args, baseline, load_data, build, from_params):
     result_arguments |= {"trained_param": args.trained_param and utils.sha256(args.trained_param),
                          "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit, "versions": VERSIONS}
     team.on_chief(lambda: RunFolder(args.train_path, result_arguments, args.overwrite))
-    folder = RunFolder(args.train_path, result_arguments)
+    folder = RunFolder(args.train_path, result_arguments, cleans=False)
     keras.utils.set_random_seed(args.seed)  # op determinism needs one
     tf.config.experimental.enable_op_determinism()
     job = pipeline.Pipeline(settings, data, strategy, team, folder, new_model,

@@ -31,6 +31,9 @@ def check_flags(parser, args):
     """Ends the program with one line if the flags of add_flags do not go together."""
     if args.virtual_devices is not None and args.virtual_devices < 1:
         parser.error(f"--virtual_devices must be at least 1; received {args.virtual_devices}.")
+    if args.virtual_devices and args.strategy == "multi_worker":
+        parser.error("--virtual_devices and --strategy multi_worker exclude each other: without GPUs a worker has "
+                     "one device.")
     if args.virtual_devices and args.gpu_id is not None:
         parser.error("--virtual_devices and --gpu_id exclude each other: the one splits the CPU, the other names GPUs.")
 

@@ -104,10 +104,12 @@ class Pipeline:
         """
         if self._has("summary.json"):
             logger.info("this run is finished; its table is")
+            if not self._has("report.html"):  # stopped between the two
+                self._team.on_chief(lambda: analysis.write_report(self.folder.path))
             return [utils.Row(**row) for row in utils.read_json(self.folder / "summary.json")["table"]]
         keras.utils.set_random_seed(self._settings.seed)
         baseline_file = trained_param or self.folder / "baseline_param.pkl"
-        baseline = self._baseline(baseline_file)
+        baseline = self._load(trained_param) if trained_param else self._baseline(baseline_file)
         supernet, history = self._search(baseline)
         slimmed_file = self._slim(supernet, history)
         bank = self._bank(supernet, history) if self._settings.finetune_teacher == "ensemble" else None
@@ -170,9 +172,9 @@ class Pipeline:
         logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", name, seconds, peak)
 
     def _baseline(self, path):
-        """Returns the trained network of a file; a file of this run that is not there yet is trained first."""
+        """Returns the trained network of this run's file, which is trained first if it is not there yet."""
         settings = self._settings.baseline
-        if path.parent == self.folder.path and not self._has(path.name):
+        if not self._has(path.name):
             with self._phase("baseline"):
                 with self._strategy.scope():
                     model = self._build()

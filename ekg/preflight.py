@@ -7,10 +7,11 @@ import shutil
 import time
 
 import numpy as np
+import tensorflow as tf
 
 import op_utils
 import utils
-from ekg import importance, losses, memory_bank, training
+from ekg import importance, landscape, losses, memory_bank, training
 from ekg.graph import Graph
 from ekg.objective import Objective
 
@@ -38,7 +39,7 @@ def run(settings, data, strategy, team, folder, model, make_trainer, make_supern
         utils.UserError: the disk has no room, or data cannot be read.
     """
     start = time.perf_counter()
-    check_disk(settings, data, folder, model.count_params())
+    team.on_chief(lambda: check_disk(settings, data, folder, model.count_params()))
     copy = training.copy_model(model, strategy)
     for phase, loss_fn, num_views, options in _trainings(settings, data, model, trains_baseline):
         batch = next(data.epoch(settings.fine_tuning.batch_size, 0, 0, num_views, shard=(team.worker, team.num_workers)))
@@ -46,6 +47,7 @@ def run(settings, data, strategy, team, folder, model, make_trainer, make_supern
             batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, data.num_classes), _bank_dtype(data))
         _check_finite(phase, make_trainer(copy, loss_fn, settings.fine_tuning.weight_decay, **options).step(batch, 0.0))
         utils.check_stopped()
+    _subset_step(settings, data, team, model)
     _search_step(settings, data, team, make_supernet(model))
     sample = data.test.take(np.arange(min(settings.val_batch_size, len(data.test))))
     op_utils.evaluate(strategy, copy, sample, data.normalise, settings.val_batch_size, forward=Graph(copy).stateless_call,
@@ -85,6 +87,17 @@ def _trainings(settings, data, model, trains_baseline):
     yield "fine-tune", loss_fn, losses.NUM_VIEWS, {"constants": model} if is_single else {}
 
 
+def _subset_step(settings, data, team, model):
+    """Runs a step of the epoch before the search, a whole batch on one device."""
+    strategy = tf.distribute.OneDeviceStrategy(team.device or "CPU:0")
+    copy = training.copy_model(model, strategy)
+    trainer = op_utils.Trainer(strategy, copy, losses.plain(data.normalise), weight_decay=settings.fine_tuning.weight_decay,
+                               forward=Graph(copy).stateless_call, accum=settings.accum, jit=settings.jit,
+                               update_statistics=False)
+    subset = data.first_of_each_class(settings.subset_per_class, settings.seed)
+    _check_finite("subset", trainer.step(next(data.epoch(settings.search_batch_size, 0, 0, split=subset)), 0.0))
+
+
 def _check_finite(phase, metrics):
     broken = [name for name, value in metrics.items() if not math.isfinite(float(value))]
     if broken:
@@ -93,7 +106,7 @@ def _check_finite(phase, metrics):
 
 
 def _search_step(settings, data, team, supernet):
-    """Runs importance, one candidate and the knowledge on the first batch of D_val."""
+    """Runs importance, one candidate, the knowledge, and what is asked of the landscape on the first batch of D_val."""
     size = settings.search_batch_size // settings.accum
     split = data.last_of_each_class(settings.val_per_class, settings.seed)
     split = split.take(np.arange(min(size, len(split))))
@@ -101,6 +114,9 @@ def _search_step(settings, data, team, supernet):
                           jit=settings.jit, team=team)
     whole = supernet.whole()
     objective.learn(whole)
-    scores = importance.ekg(objective, whole)
+    scores = importance.CRITERIA[settings.criterion](objective, whole)
     result = objective.scores(whole, [(0, whole.with_width(0, 0.5))])[0]
     _check_finite("search", {"reward": result.reward, "importance": scores.sum()})
+    if settings.reward == "condition_number" or settings.log_condition:
+        scene = landscape.of_subnetwork(supernet, whole, split, data.normalise, batch_size=size, jit=settings.jit)
+        _check_finite("search", {"Hessian-vector product": scene.product(np.ones(scene.dimension)).sum()})

@@ -21,13 +21,14 @@ class RunFolder:
         path: pathlib.Path of the folder.
     """
 
-    def __init__(self, path, arguments, overwrite=False):
+    def __init__(self, path, arguments, overwrite=False, cleans=True):
         """Makes the folder, or opens it for the same arguments.
 
         Args:
             path: the folder.
             arguments: {name: value that goes to JSON} of everything that changes the result.
             overwrite: whether to remove an earlier run there.
+            cleans: whether to remove what a killed run left of files it was writing.
 
         Raises:
             utils.UserError: the folder cannot be written, holds something else, or belongs to other arguments.
@@ -36,19 +37,23 @@ class RunFolder:
         file = self.path / ARGUMENTS_FILE
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not file.exists() and any(self.path.iterdir()):
+            for name in OWN_NAMES if cleans else ():
+                for unfinished in self.path.glob(f".{name}.*"):
+                    unfinished.unlink()
+            is_run = file.exists() and f'"{utils.CHECKSUM}"'.encode() in file.read_bytes()
+            if not is_run and any(self.path.iterdir()):
                 raise utils.UserError(f"{path}: --train_path is not empty and holds no run; name a new folder.")
-            if file.exists() and overwrite:
+            if is_run and overwrite:
                 self._remove_run()
-            if file.exists():
+            elif is_run:
                 self._compare(utils.read_json(file), arguments)
-            else:
+            if not is_run or overwrite:
                 utils.write_json(file, arguments)
         except OSError as error:
             raise utils.UserError(f"{path}: --train_path cannot be written ({error.strerror}).") from None
 
     def _remove_run(self):
-        for name in reversed(OWN_NAMES):  # arguments.json last: until then it is a run
+        for name in OWN_NAMES[1:]:  # all but arguments.json: it says that this is a run, and is written over
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

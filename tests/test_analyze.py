@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 
 import keras
 import numpy as np
@@ -140,7 +139,7 @@ def runs(params, monkeypatch):
     """Lets runs be made at once; what their commands were is kept."""
     commands = []
 
-    def run(command, **_):
+    def run(command):
         commands.append(command)
         flags = dict(zip(command[2::2], command[3::2]))
         names = {"--search_teacher": "search_teacher", "--finetune_teacher": "finetune_teacher", "--criterion": "criterion"}
@@ -148,8 +147,8 @@ def runs(params, monkeypatch):
         if not folder.exists():
             make_run(folder, params, 0.9 + 0.01 * int(flags.get("--seed", 0)),
                      **{own: flags[flag] for flag, own in names.items() if flag in flags})
-        return types.SimpleNamespace(returncode=0)
-    monkeypatch.setattr(analyze.subprocess, "run", run)
+        return 0
+    monkeypatch.setattr(analyze, "run_process", run)
     return commands
 
 
@@ -170,7 +169,7 @@ def test_the_ablation_has_five_rows_and_several_seeds(params, tmp_path, runs):
 
 
 def test_a_run_that_fails_ends_the_analysis_with_its_exit_code(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze.subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=2))
+    monkeypatch.setattr(analyze, "run_process", lambda _: 2)
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--out", tmp_path)
     assert exit_info.value.code == 2

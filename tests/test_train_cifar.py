@@ -168,6 +168,14 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, mess
     assert not (tmp_path / "run").exists()
 
 
+def test_overwriting_does_not_remove_the_network_it_prunes(finished):
+    path = finished[0] / "baseline_param.pkl"
+    with pytest.raises(utils.UserError, match="--overwrite would remove --trained_param"):
+        train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(path), "--overwrite", "--train_path",
+                                                 str(finished[0])]))
+    assert path.exists() and (finished[0] / "summary.json").exists()
+
+
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr("ekg.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
     # A bank of 1438 x 2 x 10 float32, and nine copies of 274 042 parameters.

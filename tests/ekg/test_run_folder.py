@@ -13,6 +13,25 @@ def test_a_run_folder_keeps_to_its_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+def test_another_tools_arguments_file_makes_no_run(tmp_path, overwrite):
+    (tmp_path / "arguments.json").write_text('{"mine": 1}')
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(utils.UserError, match="not empty and holds no run"):
+        RunFolder(tmp_path, {}, overwrite)
+    assert (tmp_path / "checkpoints").is_dir() and (tmp_path / "arguments.json").read_text() == '{"mine": 1}'
+
+
+def test_what_a_kill_left_of_a_file_is_removed(tmp_path):
+    (tmp_path / ".arguments.json.abcd").write_text("half")
+    RunFolder(tmp_path, {"seed": 1})
+    (tmp_path / ".search_state.pkl.abcd").write_text("half")
+    RunFolder(tmp_path, {"seed": 1}, cleans=False)
+    assert (tmp_path / ".search_state.pkl.abcd").exists()
+    RunFolder(tmp_path, {"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(utils.UserError, match="not empty and holds no run"):
