@@ -7,21 +7,17 @@ import argparse
 import time
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-import dataloader
 import keras
 import nets
 import numpy as np
 from benchmarks import common
-from dataloader.base import Dataset, Split
 from ekg import greedy_search, landscape
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Time Hessian-vector products.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
-    parser.add_argument("--trained_param", help="parameter file; without it new weights, and no condition number")
-    parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
+    common.add_network_flags(parser)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="for a condition number, at most")
     parser.add_argument("--runs", type=int, default=5)
@@ -30,12 +26,8 @@ def parse_args(argv=None):
 
 def main(args):
     keras.utils.set_random_seed(0)
-    if args.data_path:
-        data = dataloader.load("CIFAR10", args.data_path)
-        split = data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0)
-    else:
-        split = Split(*common.random_images(greedy_search.VAL_PER_CLASS * 10))
-        data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    data = common.search_data(args.data_path)
+    split = data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0)
     model = nets.build(args.arch, 10)
     if args.trained_param:
         model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)

@@ -20,7 +20,6 @@ import op_utils
 import tensorflow as tf
 from benchmarks import common
 from dataloader import augment
-from dataloader.base import Dataset, Split
 from ekg import devices, greedy_search, importance, losses
 from ekg.graph import Graph, Numerics
 from ekg.objective import Objective
@@ -78,8 +77,7 @@ def measure(args, case):
     """Prints what one process measures as JSON."""
     strategy = devices.make_strategy(virtual_devices=case["replicas"])
     keras.utils.set_random_seed(0)
-    split = Split(*common.random_images(max(args.images, args.batch_size)))
-    data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    data = common.random_data(max(args.images, args.batch_size))
     if case["kind"] == "format":
         whole, half = common.paired_seconds(*(make_step(args, strategy, data, dtype=dtype)
                                               for dtype in ("float32", "bfloat16")), args.runs)

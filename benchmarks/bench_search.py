@@ -9,13 +9,11 @@ import argparse
 import functools
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-import dataloader
 import keras
 import nets
 import numpy as np
 import tensorflow as tf
 from benchmarks import common
-from dataloader.base import Dataset, Split
 from ekg import greedy_search, importance
 from ekg.greedy_search import HistoryEntry
 from ekg.objective import Objective
@@ -25,21 +23,12 @@ from ekg.supernet import Gate, Supernet
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Time a search step.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
-    parser.add_argument("--trained_param", help="parameter file; without it weights are random")
-    parser.add_argument("--data_path", help="CIFAR-10; without it images are random")
+    common.add_network_flags(parser)
     parser.add_argument("--search_batch_size", type=int, default=256)
     parser.add_argument("--history", help="history.jsonl of a search of this network, to take the sub-networks from")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time")
     parser.add_argument("--runs", type=int, default=3, help="times each step is run")
     return parser.parse_args(argv)
-
-
-def make_data(path):
-    if path:
-        return dataloader.load("CIFAR10", path)
-    split = Split(*common.random_images(greedy_search.VAL_PER_CLASS * 10))
-    return Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
 
 
 def executed(supernet, groups, share_prefix):
@@ -64,7 +53,7 @@ def main(args):
         for weight in model.weights:
             if weight.name == "gamma":
                 weight.assign(tf.random.stateless_uniform(weight.shape, (0, 1), 0.5, 1.5))
-    supernet, data = Supernet(model), make_data(args.data_path)
+    supernet, data = Supernet(model), common.search_data(args.data_path)
     objective = Objective(supernet, data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0), data.normalise,
                           batch_size=args.search_batch_size)
     found = [HistoryEntry.from_json(line).subnetwork for line in utils.read_json_lines(args.history)] if args.history else []

@@ -14,7 +14,6 @@ import op_utils
 import tensorflow as tf
 from benchmarks import common
 from dataloader import augment
-from dataloader.base import Dataset, Split
 from ekg import devices, losses
 from ekg.graph import Graph
 from ekg.supernet import Supernet
@@ -35,8 +34,8 @@ def parse_args(argv=None):
 def main(args):
     keras.utils.set_random_seed(0)
     strategy, jit = devices.make_strategy(), devices.use_xla(args.compile)
-    split = Split(*common.random_images(max(args.batch_size, args.bank_batch_size)))
-    data = Dataset("RANDOM", 10, split, split, (127.5,) * 3, (74.0,) * 3)
+    data = common.random_data(max(args.batch_size, args.bank_batch_size))
+    split = data.train
     rng = np.random.default_rng(0)
     batch = {"images": split.images[:args.batch_size], "labels": split.labels[:args.batch_size],
              "draws": rng.random((args.batch_size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),

@@ -3,10 +3,12 @@
 import statistics
 import time
 
+import dataloader
+import nets
 import numpy as np
 import tensorflow as tf
-
-from ekg import complexity
+from dataloader.base import Dataset, Split
+from ekg import complexity, greedy_search
 
 PEAK_SIZE, PEAK_RUNS = 4096, 5
 
@@ -61,7 +63,21 @@ def print_table(head, rows):
     print("\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in cells))
 
 
-def random_images(count, size=32, classes=10):
-    """Returns (uint8 images [count, size, size, 3], labels [count]) of noise."""
+def random_data(count, size=32, classes=10):
+    """Returns a Dataset of noise: `count` images [size, size, 3], which are training and test images at once."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8), (np.arange(count) % classes).astype(np.int32)
+    split = Split(rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8),
+                  (np.arange(count) % classes).astype(np.int32))
+    return Dataset("RANDOM", classes, split, split, (127.5,) * 3, (74.0,) * 3)
+
+
+def search_data(path):
+    """Returns CIFAR-10 from a path, or noise of the size of its D_val without one."""
+    return dataloader.load("CIFAR10", path) if path else random_data(greedy_search.VAL_PER_CLASS * 10)
+
+
+def add_network_flags(parser):
+    """Adds the flags of a CIFAR network and of what search_data() takes."""
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
+    parser.add_argument("--trained_param", help="parameter file; without it weights are random")
+    parser.add_argument("--data_path", help="CIFAR-10; without it images are random")

@@ -27,6 +27,7 @@ class Checkpoints:
         self._folder = folder
         self._position = tf.Variable("", dtype=tf.string)
         self._checkpoint = tf.train.Checkpoint(position=self._position, **items)
+        self._good = None  # checkpoints that are known to be undamaged, newest first; None before any was looked at
 
     def restore(self):
         """Restores the last good checkpoint and returns the position it was saved with, or None if there is none.
@@ -35,7 +36,7 @@ class Checkpoints:
             utils.UserError: all checkpoints there are damaged.
         """
         prefixes = self._find()
-        good = [prefix for prefix in prefixes if self._is_good(prefix)]
+        good = self._good = [prefix for prefix in prefixes if self._is_good(prefix)]
         for prefix in prefixes:
             if prefix not in good:
                 following = f"{good[0].name} is used instead" if good else "there is no other"
@@ -64,9 +65,11 @@ class Checkpoints:
                 os.fsync(file.fileno())
             sums[path.name] = utils.sha256(path)
         utils.write_json(_sums_file(prefix), sums)  # without it the checkpoint does not count
-        kept = [prefix] + [old for old in self._find() if old != prefix and self._is_good(old)]
+        if self._good is None:
+            self._good = [old for old in self._find() if old != prefix and self._is_good(old)]
+        self._good = [prefix, *self._good][:MAX_TO_KEEP]
         for old in self._find(finished=False):
-            if old not in kept[:MAX_TO_KEEP]:
+            if old not in self._good:
                 for path in [_sums_file(old), *self._files(old)]:  # without its checksums it does not count
                     path.unlink(missing_ok=True)
 
