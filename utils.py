@@ -73,8 +73,13 @@ class _StopRequest:
 _stop = _StopRequest()
 
 
+def stop_signal():
+    """Returns the number of the signal that asked the run to end, or 0."""
+    return _stop.signal or 0
+
+
 def is_stopping():
-    """Returns whether a signal asked the run to end: whoever trains writes a checkpoint then, and calls check_stopped()."""
+    """Returns whether a signal asked the run to end."""
     return _stop.signal is not None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import utils
-from ekg import devices, greedy_search, importance, losses, memory_bank, objective, pipeline, training
+from ekg import devices, greedy_search, importance, losses, memory_bank, objective, pipeline, run_folder, training
 from ekg.run_folder import RunFolder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -25,7 +25,7 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 # They leave the result as it is, or stand in arguments.json as what they come to on this machine.
 WORKER_ARGUMENTS = ("data_path", "gpu_id", "image_memory")  # each process may have its own
 MACHINE_ARGUMENTS = (*WORKER_ARGUMENTS, "train_path", "compile", "val_batch_size", "skip_bad_images", "virtual_devices",
-                     "strategy", "overwrite", "preflight", "checkpoint_minutes")
+                     "strategy", "overwrite", "preflight", "checkpoint_minutes", "search_from")
 VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
             "numpy": np.__version__}
 
@@ -62,6 +62,8 @@ def make_parser(description, baseline):
                             f"None: {greedy_search.SUBSET_PER_CLASS}, or what the smallest class has")
     group.add_argument("--val_per_class", type=int, default=greedy_search.VAL_PER_CLASS,
                        help="training images of each class, its last ones, that the search evaluates on")
+    group.add_argument("--search_from", type=Path,
+                       help="run folder whose finished search of the same --trained_param is taken, not made again")
     group = parser.add_argument_group("fine-tuning")
     group.add_argument("--finetune_teacher", default="ensemble", choices=losses.FINETUNE_TEACHERS,
                        help="memory bank, the unpruned network, or labels alone")
@@ -130,6 +132,9 @@ def parse(parser, argv=None):
             parser.error(f"--{name} has no effect here: {why}; leave it out.")
     if args.sync_bn and args.accum > 1:
         parser.error("--sync_bn and --accum exclude each other: statistics of the whole batch need it at once.")
+    if args.search_from and not args.trained_param:
+        parser.error("--search_from needs --trained_param, the network that was searched; a run that trained it itself "
+                     "keeps it as baseline_param.pkl.")
     devices.check_flags(parser, args)
     if args.train_path is None:
         args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
@@ -175,9 +180,11 @@ def run(args, baseline, load_data, build, from_params):
     for name in ("precision", "search_precision"):
         if getattr(args, name) == "float16" and not tf.config.list_logical_devices("GPU"):
             raise utils.UserError(f"--{name} float16: needs a GPU; on a CPU take bfloat16 or float32.")
-    if args.overwrite and args.trained_param and args.trained_param.resolve().is_relative_to(args.train_path.resolve()):
-        raise utils.UserError(f"--overwrite would remove --trained_param {args.trained_param}; copy it out of "
-                              f"{args.train_path} first, or name another --train_path.")
+    for name in ("trained_param", "search_from") if args.overwrite else ():
+        path = getattr(args, name)
+        if path and path.resolve().is_relative_to(args.train_path.resolve()):
+            raise utils.UserError(f"--overwrite would remove --{name} {path}; copy it out of {args.train_path} first, or "
+                                  "name another --train_path.")
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
@@ -189,7 +196,7 @@ def run(args, baseline, load_data, build, from_params):
     result_arguments = {name: value for name, value in vars(args).items() if name not in MACHINE_ARGUMENTS}
     result_arguments |= {"trained_param": args.trained_param and utils.sha256(args.trained_param),
                          "data": memory_bank.fingerprint(data.train), "use_xla": settings.jit, "versions": VERSIONS}
-    team.on_chief(lambda: RunFolder(args.train_path, result_arguments, args.overwrite))
+    team.on_chief(lambda: _prepare(args, result_arguments))
     folder = RunFolder(args.train_path, result_arguments, cleans=False)
     keras.utils.set_random_seed(args.seed)  # op determinism needs one
     tf.config.experimental.enable_op_determinism()
@@ -202,6 +209,17 @@ def run(args, baseline, load_data, build, from_params):
         print(utils.format_table(rows))
         print(f"run folder: {args.train_path}", file=sys.stderr)
     return rows
+
+
+def _prepare(args, result_arguments):
+    """Makes the run folder, or opens it, with the search of another run in it if one is asked for."""
+    is_searched = (args.train_path / run_folder.SEARCH_FILES[-1]).exists() and not args.overwrite
+    takes_search = args.search_from and not is_searched
+    if takes_search:
+        run_folder.check_search(args.search_from, result_arguments)
+    folder = RunFolder(args.train_path, result_arguments, args.overwrite)
+    if takes_search:
+        folder.take_search(args.search_from)
 
 
 def hash_code():

@@ -237,6 +237,12 @@ class Team:
         """Returns what the chief says: files are looked up by one process, so that all decide alike."""
         return self.exchange("yes" if is_so else "")[0] == "yes"
 
+    def stop_signal(self):
+        """Returns the number of the signal that asked a process to end, or 0: the same in all, which call it together."""
+        signals = np.zeros(self.num_workers, np.int32)
+        signals[self.worker] = utils.stop_signal()
+        return int(self.total(signals).max())
+
     def on_chief(self, function):
         """Calls a function in the chief's process alone; all wait until it is done.
 

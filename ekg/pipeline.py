@@ -117,15 +117,20 @@ class Pipeline:
         return self._report({"baseline": baseline_file, "slimmed": slimmed_file, "fine-tuned": trained_file})
 
     def preflight(self, model, trains_baseline):
-        """Runs one step of every phase, unless the run is finished; see preflight.run.
+        """Runs one step of every phase that is not done yet; see preflight.run.
 
         Args:
             model: the unpruned keras.Model.
             trains_baseline: whether run() gets no trained network.
         """
         if not self._has("trained_param.pkl"):
-            preflight.run(self._settings, self._data, self._strategy, self._team, self.folder.path, model, self._trainer,
-                          self._supernet, trains_baseline and not self._has("baseline_param.pkl"))
+            makers = {"fine-tune": lambda copy: self._fine_tune_trainer(copy, model)}
+            if not self._has("supernet_param.pkl"):
+                makers["subset"] = lambda _: self._subset_trainer(model)
+            if trains_baseline and not self._has("baseline_param.pkl"):
+                makers["baseline"] = self._baseline_trainer
+            preflight.run(self._settings, self._data, self._strategy, self._team, self.folder.path, model, makers,
+                          None if self._has("slimmed_param.pkl") else self._supernet)
 
     def _has(self, name):
         """Returns whether the run folder holds a file, as the chief sees it."""
@@ -148,6 +153,25 @@ class Pipeline:
         return op_utils.Trainer(self._strategy, model, loss_fn, weight_decay=weight_decay, accum=settings.accum,
                                 forward=Graph(model, numerics).stateless_call, jit=settings.jit and not sync, sync=sync,
                                 scale_loss=settings.precision == "float16", **options)
+
+    def _baseline_trainer(self, model):
+        loss_fn = losses.baseline(self._data, self._settings.label_smoothing)
+        return self._trainer(model, loss_fn, self._settings.baseline.weight_decay)
+
+    def _subset_trainer(self, baseline):
+        """Returns the Trainer of a copy of the baseline, on one device, for the epoch on D_subset."""
+        settings, strategy = self._settings, tf.distribute.OneDeviceStrategy(self._team.device or "CPU:0")
+        model = training.copy_model(baseline, strategy)
+        return op_utils.Trainer(strategy, model, losses.plain(self._data.normalise), accum=settings.accum,
+                                weight_decay=settings.fine_tuning.weight_decay, jit=settings.jit,
+                                forward=Graph(model).stateless_call, update_statistics=False)
+
+    def _fine_tune_trainer(self, model, baseline):
+        settings = self._settings
+        is_single = settings.finetune_teacher == "single"
+        loss_fn = losses.fine_tuning(self._data, settings.finetune_teacher, settings.temperature,
+                                     Graph(baseline).stateless_call if is_single else None, settings.label_smoothing)
+        return self._trainer(model, loss_fn, settings.fine_tuning.weight_decay, constants=baseline if is_single else ())
 
     def _supernet(self, model):
         return Supernet(model, Numerics(self._settings.search_precision))
@@ -178,8 +202,7 @@ class Pipeline:
             with self._phase("baseline"):
                 with self._strategy.scope():
                     model = self._build()
-                trainer = self._trainer(model, losses.baseline(self._data, self._settings.label_smoothing),
-                                        settings.weight_decay)
+                trainer = self._baseline_trainer(model)
                 training.fit("baseline", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
                              seed=self._settings.seed, folder=self.folder, num_views=1, team=self._team,
                              checkpoint_minutes=self._settings.checkpoint_minutes)
@@ -195,8 +218,10 @@ class Pipeline:
         supernet = self._supernet(self._load(weights_file))
         file = self.folder / "history.jsonl"
         history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(file)] if self._has(file.name) else []
-        if history and history[-1].rate <= settings.target_rate:
-            return supernet, history
+        if history:
+            self._team.on_chief(lambda: self._log_search(history[-1]))
+            if history[-1].rate <= settings.target_rate:
+                return supernet, history
         total = round(1000 * (1 - settings.target_rate))
         with self._phase("search"), utils.progress_bar("search", total, "‰ of FLOPs") as progress:
             def show(entry):
@@ -206,8 +231,7 @@ class Pipeline:
 
             def write(entry):
                 utils.append_json_line(file, entry.to_json())
-                self.folder.log_curves("search", entry.step, {"rate": entry.rate, "loss": entry.loss,
-                                                              "accuracy": entry.accuracy, "reward": entry.reward})
+                self._log_search(entry)
 
             def keep(entry):
                 self._team.on_chief(lambda: write(entry))
@@ -223,22 +247,22 @@ class Pipeline:
                             log_condition=settings.log_condition)
         return supernet, list(result.history)
 
+    def _log_search(self, entry):
+        self.folder.log_curves("search", entry.step, {"rate": entry.rate, "loss": entry.loss, "accuracy": entry.accuracy,
+                                                      "reward": entry.reward})
+
     def _tune_on_subset(self, baseline, path):
         """Trains a copy of the baseline for one epoch on D_subset.
 
         On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
         search starts from the same weights.
         """
-        settings, strategy = self._settings, tf.distribute.OneDeviceStrategy(self._team.device or "CPU:0")
-        model = training.copy_model(baseline, strategy)
-        trainer = op_utils.Trainer(strategy, model, losses.plain(self._data.normalise), accum=settings.accum,
-                                   weight_decay=settings.fine_tuning.weight_decay, jit=settings.jit,
-                                   forward=Graph(model).stateless_call, update_statistics=False)
+        settings, trainer = self._settings, self._subset_trainer(baseline)
         subset = self._data.first_of_each_class(settings.subset_per_class, settings.seed)
         training.fit("subset", trainer, self._data, op_utils.Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1),
                      batch_size=settings.search_batch_size, seed=settings.seed, folder=self.folder, split=subset,
                      checkpoint_minutes=settings.checkpoint_minutes)
-        utils.save_params(model, path)
+        utils.save_params(trainer.model, path)
 
     def _slim(self, supernet, history):
         """Cuts Θ* out, estimates its moving statistics and returns its parameter file."""
@@ -275,11 +299,7 @@ class Pipeline:
         with self._phase("fine-tune"):
             model = self._load(slimmed_file)
             cutting.restore_norms_(model, supernet.model)
-            is_single = self._settings.finetune_teacher == "single"
-            loss_fn = losses.fine_tuning(self._data, self._settings.finetune_teacher, self._settings.temperature,
-                                         Graph(baseline).stateless_call if is_single else None,
-                                         self._settings.label_smoothing)
-            trainer = self._trainer(model, loss_fn, settings.weight_decay, constants=baseline if is_single else ())
+            trainer = self._fine_tune_trainer(model, baseline)
             training.fit("fine-tune", trainer, self._data, settings.schedule, batch_size=settings.batch_size,
                          seed=self._settings.seed, folder=self.folder, num_views=losses.NUM_VIEWS, team=self._team,
                          checkpoint_minutes=self._settings.checkpoint_minutes,

@@ -7,7 +7,6 @@ import shutil
 import time
 
 import numpy as np
-import tensorflow as tf
 
 import op_utils
 import utils
@@ -21,8 +20,8 @@ WEIGHT_FILES = 3  # parameter files of a run, at most
 CHECKPOINT_COPIES = 2 * 3  # weights and momentum of the last two checkpoints and of the one that is being written
 
 
-def run(settings, data, strategy, team, folder, model, make_trainer, make_supernet, trains_baseline):
-    """Runs one step of every phase on the unpruned network, which needs the most memory, and checks the disk.
+def run(settings, data, strategy, team, folder, model, makers, make_supernet):
+    """Runs one step of every phase to come on the unpruned network, which needs the most memory, and checks the disk.
 
     Args:
         settings: pipeline.Settings.
@@ -31,9 +30,9 @@ def run(settings, data, strategy, team, folder, model, make_trainer, make_supern
         team: devices.Team.
         folder: pathlib.Path of the run folder.
         model: the unpruned keras.Model; it stays as it is.
-        make_trainer: (model, loss_fn, weight_decay, **options) -> op_utils.Trainer, as the run makes them.
-        make_supernet: model -> Supernet, as the run makes it.
-        trains_baseline: whether the run trains a baseline.
+        makers: {phase: function from a copy of the model to its op_utils.Trainer, as the run makes it} of the phases
+            "baseline", "subset" and "fine-tune" that the run has before it.
+        make_supernet: model -> Supernet, as the run makes it; None where the search is done.
 
     Raises:
         utils.UserError: the disk has no room, or data cannot be read.
@@ -41,14 +40,11 @@ def run(settings, data, strategy, team, folder, model, make_trainer, make_supern
     start = time.perf_counter()
     team.on_chief(lambda: check_disk(settings, data, folder, model.count_params()))
     copy = training.copy_model(model, strategy)
-    for phase, loss_fn, num_views, options in _trainings(settings, data, model, trains_baseline):
-        batch = next(data.epoch(settings.fine_tuning.batch_size, 0, 0, num_views, shard=(team.worker, team.num_workers)))
-        if phase == "fine-tune" and settings.finetune_teacher == "ensemble":
-            batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, data.num_classes), _bank_dtype(data))
-        _check_finite(phase, make_trainer(copy, loss_fn, settings.fine_tuning.weight_decay, **options).step(batch, 0.0))
+    for phase, make_trainer in makers.items():
+        _check_finite(phase, make_trainer(copy).step(_first_batch(phase, settings, data, team), 0.0))
         utils.check_stopped()
-    _subset_step(settings, data, team, model)
-    _search_step(settings, data, team, make_supernet(model))
+    if make_supernet is not None:
+        _search_step(settings, data, team, make_supernet(model))
     sample = data.test.take(np.arange(min(settings.val_batch_size, len(data.test))))
     op_utils.evaluate(strategy, copy, sample, data.normalise, settings.val_batch_size, forward=Graph(copy).stateless_call,
                       jit=settings.jit, shard=(team.worker, team.num_workers))
@@ -77,25 +73,16 @@ def _bank_dtype(data):
     return np.dtype(memory_bank.dtype_for(data.num_classes))
 
 
-def _trainings(settings, data, model, trains_baseline):
-    """Yields (phase, loss_fn, number of views, options of the Trainer) of the training phases."""
-    if trains_baseline:
-        yield "baseline", losses.baseline(data, settings.label_smoothing), 1, {}
-    is_single = settings.finetune_teacher == "single"
-    loss_fn = losses.fine_tuning(data, settings.finetune_teacher, settings.temperature,
-                                 Graph(model).stateless_call if is_single else None, settings.label_smoothing)
-    yield "fine-tune", loss_fn, losses.NUM_VIEWS, {"constants": model} if is_single else {}
-
-
-def _subset_step(settings, data, team, model):
-    """Runs a step of the epoch before the search, a whole batch on one device."""
-    strategy = tf.distribute.OneDeviceStrategy(team.device or "CPU:0")
-    copy = training.copy_model(model, strategy)
-    trainer = op_utils.Trainer(strategy, copy, losses.plain(data.normalise), weight_decay=settings.fine_tuning.weight_decay,
-                               forward=Graph(copy).stateless_call, accum=settings.accum, jit=settings.jit,
-                               update_statistics=False)
-    subset = data.first_of_each_class(settings.subset_per_class, settings.seed)
-    _check_finite("subset", trainer.step(next(data.epoch(settings.search_batch_size, 0, 0, split=subset)), 0.0))
+def _first_batch(phase, settings, data, team):
+    """Returns a batch of the phase; rows of a memory bank that is not there yet are zeros."""
+    if phase == "subset":
+        subset = data.first_of_each_class(settings.subset_per_class, settings.seed)
+        return next(data.epoch(settings.search_batch_size, 0, 0, split=subset))
+    num_views = losses.NUM_VIEWS if phase == "fine-tune" else 1
+    batch = next(data.epoch(settings.fine_tuning.batch_size, 0, 0, num_views, shard=(team.worker, team.num_workers)))
+    if phase == "fine-tune" and settings.finetune_teacher == "ensemble":
+        batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, data.num_classes), _bank_dtype(data))
+    return batch
 
 
 def _check_finite(phase, metrics):

@@ -12,6 +12,12 @@ ARGUMENTS_FILE = "arguments.json"
 OWN_NAMES = (ARGUMENTS_FILE, "baseline_param.pkl", "supernet_param.pkl", "slimmed_param.pkl", "trained_param.pkl",
              "trained_param.keras", "unfinished.keras", "history.jsonl", "search_state.pkl", "curves.jsonl", "phases.jsonl",
              "summary.json", "report.png", "report.html", "condition.json", "memory_bank", "checkpoints", "events")
+SEARCH_PHASES = ("subset", "search", "slim")
+SEARCH_FILES = ("supernet_param.pkl", "history.jsonl", "slimmed_param.pkl")  # what they leave, the last one at their end
+# What a search of a given network does not depend on.
+TRAINING_ARGUMENTS = ("finetune_teacher", "num_teacher", "temperature", "learning_rate", "decay_points", "decay_rate",
+                      "warmup_epoch", "label_smoothing", "batch_size", "train_epoch", "baseline_epoch", "precision",
+                      "sync_bn")
 
 
 class RunFolder:
@@ -33,7 +39,7 @@ class RunFolder:
         Raises:
             utils.UserError: the folder cannot be written, holds something else, or belongs to other arguments.
         """
-        self.path, self._events = Path(path), None
+        self.path, self._events, self._logged = Path(path), None, None
         file = self.path / ARGUMENTS_FILE
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -61,21 +67,79 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def _compare(self, old, new):
-        differing = [f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
-                     for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+        differing = _differences(old, new)
         if differing:
             raise utils.UserError(f"{self.path}: holds a run with other arguments; repeat those, name a new --train_path, "
-                                  f"or start anew with --overwrite:{''.join(differing)}")
+                                  f"or start anew with --overwrite:{differing}")
+
+    def take_search(self, source):
+        """Copies what the search of another run left, so that this run goes on behind it; see check_search.
+
+        Its seconds and curves come along, so that the summary and the report are those of a whole run.
+        """
+        for name in ("curves.jsonl", "phases.jsonl"):
+            (self / name).unlink(missing_ok=True)
+            for line in utils.read_json_lines(Path(source) / name):
+                if line["phase"] not in SEARCH_PHASES:
+                    continue
+                if name == "curves.jsonl":
+                    self.log_curves(line.pop("phase"), line.pop("step"), line)
+                else:
+                    utils.append_json_line(self / name, line)
+        for name in SEARCH_FILES:
+            data = (Path(source) / name).read_bytes()
+            utils.write_whole(self / name, lambda file, data=data: file.write(data))
 
     def __truediv__(self, name):
         return self.path / name
 
     def log_curves(self, phase, step, values):
-        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event files."""
-        utils.append_json_line(self / "curves.jsonl", {"phase": phase, "step": step, **values})
-        if self._events is None:
+        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event files, once.
+
+        A run that goes on calls it again for the last thing it finished: it may have been killed before its line was there.
+        """
+        file = self / "curves.jsonl"
+        if self._logged is None:
+            lines = utils.read_json_lines(file) if file.exists() else []
+            self._logged = {(line["phase"], line["step"]) for line in lines}
             self._events = tf.summary.create_file_writer(str(self / "events"))
+        if (phase, step) in self._logged:
+            return
+        utils.append_json_line(file, {"phase": phase, "step": step, **values})
+        self._logged.add((phase, step))
         with self._events.as_default():
             for name, value in values.items():
                 tf.summary.scalar(f"{phase}/{name}", value, step=step)
         self._events.flush()
+
+
+def check_search(source, arguments):
+    """Checks that a run with these arguments would search as the run in another folder did.
+
+    Args:
+        source: the other folder, pathlib.Path.
+        arguments: of this run, as RunFolder takes them.
+
+    Raises:
+        utils.UserError: it would not, or the folder holds no finished search, or a damaged one.
+    """
+    if not (source / ARGUMENTS_FILE).is_file():
+        raise utils.UserError(f"--search_from {source}: is no run folder: there is no {ARGUMENTS_FILE} in it.")
+    if not all((source / name).is_file() for name in SEARCH_FILES):
+        raise utils.UserError(f"--search_from {source}: its search is not finished; start it again with the same command.")
+    old = utils.read_json(source / ARGUMENTS_FILE)
+    if old.get("trained_param") is None:  # that run trained the network itself
+        old["trained_param"] = utils.sha256(source / "baseline_param.pkl")
+    differing = _differences(*({name: value for name, value in each.items() if name not in TRAINING_ARGUMENTS}
+                               for each in (old, arguments)))
+    if differing:
+        raise utils.UserError(f"--search_from {source}: was searched with other arguments; repeat those, or leave "
+                              f"--search_from out:{differing}")
+    for name in SEARCH_FILES:
+        (utils.load_params if name.endswith(".pkl") else utils.read_json_lines)(source / name)
+
+
+def _differences(old, new):
+    """Returns a line for every entry in which two dicts differ, or an empty text."""
+    return "".join(f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
+                   for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))

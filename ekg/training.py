@@ -15,6 +15,7 @@ from ekg.devices import Team
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_MINUTES = 10.0
+AGREEMENT_STEPS = 10  # between two questions of several processes whether one of them was asked to end
 
 
 def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0, split=None, extend=None, team=None,
@@ -49,6 +50,8 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
     position = checkpoints.restore() or {"epoch": 0, "step": 0, "totals": None}
     if position["epoch"] or position["step"]:
         logger.info("%s: goes on after epoch %d, step %d", phase, position["epoch"], position["step"])
+    if position.get("curves") and team.is_chief:
+        folder.log_curves(phase, position["epoch"], position["curves"])
     for epoch in range(position["epoch"], schedule.epochs):
         done, totals = (position["step"], position["totals"]) if epoch == position["epoch"] else (0, None)
         batches = data.epoch(batch_size, seed, epoch, num_views, split, (team.worker, team.num_workers), done)
@@ -59,30 +62,36 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
             progress.update(done)
             means = op_utils.train_epoch(trainer, utils.prefetched(batches), schedule, epoch, num_steps, progress,
                                          team.num_workers, done, totals, keeper.after_step)
-        team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None}))
+        curves = means | {"learning_rate": schedule(epoch)}
+        team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None, "curves": curves}))
         if team.is_chief:
-            folder.log_curves(phase, epoch + 1, means | {"learning_rate": schedule(epoch)})
-        utils.check_stopped()
+            folder.log_curves(phase, epoch + 1, curves)
+        if number := team.stop_signal():
+            raise utils.Stopped(number)
 
 
 class _Keeper:
-    """Writes a checkpoint within an epoch where the last one is old, or where a signal asked the run to end.
-
-    The chief writes it for itself: nobody waits, as nobody may be there any more.
-    """
+    """Writes a checkpoint within an epoch where the last one is old, or where a signal asked the run to end."""
 
     def __init__(self, checkpoints, team, epoch, seconds):
         self._checkpoints, self._team, self._epoch, self._seconds = checkpoints, team, epoch, seconds
         self._last = time.monotonic()
 
     def after_step(self, done, totals):
-        is_old = time.monotonic() - self._last >= self._seconds
-        if (is_old or utils.is_stopping()) and self._team.is_chief:
-            totals = {name: float(value) for name, value in totals.items()}
-            if all(map(math.isfinite, totals.values())):  # else the last good checkpoint stays
-                self._checkpoints.save({"epoch": self._epoch, "step": done, "totals": totals})
-            self._last = time.monotonic()
-        utils.check_stopped()
+        """Raises utils.Stopped behind a checkpoint if a process got a signal; several ask each other only now and then."""
+        asks = self._team.num_workers == 1 or done % AGREEMENT_STEPS == 0
+        number = self._team.stop_signal() if asks else 0
+        if number:
+            self._team.on_chief(functools.partial(self._save, done, totals))
+            raise utils.Stopped(number)
+        if self._team.is_chief and time.monotonic() - self._last >= self._seconds:
+            self._save(done, totals)
+
+    def _save(self, done, totals):
+        totals = {name: float(value) for name, value in totals.items()}
+        if all(map(math.isfinite, totals.values())):  # else the last good checkpoint stays
+            self._checkpoints.save({"epoch": self._epoch, "step": done, "totals": totals})
+        self._last = time.monotonic()
 
 
 def copy_model(model, strategy):

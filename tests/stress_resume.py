@@ -137,8 +137,9 @@ def run_to_event(params, folder, event="none"):
 def end_of(folder):
     """Returns what the ends of two runs are compared by."""
     history = [line | {"seconds": 0} for line in utils.read_json_lines(folder / "history.jsonl")]
+    curves = [line | {"images_per_second": 0} for line in utils.read_json_lines(folder / "curves.jsonl")]
     names = ("memory_bank/logits.npy", "slimmed_param.pkl", "trained_param.pkl")
-    return [history, *((folder / name).read_bytes() for name in names)]
+    return [history, curves, *((folder / name).read_bytes() for name in names)]
 
 
 def kill_in_phase(process, phase, delay):

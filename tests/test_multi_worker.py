@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 import nets
 import utils
+from ekg import training
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.93", "--search_step", "0.5", "--num_teacher", "2",
@@ -108,6 +111,24 @@ def test_a_worker_that_dies_ends_the_other_and_the_same_command_goes_on(tmp_path
     workers = finish(start_workers(arguments))
     assert [code for code, _ in workers] == [0, 0], workers
     assert "phase subset" not in workers[0][1]  # that was done
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_worker_ends_all_with_a_checkpoint(tmp_path, trained, told):
+    """A search of no step, then a training that is stopped within its epoch."""
+    arguments = [*SHORT, "--target_rate", "0.999", "--num_teacher", "1", "--trained_param", str(trained), "--train_path",
+                 str(tmp_path / "run")]
+    workers = start_workers(arguments)
+    for line in workers[0].stdout:
+        if "fine-tune 1/1" in line and "loss=" in line:
+            break
+    workers[told].send_signal(signal.SIGUSR1)
+    for code, output in finish(workers):
+        assert code == 138 and "stopped by SIGUSR1; the same command goes on" in output and "Traceback" not in output, output
+    workers = finish(start_workers(arguments))
+    assert [code for code, _ in workers] == [0, 0], workers
+    found = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
+    assert found and int(found.group(1)) % training.AGREEMENT_STEPS == 0, workers
 
 
 def test_a_malformed_cluster_is_one_line_and_exit_code_2():

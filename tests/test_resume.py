@@ -7,6 +7,7 @@ import time
 import pytest
 
 import utils
+from ekg.run_folder import RunFolder
 from tests import stress_resume
 
 # (when the process is killed, what must be there by then)
@@ -49,9 +50,7 @@ def test_a_run_killed_in_every_phase_ends_the_same_to_the_bit(params, undisturbe
 
 def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("arguments.json", "supernet_param.pkl", "history.jsonl", "search_state.pkl", "slimmed_param.pkl"):
-        (folder / name).write_bytes((undisturbed / name).read_bytes())
+    RunFolder(folder, utils.read_json(undisturbed / "arguments.json")).take_search(undisturbed)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138)):
         process = stress_resume.start(params, folder)
         before = set((folder / "checkpoints").glob("fine-tune/*.index"))

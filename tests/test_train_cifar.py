@@ -132,6 +132,38 @@ def test_other_teachers_need_no_bank(finished, tmp_path, teacher):
     assert rows[0].top1 == finished[1][0].top1 and rows[2].flops <= 0.98 * rows[0].flops
 
 
+def test_a_finished_search_is_taken_and_not_made_again(finished, tmp_path, monkeypatch):
+    """It ends as a whole run does, which searches itself."""
+    folder, rows = finished
+    base = [*SHORT[:SHORT.index("--baseline_epoch")], "--train_epoch", "2", "--num_teacher", "2", "--trained_param",
+            str(folder / "baseline_param.pkl"), "--train_path"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ekg.pipeline.search", None)
+        found = train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "taken"), "--search_from", str(folder)]))
+    assert [(row.loss, row.top1, row.flops) for row in found] == [(row.loss, row.top1, row.flops) for row in rows]
+    for name in ("slimmed_param.pkl", "history.jsonl", "trained_param.pkl"):
+        assert (tmp_path / "taken" / name).read_bytes() == (folder / name).read_bytes()
+    summaries = [utils.read_json(path / "summary.json")["phases"] for path in (tmp_path / "taken", folder)]
+    assert summaries[0]["search"] == summaries[1]["search"] and "bank" in summaries[0] and "baseline" not in summaries[0]
+    for argv, message in ((["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
+                          (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$")):
+        with pytest.raises(utils.UserError, match=message):
+            train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), *argv, "--search_from", str(folder)]))
+    with pytest.raises(utils.UserError, match="is no run folder"):
+        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(tmp_path)]))
+    assert not (tmp_path / "new").exists()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    data = bytearray((damaged / "slimmed_param.pkl").read_bytes())
+    data[1000] ^= 1
+    (damaged / "slimmed_param.pkl").write_bytes(data)
+    with pytest.raises(utils.UserError, match="damaged/slimmed_param.pkl"):
+        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
+    (damaged / "slimmed_param.pkl").unlink()
+    with pytest.raises(utils.UserError, match="its search is not finished"):
+        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
+
+
 def run(*command):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)  # noqa: S603
 
@@ -149,7 +181,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     (["--dataset", "MNIST"], "invalid choice"), (["--decay_points", "30", "60"], "must be fractions"),
     (["--learning_rate", "nan"], "learning_rate must be positive"), (["--seed", "4294967296"], "seed must be from 0"),
     (["--trained_param", "p.pkl", "--baseline_epoch", "3"], "no effect here: --trained_param is given"),
-    (["--finetune_teacher", "none", "--num_teacher", "3"], "no effect here: only the memory bank")])
+    (["--finetune_teacher", "none", "--num_teacher", "3"], "no effect here: only the memory bank"),
+    (["--search_from", "runs/a"], "--search_from needs --trained_param")])
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
         train_cifar.parse_args(arguments)

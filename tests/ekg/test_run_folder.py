@@ -59,5 +59,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 def test_curves_are_kept_as_lines_and_events(tmp_path):
     folder = RunFolder(tmp_path, {})
     folder.log_curves("search", 1, {"loss": 0.5})
+    for again in (folder, RunFolder(tmp_path, {})):
+        again.log_curves("search", 1, {"loss": 0.5})
     assert utils.read_json_lines(folder / "curves.jsonl") == [{"phase": "search", "step": 1, "loss": 0.5}]
     assert list((tmp_path / "events").glob("events.out.tfevents*"))
