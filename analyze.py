@@ -12,31 +12,21 @@ The same command again goes on where it stopped. What stands behind `--` goes to
 """
 
 import argparse
-import csv
 import dataclasses
-import logging
-import subprocess
 import sys
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
-import keras
 import nets
 import numpy as np
-import op_utils
 from dataloader import cifar
-from ekg import analysis, devices, figures, greedy_search, importance, landscape, losses, memory_bank, training
-from ekg.graph import Graph
-from ekg.objective import Objective
+from ekg import analysis, devices, figures, greedy_search, importance, landscape, studies
 from ekg.run_folder import RunFolder
 from ekg.supernet import Supernet
 
-logger = logging.getLogger("ekg.analyze")
-
 EXIT_NOT_CONVERGED = 3
 IMAGES = ("val", "subset", "test")
-ROOT = Path(__file__).parent
 
 
 def parse_args(argv=None):
@@ -114,6 +104,13 @@ def _spectrum_flags(command):
     command.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="Hessian-vector products, at most")
 
 
+def _start(args, name, *flags):
+    """Returns the finished Run of train_cifar.py with these flags."""
+    data = ("--data_path", args.data_path) if args.data_path else ()
+    return studies.run_training(args.out / "runs" / name, "--arch", args.arch, "--dataset", args.dataset, "--trained_param",
+                                str(args.trained_param), "--target_rate", str(args.target_rate), *data, *flags, *args.rest)
+
+
 def _spectrum_options(args):
     return {"tolerance": args.tolerance, "max_products": args.max_products}
 
@@ -149,29 +146,6 @@ def load_networks(args, data):
     return models
 
 
-def write_results(out, name, rows, text, **more):
-    """Writes NAME.json, NAME.csv and NAME.txt, and prints the text."""
-    out.mkdir(parents=True, exist_ok=True)
-    utils.write_json(out / f"{name}.json", {"rows": rows, "text": text, **more})
-    flat = [{key: value for key, value in row.items() if not isinstance(value, (list, dict))} for row in rows]
-    with open(out / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-    (out / f"{name}.txt").write_text(text + "\n")
-    print(text)
-    print(f"results: {out}", file=sys.stderr)
-
-
-def _data_key(split):
-    return "".join(memory_bank.fingerprint(split)[name][:16] for name in ("labels", "sample"))
-
-
-def known_rows(path, key):
-    """Returns {row[key]: row} of the lines that an earlier call left."""
-    return {row[key]: row for row in utils.read_json_lines(path)} if path.exists() else {}
-
-
 # ---------------------------------------------------------------- commands
 
 def condition(args):
@@ -181,9 +155,9 @@ def condition(args):
     args.out.mkdir(parents=True, exist_ok=True)
     lines, rows = args.out / "conditions.jsonl", []
     for (name, model), path in zip(models.items(), args.params):
-        key = "|".join(map(str, (utils.sha256(path), _data_key(split), args.parameters, args.batch_statistics,
+        key = "|".join(map(str, (utils.sha256(path), studies.data_key(split), args.parameters, args.batch_statistics,
                                  args.tolerance, args.max_products, args.batch_size)))
-        row = known_rows(lines, "key").get(key)
+        row = studies.known_rows(lines, "key").get(key)
         if row is None:
             scene = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size, parameters=args.parameters,
                                        batch_statistics=args.batch_statistics)
@@ -201,7 +175,7 @@ def condition(args):
     text = "; ".join(f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
                      f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g}, "
                      f"{row['products']} products)" for row in rows)
-    write_results(args.out, "condition", rows, text)
+    studies.write_results(args.out, "condition", rows, text)
     unsure = [row["network"] for row in rows if not row["converged"]]
     if unsure:
         print(f"error: the eigenvalues of {', '.join(unsure)} are not known to the tolerance; raise --max_products. What "
@@ -217,9 +191,9 @@ def draw_landscape(args):
     args.out.mkdir(parents=True, exist_ok=True)
     steps, lines, rows = np.linspace(-args.span, args.span, args.grid), args.out / "surfaces.jsonl", []
     for (name, model), path in zip(models.items(), args.params):
-        key = "|".join(map(str, (utils.sha256(path), _data_key(split), args.batch_statistics, args.grid, args.span,
+        key = "|".join(map(str, (utils.sha256(path), studies.data_key(split), args.batch_statistics, args.grid, args.span,
                                  args.batch_size)))
-        row = known_rows(lines, "key").get(key)
+        row = studies.known_rows(lines, "key").get(key)
         if row is None:
             scene = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
                                        batch_statistics=args.batch_statistics)
@@ -234,98 +208,33 @@ def draw_landscape(args):
                           [np.array(row["surface"]) for row in rows])
     text = "; ".join(f"{row['network']}: loss {row['loss']:.4f} at the network, {row['lowest']:.4f} to "
                      f"{row['highest']:.4f} on the grid" for row in rows)
-    write_results(args.out, "landscape", rows, text, steps=steps.tolist())
+    studies.write_results(args.out, "landscape", rows, text, steps=steps.tolist())
     return rows
 
 
 def correlation(args):
     """Random sub-networks at a rate: what predicts the loss after fine-tuning?"""
-    data, split = load_data(args)
     strategy = devices.make_strategy()
-    model = nets.from_params(args.arch, utils.load_params(args.trained_param), data.num_classes, args.trained_param)
-    supernet = Supernet(model)
+    data, split = load_data(args)
+    supernet = Supernet(nets.from_params(args.arch, utils.load_params(args.trained_param), data.num_classes,
+                                         args.trained_param))
     greedy_search.check_target(supernet, args.target_rate)
     what = {"trained_param": utils.sha256(args.trained_param), "target_rate": args.target_rate, "arch": args.arch,
             "dataset": args.dataset, "train_epoch": args.train_epoch, "batch_size": args.batch_size}
-    what |= _spectrum_options(args)
-    RunFolder(args.out, what)
-    objective = Objective(supernet, split, data.normalise, batch_size=args.batch_size)
-    objective.learn(supernet.whole())
-    scores = importance.ekg(objective, supernet.whole())
-    make = landscape.MaskedLandscapes(supernet, split, data.normalise, batch_size=args.batch_size)
-    lines, known = args.out / "history.jsonl", known_rows(args.out / "history.jsonl", "number")
-    for number in range(args.subnetworks):
-        if number in known:
-            continue
-        subnetwork = analysis.random_subnetwork(supernet, scores, args.target_rate, np.random.default_rng([7, number]))
-        score, spectrum = objective.scores(subnetwork, [(None, subnetwork)])[0], make(subnetwork).spectrum(
-            **_spectrum_options(args))
-        tuned = tune(args, strategy, data, supernet, subnetwork, args.out / "checkpoints" / f"subnetwork{number}")
-        known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": score.loss,
-                         "condition": spectrum.condition, "converged": spectrum.converged, "tuned_loss": tuned.loss,
-                         "tuned_top1": tuned.top1}
-        utils.append_json_line(lines, known[number])
-        logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
-                    score.loss, spectrum.condition, tuned.loss)
-    rows = [known[number] for number in range(args.subnetworks)]
+    RunFolder(args.out, what | _spectrum_options(args))
+    rows = studies.measure_subnetworks(supernet, data, split, strategy, args.out, count=args.subnetworks,
+                                       target_rate=args.target_rate, epochs=args.train_epoch,
+                                       batch_size=args.batch_size, spectrum_options=_spectrum_options(args))
     found = {name: analysis.correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
              for name in ("val_loss", "condition")}
     title = (f"{args.arch} on {args.dataset}: {len(rows)} random sub-networks at {args.target_rate:.0%} of the FLOPs, "
-             f"{args.train_epoch} epochs of fine-tuning")
+             f"{args.train_epoch} epoch{'s' * (args.train_epoch > 1)} of fine-tuning")
     figures.draw_correlation(args.out / "correlation.png", title, rows, found)
     text = (f"{title}: correlation with the loss after fine-tuning: validation loss {found['val_loss']['pearson']:.2f} "
-            f"(95 % {_interval(found['val_loss'])}), condition number {found['condition']['pearson']:.2f} "
-            f"(95 % {_interval(found['condition'])}); published for 50 sub-networks: 0.32 and 0.73")
-    write_results(args.out, "correlation", rows, text, statistics=found)
+            f"(95 % {analysis.interval_text(found['val_loss'])}), condition number {found['condition']['pearson']:.2f} "
+            f"(95 % {analysis.interval_text(found['condition'])}); published for 50 sub-networks: 0.32 and 0.73")
+    studies.write_results(args.out, "correlation", rows, text, statistics=found)
     return rows
-
-
-def _interval(found):
-    low, high = found["pearson_interval"]
-    return f"{low:.2f} to {high:.2f}"
-
-
-def tune(args, strategy, data, supernet, subnetwork, folder):
-    """Returns the test metrics of a sub-network that was cut out and fine-tuned with the labels."""
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        model = supernet.cut(subnetwork)
-    forward = Graph(model).stateless_call
-    edges = op_utils.even_batches(min(10_000, len(data.train)), args.batch_size)
-    images = map(data.normalise, data.train.stream([np.arange(*edge) for edge in edges]))
-    op_utils.reestimate_statistics_(model, images, forward)
-    trainer = op_utils.Trainer(strategy, model, losses.fine_tuning(data, "none", 1.0), weight_decay=5e-4, forward=forward)
-    training.fit("fine-tune", trainer, data, op_utils.Schedule(0.01, (0.3, 0.6, 0.8), 0.2, args.train_epoch),
-                 batch_size=min(128, len(data.train)), seed=0, folder=RunFolder(folder, {}), num_views=losses.NUM_VIEWS)
-    return op_utils.evaluate(strategy, model, data.test, data.normalise, args.batch_size, forward=forward)
-
-
-def start_run(args, name, *flags):
-    """Returns the finished Run of train_cifar.py with these flags, which goes on where it stopped."""
-    folder = args.out / "runs" / name
-    command = [sys.executable, str(ROOT / "train_cifar.py"), "--arch", args.arch, "--dataset", args.dataset,
-               "--trained_param", str(args.trained_param), "--target_rate", str(args.target_rate), "--train_path",
-               str(folder), *(["--data_path", args.data_path] if args.data_path else []), *flags, *args.rest]
-    logger.info("run %s", name)
-    utils.check_stopped()
-    code = run_process(command)
-    utils.check_stopped()
-    if code:
-        logger.error("the run %s ended with exit code %d.", name, code)
-        sys.exit(code)
-    return analysis.read_run(folder)
-
-
-def run_process(command):
-    """Runs a command and returns its exit code; a signal that asks this process to end goes on to it."""
-    process, is_told = subprocess.Popen(command, stdout=subprocess.DEVNULL), False  # noqa: S603
-    while True:
-        try:
-            return process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            if utils.is_stopping() and not is_told:
-                process.terminate()
-                is_told = True
 
 
 def criteria(args):
@@ -333,17 +242,11 @@ def criteria(args):
     data, split = load_data(args)
     rows = []
     for name in args.criteria:
-        run = start_run(args, name, "--criterion", name, "--finetune_teacher", "none")
-        cache = run.folder / "condition.json"
-        options = _spectrum_options(args) | {"batch_size": args.batch_size}
-        found = utils.read_json(cache) if cache.exists() else {}
-        if found.get("options") != options:
-            slimmed = run.folder / "slimmed_param.pkl"
-            model = nets.from_params(args.arch, utils.load_params(slimmed), data.num_classes, slimmed)
-            spectrum = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
-                                          batch_statistics=True).spectrum(**_spectrum_options(args))
-            found = dataclasses.asdict(spectrum) | {"condition": spectrum.condition, "options": options}
-            utils.write_json(cache, found)
+        run = _start(args, name, "--criterion", name, "--finetune_teacher", "none")
+        slimmed = run.folder / "slimmed_param.pkl"
+        model = nets.from_params(args.arch, utils.load_params(slimmed), data.num_classes, slimmed)
+        found = studies.spectrum_of(model, split, data.normalise, run.folder / "condition.json", batch_size=args.batch_size,
+                                    **_spectrum_options(args))
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": found["condition"],
                      "converged": found["converged"], "top1": 100 * run.table[2].top1,
                      "rate": run.table[2].flops / run.table[0].flops,
@@ -357,16 +260,19 @@ def criteria(args):
     text = (f"{title}: " + "; ".join(f"{row['criterion']} loss {row['val_loss']:.4f}, κ {row['condition']:.4f}, top-1 "
                                      f"{row['top1']:.2f} %" for row in rows)
             + f". Best after fine-tuning: {best['criterion']}")
-    write_results(args.out, "criteria", rows, text, published=analysis.PUBLISHED_CRITERIA)
+    studies.write_results(args.out, "criteria", rows, text, published=analysis.PUBLISHED_CRITERIA)
     return rows
 
 
 def ablation(args):
-    """Search teacher x fine-tuning teacher, the five rows of the paper, several seeds."""
+    """Search teacher x fine-tuning teacher, the five rows of the paper, several seeds; rows of one search share it."""
     rows = []
     for search, finetune in analysis.PUBLISHED_ABLATION:
-        runs = [start_run(args, f"{search}-{finetune}-{seed}", "--search_teacher", search, "--finetune_teacher", finetune,
-                          "--seed", str(seed)) for seed in args.seeds]
+        runs = []
+        for seed in args.seeds:
+            searched = () if finetune == "none" else ("--search_from", str(args.out / "runs" / f"{search}-none-{seed}"))
+            runs.append(_start(args, f"{search}-{finetune}-{seed}", "--search_teacher", search, "--finetune_teacher",
+                               finetune, "--seed", str(seed), *searched))
         mean, deviation = analysis.mean_and_deviation([100 * run.table[2].top1 for run in runs])
         rows.append({"search": search, "fine_tuning": finetune, "seeds": len(runs), "top1": mean, "deviation": deviation,
                      "search_seconds": np.mean([run.phases["search"]["seconds"] for run in runs]),
@@ -381,7 +287,7 @@ def ablation(args):
                              ("bank and fine-tuning, s", [row["finetune_seconds"] for row in rows], None)])
     text = f"{title}, search / fine-tuning teacher: " + "; ".join(
         f"{name} {row['top1']:.2f} ± {row['deviation']:.2f} %" for name, row in zip(names, rows))
-    write_results(args.out, "ablation", rows, text)
+    studies.write_results(args.out, "ablation", rows, text)
     return rows
 
 

@@ -98,6 +98,12 @@ def correlate(first, second, seed=0):
     return result
 
 
+def interval_text(found):
+    """Returns the interval of Pearson's coefficient that correlate() found, as text."""
+    low, high = found["pearson_interval"]
+    return f"{low:.2f} to {high:.2f}"
+
+
 def _pearson(first, second):
     first, second = first - first.mean(), second - second.mean()
     size = np.linalg.norm(first) * np.linalg.norm(second)

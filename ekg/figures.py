@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
 DPI = 110
+SURFACES_IN_A_ROW = 5
 COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
 
 
@@ -28,10 +29,10 @@ def draw_conditions(path, names, conditions):
     places = np.arange(len(names))
     axes.barh(places, conditions, color=COLOURS[0])
     axes.set_yticks(places, names)
-    axes.invert_yaxis()
     for place, value in zip(places, conditions):
         axes.text(value, place, f" {value:.4f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.18 * max(conditions))
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("condition number |λmin / λmax| of the loss (smaller is smoother)")
     save(figure, path)
 
@@ -45,27 +46,33 @@ def draw_surfaces(path, names, steps, surfaces):
         steps: multiples of the two filter-normalised directions.
         surfaces: list of arrays [len(steps), len(steps)].
     """
-    count = len(names)
+    columns = min(len(names), SURFACES_IN_A_ROW)
+    rows = -(-len(names) // columns)
     low, high = min(surface.min() for surface in surfaces), max(surface.max() for surface in surfaces)
     high = max(high, low + 1e-6)
-    figure = plt.figure(figsize=(4.4 * count + 0.6, 8), layout="constrained")
+    figure = plt.figure(figsize=(4.4 * columns + 0.6, 8 * rows + 0.8), layout="constrained")
+    places = figure.add_gridspec(2 * rows, columns)
     grid = np.meshgrid(steps, steps, indexing="ij")
     for i, (name, surface) in enumerate(zip(names, surfaces)):
-        axes = figure.add_subplot(2, count, i + 1, projection="3d")
+        row, column = 2 * (i // columns), i % columns
+        axes = figure.add_subplot(places[row, column], projection="3d")
         axes.plot_surface(*grid, surface, cmap="viridis", vmin=low, vmax=high, linewidth=0)
         axes.set_zlim(low, high)
         axes.set_title(f"{name}\nloss at the network {surface[len(steps) // 2, len(steps) // 2]:.3f}", fontsize=11)
         axes.set_xlabel("first direction")
         axes.set_ylabel("second direction")
         axes.set_zlabel("cross-entropy, nats")
-        axes = figure.add_subplot(2, count, count + i + 1)
+        axes = figure.add_subplot(places[row + 1, column])
         drawn = axes.contourf(*grid, surface, levels=np.linspace(low, high, 25), cmap="viridis")
         axes.contour(*grid, surface, levels=np.linspace(low, high, 13), colors="white", linewidths=0.5)
         axes.plot(0, 0, "r+", markersize=10)
         axes.set_aspect("equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(np.linspace(steps[0], steps[-1], 5))
         axes.set_xlabel("first direction")
-        axes.set_ylabel("second direction" if i == 0 else "")
-    figure.colorbar(drawn, ax=figure.axes, label="cross-entropy, nats", shrink=0.6)
+        axes.set_ylabel("second direction" if column == 0 else "")
+    figure.colorbar(drawn, ax=figure.axes, label="cross-entropy, nats", location="bottom", format="%.3g", shrink=0.8,
+                    aspect=20 * columns)
     save(figure, path)
 
 

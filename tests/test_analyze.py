@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import analyze
 import ekg
 import nets
 import utils
-from ekg import analysis
+from ekg import analysis, studies
 from ekg.greedy_search import HistoryEntry
 from ekg.run_folder import RunFolder
 
@@ -143,12 +144,12 @@ def runs(params, monkeypatch):
         commands.append(command)
         flags = dict(zip(command[2::2], command[3::2]))
         names = {"--search_teacher": "search_teacher", "--finetune_teacher": "finetune_teacher", "--criterion": "criterion"}
-        folder = analyze.Path(flags["--train_path"])
+        folder = Path(flags["--train_path"])
         if not folder.exists():
             make_run(folder, params, 0.9 + 0.01 * int(flags.get("--seed", 0)),
                      **{own: flags[flag] for flag, own in names.items() if flag in flags})
         return 0
-    monkeypatch.setattr(analyze, "run_process", run)
+    monkeypatch.setattr(studies, "run_process", run)
     return commands
 
 
@@ -164,12 +165,16 @@ def test_the_ablation_has_five_rows_and_several_seeds(params, tmp_path, runs):
     rows = run_analysis("ablation", "--trained_param", params / "one.pkl", *DIGITS, "--seeds", 0, 1, 2, "--out", tmp_path)
     assert [(row["search"], row["fine_tuning"]) for row in rows] == list(analysis.PUBLISHED_ABLATION)
     assert len(runs) == 15 and rows[0]["top1"] == pytest.approx(91.0) and rows[0]["deviation"] == pytest.approx(1.0)
+    shared = {command[command.index("--train_path") + 1]: command[command.index("--search_from") + 1]
+              for command in runs if "--search_from" in command}
+    assert shared == {str(tmp_path / "runs" / f"ensemble-{tune}-{seed}"): str(tmp_path / "runs" / f"ensemble-none-{seed}")
+                      for tune in ("single", "ensemble") for seed in range(3)}
     assert min(size_of(tmp_path / "ablation.png")) > 100
     assert "single / none 91.00 ± 1.00 %" in (tmp_path / "ablation.txt").read_text()
 
 
 def test_a_run_that_fails_ends_the_analysis_with_its_exit_code(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze, "run_process", lambda _: 2)
+    monkeypatch.setattr(studies, "run_process", lambda _: 2)
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--out", tmp_path)
     assert exit_info.value.code == 2
