@@ -146,6 +146,16 @@ def load_networks(args, data):
     return models
 
 
+def _check_converged(rows, name, out):
+    """Ends the program with exit code 3 if an eigenvalue of a row, which goes by `name`, is not known to the tolerance."""
+    unsure = [f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
+              for row in rows if not row["converged"]]
+    if unsure:
+        print(f"error: {len(unsure)} condition numbers are not known to the tolerance: those of {name} {', '.join(unsure)}; "
+              f"raise --max_products. What was found is kept in {out}.", file=sys.stderr)
+        sys.exit(EXIT_NOT_CONVERGED)
+
+
 # ---------------------------------------------------------------- commands
 
 def condition(args):
@@ -176,11 +186,7 @@ def condition(args):
                      f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g}, "
                      f"{row['products']} products)" for row in rows)
     studies.write_results(args.out, "condition", rows, text)
-    unsure = [row["network"] for row in rows if not row["converged"]]
-    if unsure:
-        print(f"error: the eigenvalues of {', '.join(unsure)} are not known to the tolerance; raise --max_products. What "
-              f"was found is kept in {args.out}.", file=sys.stderr)
-        sys.exit(EXIT_NOT_CONVERGED)
+    _check_converged(rows, "network", args.out)
     return rows
 
 
@@ -213,7 +219,7 @@ def draw_landscape(args):
 
 
 def correlation(args):
-    """Random sub-networks at a rate: what predicts the loss after fine-tuning?"""
+    """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 3 as of condition."""
     strategy = devices.make_strategy()
     data, split = load_data(args)
     supernet = Supernet(nets.from_params(args.arch, utils.load_params(args.trained_param), data.num_classes,
@@ -234,11 +240,12 @@ def correlation(args):
             f"(95 % {analysis.interval_text(found['val_loss'])}), condition number {found['condition']['pearson']:.2f} "
             f"(95 % {analysis.interval_text(found['condition'])}); published for 50 sub-networks: 0.32 and 0.73")
     studies.write_results(args.out, "correlation", rows, text, statistics=found)
+    _check_converged(rows, "number", args.out)
     return rows
 
 
 def criteria(args):
-    """Prunes with each criterion at one rate."""
+    """Prunes with each criterion at one rate; exit code 3 as of condition."""
     data, split = load_data(args)
     rows = []
     for name in args.criteria:
@@ -248,7 +255,8 @@ def criteria(args):
         found = studies.spectrum_of(model, split, data.normalise, run.folder / "condition.json", batch_size=args.batch_size,
                                     **_spectrum_options(args))
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": found["condition"],
-                     "converged": found["converged"], "top1": 100 * run.table[2].top1,
+                     "converged": found["converged"], "residual_smallest": found["residual_smallest"],
+                     "residual_largest": found["residual_largest"], "top1": 100 * run.table[2].top1,
                      "rate": run.table[2].flops / run.table[0].flops,
                      "search_seconds": run.phases["search"]["seconds"], "steps": len(run.history) - 1})
     title = f"{args.arch} on {args.dataset} at {args.target_rate:.0%} of the FLOPs"
@@ -261,6 +269,7 @@ def criteria(args):
                                      f"{row['top1']:.2f} %" for row in rows)
             + f". Best after fine-tuning: {best['criterion']}")
     studies.write_results(args.out, "criteria", rows, text, published=analysis.PUBLISHED_CRITERIA)
+    _check_converged(rows, "criterion", args.out)
     return rows
 
 

@@ -7,8 +7,6 @@ metrics. Variables change outside it, so the same code runs on one CPU and on se
 import dataclasses
 import functools
 import logging
-import statistics
-import time
 
 import keras
 import numpy as np
@@ -21,7 +19,6 @@ logger = logging.getLogger("ekg")
 MOMENTUM = 0.9
 XLA_FAILURES = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
 LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**15, 2000  # where float16 gradients start to be scaled, and when it doubles
-LATENCY_WARMUP, LATENCY_RUNS, LATENCY_SECONDS = 2, 9, 20.0
 
 
 # ---------------------------------------------------------------- compiled functions
@@ -346,52 +343,6 @@ def read_variables(model):
             [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
 
 
-def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_workers=1, done=0, totals=None,
-                after_step=None):
-    """Trains one epoch and returns {name: mean metric} over its steps, "images_per_second" among them.
-
-    Args:
-        trainer: Trainer.
-        batches: iterable of the batches from step `done` on, of each this process's part.
-        schedule: Schedule.
-        epoch: number of the epoch, from 0.
-        num_steps: number of steps.
-        progress: progress bar: gets update(1) and set_postfix(dict) at times.
-        num_workers: processes that each train on such a part.
-        done: steps of the epoch that were done before.
-        totals: {name: sum of the metric} over these steps.
-        after_step: function (steps done, {name: scalar tensor of the sum}) called after every step, or None.
-
-    Raises:
-        FloatingPointError: a term of the loss is not finite; names it.
-    """
-    start, timed_steps, rate = time.perf_counter(), 0, 0.0
-    means = {name: value / done for name, value in (totals or {}).items()}
-    report_every = max(1, min(20, num_steps // 10))
-    for step, batch in enumerate(batches, done):
-        metrics = trainer.step(batch, schedule(epoch + step / num_steps))
-        totals = metrics if totals is None else {name: totals[name] + value for name, value in metrics.items()}
-        size = len(batch["labels"]) * num_workers
-        if step == done:  # the first step is traced: leave it out of the throughput
-            tf.nest.map_structure(lambda value: value.numpy(), metrics)
-            start = time.perf_counter()
-        else:
-            timed_steps += 1
-        progress.update(1)
-        if step % report_every == 0 or step == num_steps - 1:
-            means = {name: float(value) / (step + 1) for name, value in totals.items()}
-            broken = [name for name, value in means.items() if not np.isfinite(value)]
-            if broken:
-                raise FloatingPointError(f"{', '.join(broken)} became non-finite in epoch {epoch + 1}, at or shortly "
-                                         f"before step {step + 1} of {num_steps}; lower the learning rate.")
-            rate = timed_steps * size / max(time.perf_counter() - start, 1e-9) if timed_steps else 0.0
-            progress.set_postfix({"loss": f"{means['loss']:.4f}", "top1": f"{100 * means.get('top1', 0):.2f}%",
-                                  "images/s": f"{rate:.0f}"})
-        if after_step is not None:
-            after_step(step + 1, totals)
-    return {**means, "images_per_second": rate}
-
-
 # ---------------------------------------------------------------- evaluation
 
 @dataclasses.dataclass(frozen=True)
@@ -495,20 +446,3 @@ def even_batches(count, batch_size):
     num_batches = -(-count // batch_size)
     edges = [count * i // num_batches for i in range(num_batches + 1)]
     return list(zip(edges[:-1], edges[1:]))
-
-
-def measure_latency(model, image_shape, batch_size, forward=None, jit=False):
-    """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics.
-
-    A pass that takes seconds is not repeated as often as a fast one.
-    """
-    forward = compiled(forward or model.stateless_call, "forward pass", jit)
-    variables, images = read_variables(model), tf.zeros((batch_size, *image_shape))
-    seconds = []
-    while len(seconds) < LATENCY_WARMUP + 1 or (
-            len(seconds) < LATENCY_WARMUP + LATENCY_RUNS and sum(seconds) < LATENCY_SECONDS):
-        start = time.perf_counter()
-        forward(*variables, images, False)[0].numpy()
-        seconds.append(time.perf_counter() - start)
-        utils.check_stopped()
-    return 1000 * statistics.median(seconds[LATENCY_WARMUP:])

@@ -86,7 +86,8 @@ def write_report(folder):
 def correlate(first, second, seed=0):
     """Returns {"pearson", "spearman": coefficient, "…_interval": 95 % bootstrap interval} of two rows of numbers.
 
-    Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of the coefficients.
+    Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of the coefficients. What
+    pairs that are all the same leave undefined is NaN.
     """
     first, second, result = np.asarray(first, float), np.asarray(second, float), {}
     rng = np.random.default_rng(seed)
@@ -94,7 +95,8 @@ def correlate(first, second, seed=0):
     for name, function in (("pearson", _pearson), ("spearman", _spearman)):
         sampled = [function(first[draw], second[draw]) for draw in draws]
         result[name] = function(first, second)
-        result[f"{name}_interval"] = np.nanpercentile(sampled, [2.5, 97.5]).tolist()
+        known = [value for value in sampled if not np.isnan(value)] or [float("nan")]
+        result[f"{name}_interval"] = np.percentile(known, [2.5, 97.5]).tolist()
     return result
 
 

@@ -8,7 +8,6 @@ import resource
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import op_utils
@@ -21,7 +20,6 @@ from ekg.supernet import Supernet
 logger = logging.getLogger(__name__)
 
 SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
-NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,11 +269,7 @@ class Pipeline:
             with self._phase("slim"):
                 with self._strategy.scope():
                     model = supernet.cut(history[-1].subnetwork)
-                count = min(NUM_STATISTICS_IMAGES, len(self._data.train))
-                batches = [np.arange(start, stop)
-                           for start, stop in op_utils.even_batches(count, self._images_together)]
-                images = map(self._data.normalise, self._data.train.stream(batches))
-                op_utils.reestimate_statistics_(model, images, Graph(model).stateless_call, self._settings.jit)
+                training.estimate_statistics_(model, self._data, self._images_together, self._settings.jit)
                 self._save(model, path)
         return path
 

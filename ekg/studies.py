@@ -100,8 +100,9 @@ def measure_subnetworks(supernet, data, split, strategy, out, *, count, target_r
         tuned = tune(supernet.cut, subnetwork, data, strategy, out / "checkpoints" / f"subnetwork{number}", epochs=epochs,
                      batch_size=batch_size)
         known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": score.loss,
-                         "condition": spectrum.condition, "converged": spectrum.converged, "tuned_loss": tuned.loss,
-                         "tuned_top1": tuned.top1}
+                         "condition": spectrum.condition, "converged": spectrum.converged,
+                         "residual_smallest": spectrum.residual_smallest, "residual_largest": spectrum.residual_largest,
+                         "tuned_loss": tuned.loss, "tuned_top1": tuned.top1}
         utils.append_json_line(lines, known[number])
         logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
                     score.loss, spectrum.condition, tuned.loss)
@@ -123,10 +124,8 @@ def tune(cut, subnetwork, data, strategy, folder, *, epochs, batch_size):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = cut(subnetwork)
+    training.estimate_statistics_(model, data, batch_size)
     forward = Graph(model).stateless_call
-    edges = op_utils.even_batches(min(10_000, len(data.train)), batch_size)
-    images = map(data.normalise, data.train.stream([np.arange(*edge) for edge in edges]))
-    op_utils.reestimate_statistics_(model, images, forward)
     trainer = op_utils.Trainer(strategy, model, losses.fine_tuning(data, "none", 1.0), weight_decay=5e-4, forward=forward)
     training.fit("fine-tune", trainer, data, op_utils.Schedule(0.01, (0.3, 0.6, 0.8), 0.2, epochs),
                  batch_size=min(128, len(data.train)), seed=0, folder=RunFolder(folder, {}), num_views=losses.NUM_VIEWS)

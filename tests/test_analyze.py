@@ -84,7 +84,8 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
 def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("condition", params / "one.pkl", *DIGITS, "--images", "test", "--max_products", 2, "--out", tmp_path)
-    assert exit_info.value.code == 3 and "the eigenvalues of one are not known to the tolerance" in capsys.readouterr().err
+    assert exit_info.value.code == 3
+    assert "not known to the tolerance: those of network one (residuals" in capsys.readouterr().err
     row, = utils.read_json(tmp_path / "condition.json")["rows"]
     assert row["products"] == 2 and not row["converged"] and row["residual_smallest"] > 0
 
@@ -100,11 +101,14 @@ def test_surfaces_share_one_scale(params, tmp_path):
 
 def test_correlation_keeps_every_subnetwork(params, tmp_path):
     argv = ("correlation", "--trained_param", params / "one.pkl", *DIGITS, "--subnetworks", 2, "--target_rate", 0.5,
-            "--max_products", 3, "--out", tmp_path)
+            "--tolerance", 100, "--out", tmp_path)
     rows = run_analysis(*argv)
     assert [row["number"] for row in rows] == [0, 1] and len({row["val_loss"] for row in rows}) == 2
     assert all(0.4 < row["rate"] <= 0.5 and row["condition"] > 0 for row in rows)
     assert run_analysis(*argv) == rows and min(size_of(tmp_path / "correlation.png")) > 300
+    with pytest.raises(SystemExit) as exit_info:
+        run_analysis(*argv[:-1], tmp_path / "few", "--subnetworks", 1, "--max_products", 2, "--tolerance", 0.01)
+    assert exit_info.value.code == 3 and len(utils.read_json(tmp_path / "few" / "correlation.json")["rows"]) == 1
     with pytest.raises(utils.UserError, match="target_rate: 0.5 there, 0.6 here"):
         run_analysis(*argv, "--target_rate", 0.6)
 
@@ -155,9 +159,13 @@ def runs(params, monkeypatch):
 
 def test_criteria_are_compared(params, tmp_path, runs):
     rows = run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--criteria", "l1", "ekg",
-                        "--max_products", 3, "--out", tmp_path, "--", "--train_epoch", "1")
+                        "--tolerance", 100, "--out", tmp_path, "--", "--train_epoch", "1")
     assert [row["criterion"] for row in rows] == ["l1", "ekg"] and rows[0]["val_loss"] == 0.2 and rows[0]["condition"] > 0
-    assert len(runs) == 2 and runs[0][-2:] == ["--train_epoch", "1"] and runs[0][1].endswith("train_cifar.py")
+    with pytest.raises(SystemExit) as exit_info:
+        run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--criteria", "l1", "--max_products", 2,
+                     "--out", tmp_path)
+    assert exit_info.value.code == 3
+    assert len(runs) == 3 and runs[0][-2:] == ["--train_epoch", "1"] and runs[0][1].endswith("train_cifar.py")
     assert min(size_of(tmp_path / "criteria.png")) > 100
 
 

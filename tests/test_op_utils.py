@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 import op_utils
-from ekg import losses
+from ekg import losses, training
 from ekg.graph import Graph, Numerics
 from tests.conftest import make_data, make_tiny_resnet, randomise_
 from tests.helpers import mirrored, relative_difference
@@ -118,7 +118,7 @@ def test_a_non_finite_loss_stops_and_is_named():
         def update(self, _): ...
         def set_postfix(self, _): ...
     with pytest.raises(FloatingPointError, match="loss became non-finite in epoch 3"):
-        op_utils.train_epoch(trainer, data.epoch(24, 0, 2, 1), op_utils.Schedule(0.1, (), 1, 5), 2, 4, Bar())
+        training.train_epoch(trainer, data.epoch(24, 0, 2, 1), op_utils.Schedule(0.1, (), 1, 5), 2, 4, Bar())
 
 
 @pytest.mark.parametrize(("batch_size", "replicas"), [(22, 1), (8, 1), (5, 1), (64, 1), (8, 2)])
