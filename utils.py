@@ -12,6 +12,7 @@ import os
 import pickle
 import pickletools
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -147,6 +148,18 @@ def prefetched(items, depth=2):
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, items, end))
             yield item
+
+
+def peak_memory_mib():
+    """Returns the most memory, in MiB, that this process has had resident.
+
+    From Linux' own record of this program: getrusage() would count a parent process that started this one with a large
+    memory.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # ---------------------------------------------------------------- files

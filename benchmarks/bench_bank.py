@@ -5,7 +5,6 @@
 
 import argparse
 import os
-import resource
 import tempfile
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def main(args):
         with open(path, "rb") as file:  # warm: the file is in the system's cache
             while file.read(2**24):
                 pass
-        before, peak_before, most = resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+        before, peak_before, most = resident_mib(), utils.peak_memory_mib(), 0.0
 
         def read():
             nonlocal most
@@ -88,7 +87,7 @@ def main(args):
                 most = max(most, resident_mib())
 
         spent = common.seconds(read, runs=3, warmup=1)
-        peak_growth = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before, 0) / 1024
+        peak_growth = utils.peak_memory_mib() - peak_before
     print(f"{shape[0]:,} x {shape[1]} x {shape[2]} float16, {size:,} bytes, batches of {args.batch_size} random rows")
     common.print_table(["rows/s", "resident memory grows by, MiB", "its peak by, MiB", "float16 changes the loss by"],
                        [[f"{batches.size / spent:,.0f}", f"{most - before:.0f}", f"{peak_growth:.0f}", f"{change:.5%}"]])

@@ -8,7 +8,6 @@ CPU devices share the machine's cores: they show that the work is shared out, no
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
@@ -86,7 +85,7 @@ def measure(args, case):
         result = {"seconds": common.seconds(make_step(args, strategy, data, case["accum"]), args.runs)}
     else:
         result = {"seconds": search_seconds(args, devices.Team(strategy), data, case["accum"])}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = utils.peak_memory_mib()
     print("RESULT " + json.dumps(result | {"peak_mib": round(peak)}))
 
 

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import resource
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import keras
@@ -64,7 +63,7 @@ def main(args):
         rows.append([name, f"{num_images / ours:.0f}", f"{num_images / keras_own:.0f}", f"{ours / keras_own:.3f}",
                      f"{2 * factor * flops * num_images / ours / peak:.2f}"])
     print(f"{args.arch}, float32 matrix product {peak / 1e9:.0f} GFLOP/s, peak memory "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB (a training step counts as three forward)")
+          f"{utils.peak_memory_mib():.0f} MiB (a training step counts as three forward)")
     common.print_table(["work", "images/s", "images/s, Keras' own call", "ratio of seconds", "share of peak"], rows)
 
 

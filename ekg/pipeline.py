@@ -4,7 +4,6 @@ that file is there already."""
 import contextlib
 import dataclasses
 import logging
-import resource
 import time
 
 import keras
@@ -187,7 +186,7 @@ class Pipeline:
             yield
         finally:  # a phase that is stopped has its time in the summary, too
             seconds = time.perf_counter() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            peak = utils.peak_memory_mib()
             if self._team.is_chief:
                 utils.append_json_line(self.folder / "phases.jsonl", {"phase": name, "seconds": round(seconds, 1),
                                                                      "peak_memory_mib": round(peak)})

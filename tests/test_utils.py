@@ -2,6 +2,8 @@ import io
 import os
 import pickle
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -211,3 +213,15 @@ def test_asked_twice_by_ctrl_c_it_stops_at_once():
     stop.receive(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stop.receive(signal.SIGINT, None)
+
+
+def test_the_peak_memory_is_the_own_one_and_not_that_of_who_started_the_process():
+    code = """import numpy as np, utils
+before = utils.peak_memory_mib()
+block = np.ones(2**25)
+del block
+print(before, utils.peak_memory_mib() - before)"""
+    large = np.ones(2**27)
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout  # noqa: S603
+    before, growth = map(float, output.split())
+    assert 50 < before < large.nbytes / 2**20 < utils.peak_memory_mib() and 240 < growth < 300
