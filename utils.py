@@ -101,6 +101,7 @@ def run_script(main, parse_args):
     end = functools.partial(_exit, at_once=getattr(args, "strategy", None) == "multi_worker")
     how_to_go_on = HOW_TO_GO_ON.format(" without --overwrite" if getattr(args, "overwrite", False) else "")
     tf.get_logger().setLevel("ERROR")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     for number in STOP_SIGNALS:
         signal.signal(number, _stop.receive)
