@@ -146,13 +146,13 @@ def load_networks(args, data):
     return models
 
 
-def _check_converged(rows, name, out):
+def _check_converged(rows, name, out, advice="raise --max_products"):
     """Ends the program with exit code 3 if an eigenvalue of a row, which goes by `name`, is not known to the tolerance."""
     unsure = [f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
               for row in rows if not row["converged"]]
     if unsure:
         print(f"error: {len(unsure)} condition numbers are not known to the tolerance: those of {name} {', '.join(unsure)}; "
-              f"raise --max_products. What was found is kept in {out}.", file=sys.stderr)
+              f"{advice}. What was found is kept in {out}.", file=sys.stderr)
         sys.exit(EXIT_NOT_CONVERGED)
 
 
@@ -227,7 +227,7 @@ def correlation(args):
     greedy_search.check_target(supernet, args.target_rate)
     what = {"trained_param": utils.sha256(args.trained_param), "target_rate": args.target_rate, "arch": args.arch,
             "dataset": args.dataset, "train_epoch": args.train_epoch, "batch_size": args.batch_size}
-    RunFolder(args.out, what | _spectrum_options(args))
+    RunFolder(args.out, what | _spectrum_options(args) | {"format": 2}, flag="--out")
     rows = studies.measure_subnetworks(supernet, data, split, strategy, args.out, count=args.subnetworks,
                                        target_rate=args.target_rate, epochs=args.train_epoch,
                                        batch_size=args.batch_size, spectrum_options=_spectrum_options(args))
@@ -240,7 +240,7 @@ def correlation(args):
             f"(95 % {analysis.interval_text(found['val_loss'])}), condition number {found['condition']['pearson']:.2f} "
             f"(95 % {analysis.interval_text(found['condition'])}); published for 50 sub-networks: 0.32 and 0.73")
     studies.write_results(args.out, "correlation", rows, text, statistics=found)
-    _check_converged(rows, "number", args.out)
+    _check_converged(rows, "number", args.out, "raise --max_products and name a new --out")
     return rows
 
 
@@ -258,7 +258,7 @@ def criteria(args):
                      "converged": found["converged"], "residual_smallest": found["residual_smallest"],
                      "residual_largest": found["residual_largest"], "top1": 100 * run.table[2].top1,
                      "rate": run.table[2].flops / run.table[0].flops,
-                     "search_seconds": run.phases["search"]["seconds"], "steps": len(run.history) - 1})
+                     "search_seconds": analysis.seconds_of(run, "search"), "steps": len(run.history) - 1})
     title = f"{args.arch} on {args.dataset} at {args.target_rate:.0%} of the FLOPs"
     figures.draw_comparison(args.out / "criteria.png", title, [row["criterion"] for row in rows],
                             [(label, [row[name] for row in rows], None) for name, label in
@@ -284,9 +284,9 @@ def ablation(args):
                                finetune, "--seed", str(seed), *searched))
         mean, deviation = analysis.mean_and_deviation([100 * run.table[2].top1 for run in runs])
         rows.append({"search": search, "fine_tuning": finetune, "seeds": len(runs), "top1": mean, "deviation": deviation,
-                     "search_seconds": np.mean([run.phases["search"]["seconds"] for run in runs]),
-                     "finetune_seconds": np.mean([run.phases["fine-tune"]["seconds"] + run.phases.get("bank", {}).get(
-                         "seconds", 0) for run in runs]), "baseline_top1": 100 * runs[0].table[0].top1})
+                     "search_seconds": np.mean([analysis.seconds_of(run, "search") for run in runs]),
+                     "finetune_seconds": np.mean([analysis.seconds_of(run, "bank", "fine-tune") for run in runs]),
+                     "baseline_top1": 100 * runs[0].table[0].top1})
     title = f"{args.arch} on {args.dataset} at {args.target_rate:.0%} of the FLOPs, {len(args.seeds)} seeds"
     names = [f"{row['search']} / {row['fine_tuning']}" for row in rows]
     figures.draw_comparison(args.out / "ablation.png", title, names,

@@ -79,6 +79,11 @@ def stop_signal():
     return _stop.signal or 0
 
 
+def request_stop(number):
+    """Takes it that this process got a signal: another worker did."""
+    _stop.signal = number
+
+
 def is_stopping():
     """Returns whether a signal asked the run to end."""
     return _stop.signal is not None
@@ -158,8 +163,9 @@ def peak_memory_mib():
     memory.
     """
     status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)) / 1024
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found.group(1)) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

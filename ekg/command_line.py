@@ -213,8 +213,7 @@ def run(args, baseline, load_data, build, from_params):
 
 def _prepare(args, result_arguments):
     """Makes the run folder, or opens it, with the search of another run in it if one is asked for."""
-    is_searched = (args.train_path / run_folder.SEARCH_FILES[-1]).exists() and not args.overwrite
-    takes_search = args.search_from and not is_searched
+    takes_search = args.search_from and (args.overwrite or not run_folder.is_searched(args.train_path))
     if takes_search:
         run_folder.check_search(args.search_from, result_arguments)
     folder = RunFolder(args.train_path, result_arguments, args.overwrite)

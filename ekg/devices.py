@@ -238,10 +238,16 @@ class Team:
         return self.exchange("yes" if is_so else "")[0] == "yes"
 
     def stop_signal(self):
-        """Returns the number of the signal that asked a process to end, or 0: the same in all, which call it together."""
+        """Returns the number of the signal that asked a process to end, or 0: the same in all, which call it together.
+
+        All processes go on as if they had got it themselves.
+        """
         signals = np.zeros(self.num_workers, np.int32)
         signals[self.worker] = utils.stop_signal()
-        return int(self.total(signals).max())
+        number = int(self.total(signals).max())
+        if number:
+            utils.request_stop(number)
+        return number
 
     def on_chief(self, function):
         """Calls a function in the chief's process alone; all wait until it is done.

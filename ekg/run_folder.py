@@ -13,7 +13,8 @@ OWN_NAMES = (ARGUMENTS_FILE, "baseline_param.pkl", "supernet_param.pkl", "slimme
              "trained_param.keras", "unfinished.keras", "history.jsonl", "search_state.pkl", "curves.jsonl", "phases.jsonl",
              "summary.json", "report.png", "report.html", "condition.json", "memory_bank", "checkpoints", "events")
 SEARCH_PHASES = ("subset", "search", "slim")
-SEARCH_FILES = ("supernet_param.pkl", "history.jsonl", "slimmed_param.pkl")  # what they leave, the last one at their end
+SEARCH_FILES = ("supernet_param.pkl", "history.jsonl", "curves.jsonl", "phases.jsonl", "slimmed_param.pkl")
+SEARCHED = SEARCH_FILES[-1]  # written last
 # What a search of a given network does not depend on.
 TRAINING_ARGUMENTS = ("finetune_teacher", "num_teacher", "temperature", "learning_rate", "decay_points", "decay_rate",
                       "warmup_epoch", "label_smoothing", "batch_size", "train_epoch", "baseline_epoch", "precision",
@@ -27,7 +28,7 @@ class RunFolder:
         path: pathlib.Path of the folder.
     """
 
-    def __init__(self, path, arguments, overwrite=False, cleans=True):
+    def __init__(self, path, arguments, overwrite=False, cleans=True, flag="--train_path"):
         """Makes the folder, or opens it for the same arguments.
 
         Args:
@@ -35,11 +36,12 @@ class RunFolder:
             arguments: {name: value that goes to JSON} of everything that changes the result.
             overwrite: whether to remove an earlier run there.
             cleans: whether to remove what a killed run left of files it was writing.
+            flag: by which the user named the folder.
 
         Raises:
             utils.UserError: the folder cannot be written, holds something else, or belongs to other arguments.
         """
-        self.path, self._events, self._logged = Path(path), None, None
+        self.path, self._flag, self._events, self._logged = Path(path), flag, None, None
         file = self.path / ARGUMENTS_FILE
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ class RunFolder:
                     unfinished.unlink()
             is_run = file.exists() and f'"{utils.CHECKSUM}"'.encode() in file.read_bytes()
             if not is_run and any(self.path.iterdir()):
-                raise utils.UserError(f"{path}: --train_path is not empty and holds no run; name a new folder.")
+                raise utils.UserError(f"{path}: {flag} is not empty and holds no run; name a new folder.")
             if is_run and overwrite:
                 self._remove_run()
             elif is_run:
@@ -56,7 +58,7 @@ class RunFolder:
             if not is_run or overwrite:
                 utils.write_json(file, arguments)
         except OSError as error:
-            raise utils.UserError(f"{path}: --train_path cannot be written ({error.strerror}).") from None
+            raise utils.UserError(f"{path}: {flag} cannot be written ({error.strerror}).") from None
 
     def _remove_run(self):
         for name in OWN_NAMES[1:]:  # all but arguments.json: it says that this is a run, and is written over
@@ -69,15 +71,20 @@ class RunFolder:
     def _compare(self, old, new):
         differing = _differences(old, new)
         if differing:
-            raise utils.UserError(f"{self.path}: holds a run with other arguments; repeat those, name a new --train_path, "
-                                  f"or start anew with --overwrite:{differing}")
+            overwriting = ", or start anew with --overwrite" if self._flag == "--train_path" else ""
+            raise utils.UserError(f"{self.path}: holds a run with other arguments; repeat those, or name a new {self._flag}"
+                                  f"{overwriting}:{differing}")
 
     def take_search(self, source):
         """Copies what the search of another run left, so that this run goes on behind it; see check_search.
 
         Its seconds and curves come along, so that the summary and the report are those of a whole run.
         """
-        for name in ("curves.jsonl", "phases.jsonl"):
+        for name in SEARCH_FILES:
+            if name not in ("curves.jsonl", "phases.jsonl"):
+                data = (Path(source) / name).read_bytes()
+                utils.write_whole(self / name, lambda file, data=data: file.write(data))
+                continue
             (self / name).unlink(missing_ok=True)
             for line in utils.read_json_lines(Path(source) / name):
                 if line["phase"] not in SEARCH_PHASES:
@@ -86,9 +93,6 @@ class RunFolder:
                     self.log_curves(line.pop("phase"), line.pop("step"), line)
                 else:
                     utils.append_json_line(self / name, line)
-        for name in SEARCH_FILES:
-            data = (Path(source) / name).read_bytes()
-            utils.write_whole(self / name, lambda file, data=data: file.write(data))
 
     def __truediv__(self, name):
         return self.path / name
@@ -113,6 +117,11 @@ class RunFolder:
         self._events.flush()
 
 
+def is_searched(path):
+    """Returns whether a run in a folder is behind its search."""
+    return any((path / name).exists() for name in (SEARCHED, "trained_param.pkl", "summary.json", "checkpoints/fine-tune"))
+
+
 def check_search(source, arguments):
     """Checks that a run with these arguments would search as the run in another folder did.
 
@@ -135,8 +144,10 @@ def check_search(source, arguments):
     if differing:
         raise utils.UserError(f"--search_from {source}: was searched with other arguments; repeat those, or leave "
                               f"--search_from out:{differing}")
-    for name in SEARCH_FILES:
-        (utils.load_params if name.endswith(".pkl") else utils.read_json_lines)(source / name)
+    read = {name: (utils.load_params if name.endswith(".pkl") else utils.read_json_lines)(source / name)
+            for name in SEARCH_FILES}
+    if not read["history.jsonl"] or read["history.jsonl"][-1]["rate"] > arguments["target_rate"]:
+        raise utils.UserError(f"--search_from {source}: its history.jsonl is cut short; put the file back.")
 
 
 def _differences(old, new):

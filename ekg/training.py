@@ -54,8 +54,8 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
     position = checkpoints.restore() or {"epoch": 0, "step": 0, "totals": None}
     if position["epoch"] or position["step"]:
         logger.info("%s: goes on after epoch %d, step %d", phase, position["epoch"], position["step"])
-    if position.get("curves") and team.is_chief:
-        folder.log_curves(phase, position["epoch"], position["curves"])
+    if position.get("curves"):
+        team.on_chief(functools.partial(folder.log_curves, phase, position["epoch"], position["curves"]))
     for epoch in range(position["epoch"], schedule.epochs):
         done, totals = (position["step"], position["totals"]) if epoch == position["epoch"] else (0, None)
         batches = data.epoch(batch_size, seed, epoch, num_views, split, (team.worker, team.num_workers), done)
@@ -68,10 +68,9 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
                                          team.num_workers, done, totals, keeper.after_step)
         curves = means | {"learning_rate": schedule(epoch)}
         team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None, "curves": curves}))
-        if team.is_chief:
-            folder.log_curves(phase, epoch + 1, curves)
-        if number := team.stop_signal():
-            raise utils.Stopped(number)
+        team.on_chief(functools.partial(folder.log_curves, phase, epoch + 1, curves))
+        if team.stop_signal():
+            utils.check_stopped()
 
 
 def train_epoch(trainer, batches, schedule, epoch, num_steps, progress, num_workers=1, done=0, totals=None,
@@ -130,10 +129,9 @@ class _Keeper:
     def after_step(self, done, totals):
         """Raises utils.Stopped behind a checkpoint if a process got a signal; several ask each other only now and then."""
         asks = self._team.num_workers == 1 or done % AGREEMENT_STEPS == 0
-        number = self._team.stop_signal() if asks else 0
-        if number:
+        if asks and self._team.stop_signal():
             self._team.on_chief(functools.partial(self._save, done, totals))
-            raise utils.Stopped(number)
+            utils.check_stopped()
         if self._team.is_chief and time.monotonic() - self._last >= self._seconds:
             self._save(done, totals)
 

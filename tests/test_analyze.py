@@ -13,7 +13,7 @@ import analyze
 import ekg
 import nets
 import utils
-from ekg import analysis, studies
+from ekg import analysis, figures, studies
 from ekg.greedy_search import HistoryEntry
 from ekg.run_folder import RunFolder
 
@@ -97,6 +97,15 @@ def test_surfaces_share_one_scale(params, tmp_path):
         surface = np.array(row["surface"])
         assert surface.shape == (3, 3) and row["loss"] == surface[1, 1] and row["lowest"] == surface.min()
     assert min(size_of(tmp_path / "landscape.png")) > 300
+
+
+def test_many_surfaces_stand_in_rows(tmp_path):
+    sizes = {}
+    for count in (5, 7):
+        figures.draw_surfaces(tmp_path / "s.png", [f"network {i}" for i in range(count)], np.linspace(-1, 1, 3),
+                              [np.eye(3) + i for i in range(count)])
+        sizes[count] = size_of(tmp_path / "s.png")
+    assert abs(sizes[7][0] - sizes[5][0]) < 100 and sizes[7][1] > 1.7 * sizes[5][1]
 
 
 def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):

@@ -98,6 +98,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train_cifar.main(args)
     train_cifar.main(args)
+    curves = [[line | {"images_per_second": 0} for line in utils.read_json_lines(path / "curves.jsonl")]
+              for path in (folder, other)]
+    assert curves[0] == curves[1]
     for name in ("slimmed_param.pkl", "trained_param.pkl"):
         expected, found = (utils.load_params(path / name) for path in (folder, other))
         assert expected.keys() == found.keys() and all((expected[key] == found[key]).all() for key in expected)
@@ -139,7 +142,8 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, tmp_path, monke
             str(folder / "baseline_param.pkl"), "--train_path"]
     with monkeypatch.context() as patch:
         patch.setattr("ekg.pipeline.search", None)
-        found = train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "taken"), "--search_from", str(folder)]))
+        found = train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "taken"), "--search_from", str(folder),
+                                                          "--preflight"]))
     assert [(row.loss, row.top1, row.flops) for row in found] == [(row.loss, row.top1, row.flops) for row in rows]
     for name in ("slimmed_param.pkl", "history.jsonl", "trained_param.pkl"):
         assert (tmp_path / "taken" / name).read_bytes() == (folder / name).read_bytes()

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 import utils
+from ekg import run_folder
 from ekg.run_folder import OWN_NAMES, RunFolder
 
 
@@ -63,3 +65,59 @@ def test_curves_are_kept_as_lines_and_events(tmp_path):
         again.log_curves("search", 1, {"loss": 0.5})
     assert utils.read_json_lines(folder / "curves.jsonl") == [{"phase": "search", "step": 1, "loss": 0.5}]
     assert list((tmp_path / "events").glob("events.out.tfevents*"))
+
+
+@pytest.fixture
+def searched(tmp_path):
+    """The folder of a run that is behind its search and in its fine-tuning."""
+    folder = RunFolder(tmp_path / "searched", {"trained_param": "x", "target_rate": 0.5, "seed": 1, "train_epoch": 1})
+    for name in ("supernet_param.pkl", "slimmed_param.pkl"):
+        utils.save_pickle(folder / name, {"kernel": np.arange(3.0)})
+    for step, rate in enumerate((1.0, 0.7, 0.5)):
+        utils.append_json_line(folder / "history.jsonl", {"step": step, "rate": rate})
+        folder.log_curves("search", step, {"rate": rate})
+    folder.log_curves("fine-tune", 1, {"loss": 0.5})
+    for phase in ("search", "slim", "fine-tune"):
+        utils.append_json_line(folder / "phases.jsonl", {"phase": phase, "seconds": 1.0})
+    return folder.path
+
+
+def test_a_search_that_is_taken_comes_without_the_training_behind_it(searched, tmp_path, monkeypatch):
+    """Also if the taking is killed before its end and started again."""
+    arguments = {"trained_param": "x", "target_rate": 0.5, "seed": 1, "train_epoch": 9}
+    run_folder.check_search(searched, arguments)
+    folder, original = RunFolder(tmp_path / "run", arguments), utils.append_json_line
+
+    def dies(path, value):
+        if value.get("phase") == "slim":
+            raise KeyboardInterrupt
+        original(path, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "append_json_line", dies)
+        with pytest.raises(KeyboardInterrupt):
+            folder.take_search(searched)
+    assert not run_folder.is_searched(folder.path)
+    folder = RunFolder(tmp_path / "run", arguments)
+    folder.take_search(searched)
+    assert run_folder.is_searched(folder.path)
+    assert [line["step"] for line in utils.read_json_lines(folder / "curves.jsonl")] == [0, 1, 2]
+    assert [line["phase"] for line in utils.read_json_lines(folder / "phases.jsonl")] == ["search", "slim"]
+    for name in ("supernet_param.pkl", "history.jsonl", "slimmed_param.pkl"):
+        assert (folder / name).read_bytes() == (searched / name).read_bytes()
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda folder: (folder / "curves.jsonl").unlink(), "its search is not finished"),
+    (lambda folder: (folder / "phases.jsonl").write_text("{}\n"), "phases.jsonl: line 1 is damaged"),
+    (lambda folder: (folder / "history.jsonl").write_bytes((folder / "history.jsonl").read_bytes()[:-5]), "is cut short"),
+    (lambda folder: (folder / "history.jsonl").write_text(""), "is cut short"),
+    (lambda folder: (folder / "slimmed_param.pkl").write_bytes(b"x"), "slimmed_param.pkl")])
+def test_a_search_with_a_damaged_file_is_not_taken(searched, damage, message):
+    damage(searched)
+    with pytest.raises(utils.UserError, match=message):
+        run_folder.check_search(searched, utils.read_json(searched / "arguments.json"))
+
+
+def test_the_search_of_another_network_is_not_taken(searched):
+    with pytest.raises(utils.UserError, match="other arguments.*\n  trained_param: 'x' there, 'y' here$"):
+        run_folder.check_search(searched, utils.read_json(searched / "arguments.json") | {"trained_param": "y"})
