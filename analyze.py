@@ -287,7 +287,9 @@ def ablation(args):
                      "search_seconds": np.mean([analysis.seconds_of(run, "search") for run in runs]),
                      "finetune_seconds": np.mean([analysis.seconds_of(run, "bank", "fine-tune") for run in runs]),
                      "baseline_top1": 100 * runs[0].table[0].top1})
-    title = f"{args.arch} on {args.dataset} at {args.target_rate:.0%} of the FLOPs, {len(args.seeds)} seeds"
+    several = len(args.seeds) > 1
+    title = (f"{args.arch} on {args.dataset} at {args.target_rate:.0%} of the FLOPs, {len(args.seeds)} "
+             f"seed{'s' * several}")
     names = [f"{row['search']} / {row['fine_tuning']}" for row in rows]
     figures.draw_comparison(args.out / "ablation.png", title, names,
                             [("top-1 after fine-tuning, %", [row["top1"] for row in rows],
@@ -295,7 +297,7 @@ def ablation(args):
                              ("search, s", [row["search_seconds"] for row in rows], None),
                              ("bank and fine-tuning, s", [row["finetune_seconds"] for row in rows], None)])
     text = f"{title}, search / fine-tuning teacher: " + "; ".join(
-        f"{name} {row['top1']:.2f} ± {row['deviation']:.2f} %" for name, row in zip(names, rows))
+        f"{name} {row['top1']:.2f}" + f" ± {row['deviation']:.2f}" * several + " %" for name, row in zip(names, rows))
     studies.write_results(args.out, "ablation", rows, text)
     return rows
 
