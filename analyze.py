@@ -104,13 +104,6 @@ def _spectrum_flags(command):
     command.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="Hessian-vector products, at most")
 
 
-def _start(args, name, *flags):
-    """Returns the finished Run of train_cifar.py with these flags."""
-    data = ("--data_path", args.data_path) if args.data_path else ()
-    return studies.run_training(args.out / "runs" / name, "--arch", args.arch, "--dataset", args.dataset, "--trained_param",
-                                str(args.trained_param), "--target_rate", str(args.target_rate), *data, *flags, *args.rest)
-
-
 def _spectrum_options(args):
     return {"tolerance": args.tolerance, "max_products": args.max_products}
 
@@ -144,6 +137,13 @@ def load_networks(args, data):
         name = path.stem if path.stem not in models else str(path)
         models[name] = nets.from_params(args.arch, params, data.num_classes, path)
     return models
+
+
+def _start(args, name, *flags):
+    """Returns the finished Run of train_cifar.py with these flags."""
+    data = ("--data_path", args.data_path) if args.data_path else ()
+    return studies.run_training(args.out / "runs" / name, "--arch", args.arch, "--dataset", args.dataset, "--trained_param",
+                                str(args.trained_param), "--target_rate", str(args.target_rate), *data, *flags, *args.rest)
 
 
 def _check_converged(rows, name, out, advice="raise --max_products"):
@@ -227,7 +227,8 @@ def correlation(args):
     greedy_search.check_target(supernet, args.target_rate)
     what = {"trained_param": utils.sha256(args.trained_param), "target_rate": args.target_rate, "arch": args.arch,
             "dataset": args.dataset, "train_epoch": args.train_epoch, "batch_size": args.batch_size}
-    RunFolder(args.out, what | _spectrum_options(args) | {"format": 2}, flag="--out")
+    what |= _spectrum_options(args) | {"format": 2}  # of history.jsonl: its lines have the residuals
+    RunFolder(args.out, what, flag="--out")
     rows = studies.measure_subnetworks(supernet, data, split, strategy, args.out, count=args.subnetworks,
                                        target_rate=args.target_rate, epochs=args.train_epoch,
                                        batch_size=args.batch_size, spectrum_options=_spectrum_options(args))

@@ -81,18 +81,19 @@ class RunFolder:
         Its seconds and curves come along, so that the summary and the report are those of a whole run.
         """
         for name in SEARCH_FILES:
-            if name not in ("curves.jsonl", "phases.jsonl"):
-                data = (Path(source) / name).read_bytes()
+            if name in ("curves.jsonl", "phases.jsonl"):
+                self._take_lines(source, name)
+            else:
+                data = (source / name).read_bytes()
                 utils.write_whole(self / name, lambda file, data=data: file.write(data))
-                continue
-            (self / name).unlink(missing_ok=True)
-            for line in utils.read_json_lines(Path(source) / name):
-                if line["phase"] not in SEARCH_PHASES:
-                    continue
-                if name == "curves.jsonl":
-                    self.log_curves(line.pop("phase"), line.pop("step"), line)
-                else:
-                    utils.append_json_line(self / name, line)
+
+    def _take_lines(self, source, name):
+        (self / name).unlink(missing_ok=True)
+        for line in utils.read_json_lines(source / name):
+            if line["phase"] in SEARCH_PHASES and name == "curves.jsonl":
+                self.log_curves(line.pop("phase"), line.pop("step"), line)
+            elif line["phase"] in SEARCH_PHASES:
+                utils.append_json_line(self / name, line)
 
     def __truediv__(self, name):
         return self.path / name

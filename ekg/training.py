@@ -65,7 +65,7 @@ def fit(phase, trainer, data, schedule, *, batch_size, seed, folder, num_views=0
         with utils.progress_bar(f"{phase} {epoch + 1}/{schedule.epochs}", num_steps, "step") as progress:
             progress.update(done)
             means = train_epoch(trainer, utils.prefetched(batches), schedule, epoch, num_steps, progress,
-                                         team.num_workers, done, totals, keeper.after_step)
+                                team.num_workers, done, totals, keeper.after_step)
         curves = means | {"learning_rate": schedule(epoch)}
         team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None, "curves": curves}))
         team.on_chief(functools.partial(folder.log_curves, phase, epoch + 1, curves))
