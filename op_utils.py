@@ -1,448 +1,387 @@
-"""What runs on devices: strategy, compiled steps, gradient accumulation, losses, schedule, exact evaluation.
+"""What the scripts do with devices: flags, strategy, clusters, determinism; and the two training scripts' common job.
 
-On every replica a pure function, compiled with XLA where that pays, returns gradients, batch norm statistics and
-metrics. Variables change outside it, so the same code runs on one CPU and on several GPUs under MirroredStrategy.
+Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 """
 
+import argparse
 import dataclasses
 import functools
-import logging
+import hashlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import utils
+from ekg import files, settings
+from ekg.data import TrainingBatches
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.distil import bank_files, losses
+from ekg.errors import EkgError
+from ekg.report.table import format_table
+from ekg.run import folder as names
+from ekg.run import pipeline, reuse
+from ekg.run.folder import RunFolder
+from ekg.run.job import Job, Phase, check_finite
+from ekg.settings import MACHINE, SEARCH, TRAINING, setting
+from ekg.train.loop import fit
+from ekg.train.step import Schedule, copy_model
 
-logger = logging.getLogger("ekg")
-
-MOMENTUM = 0.9
-XLA_FAILURES = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
-LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**15, 2000  # where float16 gradients start to be scaled, and when it doubles
-
-
-# ---------------------------------------------------------------- compiled functions
-
-class Compiled:
-    """A function that is compiled with XLA if asked and if XLA can; else one warning line, and it goes on uncompiled.
-
-    Attributes:
-        is_compiled: whether calls run through XLA.
-    """
-
-    def __init__(self, make, name, jit):
-        """
-        Args:
-            make: function from whether to compile to the tf.function.
-            name: what to call it in the warning.
-            jit: whether to compile with XLA.
-        """
-        self._make, self._name, self.is_compiled = make, name, jit
-        self._function = make(jit)
-
-    def __call__(self, *args):
-        try:
-            return self._function(*args)
-        except XLA_FAILURES as error:
-            if not self.is_compiled:
-                raise
-            plain = self._make(False)
-            result = plain(*args)  # what is wrong with the arguments fails here, too
-            self._function, self.is_compiled = plain, False
-            reason = " ".join(error.message.split())
-            logger.warning("XLA cannot compile the %s (%s); it runs uncompiled.", self._name, reason[:160])
-            return result
-
-    def count_traces(self):
-        """Returns how many graphs were made of the function."""
-        return self._function.experimental_get_tracing_count()
+COMPILE_CHOICES = ("auto", "on", "off")
+STRATEGIES = ("mirrored", "multi_worker")
+SLURM_PORT, MAX_TASKS_PER_NODE = 8888, 64
+SOURCES = ("*.py", "ekg/**/*.py", "nets/*.py", "dataloader/*.py")
+VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
+            "numpy": np.__version__}
 
 
-def compiled(function, name, jit):
-    """Returns a pure function as Compiled."""
-    return Compiled(lambda jit: tf.function(function, jit_compile=jit), name, jit)
-
-
-def split_batch(strategy, batch):
-    """Returns this process's part of a batch {name: array [part, ...]} as values of its replicas, split along axis 0."""
-    if strategy.num_replicas_in_sync == 1:
-        return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
-    replicas = len(strategy.extended.worker_devices)
-
-    def part(context):
-        number = context.replica_id_in_sync_group % replicas
-        size = {name: len(value) // replicas for name, value in batch.items()}
-        return {name: tf.convert_to_tensor(value[number * size[name]:(number + 1) * size[name]])
-                for name, value in batch.items()}
-    return strategy.experimental_distribute_values_from_function(part)
-
-
-# ---------------------------------------------------------------- pure layers and losses
-
-def batch_norm(layer, weights, x, training, sync=False, fuse=True):
-    """Returns (output, new moving statistics) of a Keras BatchNormalization as one fused operation.
-
-    Equals the layer's own call, whose separate moments and scaling take about three times as long. Returns None where
-    the fused operation does not apply (other ranks or axes, no scale or offset, statistics shared by replicas).
-
-    Args:
-        layer: the keras.layers.BatchNormalization.
-        weights: [gamma, beta, moving mean, moving variance], each [channels], float32.
-        x: [batch, height, width, channels], float32 or of half the width.
-        training: True normalises with the statistics of the batch and moves the moving ones towards them.
-        sync: whether the statistics are those of all replicas' parts together; call it where replicas can meet then, in the
-            strategy's own graph.
-        fuse: whether to take the fused operation; its second derivatives are slow, those of its parts are not.
-    """
-    if len(x.shape) != 4 or layer.axis not in (-1, 3) or not (layer.scale and layer.center):
-        return None
-    if layer.synchronized or getattr(layer, "renorm", False):
-        return None
-    gamma, beta, mean, variance = weights
-    if not (training and layer.trainable):
-        if not fuse:
-            return tf.nn.batch_normalization(x, mean, variance, beta, gamma, layer.epsilon), [mean, variance]
-        y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
-        return y, [mean, variance]
-    if sync:
-        whole = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.MEAN)
-        batch_mean = whole(tf.reduce_mean(tf.cast(x, tf.float32), axis=(0, 1, 2)))
-        batch_variance = whole(tf.reduce_mean((tf.cast(x, tf.float32) - batch_mean) ** 2, axis=(0, 1, 2)))
-        y = tf.nn.batch_normalization(tf.cast(x, tf.float32), batch_mean, batch_variance, beta, gamma, layer.epsilon)
-        y = tf.cast(y, x.dtype)
-    elif not fuse:
-        # Not tf.nn.moments: it takes the mean as a constant in the variance, so its second derivatives are wrong.
-        batch_mean = tf.reduce_mean(x, axis=(0, 1, 2))
-        centred = x - batch_mean
-        batch_variance = tf.reduce_mean(centred**2, axis=(0, 1, 2))
-        y = centred * (tf.math.rsqrt(batch_variance + layer.epsilon) * gamma) + beta
-    else:
-        y, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=layer.epsilon)
-        # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
-        count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-        batch_variance *= (count - 1) / count
-    keep = layer.momentum
-    return y, [mean * keep + batch_mean * (1 - keep), variance * keep + batch_variance * (1 - keep)]
-
-
-def cross_entropy(labels, logits):
-    """Returns the cross-entropy of every example with its label, [batch], nats.
-
-    Args:
-        labels: class numbers [batch], int.
-        logits: [batch, classes].
-    """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
-
-
-def soft_cross_entropy(teacher, logits):
-    """Returns -sum softmax(teacher) log softmax(logits) of every example, [batch], nats; both are logits."""
-    return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
-
-
-def kl_divergence(teacher, logits, temperature):
-    """Returns the distillation loss of every example: temperature times KL(softmax(teacher/t) || softmax(logits/t)).
-
-    Args:
-        teacher: logits [..., classes].
-        logits: logits [..., classes], of a shape that broadcasts with the teacher's.
-        temperature: t; the factor t is the method's.
-    """
-    log_p = tf.nn.log_softmax(teacher / temperature)
-    log_q = tf.nn.log_softmax(logits / temperature)
-    return temperature * tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def top_k_hits(labels, logits, k):
-    """Returns whether the label is among the k highest logits, [batch], float32; of equal ones the first is the highest."""
-    labels = tf.cast(labels, tf.int32)[:, None]
-    own = tf.gather(logits, labels, axis=1, batch_dims=1)
-    is_before = (logits == own) & (tf.range(tf.shape(logits)[1])[None] < labels)
-    rank = tf.reduce_sum(tf.cast(~(logits <= own) | is_before, tf.int32), axis=1)  # a NaN hits nothing
-    return tf.cast(rank < k, tf.float32)
-
-
-# ---------------------------------------------------------------- training
+# ---------------------------------------------------------------- flags
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Learning rate that rises linearly at first, if asked, and is multiplied by decay_rate at each decay point.
+class DeviceSettings(settings.Settings):
+    """Which devices a script uses."""
+    gpu_id: tuple[int, ...] | None = setting(
+        None, "GPUs to use; without it GPU 0, or the CPU", MACHINE, may_be_none=True, is_per_worker=True)
+    virtual_devices: int | None = setting(
+        None, "split the CPU into so many devices, to try several", MACHINE, range=settings.COUNT, may_be_none=True)
+    strategy: str = setting("mirrored", "this machine alone, or all processes that TF_CONFIG or SLURM names", MACHINE,
+                            choices=STRATEGIES)
+    compile: str = setting("auto", "compile steps with XLA; auto: where there is a GPU", MACHINE, choices=COMPILE_CHOICES)
 
-    Attributes:
-        learning_rate: the first one.
-        decay_points: fractions of the training, in (0, 1).
-        decay_rate: factor at each point.
-        epochs: length of the training.
-        warmup_epochs: epochs w of the rise, from 1/(w + 1) of the learning rate to all of it.
-    """
+    def __post_init__(self):
+        super().__post_init__()
+        if self.virtual_devices and self.strategy == "multi_worker":
+            raise EkgError("`virtual_devices` and the multi_worker `strategy` exclude each other: without GPUs a worker has "
+                           "one device.")
+        if self.virtual_devices and self.gpu_id is not None:
+            raise EkgError("`virtual_devices` and `gpu_id` exclude each other: one splits the CPU, the other names GPUs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSettings(settings.Settings):
+    """Where a run begins and what it leaves."""
+    trained_param: Path | None = setting(
+        None, "parameter file of the trained network; without it a baseline is trained first", SEARCH, may_be_none=True)
+    train_path: Path | None = setting(
+        None, "run folder; without it runs/ARCH_DATASET_RATE; the same command again goes on there", MACHINE,
+        may_be_none=True)
+    search_from: Path | None = setting(
+        None, "reuse this run's finished search; it must have pruned the same --trained_param", MACHINE, may_be_none=True)
+    overwrite: bool = setting(False, "remove an earlier run in --train_path and start anew", MACHINE)
+    preflight: bool = setting(
+        True, "before the first long phase, run one step of every phase and check room on disk", MACHINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineSettings(settings.Settings):
+    """How a baseline is trained, where no trained network is given."""
+    baseline_epoch: int = setting(200, "epochs of baseline training", TRAINING, range=settings.COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRecipe:
+    """What a script fixes of its baselines' training: epochs by default, and the rest of the SGD step schedule."""
+    epochs: int
     learning_rate: float
     decay_points: tuple[float, ...]
     decay_rate: float
-    epochs: int
-    warmup_epochs: int = 0
-
-    def __call__(self, epoch):
-        """Returns the learning rate at an epoch, which may be a fraction."""
-        passed = sum(epoch >= point * self.epochs - 1e-9 for point in self.decay_points)
-        return self.learning_rate * self.decay_rate**passed * min((epoch + 1) / (self.warmup_epochs + 1), 1.0)
+    weight_decay: float
 
 
-def graph_step(forward, loss_fn, trainable, non_trainable, constants, batch, accum, weight_decay, loss_scale=1.0):
-    """Returns (gradients, new non-trainable values, metrics) of one replica's batch. Pure.
+SHARED_FLAGS = {"network and run folder": FolderSettings, "epoch before the search": settings.SubsetSettings,
+                "search": settings.SearchSettings, "fine-tuning": settings.FineTuneSettings,
+                "baseline training": BaselineSettings, "devices": DeviceSettings, "run": settings.RunSettings}
 
-    The batch is cut into `accum` micro-batches that run one after the other; gradients and metrics are means over them, and
-    so are the new moving statistics, each of which starts from the old ones.
+
+def parse_training_args(description, recipe, script_settings, argv=None, **defaults):
+    """Returns the checked arguments of a training script; a mistake ends the program with one line and exit code 2.
 
     Args:
-        forward: (trainable, non-trainable, images, training) -> (logits, new non-trainable), like stateless_call.
-        loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); network is images -> logits.
-        trainable: list of tensors.
-        non_trainable: list of tensors.
-        constants: whatever else loss_fn needs, such as a teacher's weights.
-        batch: {name: tensor [batch, ...]}; batch is a multiple of accum.
-        accum: number of micro-batches.
-        weight_decay: added to the gradient as weight_decay * weight.
-        loss_scale: the loss is multiplied by it on the way back, and the gradients divided: those of float16 activations
-            would be too small for their format.
+        description: of the script.
+        recipe: BaselineRecipe.
+        script_settings: dataclass of the script's own settings.
+        argv: the arguments; None takes those of the command line.
+        defaults: {name: default} where they differ from those of the settings.
     """
-    pieces = {name: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]])
-              for name, value in batch.items()}
-
-    def micro_batch(number):
-        updated = []
-
-        def network(images):
-            logits, new = forward(trainable, non_trainable, images, True)
-            updated.append(new)
-            return logits
-
-        with tf.GradientTape() as tape:
-            tape.watch(trainable)
-            loss, metrics = loss_fn(network, {name: piece[number] for name, piece in pieces.items()}, constants)
-            scaled = loss * loss_scale
-        gradients = tape.gradient(scaled, trainable, unconnected_gradients="zero")
-        return gradients, updated[-1], {"loss": loss, **metrics}
-
-    total = micro_batch(0)
-    if accum > 1:
-        def body(number, so_far):
-            # What is not floating, the state of a random generator, is taken from the last micro-batch.
-            return number + 1, tf.nest.map_structure(lambda old, new: old + new if new.dtype.is_floating else new,
-                                                     so_far, micro_batch(number))
-        _, total = tf.while_loop(lambda number, _: number < accum, body, (tf.constant(1), total))
-    gradients, new, metrics = tf.nest.map_structure(
-        lambda value: value / accum if value.dtype.is_floating else value, total)
-    gradients = [gradient / loss_scale + weight_decay * weight for gradient, weight in zip(gradients, trainable)]
-    return gradients, new, metrics
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    classes = {"data and network": script_settings, **SHARED_FLAGS}
+    defaults = {"baseline_epoch": recipe.epochs, **defaults}
+    for title, cls in classes.items():
+        settings.add_flags(parser, title, cls, **defaults)
+    args = parser.parse_args(argv)
+    args.settings_classes = tuple(classes.values())
+    try:
+        for cls in args.settings_classes:
+            settings.from_args(cls, args)
+        settings.check_effects(args.settings_classes, vars(args), defaults)
+        _check_combinations(args, recipe)
+    except EkgError as error:
+        parser.error(utils.with_flags(str(error), vars(args)))
+    if args.train_path is None:
+        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
+    return args
 
 
-class Trainer:
-    """Trains one model: SGD with Nesterov momentum 0.9, weight decay added to the gradient.
+def _check_combinations(args, recipe):
+    if args.trained_param and args.baseline_epoch != recipe.epochs:
+        raise EkgError("`baseline_epoch` has no effect here: `trained_param` is given; leave it out.")
+    if args.sync_bn and args.accum > 1:
+        raise EkgError("`sync_bn` and `accum` exclude each other: statistics of the whole batch need it at once.")
+    if args.search_from and not args.trained_param:
+        raise EkgError("`search_from` needs `trained_param`, the network that was searched; a run that trained it itself "
+                       f"keeps it as {names.BASELINE}.")
 
-    Attributes:
-        model: the keras.Model, created under the strategy's scope.
-        optimizer: the keras.optimizers.SGD.
-        loss_scale: tf.Variable, 1 unless the loss is scaled.
-        good_steps: tf.Variable, steps with finite gradients since the loss scale last changed.
+
+# ---------------------------------------------------------------- strategy
+
+def make_strategy(chosen=None):
+    """Returns the tf.distribute.Strategy of a script. It must be made before anything else touches a device.
+
+    Args:
+        chosen: DeviceSettings; None takes GPU 0 where there is one, or the CPU.
+
+    Raises:
+        EkgError: a GPU is named that this machine does not have, or one is named twice; TF_CONFIG is malformed.
     """
+    chosen = chosen or DeviceSettings()
+    resolver = _make_resolver() if chosen.strategy == "multi_worker" else None
+    if chosen.virtual_devices:
+        devices = _split_cpu(chosen.virtual_devices)
+    else:
+        devices = _choose_gpus(chosen.gpu_id) or ["CPU:0"]
+    if resolver is None:
+        return tf.distribute.MirroredStrategy(devices)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EkgError(f"`strategy` multi_worker: the workers cannot be joined ({reason}); check the addresses and start "
+                       "all workers.") from None
 
-    def __init__(self, strategy, model, loss_fn, *, weight_decay, forward=None, constants=(), accum=1, jit=False,
-                 update_statistics=True, scale_loss=False, sync=False):
+
+def _split_cpu(count):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_visible_devices([], "GPU")
+        if tf.config.get_logical_device_configuration(cpu) is None or (
+                len(tf.config.get_logical_device_configuration(cpu)) < count):
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        raise EkgError(f"`virtual_devices` {count}: this process has used its devices already; start a new one.") from None
+    return [f"CPU:{number}" for number in range(count)]
+
+
+def _choose_gpus(gpu_ids):
+    """Returns the names of the chosen GPUs, which alone stay visible."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpu_ids is None:
+        gpu_ids = [0] if gpus else []
+    missing = [number for number in gpu_ids if not 0 <= number < len(gpus)]
+    if missing:
+        have = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU that TensorFlow can use"
+        raise EkgError(f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or leave `gpu_id` "
+                       "out to run on what there is.")
+    if len(set(gpu_ids)) != len(gpu_ids):
+        raise EkgError(f"`gpu_id` {' '.join(map(str, gpu_ids))}: name every GPU once.")
+    chosen = [gpus[number] for number in gpu_ids]
+    if chosen and tf.config.get_visible_devices("GPU") != chosen:
+        tf.config.set_visible_devices(chosen, "GPU")
+        for gpu in chosen:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return [f"GPU:{number}" for number in range(len(chosen))]
+
+
+def _make_resolver():
+    """Returns the cluster resolver of TF_CONFIG, or else of SLURM."""
+    if "TF_CONFIG" in os.environ:
+        _check_tf_config(os.environ["TF_CONFIG"])
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if "SLURM_PROCID" not in os.environ:
+        raise EkgError("`strategy` multi_worker: neither TF_CONFIG nor SLURM names the workers; set TF_CONFIG, or start the "
+                       "workers with srun.")
+    try:
+        # The resolver would ask for the node's GPUs; which of them a process takes is said by SLURM or the user.
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=SLURM_PORT, gpus_per_node=MAX_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False)
+        resolver.cluster_spec()
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise EkgError(f"`strategy` multi_worker: SLURM's variables cannot be understood ({error}); start the workers with "
+                       "srun, or set TF_CONFIG.") from None
+    return resolver
+
+
+def _check_tf_config(text):
+    """Raises EkgError if TF_CONFIG does not name workers and this one's place among them."""
+    example = '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise EkgError(f"TF_CONFIG: is no JSON ({error}); it must look like {example}.") from None
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    workers = cluster.get("worker") if isinstance(cluster, dict) else None
+    if set(cluster or {}) != {"worker"} or not isinstance(workers, list) or not workers or not all(
+            isinstance(worker, str) and worker.rpartition(":")[2].isdigit() and worker.rpartition(":")[0]
+            for worker in workers):
+        raise EkgError(f"TF_CONFIG: its cluster must name workers as host:port, and nothing else; it must look like "
+                       f"{example}.")
+    task = config.get("task")
+    if not isinstance(task, dict) or task.get("type") != "worker" or type(task.get("index")) is not int or not (
+            0 <= task["index"] < len(workers)):
+        raise EkgError(f"TF_CONFIG: its task must be of type worker with an index from 0 to {len(workers) - 1}; it must "
+                       f"look like {example}.")
+
+
+def use_xla(choice):
+    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA trains slower)."""
+    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
+
+
+def check_batch(name, batch_size, parts):
+    """Raises EkgError if a batch cannot be split evenly.
+
+    Args:
+        name: setting of the batch.
+        batch_size: images.
+        parts: {what the batch is split into: number}.
+    """
+    count = int(np.prod(list(parts.values())))
+    if batch_size % count:
+        product = " x ".join(f"{number} {what}" for what, number in parts.items())
+        raise EkgError(f"`{name}` {batch_size} must be a multiple of {count} = {product}.")
+
+
+# ---------------------------------------------------------------- the training scripts' job
+
+class BaselinePhase(Phase):
+    """Trains the network that is pruned, where none is given: labels alone, one view, flipped and cropped."""
+    name, leaves = "baseline", names.BASELINE
+
+    def __init__(self, job, recipe, epochs, build):
         """
         Args:
-            strategy: tf.distribute.Strategy under whose scope the model was created.
-            model: the keras.Model.
-            loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); see graph_step.
-            weight_decay: factor.
-            forward: pure forward function of the model; None takes model.stateless_call.
-            constants: keras.Model whose variables loss_fn gets as [trainable, non-trainable], or ().
-            accum: number of micro-batches a replica's batch is cut into.
-            jit: whether to compile the step with XLA.
-            update_statistics: whether the moving statistics of batch norms move.
-            scale_loss: whether the loss is scaled for float16: the scale doubles after LOSS_SCALE_GROWTH_STEPS steps with
-                finite gradients; a step without is left out and halves it.
-            sync: whether replicas meet inside the forward pass; then the step is neither compiled nor cut.
+            job: Job.
+            recipe: BaselineRecipe.
+            epochs: of the training.
+            build: function that returns the unpruned keras.Model with new weights.
         """
-        if sync and (accum > 1 or jit):
-            raise ValueError("sync and accum or jit exclude each other: replicas cannot meet inside a compiled function.")
-        self.model = model
-        self._strategy, self._constants, self._update_statistics = strategy, constants, update_statistics
-        self._scales_loss = scale_loss
-        with strategy.scope():
-            self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
-            self.optimizer.build(model.trainable_variables)
-            self.loss_scale = tf.Variable(LOSS_SCALE if scale_loss else 1.0, trainable=False)
-            self.good_steps = tf.Variable(0, trainable=False)
-        replicas = strategy.num_replicas_in_sync  # the optimizer sums their gradients
+        super().__init__(job)
+        self._recipe, self._epochs, self._build = recipe, epochs, build
 
-        def replica_step(trainable, non_trainable, constants, loss_scale, batch):
-            gradients, new, metrics = graph_step(forward or model.stateless_call, loss_fn, trainable, non_trainable,
-                                                 constants, batch, accum, weight_decay, loss_scale)
-            return [gradient / replicas for gradient in gradients], new, metrics
+    def _make_trainer(self, model):
+        loss_fn = losses.baseline(self.job.data, self.job.settings.fine_tuning.label_smoothing)
+        return self.job.make_trainer(model, loss_fn, self._recipe.weight_decay)
 
-        def make_step(jit):
-            function = replica_step if sync else tf.function(replica_step, jit_compile=jit)
-            return tf.function(functools.partial(self._distributed_step, function))
+    def _batches(self):
+        settings = self.job.settings
+        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, num_views=1)
 
-        self._step = Compiled(make_step, "training step", jit)
-        self._learning_rate = None
+    def rehearse(self, model):
+        team = self.job.team
+        trainer = self._make_trainer(copy_model(model, team.strategy))
+        check_finite(self.name, trainer.step(next(self._batches().epoch(0, team.shard)), 0.0))
 
-    def step(self, batch, learning_rate):
-        """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.
-
-        Args:
-            batch: {name: array [part, ...]} with a static shape: this process's part of the global batch.
-            learning_rate: of this step.
-        """
-        if learning_rate != self._learning_rate:
-            self.optimizer.learning_rate.assign(learning_rate)
-            self._learning_rate = learning_rate
-        return self._step(split_batch(self._strategy, batch))
-
-    def _distributed_step(self, replica_step, batch):
-        gradients, new, metrics = self._strategy.run(self._run_replica, args=(replica_step, batch))
-        if self._scales_loss:
-            broken = self._strategy.run(_count_non_finite, args=(gradients,))
-            is_finite = self._strategy.reduce(tf.distribute.ReduceOp.SUM, broken, axis=None) == 0
-            tf.cond(is_finite, lambda: self._update(gradients, new), lambda: self._assign_scale(self.loss_scale / 2, 0))
-        else:
-            self._update(gradients, new)
-        return {name: self._mean(value) for name, value in metrics.items()}
-
-    def _run_replica(self, replica_step, batch):
-        trainable, non_trainable = read_variables(self.model)
-        constants = read_variables(self._constants) if self._constants else ()
-        return replica_step(trainable, non_trainable, constants, tf.convert_to_tensor(self.loss_scale), batch)
-
-    def _update(self, gradients, new):
-        self._strategy.run(lambda own: self.optimizer.apply(own, self.model.trainable_variables), args=(gradients,))
-        if self._update_statistics:
-            for variable, value in zip(self.model.non_trainable_variables, new):
-                is_mean = variable.value.dtype.is_floating
-                variable.value.assign(self._mean(value) if is_mean else self._strategy.experimental_local_results(value)[0])
-        if self._scales_loss:
-            steps = self.good_steps + 1
-            grows = steps >= LOSS_SCALE_GROWTH_STEPS
-            self._assign_scale(tf.where(grows, 2 * self.loss_scale, self.loss_scale), tf.where(grows, 0, steps))
-
-    def _assign_scale(self, loss_scale, good_steps):
-        self.loss_scale.assign(loss_scale)
-        self.good_steps.assign(good_steps)
-
-    def _mean(self, value):
-        return self._strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
+    def run(self):
+        """Returns the parameter file of the trained network."""
+        job, recipe = self.job, self._recipe
+        if not self.is_done():
+            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self._epochs,
+                                job.settings.fine_tuning.warmup_epoch)
+            with job.timed(self.name):
+                with job.team.strategy.scope():
+                    model = self._build()
+                fit(self.name, self._make_trainer(model), self._batches(), schedule, folder=job.folder, team=job.team,
+                    checkpoint_minutes=job.settings.run.checkpoint_minutes)
+                job.save(model, self.leaves)
+        return job.folder / self.leaves
 
 
-def _count_non_finite(tensors):
-    return tf.add_n([tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32)) for tensor in tensors])
-
-
-def read_variables(model):
-    """Returns (trainable, non-trainable) of a model as two lists of tensors."""
-    return ([tf.convert_to_tensor(variable.value) for variable in model.trainable_variables],
-            [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
-
-
-# ---------------------------------------------------------------- evaluation
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """Mean loss (cross-entropy, nats) and shares of right answers in [0, 1] over a whole split."""
-    loss: float
-    top1: float
-    top5: float
-
-
-def evaluate(strategy, model, split, normalise, batch_size, *, forward=None, jit=False, progress=None, shard=(0, 1)):
-    """Returns exact Metrics of a model over a split, with moving statistics.
-
-    Losses and hits are summed; the last short batch is filled up with images that count nothing, so one compilation
-    serves all and no mean of means is taken.
+def prune(args, recipe, load_data, build, from_params):
+    """Runs the job of a training script and returns the rows of the final table, which it prints.
 
     Args:
-        strategy: tf.distribute.Strategy.
-        model: keras.Model from normalised images to logits.
-        split: dataloader split with stream(batches of indices) and labels.
-        normalise: uint8 images -> float32 images.
-        batch_size: global batch; a multiple of the number of replicas.
-        forward: pure forward function of the model; None takes model.stateless_call.
-        jit: whether to compile with XLA.
-        progress: progress bar that gets update(number of images), or None.
-        shard: (number of this process, number of processes); each reads its own part of every batch.
+        args: as parse_training_args() returns.
+        recipe: BaselineRecipe.
+        load_data: function that returns the data.Dataset.
+        build: (arch, num_classes) -> unpruned keras.Model.
+        from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
     """
-    forward = forward or model.stateless_call
-
-    def sums(trainable, non_trainable, batch):
-        logits = tf.cast(forward(trainable, non_trainable, normalise(batch["images"]), False)[0], tf.float32)
-        labels = batch["labels"]
-        values = tf.stack([cross_entropy(labels, logits), top_k_hits(labels, logits, 1), top_k_hits(labels, logits, 5)])
-        return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
-
-    def make_step(jit):
-        replica_sums = tf.function(sums, jit_compile=jit)
-
-        def step(batch):
-            result = strategy.run(lambda part: replica_sums(*read_variables(model), part), args=(batch,))
-            return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
-        return tf.function(step)
-
-    step, total = Compiled(make_step, "evaluation step", jit), np.zeros(3)
-    batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
-    batches = [np.array_split(indices, shard[1])[shard[0]] for indices in batches]
-    padded = [np.minimum(indices, len(split) - 1) for indices in batches]
-    for indices, read, images in zip(batches, padded, split.stream(padded)):
-        batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
-        total += step(split_batch(strategy, batch)).numpy()
-        utils.check_stopped()
-        if progress is not None:
-            progress.update(int(batch["weight"].sum()) * shard[1])
-    return Metrics(*(float(value) for value in total / len(split)))
-
-
-def reestimate_statistics_(model, batches, forward=None, jit=False):
-    """Sets the moving mean and variance of every batch norm to those of the images in `batches`, exactly.
-
-    Each batch passes with batch statistics; mean and mean square are averaged over all images.
-
-    Args:
-        model: keras.Model, changed in place.
-        batches: iterable of normalised images [batch, height, width, channels].
-        forward: pure forward function of the model; None takes model.stateless_call.
-        jit: whether to compile with XLA.
-    """
-    forward = forward or model.stateless_call
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    position = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
-    zeros = [tf.zeros_like(value) for value in read_variables(model)[1]]
-
-    def moments(trainable, images):
-        # From statistics of zero the moving average returns (1 - momentum) times those of the batch.
-        new = forward(trainable, zeros, images, True)[1]
-        result = []
-        for layer in norms:
-            mean = new[position[id(layer.moving_mean)]] / (1 - layer.momentum)
-            variance = new[position[id(layer.moving_variance)]] / (1 - layer.momentum)
-            result.append((mean, variance + mean**2))
-        return result
-
-    moments = compiled(moments, "pass for batch norm statistics", jit)
-    trainable, count, total = read_variables(model)[0], 0, None
-    for images in batches:
-        utils.check_stopped()
-        size = len(images)
-        values = [[value.numpy().astype(np.float64) * size for value in pair] for pair in moments(trainable, images)]
-        total = values if total is None else tf.nest.map_structure(np.add, total, values)
-        count += size
-    for layer, (mean, square) in zip(norms, total):
-        layer.moving_mean.assign(mean / count)
-        layer.moving_variance.assign(square / count - (mean / count) ** 2)
+    team = Team(make_strategy(settings.from_args(DeviceSettings, args)))
+    _check_devices(args, team)
+    params = utils.load_params(args.trained_param) if args.trained_param else None
+    data = load_data()
+    if args.subset_per_class is None:
+        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
+    job_settings = settings.JobSettings(*(settings.from_args(cls, args) for cls in (
+        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)))
+    new_model = functools.partial(build, args.arch, data.num_classes)
+    model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
+    pipeline.check(job_settings, data, model)
+    compute = Compute(team, use_xla(args.compile), args.precision)
+    team.on_chief(lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)))
+    keras.utils.set_random_seed(args.seed)  # op determinism needs one
+    tf.config.experimental.enable_op_determinism()
+    networks = utils.ParameterFiles(lambda params, source: from_params(args.arch, params, data.num_classes, source))
+    job = Job(job_settings, data, networks, compute, RunFolder(args.train_path))
+    baseline = None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model)
+    pruning = pipeline.Pipeline(job, baseline)
+    if args.preflight:
+        pruning.preflight(model)
+    rows = pruning.run(args.trained_param)
+    if team.is_chief:
+        print(format_table(rows))
+        print(f"run folder: {args.train_path}", file=sys.stderr)
+    return rows
 
 
-def even_batches(count, batch_size):
-    """Returns index ranges (start, stop) of the fewest batches of at most batch_size that differ by at most one.
+def _check_devices(args, team):
+    """Raises EkgError if workers were started otherwise, or batches or formats do not suit the devices."""
+    per_worker = settings.names_where(args.settings_classes, lambda details: details.is_per_worker)
+    given = settings.names_where(args.settings_classes, lambda details: not details.is_per_worker)
+    team.check_same({name: str(getattr(args, name)) for name in given if name not in per_worker} | {"code": hash_code()})
+    replicas, pieces = {"devices": team.size}, {"micro-batches (`accum`)": args.accum}
+    check_batch("batch_size", args.batch_size, replicas | pieces)
+    check_batch("search_batch_size", args.search_batch_size, pieces)
+    check_batch("val_batch_size", args.val_batch_size, replicas)
+    for name in ("precision", "search_precision"):
+        if getattr(args, name) == "float16" and not tf.config.list_logical_devices("GPU"):
+            raise EkgError(f"`{name}` float16: needs a GPU; on a CPU take bfloat16 or float32.")
+    for name in ("trained_param", "search_from") if args.overwrite else ():
+        path = getattr(args, name)
+        if path and path.resolve().is_relative_to(args.train_path.resolve()):
+            raise EkgError(f"`overwrite` would remove `{name}` {path}; copy it out of {args.train_path} first, or name "
+                           "another `train_path`.")
 
-    For batch statistics a short last batch would be a noisier one; even batches have at most two shapes.
-    """
-    num_batches = -(-count // batch_size)
-    edges = [count * i // num_batches for i in range(num_batches + 1)]
-    return list(zip(edges[:-1], edges[1:]))
+
+def _result_arguments(args, data, is_compiled):
+    """Returns what arguments.json holds: all that the result depends on."""
+    affecting = settings.names_where(args.settings_classes, lambda details: details.affects != MACHINE)
+    return {name: getattr(args, name) for name in affecting} | {
+        "trained_param": args.trained_param and files.sha256(args.trained_param),
+        "data": bank_files.fingerprint(data.train), "use_xla": is_compiled, "versions": VERSIONS}
+
+
+def _prepare_folder(args, arguments):
+    """Makes the run folder, or opens it, with the search of another run in it if one is asked for."""
+    source = RunFolder(args.search_from) if args.search_from else None
+    takes_search = source and (args.overwrite or not RunFolder(args.train_path).is_searched())
+    if takes_search:
+        training = settings.names_where(args.settings_classes, lambda details: details.affects == TRAINING)
+        reuse.check_search(source, arguments, training)
+    folder = RunFolder.prepare(args.train_path, arguments, args.overwrite,
+                               "name a new `train_path`, or start anew with `overwrite`")
+    if takes_search:
+        reuse.take_search(folder, source)
+
+
+def hash_code():
+    """Returns a hash of this project's source files."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted({path for pattern in SOURCES for path in root.glob(pattern)}):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -5,53 +5,71 @@
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
-from ekg import devices, report
+import op_utils
+from ekg.data import Batches
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.errors import EkgError
+from ekg.report.measure import measure
+from ekg.report.table import format_table
+from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSettings(Settings):
+    """What is evaluated, and on what."""
+    arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.ARCHS))
+    dataset: str = setting("CIFAR10", "data set", SEARCH, choices=tuple(dataloader.DATASETS))
+    data_path: str | None = setting(
+        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder with "
+        "train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
+    skip_bad_images: bool = setting(
+        False, "ILSVRC2012: read every file once before, and leave out those that cannot be decoded", MACHINE)
+    trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
+    val_batch_size: int = setting(256, "images a step", MACHINE, range=COUNT)
 
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
     parser = argparse.ArgumentParser(description="Evaluate a parameter file with moving statistics.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.ARCHS), help="network")
-    parser.add_argument("--dataset", default="CIFAR10", choices=list(dataloader.DATASETS), help="data set")
-    parser.add_argument("--data_path", help="CIFAR: folder with the python batches or the official .tar.gz, without it "
-                                            "downloaded; ILSVRC2012: folder with train/ and val/")
-    parser.add_argument("--skip_bad_images", action="store_true",
-                        help="ILSVRC2012: read every file once before, and leave out those that cannot be decoded")
-    parser.add_argument("--trained_param", type=Path, required=True, help="parameter file")
-    parser.add_argument("--val_batch_size", type=int, default=256, help="images a step")
-    devices.add_flags(parser)
+    classes = {"network and data": TestSettings, "devices": op_utils.DeviceSettings}
+    for title, cls in classes.items():
+        add_flags(parser, title, cls)
     args = parser.parse_args(argv)
-    if args.val_batch_size < 1:
-        parser.error(f"--val_batch_size must be at least 1; received {args.val_batch_size}.")
-    if args.skip_bad_images and args.dataset != "ILSVRC2012":
-        parser.error(f"--skip_bad_images has no effect here: the images of {args.dataset} are not in files; leave it out.")
-    devices.check_flags(parser, args)
+    try:
+        for cls in classes.values():
+            from_args(cls, args)
+        if args.skip_bad_images and args.dataset != "ILSVRC2012":
+            raise EkgError(f"`skip_bad_images` has no effect here: the images of {args.dataset} are not in files; leave it "
+                           "out.")
+    except EkgError as error:
+        parser.error(utils.with_flags(str(error), vars(args)))
     return args
 
 
 def main(args):
     """Prints the table and returns its row."""
-    strategy = devices.make_strategy(args.gpu_id, args.virtual_devices, args.strategy)
-    team = devices.Team(strategy)
-    devices.check_batch("--val_batch_size", args.val_batch_size, {"devices": team.count})
+    team = Team(op_utils.make_strategy(from_args(op_utils.DeviceSettings, args)))
+    op_utils.check_batch("val_batch_size", args.val_batch_size, {"devices": team.size})
     params = utils.load_params(args.trained_param)
     options = {"skip_bad_images": True} if args.skip_bad_images else {}
     data = dataloader.load(args.dataset, args.data_path, **options)
     if args.arch not in nets.archs_for(data.image_shape):
-        raise utils.UserError(f"--arch {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} images of "
-                              f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")
-    with strategy.scope():
+        raise EkgError(f"`arch` {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} images of "
+                       f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")
+    with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
-    row = report.measure(args.trained_param.stem, model, args.trained_param, data, strategy, args.val_batch_size,
-                         devices.use_xla(args.compile), (team.worker, team.num_workers))
+    row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size,
+                  Batches(data.test, data.normalise, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
     if team.is_chief:
-        print(utils.format_table([row]))
+        print(format_table([row]))
     return row
 
 

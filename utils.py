@@ -1,23 +1,18 @@
-"""What goes to disk and terminal: parameter files, run folder, logging, the final table."""
+"""What the scripts share around the job itself: their run with its exit codes and signals, and parameter files.
 
-import collections
-import dataclasses
+Import this module before TensorFlow: it sets TensorFlow's environment.
+"""
+
 import functools
-import hashlib
 import io
-import json
 import logging
 import math
 import os
 import pickle
 import pickletools
 import re
-import resource
 import signal
 import sys
-import tempfile
-import zlib
-from concurrent import futures
 from pathlib import Path
 
 # TensorFlow reads this when it is first imported. Without it, CPUs that lack VNNI get kernels whose convolution
@@ -27,73 +22,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-import tqdm  # noqa: E402
 
-logger = logging.getLogger("ekg")
+from ekg import files, stopping  # noqa: E402
+from ekg.errors import EkgError  # noqa: E402
+from ekg.stopping import Stopped  # noqa: E402
 
 EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
 EXIT_STOPPED = 128  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
-CHECKSUM = "crc32"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 MAX_MISMATCHES_SHOWN = 12
 
 
-class UserError(Exception):
-    """A mistake of the user's: one line that says what is wrong, where, and what to do."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to end.
-
-    Attributes:
-        signal: its number.
-    """
-
-    def __init__(self, number):
-        super().__init__(signal.Signals(number).name)
-        self.signal = number
-
-
-class _StopRequest:
-    """The signal that asked this process to end; a process has one set of signal handlers, hence one of these."""
-
-    def __init__(self):
-        self.signal = None
-
-    def receive(self, number, _):
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: now
-        self.signal = number
-        logger.info("%s: stopping; Ctrl-C again stops at once.", signal.Signals(number).name)
-
-
-_stop = _StopRequest()
-
-
-def stop_signal():
-    """Returns the number of the signal that asked the run to end, or 0."""
-    return _stop.signal or 0
-
-
-def request_stop(number):
-    """Takes it that this process got a signal: another worker did."""
-    _stop.signal = number
-
-
-def is_stopping():
-    """Returns whether a signal asked the run to end."""
-    return _stop.signal is not None
-
-
-def check_stopped():
-    """Raises Stopped if a signal asked the run to end; long loops call it where nothing is lost."""
-    if is_stopping():
-        raise Stopped(_stop.signal)
-
+# ---------------------------------------------------------------- running a script
 
 def run_script(main, parse_args):
     """Runs main(parse_args()) as a script and ends it with one line and an exit code where it fails.
@@ -105,31 +49,44 @@ def run_script(main, parse_args):
     # What is left of a cluster would wait for a process that is shutting down.
     end = functools.partial(_exit, at_once=getattr(args, "strategy", None) == "multi_worker")
     how_to_go_on = HOW_TO_GO_ON.format(" without --overwrite" if getattr(args, "overwrite", False) else "")
-    tf.get_logger().setLevel("ERROR")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop.receive)
+    _set_up_process()
     try:
         main(args)
-    except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
-        end(EXIT_USER_ERROR, f"error: {error}")
+    except (EkgError, OSError) as error:  # OSError: a full disk, say; its text names the file
+        end(EXIT_USER_ERROR, f"error: {with_flags(str(error), vars(args))}")
     except tf.errors.ResourceExhaustedError:
         end(EXIT_USER_ERROR, "error: out of memory; lower --batch_size or the batch of the phase that ran, or raise "
                              "--accum.")
     except LOST_WORKER as error:
-        if is_stopping():  # the others were told to stop, too
-            name = signal.Signals(_stop.signal).name
-            _exit(EXIT_STOPPED + _stop.signal, f"stopped by {name}; {how_to_go_on}", at_once=True)
+        if stopping.requested():  # the others were told to stop, too
+            _exit_stopped(stopping.requested(), how_to_go_on)
         reason = " ".join(error.message.split())[:160]
         _exit(EXIT_LOST_WORKER, f"error: another worker ended or cannot be reached ({reason}); start all of them again with "
                                 "the same command: the run goes on.", at_once=True)
     except FloatingPointError as error:
         end(EXIT_NOT_FINITE, f"error: {error}")
     except Stopped as stop:
-        _exit(EXIT_STOPPED + stop.signal, f"stopped by {stop}; {how_to_go_on}", at_once=True)
+        _exit_stopped(stop.signal, how_to_go_on)
     except KeyboardInterrupt:
         _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_go_on}", at_once=True)
+
+
+def with_flags(text, names):
+    """Returns an error's text with a flag for each argument that it names between backticks, if one goes by that name."""
+    return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in names else match[0], text)
+
+
+def _set_up_process():
+    """Sets loggers and signal handlers."""
+    tf.get_logger().setLevel("ERROR")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    for number in STOP_SIGNALS:
+        signal.signal(number, stopping.handle_signal)
+
+
+def _exit_stopped(number, how_to_go_on):
+    _exit(EXIT_STOPPED + number, f"stopped by {signal.Signals(number).name}; {how_to_go_on}", at_once=True)
 
 
 def _exit(code, text, at_once=False):
@@ -139,136 +96,6 @@ def _exit(code, text, at_once=False):
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def progress_bar(name, total, unit):
-    """Returns a tqdm progress bar on the standard error stream."""
-    return tqdm.tqdm(total=total, desc=name, unit=unit, dynamic_ncols=True, mininterval=0.5, smoothing=0.1)
-
-
-def prefetched(items, depth=2):
-    """Yields the items of an iterable, which a thread takes from it up to `depth` ahead."""
-    items, end = iter(items), object()
-    with futures.ThreadPoolExecutor(1) as pool:
-        waiting = collections.deque(pool.submit(next, items, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield item
-
-
-def peak_memory_mib():
-    """Returns the most memory, in MiB, that this process has had resident.
-
-    From Linux' own record of this program: getrusage() would count a parent process that started this one with a large
-    memory.
-    """
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
-        return int(found.group(1)) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-# ---------------------------------------------------------------- files
-
-def write_whole(path, write):
-    """Writes a file so that it appears whole or not at all.
-
-    Args:
-        path: where it will stand.
-        write: function that writes into the binary file it is given.
-    """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def sha256(path):
-    """Returns the SHA-256 of a file, as hexadecimal text."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sealed(value):
-    """Returns a dict with the checksum of its JSON text as its last entry."""
-    return value | {CHECKSUM: zlib.crc32(json.dumps(value).encode())}
-
-
-def _unsealed(text):
-    """Returns the dict that _sealed() made this text of.
-
-    Raises:
-        ValueError: the text is damaged.
-    """
-    value = json.loads(text)
-    if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(json.dumps(value).encode()):
-        raise ValueError("its checksum is wrong")
-    return value
-
-
-def write_json(path, value):
-    """Writes a dict as indented JSON with a checksum."""
-    write_whole(path, lambda file: file.write((json.dumps(_sealed(value), indent=2) + "\n").encode()))
-
-
-def read_json(path):
-    """Returns the dict in a file of write_json.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        return _unsealed(Path(path).read_bytes())
-    except ValueError:
-        raise UserError(f"{path}: damaged; put the file back, or start anew with another --train_path or --overwrite."
-                        ) from None
-
-
-def read_json_lines(path, until_damage=False):
-    """Returns the list of dicts in a file of append_json_line; a last line that was cut short is left out.
-
-    Args:
-        path: the file.
-        until_damage: whether to return the lines before the first damaged one.
-
-    Raises:
-        UserError: a line is damaged, unless until_damage is set.
-    """
-    values = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
-        try:
-            values.append(_unsealed(line))
-        except ValueError:
-            if until_damage:
-                break
-            raise UserError(f"{path}: line {number} is damaged; delete it and those behind it, and the run goes on from "
-                            "there, or put the file back.") from None
-    return values
-
-
-def append_json_line(path, value):
-    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line is cut off first."""
-    with open(path, "ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(_sealed(value)) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # ---------------------------------------------------------------- pickles from strangers
@@ -393,15 +220,9 @@ def _resolve(value, budget):
     return value
 
 
-def _seal(data):
-    """Returns what stands behind the pickles written here: a checksum that other readers of pickles do not see."""
-    return b"\nsha256:" + hashlib.sha256(data).hexdigest().encode() + b"\n"
-
-
 def save_pickle(path, value):
     """Pickles plain data and arrays, with a checksum behind the pickle."""
-    data = pickle.dumps(value, protocol=4)
-    write_whole(path, lambda file: file.write(data + _seal(data)))
+    files.write_sealed(path, pickle.dumps(value, protocol=4))
 
 
 def load_pickle(path, encoding="ASCII"):
@@ -412,13 +233,13 @@ def load_pickle(path, encoding="ASCII"):
         encoding: of strings that Python 2 wrote; "bytes" keeps them as bytes.
 
     Raises:
-        UserError: the file is missing, truncated, no pickle, or holds anything but dicts, lists, tuples, strings, bytes,
+        EkgError: the file is missing, truncated, no pickle, or holds anything but dicts, lists, tuples, strings, bytes,
             numbers and numeric NumPy arrays.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise EkgError(f"{path}: cannot be read ({error.strerror}).") from None
     return parse_pickle(data, path, encoding)
 
 
@@ -432,13 +253,13 @@ def parse_pickle(data, source, encoding="ASCII"):
                 raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}, which plain data does not need")
             if opcode.name.endswith("PUT") and argument > len(data):
                 raise pickle.UnpicklingError("its memo is larger than the file")
-        if data[end:] not in (b"", _seal(data[:end])):
+        if data[end:] not in (b"", files.seal(data[:end])):
             raise pickle.UnpicklingError("its checksum is wrong, or something is appended to it")
         return _resolve(_PlainUnpickler(data, encoding).load(), [len(data)])
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError,
             OverflowError, RecursionError, MemoryError) as error:
-        raise UserError(f"{source}: not a readable pickle of plain data ({' '.join(str(error).split())}); it may be "
-                        "truncated, of another kind, or unsafe.") from None
+        raise EkgError(f"{source}: not a readable pickle of plain data ({' '.join(str(error).split())}); it may be "
+                       "truncated, of another kind, or unsafe.") from None
 
 
 # ---------------------------------------------------------------- parameter files
@@ -473,21 +294,21 @@ def load_params(path):
     """Returns the {name: float32 array} of a parameter file; entries like __version__ that hold no array are left out.
 
     Raises:
-        UserError: the file cannot be read, is no pickle of plain data, or no dict from names to numeric arrays.
+        EkgError: the file cannot be read, is no pickle of plain data, or no dict from names to numeric arrays.
     """
     value = load_pickle(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{path}: not a parameter file: it holds no dict of named arrays.")
+        raise EkgError(f"{path}: not a parameter file: it holds no dict of named arrays.")
     params = {name: array for name, array in value.items()
               if isinstance(array, np.ndarray) or not name.startswith("__")}
     wrong = [name for name, array in params.items() if not isinstance(array, np.ndarray)]
     if wrong or not params:
-        raise UserError(f"{path}: not a parameter file: {wrong[:5] or 'it'} holds no array.")
+        raise EkgError(f"{path}: not a parameter file: {wrong[:5] or 'it'} holds no array.")
     with np.errstate(over="ignore"):
         params = {name: array.astype(np.float32) for name, array in params.items()}
     broken = [name for name, array in params.items() if not np.isfinite(array).all()]
     if broken:
-        raise UserError(f"{path}: {broken[:5]} holds numbers that are not finite.")
+        raise EkgError(f"{path}: {broken[:5]} holds numbers that are not finite.")
     return params
 
 
@@ -500,11 +321,11 @@ def assign_params_(model, params, source):
         source: what to call the parameters in an error.
 
     Raises:
-        UserError: entries are missing, surplus or of the wrong shape; all of them are named at once.
+        EkgError: entries are missing, surplus or of the wrong shape; all of them are named at once.
     """
     problems = find_mismatches(model, params)
     if problems:
-        raise UserError(mismatch(source, model.name, problems))
+        raise EkgError(mismatch(source, model.name, problems))
     for name, variable, _ in _entries(model):
         variable.assign(params[name].reshape(variable.shape))
 
@@ -524,7 +345,7 @@ def mismatch(source, arch, problems):
     """Returns the one line that names all (or the first dozen) problems between a parameter file and a network."""
     more = len(problems) - MAX_MISMATCHES_SHOWN
     shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-    return f"{source}: does not fit {arch}, {len(problems)} entries differ: {shown}. Check --arch and --dataset."
+    return f"{source}: does not fit {arch}, {len(problems)} entries differ: {shown}. Check `arch` and `dataset`."
 
 
 def _same_shape(found, expected):
@@ -532,30 +353,22 @@ def _same_shape(found, expected):
     return [size for size in found if size != 1] == [size for size in expected if size != 1]
 
 
-# ---------------------------------------------------------------- table
+class ParameterFiles:
+    """Reads and writes networks as parameter files.
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the final table; latencies are medians in milliseconds, file size is in bytes."""
-    name: str
-    loss: float
-    top1: float
-    top5: float
-    params: int
-    flops: int
-    file_size: int
-    latency_1: float
-    latency_256: float
+    The widths of a network are read off the shapes of its arrays.
+    """
 
+    def __init__(self, from_params):
+        """
+        Args:
+            from_params: (params, source) -> keras.Model of whatever widths the parameters tell.
+        """
+        self._from_params = from_params
 
-def format_table(rows):
-    """Returns the rows as a Markdown table with the rate of FLOPs against the first row; images/s are those of batch 256."""
-    head = ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1", "ms, batch 256",
-            "images/s"]
-    lines = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",
-              f"{row.flops:,}", f"{row.flops / rows[0].flops:.4f}", f"{row.file_size / 1024:,.0f}",
-              f"{row.latency_1:.2f}", f"{row.latency_256:.1f}", f"{256_000 / row.latency_256:,.0f}"] for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *lines)]
-    text = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *lines]]
-    rule = "-|-".join("-" * width for width in widths)
-    return "\n".join(f"| {line} |" for line in [text[0], rule, *text[1:]])
+    def load(self, path):
+        """Returns the keras.Model in a file; see load_params."""
+        return self._from_params(load_params(path), path)
+
+    def save(self, model, path):
+        save_params(model, path)

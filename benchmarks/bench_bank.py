@@ -10,10 +10,11 @@ from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import numpy as np
-import op_utils
 import tensorflow as tf
 from benchmarks import common
-from ekg import losses, memory_bank
+from ekg import tasks
+from ekg.distil import bank, bank_files, losses
+from ekg.progress import peak_memory_mib
 
 BLOCK = 1000  # images written at a time
 LABEL_LOGIT, SPREAD, DISAGREEMENT = 10.0, 2.5, 0.7  # roughly those of trained ImageNet networks
@@ -44,17 +45,21 @@ def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def distillation_loss(logits, student, temperature):
+    """Returns the mean distillation loss of a batch: student logits against the logits of a bank."""
+    knowledge, _ = losses.choose_knowledge(tf.cast(logits, tf.float32), student, temperature)
+    return float(tf.reduce_mean(tasks.kl_divergence(knowledge, student, temperature)))
+
+
 def distillation_change(args, rng):
     """Returns the relative change of the distillation loss by float16 logits, the largest of ten batches."""
     changes = []
     for _ in range(10):
-        bank = make_logits(rng, args.batch_size, args.num_teacher, args.classes)
-        student = bank[:, 0] + DISAGREEMENT * rng.standard_normal(bank[:, 0].shape, np.float32)
-        found = []
-        for dtype in (np.float32, np.float16):
-            knowledge, _ = losses.guide(tf.cast(bank.astype(dtype), tf.float32), student, args.temperature)
-            found.append(float(tf.reduce_mean(op_utils.kl_divergence(knowledge, student, args.temperature))))
-        changes.append(abs(found[1] - found[0]) / found[0])
+        logits = make_logits(rng, args.batch_size, args.num_teacher, args.classes)
+        student = logits[:, 0] + DISAGREEMENT * rng.standard_normal(logits[:, 0].shape, np.float32)
+        whole, half = (distillation_loss(logits.astype(dtype), student, args.temperature)
+                       for dtype in (np.float32, np.float16))
+        changes.append(abs(half - whole) / whole)
     return max(changes)
 
 
@@ -64,30 +69,30 @@ def main(args):
     change = distillation_change(args, rng)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         block = make_logits(rng, BLOCK, args.num_teacher, args.classes).astype(np.float16)
-        path = Path(folder) / memory_bank.ARRAY_FILE
+        path = Path(folder) / bank_files.ARRAY_FILE
         with open(path, "wb") as file:
-            memory_bank.write_header(file, shape, np.float16)
+            file.write(bank_files.header(shape, np.float16))
             for start in range(0, args.images, BLOCK):
                 block[:, 0, 0] = np.arange(start, start + BLOCK) % 2048  # so that rows tell their number
                 file.write(block[:args.images - start].tobytes())
         size = path.stat().st_size
-        bank = memory_bank.open_bank(Path(folder))
+        memory_bank = bank.open_bank(Path(folder))
         batches = rng.integers(0, args.images, (args.batches, args.batch_size))
         with open(path, "rb") as file:  # warm: the file is in the system's cache
             while file.read(2**24):
                 pass
-        before, peak_before, most = resident_mib(), utils.peak_memory_mib(), 0.0
+        before, peak_before, most = resident_mib(), peak_memory_mib(), 0.0
 
         def read():
             nonlocal most
             for index in batches:
-                rows = bank.rows(index)
+                rows = memory_bank.rows(index)
                 if (rows[:, 0, 0] != index % 2048).any():
                     raise AssertionError("a row that was read is not the one that was asked for.")
                 most = max(most, resident_mib())
 
         spent = common.seconds(read, runs=3, warmup=1)
-        peak_growth = utils.peak_memory_mib() - peak_before
+        peak_growth = peak_memory_mib() - peak_before
     print(f"{shape[0]:,} x {shape[1]} x {shape[2]} float16, {size:,} bytes, batches of {args.batch_size} random rows")
     common.print_table(["rows/s", "resident memory grows by, MiB", "its peak by, MiB", "float16 changes the loss by"],
                        [[f"{batches.size / spent:,.0f}", f"{most - before:.0f}", f"{peak_growth:.0f}", f"{change:.5%}"]])

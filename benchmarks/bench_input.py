@@ -15,8 +15,8 @@ import op_utils
 import tensorflow as tf
 from benchmarks import common
 from dataloader import ilsvrc, photographs
-from ekg import devices, losses
-from ekg.graph import Graph
+from ekg.distil import losses
+from ekg.train.step import StepOptions, Trainer
 
 
 def parse_args(argv=None):
@@ -52,11 +52,11 @@ def decode_alone(split, num_views):
 
 def training_step(arch, data, batch_size):
     """Returns a function that runs one fine-tuning step, labels alone."""
-    strategy = devices.make_strategy()
+    strategy = op_utils.make_strategy()
     with strategy.scope():
         model = nets.build(arch, data.num_classes)
-    trainer = op_utils.Trainer(strategy, model, losses.fine_tuning(data, "none", 10.0), weight_decay=1e-4,
-                               forward=Graph(model).stateless_call, jit=devices.use_xla("auto"))
+    trainer = Trainer(strategy, model, losses.fine_tuning(data, "none", 10.0), weight_decay=1e-4,
+                      options=StepOptions(use_xla=op_utils.use_xla("auto")))
     batch = next(data.epoch(batch_size, 0, 0, losses.NUM_VIEWS))
     return lambda: trainer.step(batch, 0.01)["loss"].numpy()
 

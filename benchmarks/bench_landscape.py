@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import time
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
@@ -11,7 +12,10 @@ import keras
 import nets
 import numpy as np
 from benchmarks import common
-from ekg import greedy_search, landscape
+from ekg.data import Batches
+from ekg.landscape.hessian import model_landscape
+from ekg.landscape.lanczos import MAX_PRODUCTS
+from ekg.settings import SearchSettings
 
 
 def parse_args(argv=None):
@@ -19,7 +23,7 @@ def parse_args(argv=None):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     common.add_network_flags(parser)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--max_products", type=int, default=landscape.MAX_PRODUCTS, help="for a condition number, at most")
+    parser.add_argument("--max_products", type=int, default=MAX_PRODUCTS, help="for a condition number, at most")
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
 
@@ -27,22 +31,22 @@ def parse_args(argv=None):
 def main(args):
     keras.utils.set_random_seed(0)
     data = common.search_data(args.data_path)
-    split = data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0)
+    split = data.last_of_each_class(SearchSettings().val_per_class, 0)
+    batches = Batches(split, data.normalise, args.batch_size)
     model = nets.build(args.arch, 10)
     if args.trained_param:
         model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)
     rows = []
     for batch_statistics in (False, True):
-        scene = landscape.of_model(model, split, data.normalise, batch_size=args.batch_size,
-                                   batch_statistics=batch_statistics)
-        vector = np.random.default_rng(0).standard_normal(scene.dimension)
-        product, gradient = common.paired_seconds(lambda scene=scene, vector=vector: scene.product(vector),
-                                                  lambda scene=scene: scene.gradient(scene.point), args.runs)
+        landscape = model_landscape(model, batches, batch_statistics=batch_statistics)
+        vector = np.random.default_rng(0).standard_normal(landscape.dimension)
+        product, gradient = common.paired_seconds(functools.partial(landscape.product, vector),
+                                                  functools.partial(landscape.gradient, landscape.point), args.runs)
         row = ["of the batch" if batch_statistics else "moving", f"{gradient:.2f}", f"{product:.2f}",
                f"{product / gradient:.2f}", "", "", ""]
         if args.trained_param:
             start = time.perf_counter()
-            spectrum = scene.spectrum(max_products=args.max_products)
+            spectrum = landscape.spectrum(max_products=args.max_products)
             row[4:] = [f"{time.perf_counter() - start:.0f}", spectrum.products,
                        f"{spectrum.condition:.4f}" + ("" if spectrum.converged else
                                                       f", residual {spectrum.residual_smallest:.3g} of the smallest")]

@@ -18,11 +18,17 @@ import numpy as np
 import op_utils
 import tensorflow as tf
 from benchmarks import common
-from dataloader import augment
-from ekg import devices, greedy_search, importance, losses
-from ekg.graph import Graph, Numerics
-from ekg.objective import Objective
-from ekg.supernet import Supernet
+from ekg import augment
+from ekg.data import Batches
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.distil import losses
+from ekg.network.supernet import Supernet
+from ekg.progress import peak_memory_mib
+from ekg.search import criteria
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from ekg.train.step import StepOptions, Trainer
 
 
 def parse_args(argv=None):
@@ -50,8 +56,8 @@ def make_step(args, strategy, data, accum=1, dtype="float32"):
     """Returns a function that runs one fine-tuning step and waits for it."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    trainer = op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4, accum=accum,
-                               forward=Graph(model, Numerics(dtype)).stateless_call, jit=devices.use_xla("auto"))
+    trainer = Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
+                      options=StepOptions(accum, op_utils.use_xla("auto"), dtype))
     batch = make_batch(data.train, args.batch_size)
     return lambda: trainer.step(batch, 0.01)["loss"].numpy()
 
@@ -59,22 +65,22 @@ def make_step(args, strategy, data, accum=1, dtype="float32"):
 def search_seconds(args, team, data, accum):
     """Returns the seconds of importance, candidates and knowledge of one search step."""
     supernet = Supernet(nets.build(args.arch, 10))
-    objective = Objective(supernet, data.train, data.normalise, batch_size=256 // accum, team=team)
+    objective = Objective(supernet, Batches(data.train, data.normalise, 256 // accum), compute=Compute(team))
     whole = supernet.whole()
-    objective.learn(whole)
+    objective.add_knowledge(whole)
 
     def step():
-        scores = importance.ekg(objective, whole)
-        present, candidates = greedy_search.propose(supernet, whole, scores, 0.01, 0.2)
+        scores = criteria.ekg(objective, whole)
+        present, candidates = propose(supernet, whole, scores, 0.01, 0.2)
         spread = candidates[::max(len(candidates) // args.candidates, 1)][:args.candidates]
         objective.scores(present, spread)
-        objective.learn(whole)
+        objective.add_knowledge(whole)
     return common.seconds(step, args.runs)
 
 
 def measure(args, case):
     """Prints what one process measures as JSON."""
-    strategy = devices.make_strategy(virtual_devices=case["replicas"])
+    strategy = op_utils.make_strategy(op_utils.DeviceSettings(virtual_devices=case["replicas"]))
     keras.utils.set_random_seed(0)
     data = common.random_data(max(args.images, args.batch_size))
     if case["kind"] == "format":
@@ -84,8 +90,8 @@ def measure(args, case):
     elif case["kind"] == "train":
         result = {"seconds": common.seconds(make_step(args, strategy, data, case["accum"]), args.runs)}
     else:
-        result = {"seconds": search_seconds(args, devices.Team(strategy), data, case["accum"])}
-    peak = utils.peak_memory_mib()
+        result = {"seconds": search_seconds(args, Team(strategy), data, case["accum"])}
+    peak = peak_memory_mib()
     print("RESULT " + json.dumps(result | {"peak_mib": round(peak)}))
 
 

@@ -14,10 +14,14 @@ import nets
 import numpy as np
 import tensorflow as tf
 from benchmarks import common
-from ekg import greedy_search, importance
-from ekg.greedy_search import HistoryEntry
-from ekg.objective import Objective
-from ekg.supernet import Gate, Supernet
+from ekg import files
+from ekg.data import Batches
+from ekg.network.supernet import Gate, Supernet
+from ekg.search import criteria
+from ekg.search.history import HistoryEntry
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from ekg.settings import SearchSettings
 
 
 def parse_args(argv=None):
@@ -37,7 +41,7 @@ def executed(supernet, groups, share_prefix):
     Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once (from its
     group's first gate on, if the prefix is shared: about half of it).
     """
-    flops = common.call_flops(supernet.graph, supernet.layout)
+    flops = common.call_flops(supernet.graph)
     until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
     total, gates = until[-1], [supernet.first_gate(group) for group in groups]
     candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
@@ -54,30 +58,31 @@ def main(args):
             if weight.name == "gamma":
                 weight.assign(tf.random.stateless_uniform(weight.shape, (0, 1), 0.5, 1.5))
     supernet, data = Supernet(model), common.search_data(args.data_path)
-    objective = Objective(supernet, data.last_of_each_class(greedy_search.VAL_PER_CLASS, 0), data.normalise,
-                          batch_size=args.search_batch_size)
-    found = [HistoryEntry.from_json(line).subnetwork for line in utils.read_json_lines(args.history)] if args.history else []
+    split = data.last_of_each_class(SearchSettings().val_per_class, 0)
+    objective = Objective(supernet, Batches(split, data.normalise, args.search_batch_size))
+    lines = files.read_json_lines(args.history) if args.history else []
+    history = [HistoryEntry.from_json(line).subnetwork for line in lines]
     present, rows = supernet.whole(), []
-    num_images, peak = sum(map(len, objective.labels)), common.measure_peak()
+    num_images, peak = objective.num_images, common.measure_peak()
 
     def step(share_prefix):
-        scores = importance.ekg(objective, present)
-        ranked, candidates = greedy_search.propose(supernet, present, scores, 0.01, 0.2)
+        scores = criteria.ekg(objective, present)
+        ranked, candidates = propose(supernet, present, scores, 0.01, 0.2)
         results = objective.scores(ranked, candidates, share_prefix)
         winner = candidates[int(np.argmax([result.reward for result in results]))][1]
         if share_prefix:
-            objective.learn(winner)
+            objective.add_knowledge(winner)
         else:
             objective.logits(winner)[-1].numpy()
         return winner, [group for group, _ in candidates]
 
-    for number in args.steps if found else range(1, max(args.steps) + 1):
-        present = found[number - 1] if found else present
-        objective.learn(present)
+    for number in args.steps if history else range(1, max(args.steps) + 1):
+        present = history[number - 1] if history else present
+        objective.add_knowledge(present)
         winner, groups = step(True)
         if number in args.steps:
             shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs,
-                                                  prepare=functools.partial(objective.learn, present))
+                                                  prepare=functools.partial(objective.add_knowledge, present))
             shares = [2 * num_images * executed(supernet, groups, share) / spent / peak
                       for share, spent in ((True, shared), (False, alone))]
             rows.append([number, len(groups), f"{shared:.2f}", f"{alone:.2f}", f"{shared / alone:.3f}",

@@ -4,6 +4,7 @@
 """
 
 import argparse
+from unittest import mock
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import keras
@@ -12,10 +13,12 @@ import numpy as np
 import op_utils
 import tensorflow as tf
 from benchmarks import common
-from dataloader import augment
-from ekg import devices, losses
-from ekg.graph import Graph
-from ekg.supernet import Supernet
+from ekg import augment
+from ekg.distil import losses
+from ekg.graph.execute import read_variables
+from ekg.network.supernet import Supernet
+from ekg.progress import peak_memory_mib
+from ekg.train import step
 
 
 def parse_args(argv=None):
@@ -25,36 +28,40 @@ def parse_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
     parser.add_argument("--bank_batch_size", type=int, default=256)
     parser.add_argument("--accum", type=int, default=1)
-    parser.add_argument("--compile", default="auto", choices=devices.COMPILE_CHOICES)
+    parser.add_argument("--compile", default="auto", choices=op_utils.COMPILE_CHOICES)
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
 
 
+def make_trainer(args, strategy, data, use_xla, pure_forward=step.pure_forward):
+    """Returns a Trainer of fine-tuning whose forward pass pure_forward(model, options) makes."""
+    with strategy.scope():
+        model = nets.build(args.arch, 10)
+    with mock.patch.object(step, "pure_forward", pure_forward):
+        return step.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
+                            options=step.StepOptions(args.accum, use_xla))
+
+
 def main(args):
     keras.utils.set_random_seed(0)
-    strategy, jit = devices.make_strategy(), devices.use_xla(args.compile)
+    strategy, use_xla = op_utils.make_strategy(), op_utils.use_xla(args.compile)
     data = common.random_data(max(args.batch_size, args.bank_batch_size))
     split = data.train
     rng = np.random.default_rng(0)
     batch = {"images": split.images[:args.batch_size], "labels": split.labels[:args.batch_size],
              "draws": rng.random((args.batch_size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),
              "bank": rng.normal(size=(args.batch_size, 5, 10)).astype(np.float32)}
-    trainers = []
-    for fused in (True, False):
-        with strategy.scope():
-            model = nets.build(args.arch, 10)
-        forward = Graph(model).stateless_call if fused else None
-        trainers.append(op_utils.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
-                                         forward=forward, accum=args.accum, jit=jit))
+    trainers = [make_trainer(args, strategy, data, use_xla),
+                make_trainer(args, strategy, data, use_xla, lambda model, options: model.stateless_call)]
     steps = [lambda trainer=trainer: trainer.step(batch, 0.01)["loss"].numpy() for trainer in trainers]
     train = common.paired_seconds(*steps, args.runs)
     supernet = Supernet(trainers[0].model)
     flops = supernet.complexity(supernet.whole()).flops
     mask, weights = tf.constant(supernet.mask(supernet.whole())), supernet.weights()
     images = tf.constant(split.images[:args.bank_batch_size])
-    masked = tf.function(lambda images: supernet.forward(weights, mask, data.normalise(images)), jit_compile=jit)
+    masked = tf.function(lambda images: supernet.forward(weights, mask, data.normalise(images)), jit_compile=use_xla)
     whole = tf.function(lambda images: trainers[1].model.stateless_call(
-        *op_utils.read_variables(trainers[1].model), data.normalise(images), training=True)[0], jit_compile=jit)
+        *read_variables(trainers[1].model), data.normalise(images), training=True)[0], jit_compile=use_xla)
     bank = common.paired_seconds(lambda: masked(images).numpy(), lambda: whole(images).numpy(), args.runs)
     peak, rows = common.measure_peak(), []
     for name, num_images, factor, (ours, keras_own) in (
@@ -63,7 +70,7 @@ def main(args):
         rows.append([name, f"{num_images / ours:.0f}", f"{num_images / keras_own:.0f}", f"{ours / keras_own:.3f}",
                      f"{2 * factor * flops * num_images / ours / peak:.2f}"])
     print(f"{args.arch}, float32 matrix product {peak / 1e9:.0f} GFLOP/s, peak memory "
-          f"{utils.peak_memory_mib():.0f} MiB (a training step counts as three forward)")
+          f"{peak_memory_mib():.0f} MiB (a training step counts as three forward)")
     common.print_table(["work", "images/s", "images/s, Keras' own call", "ratio of seconds", "share of peak"], rows)
 
 

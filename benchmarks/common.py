@@ -1,5 +1,6 @@
 """Timing that several benchmarks share. Figures of one run are compared with each other, never with another run's."""
 
+import math
 import statistics
 import time
 
@@ -7,8 +8,9 @@ import dataloader
 import nets
 import numpy as np
 import tensorflow as tf
-from dataloader.base import Dataset, Split
-from ekg import complexity, greedy_search
+from ekg.data import Dataset, Split
+from ekg.graph import layers
+from ekg.settings import SearchSettings
 
 PEAK_SIZE, PEAK_RUNS = 4096, 5
 
@@ -31,12 +33,12 @@ def paired_seconds(first, second, runs=5, prepare=lambda: None):
     """
     times = [], []
     for run in range(runs + 1):
-        for function, own in zip((first, second), times):
+        for function, function_times in zip((first, second), times):
             prepare()
             spent = seconds(function, runs=1, warmup=0)
             if run:
-                own.append(spent)
-    return tuple(statistics.median(own) for own in times)
+                function_times.append(spent)
+    return tuple(statistics.median(function_times) for function_times in times)
 
 
 def measure_peak():
@@ -46,14 +48,13 @@ def measure_peak():
     return 2 * PEAK_SIZE**3 / seconds(lambda: product().numpy(), PEAK_RUNS)
 
 
-def call_flops(graph, layout):
+def call_flops(graph):
     """Returns {tensor number: multiply-accumulates of the call that writes it}, nothing masked."""
     flops = {}
     for call in graph.calls:
-        count = complexity.COSTS.get(type(call.layer))
-        cost = count(call.layer, graph.shapes[call.output]) if count else None
-        channels_in, channels_out = len(layout.index[call.inputs[0]]), len(layout.index[call.output])
-        flops[call.output] = cost.pair_flops * channels_in * channels_out + cost.out_flops * channels_out if cost else 0
+        record = layers.record_of(call.layer)
+        weights = [weight for weight in call.layer.weights if weight.name in record.multiplies] if record else []
+        flops[call.output] = layers.positions(graph.shapes[call.output]) * sum(math.prod(weight.shape) for weight in weights)
     return flops
 
 
@@ -73,7 +74,7 @@ def random_data(count, size=32, classes=10):
 
 def search_data(path):
     """Returns CIFAR-10 from a path, or noise of the size of its D_val without one."""
-    return dataloader.load("CIFAR10", path) if path else random_data(greedy_search.VAL_PER_CLASS * 10)
+    return dataloader.load("CIFAR10", path) if path else random_data(SearchSettings().val_per_class * 10)
 
 
 def add_network_flags(parser):

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 import utils
-from dataloader.base import Dataset, Split
+from ekg.data import Dataset, Split
+from ekg.errors import EkgError
 
 IMAGE_SIZE = 32
 MAX_ARCHIVE_BYTES = 2**29  # CIFAR's are of 180 million bytes
@@ -56,7 +57,7 @@ def load(name, data_path=None):
             .tar.gz; None downloads the archive to Keras' cache.
 
     Raises:
-        utils.UserError: there is no such path, a batch is missing or damaged, or the download fails.
+        EkgError: there is no such path, a batch is missing or damaged, or the download fails.
     """
     source = SOURCES[name]
     read = _open(source, _download(name, source) if data_path is None else Path(data_path))
@@ -70,8 +71,8 @@ def _download(name, source):
         return Path(keras.utils.get_file(Path(source.url).name, source.url, file_hash=source.sha256))
     except Exception as error:  # Keras raises a bare Exception where the network fails
         reason = " ".join(str(error).split())
-        raise utils.UserError(f"--dataset {name}: the download failed ({reason[:200]}); get {source.url} on another machine "
-                              "and name it with --data_path.") from None
+        raise EkgError(f"`dataset` {name}: the download failed ({reason[:200]}); get {source.url} on another machine "
+                       "and name it with `data_path`.") from None
 
 
 def _open(source, path):
@@ -81,20 +82,20 @@ def _open(source, path):
             folder = path / source.folder if (path / source.folder).is_dir() else path
             missing = [batch for batch in (*source.train, source.test) if not (folder / batch).is_file()]
             if missing:
-                raise utils.UserError(f"--data_path {path}: {', '.join(missing)} not found there; it must hold the python "
-                                      f"batches of {Path(source.url).name}.")
+                raise EkgError(f"`data_path` {path}: {', '.join(missing)} not found there; it must hold the python "
+                               f"batches of {Path(source.url).name}.")
             return lambda batch: (folder / batch, (folder / batch).read_bytes())
         if not path.is_file():
-            raise utils.UserError(f"--data_path {path}: no such folder or file; name the folder with the python batches, "
-                                  f"or {Path(source.url).name}.")
+            raise EkgError(f"`data_path` {path}: no such folder or file; name the folder with the python batches, "
+                           f"or {Path(source.url).name}.")
     except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise utils.UserError(f"--data_path {path}: cannot be read ({error.strerror}).") from None
+        raise EkgError(f"`data_path` {path}: cannot be read ({error.strerror}).") from None
     files = _read_archive(path)
 
     def member(batch):
         name = f"{source.folder}/{batch}"
         if name not in files:
-            raise utils.UserError(f"--data_path {path}: holds no file {name}; is it the archive of --dataset?")
+            raise EkgError(f"`data_path` {path}: holds no file {name}; is it the archive of `dataset`?")
         return f"{path}:{batch}", files[name]
     return member
 
@@ -105,12 +106,12 @@ def _read_archive(path):
         with gzip.open(path) as file:
             content = io.BytesIO(file.read(MAX_ARCHIVE_BYTES + 1))  # to the end, where the checksum is
         if content.getbuffer().nbytes > MAX_ARCHIVE_BYTES:
-            raise utils.UserError(f"--data_path {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is not "
-                                  "CIFAR's archive; get it again.")
+            raise EkgError(f"`data_path` {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is not "
+                           "CIFAR's archive; get it again.")
         with tarfile.open(fileobj=content) as archive:
             return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-        raise utils.UserError(f"--data_path {path}: not a readable .tar.gz ({error}); get it again.") from None
+        raise EkgError(f"`data_path` {path}: not a readable .tar.gz ({error}); get it again.") from None
 
 
 def _split(source, name, data):
@@ -119,10 +120,10 @@ def _split(source, name, data):
     images, labels = batch.get(b"data"), batch.get(source.label_key)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != IMAGE_BYTES or (
             images.dtype != np.uint8 or not len(images)):
-        raise utils.UserError(f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}], number > 0.")
+        raise EkgError(f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}], number > 0.")
     if not isinstance(labels, list) or len(labels) != len(images) or not all(
             type(label) is int and 0 <= label < source.num_classes for label in labels):
-        raise utils.UserError(f"{name}: {source.label_key.decode()} must be {len(images)} numbers from 0 to "
-                              f"{source.num_classes - 1}; is it the batch of another data set?")
+        raise EkgError(f"{name}: {source.label_key.decode()} must be {len(images)} numbers from 0 to "
+                       f"{source.num_classes - 1}; is it the batch of another data set?")
     images = images.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(images), np.array(labels, np.int32))

@@ -6,8 +6,8 @@ E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
 import numpy as np
 from sklearn import datasets
 
-import utils
-from dataloader.base import Dataset, Split
+from ekg.data import Dataset, Split
+from ekg.errors import EkgError
 
 IMAGE_SIZE = 32
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -23,10 +23,10 @@ def load(name="DIGITS", data_path=None):
         data_path: must be None, as the images come with scikit-learn.
 
     Raises:
-        utils.UserError: data_path is given.
+        EkgError: data_path is given.
     """
     if data_path is not None:
-        raise utils.UserError(f"--data_path {data_path}: --dataset {name} comes with scikit-learn; leave --data_path out.")
+        raise EkgError(f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave `data_path` out.")
     digits = datasets.load_digits()
     images = _enlarge(digits.images * (255 / MAX_INTENSITY))
     images = np.repeat(np.rint(images).astype(np.uint8)[..., None], 3, axis=-1)

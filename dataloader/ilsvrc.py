@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from scipy import io as scipy_io
 
-import utils
 from dataloader import photographs, records
+from ekg.errors import EkgError
+from ekg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +39,26 @@ def load(name="ILSVRC2012", data_path=None, *, skip_bad_images=False, memory_gib
         memory_gib: decoded images of a split that may be kept in memory.
 
     Raises:
-        utils.UserError: data_path, a folder, a class's images or the ground truth is missing or does not fit.
+        EkgError: data_path, a folder, a class's images or the ground truth is missing or does not fit.
     """
     if data_path is None:
-        raise utils.UserError(f"--dataset {name}: cannot be downloaded; name the folder that holds train/ and val/ with "
-                              "--data_path.")
+        raise EkgError(f"`dataset` {name}: cannot be downloaded; name the folder that holds train/ and val/ with "
+                       "`data_path`.")
     folder, budget = Path(data_path), int(memory_gib * 2**30)
     if records.is_prepared(folder):
         return _make_dataset(name, *records.load(folder, budget), folder, skip_bad_images)
     for split in ("train", "val"):
         if not (folder / split).is_dir():
-            raise utils.UserError(f"--data_path {folder}: holds no folder {split}/; it must hold train/<wnid>/ and val/.")
+            raise EkgError(f"`data_path` {folder}: holds no folder {split}/; it must hold train/<wnid>/ and val/.")
     try:
         classes = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
         if not classes:
-            raise utils.UserError(f"{folder / 'train'}: holds no folders; each class needs one, named by its wnid.")
+            raise EkgError(f"{folder / 'train'}: holds no folders; each class needs one, named by its wnid.")
         train = _list_classes(folder / "train", classes)
         has_folders = any(entry.is_dir() for entry in os.scandir(folder / "val"))
         val = _list_classes(folder / "val", classes) if has_folders else _list_flat(folder, classes)
     except OSError as error:
-        raise utils.UserError(f"{error.filename}: cannot be read ({error.strerror}).") from None
+        raise EkgError(f"{error.filename}: cannot be read ({error.strerror}).") from None
     splits = [photographs.FileSplit(np.array([os.fsencode(path) for path in paths]), np.array(labels, np.int32), budget)
               for paths, labels in (train, val)]
     return _make_dataset(name, classes, splits, folder, skip_bad_images)
@@ -69,9 +70,9 @@ def _make_dataset(name, classes, splits, folder, skip_bad_images):
         splits = [_without_damaged(split, folder / part) for split, part in zip(splits, ("train", "val"))]
     train, test = splits
     for label in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
-        raise utils.UserError(f"{folder}: there is no training image of the class {classes[label]} that can be used.")
+        raise EkgError(f"{folder}: there is no training image of the class {classes[label]} that can be used.")
     if not len(test):
-        raise utils.UserError(f"{folder}: there is no validation image that can be used.")
+        raise EkgError(f"{folder}: there is no validation image that can be used.")
     train = train.take(_mixed(train.labels))
     return photographs.PhotographDataset(name, len(classes), train, test, MEAN, STD)
 
@@ -83,12 +84,12 @@ def _list_classes(folder, classes):
                         ("a folder that train/ lacks,", set(found) - set(classes))):
         if names:
             named = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-            raise utils.UserError(f"{folder}: holds {kind} {named}; train/ and val/ need the same {len(classes)} classes.")
+            raise EkgError(f"{folder}: holds {kind} {named}; train/ and val/ need the same {len(classes)} classes.")
     paths, labels = [], []
     for label, name in enumerate(classes):
         own = _list_images(folder / name)
         if not own:
-            raise utils.UserError(f"{folder / name}: holds no image; every class needs one at least.")
+            raise EkgError(f"{folder / name}: holds no image; every class needs one at least.")
         paths += own
         labels += [label] * len(own)
     return paths, labels
@@ -106,36 +107,36 @@ def _list_flat(folder, classes):
     """
     places = [place for place in (folder, folder / DEVKIT) if (place / GROUND_TRUTH).is_file()]
     if not places:
-        raise utils.UserError(f"{folder / 'val'}: holds no folders by class, and {GROUND_TRUTH} is neither in {folder} "
-                              f"nor in {folder / DEVKIT}; put the development kit there.")
+        raise EkgError(f"{folder / 'val'}: holds no folders by class, and {GROUND_TRUTH} is neither in {folder} "
+                       f"nor in {folder / DEVKIT}; put the development kit there.")
     truth = places[0] / GROUND_TRUTH
     numbers, paths = truth.read_text(errors="replace").split(), _list_images(folder / "val")
     if len(numbers) != len(paths):
-        raise utils.UserError(f"{truth}: has {len(numbers):,} lines, and {folder / 'val'} holds {len(paths):,} images; they "
-                              "must be as many.")
+        raise EkgError(f"{truth}: has {len(numbers):,} lines, and {folder / 'val'} holds {len(paths):,} images; they "
+                       "must be as many.")
     wnids = _read_synsets(places[0] / SYNSETS)
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     for line, number in enumerate(numbers, 1):
         if wnids.get(number) not in label_of:
-            raise utils.UserError(f"{truth}: line {line} is {number[:20]!r}, which {SYNSETS} and the folders of train/ do "
-                                  "not know as a class.")
+            raise EkgError(f"{truth}: line {line} is {number[:20]!r}, which {SYNSETS} and the folders of train/ do "
+                           "not know as a class.")
     return paths, [label_of[wnids[number]] for number in numbers]
 
 
 def _read_synsets(path):
     """Returns {class number as text: wnid} of the development kit's meta.mat."""
     if not path.is_file():
-        raise utils.UserError(f"{path}: missing; the development kit's ground truth cannot be understood without it.")
+        raise EkgError(f"{path}: missing; the development kit's ground truth cannot be understood without it.")
     try:
         synsets = scipy_io.loadmat(path, squeeze_me=True)["synsets"]
         return {str(int(number)): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
     except Exception as error:  # SciPy raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
-        raise utils.UserError(f"{path}: cannot be read as the development kit's class list ({reason}).") from None
+        raise EkgError(f"{path}: cannot be read as the development kit's class list ({reason}).") from None
 
 
 def _without_damaged(split, folder):
-    with utils.progress_bar(f"check {folder.name}", len(split), "image") as progress:
+    with progress_bar(f"check {folder.name}", len(split), "image") as progress:
         damaged = split.find_damaged(progress)
     for index in damaged:
         logger.warning("left out: %s", split.name(index))

@@ -13,9 +13,9 @@ import re
 import numpy as np
 import tensorflow as tf
 
-import utils
-from dataloader import augment
-from dataloader.base import Dataset, Split
+from ekg import augment
+from ekg.data import Dataset, Split, prefetched
+from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class FileSplit:
 
     def _stream(self, batches, view):
         # A thread of its own reads: the caller's may be bound to a device that cannot decode.
-        return utils.prefetched(self._decode(list(batches), view), depth=1)
+        return prefetched(self._decode(list(batches), view), depth=1)
 
     def _decode(self, batches, view):
         if not batches:
@@ -185,19 +185,19 @@ class FileSplit:
                 yield next(images)
             except tf.errors.OpError as error:
                 self._name_damaged(indices)
-                raise utils.UserError(f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with it, "
-                                      f"could not be read for a moment ({_reason(error)}); the same command goes on."
+                raise EkgError(f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with it, "
+                               f"could not be read for a moment ({_reason(error)}); the same command goes on."
                                       ) from None
 
     def _name_damaged(self, indices):
-        """Raises utils.UserError for the first image that cannot be read."""
+        """Raises EkgError for the first image that cannot be read."""
         read = self._make_reader()
         for index in indices:
             try:
                 evaluation_view(read(index))
             except tf.errors.OpError as error:
-                raise utils.UserError(f"{self.name(index)}: cannot be read as an image ({_reason(error)}); put a good copy "
-                                      "there, or give --skip_bad_images to go on without such files.") from None
+                raise EkgError(f"{self.name(index)}: cannot be read as an image ({_reason(error)}); put a good copy "
+                               "there, or give `skip_bad_images` to go on without such files.") from None
 
 
 def _reason(error):

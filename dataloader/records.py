@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import utils
 from dataloader import photographs
+from ekg.errors import EkgError
+from ekg.progress import progress_bar
 
 INFO_FILE = "dataset_info.json"
 TRAIN, TEST = "train", "validation"
@@ -51,13 +52,13 @@ def load(folder, memory_budget):
     Every record is read once for its label.
 
     Raises:
-        utils.UserError: tensorflow-datasets is missing, or the records cannot be read in any order.
+        EkgError: tensorflow-datasets is missing, or the records cannot be read in any order.
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise utils.UserError(f"--data_path {folder}: holds records of tensorflow-datasets; to read them, install "
-                              "tensorflow-datasets with pip.") from None
+        raise EkgError(f"`data_path` {folder}: holds records of tensorflow-datasets; to read them, install "
+                       "tensorflow-datasets with pip.") from None
     try:
         builder = tfds.builder_from_directory(folder)
         names = builder.info.features["label"].names
@@ -65,11 +66,11 @@ def load(folder, memory_budget):
                    for split in (TRAIN, TEST)]
     except Exception as error:  # the package raises many kinds
         reason = " ".join(str(error).split())[:160]
-        raise utils.UserError(f"--data_path {folder}: cannot be read as records of images with labels, in the array_record "
-                              f"format, with the splits {TRAIN} and {TEST} ({reason}).") from None
+        raise EkgError(f"`data_path` {folder}: cannot be read as records of images with labels, in the array_record "
+                       f"format, with the splits {TRAIN} and {TEST} ({reason}).") from None
     splits = []
     for split, source in zip((TRAIN, TEST), sources):
-        with utils.progress_bar(f"labels of {split}", len(source), "image") as progress:
+        with progress_bar(f"labels of {split}", len(source), "image") as progress:
             labels = np.empty(len(source), np.int32)
             for number in range(len(source)):
                 labels[number] = source[number]["label"]

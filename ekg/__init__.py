@@ -3,11 +3,19 @@
 Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter Pruning", ECCV 2022.
 """
 
-import utils  # noqa: F401  first: it sets TensorFlow's environment
-from ekg.complexity import Complexity
-from ekg.groups import ChannelGroup
-from ekg.greedy_search import SearchResult, search
-from ekg.subnetwork import Subnetwork
-from ekg.supernet import Supernet
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.errors import EkgError
+from ekg.graph.complexity import Complexity
+from ekg.graph.groups import ChannelGroup
+from ekg.graph.layers import LayerRecord, Weight, register_layer
+from ekg.network.subnetwork import Subnetwork
+from ekg.network.supernet import Supernet
+from ekg.search.greedy import search
+from ekg.search.history import HistoryEntry, SearchResult
+from ekg.settings import SearchSettings
 
-__all__ = ["ChannelGroup", "Complexity", "SearchResult", "Subnetwork", "Supernet", "search"]
+__version__ = "0.2.0"
+
+__all__ = ["ChannelGroup", "Complexity", "Compute", "EkgError", "HistoryEntry", "LayerRecord", "SearchResult",
+           "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "register_layer", "search"]

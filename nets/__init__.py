@@ -1,6 +1,7 @@
 """Networks by name: build an unpruned one, or the one whose widths a parameter file tells."""
 
 import utils
+from ekg.errors import EkgError
 from nets import mobilenet_v2, resnet
 
 # name -> module with SPECS, build(arch, num_classes, widths=None), conv_widths(arch) and streams(arch)
@@ -16,7 +17,7 @@ def build(arch, num_classes):
     """Returns an unpruned network: keras.Model from normalised images to logits [batch, num_classes].
 
     Raises:
-        utils.UserError: arch is not one of ARCHS.
+        EkgError: arch is not one of ARCHS.
     """
     return _lookup(arch).build(arch, num_classes)
 
@@ -31,7 +32,7 @@ def from_params(arch, params, num_classes, source="parameters"):
         source: what to call the parameters in an error, say the file's name.
 
     Raises:
-        utils.UserError: arch is unknown; or entries are missing, surplus or of the wrong shape: all are named at once.
+        EkgError: arch is unknown; or entries are missing, surplus or of the wrong shape: all are named at once.
     """
     module = _lookup(arch)
     widths, problems = {}, []
@@ -48,7 +49,7 @@ def from_params(arch, params, num_classes, source="parameters"):
     model = module.build(arch, num_classes, widths if not problems else None)
     if problems:
         problems += utils.find_mismatches(model, params, compare_shapes=False)
-        raise utils.UserError(utils.mismatch(source, arch, problems))
+        raise EkgError(utils.mismatch(source, arch, problems))
     utils.assign_params_(model, params, source)
     return model
 
@@ -59,5 +60,5 @@ def _entry(conv):
 
 def _lookup(arch):
     if arch not in ARCHS:
-        raise utils.UserError(f"--arch {arch}: no such network; there are {', '.join(ARCHS)}.")
+        raise EkgError(f"`arch` {arch}: no such network; there are {', '.join(ARCHS)}.")
     return ARCHS[arch]

@@ -14,6 +14,7 @@ import numpy as np
 
 import nets
 import utils
+from ekg.errors import EkgError
 from nets import resnet
 
 # Where training code keeps the network inside its checkpoint, and what it puts before each name.
@@ -37,10 +38,10 @@ def read_weights(path):
     """Returns {name: float32 array} of a PyTorch state dict or a .safetensors file.
 
     Raises:
-        utils.UserError: the file or the package that reads it is missing, or it holds no dict of tensors.
+        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors.
     """
     if not path.is_file():
-        raise utils.UserError(f"{path}: no such file.")
+        raise EkgError(f"{path}: no such file.")
     is_safetensors = path.suffix == ".safetensors"
     try:
         if is_safetensors:
@@ -48,16 +49,16 @@ def read_weights(path):
         else:
             import torch
     except ImportError as error:
-        raise utils.UserError(f"{path}: to read it, install {error.name} with pip.") from None
+        raise EkgError(f"{path}: to read it, install {error.name} with pip.") from None
     try:
         weights = reader.load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # either package raises many kinds for a file that is damaged or holds code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise utils.UserError(f"{path}: cannot be read as weights ({reason[:200]}).") from None
+        raise EkgError(f"{path}: cannot be read as weights ({reason[:200]}).") from None
     while isinstance(weights, dict) and any(isinstance(weights.get(name), dict) for name in WRAPPERS):
         weights = next(weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict))
     if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
-        raise utils.UserError(f"{path}: holds no dict from names to tensors.")
+        raise EkgError(f"{path}: holds no dict from names to tensors.")
     return {PREFIXES.sub("", str(name)): np.asarray(value, dtype=np.float32) for name, value in weights.items()}
 
 
@@ -86,7 +87,7 @@ def convert(arch, weights, source="weights"):
         source: what to call the weights in an error.
 
     Raises:
-        utils.UserError: entries are missing or surplus; all of them are named at once.
+        EkgError: entries are missing or surplus; all of them are named at once.
     """
     params, missing, left = {}, [], dict(weights)
 
@@ -108,7 +109,7 @@ def convert(arch, weights, source="weights"):
             left.pop(f"{theirs}.{COUNTER}", None)
     problems = [f"missing {name}" for name in missing] + [f"surplus {name}" for name in left]
     if problems:
-        raise utils.UserError(utils.mismatch(source, arch, problems))
+        raise EkgError(utils.mismatch(source, arch, problems))
     return params
 
 
@@ -117,7 +118,7 @@ def main(args):
     params = convert(args.arch, read_weights(args.source), args.source)
     model = nets.from_params(args.arch, params, params["fc/biases:0"].size, args.source)
     if not args.target.parent.is_dir():
-        raise utils.UserError(f"{args.target}: there is no folder {args.target.parent} to write it to.")
+        raise EkgError(f"{args.target}: there is no folder {args.target.parent} to write it to.")
     utils.save_params(model, args.target)
     print(f"{args.target}: {len(params)} arrays of {args.arch}, {params['fc/biases:0'].size} classes")
     return args.target

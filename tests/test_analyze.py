@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ekg.greedy_search import HistoryEntry
+from ekg.run_folder import RunFolder
 from PIL import Image
 
 import analyze
@@ -14,8 +16,6 @@ import ekg
 import nets
 import utils
 from ekg import analysis, figures, studies
-from ekg.greedy_search import HistoryEntry
-from ekg.run_folder import RunFolder
 
 DIGITS = ["--arch", "ResNet-20", "--dataset", "DIGITS"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import utils
+from ekg.errors import EkgError
 from dataloader import cifar
 from tests.conftest import make_tiny_resnet
 
@@ -102,7 +103,7 @@ def test_nothing_but_plain_data_is_admitted(tmp_path, number):
     marker = tmp_path / "executed"
     file = tmp_path / "file.pkl"
     file.write_bytes(list(attacks(marker))[number])
-    with pytest.raises(utils.UserError, match="file.pkl: not a ") as error:
+    with pytest.raises(EkgError, match="file.pkl: not a ") as error:
         utils.load_params(file)
     assert not marker.exists() and str(error.value).isprintable()
 
@@ -143,7 +144,7 @@ def test_a_thousand_mutations_end_in_typed_errors(good, tmp_path, is_sealed):
         path.write_bytes(damaged)
         try:
             found = utils.load_params(path)
-        except utils.UserError as error:
+        except EkgError as error:
             assert str(error).startswith(str(path)) and "\n" not in str(error)
             noticed += 1
             continue
@@ -169,7 +170,7 @@ def test_archives_are_read_in_memory_alone(tmp_path):
     path = tmp_path / "inside" / "x.tar.gz"
     path.parent.mkdir()
     archive(path, (outside, b"x"), (absolute, b"x"), (link, b""), (device, b""))
-    with pytest.raises(utils.UserError, match="holds no file cifar-10-batches-py/data_batch_1"):
+    with pytest.raises(EkgError, match="holds no file cifar-10-batches-py/data_batch_1"):
         cifar.load("CIFAR10", path)
     assert {entry.name for entry in tmp_path.rglob("*")} == {"inside", "x.tar.gz"}
 
@@ -179,5 +180,5 @@ def test_an_archive_that_unpacks_to_more_than_there_can_be_is_refused(tmp_path, 
     path = tmp_path / "x.tar.gz"
     with gzip.open(path, "wb") as file:
         file.write(bytes(2**21))
-    with pytest.raises(utils.UserError, match="x.tar.gz: unpacks to more than 1,048,576 bytes"):
+    with pytest.raises(EkgError, match="x.tar.gz: unpacks to more than 1,048,576 bytes"):
         cifar.load("CIFAR10", path)

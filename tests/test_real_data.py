@@ -10,7 +10,8 @@ import tensorflow as tf
 import ekg
 import nets
 import utils
-from dataloader import augment, cifar
+from dataloader import cifar
+from ekg import augment
 from tests.helpers import random_subnetwork, relative_difference
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

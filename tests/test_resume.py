@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
+from ekg.run_folder import RunFolder
 
 import utils
-from ekg.run_folder import RunFolder
 from tests import stress_resume
 
 # (when the process is killed, what must be there by then)

@@ -10,13 +10,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ekg.checkpoints import Checkpoints
+from ekg.run_folder import RunFolder
 
 import nets
 import test as test_script
 import train_cifar
 import utils
-from ekg.checkpoints import Checkpoints
-from ekg.run_folder import RunFolder
+from ekg.errors import EkgError
 from tests.helpers import relative_difference
 
 ROOT = Path(__file__).parents[1]
@@ -151,9 +152,9 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, tmp_path, monke
     assert summaries[0]["search"] == summaries[1]["search"] and "bank" in summaries[0] and "baseline" not in summaries[0]
     for argv, message in ((["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
                           (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$")):
-        with pytest.raises(utils.UserError, match=message):
+        with pytest.raises(EkgError, match=message):
             train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), *argv, "--search_from", str(folder)]))
-    with pytest.raises(utils.UserError, match="is no run folder"):
+    with pytest.raises(EkgError, match="is no run folder"):
         train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(tmp_path)]))
     assert not (tmp_path / "new").exists()
     damaged = tmp_path / "damaged"
@@ -161,10 +162,10 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, tmp_path, monke
     data = bytearray((damaged / "slimmed_param.pkl").read_bytes())
     data[1000] ^= 1
     (damaged / "slimmed_param.pkl").write_bytes(data)
-    with pytest.raises(utils.UserError, match="damaged/slimmed_param.pkl"):
+    with pytest.raises(EkgError, match="damaged/slimmed_param.pkl"):
         train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
     (damaged / "slimmed_param.pkl").unlink()
-    with pytest.raises(utils.UserError, match="its search is not finished"):
+    with pytest.raises(EkgError, match="its search is not finished"):
         train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
 
 
@@ -200,14 +201,14 @@ def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     (["--batch_size", "2000"], "--batch_size 2000 is larger than the 1438 images"),
     (["--search_batch_size", "2000"], "--search_batch_size 2000 is larger than the")])
 def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, message):
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(tmp_path / "run"), *arguments]))
     assert not (tmp_path / "run").exists()
 
 
 def test_overwriting_does_not_remove_the_network_it_prunes(finished):
     path = finished[0] / "baseline_param.pkl"
-    with pytest.raises(utils.UserError, match="--overwrite would remove --trained_param"):
+    with pytest.raises(EkgError, match="--overwrite would remove --trained_param"):
         train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(path), "--overwrite", "--train_path",
                                                  str(finished[0])]))
     assert path.exists() and (finished[0] / "summary.json").exists()
@@ -216,14 +217,14 @@ def test_overwriting_does_not_remove_the_network_it_prunes(finished):
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr("ekg.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
     # A bank of 1438 x 2 x 10 float32, and nine copies of 274 042 parameters.
-    with pytest.raises(utils.UserError, match="the run needs 9,980,552 bytes and 9,980,000 are free; make room"):
+    with pytest.raises(EkgError, match="the run needs 9,980,552 bytes and 9,980,000 are free; make room"):
         train_cifar.main(train_cifar.parse_args([*SHORT, "--preflight", "--train_path", str(tmp_path / "run")]))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json"}
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
     utils.save_params(nets.build("ResNet-32", 10), tmp_path / "p.pkl")
-    with pytest.raises(utils.UserError, match="p.pkl: does not fit ResNet-20"):
+    with pytest.raises(EkgError, match="p.pkl: does not fit ResNet-20"):
         train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(tmp_path / "p.pkl"), "--train_path",
                                                  str(tmp_path / "run")]))
     assert not (tmp_path / "run").exists()
@@ -234,6 +235,6 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(utils.UserError, match="it asks for 'io.open'"):
+    with pytest.raises(EkgError, match="it asks for 'io.open'"):
         test_script.main(test_script.parse_args(["--dataset", "DIGITS", "--trained_param", str(tmp_path / "p.pkl")]))
     assert not (tmp_path / "executed").exists()

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from ekg.greedy_search import HistoryEntry
+from ekg.supernet import Supernet
 from PIL import Image
 
 import dataloader
@@ -9,9 +11,8 @@ import nets
 import test as test_script
 import train_imagenet
 import utils
+from ekg.errors import EkgError
 from ekg import memory_bank, report
-from ekg.greedy_search import HistoryEntry
-from ekg.supernet import Supernet
 
 CLASSES = ("n01440764", "n02101006", "n09193705")
 
@@ -93,7 +94,7 @@ def test_the_bank_of_another_run_is_refused_and_kept(finished, pictures, tmp_pat
     info = utils.read_json(folder / "memory_bank" / "bank.json")
     utils.write_json(tmp_path / "memory_bank" / "bank.json", info | {"network": "0" * 64})
     args = arguments(pictures, tmp_path, "--baseline_epoch", "1", "--warmup_epoch", "1", "--label_smoothing", "0.1")
-    with pytest.raises(utils.UserError, match="memory_bank: this memory bank belongs to another run, its network differ"):
+    with pytest.raises(EkgError, match="memory_bank: this memory bank belongs to another run, its network differ"):
         train_imagenet.main(args)
     assert (tmp_path / "memory_bank" / "logits.npy").read_bytes() == array
 
@@ -112,7 +113,7 @@ def test_defaults_are_the_papers():
     (["--trained_param", "nowhere.pkl"], "nowhere.pkl: cannot be read"),
     (["--data_path", "/nowhere"], "/nowhere: holds no folder train/")])
 def test_mistakes_are_named_before_anything_is_written(pictures, tmp_path, more, message):
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         train_imagenet.main(arguments(pictures, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
 

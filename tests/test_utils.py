@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import utils
+from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet
 
 
@@ -42,13 +43,13 @@ def test_metadata_entries_are_left_out_and_others_named(tmp_path):
     file.write_bytes(pickle.dumps({"__version__": "1.0", "a:0": np.ones(2)}))
     assert list(utils.load_params(file)) == ["a:0"]
     file.write_bytes(pickle.dumps({"a:0": np.ones(2), "b:0": "text"}))
-    with pytest.raises(utils.UserError, match="\\['b:0'\\] holds no array"):
+    with pytest.raises(EkgError, match="\\['b:0'\\] holds no array"):
         utils.load_params(file)
     file.write_bytes(pickle.dumps({"a:0": np.array([np.nan])}))
-    with pytest.raises(utils.UserError, match="a:0.*not finite"):
+    with pytest.raises(EkgError, match="a:0.*not finite"):
         utils.load_params(file)
     file.write_bytes(pickle.dumps({"a:0": np.array([1e300])}))
-    with pytest.raises(utils.UserError, match="a:0.*not finite"):
+    with pytest.raises(EkgError, match="a:0.*not finite"):
         utils.load_params(file)
     file.write_bytes(pickle.dumps({"__a": np.ones(2)}))
     assert list(utils.load_params(file)) == ["__a"]
@@ -57,12 +58,12 @@ def test_metadata_entries_are_left_out_and_others_named(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {}, {1: np.ones(2)}, "text"])
 def test_a_pickle_that_is_no_parameter_file_is_named(tmp_path, content):
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(utils.UserError, match="p.pkl: not a parameter file"):
+    with pytest.raises(EkgError, match="p.pkl: not a parameter file"):
         utils.load_params(tmp_path / "p.pkl")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(utils.UserError, match="nothing.pkl: cannot be read"):
+    with pytest.raises(EkgError, match="nothing.pkl: cannot be read"):
         utils.load_params(tmp_path / "nothing.pkl")
 
 
@@ -71,7 +72,7 @@ def test_a_model_is_left_as_it_is_if_anything_does_not_fit():
     params = utils.model_params(model)
     before = model.get_weights()
     params = {name: array + 1 for name, array in params.items()} | {"fc/kernel:0": np.zeros((2, 3))}
-    with pytest.raises(utils.UserError):
+    with pytest.raises(EkgError):
         utils.assign_params_(model, params, "p")
     assert all((a == b).all() for a, b in zip(before, model.get_weights()))
 
@@ -113,10 +114,10 @@ def test_a_damaged_line_is_named(tmp_path):
         found = utils.read_json_lines(file, until_damage=True)
         if found != lines:  # the last digit of a number may mean nothing
             assert found == lines[:number - 1]
-            with pytest.raises(utils.UserError, match=f"lines.jsonl: line {number} is damaged; delete it"):
+            with pytest.raises(EkgError, match=f"lines.jsonl: line {number} is damaged; delete it"):
                 utils.read_json_lines(file)
     file.write_bytes(b'{"a": 1}\n')  # no checksum
-    with pytest.raises(utils.UserError, match="line 1 is damaged"):
+    with pytest.raises(EkgError, match="line 1 is damaged"):
         utils.read_json_lines(file)
 
 
@@ -130,7 +131,7 @@ def test_damaged_json_is_named(tmp_path):
             file.write_bytes(damaged)
             try:
                 assert utils.read_json(file) == {"rate": 0.45, "names": ["a", "b"]}  # white space
-            except utils.UserError as error:
+            except EkgError as error:
                 assert "x.json: damaged" in str(error)
 
 
@@ -146,7 +147,7 @@ def test_the_table_names_costs_and_rates():
 
 def test_user_errors_are_one_line_and_exit_code_2(capsys):
     def main(_):
-        raise utils.UserError("it is wrong.")
+        raise EkgError("it is wrong.")
     with pytest.raises(SystemExit) as exit_info:
         utils.run_script(main, lambda: None)
     assert exit_info.value.code == 2 and capsys.readouterr().err == "error: it is wrong.\n"

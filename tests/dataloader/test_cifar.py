@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dataloader
-import utils
+from ekg.errors import EkgError
 
 
 def batch(count, label_key=b"labels", seed=0):
@@ -44,17 +44,25 @@ def test_the_archive_is_read_without_unpacking(folder, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_cifar100_takes_the_fine_labels(tmp_path):
+@pytest.fixture
+def fine_folder(tmp_path):
+    """CIFAR-100's python batches: a coarse and a fine label for each image."""
     for name in ("train", "test"):
         content = batch(6, b"fine_labels") | {b"coarse_labels": [0] * 6}
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
-    data = dataloader.load("CIFAR100", tmp_path)
+    return tmp_path
+
+
+def test_cifar100_takes_the_fine_labels(fine_folder):
+    data = dataloader.load("CIFAR100", fine_folder)
     assert data.num_classes == 100 and data.train.labels.tolist() == batch(6)[b"labels"]
 
 
-def test_published_normalisation():
-    data = dataloader.cifar.SOURCES["CIFAR10"]
-    assert (data.mean, data.std) == ((113.9, 123.0, 125.3), (66.7, 62.1, 63.0))
+def test_images_are_normalised_as_for_published_weights(folder, fine_folder):
+    for data, mean, std in ((dataloader.load("CIFAR10", folder), (113.9, 123.0, 125.3), (66.7, 62.1, 63.0)),
+                            (dataloader.load("CIFAR100", fine_folder), (112, 124, 129), (70, 65, 68))):
+        images = data.test.images
+        np.testing.assert_allclose(data.normalise(images), (images - np.array(mean)) / std, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -62,14 +70,14 @@ def test_published_normalisation():
     (lambda path: path, "data_batch_1, .*test_batch not found there"),
 ])
 def test_a_wrong_path_is_named(tmp_path, make, message):
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         dataloader.load("CIFAR10", make(tmp_path))
 
 
 def test_a_truncated_batch_is_named(folder):
     file = folder / "data_batch_3"
     file.write_bytes(file.read_bytes()[:-2000])
-    with pytest.raises(utils.UserError, match="data_batch_3: not a readable pickle"):
+    with pytest.raises(EkgError, match="data_batch_3: not a readable pickle"):
         dataloader.load("CIFAR10", folder)
 
 
@@ -79,7 +87,7 @@ def test_a_truncated_batch_is_named(folder):
     {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, {b"data": np.zeros((1, 3071), np.uint8), b"labels": [1]}])
 def test_a_pickle_that_is_no_batch_is_named(folder, content):
     (folder / "data_batch_2").write_bytes(pickle.dumps(content))
-    with pytest.raises(utils.UserError, match="data_batch_2"):
+    with pytest.raises(EkgError, match="data_batch_2"):
         dataloader.load("CIFAR10", folder)
 
 
@@ -91,7 +99,7 @@ def test_a_bad_archive_is_named(tmp_path, content):
             tar.addfile(tarfile.TarInfo("other"), io.BytesIO())
     else:
         archive.write_bytes(content)
-    with pytest.raises(utils.UserError, match="x.tar.gz"):
+    with pytest.raises(EkgError, match="x.tar.gz"):
         dataloader.load("CIFAR10", archive)
 
 
@@ -106,7 +114,7 @@ def test_a_flipped_bit_in_the_archive_is_noticed_or_harmless(folder, tmp_path):
         archive.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1:])
         try:
             np.testing.assert_array_equal(dataloader.load("CIFAR10", archive).train.images, expected)
-        except utils.UserError as error:
+        except EkgError as error:
             assert "x.tar.gz: not a readable .tar.gz" in str(error)
             noticed += 1
     assert noticed > 30
@@ -116,7 +124,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
     def fail(*_, **__):
         raise Exception("URL fetch failure: None -- [Errno -2] Name or service not known")
     monkeypatch.setattr(keras.utils, "get_file", fail)
-    with pytest.raises(utils.UserError, match="download failed .*Name or service.*--data_path"):
+    with pytest.raises(EkgError, match="download failed .*Name or service.*`data_path`"):
         dataloader.load("CIFAR10")
 
 
@@ -129,5 +137,5 @@ def test_digits_are_real_images_of_every_class():
 
 
 def test_digits_have_no_path():
-    with pytest.raises(utils.UserError, match="leave --data_path out"):
+    with pytest.raises(EkgError, match="leave `data_path` out"):
         dataloader.load("DIGITS", "somewhere")

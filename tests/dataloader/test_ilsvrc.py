@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import io as scipy_io
 
 import dataloader
-import utils
-from dataloader import augment, ilsvrc, photographs
-from dataloader.base import Split
+from dataloader import ilsvrc, photographs
+from ekg import augment
+from ekg.data import Split
+from ekg.errors import EkgError
 
 CLASSES = ("n01440764", "n02101006", "n09193705")
 
@@ -51,13 +52,13 @@ def names(split):
 @pytest.mark.parametrize("size", [(300, 400), (500, 333), (256, 256), (120, 90)])
 def test_the_evaluation_view_equals_pillows(tmp_path, size):
     Image.fromarray(picture(1, *size)).save(tmp_path / "a.png")
-    found = photographs.evaluation_view(tf.io.read_file(str(tmp_path / "a.png"))).numpy()
+    view = photographs.evaluation_view(tf.io.read_file(str(tmp_path / "a.png"))).numpy()
     height, width = (side * 256 // min(size) for side in size)
     resized = Image.fromarray(picture(1, *size)).resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - 224) // 2, (height - 224) // 2
     expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(int)
-    assert found.shape == (224, 224, 3) and found.dtype == np.uint8
-    assert np.abs(found - expected).max() <= 1
+    assert view.shape == (224, 224, 3) and view.dtype == np.uint8
+    assert np.abs(view - expected).max() <= 1
 
 
 def test_windows_have_the_areas_and_ratios_asked_for():
@@ -151,8 +152,8 @@ def test_labels_follow_the_sorted_wnids_and_classes_are_mixed(folder):
             assert os.path.basename(os.path.dirname(os.fsdecode(file))) == CLASSES[label]
     assert list(data.train.labels) != sorted(data.train.labels)
     for label, wnid in enumerate(CLASSES):  # each class keeps the order of its names
-        own = [name for name, own in zip(names(data.train), data.train.labels) if own == label]
-        assert own == [f"{wnid}_{i}.JPEG" for i in range(4)]
+        of_class = [name for name, its_label in zip(names(data.train), data.train.labels) if its_label == label]
+        assert of_class == [f"{wnid}_{i}.JPEG" for i in range(4)]
     assert sorted(names(data.last_of_each_class(1, seed=0))) == [f"{wnid}_3.JPEG" for wnid in CLASSES]
     assert sorted(names(data.first_of_each_class(1, seed=0))) == [f"{wnid}_0.JPEG" for wnid in CLASSES]
 
@@ -209,14 +210,14 @@ def test_a_flat_folder_takes_its_labels_from_the_development_kit(folder, place):
     ([1, 2, 3, 1, 2, 3], (), "meta.mat: missing; the development kit's ground truth cannot be understood")])
 def test_ground_truth_that_does_not_fit_is_named(folder, numbers, wnids, message):
     make_flat(folder, numbers, wnids)
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         load(folder)
 
 
 def test_a_damaged_class_list_is_named(folder):
     make_flat(folder, [1, 2, 3, 1, 2, 3])
     (folder / ilsvrc.SYNSETS).write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
-    with pytest.raises(utils.UserError, match="meta.mat: cannot be read as the development kit's class list"):
+    with pytest.raises(EkgError, match="meta.mat: cannot be read as the development kit's class list"):
         load(folder)
 
 
@@ -239,12 +240,12 @@ def empty(path):
      "ILSVRC2012_validation_ground_truth.txt is neither in")])
 def test_folders_that_do_not_fit_are_named(folder, damage, message):
     damage(folder)
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         load(folder)
 
 
 def test_more_images_of_a_class_than_there_are_cannot_be_asked_for(folder):
-    with pytest.raises(utils.UserError, match="5 images of each class are asked for, and the smallest class of ILSVRC.* 4;"):
+    with pytest.raises(EkgError, match="5 images of each class are asked for, and the smallest class of ILSVRC.* 4;"):
         load(folder).last_of_each_class(5, seed=0)
 
 
@@ -260,9 +261,9 @@ def test_a_damaged_image_is_named_wherever_it_is_read(folder, damage, reason):
     data = load(folder)
     name = f"{CLASSES[1]}_2.JPEG"
     damage(folder / "train" / CLASSES[1] / name)
-    message = f"{name}: cannot be read as an image \\({reason}.* or give --skip_bad_images"
+    message = f"{name}: cannot be read as an image \\({reason}.* or give `skip_bad_images`"
     for read in (lambda: data.train.read(np.arange(12)), lambda: list(data.epoch(4, 0, 0)), lambda: data.train.in_memory()):
-        with pytest.raises(utils.UserError, match=message):
+        with pytest.raises(EkgError, match=message):
             read()
 
 
@@ -270,7 +271,7 @@ def test_a_damaged_image_is_named_wherever_it_is_read(folder, damage, reason):
 def test_a_file_that_is_no_image_is_named_by_random_views_too(folder, num_views):
     data = load(folder)
     (folder / "train" / CLASSES[1] / f"{CLASSES[1]}_2.JPEG").write_bytes(b"")
-    with pytest.raises(utils.UserError, match=f"{CLASSES[1]}_2.JPEG: cannot be read"):
+    with pytest.raises(EkgError, match=f"{CLASSES[1]}_2.JPEG: cannot be read"):
         list(data.epoch(4, 0, 0, num_views))
 
 
@@ -288,5 +289,5 @@ def test_damaged_images_are_left_out_and_counted_if_asked(folder, caplog):
 def test_a_class_of_damaged_images_alone_is_named(folder):
     for file in (folder / "train" / CLASSES[1]).iterdir():
         file.write_bytes(b"")
-    with pytest.raises(utils.UserError, match="there is no training image of the class n02101006 that can be used"):
+    with pytest.raises(EkgError, match="there is no training image of the class n02101006 that can be used"):
         load(folder, skip_bad_images=True)

@@ -5,6 +5,7 @@ import pytest
 
 import nets
 import utils
+from ekg.errors import EkgError
 from nets import convert
 from tests.helpers import relative_difference
 
@@ -98,13 +99,13 @@ def test_missing_and_surplus_entries_are_all_named():
     del weights["layer2.0.bn1.running_var"]
     weights["projector.weight"] = np.zeros(3)
     message = "2 entries differ: missing layer2.0.bn1.running_var; surplus projector.weight"
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(EkgError, match=message):
         convert.convert("ResNet-18", weights, "file")
 
 
 def test_weights_of_another_net_are_refused():
     weights = {name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-34").state_dict().items()}
-    with pytest.raises(utils.UserError, match="does not fit ResNet-18.*surplus layer1.2.conv1.weight"):
+    with pytest.raises(EkgError, match="does not fit ResNet-18.*surplus layer1.2.conv1.weight"):
         convert.convert("ResNet-18", weights)
 
 
@@ -123,6 +124,6 @@ def test_files_that_hold_no_weights_are_named(tmp_path, content):
         file.write_bytes(b"garbage")
     else:
         torch.save([1, 2] if content == "list" else {"a": Attack(str(tmp_path / "executed"))}, file)
-    with pytest.raises(utils.UserError, match="w.pth: (cannot be read as weights|holds no dict)"):
+    with pytest.raises(EkgError, match="w.pth: (cannot be read as weights|holds no dict)"):
         convert.read_weights(file)
     assert not (tmp_path / "executed").exists()

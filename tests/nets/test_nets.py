@@ -4,7 +4,8 @@ import pytest
 import ekg
 import nets
 import utils
-from ekg import complexity
+from ekg.errors import EkgError
+from ekg.graph.complexity import model_complexity
 from tests.conftest import randomise_
 from tests.helpers import random_subnetwork, relative_difference
 
@@ -19,7 +20,7 @@ from tests.helpers import random_subnetwork, relative_difference
 ])
 def test_complexity_is_the_published_one(arch, classes, params, flops):
     model = nets.build(arch, classes)
-    assert complexity.of_model(model) == ekg.Complexity(params, flops)
+    assert model_complexity(model) == ekg.Complexity(params, flops)
     assert sum(np.prod(weight.shape) for weight in model.weights) == params
 
 
@@ -35,7 +36,7 @@ def test_every_net_masks_cuts_and_stores(arch, tmp_path):
         assert [len(group.writers) for group in supernet.groups].count(1) == (depth - 2) // 2
     subnetwork = random_subnetwork(supernet, seed=len(model.layers))
     cut = supernet.cut(subnetwork)
-    assert complexity.of_model(cut) == supernet.complexity(subnetwork)
+    assert model_complexity(cut) == supernet.complexity(subnetwork)
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     path = tmp_path / "params.pkl"
     utils.save_params(cut, path)
@@ -73,7 +74,7 @@ def mobilenet_costs():
 
 def test_mobilenets_complexity_is_that_counted_by_hand():
     model = nets.build("MobileNet-v2", 10)
-    assert complexity.of_model(model) == ekg.Complexity(*mobilenet_costs()) and mobilenet_costs()[0] == 2_270_794
+    assert model_complexity(model) == ekg.Complexity(*mobilenet_costs()) and mobilenet_costs()[0] == 2_270_794
     assert model.get_layer("conv_last").output.shape[1:3] == (8, 8)
 
 
@@ -93,7 +94,7 @@ def test_second_batch_norm_of_a_block_starts_at_zero():
 
 
 def test_unknown_arch_lists_the_known_ones():
-    with pytest.raises(utils.UserError, match="ResNet-57.*ResNet-56"):
+    with pytest.raises(EkgError, match="ResNet-57.*ResNet-56"):
         nets.build("ResNet-57", 10)
 
 
@@ -111,7 +112,7 @@ def test_problems_of_a_parameter_file_are_all_named_at_once():
     del params["bn/beta:0"]
     params["extra/kernel:0"] = np.zeros(3)
     params["fc/kernel:0"] = np.zeros((64, 11))
-    with pytest.raises(utils.UserError) as error:
+    with pytest.raises(EkgError) as error:
         nets.from_params("ResNet-20", params, 10, "FILE")
     for part in ("FILE", "3 entries", "missing bn/beta:0", "surplus extra/kernel:0 (3,)",
                  "fc/kernel:0 has shape (64, 11), expected (64, 10)"):
@@ -120,7 +121,7 @@ def test_problems_of_a_parameter_file_are_all_named_at_once():
 
 def test_parameters_of_another_net_are_refused():
     params = utils.model_params(nets.build("ResNet-32", 10))
-    with pytest.raises(utils.UserError, match="does not fit ResNet-20.*surplus BasicBlock0.3/conv1/kernel:0"):
+    with pytest.raises(EkgError, match="does not fit ResNet-20.*surplus BasicBlock0.3/conv1/kernel:0"):
         nets.from_params("ResNet-20", params, 10)
 
 
@@ -129,12 +130,12 @@ def test_a_network_wider_than_the_unpruned_one_is_refused_before_it_is_built():
     params["BasicBlock0.0/conv1/kernel:0"] = np.zeros((1, 1, 1, 1_000_000), bool)
     params["BasicBlock0.0/conv2/kernel:0"] = np.zeros((1, 1, 1, 1_000_000), bool)
     del params["bn/gamma:0"]
-    with pytest.raises(utils.UserError, match="conv1/kernel:0 has shape .* 1 to 16 filters.*missing bn/gamma:0"):
+    with pytest.raises(EkgError, match="conv1/kernel:0 has shape .* 1 to 16 filters.*missing bn/gamma:0"):
         nets.from_params("ResNet-20", params, 10)
 
 
 def test_widths_that_cannot_be_added_are_refused():
     params = utils.model_params(nets.build("ResNet-20", 10))
     params["BasicBlock1.1/conv2/kernel:0"] = np.zeros((3, 3, 32, 30))
-    with pytest.raises(utils.UserError, match="BasicBlock1.1/conv2/kernel:0 has 30 filters, but is added to 32"):
+    with pytest.raises(EkgError, match="BasicBlock1.1/conv2/kernel:0 has 30 filters, but is added to 32"):
         nets.from_params("ResNet-20", params, 10)

@@ -1,0 +1,108 @@
+"""Condition numbers: how smooth the loss is at a network."""
+
+import dataclasses
+
+from analyses.results import known_rows, row_key, write_results
+from ekg import files
+from ekg.landscape import lanczos
+from ekg.landscape.hessian import model_landscape
+from ekg.progress import progress_bar
+from ekg.settings import COUNT, NOT_NEGATIVE, SEARCH, Settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumSettings(Settings):
+    """How well eigenvalues must be known, and what may be spent on them."""
+    tolerance: float = setting(
+        lanczos.TOLERANCE, "of the residual of an eigenvalue, as a share of it", SEARCH, range=NOT_NEGATIVE)
+    max_products: int = setting(lanczos.MAX_PRODUCTS, "Hessian-vector products, at most", SEARCH, range=COUNT)
+
+
+class NotConverged(Exception):
+    """Eigenvalues are not known to the tolerance; the results are kept all the same."""
+
+
+def measure_conditions(subject, paths, images, settings, parameters, out):
+    """Measures condition numbers of stored networks; writes them, draws them and returns a row for each network.
+
+    Args:
+        subject: Subject.
+        paths: parameter files.
+        images: ImageSettings.
+        settings: SpectrumSettings.
+        parameters: of the Hessian, "kernels" or "all".
+        out: pathlib.Path of the folder for the results.
+
+    Raises:
+        NotConverged: an eigenvalue is not known to the tolerance.
+    """
+    from analyses import pictures  # imports matplotlib
+
+    batches, models, batch_statistics = subject.batches(images.images), subject.load_all(paths), images.batch_statistics
+    out.mkdir(parents=True, exist_ok=True)
+    lines, rows = out / "conditions.jsonl", []
+    known = known_rows(lines, "key")
+    for (name, model), path in zip(models.items(), paths):
+        key = row_key(path, batches, parameters, batch_statistics, settings.tolerance, settings.max_products)
+        if key not in known:
+            landscape = model_landscape(model, batches, parameters=parameters, batch_statistics=batch_statistics)
+            spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
+            known[key] = {"key": key, "condition": spectrum.condition, "loss": landscape.loss(landscape.point)}
+            known[key] |= spectrum_values(spectrum)
+            files.append_json_line(lines, known[key])
+        rows.append({"network": name} | {field: value for field, value in known[key].items() if field != "key"})
+    pictures.draw_conditions(out / "condition.png", [row["network"] for row in rows], [row["condition"] for row in rows])
+    text = "; ".join(f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
+                     f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g}, "
+                     f"{row['products']} products)" for row in rows)
+    write_results(out, "condition", rows, text)
+    check_converged(rows, "network", out)
+    return rows
+
+
+def _spectrum(landscape, title, settings):
+    """Returns the Spectrum of a landscape, under a progress bar of this title."""
+    with progress_bar(title, settings.max_products, "product") as progress:
+        def show(_, residual):
+            progress.update(1)
+            progress.set_postfix(residual=f"{residual:.3g}")
+        return landscape.spectrum(**dataclasses.asdict(settings), on_product=show)
+
+
+def spectrum_values(spectrum):
+    """Returns a whole Spectrum as {name: value}, "condition" among them."""
+    return dataclasses.asdict(spectrum) | {"condition": spectrum.condition}
+
+
+def kept_spectrum_values(path, model, batches, settings):
+    """Returns spectrum_values() of a network at batch statistics.
+
+    Args:
+        path: JSON file that keeps them, and has those of an earlier call with the same settings.
+        model: keras.Model.
+        batches: data.Batches.
+        settings: SpectrumSettings.
+    """
+    asked = dataclasses.asdict(settings) | {"batch_size": batches.batch_size}
+    kept = files.read_json(path) if path.exists() else {}
+    if kept.get("options") != asked:
+        spectrum = model_landscape(model, batches, batch_statistics=True).spectrum(**dataclasses.asdict(settings))
+        kept = spectrum_values(spectrum) | {"options": asked}
+        files.write_json(path, kept)
+    return {name: value for name, value in kept.items() if name != "options"}
+
+
+def check_converged(rows, name, out, advice="raise `max_products`"):
+    """Raises NotConverged if an eigenvalue of a row is not known to the tolerance.
+
+    Args:
+        rows: list of dicts with spectrum_values().
+        name: of the entry that a row goes by.
+        out: folder of the results, for the message.
+        advice: what to do.
+    """
+    unsure = [f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
+              for row in rows if not row["converged"]]
+    if unsure:
+        raise NotConverged(f"{len(unsure)} condition numbers are not known to the tolerance: those of {name} "
+                           f"{', '.join(unsure)}; {advice}. The results are kept in {out}.")

@@ -1,0 +1,201 @@
+"""What predicts the loss of a pruned network after fine-tuning: its validation loss or its condition number?"""
+
+import dataclasses
+import logging
+
+import keras
+import numpy as np
+
+from analyses import published
+from analyses.conditions import check_converged, spectrum_values
+from analyses.results import known_rows, write_results
+from analyses.subject import TrainedSettings
+from ekg import files
+from ekg.data import Batches, TrainingBatches
+from ekg.distil import bank_files, losses
+from ekg.distil.slim import slim
+from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.network.supernet import Supernet
+from ekg.run.folder import HISTORY, RunFolder
+from ekg.search import criteria
+from ekg.search.greedy import check_target
+from ekg.search.objective import Objective
+from ekg.settings import COUNT, SEARCH, FineTuneSettings, setting
+from ekg.train.evaluate import evaluate
+from ekg.train.loop import fit
+from ekg.train.step import Schedule, Trainer
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 3  # of the lines in the folder; an older folder is refused, never mixed
+FINE_TUNING = FineTuneSettings()  # the recipe of every sub-network, but for the epochs and the teacher
+SUBNETWORKS_SEED = 7
+BOOTSTRAP_SAMPLES = 2000
+WIDTHS = (0.2, 1.0)  # from which to which the random widths are drawn, before all are scaled to the rate
+MAX_FACTOR, BISECTIONS = 5.0, 40  # of the factor that scales them
+
+
+@dataclasses.dataclass(frozen=True)
+class StudySettings(TrainedSettings):
+    """What is asked of the random sub-networks of a trained network."""
+    subnetworks: int = setting(50, "how many", SEARCH, range=COUNT)
+    train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
+
+
+def study_correlation(subject, study, spectrum, out, compute):
+    """Measures random sub-networks before and after fine-tuning; writes and draws them, returns a row for each.
+
+    Args:
+        subject: Subject.
+        study: StudySettings.
+        spectrum: SpectrumSettings of the condition numbers.
+        out: pathlib.Path of the folder for the results; the same study goes on there.
+        compute: Compute of fine-tuning and test.
+
+    Raises:
+        EkgError: no sub-network keeps so little, or the folder holds another study.
+        NotConverged: an eigenvalue is not known to the tolerance.
+    """
+    from analyses import pictures  # imports matplotlib
+
+    supernet = Supernet(subject.networks.load(study.trained_param))
+    check_target(supernet, study.target_rate)
+    folder = RunFolder.prepare(out, _arguments(subject, study, spectrum), advice="name a new `out`")
+    rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
+    statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
+                  for name in ("val_loss", "condition")}
+    title = (f"{subject}: {len(rows)} random sub-networks at {study.target_rate:.0%} of the FLOPs, "
+             f"{study.train_epoch} epoch{'s' * (study.train_epoch > 1)} of fine-tuning")
+    pictures.draw_correlation(out / "correlation.png", title, rows, statistics)
+    paper = published.CORRELATION
+    text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
+            f"condition number {_text(statistics['condition'])}; published for {paper['subnetworks']} sub-networks: "
+            f"{paper['val_loss']:.2f} and {paper['condition']:.2f}")
+    write_results(out, "correlation", rows, text, statistics=statistics)
+    check_converged(rows, "number", out, "raise `max_products` and name a new `out`")
+    return rows
+
+
+def _arguments(subject, study, spectrum):
+    """Returns what the rows of a study depend on, as its folder keeps it."""
+    return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
+            "dataset": subject.data.name, "data": bank_files.fingerprint(subject.data.train),
+            "train_epoch": study.train_epoch, "batch_size": subject.batch_size, **dataclasses.asdict(spectrum),
+            "format": FORMAT}
+
+
+# ---------------------------------------------------------------- sub-networks
+
+def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
+    """Returns a row for each sub-network; those that an earlier call left in the folder are not measured again.
+
+    Args:
+        supernet: Supernet of the trained network.
+        subject: Subject.
+        study: StudySettings.
+        spectrum: SpectrumSettings of the condition numbers.
+        folder: RunFolder; its history keeps every sub-network.
+        compute: Compute of fine-tuning and test.
+    """
+    batches = subject.batches()
+    objective = Objective(supernet, batches)
+    objective.add_knowledge(supernet.whole())
+    scores = criteria.ekg(objective, supernet.whole())
+    make_landscape = MaskedLandscapes(supernet, batches)
+    known = known_rows(folder / HISTORY, "number")
+    for number in range(study.subnetworks):
+        if number in known:
+            continue
+        subnetwork = random_subnetwork(supernet, scores, study.target_rate,
+                                       np.random.default_rng([SUBNETWORKS_SEED, number]))
+        val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
+        ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
+        tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
+                          compute)
+        known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": val_loss,
+                         "condition": ends.condition, **spectrum_values(ends), "tuned_loss": tuned.loss,
+                         "tuned_top1": tuned.top1}
+        files.append_json_line(folder / HISTORY, known[number])
+        logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
+                    val_loss, ends.condition, tuned.loss)
+    return [known[number] for number in range(study.subnetworks)]
+
+
+def random_subnetwork(supernet, scores, rate, rng):
+    """Returns a sub-network of random widths whose rate is as close below `rate` as one factor on all widths gets it.
+
+    Args:
+        supernet: the Supernet.
+        scores: importance of every channel, float array [num_channels]; the most important ones stay.
+        rate: share of the FLOPs.
+        rng: numpy Generator.
+    """
+    ranked = supernet.whole().ranked([scores[supernet.layout.channels(i)] for i in range(len(supernet.groups))])
+    widths = rng.uniform(*WIDTHS, len(supernet.groups))
+
+    def scaled(factor):
+        return ranked.with_widths({group.name: min(factor * width, 1.0) for group, width in zip(supernet.groups, widths)})
+    low, high = 0.0, MAX_FACTOR
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if supernet.rate(scaled(middle)) <= rate else (low, middle)
+    return scaled(low)
+
+
+def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
+    """Returns the test Metrics of a sub-network that was slimmed and fine-tuned with the labels alone.
+
+    Args:
+        supernet: Supernet of the trained network.
+        subnetwork: Subnetwork.
+        subject: Subject.
+        num_epochs: of fine-tuning.
+        path: folder of its checkpoints.
+        compute: Compute.
+    """
+    data, team = subject.data, compute.team
+    keras.utils.set_random_seed(0)
+    model = slim(supernet, subnetwork, Batches(data.train, data.normalise, subject.batch_size), compute)
+    loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
+    trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay)
+    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, losses.NUM_VIEWS)
+    schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
+    fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
+    return evaluate(model, subject.batches("test"), compute)
+
+
+# ---------------------------------------------------------------- coefficients
+
+def correlate(first, second, seed=0):
+    """Returns {"pearson", "spearman": coefficient, "…_interval": 95 % bootstrap interval} of two rows of numbers.
+
+    Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of the coefficients. What
+    pairs that are all the same leave undefined is NaN.
+    """
+    first, second, result = np.asarray(first, float), np.asarray(second, float), {}
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(first), (BOOTSTRAP_SAMPLES, len(first)))
+    for name, function in (("pearson", _pearson), ("spearman", _spearman)):
+        sampled = [function(first[draw], second[draw]) for draw in draws]
+        result[name] = function(first, second)
+        defined = [value for value in sampled if not np.isnan(value)] or [float("nan")]
+        result[f"{name}_interval"] = np.percentile(defined, [2.5, 97.5]).tolist()
+    return result
+
+
+def _text(coefficients):
+    """Returns Pearson's coefficient of correlate() with its interval, as text."""
+    low, high = coefficients["pearson_interval"]
+    return f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f})"
+
+
+def _pearson(first, second):
+    first, second = first - first.mean(), second - second.mean()
+    size = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / size) if size > 0 else float("nan")
+
+
+def _spearman(first, second):
+    from scipy import stats  # SciPy is needed for this alone
+
+    return _pearson(stats.rankdata(first), stats.rankdata(second))

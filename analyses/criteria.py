@@ -1,0 +1,46 @@
+"""Pruning with each criterion, at one rate, and fine-tuning with the labels alone."""
+
+from analyses import published
+from analyses.conditions import check_converged, kept_spectrum_values
+from analyses.results import write_results
+from ekg.run.folder import CONDITION, SLIMMED
+
+
+def compare_criteria(subject, runs, names, settings, out):
+    """Prunes with each criterion; writes and draws what comes of it, returns a row for each.
+
+    Args:
+        subject: Subject.
+        runs: runs.PruningRuns.
+        names: of the criteria.
+        settings: SpectrumSettings of the condition numbers of the pruned networks.
+        out: pathlib.Path of the folder for the results.
+
+    Raises:
+        NotConverged: an eigenvalue is not known to the tolerance.
+    """
+    batches, rows, figures = subject.batches(), [], {}
+    for name in names:
+        run, folder = runs.finish(name, "--criterion", name, "--finetune_teacher", "none"), runs.folder(name)
+        spectrum = kept_spectrum_values(folder / CONDITION, subject.networks.load(folder / SLIMMED), batches, settings)
+        rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": spectrum["condition"], **spectrum,
+                     "top1": 100 * run.table[2].top1, "rate": run.rate, "search_seconds": run.seconds("search"),
+                     "steps": len(run.history) - 1})
+        paper = published.find(run.arguments)
+        if paper is not None and paper.condition is not None:
+            figures[name] = (paper.val_loss, paper.condition, paper.top1)
+    _draw(out / "criteria.png", str(runs), rows)
+    best = max(rows, key=lambda row: row["top1"])
+    text = f"{runs}: " + "; ".join(f"{row['criterion']} loss {row['val_loss']:.4f}, κ {row['condition']:.4f}, top-1 "
+                                   f"{row['top1']:.2f} %" for row in rows)
+    write_results(out, "criteria", rows, f"{text}. Best after fine-tuning: {best['criterion']}", published=figures)
+    check_converged(rows, "criterion", out)
+    return rows
+
+
+def _draw(path, title, rows):
+    from analyses import pictures  # imports matplotlib
+
+    labels = {"val_loss": "validation loss, nats", "condition": "condition number", "top1": "top-1 after fine-tuning, %"}
+    pictures.draw_comparison(path, title, [row["criterion"] for row in rows],
+                             [(label, [row[name] for row in rows], None) for name, label in labels.items()])

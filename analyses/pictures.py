@@ -1,0 +1,111 @@
+"""Pictures of analyses. Every function draws one PNG file; numbers come from the caller.
+
+Importing this module imports matplotlib.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ekg.report.pictures import COLOURS, save
+
+SURFACES_IN_A_ROW = 5
+
+
+def draw_conditions(path, names, conditions):
+    """Draws condition numbers as bars, one for each network."""
+    figure, axes = plt.subplots(figsize=(7, 0.45 * len(names) + 1.6))
+    places = np.arange(len(names))
+    axes.barh(places, conditions, color=COLOURS[0])
+    axes.set_yticks(places, names)
+    for place, value in zip(places, conditions):
+        axes.text(value, place, f" {value:.4f}", va="center", fontsize=9)
+    axes.set_xlim(0, 1.18 * max(conditions))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("condition number |λmin / λmax| of the loss (smaller is smoother)")
+    save(figure, path)
+
+
+def draw_surfaces(path, names, steps, surfaces):
+    """Draws the loss surfaces of several networks with one scale: in three dimensions above, contours below.
+
+    Args:
+        path: of the PNG.
+        names: of the networks.
+        steps: multiples of the two filter-normalised directions.
+        surfaces: list of arrays [len(steps), len(steps)].
+    """
+    columns = min(len(names), SURFACES_IN_A_ROW)
+    rows = -(-len(names) // columns)
+    low, high = min(surface.min() for surface in surfaces), max(surface.max() for surface in surfaces)
+    high = max(high, low + 1e-6)
+    figure = plt.figure(figsize=(4.4 * columns + 0.6, 8 * rows + 0.8), layout="constrained")
+    places = figure.add_gridspec(2 * rows, columns)
+    grid = np.meshgrid(steps, steps, indexing="ij")
+    for i, (name, surface) in enumerate(zip(names, surfaces)):
+        row, column = 2 * (i // columns), i % columns
+        axes = figure.add_subplot(places[row, column], projection="3d")
+        axes.plot_surface(*grid, surface, cmap="viridis", vmin=low, vmax=high, linewidth=0)
+        axes.set_zlim(low, high)
+        axes.set_title(f"{name}\nloss at the network {surface[len(steps) // 2, len(steps) // 2]:.3f}", fontsize=11)
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction")
+        axes.set_zlabel("cross-entropy, nats")
+        axes = figure.add_subplot(places[row + 1, column])
+        drawn = axes.contourf(*grid, surface, levels=np.linspace(low, high, 25), cmap="viridis")
+        axes.contour(*grid, surface, levels=np.linspace(low, high, 13), colors="white", linewidths=0.5)
+        axes.plot(0, 0, "r+", markersize=10)
+        axes.set_aspect("equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(np.linspace(steps[0], steps[-1], 5))
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction" if column == 0 else "")
+    figure.colorbar(drawn, ax=figure.axes, label="cross-entropy, nats", location="bottom", format="%.3g", shrink=0.8,
+                    aspect=20 * columns)
+    save(figure, path)
+
+
+def draw_correlation(path, title, rows, statistics):
+    """Draws loss after fine-tuning over validation loss and over condition number.
+
+    Args:
+        path: of the PNG.
+        title: of the picture.
+        rows: list of {"val_loss", "condition", "tuned_loss"}.
+        statistics: {"val_loss" and "condition": {"pearson", "pearson_interval", "spearman", "spearman_interval"}}.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained")
+    labels = {"val_loss": "validation loss before fine-tuning, nats", "condition": "condition number before fine-tuning"}
+    for axes, (name, label), colour in zip(panels, labels.items(), COLOURS):
+        axes.scatter([row[name] for row in rows], [row["tuned_loss"] for row in rows], color=colour, alpha=0.8)
+        found = statistics[name]
+        axes.set_title("\n".join(f"{kind} {found[kind.lower()]:.2f}, 95 % [{found[kind.lower() + '_interval'][0]:.2f}, "
+                                 f"{found[kind.lower() + '_interval'][1]:.2f}]" for kind in ("Pearson", "Spearman")),
+                       fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test loss after fine-tuning, nats")
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def draw_comparison(path, title, names, panels):
+    """Draws several figures of several variants side by side, with error bars where there are several seeds.
+
+    Args:
+        path: of the PNG.
+        title: of the picture.
+        names: of the variants.
+        panels: list of (label, means, standard deviations).
+    """
+    figure, axes_of = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 0.42 * len(names) + 1.9), sharey=True,
+                                   layout="constrained", squeeze=False)
+    places = np.arange(len(names))
+    for axes, (label, means, deviations), colour in zip(axes_of[0], panels, COLOURS):
+        axes.errorbar(means, places, xerr=deviations, fmt="o", color=colour, capsize=3)
+        axes.set_yticks(places, names)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.15)
+    axes_of[0][0].invert_yaxis()
+    figure.suptitle(title)
+    save(figure, path)

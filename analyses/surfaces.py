@@ -1,0 +1,72 @@
+"""Loss surfaces of networks along two filter-normalised directions, on one scale."""
+
+import dataclasses
+
+import numpy as np
+
+from analyses.results import known_rows, row_key, write_results
+from ekg import files
+from ekg.errors import EkgError
+from ekg.landscape.hessian import model_landscape
+from ekg.landscape.surfaces import surface
+from ekg.progress import progress_bar
+from ekg.settings import COUNT, SEARCH, Settings, setting
+
+DIRECTIONS_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSettings(Settings):
+    """The grid of a loss surface."""
+    grid: int = setting(15, "points along each direction, an odd number", SEARCH, range=COUNT)
+    span: float = setting(1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.grid % 2 == 0:
+            raise EkgError(f"`grid` must be odd, so that its middle is the network; received {self.grid}.")
+
+    @property
+    def steps(self):
+        """Multiples of a direction, float64 [grid]."""
+        return np.linspace(-self.span, self.span, self.grid)
+
+
+def measure_surfaces(subject, paths, images, settings, out):
+    """Measures loss surfaces of stored networks; writes them, draws them and returns a row for each network.
+
+    Args:
+        subject: Subject.
+        paths: parameter files.
+        images: ImageSettings.
+        settings: GridSettings.
+        out: pathlib.Path of the folder for the results.
+    """
+    from analyses import pictures  # imports matplotlib
+
+    batches, models, batch_statistics = subject.batches(images.images), subject.load_all(paths), images.batch_statistics
+    out.mkdir(parents=True, exist_ok=True)
+    steps, middle = settings.steps, settings.grid // 2
+    lines, rows = out / "surfaces.jsonl", []
+    known = known_rows(lines, "key")
+    for (name, model), path in zip(models.items(), paths):
+        key = row_key(path, batches, batch_statistics, settings.grid, settings.span)
+        if key not in known:
+            losses = _measure(model_landscape(model, batches, batch_statistics=batch_statistics), name, steps)
+            known[key] = {"key": key, "surface": losses.tolist()}
+            files.append_json_line(lines, known[key])
+        losses = np.array(known[key]["surface"])
+        rows.append({"network": name, "loss": losses[middle, middle], "lowest": losses.min(), "highest": losses.max(),
+                     "surface": known[key]["surface"]})
+    pictures.draw_surfaces(out / "landscape.png", [row["network"] for row in rows], steps,
+                           [np.array(row["surface"]) for row in rows])
+    text = "; ".join(f"{row['network']}: loss {row['loss']:.4f} at the network, {row['lowest']:.4f} to "
+                     f"{row['highest']:.4f} on the grid" for row in rows)
+    write_results(out, "landscape", rows, text, steps=steps.tolist())
+    return rows
+
+
+def _measure(landscape, name, steps):
+    """Returns the losses on the grid, float64 [len(steps), len(steps)], under a progress bar."""
+    with progress_bar(f"surface of {name}", len(steps)**2, "point") as progress:
+        return surface(landscape, landscape.directions(DIRECTIONS_SEED), steps, lambda: progress.update(1))

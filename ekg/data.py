@@ -1,0 +1,232 @@
+"""What a data set must be: labelled images, how they become a network's input, and the batches they are read in."""
+
+import collections
+import dataclasses
+import functools
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from ekg import augment
+from ekg.errors import EkgError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images in memory.
+
+    Attributes:
+        images: uint8 [number, height, width, channels].
+        labels: int32 [number].
+    """
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, indices):
+        """Returns the images with these indices, uint8 [len(indices), height, width, channels]."""
+        return self.images[indices]
+
+    def stream(self, index_batches):
+        """Yields the images of each array of indices; a split on disk decodes them ahead."""
+        for indices in index_batches:
+            yield self.read(indices)
+
+    def take(self, indices):
+        """Returns the Split of the examples with these indices, in their order."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def in_memory(self):
+        """Returns this split; a split on disk returns one in memory if its images fit the budget."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set: its splits, its classes and how its images become a network's input.
+
+    Attributes:
+        name: what to call it.
+        num_classes: number of classes.
+        train: training Split.
+        test: test Split, read only by final evaluations.
+        mean: of each channel, in grey levels [0, 255].
+        std: of each channel, in grey levels.
+        flips: whether a mirrored image keeps its class.
+    """
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool = True
+
+    @property
+    def image_shape(self):
+        """(height, width, channels) of an image."""
+        return self.train.images.shape[1:]
+
+    def normalise(self, images):
+        """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
+        return augment.normalise(images, self.mean, self.std)
+
+    def baseline_view(self, batch):
+        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view.
+
+        Args:
+            batch: as epoch() yields, with one view at least.
+        """
+        return self._view(batch, 0, use_colour=False)
+
+    def fine_tune_view(self, batch, number):
+        """Returns one fine-tuning view of a batch: also with changed brightness, contrast and saturation."""
+        return self._view(batch, number, use_colour=True)
+
+    def _view(self, batch, number, use_colour):
+        return augment.view(batch["images"], batch["draws"][:, number], self.mean, self.std, use_colour, self.flips)
+
+    def smallest_class(self):
+        """Returns how many training images the smallest class has."""
+        return int(np.bincount(self.train.labels, minlength=self.num_classes).min())
+
+    def first_of_each_class(self, count, seed):
+        """Returns the split of the first `count` training images of each class, shuffled: D_subset.
+
+        Raises:
+            EkgError: a class has fewer images.
+        """
+        return self._of_each_class(count, slice(None, count), seed)
+
+    def last_of_each_class(self, count, seed):
+        """Returns the split of the last `count` training images of each class, shuffled: D_val; see first_of_each_class."""
+        return self._of_each_class(count, slice(-count, None), seed)
+
+    def _of_each_class(self, count, part, seed):
+        if count > self.smallest_class():
+            raise EkgError(f"{count} images of each class are asked for, and the smallest class of {self.name} has "
+                           f"{self.smallest_class()}; lower `subset_per_class` or `val_per_class`.")
+        by_class = np.argsort(self.train.labels, kind="stable")
+        ends = np.cumsum(np.bincount(self.train.labels, minlength=self.num_classes))
+        chosen = [members[part] for members in np.split(by_class, ends[:-1])]
+        return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
+
+    def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1), start=0):
+        """Yields the batches of one shuffled epoch over the training split; an incomplete last batch is left out.
+
+        Order and augmentation are keyed by (seed, epoch, example index) alone, so an epoch can be made again.
+
+        Args:
+            batch_size: global batch.
+            seed: of the training.
+            epoch: number of the epoch.
+            num_views: random views of each image; 0 stands for the images as they are.
+            split: split to use instead of the training split.
+            shard: (number of a process, number of processes): yields that process's part of every batch.
+            start: number of batches that are left out at the beginning.
+
+        Yields:
+            {"index": int64 [batch], "images": uint8 [batch, height, width, channels], or of a data set that crops while it
+            decodes [batch, num_views, height, width, channels], "labels": int32 [batch]}, and with views also
+            {"draws": float32 [batch, num_views, augment.NUM_DRAWS] in [0, 1)}.
+        """
+        split = self.train if split is None else split
+        order = np.random.default_rng([seed, epoch, 0]).permutation(len(split))
+        batches = [np.array_split(order[step * batch_size:(step + 1) * batch_size], shard[1])[shard[0]]
+                   for step in range(start, len(split) // batch_size)]
+        draws = np.random.default_rng([seed, epoch, 1]).random((len(split), num_views, augment.NUM_DRAWS), np.float32)
+        for index, images in zip(batches, self._stream(split, batches, num_views, seed, epoch)):
+            batch = {"index": index, "images": images, "labels": split.labels[index]}
+            yield batch | {"draws": draws[index]} if num_views else batch
+
+    def _stream(self, split, batches, num_views, seed, epoch):
+        """Yields the images of each batch; here the views are made of them in the training step."""
+        return split.stream(batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """Labelled images in their own order, cut into the fewest batches of even size, and what makes them a network's input.
+
+    Images of a batch may share the statistics of batch norms: a short last batch would have noisier ones. Even batches
+    have at most two sizes, so at most two shapes are compiled.
+
+    Attributes:
+        split: Split.
+        normalise: uint8 images -> float32 images.
+        batch_size: images of a batch, at most.
+    """
+    split: Any
+    normalise: Any
+    batch_size: int
+
+    @functools.cached_property
+    def indices(self):
+        """List of the indices of each batch's images, int64 [batch]; sizes differ by at most one."""
+        num_images, num_batches = len(self.split), -(-len(self.split) // self.batch_size)
+        edges = [num_images * i // num_batches for i in range(num_batches + 1)]
+        return [np.arange(start, stop) for start, stop in zip(edges, edges[1:])]
+
+    @property
+    def num_images(self):
+        return len(self.split)
+
+    def __len__(self):
+        """Number of batches."""
+        return len(self.indices)
+
+    def images(self, numbers=None):
+        """Yields the uint8 images of every batch, or of the batches with these numbers."""
+        numbers = range(len(self)) if numbers is None else numbers
+        return self.split.stream([self.indices[number] for number in numbers]) if len(numbers) else iter(())
+
+    def labels(self, number):
+        """Returns the labels of the batch with this number, int32 [batch]."""
+        return self.split.labels[self.indices[number]]
+
+    def head(self, count):
+        """Returns the Batches of the first `count` images, or of all if there are fewer."""
+        return dataclasses.replace(self, split=self.split.take(np.arange(min(count, len(self.split)))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingBatches:
+    """The shuffled batches of every epoch of a training.
+
+    Attributes:
+        data: Dataset.
+        batch_size: global batch, over all devices and processes.
+        seed: of order and augmentation.
+        num_views: random views of each image; 0 stands for the images as they are.
+        split: Split to train on; None stands for the data set's training split.
+        complete: function from a batch to further entries of it, such as rows of a memory bank, or None.
+    """
+    data: Dataset
+    batch_size: int
+    seed: int
+    num_views: int = 0
+    split: Any = None
+    complete: Any = None
+
+    @property
+    def num_steps(self):
+        """Steps of an epoch."""
+        return len(self.data.train if self.split is None else self.split) // self.batch_size
+
+    def epoch(self, number, shard=(0, 1), start=0):
+        """Yields the batches of an epoch from step `start` on; see Dataset.epoch."""
+        for batch in self.data.epoch(self.batch_size, self.seed, number, self.num_views, self.split, shard, start):
+            yield batch if self.complete is None else batch | self.complete(batch)
+
+
+def prefetched(items, depth=2):
+    """Yields the items of an iterable, which a thread takes from it up to `depth` ahead."""
+    items, end = iter(items), object()
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = collections.deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item

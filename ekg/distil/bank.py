@@ -1,0 +1,144 @@
+"""The memory bank: what chosen interim sub-networks know of every training image, in one array file on disk."""
+
+import dataclasses
+import logging
+import mmap
+
+import numpy as np
+import tensorflow as tf
+
+from ekg import stopping
+from ekg.devices.compute import Compute, compiled
+from ekg.distil import bank_files
+from ekg.graph.execute import ExecutionOptions
+
+logger = logging.getLogger(__name__)
+
+GATHERED_ROWS = 64  # read at a time: a file system may map up to 2 MiB around each of them
+
+
+def select_teachers(losses, num_teacher):
+    """Returns the history steps of the teachers, the one with the lowest loss first.
+
+    Aims at lowest + k·(highest − lowest)/K, k = 0 … K−1; for each the not yet taken sub-network whose loss is nearest. The
+    last sub-network, Θ*, is no candidate.
+
+    Args:
+        losses: cross-entropy of every history entry, Θ₀ to Θ*.
+        num_teacher: K.
+    """
+    lowest, highest = min(losses), max(losses)
+    free, taken = list(range(max(len(losses) - 1, 1))), []
+    for k in range(min(num_teacher, len(free))):
+        aim = lowest + k * (highest - lowest) / num_teacher
+        nearest = min(free, key=lambda step: abs(losses[step] - aim))
+        free.remove(nearest)
+        taken.append(nearest)
+    if len(taken) < num_teacher:
+        logger.warning("the search found %d interim sub-networks, so the bank holds %d teachers instead of %d.",
+                       len(losses) - 1, len(taken), num_teacher)
+    return sorted(taken, key=lambda step: losses[step])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """Logits of K teachers for N images, read from disk row by row.
+
+    Attributes:
+        logits: memory map [N, K, classes], float16 or float32; teacher 0 is the one with the lowest loss.
+    """
+    logits: np.ndarray
+
+    def rows(self, index):
+        """Returns the logits of the images with these indices, [len(index), K, classes], float16 or float32."""
+        rows = np.empty((len(index), *self.logits.shape[1:]), self.logits.dtype)
+        for start in range(0, len(index), GATHERED_ROWS):
+            part = slice(start, start + GATHERED_ROWS)
+            self.logits.take(index[part], axis=0, out=rows[part])
+            # What was read counts as memory of this process until it is given back; the system's cache keeps it.
+            self.logits.base.madvise(mmap.MADV_DONTNEED)
+        return rows
+
+
+def open_bank(folder):
+    """Returns the MemoryBank in a folder, as a memory map."""
+    return MemoryBank(np.load(folder / bank_files.ARRAY_FILE, mmap_mode="r", allow_pickle=False))
+
+
+def build_bank(folder, supernet, teachers, batches, compute=None, progress=None):
+    """Writes the bank front to back in index order, block by block; what an earlier call left undamaged is kept.
+
+    Images are not augmented, and batch norms use the statistics of batches of even size. Each member of the team takes other
+    whole batches, so the bank does not depend on how many members there are.
+
+    Args:
+        folder: pathlib.Path of the bank.
+        supernet: the Supernet.
+        teachers: list of history entries, the one with the lowest loss first.
+        batches: data.Batches of the training split; row n is its image n.
+        compute: Compute, whose team's chief writes; None stands for float32 on the default device.
+        progress: progress bar that gets update(number of images), or None.
+
+    Raises:
+        EkgError: the folder cannot be written, the disk has no room, or another bank is there.
+        FloatingPointError: logits are not finite.
+        Stopped: a signal asked the run to end.
+    """
+    compute = compute or Compute()
+    team, info, num_good = compute.team, bank_files.describe(supernet, batches.split, teachers), [0]
+    team.on_chief(lambda: num_good.append(bank_files.count_good(folder, info)))
+    num_good = int(team.gather_texts(str(num_good[-1]))[0])
+    if num_good == info["rows"]:
+        logger.info("the memory bank is complete")
+        return
+    writer = bank_files.BankWriter(folder, info, num_good) if team.is_chief else None
+    team.on_chief(writer.open if writer else None)
+    if progress is not None:
+        progress.update(num_good * len(teachers))
+    try:
+        for indices, rows in _teach(supernet, teachers, batches, compute, num_good):
+            if not np.isfinite(rows).all():
+                raise FloatingPointError(f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
+                                         f"{info['dtype']}; are the weights those of a trained network?")
+            if writer is not None:
+                writer.write(rows)
+            if progress is not None:
+                progress.update(len(teachers) * len(indices))
+            stopping.check()
+    finally:
+        if writer is not None:
+            writer.close()
+    team.wait()  # all rows are on disk before anybody reads them
+
+
+def _teach(supernet, teachers, batches, compute, num_good):
+    """Yields (indices, what all teachers say of these images [len(indices), K, classes]) in index order from there on."""
+    team, todo = compute.team, [number for number, indices in enumerate(batches.indices) if indices[0] >= num_good]
+    largest = max(len(batches.indices[number]) for number in todo)
+    shape, dtype = (largest, len(teachers), supernet.num_classes), np.dtype(bank_files.dtype_for(supernet.num_classes))
+    supernet = supernet.with_options(ExecutionOptions(compute.dtype))
+
+    def make_teach(member):
+        """Returns a function that gives the rows of the next batch of this member, who takes every team.size-th one."""
+        forward = compiled(lambda weights, mask, images: supernet.forward(weights, mask, batches.normalise(images)),
+                           "forward pass of the memory bank", compute.use_xla)
+        weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
+        masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
+        stream = batches.images(todo[member::team.size])
+
+        def teach():
+            rows, images = np.zeros(shape, dtype), next(stream, None)
+            for k, mask in enumerate(masks if images is not None else []):
+                with np.errstate(over="ignore"):  # numbers that are not finite are said where the rows are taken
+                    rows[:len(images), k] = forward(weights, mask, tf.constant(images)).numpy()
+            return rows
+        return teach
+
+    teach = team.map_members(make_teach)
+    for first in range(0, len(todo), team.size):
+        table = np.zeros((team.size, *shape), dtype)
+        for member, rows in team.map_members(lambda member: teach[member]()).items():
+            table[member] = rows
+        table = team.sum_over_workers(table)
+        for number, rows in zip(todo[first:first + team.size], table):
+            yield batches.indices[number], rows[:len(batches.indices[number])]

@@ -1,0 +1,180 @@
+"""The files of a memory bank: one array written front to back in blocks, each with its checksum."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import os
+import shutil
+
+import numpy as np
+
+from ekg import files
+from ekg.errors import EkgError
+
+logger = logging.getLogger(__name__)
+
+ARRAY_FILE, INFO_FILE, BLOCKS_FILE = "logits.npy", "bank.json", "blocks.jsonl"
+BLOCK_ROWS = 10_000  # images whose rows get one checksum, at most: so many are lost where a run is killed
+HALF_PRECISION_CLASSES = 1000  # from so many classes up logits are kept as float16
+FINGERPRINT_IMAGES = 64
+
+
+def fingerprint(split):
+    """Returns what tells one training split from another: {count, shape and hashes of all labels and of spread images}."""
+    sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
+    return {"images": len(split), "shape": list(sample.shape[1:]),
+            "labels": hashlib.sha256(np.ascontiguousarray(split.labels).tobytes()).hexdigest(),
+            "sample": hashlib.sha256(sample.tobytes()).hexdigest()}
+
+
+def describe(supernet, split, teachers):
+    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers, network and data.
+
+    Args:
+        supernet: the Supernet that the teachers are sub-networks of.
+        split: training split.
+        teachers: list of history entries.
+    """
+    network, classes = hashlib.sha256(), supernet.num_classes
+    for array in supernet.model.get_weights():
+        network.update(np.ascontiguousarray(array).tobytes())
+    return {"rows": len(split), "classes": classes,
+            "dtype": dtype_for(classes),
+            "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
+            "network": network.hexdigest(), "data": fingerprint(split)}
+
+
+def dtype_for(num_classes):
+    """Returns the name of the format that logits of so many classes are kept in."""
+    return "float16" if num_classes >= HALF_PRECISION_CLASSES else "float32"
+
+
+def shape_of(info):
+    """Returns the shape of the array that describe() tells of, (images, teachers, classes)."""
+    return info["rows"], len(info["teachers"]), info["classes"]
+
+
+def count_good(folder, info):
+    """Returns how many rows of a bank are there and undamaged, from the front on.
+
+    Every block that was written is read and compared with its checksum.
+
+    Args:
+        folder: pathlib.Path of the bank.
+        info: as describe() gives.
+
+    Raises:
+        EkgError: the folder holds a bank of other data, another network or other teachers.
+    """
+    if not (folder / INFO_FILE).is_file():
+        return 0
+    try:
+        stored = files.read_json(folder / INFO_FILE)
+    except EkgError:
+        logger.warning("%s: damaged; the memory bank is built again.", folder / INFO_FILE)
+        return 0
+    differing = [name for name in info if stored.get(name) != info[name]]
+    if differing:
+        raise EkgError(f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} differ; "
+                       "move it away, and a new one is built.")
+    good, shape, dtype = 0, shape_of(info), np.dtype(info["dtype"])
+    if not (folder / ARRAY_FILE).is_file() or not (folder / BLOCKS_FILE).is_file():
+        return 0
+    with open(folder / ARRAY_FILE, "rb") as file:
+        is_good = file.read(len(header(shape, dtype))) == header(shape, dtype)
+        for block in files.read_json_lines(folder / BLOCKS_FILE, until_damage=True) if is_good else []:
+            data = file.read((block["stop"] - good) * math.prod(shape[1:]) * dtype.itemsize)
+            is_good = hashlib.sha256(data).hexdigest() == block["sha256"]
+            if not is_good:
+                break
+            good = block["stop"]
+    if good < info["rows"]:
+        logger.warning("%s: %d of %d rows are good; the memory bank is built from there.", folder / ARRAY_FILE, good,
+                       info["rows"])
+    return good
+
+
+def header(shape, dtype):
+    """Returns the bytes that stand before the rows of a bank's array file, the .npy format's header."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                                                  "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+class BankWriter:
+    """Appends rows to a bank in blocks of at most BLOCK_ROWS, each with its checksum."""
+
+    def __init__(self, folder, info, num_good):
+        """
+        Args:
+            folder: pathlib.Path of the bank.
+            info: as describe() gives.
+            num_good: rows that are there and undamaged.
+        """
+        self._folder, self._info, self._stop = folder, info, num_good
+        self._file, self._rows = None, []
+
+    def open(self):
+        """Opens the files behind the last good row; a new bank's description is written first.
+
+        Raises:
+            EkgError: the folder cannot be written, or the disk has no room for the bank.
+        """
+        shape, dtype = shape_of(self._info), np.dtype(self._info["dtype"])
+        head, row_bytes = header(shape, dtype), math.prod(shape[1:]) * dtype.itemsize
+        with _named_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            array, blocks = self._folder / ARRAY_FILE, self._folder / BLOCKS_FILE
+            size = len(head) + self._stop * row_bytes
+            needed = (shape[0] - self._stop) * row_bytes
+            free = shutil.disk_usage(self._folder).free + (array.stat().st_size - size if array.exists() else 0)
+            if needed > free:
+                raise EkgError(f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, "
+                               "or lower `num_teacher`.")
+            kept = files.read_json_lines(blocks, until_damage=True) if self._stop else []
+            kept = [block for block in kept if block["stop"] <= self._stop]
+            blocks.unlink(missing_ok=True)  # without it no row counts
+            for block in kept:
+                files.append_json_line(blocks, block)
+            files.write_json(self._folder / INFO_FILE, self._info)
+            self._file = open(array, "r+b" if self._stop else "wb")
+            if not self._stop:
+                self._file.write(head)
+            self._file.truncate(size)
+            self._file.seek(size)
+
+    def write(self, rows):
+        """Takes the next rows, [number, K, classes]."""
+        if sum(map(len, self._rows)) + len(rows) > BLOCK_ROWS:
+            self._write_block()
+        self._rows.append(rows)
+
+    def close(self):
+        """Writes what is left and closes the file."""
+        if self._file is not None:
+            self._write_block()
+            self._file.close()
+
+    def _write_block(self):
+        if not self._rows:
+            return
+        data = b"".join(rows.tobytes() for rows in self._rows)
+        self._stop += sum(map(len, self._rows))
+        self._rows = []
+        with _named_errors(self._folder):
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            files.append_json_line(self._folder / BLOCKS_FILE, {"stop": self._stop,
+                                                               "sha256": hashlib.sha256(data).hexdigest()})
+
+
+@contextlib.contextmanager
+def _named_errors(folder):
+    try:
+        yield
+    except OSError as error:
+        raise EkgError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None

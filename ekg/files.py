@@ -1,0 +1,142 @@
+"""Files that appear whole or not at all, and that tell when they are damaged."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+from ekg.errors import EkgError
+
+CHECKSUM = "crc32"  # name of the last entry of a JSON object written here
+SEAL = b"\nsha256:"
+
+
+def write_whole(path, write):
+    """Writes a file so that it appears whole or not at all.
+
+    Args:
+        path: where it will stand.
+        write: function that writes into the binary file it is given.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path):
+    """Returns the SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- sealed files
+
+def seal(data):
+    """Returns the checksum that stands behind the bytes of a file; readers of pickles do not see it."""
+    return SEAL + hashlib.sha256(data).hexdigest().encode() + b"\n"
+
+
+def write_sealed(path, data):
+    """Writes bytes with their seal() behind them."""
+    write_whole(path, lambda file: file.write(data + seal(data)))
+
+
+def read_sealed(path):
+    """Returns the bytes that write_sealed() was given.
+
+    Raises:
+        EkgError: the file cannot be read, or does not end with the right seal.
+    """
+    try:
+        sealed = Path(path).read_bytes()
+    except OSError as error:
+        raise EkgError(f"{path}: cannot be read ({error.strerror}).") from None
+    data = sealed[:-len(seal(b""))]
+    if sealed != data + seal(data):
+        raise EkgError(f"{path}: damaged, its checksum is wrong; put the file back.")
+    return data
+
+
+# ---------------------------------------------------------------- JSON
+
+def _with_checksum(value):
+    """Returns a dict with the checksum of its JSON text as its last entry."""
+    return value | {CHECKSUM: zlib.crc32(json.dumps(value).encode())}
+
+
+def _without_checksum(text):
+    """Returns the dict that _with_checksum() made this text of.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(json.dumps(value).encode()):
+        raise ValueError("its checksum is wrong")
+    return value
+
+
+def write_json(path, value):
+    """Writes a dict as indented JSON with a checksum."""
+    write_whole(path, lambda file: file.write((json.dumps(_with_checksum(value), indent=2) + "\n").encode()))
+
+
+def read_json(path):
+    """Returns the dict in a file of write_json.
+
+    Raises:
+        EkgError: the file is damaged.
+    """
+    try:
+        return _without_checksum(Path(path).read_bytes())
+    except ValueError:
+        raise EkgError(f"{path}: damaged; put the file back, or start anew in another folder.") from None
+
+
+def read_json_lines(path, until_damage=False):
+    """Returns the list of dicts in a file of append_json_line; a last line that was cut short is left out.
+
+    Args:
+        path: the file.
+        until_damage: whether to return the lines before the first damaged one.
+
+    Raises:
+        EkgError: a line is damaged, unless until_damage is set.
+    """
+    values = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            values.append(_without_checksum(line))
+        except ValueError:
+            if until_damage:
+                break
+            raise EkgError(f"{path}: line {number} is damaged; delete it and those behind it, and the run goes on from "
+                           "there, or put the file back.") from None
+    return values
+
+
+def append_json_line(path, value):
+    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line is cut off first."""
+    with open(path, "ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((json.dumps(_with_checksum(value)) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,94 @@
+"""Runs the calls of a graph as pure functions: weights go in as tensors, new statistics come out, nothing is updated."""
+
+import dataclasses
+import inspect
+
+import keras
+import tensorflow as tf
+
+from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.layers import record_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionOptions:
+    """How calls are computed.
+
+    Attributes:
+        dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights, statistics of batch norms and
+            logits are float32 always.
+        sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
+        fuse_norms: whether batch norms run as one operation, which is fast but for second derivatives.
+    """
+    dtype: str = "float32"
+    sync_norms: bool = False
+    fuse_norms: bool = True
+
+
+LOGITS_OPTIONS = ExecutionOptions()  # logits are float32
+
+
+def run_call(call, variables, tensors, training, options=LOGITS_OPTIONS):
+    """Returns (output, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
+
+    Args:
+        call: Call.
+        variables: values of layer_variables(call.layer).
+        tensors: {tensor number: value}.
+        training: whether batch norms use the statistics of the batch.
+        options: ExecutionOptions.
+    """
+    args, kwargs = call.arguments(tensors)
+    if not isinstance(call.layer, keras.layers.Layer):
+        return call.layer(*args, **kwargs), []
+    record = record_of(call.layer)
+    if record is not None and record.run is not None:
+        result = record.run(call.layer, variables, args, training, options)
+        if result is not None:
+            return result
+    if call.layer.variables:  # whatever else has weights is computed in their format
+        args, kwargs = tf.nest.map_structure(_to_float32, (args, kwargs))
+    if takes_training(call.layer):
+        kwargs = {**kwargs, "training": training}
+    num_trainable = len(call.layer.trainable_variables)
+    return call.layer.stateless_call(variables[:num_trainable], variables[num_trainable:], *args, **kwargs)
+
+
+def takes_training(layer):
+    """Returns whether the layer behaves otherwise in training than in inference."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
+def _to_float32(value):
+    return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype.is_floating else value
+
+
+def pure_forward(model, options=LOGITS_OPTIONS):
+    """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch norms.
+
+    The function is (trainable, non_trainable, images, training) -> (output, new non-trainable values), with the values of
+    model.trainable_variables and model.non_trainable_variables as lists of tensors.
+
+    Args:
+        model: functional keras.Model of one input and one output.
+        options: ExecutionOptions; the output itself is float32 always.
+    """
+    graph = Graph(model)
+    places = [id(variable) for variable in (*model.trainable_variables, *model.non_trainable_variables)]
+
+    def forward(trainable, non_trainable, images, training):
+        values = dict(zip(places, [*trainable, *non_trainable]))
+        tensors = {0: images}
+        for call in graph.calls:
+            variables = layer_variables(call.layer)
+            tensors[call.output], new = run_call(call, [values[id(variable)] for variable in variables], tensors, training,
+                                                 LOGITS_OPTIONS if graph.is_last(call) else options)
+            values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
+        return tensors[graph.output], [values[place] for place in places[len(trainable):]]
+    return forward
+
+
+def read_variables(model):
+    """Returns (trainable, non-trainable) of a model as two lists of tensors."""
+    return ([tf.convert_to_tensor(variable.value) for variable in model.trainable_variables],
+            [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])

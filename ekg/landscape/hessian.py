@@ -1,0 +1,200 @@
+"""The loss of a network as a function of its parameters: gradient, Hessian products, condition number.
+
+The Hessian of the mean cross-entropy is never formed; its products with vectors are exact (reverse over reverse). The
+condition number is κ = |λ_min / λ_max| with the algebraically largest and the smallest eigenvalue (Li et al. 2018,
+"Visualizing the Loss Landscape of Neural Nets", who plot that ratio): 0 is convex-like, smaller is smoother.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from ekg import tasks
+from ekg.devices.compute import compiled
+from ekg.errors import EkgError
+from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.landscape import lanczos, surfaces
+
+PARAMETERS = ("kernels", "all")
+SECOND_ORDER = ExecutionOptions(fuse_norms=False)  # the fused batch norm's second derivatives are slow
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(lanczos.Ends):
+    """Both ends of a Hessian's spectrum, and of what.
+
+    Attributes:
+        parameters: "kernels" (rank above 1) or "all".
+        batch_statistics: whether batch norms took the statistics of the batch, else the moving ones.
+        num_images: images of the mean loss.
+    """
+    parameters: str
+    batch_statistics: bool
+    num_images: int
+
+    @property
+    def condition(self):
+        """κ = |λ_min / λ_max|."""
+        return abs(self.smallest / self.largest) if self.largest else float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """The parameters of a network, as arrays and as one vector.
+
+    Attributes:
+        arrays: list of their values.
+        filter_axes: for each array the axes whose indices name a filter; see graph.layers.Weight.
+        support: list of 0/1 arrays of the same shapes: which of them the network has; None stands for all.
+        kind: one of PARAMETERS.
+    """
+    arrays: list
+    filter_axes: list
+    support: list | None
+    kind: str
+
+
+class Landscape:
+    """Mean cross-entropy over fixed images as a function of the parameters of a network.
+
+    Attributes:
+        point: the parameters as they are, float32 [dimension]; those outside the network's support are zero.
+        support: which parameters the network has, float32 [dimension] of zeros and ones.
+    """
+
+    def __init__(self, forward, parameters, batches, *, batch_statistics, use_xla=False):
+        """
+        Args:
+            forward: (list of parameter tensors, normalised images) -> logits. Pure.
+            parameters: Parameters.
+            batches: data.Batches; images of one are run together, and with batch statistics they share them.
+            batch_statistics: for the record.
+            use_xla: whether to compile with XLA.
+        """
+        self._shapes = [array.shape for array in parameters.arrays]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._filter_axes, self._kind = parameters.filter_axes, parameters.kind
+        self._batches, self._batch_statistics, self._forward = batches, batch_statistics, forward
+        self.point = self.support = None
+        self.move_(parameters.arrays, parameters.support)
+        self._loss = compiled(self._batch_loss, "loss of the landscape", use_xla)
+        self._gradient = compiled(self._batch_gradient, "gradient of the landscape", use_xla)
+        self._product = compiled(self._batch_product, "Hessian-vector product", use_xla)
+
+    @property
+    def dimension(self):
+        return len(self.point)
+
+    def move_(self, arrays, support):
+        """Sets the point and the support to those of another network of the same forward function."""
+        self.support = np.ones(sum(self._sizes), np.float32) if support is None else _flatten(support)
+        self.point = _flatten(arrays) * self.support
+
+    def loss(self, point):
+        """Returns the mean loss at a point, float32 [dimension]."""
+        return sum(float(loss) for loss in self._by_batch(self._loss, point)) / self._batches.num_images
+
+    def gradient(self, point):
+        """Returns the gradient of the mean loss at a point, float64 [dimension]."""
+        return sum(self._by_batch(self._gradient, point)) / self._batches.num_images
+
+    def product(self, vector, point=None):
+        """Returns the product of the Hessian at a point (its own one if None) with a vector, float64 [dimension].
+
+        Vectors and products are within the support.
+        """
+        vector = np.asarray(vector, np.float32) * self.support
+        point = self.point if point is None else point
+        return sum(self._by_batch(self._product, point, vector)) / self._batches.num_images * self.support
+
+    def spectrum(self, *, tolerance=lanczos.TOLERANCE, max_products=lanczos.MAX_PRODUCTS, seed=0, on_product=None):
+        """Returns the Spectrum; see lanczos.spectrum_ends.
+
+        Args:
+            tolerance: both residuals must be within this share of their eigenvalues.
+            max_products: where they are not by then, the result says so.
+            seed: of the vector it starts with.
+            on_product: function (products made, larger relative residual), or None.
+        """
+        start = np.random.default_rng(seed).standard_normal(self.dimension) * self.support
+        ends = lanczos.spectrum_ends(self.product, start, int(self.support.sum()), tolerance=tolerance,
+                                     max_products=max_products, on_product=on_product)
+        return Spectrum(**dataclasses.asdict(ends), parameters=self._kind, batch_statistics=self._batch_statistics,
+                        num_images=self._batches.num_images)
+
+    def directions(self, seed):
+        """Returns two random filter-normalised directions, float32 [dimension]; see surfaces.normalise_filters."""
+        rng = np.random.default_rng(seed)
+        return [np.concatenate([surfaces.normalise_filters(rng.standard_normal(shape), array, axes).ravel()
+                                for shape, array, axes in zip(self._shapes, self._cut(self.point), self._filter_axes)]
+                               ).astype(np.float32) * self.support for _ in range(2)]
+
+    def _by_batch(self, function, *vectors):
+        """Yields the function of the vectors and each batch, float64."""
+        vectors = [tf.constant(vector, tf.float32) for vector in vectors]
+        for number, images in enumerate(self._batches.images()):
+            yield function(*vectors, images, self._batches.labels(number)).numpy().astype(np.float64)
+
+    def _batch_loss(self, point, images, labels):
+        logits = self._forward(self._cut(point), self._batches.normalise(images))
+        return tf.reduce_sum(tasks.cross_entropy(labels, logits))
+
+    def _batch_gradient(self, point, images, labels):
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            loss = self._batch_loss(point, images, labels)
+        return tape.gradient(loss, point)
+
+    def _batch_product(self, point, vector, images, labels):
+        """Returns Hv = ∂/∂θ (∂L/∂θ · v)."""
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            slope = tf.tensordot(self._batch_gradient(point, images, labels), vector, 1)
+        return tape.gradient(slope, point)
+
+    def _cut(self, flat):
+        """Cuts a vector into arrays of the parameters' shapes."""
+        edges = np.cumsum([0, *self._sizes])
+        return [flat[start:stop].reshape(shape) if isinstance(flat, np.ndarray) else tf.reshape(flat[start:stop], shape)
+                for start, stop, shape in zip(edges, edges[1:], self._shapes)]
+
+
+def _flatten(arrays):
+    return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
+
+
+def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False, use_xla=False):
+    """Returns the Landscape of a stored network.
+
+    Args:
+        model: keras.Model; it stays as it is.
+        batches: data.Batches.
+        parameters: "kernels" or "all".
+        batch_statistics: whether batch norms take the statistics of the batch, else the moving ones.
+        use_xla: whether to compile with XLA.
+
+    Raises:
+        EkgError: parameters is neither.
+    """
+    check_parameters(parameters)
+    pure = pure_forward(model, SECOND_ORDER)
+    trainable, non_trainable = read_variables(model)
+    places = [i for i, value in enumerate(trainable) if parameters == "all" or len(value.shape) > 1]
+
+    def forward(arrays, images):
+        values = list(trainable)
+        for place, array in zip(places, arrays):
+            values[place] = array
+        return pure(values, non_trainable, images, batch_statistics)[0]
+    axes_of = {id(variable): surfaces.filter_axes(layer, variable) for layer in model.layers
+               for variable in layer.trainable_variables}
+    axes = [axes_of[id(model.trainable_variables[i])] for i in places]
+    return Landscape(forward, Parameters([trainable[i].numpy() for i in places], axes, None, parameters), batches,
+                     batch_statistics=batch_statistics, use_xla=use_xla)
+
+
+def check_parameters(parameters):
+    """Raises EkgError if `parameters` is none of PARAMETERS."""
+    if parameters not in PARAMETERS:
+        raise EkgError(f"`parameters` must be one of {PARAMETERS}; received {parameters!r}.")

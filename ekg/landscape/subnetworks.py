@@ -1,0 +1,117 @@
+"""Landscapes of sub-networks of a supernet, masked, with batch statistics."""
+
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from ekg.graph import layers
+from ekg.graph.calls import layer_variables
+from ekg.landscape import hessian, surfaces
+
+logger = logging.getLogger(__name__)
+
+
+class MaskedLandscapes:
+    """Makes the Landscapes of sub-networks of one supernet; all of them share one compiled product.
+
+    The Hessian is that of the network cut out; parameters of channels that are not kept stay zero.
+    """
+
+    def __init__(self, supernet, batches, *, parameters="kernels", use_xla=False):
+        """
+        Args:
+            supernet: the Supernet; its weights are read now.
+            batches: data.Batches; images of one share batch statistics.
+            parameters: "kernels" or "all".
+            use_xla: whether to compile with XLA.
+
+        Raises:
+            EkgError: parameters is neither.
+        """
+        hessian.check_parameters(parameters)
+        self._supernet = supernet.with_options(hessian.SECOND_ORDER)
+        self._weights = {name: [value.numpy() for value in values] for name, values in supernet.weights().items()}
+        self._places, axes = [], []  # (layer name, number of the variable) of every parameter array
+        for layer in supernet.model.layers:
+            for i, variable in enumerate(layer.trainable_variables):
+                if parameters == "all" or len(variable.shape) > 1:
+                    self._places.append((layer.name, i))
+                    axes.append(surfaces.filter_axes(layer, variable))
+        self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
+        arrays = [self._weights[name][i] for name, i in self._places]
+        self._landscape = hessian.Landscape(self._forward, hessian.Parameters(arrays, axes, None, parameters), batches,
+                                            batch_statistics=True, use_xla=use_xla)
+
+    def __call__(self, subnetwork):
+        """Returns the Landscape of a sub-network; the one before it is of no use any more."""
+        mask = self._supernet.mask(subnetwork)
+        self._mask.assign(mask)
+        support = _support(self._supernet, mask)
+        weights = dict(self._weights)
+        classifier = self._supernet.graph.calls[-1]
+        if layers.is_mixing(classifier.layer):  # the parameters are those of the cut network, at the restored norm
+            restored = self._supernet.with_restored_norm(classifier, weights[classifier.layer.name], mask)
+            weights[classifier.layer.name] = [np.asarray(value) for value in restored]
+        self._landscape.move_([weights[name][i] for name, i in self._places],
+                              [support[name][i] for name, i in self._places])
+        return self._landscape
+
+    def _forward(self, arrays, images):
+        weights = {name: list(values) for name, values in self._weights.items()}
+        for (name, i), array in zip(self._places, arrays):
+            weights[name][i] = array
+        return self._supernet.forward(weights, tf.convert_to_tensor(self._mask), images)
+
+
+def _support(supernet, mask):
+    """Returns {layer name: list of 0/1 arrays}: which weights a network cut out by this mask has."""
+    support = {}
+    for call in supernet.graph.calls:
+        variables, record = layer_variables(call.layer), layers.record_of(call.layer)
+        if not variables:
+            continue
+        kept = {layers.IN: mask[supernet.layout.index[call.inputs[0]]], layers.OUT: mask[supernet.layout.index[call.output]]}
+        known = record.weights if record is not None else {}
+        support[call.layer.name] = [_weight_support(known[variable.name].axes if variable.name in known else (),
+                                                    variable.shape, kept) for variable in variables]
+    return support
+
+
+def _weight_support(axes, shape, kept):
+    """Returns a 0/1 array of this shape: the product of the masks of the axes that are channels."""
+    support = np.ones(shape, np.float32)
+    for axis, channels in enumerate(axes):
+        if channels is not None:
+            support *= kept[channels].reshape([-1 if i == axis else 1 for i in range(len(axes))])
+    return support
+
+
+class ConditionNumbers:
+    """Condition numbers of sub-networks' losses on D_val; the members of a team take one sub-network each."""
+
+    def __init__(self, supernet, batches, compute):
+        """
+        Args:
+            supernet: the Supernet; its weights are read now.
+            batches: data.Batches of D_val.
+            compute: Compute.
+        """
+        self._team, self._has_warned = compute.team, False
+        self._landscapes = self._team.map_members(
+            lambda _: MaskedLandscapes(supernet, batches, use_xla=compute.use_xla))
+
+    def __call__(self, subnetworks):
+        """Returns the list of κ; where an eigenvalue is not known to the tolerance there is a warning."""
+        dealt = {member: range(member, len(subnetworks), self._team.size) for member in self._team.local_members}
+        spectra_by_member = self._team.map_members(
+            lambda member: [self._landscapes[member](subnetworks[i]).spectrum() for i in dealt[member]])
+        conditions = np.zeros(len(subnetworks))
+        for member, spectra in spectra_by_member.items():
+            conditions[dealt[member]] = [spectrum.condition for spectrum in spectra]
+            unsure = [spectrum for spectrum in spectra if not spectrum.converged]
+            if unsure and not self._has_warned:
+                self._has_warned = True
+                logger.warning("an eigenvalue is known to a residual of %.3g only after %d products: condition numbers are "
+                               "rough.", unsure[0].residual_smallest, unsure[0].products)
+        return self._team.sum_over_workers(conditions).tolist()

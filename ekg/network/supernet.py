@@ -1,0 +1,188 @@
+"""The supernet: a trained network with a gate on every channel group, as a pure function of weights and masks.
+
+One function serves every sub-network: the masks are its arguments, so nothing is compiled again from one sub-network to
+the next and nothing needs restoring after a trial.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from ekg.errors import EkgError
+from ekg.graph import complexity, cutting, execute, groups, layers, norms
+from ekg.graph.calls import Graph, layer_variables
+from ekg.network.subnetwork import Subnetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A place in the program where a tensor's channels are multiplied by the mask."""
+    tensor: int
+
+
+class Supernet:
+    """A functional Keras model whose channels can be masked and cut.
+
+    The model is read, never changed: its weights are looked up at every call.
+
+    Attributes:
+        model: the keras.Model.
+        groups: tuple of ChannelGroup in network order.
+        layout: groups.Layout, where every channel of every tensor belongs.
+        program: list of graph calls and gates in the order in which they run.
+        options: execute.ExecutionOptions that the masked network computes with.
+
+    Raises:
+        EkgError: the model is not functional, has several inputs or outputs, or nothing in it can be pruned.
+    """
+
+    def __init__(self, model):
+        self.model, self.options = model, execute.ExecutionOptions()
+        self.graph = Graph(model)
+        self.layout = groups.find(self.graph)
+        if not self.layout.groups:
+            raise EkgError(f"nothing in `model` {model.name!r} can be pruned: no channel group was found.")
+        self.program = []
+        for call in self.graph.calls:
+            self.program.append(call)
+            if call.output in self.layout.sites:
+                self.program.append(Gate(call.output))
+        self._table = complexity.ComplexityTable(self.graph, self.layout)
+        self._forward = tf.function(self.forward)
+
+    @property
+    def groups(self):
+        return self.layout.groups
+
+    @property
+    def num_classes(self):
+        """Number of logits."""
+        return self.graph.num_outputs
+
+    def with_options(self, options):
+        """Returns a Supernet of the same model that computes with other execute.ExecutionOptions."""
+        other = copy.copy(self)
+        other.options, other._forward = options, tf.function(other.forward)
+        return other
+
+    # ---------------------------------------------------------------- sub-networks and their cost
+
+    def whole(self):
+        """Returns the Subnetwork that keeps everything."""
+        return Subnetwork.whole(self.groups)
+
+    def smallest(self):
+        """Returns the Subnetwork that keeps one channel of every group."""
+        return self.whole().with_widths({group.name: 0.0 for group in self.groups})
+
+    def mask(self, subnetwork):
+        """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed channels, is 1."""
+        mask = np.zeros(self.layout.num_channels + 1, np.float32)
+        mask[-1] = 1
+        for group, offset in enumerate(self.layout.offsets):
+            mask[offset + subnetwork.kept(group)] = 1
+        return mask
+
+    def complexity(self, subnetwork):
+        """Returns Complexity(params, flops) of the sub-network cut out."""
+        return self._table.count(self.mask(subnetwork))
+
+    def rate(self, subnetwork):
+        """Returns FLOPs of the sub-network divided by FLOPs of the whole, in (0, 1]."""
+        return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
+
+    def cut(self, subnetwork):
+        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is."""
+        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0)
+
+    # ---------------------------------------------------------------- the masked network
+
+    def weights(self):
+        """Returns {layer name: list of tensors, trainable before non-trainable} of the model as it is now."""
+        return {layer.name: [tf.convert_to_tensor(variable.value) for variable in layer_variables(layer)]
+                for layer in self.model.layers if layer.variables}
+
+    def gates(self, mask):
+        """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all channels."""
+        return {site: tf.gather(mask, self.layout.index[site]) for site in self.layout.sites}
+
+    def execute(self, weights, mask, tensors, start=0, stop=None, training=True, gates=None):
+        """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read or updated.
+
+        Args:
+            weights: {layer name: list of tensors} as weights() gives.
+            mask: float32 [num_channels + 1].
+            tensors: {tensor number: value} of all tensors that the part reads from before it.
+            start: first position of the program.
+            stop: position behind the last one; None runs to the end.
+            training: whether batch norms use the statistics of the batch.
+            gates: {site: mask}; None takes them from `mask`. Given apart where they are differentiated.
+        """
+        tensors = dict(tensors)
+        gates = self.gates(mask) if gates is None else gates
+        for step in self.program[start:stop]:
+            if isinstance(step, Gate):
+                tensors[step.tensor] = tensors[step.tensor] * tf.cast(gates[step.tensor], tensors[step.tensor].dtype)
+            else:
+                tensors[step.output] = self._call(step, weights, mask, tensors, training)
+        return tensors
+
+    def forward(self, weights, mask, images, training=True, gates=None):
+        """Returns the masked network's logits [batch, classes] for normalised images [batch, height, width, channels]."""
+        return self.execute(weights, mask, {0: images}, training=training, gates=gates)[self.graph.output]
+
+    def logits(self, images, subnetwork, training=True):
+        """Returns the masked logits [batch, classes] of a sub-network; nothing is updated.
+
+        Args:
+            images: normalised images [batch, height, width, channels], float32.
+            subnetwork: the Subnetwork.
+            training: True uses batch statistics in batch norms, False the moving ones.
+        """
+        return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
+
+    def _call(self, call, weights, mask, tensors, training):
+        values = weights.get(call.layer.name, [])
+        is_last = self.graph.is_last(call)
+        if is_last and layers.is_mixing(call.layer):
+            values = self.with_restored_norm(call, values, mask)
+        # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
+        is_training = training and norms.uses_batch_statistics(call.layer)
+        options = execute.LOGITS_OPTIONS if is_last else self.options
+        return execute.run_call(call, values, tensors, is_training, options)[0]
+
+    def with_restored_norm(self, call, values, mask):
+        """Returns the classifier's weights with its kernel at the Frobenius norm of all rows: ‖W‖·W/‖W⊙m‖.
+
+        Args:
+            call: the call that writes the logits, of a mixing layer.
+            values: list of its weights, as weights() gives.
+            mask: float32 [num_channels + 1]; m is the mask of the kernel's rows.
+        """
+        kernel = layers.record_of(call.layer).kernel
+        rows = tf.gather(mask, self.layout.index[call.inputs[0]])
+        return [value * cutting.norm_factor(value, rows) if variable.name == kernel else value
+                for variable, value in zip(layer_variables(call.layer), values)]
+
+    # ---------------------------------------------------------------- parts of the program
+
+    def tensors_read_from(self, position):
+        """Returns the sorted numbers of the tensors that the program from this position on reads from before it."""
+        written, needed = set(), set()
+        for step in self.program[position:]:
+            reads = {step.tensor} if isinstance(step, Gate) else set(step.inputs)
+            needed |= reads - written
+            written |= reads if isinstance(step, Gate) else {step.output}
+        return sorted(needed)
+
+    def first_gate(self, group):
+        """Returns the position of the first gate in the program that carries channels of the group at this position."""
+        channels = self.layout.channels(group)
+        for position, step in enumerate(self.program):
+            if isinstance(step, Gate):
+                index = self.layout.index[step.tensor]
+                if ((index >= channels.start) & (index < channels.stop)).any():
+                    return position
+        raise LookupError(f"channel group {self.groups[group].name!r} has no gate.")

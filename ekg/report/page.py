@@ -1,0 +1,83 @@
+"""A finished run as one page: a picture and tables."""
+
+import base64
+import dataclasses
+import html
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """What a finished run left.
+
+    Attributes:
+        arguments: as in its arguments.json.
+        history: list of HistoryEntry.
+        curves: list of {"phase", "step", ...}, a line a search step or epoch.
+        table: list of table.Row: baseline, slimmed, fine-tuned.
+        phases: {phase: {"seconds", "peak_memory_mib"}}.
+    """
+    arguments: dict
+    history: list
+    curves: list
+    table: list
+    phases: dict
+
+    @property
+    def name(self):
+        return f"{self.arguments['arch']} on {self.arguments['dataset']}"
+
+    @property
+    def rate(self):
+        """Share of the FLOPs that the pruned network keeps."""
+        return self.table[2].flops / self.table[0].flops
+
+    def seconds(self, *phases):
+        """Returns the seconds of some phases; one that was killed each time before its end left none."""
+        return sum(self.phases.get(phase, {}).get("seconds", 0.0) for phase in phases)
+
+
+def write_report(run, picture, page):
+    """Writes the picture and the self-contained page of a FinishedRun, and returns a line of text.
+
+    Args:
+        run: FinishedRun.
+        picture: path of the PNG.
+        page: path of the HTML page.
+    """
+    from ekg.report import pictures  # imports matplotlib
+
+    pictures.draw_run(picture, run)
+    head = ["network", "loss", "top-1 %", "top-5 %", "parameters", "FLOPs", "rate"]
+    rows = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",
+             f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
+    phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}"] for name, value in run.phases.items()]
+    title = f"{run.name}, {run.rate:.1%} of the FLOPs"
+    write_page(page, title, picture,
+               {"Networks": (head, rows), "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
+    return (f"{title}: top-1 {100 * run.table[0].top1:.2f} % before and {100 * run.table[2].top1:.2f} % after, "
+            f"{len(run.history) - 1} search steps")
+
+
+def write_page(path, title, picture, tables):
+    """Writes a self-contained HTML page: a title, a picture, tables.
+
+    Args:
+        path: of the page.
+        title: text.
+        picture: path of a PNG, which goes into the page.
+        tables: {heading: (list of column names, list of rows of texts)}.
+    """
+    data = base64.b64encode(Path(picture).read_bytes()).decode()
+    parts = [f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title><style>"
+             "body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
+             "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;"
+             "border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
+             f"</style></head><body><h1>{html.escape(title)}</h1>"]
+    for heading, (head, rows) in tables.items():
+        cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+                        for row in rows)
+        names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
+    parts.append(f"<img alt='search, widths and training curves' src='data:image/png;base64,{data}'></body></html>")
+    Path(path).write_text("\n".join(parts), encoding="utf-8")

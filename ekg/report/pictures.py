@@ -1,0 +1,80 @@
+"""The picture of a run. Numbers come from the caller.
+
+Importing this module imports matplotlib.
+"""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
+
+DPI = 110
+COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
+
+
+def save(figure, path):
+    """Writes a figure and closes it."""
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_run(path, run):
+    """Draws a run: the search, the widths it ends with, the training curves.
+
+    Args:
+        path: of the PNG.
+        run: page.FinishedRun.
+    """
+    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
+    parts = figure.add_gridspec(3, 2)
+    _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history)
+    _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
+    for column, (value, factor, label) in enumerate((("loss", 1, "training loss"), ("top1", 100, "training top-1, %"))):
+        _draw_curve(figure.add_subplot(parts[2, column]), run.curves, value, factor, label)
+    for axes in figure.axes:
+        if axes.get_xlabel() in ("search step", "epoch"):
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    figure.suptitle(",  ".join(f"{row.name}: {100 * row.top1:.2f} % top-1, {row.flops / 1e6:,.1f} M FLOPs"
+                               for row in run.table))
+    save(figure, path)
+
+
+def _draw_search(rates, losses, history):
+    """Draws rate, and loss with accuracy, over the search steps, on two axes."""
+    steps = [entry.step for entry in history]
+    rates.plot(steps, [entry.rate for entry in history], color=COLOURS[0])
+    rates.set(xlabel="search step", ylabel="rate of FLOPs kept", title="search", ylim=(0, 1.02))
+    losses.plot(steps, [entry.loss for entry in history], color=COLOURS[0], label="loss (left)")
+    losses.set(xlabel="search step", ylabel="validation loss, nats", title="interim sub-networks")
+    accuracies = losses.twinx()
+    accuracies.plot(steps, [100 * entry.accuracy for entry in history], color=COLOURS[1], label="accuracy (right)")
+    accuracies.set_ylabel("validation accuracy, %")
+    lines = [*losses.get_lines(), *accuracies.get_lines()]
+    losses.legend(lines, [line.get_label() for line in lines], loc="center left")
+
+
+def _draw_widths(axes, entry):
+    """Draws how many channels of each group the sub-network of a history entry keeps."""
+    subnetwork = entry.subnetwork
+    places, sizes = range(len(subnetwork.names)), [len(channels) for channels in subnetwork.order]
+    axes.bar(places, sizes, color="#cfd8e3", label="unpruned")
+    axes.bar(places, [subnetwork.num_kept(i) for i in places], color=COLOURS[0], label="kept")
+    axes.set_xticks(places, subnetwork.names, rotation=90, fontsize=8 if len(sizes) < 40 else 6)
+    axes.set(ylabel="channels of the group", title=f"widths at rate {entry.rate:.4f}", xlim=(-0.6, len(sizes) - 0.4))
+    axes.legend()
+
+
+def _draw_curve(axes, curves, value, factor, label):
+    """Draws a value of the training curves over the epochs of baseline training and fine-tuning."""
+    for phase, colour in zip(("baseline", "fine-tune"), COLOURS):
+        lines = [line for line in curves if line["phase"] == phase]
+        if lines:
+            axes.plot([line["step"] for line in lines], [factor * line[value] for line in lines],
+                      marker="o" if len(lines) < 20 else None, color=colour, label=phase)
+    axes.set(xlabel="epoch", ylabel=label, title=label)
+    if axes.get_lines():
+        axes.legend()
+        axes.set_xlim(0.5, max(line.get_xdata()[-1] for line in axes.get_lines()) + 0.5)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,228 @@
+"""The folder that holds everything a run leaves: arguments.json first, then what each phase makes.
+
+The names of its files stand here and nowhere else.
+"""
+
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+from ekg import files
+from ekg.errors import EkgError
+from ekg.report.page import FinishedRun
+from ekg.report.table import Row
+from ekg.search.history import HistoryEntry
+
+ARGUMENTS = "arguments.json"  # what the result depends on
+BASELINE = "baseline_param.pkl"  # the trained network, if none was given
+SUPERNET = "supernet_param.pkl"  # the weights that were searched
+HISTORY = "history.jsonl"  # a line for every search step
+SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
+BANK = "memory_bank"
+SLIMMED = "slimmed_param.pkl"  # Θ* before fine-tuning
+TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
+UNFINISHED_KERAS = "unfinished.keras"
+CURVES, EVENTS = "curves.jsonl", "events"
+PHASES = "phases.jsonl"  # seconds and memory of each phase
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
+REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
+CONDITION = "condition.json"  # of an analysis
+FORMER = ("search_state.pkl",)  # written by earlier versions
+# What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
+OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, BANK, SLIMMED, TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, CURVES,
+             EVENTS, PHASES, CHECKPOINTS, SUMMARY, REPORT_PICTURE, REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
+
+
+class RunFolder:
+    """Everything a run leaves. Making this object neither reads nor writes the folder.
+
+    Attributes:
+        path: pathlib.Path of the folder.
+    """
+
+    def __init__(self, path):
+        self.path, self._events, self._logged = Path(path), None, None
+
+    @classmethod
+    def create(cls, path, arguments):
+        """Returns the RunFolder of a new run in a new or empty folder.
+
+        Args:
+            path: the folder.
+            arguments: {name: value that goes to JSON} of everything that changes the result.
+
+        Raises:
+            EkgError: the folder holds something, or cannot be written.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()):
+                raise EkgError(f"{path}: is not empty and holds no run; name a new folder.")
+            files.write_json(folder / ARGUMENTS, arguments)
+        except OSError as error:
+            raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
+        return folder
+
+    @classmethod
+    def open(cls, path, arguments=None, advice="name another folder"):
+        """Returns the RunFolder of a run that is there.
+
+        Args:
+            path: the folder.
+            arguments: those that the run must have; None takes any.
+            advice: what to do besides repeating the arguments.
+
+        Raises:
+            EkgError: the folder holds no run, or one of other arguments: each that differs is named.
+        """
+        folder = cls(path)
+        if not folder.holds_run():
+            raise EkgError(f"{path}: is no run folder: there is no {ARGUMENTS} in it.")
+        if arguments is not None:
+            differing = differences(folder.arguments(), arguments)
+            if differing:
+                raise EkgError(f"{path}: holds a run with other arguments; repeat those, or {advice}:{differing}")
+        return folder
+
+    @classmethod
+    def prepare(cls, path, arguments, overwrite=False, advice="name another folder"):
+        """Returns the RunFolder of a run that begins or goes on here; see create() and open().
+
+        What a killed run left of files it was writing goes.
+
+        Args:
+            path: the folder.
+            arguments: of the run.
+            overwrite: whether a run that is there is removed first.
+            advice: see open().
+        """
+        folder = cls(path)
+        try:
+            if folder.holds_run():
+                folder.remove_unfinished_files()
+                if not overwrite:
+                    return cls.open(path, arguments, advice)
+                folder.remove_run()
+                files.write_json(folder / ARGUMENTS, arguments)
+                return folder
+        except OSError as error:
+            raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
+        return cls.create(path, arguments)
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def has(self, name):
+        return (self / name).exists()
+
+    def holds_run(self):
+        """Returns whether a run was begun in this folder."""
+        path = self / ARGUMENTS
+        return path.is_file() and f'"{files.CHECKSUM}"'.encode() in path.read_bytes()
+
+    def arguments(self):
+        """Returns the arguments of the run.
+
+        Raises:
+            EkgError: their file is damaged.
+        """
+        return files.read_json(self / ARGUMENTS)
+
+    def is_searched(self):
+        """Returns whether the run is behind its search."""
+        return any(self.has(name) for name in (SLIMMED, TRAINED, SUMMARY)) or self.checkpoints("fine-tune").exists()
+
+    def checkpoints(self, phase):
+        """Returns the pathlib.Path where the checkpoints of a phase lie."""
+        return self / CHECKPOINTS / phase
+
+    # ---------------------------------------------------------------- what goes
+
+    def remove_unfinished_files(self):
+        """Removes what a killed run left of files it was writing."""
+        for name in OWN_NAMES:
+            for unfinished in self.path.glob(f".{name}.*"):
+                unfinished.unlink()
+
+    def remove_run(self):
+        """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
+        for name in OWN_NAMES[:-1]:
+            path = self / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    # ---------------------------------------------------------------- what is written and read line by line
+
+    def history(self):
+        """Returns the list of HistoryEntry that is there by now."""
+        lines = files.read_json_lines(self / HISTORY) if self.has(HISTORY) else []
+        return [HistoryEntry.from_json(line) for line in lines]
+
+    def append_history(self, entry):
+        files.append_json_line(self / HISTORY, entry.to_json())
+
+    def log_phase(self, phase, seconds, peak_memory_mib):
+        """Appends what a phase, or a part of it, took."""
+        files.append_json_line(self / PHASES, {"phase": phase, "seconds": round(seconds, 1),
+                                               "peak_memory_mib": round(peak_memory_mib)})
+
+    def phases(self):
+        """Returns {phase: {"seconds", "peak_memory_mib"}}, its parts taken together."""
+        phases = {}
+        for line in files.read_json_lines(self / PHASES):
+            phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0})
+            phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
+            phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
+        return phases
+
+    def log_curves(self, phase, step, values):
+        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event files, once.
+
+        A run that goes on calls it again for the last thing it finished: it may have been killed before its line was there.
+        """
+        file = self / CURVES
+        if self._logged is None:
+            lines = files.read_json_lines(file) if file.exists() else []
+            self._logged = {(line["phase"], line["step"]) for line in lines}
+            self._events = tf.summary.create_file_writer(str(self / EVENTS))
+        if (phase, step) in self._logged:
+            return
+        files.append_json_line(file, {"phase": phase, "step": step, **values})
+        self._logged.add((phase, step))
+        with self._events.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(f"{phase}/{name}", value, step=step)
+        self._events.flush()
+
+    # ---------------------------------------------------------------- a finished run
+
+    def table(self):
+        """Returns the rows of the final table.
+
+        Raises:
+            EkgError: its file is damaged.
+        """
+        return [Row(**row) for row in files.read_json(self / SUMMARY)["table"]]
+
+    def read_finished(self):
+        """Returns the FinishedRun of the folder.
+
+        Raises:
+            EkgError: it is no run folder, or the run is not finished.
+        """
+        arguments = RunFolder.open(self.path).arguments()
+        if not self.has(SUMMARY):
+            raise EkgError(f"{self.path}: the run is not finished; start it again with the same command.")
+        return FinishedRun(arguments, self.history(), files.read_json_lines(self / CURVES), self.table(),
+                           files.read_json(self / SUMMARY)["phases"])
+
+
+def differences(old, new):
+    """Returns a line for every entry in which two dicts differ, or an empty text."""
+    return "".join(f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
+                   for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))

@@ -1,0 +1,123 @@
+"""What every phase of a pruning job needs, and what a phase is."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import time
+from typing import Any
+
+from ekg.data import Batches
+from ekg.devices.compute import Compute
+from ekg.progress import peak_memory_mib
+from ekg.run.folder import RunFolder
+from ekg.settings import JobSettings
+from ekg.train.step import StepOptions, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What every phase of a pruning job needs.
+
+    Attributes:
+        settings: JobSettings.
+        data: data.Dataset.
+        networks: reads and writes networks: load(path) -> keras.Model and save(model, path).
+        compute: Compute of training and evaluation. All processes of its team run the same; the chief alone writes.
+        folder: RunFolder.
+    """
+    settings: JobSettings
+    data: Any
+    networks: Any
+    compute: Compute
+    folder: RunFolder
+
+    @property
+    def team(self):
+        return self.compute.team
+
+    @property
+    def search_compute(self):
+        """Compute of search and memory bank."""
+        return dataclasses.replace(self.compute, dtype=self.settings.run.search_precision)
+
+    @property
+    def images_together(self):
+        """Images that share batch statistics in search and bank, at most: those of a micro-batch."""
+        return self.settings.search.search_batch_size // self.settings.run.accum
+
+    @functools.cached_property
+    def train_batches(self):
+        """data.Batches of the training images as they are, in index order."""
+        return Batches(self.data.train, self.data.normalise, self.images_together)
+
+    @property
+    def test_batches(self):
+        """data.Batches of the test images."""
+        return Batches(self.data.test, self.data.normalise, self.settings.run.val_batch_size)
+
+    def has(self, name):
+        """Returns whether the run folder holds a file, as the chief sees it."""
+        return self.team.as_chief_sees(self.folder.has(name))
+
+    def save(self, model, name):
+        self.team.on_chief(lambda: self.networks.save(model, self.folder / name))
+
+    def load(self, path):
+        """Returns the network in a file, made under the team's strategy."""
+        with self.team.strategy.scope():
+            return self.networks.load(path)
+
+    def make_trainer(self, model, loss_fn, weight_decay, constants=()):
+        """Returns a Trainer on all devices, in the precision asked for."""
+        run = self.settings.run
+        sync_norms = run.sync_bn and self.team.size > 1
+        if sync_norms and self.compute.use_xla:
+            logger.warning("the training step runs uncompiled, as replicas meet inside it.")
+        options = StepOptions(run.accum, self.compute.use_xla and not sync_norms, self.compute.dtype, sync_norms)
+        return Trainer(self.team.strategy, model, loss_fn, weight_decay=weight_decay, options=options, constants=constants)
+
+    @contextlib.contextmanager
+    def timed(self, phase):
+        """Logs a phase and keeps its seconds, also of one that is stopped."""
+        logger.info("phase %s", phase)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds, peak = time.perf_counter() - start, peak_memory_mib()
+            if self.team.is_chief:
+                self.folder.log_phase(phase, seconds, peak)
+        logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", phase, seconds, peak)
+
+
+class Phase:
+    """A part of a job. It leaves a file, and is skipped where that file is there already.
+
+    Attributes:
+        name: in logs, curves and checkpoints.
+        leaves: name of the file in the run folder.
+    """
+    name: str
+    leaves: str
+
+    def __init__(self, job):
+        self.job = job
+
+    def is_done(self):
+        return self.job.has(self.leaves)
+
+    def rehearse(self, model):
+        """Runs one step of the phase on the unpruned network, which needs the most memory; leaves it as it is."""
+        raise NotImplementedError
+
+
+def check_finite(phase, metrics):
+    """Raises FloatingPointError if a metric of the first step of a phase, {name: number}, is not finite."""
+    broken = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+    if broken:
+        raise FloatingPointError(f"{', '.join(broken)} of the first step of phase {phase} is not finite; are the weights "
+                                 "those of a trained network?")

@@ -1,0 +1,241 @@
+"""The phases of a pruning job: epoch on D_subset, search, slimming, memory bank, fine-tuning, report."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from ekg import files
+from ekg.data import Batches, TrainingBatches
+from ekg.devices.compute import Compute
+from ekg.distil import bank, bank_files, losses
+from ekg.distil.slim import slim
+from ekg.graph.execute import pure_forward
+from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.network.supernet import Supernet
+from ekg.progress import progress_bar
+from ekg.report import page
+from ekg.report.measure import measure
+from ekg.run import folder as names
+from ekg.run.job import Phase, check_finite
+from ekg.search.criteria import CRITERIA
+from ekg.search.greedy import search
+from ekg.search.objective import Objective
+from ekg.train.evaluate import evaluate
+from ekg.train.loop import fit
+from ekg.train.step import Schedule, StepOptions, Trainer, copy_model
+
+logger = logging.getLogger(__name__)
+
+SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
+
+
+class SubsetPhase(Phase):
+    """Step 0: one epoch on D_subset, labels alone; moving statistics stay.
+
+    On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
+    search starts from the same weights.
+    """
+    name, leaves = "subset", names.SUPERNET
+
+    def make_trainer(self, model):
+        """Returns the Trainer of a copy of the model."""
+        job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
+        return Trainer(strategy, copy_model(model, strategy), losses.plain(job.data.normalise),
+                       weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
+                       options=StepOptions(job.settings.run.accum, job.compute.use_xla))
+
+    def batches(self):
+        settings = self.job.settings
+        subset = self.job.data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
+        return TrainingBatches(self.job.data, settings.search.search_batch_size, settings.run.seed, split=subset)
+
+    def rehearse(self, model):
+        check_finite(self.name, self.make_trainer(model).step(next(self.batches().epoch(0)), 0.0))
+
+    def run(self, baseline):
+        """Returns the Supernet of the network behind the epoch."""
+        job = self.job
+        if not self.is_done():
+            with job.timed(self.name):
+                job.team.on_chief(lambda: self._train(baseline))
+        return Supernet(job.load(job.folder / self.leaves))
+
+    def _train(self, baseline):
+        job, trainer = self.job, self.make_trainer(baseline)
+        fit(self.name, trainer, self.batches(), Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1), folder=job.folder,
+            checkpoint_minutes=job.settings.run.checkpoint_minutes)
+        job.networks.save(trainer.model, job.folder / self.leaves)
+
+
+class SearchPhase(Phase):
+    """The greedy search; its history is there line by line, and the slimmed network says that it is over."""
+    name, leaves = "search", names.SLIMMED
+
+    @property
+    def settings(self):
+        """SearchSettings with the images that run together."""
+        return dataclasses.replace(self.job.settings.search, search_batch_size=self.job.images_together)
+
+    def rehearse(self, model):
+        """Runs importance, one candidate, the knowledge, and what is asked of the landscape on the first batch of D_val."""
+        job, settings, supernet = self.job, self.settings, Supernet(model)
+        split = job.data.last_of_each_class(settings.val_per_class, job.settings.run.seed)
+        batches = Batches(split, job.data.normalise, settings.search_batch_size).head(settings.search_batch_size)
+        objective = Objective(supernet, batches, settings.search_teacher, job.search_compute)
+        whole = supernet.whole()
+        objective.add_knowledge(whole)
+        scores = CRITERIA[settings.criterion](objective, whole)
+        result = objective.scores(whole, [(0, whole.with_width(0, 0.5))])[0]
+        check_finite(self.name, {"reward": result.reward, "importance": scores.sum()})
+        if settings.reward == "condition_number" or settings.log_condition:
+            landscape = MaskedLandscapes(supernet, batches, use_xla=job.compute.use_xla)(whole)
+            product = landscape.product(np.ones(landscape.dimension))
+            check_finite(self.name, {"Hessian-vector product": product.sum()})
+
+    def run(self, supernet):
+        """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
+        job, target = self.job, self.settings.target_rate
+        history = job.folder.history() if job.has(names.HISTORY) else []
+        if history:
+            job.team.on_chief(lambda: self._log(history[-1]))
+            if history[-1].rate <= target:
+                return history
+        total = round(1000 * (1 - target))
+        with job.timed(self.name), progress_bar(self.name, total, "‰ of FLOPs") as progress:
+            def show(entry):
+                progress.update(min(round(1000 * (1 - entry.rate)), total) - progress.n)
+                progress.set_postfix(step=entry.step, rate=f"{entry.rate:.4f}", loss=f"{entry.loss:.4f}",
+                                     accuracy=f"{100 * entry.accuracy:.2f}%")
+
+            def keep(entry):
+                job.team.on_chief(lambda: self._write(entry))
+                show(entry)
+
+            if history:
+                show(history[-1])
+            result = search(supernet, job.data, self.settings, seed=job.settings.run.seed, compute=job.search_compute,
+                            history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE)
+        return list(result.history)
+
+    def _write(self, entry):
+        self.job.folder.append_history(entry)
+        self._log(entry)
+
+    def _log(self, entry):
+        self.job.folder.log_curves(self.name, entry.step, {name: getattr(entry, name)
+                                                           for name in ("rate", "loss", "accuracy", "reward")})
+
+
+class SlimPhase(Phase):
+    """Cuts Θ* out; what is kept is the pruned network before the norms of its kernels are restored."""
+    name, leaves = "slim", names.SLIMMED
+
+    def run(self, supernet, subnetwork):
+        """Returns the network that fine-tuning starts from."""
+        return slim(supernet, subnetwork, self.job.train_batches, self.job.compute, self._keep)
+
+    def _keep(self, make):
+        job = self.job
+        if not self.is_done():
+            with job.timed(self.name):
+                job.save(make(), self.leaves)
+        return job.load(job.folder / self.leaves)
+
+
+class BankPhase(Phase):
+    """What the chosen interim sub-networks know of every training image."""
+    name, leaves = "bank", names.BANK
+
+    def run(self, supernet, history):
+        """Returns the MemoryBank."""
+        job, folder = self.job, self.job.folder / self.leaves
+        steps = bank.select_teachers([entry.loss for entry in history], job.settings.fine_tuning.num_teacher)
+        teachers = [history[step] for step in steps]
+        logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
+        with job.timed(self.name), progress_bar(self.name, len(teachers) * len(job.data.train), "image") as progress:
+            bank.build_bank(folder, supernet, teachers, job.train_batches, job.search_compute, progress)
+        return bank.open_bank(folder)
+
+
+class FineTunePhase(Phase):
+    """Trains Θ* with the knowledge of the bank, of the unpruned network, or with the labels alone."""
+    name, leaves = "fine-tune", names.TRAINED
+
+    def make_trainer(self, model, teacher):
+        job, settings = self.job, self.job.settings.fine_tuning
+        is_single = settings.finetune_teacher == "single"
+        loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
+                                     pure_forward(teacher) if is_single else None, settings.label_smoothing)
+        return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
+
+    def batches(self, memory_bank):
+        """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
+        settings = self.job.settings
+        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, losses.NUM_VIEWS,
+                               complete=None if memory_bank is None else
+                               lambda batch: {"bank": memory_bank.rows(batch["index"])})
+
+    def rehearse(self, model):
+        job, settings = self.job, self.job.settings.fine_tuning
+        batch = next(self.batches(None).epoch(0, job.team.shard))
+        if settings.finetune_teacher == "ensemble":
+            dtype = np.dtype(bank_files.dtype_for(job.data.num_classes))
+            batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, job.data.num_classes), dtype)
+        trainer = self.make_trainer(copy_model(model, job.team.strategy), model)
+        check_finite(self.name, trainer.step(batch, 0.0))
+
+    def run(self, model, baseline, memory_bank):
+        """Trains the slimmed network, which changes, and keeps it as a parameter file and as a .keras file."""
+        job, settings = self.job, self.job.settings.fine_tuning
+        schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
+                            settings.warmup_epoch)
+        with job.timed(self.name):
+            fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
+                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes)
+            job.team.on_chief(lambda: self._save(model))
+
+    def _save(self, model):
+        folder = self.job.folder
+        model.save(folder / names.UNFINISHED_KERAS)
+        (folder / names.UNFINISHED_KERAS).rename(folder / names.TRAINED_KERAS)
+        self.job.networks.save(model, folder / self.leaves)
+
+
+class ReportPhase(Phase):
+    """Measures the networks on the test images; writes summary and report."""
+    name, leaves = "report", names.SUMMARY
+
+    def rehearse(self, model):
+        job = self.job
+        batches = job.test_batches
+        evaluate(copy_model(model, job.team.strategy), batches.head(batches.batch_size), self._compute)
+
+    def run(self, paths):
+        """Returns the rows of the final table.
+
+        Args:
+            paths: {name of the row: parameter file}.
+        """
+        job = self.job
+        with job.timed(self.name):
+            rows = [measure(name, job.load(path), path.stat().st_size, job.test_batches, self._compute)
+                    for name, path in paths.items()]
+        job.team.on_chief(lambda: self._write(rows))
+        return rows
+
+    @property
+    def _compute(self):
+        return Compute(self.job.team, self.job.compute.use_xla)  # logits are measured in float32
+
+    def _write(self, rows):
+        folder = self.job.folder
+        files.write_json(folder / names.SUMMARY, {"table": [dataclasses.asdict(row) for row in rows],
+                                                  "phases": folder.phases()})
+        self.write_page()
+
+    def write_page(self):
+        """Writes the report of a finished run."""
+        folder = self.job.folder
+        page.write_report(folder.read_finished(), folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE)

@@ -1,0 +1,98 @@
+"""The whole job: search, memory bank, fine-tuning, table. Every phase leaves a file, and is skipped where that file is there
+already."""
+
+import logging
+
+import keras
+
+from ekg.errors import EkgError
+from ekg.network.supernet import Supernet
+from ekg.run import folder as names
+from ekg.run import phases, preflight
+from ekg.search.greedy import check_target
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Prunes one network.
+
+    Attributes:
+        job: Job.
+    """
+
+    def __init__(self, job, baseline=None):
+        """
+        Args:
+            job: Job.
+            baseline: Phase whose run() trains the network and returns its parameter file; None if there is a trained one.
+        """
+        self.job, self._baseline = job, baseline
+        self._subset, self._search, self._slim = (phase(job) for phase in (
+            phases.SubsetPhase, phases.SearchPhase, phases.SlimPhase))
+        self._bank, self._fine_tune, self._report = (phase(job) for phase in (
+            phases.BankPhase, phases.FineTunePhase, phases.ReportPhase))
+
+    def preflight(self, model):
+        """Runs one step of every phase that is not done yet, and checks the room on disk; see preflight.
+
+        Args:
+            model: the unpruned keras.Model; it stays as it is.
+        """
+        if not self._fine_tune.is_done():
+            todo = [self._fine_tune, self._subset, self._baseline, self._search]
+            todo = [phase for phase in todo if phase is not None and not phase.is_done()]
+            preflight.rehearse(self.job, [*todo, self._report], model)
+
+    def run(self, trained_file=None):
+        """Runs all phases that are not done yet and returns the rows of the final table.
+
+        A phase that was stopped goes on behind its last finished search step or epoch.
+
+        Args:
+            trained_file: pathlib.Path of the trained network; None trains the baseline first.
+
+        Raises:
+            EkgError: a file of an earlier part of the run is damaged.
+            FloatingPointError: a loss or a reward is not finite.
+            Stopped: a signal asked the run to end.
+        """
+        job, folder = self.job, self.job.folder
+        if self._report.is_done():
+            logger.info("this run is finished; its table is")
+            if not job.has(names.REPORT_PAGE):  # stopped between the two
+                job.team.on_chief(self._report.write_page)
+            return folder.table()
+        keras.utils.set_random_seed(job.settings.run.seed)
+        trained_file = trained_file or self._baseline.run()
+        baseline = job.load(trained_file)
+        supernet = self._subset.run(baseline)
+        history = self._search.run(supernet)
+        model = self._slim.run(supernet, history[-1].subnetwork)
+        memory_bank = None
+        if job.settings.fine_tuning.finetune_teacher == "ensemble":
+            memory_bank = self._bank.run(supernet, history)
+        if not self._fine_tune.is_done():
+            self._fine_tune.run(model, baseline, memory_bank)
+        return self._report.run({"baseline": trained_file, "slimmed": folder / names.SLIMMED,
+                                 "fine-tuned": folder / names.TRAINED})
+
+
+def check(settings, data, model):
+    """Raises EkgError if a job could not be finished, before anything is written or trained.
+
+    Args:
+        settings: JobSettings.
+        data: data.Dataset.
+        model: the keras.Model that is to be pruned.
+    """
+    supernet = Supernet(model)
+    check_target(supernet, settings.search.target_rate)
+    logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
+                settings.search.target_rate)
+    subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
+    data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
+    for name, batch_size, num_images in (("batch_size", settings.fine_tuning.batch_size, len(data.train)),
+                                         ("search_batch_size", settings.search.search_batch_size, len(subset))):
+        if batch_size > num_images:
+            raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")

@@ -1,0 +1,65 @@
+"""Before the first long phase: one step of every phase, and room on disk, so that a run of days does not fail on its
+last one."""
+
+import logging
+import math
+import shutil
+import time
+
+import numpy as np
+
+from ekg import stopping
+from ekg.distil import bank_files
+from ekg.errors import EkgError
+from ekg.run import folder as names
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_FILES = 3  # parameter files of a run, at most
+CHECKPOINT_COPIES = 2 * 3  # weights and momentum of the last two checkpoints and of the one that is being written
+
+
+def rehearse(job, phases, model):
+    """Runs one step of each phase on the unpruned network, and checks the disk.
+
+    Args:
+        job: Job.
+        phases: list of the Phases to come.
+        model: the unpruned keras.Model; it stays as it is.
+
+    Raises:
+        EkgError: the disk has no room, or data cannot be read.
+        FloatingPointError: a number of a first step is not finite.
+    """
+    start = time.perf_counter()
+    job.team.on_chief(lambda: check_disk(job.settings, job.data, job.folder, model.count_params()))
+    for phase in phases:
+        phase.rehearse(model)
+        stopping.check()
+    logger.info("preflight: one step of every phase ran, %.1f s", time.perf_counter() - start)
+
+
+def check_disk(settings, data, folder, num_params):
+    """Logs the bytes a run writes and those that are free.
+
+    Args:
+        settings: JobSettings.
+        data: data.Dataset.
+        folder: RunFolder.
+        num_params: parameters of the unpruned network.
+
+    Raises:
+        EkgError: it needs more than there are.
+    """
+    bank_bytes = 0
+    if settings.fine_tuning.finetune_teacher == "ensemble":
+        shape = (len(data.train), settings.fine_tuning.num_teacher, data.num_classes)
+        bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(data.num_classes)).itemsize
+        array = folder / names.BANK / bank_files.ARRAY_FILE
+        bank_bytes -= array.stat().st_size if array.exists() else 0
+    needed = max(bank_bytes, 0) + (WEIGHT_FILES + CHECKPOINT_COPIES) * 4 * num_params
+    free = shutil.disk_usage(folder.path).free
+    logger.info("preflight: at most %s bytes to write in %s, %s free", f"{needed:,}", folder.path, f"{free:,}")
+    if needed > free:
+        raise EkgError(f"{folder.path}: the run needs {needed:,} bytes and {free:,} are free; make room, or name another "
+                       "folder.")

@@ -1,0 +1,156 @@
+"""Greedy sub-network search: step by step the group whose narrowing keeps the reward highest loses channels."""
+
+import io
+import logging
+import time
+
+import numpy as np
+
+from ekg import files, stopping
+from ekg.data import Batches
+from ekg.devices.compute import Compute
+from ekg.errors import EkgError
+from ekg.landscape.subnetworks import ConditionNumbers
+from ekg.search.criteria import CRITERIA
+from ekg.search.history import HistoryEntry, SearchResult
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from ekg.settings import SearchSettings
+
+logger = logging.getLogger(__name__)
+
+
+def check_target(supernet, target_rate):
+    """Raises EkgError if the target rate is below what one channel a group leaves."""
+    least = supernet.rate(supernet.smallest())
+    if target_rate < least:
+        raise EkgError(f"`target_rate` {target_rate:g} cannot be reached: one channel in every group still leaves "
+                       f"{least:.4f} of the FLOPs of {supernet.model.name}.")
+
+
+def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None, **changes):
+    """Returns the SearchResult of the greedy search for a sub-network at the target rate.
+
+        ekg.search(supernet, data, target_rate=0.45, search_teacher="none")
+
+    Args:
+        supernet: the Supernet.
+        data: data.Dataset; D_val is taken from its training split.
+        settings: SearchSettings; None takes those of `changes` and defaults for the others.
+        seed: of the order of D_val.
+        compute: Compute whose team's members share the candidates out; None stands for float32 on the default device. The
+            result does not depend on the number of members.
+        history: entries of an earlier search of the same arguments, to go on from.
+        on_step: function that gets every new HistoryEntry.
+        state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
+            its history again; None keeps nothing.
+        changes: single settings by name, in place of `settings`.
+
+    Raises:
+        EkgError: a setting is unknown or out of range, the target rate cannot be reached, or a class has fewer images than
+            asked for.
+        FloatingPointError: an importance or a reward is not finite.
+    """
+    if settings is not None and changes:
+        raise EkgError(f"`settings` and `{next(iter(changes))}` exclude each other; put it into the settings.")
+    settings = settings or SearchSettings.make(changes)
+    check_target(supernet, settings.target_rate)
+    return _Search(supernet, data, settings, seed, compute or Compute(), on_step, state_file).run(list(history))
+
+
+class _Search:
+    """A search under way."""
+
+    def __init__(self, supernet, data, settings, seed, compute, on_step, state_file):
+        self._supernet, self._settings = supernet, settings
+        self._team, self._on_step, self._state_file = compute.team, on_step, state_file
+        split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
+        batches = Batches(split, data.normalise, settings.search_batch_size)
+        self._objective = Objective(supernet, batches, settings.search_teacher, compute)
+        self._conditions = None
+        if settings.reward == "condition_number" or settings.log_condition:
+            self._conditions = ConditionNumbers(supernet, batches, compute)
+        self._history = []
+
+    def run(self, history):
+        """Returns the SearchResult behind these entries."""
+        self._history = history
+        if history:
+            _restore_knowledge(self._objective, history, self._state_file)
+        else:
+            self._start()
+        while history[-1].rate > self._settings.target_rate:
+            self._step()
+        return SearchResult(history[-1].subnetwork, tuple(history))
+
+    def _start(self):
+        start, whole = time.perf_counter(), self._supernet.whole()
+        self._objective.add_knowledge(whole)
+        score = self._objective.scores(whole, [(None, whole)])[0]
+        self._append(None, whole, score, num_candidates=1, start=start)
+
+    def _step(self):
+        """Narrows one group: ranks the channels anew, tries the groups, keeps the best."""
+        settings, start, present = self._settings, time.perf_counter(), self._history[-1].subnetwork
+        importance = CRITERIA[settings.criterion](self._objective, present)
+        present, candidates = propose(self._supernet, present, importance, settings.target_rate, settings.search_step)
+        scores = self._objective.scores(present, candidates)
+        self._check_finite(candidates, scores)
+        best, condition = self._choose(candidates, [score.reward for score in scores])
+        group, winner = candidates[best]
+        self._objective.add_knowledge(winner)
+        self._append(self._supernet.groups[group].name, winner, scores[best], num_candidates=len(candidates), start=start,
+                     condition=condition)
+
+    def _choose(self, candidates, rewards):
+        """Returns (number of the candidate to keep, its condition number if that decided)."""
+        if self._settings.reward != "condition_number":
+            return int(np.argmax(rewards)), None
+        listed = np.argsort(rewards, kind="stable")[::-1][:self._settings.shortlist]
+        conditions = self._conditions([candidates[i][1] for i in listed])
+        return int(listed[np.argmin(conditions)]), min(conditions)
+
+    def _check_finite(self, candidates, scores):
+        broken = [self._supernet.groups[group].name for (group, _), score in zip(candidates, scores)
+                  if not np.isfinite(score.reward)]
+        if broken:
+            raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
+                                     f"{broken[:5]}; are the weights those of a trained network?")
+
+    def _append(self, group, subnetwork, score, *, num_candidates, start, condition=None):
+        """Puts an interim sub-network into the history, and what is known by then on disk."""
+        if self._settings.log_condition and condition is None:
+            condition = self._conditions([subnetwork])[0]
+        self._history.append(HistoryEntry(
+            len(self._history), group, subnetwork, self._supernet.rate(subnetwork), score.loss, score.accuracy, score.reward,
+            num_candidates, round(time.perf_counter() - start, 3), condition))
+        if self._on_step is not None:
+            self._on_step(self._history[-1])
+        if self._state_file is not None:
+            knowledge, num_added = self._objective.knowledge, len(self._history)
+            self._team.on_chief(lambda: _save_knowledge(self._state_file, knowledge, num_added))
+        stopping.check()
+
+
+def _save_knowledge(path, knowledge, num_added):
+    """Keeps the knowledge T, float32 [images, classes], and how many sub-networks it is the mean of."""
+    buffer = io.BytesIO()
+    np.savez(buffer, knowledge=knowledge, num_added=num_added)
+    files.write_sealed(path, buffer.getvalue())
+
+
+def _restore_knowledge(objective, history, state_file):
+    """Brings an objective to where it was after this history."""
+    num_added = 0
+    if state_file is not None and state_file.exists():
+        try:
+            state = np.load(io.BytesIO(files.read_sealed(state_file)), allow_pickle=False)
+            if len(state["knowledge"]) == objective.num_images and 0 < state["num_added"] <= len(history):
+                num_added = int(state["num_added"])
+                objective.restore_knowledge(state["knowledge"], num_added)
+        except EkgError as error:
+            logger.warning("%s What the search knows is taken from its history again.", error)
+    for entry in history[num_added:]:
+        objective.add_knowledge(entry.subnetwork)
+    if num_added == len(history):
+        objective.cache_states(history[-1].subnetwork)

@@ -1,0 +1,51 @@
+"""What a search leaves: every interim sub-network and how it was found."""
+
+import dataclasses
+
+from ekg.network.subnetwork import Subnetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryEntry:
+    """An interim sub-network and how it was found.
+
+    Attributes:
+        step: 0 for the whole network, then 1, 2, ...
+        group: name of the group that was narrowed; None at step 0.
+        subnetwork: the Subnetwork.
+        rate: its FLOPs divided by the whole network's.
+        loss: its cross-entropy on D_val.
+        accuracy: its accuracy on D_val, in [0, 1].
+        reward: its reward when it was chosen.
+        num_candidates: how many sub-networks were compared.
+        seconds: of the step.
+        condition: condition number of its loss on D_val, if it was asked for.
+    """
+    step: int
+    group: str | None
+    subnetwork: Subnetwork
+    rate: float
+    loss: float
+    accuracy: float
+    reward: float
+    num_candidates: int
+    seconds: float
+    condition: float | None = None
+
+    def to_json(self):
+        """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return value | value.pop("subnetwork").to_json()
+
+    @classmethod
+    def from_json(cls, value):
+        """Returns the entry that to_json() turned into this dict."""
+        values = {field.name: value.get(field.name) for field in dataclasses.fields(cls) if field.name != "subnetwork"}
+        return cls(subnetwork=Subnetwork.from_json(value), **values)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """Result of a search: Θ*, and every interim sub-network from Θ₀ to Θ*."""
+    subnetwork: Subnetwork
+    history: tuple[HistoryEntry, ...]

@@ -1,0 +1,283 @@
+"""Every setting once: its default, its help, its range and what it affects.
+
+A setting is a field of a frozen dataclass, made by setting(). Flags, checks, the arguments that a run folder keeps and the
+keyword arguments of the Python functions are derived from these fields.
+"""
+
+import argparse
+import dataclasses
+import math
+import typing
+
+from ekg.devices.compute import DTYPES
+from ekg.errors import EkgError
+from ekg.search.criteria import CRITERIA
+
+# What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
+SEARCH, TRAINING, MACHINE = "search", "training", "machine"
+
+SEARCH_TEACHERS = ("ensemble", "single", "none")
+FINETUNE_TEACHERS = ("ensemble", "single", "none")
+REWARDS = ("ensemble", "condition_number")
+SUBSET_PER_CLASS = 256
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; an open end is not among them."""
+    low: float
+    high: float = math.inf
+    is_low_open: bool = False
+    is_high_open: bool = False
+
+    def __contains__(self, value):
+        above = self.low < value if self.is_low_open else self.low <= value
+        return above and math.isfinite(value) and (value < self.high if self.is_high_open else value <= self.high)
+
+    def __str__(self):
+        if self.high == math.inf:
+            if self.low == 0:
+                return "positive" if self.is_low_open else "0 or more"
+            return f"at least {self.low:g}"
+        if isinstance(self.high, int) and self.high > 1:
+            return f"from {self.low} to {self.high}"
+        return f"in {'(' if self.is_low_open else '['}{self.low:g}, {self.high:g}{')' if self.is_high_open else ']'}"
+
+
+COUNT, POSITIVE, NOT_NEGATIVE = Range(1), Range(0, is_low_open=True), Range(0)
+SHARE, INNER_SHARE = Range(0, 1, is_low_open=True), Range(0, 1, is_low_open=True, is_high_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """When a setting has an effect: where another one has one of these values."""
+    other: str
+    values: tuple
+    why_not: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a field carries besides its name, type and default; see setting()."""
+    help: str
+    affects: str
+    range: Range | None = None
+    choices: tuple | None = None
+    works_if: Rule | None = None
+    may_be_none: bool = False
+    is_per_worker: bool = False
+    is_required: bool = False
+
+
+def setting(default, help_text, affects, **options):
+    """Returns the dataclass field of a setting.
+
+    Args:
+        default: its default.
+        help_text: what it is, with its unit.
+        affects: SEARCH, TRAINING or MACHINE.
+        options: further entries of Setting. range: Range of its numbers. choices: tuple of its values. works_if: Rule.
+            may_be_none: whether None is a value. is_per_worker: whether each worker may have its own value. is_required:
+            whether a command line must give it.
+    """
+    return dataclasses.field(default=default, metadata={"setting": Setting(help_text, affects, **options)})
+
+
+def about(field):
+    """Returns the Setting of a dataclass field."""
+    return field.metadata["setting"]
+
+
+class Settings:
+    """Base of the dataclasses of settings: checks every value when one is made.
+
+    Raises:
+        EkgError: a value is of another type or outside its range or choices.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+    @classmethod
+    def make(cls, given):
+        """Returns the settings with these values, {name: value}, and defaults for the others.
+
+        Raises:
+            EkgError: a name is not a setting of this class, a value is wrong, or one has no effect with the others.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise EkgError(f"`{unknown[0]}` is no setting here; there are {', '.join(names)}.")
+        made = cls(**given)
+        check_effects([cls], {name: getattr(made, name) for name in names})
+        return made
+
+
+def _check(field, value):
+    details, (kind, is_list) = about(field), _kind(field)
+    if value is None and details.may_be_none:
+        return
+    if is_list and not isinstance(value, (tuple, list)):
+        raise EkgError(f"`{field.name}` must be a tuple; received {value!r}.")
+    for entry in value if is_list else (value,):
+        is_kind = isinstance(entry, (int, float) if kind is float else kind) and not (
+            isinstance(entry, bool) and kind is not bool)
+        if details.choices is not None and entry not in details.choices:
+            raise EkgError(f"`{field.name}` must be one of {list(details.choices)}; received {entry!r}.")
+        if not is_kind:
+            raise EkgError(f"`{field.name}` must be of type {kind.__name__}; received {entry!r}.")
+        if details.range is not None and entry not in details.range:
+            received = f"{entry:g}" if isinstance(entry, float) else entry
+            raise EkgError(f"`{field.name}` must be {details.range}; received {received}.")
+
+
+def check_effects(classes, values, defaults=None):
+    """Raises EkgError if a value that is not its default has no effect with the others.
+
+    Args:
+        classes: dataclasses of settings.
+        values: {name: value} of all their settings.
+        defaults: {name: default} where they differ from those of the classes.
+    """
+    for field in (field for cls in classes for field in dataclasses.fields(cls)):
+        rule = about(field).works_if
+        default = (defaults or {}).get(field.name, field.default)
+        if rule is not None and values[field.name] != default and values[rule.other] not in rule.values:
+            raise EkgError(f"`{field.name}` has no effect here: {rule.why_not}; leave it out.")
+
+
+def _kind(field):
+    """Returns (type of a value or of its entries, whether there are several)."""
+    kinds = [kind for kind in typing.get_args(field.type) if kind is not type(None)]
+    if typing.get_origin(field.type) is tuple:
+        return kinds[0], True
+    if not kinds:
+        return field.type, False
+    return (typing.get_args(kinds[0])[0], True) if typing.get_origin(kinds[0]) is tuple else (kinds[0], False)
+
+
+# ---------------------------------------------------------------- command lines
+
+def add_flags(parser, title, cls, **defaults):
+    """Adds a flag for every setting of a class to an argparse parser, as a group.
+
+    Args:
+        parser: argparse.ArgumentParser.
+        title: of the group.
+        cls: dataclass of settings.
+        defaults: {name: default} where they differ from those of the class.
+    """
+    group = parser.add_argument_group(title)
+    for field in dataclasses.fields(cls):
+        details, (kind, is_list), default = about(field), _kind(field), defaults.get(field.name, field.default)
+        options = {"help": details.help, "default": list(default) if isinstance(default, tuple) else default}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction if default else "store_true"
+        else:
+            options |= {"type": kind, "choices": details.choices, "required": details.is_required}
+        if is_list:
+            options["nargs"] = "+" if details.may_be_none else "*"
+        group.add_argument(f"--{field.name}", **options)
+
+
+def from_args(cls, args):
+    """Returns the settings of a class that the parsed arguments hold.
+
+    Raises:
+        EkgError: a value is outside its range.
+    """
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def names_where(classes, is_wanted):
+    """Returns the names of the settings of some classes whose Setting is wanted, a function to a truth value."""
+    return [field.name for cls in classes for field in dataclasses.fields(cls) if is_wanted(about(field))]
+
+
+# ---------------------------------------------------------------- the settings
+
+@dataclasses.dataclass(frozen=True)
+class SubsetSettings(Settings):
+    """Of the epoch before the search, step 0."""
+    subset_per_class: int | None = setting(
+        SUBSET_PER_CLASS, "training images of each class, its first ones, for the epoch before the search; None: "
+        f"{SUBSET_PER_CLASS}, or what the smallest class has", SEARCH, range=COUNT, may_be_none=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings(Settings):
+    """Of the greedy search."""
+    target_rate: float = setting(0.45, "share of the FLOPs to keep, in (0, 1]", SEARCH, range=SHARE)
+    search_step: float = setting(0.2, "width a search step takes from a channel group, r", SEARCH, range=SHARE)
+    search_batch_size: int = setting(
+        256, "images that share batch statistics, at most; batch of the epoch before the search", SEARCH, range=COUNT)
+    search_teacher: str = setting("ensemble", "whose knowledge the reward holds", SEARCH, choices=SEARCH_TEACHERS)
+    criterion: str = setting("ekg", "what ranks the channels of a group", SEARCH, choices=tuple(CRITERIA))
+    reward: str = setting(
+        "ensemble", "what decides between candidates: loss and knowledge, or the smoothness of the loss of the best ones",
+        SEARCH, choices=REWARDS)
+    shortlist: int = setting(
+        3, "candidates that the reward condition_number compares", SEARCH, range=COUNT,
+        works_if=Rule("reward", ("condition_number",), "`reward` is not condition_number"))
+    log_condition: bool = setting(
+        False, "keep the condition number of every interim sub-network in the history", SEARCH)
+    val_per_class: int = setting(
+        32, "training images of each class, its last ones, that the search evaluates on", SEARCH, range=COUNT)
+
+
+_DISTILS = Rule("finetune_teacher", ("ensemble", "single"), "nothing is distilled")
+_HAS_BANK = Rule("finetune_teacher", ("ensemble",), "only the memory bank has teachers")
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuneSettings(Settings):
+    """Of the memory bank and the training behind it: SGD with a step schedule."""
+    finetune_teacher: str = setting(
+        "ensemble", "memory bank, the unpruned network, or labels alone", TRAINING, choices=FINETUNE_TEACHERS)
+    num_teacher: int = setting(5, "teachers in the memory bank, K", TRAINING, range=COUNT, works_if=_HAS_BANK)
+    temperature: float = setting(4.0, "of the distillation, τ", TRAINING, range=POSITIVE, works_if=_DISTILS)
+    learning_rate: float = setting(0.01, "of fine-tuning, at its start", TRAINING, range=POSITIVE)
+    decay_points: tuple[float, ...] = setting(
+        (0.3, 0.6, 0.8), "fractions of the epochs at which the learning rate falls", TRAINING, range=INNER_SHARE)
+    decay_rate: float = setting(0.2, "factor of the learning rate at each of them", TRAINING, range=POSITIVE)
+    warmup_epoch: int = setting(
+        0, "epochs in which the learning rate rises linearly, in fine-tuning and baseline training", TRAINING,
+        range=NOT_NEGATIVE)
+    # The epoch before the search uses it, too; so it affects what is found.
+    weight_decay: float = setting(5e-4, "added to the gradient, times the weight", SEARCH, range=NOT_NEGATIVE)
+    label_smoothing: float = setting(
+        0.0, "share of the labels spread over all classes, in fine-tuning and baseline training", TRAINING,
+        range=Range(0, 1, is_high_open=True))
+    batch_size: int = setting(128, "images a training step, over all devices", TRAINING, range=COUNT)
+    train_epoch: int = setting(100, "epochs of fine-tuning", TRAINING, range=COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Settings):
+    """Of how a run is computed."""
+    val_batch_size: int = setting(256, "images a step of an evaluation", MACHINE, range=COUNT)
+    sync_bn: bool = setting(
+        False, "batch norms in training take the statistics of the whole batch, over all devices", TRAINING)
+    accum: int = setting(
+        1, "micro-batches that a device's part of a batch is cut into, in training, search and memory bank", SEARCH,
+        range=COUNT)
+    precision: str = setting(
+        "float32", "of convolutions and activations in baseline training and fine-tuning; weights are float32", TRAINING,
+        choices=DTYPES)
+    search_precision: str = setting("float32", "the same of search and memory bank", SEARCH, choices=DTYPES)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes of training between checkpoints within an epoch", MACHINE, range=NOT_NEGATIVE)
+    seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
+
+
+@dataclasses.dataclass(frozen=True)
+class JobSettings:
+    """Everything a pruning job is asked for besides its data, its network and its devices."""
+    subset: SubsetSettings = SubsetSettings()
+    search: SearchSettings = SearchSettings()
+    fine_tuning: FineTuneSettings = FineTuneSettings()
+    run: RunSettings = RunSettings()

@@ -1,0 +1,55 @@
+"""How a long job is asked to end: a signal handler notes the request, and loops look for it where nothing is lost.
+
+A process has one set of signal handlers, hence one request.
+"""
+
+import logging
+import signal
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A signal asked the job to end.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class _Request:
+    """The signal that asked this process to end, or None."""
+
+    def __init__(self):
+        self.signal = None
+
+
+_request = _Request()
+
+
+def handle_signal(number, _frame):
+    """Notes a signal that asks this process to end; Ctrl-C for the second time ends it at once. A signal handler."""
+    if _request.signal is not None and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _request.signal = number
+    logger.info("%s: stopping; Ctrl-C again stops at once.", signal.Signals(number).name)
+
+
+def request(number):
+    """Behaves from now on as if this process had got that signal; None withdraws the request."""
+    _request.signal = number
+
+
+def requested():
+    """Returns the number of the signal that asked this process to end, or 0."""
+    return _request.signal or 0
+
+
+def check():
+    """Raises Stopped if a signal asked this process to end."""
+    if _request.signal is not None:
+        raise Stopped(_request.signal)

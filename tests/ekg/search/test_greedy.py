@@ -1,0 +1,202 @@
+import json
+
+import numpy as np
+import pytest
+
+import ekg
+from ekg.data import Batches
+from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.search import criteria
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from tests.helpers import mirrored
+
+
+def without_seconds(history):
+    """Returns the entries as JSON objects that are equal wherever the search did the same."""
+    return [{**entry.to_json(), "seconds": 0} for entry in history]
+
+
+def batches_of_search(data, batch_size=256):
+    """Returns the Batches of D_val as a search of seed 0 takes them."""
+    return Batches(data.last_of_each_class(32, 0), data.normalise, batch_size)
+
+
+# ---------------------------------------------------------------- what a search finds
+
+@pytest.mark.parametrize("teacher", ["ensemble", "none"])
+@pytest.mark.parametrize("target_rate", [0.8, 0.37])
+def test_a_search_ends_at_the_target_and_repeats_itself(tiny_resnet, tiny_data, teacher, target_rate):
+    supernet = ekg.Supernet(tiny_resnet)
+    settings = ekg.SearchSettings(target_rate=target_rate, search_teacher=teacher, search_batch_size=50)
+    result = ekg.search(supernet, tiny_data, settings)
+    rates = [entry.rate for entry in result.history]
+    assert rates[0] == 1.0 and rates == sorted(rates, reverse=True) and rates[-2] > target_rate >= rates[-1]
+    assert supernet.rate(result.subnetwork) == rates[-1]
+    last = supernet.groups.index(next(group for group in supernet.groups if group.name == result.history[-1].group))
+    wider = result.subnetwork.with_width(last, result.subnetwork.width[last] + 1 / supernet.groups[last].size)
+    assert supernet.rate(wider) > target_rate
+    again = ekg.search(supernet, tiny_data, target_rate=target_rate, search_teacher=teacher, search_batch_size=50)
+    assert without_seconds(again.history) == without_seconds(result.history)
+
+
+@pytest.mark.parametrize("use_xla", [False, True])
+def test_a_search_ranks_anew_and_keeps_the_best_candidate(tiny_resnet, tiny_data, use_xla):
+    """Every step again, by another objective that runs each candidate from the input: the winner is the same."""
+    supernet = ekg.Supernet(tiny_resnet)
+    result = ekg.search(supernet, tiny_data, target_rate=0.4, compute=ekg.Compute(use_xla=use_xla))
+    other = Objective(supernet, batches_of_search(tiny_data))
+    chosen_first = 0
+    for present, chosen in zip(result.history, result.history[1:]):
+        other.add_knowledge(present.subnetwork)
+        scores = criteria.ekg(other, present.subnetwork)
+        ranked, candidates = propose(supernet, present.subnetwork, scores, 0.4, 0.2)
+        rewards = [score.reward for score in other.scores(ranked, candidates, share_prefix=False)]
+        group, winner = candidates[int(np.argsort(rewards)[-1])]
+        assert (supernet.groups[group].name, winner) == (chosen.group, chosen.subnetwork)
+        assert chosen.reward == pytest.approx(max(rewards), rel=1e-5) and chosen.num_candidates == len(candidates)
+        chosen_first += len(candidates) > 1 and np.argmax(rewards) == 0
+    assert chosen_first < len(result.history) - 1
+
+
+def test_the_smoothest_of_the_shortlist_wins(tiny_resnet, tiny_data):
+    """Every step again: of the three best rewards the one with the smallest condition number, computed apart, was taken."""
+    supernet = ekg.Supernet(tiny_resnet)
+    history = ekg.search(supernet, tiny_data, reward="condition_number", shortlist=3, target_rate=0.6, search_batch_size=50,
+                         compute=ekg.Compute(ekg.Team(mirrored(2)))).history
+    batches = batches_of_search(tiny_data, batch_size=50)
+    objective, landscapes = Objective(supernet, batches), MaskedLandscapes(supernet, batches)
+    assert history[0].condition is None
+    others = 0
+    for before, after in zip(history, history[1:]):
+        objective.add_knowledge(before.subnetwork)
+        scores = criteria.ekg(objective, before.subnetwork)
+        present, candidates = propose(supernet, before.subnetwork, scores, 0.6, 0.2)
+        rewards = [score.reward for score in objective.scores(present, candidates)]
+        listed = sorted(range(len(candidates)), key=lambda i: -rewards[i])[:3]
+        conditions = [landscapes(candidates[i][1]).spectrum().condition for i in listed]
+        best = listed[int(np.argmin(conditions))]
+        assert candidates[best][1] == after.subnetwork and after.condition == pytest.approx(min(conditions), rel=1e-3)
+        others += best != listed[0]
+    assert others > 0  # it was not the reward alone
+
+
+@pytest.mark.parametrize("criterion", ["l1", "fpgm", "gbn"])
+def test_other_criteria_end_at_the_target(tiny_resnet, tiny_data, criterion):
+    history = ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.6, criterion=criterion,
+                         log_condition=True).history
+    assert history[-1].rate <= 0.6 < history[-2].rate and all(entry.condition > 0 for entry in history)
+    stored = ekg.HistoryEntry.from_json(json.loads(json.dumps(history[-1].to_json())))
+    assert stored == history[-1]
+
+
+def test_a_search_in_half_the_width_ends_at_the_target(tiny_resnet, tiny_data):
+    single, half = (ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.6, compute=ekg.Compute(dtype=dtype)).history
+                    for dtype in ("float32", "bfloat16"))
+    assert half[-1].rate <= 0.6
+    assert half[0].loss == pytest.approx(single[0].loss, rel=0.05) and half[0].loss != single[0].loss
+
+
+def test_a_search_does_not_depend_on_the_number_of_devices(tiny_resnet, tiny_data):
+    supernet = ekg.Supernet(tiny_resnet)
+    histories = [without_seconds(ekg.search(supernet, tiny_data, target_rate=0.4, search_batch_size=10,
+                                            compute=ekg.Compute(team)).history)
+                 for team in (ekg.Team(), ekg.Team(mirrored(2)), ekg.Team(mirrored(3)))]
+    assert histories[0] == histories[1] == histories[2] and len(histories[0]) > 3
+
+
+def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
+    tiny_resnet.get_layer("fc").bias.assign([np.nan, 0, 0])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
+
+
+# ---------------------------------------------------------------- a search that goes on
+
+def test_a_search_goes_on_from_its_history_to_the_same_end(tiny_resnet, tiny_data):
+    supernet = ekg.Supernet(tiny_resnet)
+    lines = []
+    whole = ekg.search(supernet, tiny_data, target_rate=0.4, on_step=lambda entry: lines.append(json.dumps(entry.to_json())))
+    half = [ekg.HistoryEntry.from_json(json.loads(line)) for line in lines[:3]]
+    assert tuple(half) == whole.history[:3]
+    rest = ekg.search(supernet, tiny_data, target_rate=0.4, history=half)
+    assert [entry.subnetwork for entry in rest.history] == [entry.subnetwork for entry in whole.history]
+    assert [entry.loss for entry in rest.history] == [entry.loss for entry in whole.history]
+
+
+@pytest.fixture
+def stopped(tiny_resnet, tiny_data, tmp_path):
+    """A search whose knowledge is on disk, stopped behind its third entry: (supernet, history of the whole, state file)."""
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(entry):
+        if entry.step == 3:
+            raise Interrupted
+    supernet, state_file = ekg.Supernet(tiny_resnet), tmp_path / "search_state.npz"
+    with pytest.raises(Interrupted):
+        ekg.search(supernet, tiny_data, target_rate=0.4, on_step=interrupt, state_file=state_file)
+    return supernet, ekg.search(supernet, tiny_data, target_rate=0.4).history, state_file
+
+
+def add_knowledge_counted(monkeypatch):
+    """Returns the list to which every sub-network is appended that gets into the knowledge from now on."""
+    added, add_knowledge = [], Objective.add_knowledge
+
+    def counted(objective, subnetwork):
+        added.append(subnetwork)
+        add_knowledge(objective, subnetwork)
+    monkeypatch.setattr(Objective, "add_knowledge", counted)
+    return added
+
+
+def test_a_search_that_goes_on_takes_its_knowledge_from_its_state_file(tiny_data, stopped, monkeypatch):
+    supernet, whole, state_file = stopped
+    added = add_knowledge_counted(monkeypatch)
+    rest = ekg.search(supernet, tiny_data, target_rate=0.4, history=whole[:3], state_file=state_file)
+    assert without_seconds(rest.history) == without_seconds(whole)
+    assert added == [entry.subnetwork for entry in whole[3:]]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
+def test_a_damaged_state_file_is_said_and_made_again(tiny_data, stopped, monkeypatch, caplog, damage):
+    supernet, whole, state_file = stopped
+    data = state_file.read_bytes()
+    state_file.write_bytes(data[:len(data) // 2] if damage == "cut short" else data[:99] + bytes([data[99] ^ 4]) + data[100:])
+    added = add_knowledge_counted(monkeypatch)
+    rest = ekg.search(supernet, tiny_data, target_rate=0.4, history=whole[:3], state_file=state_file)
+    assert without_seconds(rest.history) == without_seconds(whole)
+    assert added == [entry.subnetwork for entry in whole]
+    assert "damaged, its checksum is wrong" in caplog.text and "taken from its history again" in caplog.text
+
+
+# ---------------------------------------------------------------- settings
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"foo": 1}, "`foo` is no setting here; there are target_rate, search_step, "),
+    ({"target_rate": 0.0}, "`target_rate` must be in (0, 1]; received 0."),
+    ({"target_rate": 1.5}, "`target_rate` must be in (0, 1]; received 1.5."),
+    ({"target_rate": float("nan")}, "`target_rate` must be in (0, 1]; received nan."),
+    ({"target_rate": "0.5"}, "`target_rate` must be of type float; received '0.5'."),
+    ({"target_rate": 0.001}, "`target_rate` 0.001 cannot be reached: one channel in every group still leaves 0."),
+    ({"search_step": -0.1}, "`search_step` must be in (0, 1]; received -0.1."),
+    ({"search_batch_size": 0}, "`search_batch_size` must be at least 1; received 0."),
+    ({"search_batch_size": 2.5}, "`search_batch_size` must be of type int; received 2.5."),
+    ({"search_teacher": "both"}, "`search_teacher` must be one of ['ensemble', 'single', 'none']; received 'both'."),
+    ({"criterion": "l0"}, "`criterion` must be one of ['ekg', 'l1', 'fpgm', 'gbn']; received 'l0'."),
+    ({"reward": "loss"}, "`reward` must be one of ['ensemble', 'condition_number']; received 'loss'."),
+    ({"shortlist": 5}, "`shortlist` has no effect here: `reward` is not condition_number; leave it out."),
+    ({"log_condition": 1}, "`log_condition` must be of type bool; received 1."),
+    ({"val_per_class": 0}, "`val_per_class` must be at least 1; received 0."),
+    ({"val_per_class": 33}, "33 images of each class are asked for, and the smallest class of TINY has 32; lower "),
+    ({"settings": ekg.SearchSettings(), "target_rate": 0.5}, "`settings` and `target_rate` exclude each other; "),
+])
+def test_impossible_settings_are_refused_in_one_line_that_names_them(tiny_resnet, tiny_data, changes, message):
+    with pytest.raises(ekg.EkgError) as error:
+        ekg.search(ekg.Supernet(tiny_resnet), tiny_data, **changes)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_settings_without_effect_are_refused_however_they_are_given(tiny_resnet, tiny_data):
+    with pytest.raises(ekg.EkgError, match="`shortlist` has no effect here"):
+        ekg.search(ekg.Supernet(tiny_resnet), tiny_data, ekg.SearchSettings(shortlist=5))

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+import ekg
+from ekg.network.subnetwork import count_kept
+from ekg.search import proposals
+
+
+def otsu_by_trial(values):
+    best = max(range(1, len(values)), key=lambda k: k * (len(values) - k)
+               * (np.mean(values[:k]) - np.mean(values[k:])) ** 2)
+    return (values[best - 1] + values[best]) / 2
+
+
+def test_otsu_threshold_equals_trial_of_all_splits():
+    rng = np.random.default_rng(0)
+    for size in (2, 3, 5, 20):
+        values = np.sort(rng.exponential(size=size))
+        assert proposals.otsu_threshold(values) == pytest.approx(otsu_by_trial(values))
+    assert proposals.otsu_threshold(np.array([1.0, 2.0, 9.0, 10.0])) == 5.5
+
+
+def test_groups_at_or_below_the_threshold_are_tried():
+    sums = dict(enumerate([5.0, 1.0, 1.1, 1.2, 100.0, 0.0, 5.1, 5.2, 1.3, 5.3]))
+    # Trimmed of two at either end: 1.1 1.2 1.3 5.0 5.1 5.2, so the threshold is (1.3 + 5.0) / 2.
+    assert proposals.pick_groups(sums) == [1, 2, 3, 5, 8]
+
+
+def test_few_groups_are_all_tried():
+    assert proposals.pick_groups({0: 1.0, 3: 50.0}) == [0, 3]
+
+
+def propose(supernet, present, target_rate, scores=None, search_step=0.2):
+    scores = np.arange(supernet.layout.num_channels, dtype=float) if scores is None else scores
+    return proposals.propose(supernet, present, scores, target_rate, search_step)
+
+
+def test_a_step_takes_the_larger_of_one_channel_and_the_search_step_over_the_writers(tiny_resnet, monkeypatch):
+    supernet = ekg.Supernet(tiny_resnet)
+    monkeypatch.setattr(proposals, "pick_groups", list)
+    present, candidates = propose(supernet, supernet.whole(), 0.01, search_step=0.5)
+    widths = {supernet.groups[group].name: subnetwork.width[group] for group, subnetwork in candidates}
+    # stem: 2 writers, 1/6 < 0.25; a1 and b1: one writer; b2: 2 writers, 1/8 < 0.25
+    assert widths == {"stem": 0.75, "a1": 0.5, "b1": 0.5, "b2": 0.75}
+    _, candidates = propose(supernet, present, 0.01, search_step=0.01)
+    assert [subnetwork.num_kept(group) for group, subnetwork in candidates] == [5, 3, 4, 7]
+
+
+def test_the_least_important_channels_go_and_closed_groups_are_left_out(tiny_resnet, monkeypatch):
+    supernet = ekg.Supernet(tiny_resnet)
+    monkeypatch.setattr(proposals, "pick_groups", list)
+    present = supernet.whole().with_widths({"a1": 0.0})
+    scores = np.zeros(supernet.layout.num_channels)
+    scores[supernet.layout.channels(0)] = [3, 1, 4, 1, 5, 9]
+    _, candidates = propose(supernet, present, 0.01, scores, search_step=0.6)
+    assert [group for group, _ in candidates] == [0, 2, 3]
+    assert candidates[0][1].kept(0).tolist() == [0, 1, 2, 4, 5]  # 0.7 * 6 = 4.2 keeps five; of the ties the later goes
+
+
+def test_sums_hold_what_the_step_would_remove(tiny_resnet, monkeypatch):
+    supernet = ekg.Supernet(tiny_resnet)
+    seen = {}
+    monkeypatch.setattr(proposals, "pick_groups", lambda sums: seen.update(sums) or list(sums))
+    scores = np.concatenate([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8], [2, 8, 1, 8, 2], [8, 4, 5, 9, 0, 4, 5, 2]]).astype(float)
+    propose(supernet, supernet.whole(), 0.01, scores, search_step=0.5)
+    assert seen == {0: 1.0, 1: 3.0, 2: 3.0, 3: 2.0}
+
+
+def test_a_candidate_below_the_target_is_widened_to_it(tiny_resnet):
+    supernet = ekg.Supernet(tiny_resnet)
+    whole = supernet.whole()
+    target = (supernet.rate(whole.with_width(0, 4 / 6)) + supernet.rate(whole.with_width(0, 5 / 6))) / 2
+    _, candidates = propose(supernet, whole, target, search_step=1.0)
+    for group, subnetwork in candidates:
+        size = supernet.groups[group].size
+        if supernet.rate(subnetwork) < target:
+            wider = subnetwork.with_width(group, subnetwork.width[group] + 1 / size)
+            assert supernet.rate(wider) > target
+    stem = dict(candidates)[0]
+    assert stem.width[0] == 4 / 6 and count_kept(stem.width[0], 6) == 4
+
+
+def test_importance_that_is_no_number_is_refused(tiny_resnet):
+    supernet = ekg.Supernet(tiny_resnet)
+    scores = np.full(supernet.layout.num_channels, np.nan)
+    with pytest.raises(FloatingPointError, match="the importance of some channels is not finite"):
+        propose(supernet, supernet.whole(), 0.5, scores)

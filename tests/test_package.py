@@ -1,0 +1,80 @@
+"""The library as pip installs it, in an environment and a folder of its own."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = 'raise SystemExit("a module of the working directory was imported")\n'
+PROGRAM = '''
+import sys
+for name in ("matplotlib", "scipy", "sklearn", "tensorboard"):
+    sys.modules[name] = None  # importing it fails: none of them is needed here
+
+import keras, numpy as np
+from keras import layers
+import ekg
+from ekg.data import Dataset, Split
+
+keras.utils.set_random_seed(0)
+inputs = keras.Input((8, 8, 3))
+x = layers.Conv2D(8, 3, activation="relu", name="one")(inputs)
+x = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, activation="relu", name="two")(x))
+model = keras.Model(inputs, layers.Dense(3, name="fc")(x))
+labels = np.arange(96, dtype=np.int32) % 3
+images = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3)).astype(np.uint8)
+data = Dataset("noise", 3, Split(images, labels), Split(images, labels), (128.0,) * 3, (64.0,) * 3)
+supernet = ekg.Supernet(model)
+result = ekg.search(supernet, data, target_rate=0.5)
+smaller = supernet.cut(result.subnetwork)
+batch = np.asarray(data.normalise(images[:4]))
+difference = np.abs(smaller(batch) - supernet.logits(batch, result.subnetwork, training=False)).max()
+assert difference < 1e-5, difference
+assert smaller.count_params() == supernet.complexity(result.subnetwork).params < model.count_params()
+assert not [name for name in ("utils", "op_utils", "nets", "dataloader") if name in sys.modules]
+print(ekg.__file__, f"{supernet.rate(result.subnetwork):.3f}")
+'''
+
+
+def run(*command, folder, **environment):
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=600,  # noqa: S603
+                          env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel that pip builds of the sources that git would hold, built in a copy of them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    for path in (ROOT / "ekg").rglob("*.py"):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    run(sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", "out",
+        folder=folder)
+    return next((folder / "out").glob("ekg_pruning-*.whl"))
+
+
+def test_a_program_elsewhere_prunes_with_the_installed_library(wheel, tmp_path):
+    """In a new environment, with modules in the working directory that go by the names of the repository's."""
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = next((tmp_path / "venv" / "lib").glob("python3*")) / "site-packages"
+    # TensorFlow is taken from this environment: installing it again would take minutes and prove nothing.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", packages, wheel,
+        folder=tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("utils", "op_utils", "nets", "dataloader"):
+        (work / f"{name}.py").write_text(HOSTILE)
+    (work / "program.py").write_text(PROGRAM)
+    place, rate = run(python, "program.py", folder=work).split()
+    assert Path(place) == packages / "ekg" / "__init__.py" and float(rate) <= 0.5
