@@ -348,9 +348,9 @@ def mismatch(source, arch, problems):
     return f"{source}: does not fit {arch}, {len(problems)} entries differ: {shown}. Check `arch` and `dataset`."
 
 
-def _same_shape(found, expected):
+def _same_shape(shape, expected):
     """Shapes agree but for axes of length one."""
-    return [size for size in found if size != 1] == [size for size in expected if size != 1]
+    return [size for size in shape if size != 1] == [size for size in expected if size != 1]
 
 
 class ParameterFiles:

@@ -61,8 +61,8 @@ def load(name, data_path=None):
     """
     source = SOURCES[name]
     read = _open(source, _download(name, source) if data_path is None else Path(data_path))
-    train = [_split(source, *read(batch)) for batch in source.train]
-    train = Split(np.concatenate([each.images for each in train]), np.concatenate([each.labels for each in train]))
+    parts = [_split(source, *read(batch)) for batch in source.train]
+    train = Split(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
     return Dataset(name, source.num_classes, train, _split(source, *read(source.test)), source.mean, source.std)
 
 

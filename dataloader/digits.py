@@ -4,7 +4,6 @@ E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
 """
 
 import numpy as np
-from sklearn import datasets
 
 from ekg.data import Dataset, Split
 from ekg.errors import EkgError
@@ -23,10 +22,14 @@ def load(name="DIGITS", data_path=None):
         data_path: must be None, as the images come with scikit-learn.
 
     Raises:
-        EkgError: data_path is given.
+        EkgError: data_path is given, or scikit-learn is missing.
     """
     if data_path is not None:
         raise EkgError(f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave `data_path` out.")
+    try:
+        from sklearn import datasets
+    except ImportError:
+        raise EkgError(f"`dataset` {name}: comes with scikit-learn, which is missing; install it with pip.") from None
     digits = datasets.load_digits()
     images = _enlarge(digits.images * (255 / MAX_INTENSITY))
     images = np.repeat(np.rint(images).astype(np.uint8)[..., None], 3, axis=-1)

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from scipy import io as scipy_io
 
 from dataloader import photographs, records
 from ekg.errors import EkgError
@@ -79,19 +78,18 @@ def _make_dataset(name, classes, splits, folder, skip_bad_images):
 
 def _list_classes(folder, classes):
     """Returns (paths, labels) of a folder with one folder for each class."""
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    for kind, names in (("no folder", set(classes) - set(found)),
-                        ("a folder that train/ lacks,", set(found) - set(classes))):
+    there = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    for kind, names in (("no folder", set(classes) - there), ("a folder that train/ lacks,", there - set(classes))):
         if names:
             named = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
             raise EkgError(f"{folder}: holds {kind} {named}; train/ and val/ need the same {len(classes)} classes.")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        own = _list_images(folder / name)
-        if not own:
+        images = _list_images(folder / name)
+        if not images:
             raise EkgError(f"{folder / name}: holds no image; every class needs one at least.")
-        paths += own
-        labels += [label] * len(own)
+        paths += images
+        labels += [label] * len(images)
     return paths, labels
 
 
@@ -127,6 +125,10 @@ def _read_synsets(path):
     """Returns {class number as text: wnid} of the development kit's meta.mat."""
     if not path.is_file():
         raise EkgError(f"{path}: missing; the development kit's ground truth cannot be understood without it.")
+    try:
+        from scipy import io as scipy_io
+    except ImportError:
+        raise EkgError(f"{path}: can be read by SciPy alone, which is missing; install scipy with pip.") from None
     try:
         synsets = scipy_io.loadmat(path, squeeze_me=True)["synsets"]
         return {str(int(number)): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
