@@ -27,8 +27,8 @@ class TestSettings(Settings):
     arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.ARCHS))
     dataset: str = setting("CIFAR10", "data set", SEARCH, choices=tuple(dataloader.DATASETS))
     data_path: str | None = setting(
-        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder with "
-        "train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
+        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder "
+        "with train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
     skip_bad_images: bool = setting(
         False, "ILSVRC2012: read every file once before, and leave out those that cannot be decoded", MACHINE)
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
