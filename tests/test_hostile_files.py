@@ -175,5 +175,6 @@ def test_an_archive_that_unpacks_to_more_than_there_can_be_is_refused(tmp_path, 
     path = tmp_path / "x.tar.gz"
     with gzip.open(path, "wb") as file:
         file.write(bytes(2**21))
-    with pytest.raises(EkgError, match="x.tar.gz: unpacks to more than 1,048,576 bytes"):
+    message = "^`data_path` [^`]*x.tar.gz: unpacks to more than 1,048,576 bytes[^`]*; get it again.$"
+    with pytest.raises(EkgError, match=message):
         cifar.load("CIFAR10", path)
