@@ -16,6 +16,7 @@ from ekg.data import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.graph.complexity import model_complexity
 from ekg.report.measure import measure
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
@@ -27,8 +28,8 @@ class TestSettings(Settings):
     arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.ARCHS))
     dataset: str = setting("CIFAR10", "data set", SEARCH, choices=tuple(dataloader.DATASETS))
     data_path: str | None = setting(
-        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder with "
-        "train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
+        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder "
+        "with train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
     skip_bad_images: bool = setting(
         False, "ILSVRC2012: read every file once before, and leave out those that cannot be decoded", MACHINE)
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
@@ -69,7 +70,7 @@ def main(args):
     row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size,
                   Batches(data.test, data.normalise, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
     if team.is_chief:
-        print(format_table([row]))
+        print(format_table([row], model_complexity(nets.build(args.arch, data.num_classes)).flops))
     return row
 
 

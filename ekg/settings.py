@@ -269,6 +269,12 @@ class RunSettings(Settings):
         "float32", "of convolutions and activations in baseline training and fine-tuning; weights are float32", TRAINING,
         choices=DTYPES)
     search_precision: str = setting("float32", "the same of search and memory bank", SEARCH, choices=DTYPES)
+    tf32: bool = setting(
+        True, "let GPUs that can multiply float32 in TensorFloat-32, in training and memory bank; the search and second "
+        "derivatives never do", SEARCH)
+    test_every: int = setting(
+        0, "epochs of training between evaluations of the test images, for the curve alone; 0: none", MACHINE,
+        range=NOT_NEGATIVE)
     checkpoint_minutes: float = setting(
         10.0, "minutes of training between checkpoints within an epoch", MACHINE, range=NOT_NEGATIVE)
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))

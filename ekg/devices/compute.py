@@ -1,5 +1,6 @@
 """How pure functions are computed: on which devices, compiled with XLA or not, in which number format."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -25,6 +26,20 @@ class Compute:
     team: Team = dataclasses.field(default_factory=Team)
     use_xla: bool = False
     dtype: str = "float32"
+
+
+@contextlib.contextmanager
+def full_float32():
+    """Switches TensorFloat-32 off while it lasts: GPUs that have it would multiply float32 with 10 bits of mantissa.
+
+    The search, second derivatives and whatever compares two forms of one network are computed so.
+    """
+    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)
 
 
 class Compiled:

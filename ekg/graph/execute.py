@@ -19,10 +19,13 @@ class ExecutionOptions:
             logits are float32 always.
         sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
         fuse_norms: whether batch norms run as one operation, which is fast but for second derivatives.
+        collect_moments: whether batch norms in training return the mean and variance of the batch in place of new moving
+            statistics.
     """
     dtype: str = "float32"
     sync_norms: bool = False
     fuse_norms: bool = True
+    collect_moments: bool = False
 
 
 LOGITS_OPTIONS = ExecutionOptions()  # logits are float32

@@ -155,6 +155,29 @@ def is_mixing(layer):
     return record is not None and record.mixes
 
 
+def classifier_of(graph):
+    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are removed; None if none does.
+
+    That is a mixing layer of one position and several units, called once, whose output the network returns, maybe behind a
+    softmax. What returns images, maps or a single number has no class logits.
+
+    Args:
+        graph: graph.calls.Graph.
+    """
+    producer = {call.output: call for call in graph.calls}
+    call = producer.get(graph.output)
+    while call is not None and _is_softmax(call.layer):
+        call = producer.get(call.inputs[0])
+    if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
+        return None
+    return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
+
+
+def _is_softmax(layer):
+    return type(layer) is layers.Softmax or (
+        type(layer) is layers.Activation and layer.activation is keras.activations.softmax)
+
+
 def keeps_zeros(layer):
     """Returns whether a gate may stand before or behind the layer with the same effect."""
     record = record_of(layer)
