@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ekg.errors import EkgError
 from ekg import devices
 from ekg.devices import Team
+from ekg.errors import EkgError
 from tests.helpers import mirrored
 
 WORKERS = ["a.cluster:8888", "b.cluster:8888"]
