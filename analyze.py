@@ -57,8 +57,7 @@ def parse_args(argv=None):
     commands["run"].add_argument("folder", type=Path, help="run folder")
     commands["tables"].add_argument("folders", nargs="+", type=Path, help="run folders")
     commands["tables"].add_argument("--out", type=Path, help="folder for tables.md; without it the tables are printed alone")
-    args = parser.parse_args(argv)
-    args.rest = rest
+    args = parser.parse_args(argv, argparse.Namespace(rest=rest))
     if rest and args.command not in ("criteria", "ablation"):
         parser.error(f"{args.command} starts no runs: {' '.join(rest)} has no effect; leave it out.")
     try:

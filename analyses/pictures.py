@@ -18,7 +18,7 @@ def draw_conditions(path, names, conditions):
     axes.barh(places, conditions, color=COLOURS[0])
     axes.set_yticks(places, names)
     for place, value in zip(places, conditions):
-        axes.text(value, place, f" {value:.4f}", va="center", fontsize=9)
+        axes.text(value, place, f" {value:.4g}", va="center", fontsize=9)
     axes.set_xlim(0, 1.18 * max(conditions))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("condition number |λmin / λmax| of the loss (smaller is smoother)")
@@ -77,15 +77,17 @@ def draw_correlation(path, title, rows, statistics):
     labels = {"val_loss": "validation loss before fine-tuning, nats", "condition": "condition number before fine-tuning"}
     for axes, (name, label), colour in zip(panels, labels.items(), COLOURS):
         axes.scatter([row[name] for row in rows], [row["tuned_loss"] for row in rows], color=colour, alpha=0.8)
-        found = statistics[name]
-        axes.set_title("\n".join(f"{kind} {found[kind.lower()]:.2f}, 95 % [{found[kind.lower() + '_interval'][0]:.2f}, "
-                                 f"{found[kind.lower() + '_interval'][1]:.2f}]" for kind in ("Pearson", "Spearman")),
-                       fontsize=10)
+        axes.set_title("\n".join(_coefficient_text(statistics[name], kind) for kind in ("Pearson", "Spearman")), fontsize=10)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test loss after fine-tuning, nats")
     figure.suptitle(title)
     save(figure, path)
+
+
+def _coefficient_text(coefficients, kind):
+    low, high = coefficients[f"{kind.lower()}_interval"]
+    return f"{kind} {coefficients[kind.lower()]:.2f}, 95 % [{low:.2f}, {high:.2f}]"
 
 
 def draw_comparison(path, title, names, panels):
@@ -97,15 +99,15 @@ def draw_comparison(path, title, names, panels):
         names: of the variants.
         panels: list of (label, means, standard deviations).
     """
-    figure, axes_of = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 0.42 * len(names) + 1.9), sharey=True,
-                                   layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 0.42 * len(names) + 1.9), sharey=True,
+                                layout="constrained", squeeze=False)
     places = np.arange(len(names))
-    for axes, (label, means, deviations), colour in zip(axes_of[0], panels, COLOURS):
+    for axes, (label, means, deviations), colour in zip(grid[0], panels, COLOURS):
         axes.errorbar(means, places, xerr=deviations, fmt="o", color=colour, capsize=3)
         axes.set_yticks(places, names)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.margins(x=0.15)
-    axes_of[0][0].invert_yaxis()
+    grid[0][0].invert_yaxis()
     figure.suptitle(title)
     save(figure, path)

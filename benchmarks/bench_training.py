@@ -37,6 +37,7 @@ def make_trainer(args, strategy, data, use_xla, pure_forward=step.pure_forward):
     """Returns a Trainer of fine-tuning whose forward pass pure_forward(model, options) makes."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
+    # A Trainer makes its forward pass itself; all else must be the same for both.
     with mock.patch.object(step, "pure_forward", pure_forward):
         return step.Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
                             options=step.StepOptions(args.accum, use_xla))

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,14 +18,14 @@ import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-import keras
-import nets
 import numpy as np
-import op_utils
 import train_cifar
-from ekg import evaluator, memory_bank
+from ekg import files
+from ekg.distil import bank_files
+from ekg.search.evaluator import Evaluator
+from ekg.train.step import Trainer
+from tests import runs
 
-ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.93", "--search_step", "0.5", "--num_teacher",
              "3", "--train_epoch", "2", "--batch_size", "32", "--subset_per_class", "32", "--val_per_class", "8",
              "--search_batch_size", "160", "--checkpoint_minutes", "0.01", "--no-preflight"]
@@ -73,73 +72,68 @@ def plan_kill(event):
     name, _, count = event.partition(":")
     count = int(count or 1)
     if name == "candidate":
-        evaluator.Evaluator._run = before(evaluator.Evaluator._run, count)
+        Evaluator._run = before(Evaluator._run, count)
     elif name == "step":
-        op_utils.Trainer.step = before(op_utils.Trainer.step, count)
+        Trainer.step = before(Trainer.step, count)
     elif name == "checksum":  # a checkpoint is written, its checksums are not
-        utils.sha256 = before(utils.sha256, count)
+        files.sha256 = before(files.sha256, count)
     elif name == "rename":  # a file is written under its temporary name
         os.replace = before(os.replace, count)
     elif name == "block":
-        original, calls = memory_bank._Writer._write_block, iter(range(1, 10**9))
-
-        def write_block(self):
-            if next(calls) == count:
-                self._file = HalfWriter(self._file)
-            original(self)
-        memory_bank._Writer._write_block = write_block
+        cut_block(count)
     elif name == "line":
-        original_line, lines = utils.append_json_line, iter(range(1, 10**9))
-
-        def append(path, value):
-            original_line(path, value)
-            if next(lines) == count:
-                os.truncate(path, path.stat().st_size - 9)
-                kill_self()
-        utils.append_json_line = append
+        cut_line(count)
     elif name != "none":
         raise ValueError(f"no such event: {event}.")
 
 
+def cut_block(count):
+    """Arranges that block number `count` of the memory bank is half written when this process is killed."""
+    original, calls = bank_files.BankWriter._write_block, iter(range(1, 10**9))
+
+    def write_block(self):
+        if next(calls) == count:
+            self._file = HalfWriter(self._file)
+        original(self)
+    bank_files.BankWriter._write_block = write_block
+
+
+def cut_line(count):
+    """Arranges that line number `count` of JSON is cut short when this process is killed."""
+    original, calls = files.append_json_line, iter(range(1, 10**9))
+
+    def append(path, value):
+        original(path, value)
+        if next(calls) == count:
+            os.truncate(path, path.stat().st_size - 9)
+            kill_self()
+    files.append_json_line = append
+
+
 def child(event, argv):
     """Runs train_cifar.py in this process, which ends at the event."""
-    memory_bank.BLOCK_ROWS = BLOCK_ROWS
+    bank_files.BLOCK_ROWS = BLOCK_ROWS
     plan_kill(event)
     utils.run_script(train_cifar.main, lambda: train_cifar.parse_args(argv))
 
 
 # ---------------------------------------------------------------- the process that kills
 
-def make_params(path):
-    """Writes the parameter file of a network that is as good as untrained; every channel of it matters."""
-    keras.utils.set_random_seed(0)
-    model = nets.build("ResNet-20", 10)
-    for weight in model.weights:
-        if weight.name == "gamma":
-            weight.assign(np.random.default_rng(0).uniform(0.5, 1.5, weight.shape))
-    utils.save_params(model, path)
-
-
 def start(params, folder, event="none"):
     """Starts the run in a process of its own."""
-    command = [sys.executable, "-m", "tests.stress_resume", "--child", event, "--", *ARGUMENTS, "--trained_param",
-               str(params), "--train_path", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+    return runs.start("-m", "tests.stress_resume", "--child", event, "--", *ARGUMENTS, "--trained_param", params,
+                      "--train_path", folder)
 
 
 def run_to_event(params, folder, event="none"):
     """Runs until the event and returns (exit code, output)."""
-    process = start(params, folder, event)
-    output = process.communicate(timeout=600)[0]
-    return process.returncode, output
+    return runs.finish(start(params, folder, event))[0]
 
 
 def end_of(folder):
     """Returns what the ends of two runs are compared by."""
-    history = [line | {"seconds": 0} for line in utils.read_json_lines(folder / "history.jsonl")]
-    curves = [line | {"images_per_second": 0} for line in utils.read_json_lines(folder / "curves.jsonl")]
     names = ("memory_bank/logits.npy", "slimmed_param.pkl", "trained_param.pkl")
-    return [history, curves, *((folder / name).read_bytes() for name in names)]
+    return [runs.read_history(folder), runs.read_curves(folder), *((folder / name).read_bytes() for name in names)]
 
 
 def kill_in_phase(process, phase, delay):
@@ -148,9 +142,9 @@ def kill_in_phase(process, phase, delay):
 
     def read():
         for line in process.stdout:
-            found = re.search(r"phase (\S+)$", line.strip())
-            now[0] = found.group(1) if found else now[0]
-            if found and (found.group(1) == phase or PHASES.index(phase) < _order(found.group(1))):
+            begun = re.search(r"phase (\S+)$", line.strip())
+            now[0] = begun.group(1) if begun else now[0]
+            if begun and (begun.group(1) == phase or PHASES.index(phase) < _order(begun.group(1))):
                 entered.set()
         entered.set()
     reader = threading.Thread(target=read)
@@ -171,7 +165,7 @@ def _order(phase):
 def stress(kills, seed, root):
     """Returns {kills, kills by phase, runs started, runs finished, identical ends}."""
     params, rng = root / "params.pkl", np.random.default_rng(seed)
-    make_params(params)
+    runs.write_params(params)
     code, output = run_to_event(params, root / "undisturbed")
     if code:
         raise RuntimeError(output)

@@ -5,10 +5,12 @@ import signal
 import time
 
 import pytest
-from ekg.run_folder import RunFolder
 
-import utils
-from tests import stress_resume
+from ekg import files
+from ekg.run import reuse
+from ekg.run.folder import RunFolder
+from tests import runs, stress_resume
+from tests.damage import flip_bit
 
 # (when the process is killed, what must be there by then)
 KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "history.jsonl"),
@@ -21,7 +23,7 @@ KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "hi
 @pytest.fixture(scope="module")
 def params(tmp_path_factory):
     path = tmp_path_factory.mktemp("params") / "p.pkl"
-    stress_resume.make_params(path)
+    runs.write_params(path)
     return path
 
 
@@ -50,7 +52,8 @@ def test_a_run_killed_in_every_phase_ends_the_same_to_the_bit(params, undisturbe
 
 def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    RunFolder(folder, utils.read_json(undisturbed / "arguments.json")).take_search(undisturbed)
+    finished = RunFolder.open(undisturbed)
+    reuse.take_search(RunFolder.create(folder, finished.arguments()), finished)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138)):
         process = stress_resume.start(params, folder)
         before = set((folder / "checkpoints").glob("fine-tune/*.index"))
@@ -58,8 +61,8 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
         while set((folder / "checkpoints").glob("fine-tune/*.index")) <= before and time.monotonic() < deadline:
             time.sleep(0.1)
         os.kill(process.pid, number)
-        output = process.communicate(timeout=60)[0]
-        assert process.returncode == code and f"stopped by {number.name}; the same command goes on" in output, output
+        (exit_code, output), = runs.finish(process, timeout=60)
+        assert exit_code == code and f"stopped by {number.name}; the same command goes on" in output, output
         assert "Traceback" not in output
     code, output = stress_resume.run_to_event(params, folder)
     assert code == 0 and "fine-tune: goes on after epoch" in output, output
@@ -67,19 +70,16 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
 
 
 def test_damaged_files_of_a_run_are_named(params, undisturbed, tmp_path):
-    """A flipped bit in what a resumed run reads: one line and exit code 2, or a warning and the same end."""
+    """A flipped bit in what a resumed run reads: one line and exit code 2."""
     names = ("arguments.json", "history.jsonl", "supernet_param.pkl")
     for damaged in names:
         folder = tmp_path / damaged
         folder.mkdir()
         for name in names:
-            data = bytearray((undisturbed / name).read_bytes())
-            if name == damaged:
-                data[len(data) // 2] ^= 16
-            (folder / name).write_bytes(data)
+            data = (undisturbed / name).read_bytes()
+            (folder / name).write_bytes(flip_bit(data) if name == damaged else data)
         code, output = stress_resume.run_to_event(params, folder)
-        lines = [line for line in output.splitlines() if line.startswith("error:")]
-        assert code == 2 and len(lines) == 1 and damaged in lines[0] and "Traceback" not in output, output
+        assert code == 2 and damaged in runs.error_line(output), output
 
 
 def test_another_run_in_the_folder_is_refused_line_by_line(params, undisturbed):
@@ -96,4 +96,4 @@ def test_another_run_in_the_folder_is_refused_line_by_line(params, undisturbed):
 def test_a_finished_run_prints_its_summary(params, undisturbed):
     code, output = stress_resume.run_to_event(params, undisturbed)
     assert code == 0 and "this run is finished" in output and "| fine-tuned |" in output
-    assert utils.read_json(undisturbed / "summary.json")["table"][2]["name"] == "fine-tuned"
+    assert files.read_json(undisturbed / "summary.json")["table"][2]["name"] == "fine-tuned"

@@ -1,35 +1,41 @@
 """The scripts as a user runs them, on data that needs no download."""
 
-import json
 import pickle
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from ekg.checkpoints import Checkpoints
-from ekg.run_folder import RunFolder
 
 import nets
 import test as test_script
 import train_cifar
 import utils
+from ekg import files
 from ekg.errors import EkgError
+from ekg.run.folder import RunFolder
+from ekg.train.checkpoints import Checkpoints
+from tests import runs
+from tests.damage import flip_bit_of
 from tests.helpers import relative_difference
 
-ROOT = Path(__file__).parents[1]
 NETWORK = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9", "--no-preflight"]
 SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2"]
+
+
+def train(*argv):
+    return train_cifar.main(train_cifar.parse_args([str(value) for value in argv]))
+
+
+def evaluate(*argv):
+    return test_script.main(test_script.parse_args([str(value) for value in argv]))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run and the rows of its table. Others run without the preflight: it must not change the result."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, train_cifar.main(train_cifar.parse_args([*SHORT, "--preflight", "--train_path", str(folder)]))
+    return folder, train(*SHORT, "--preflight", "--train_path", folder)
 
 
 def test_a_run_leaves_everything_in_its_folder(finished):
@@ -49,7 +55,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
 
 def test_the_history_has_a_line_for_every_step(finished):
     folder, rows = finished
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    lines = files.read_json_lines(folder / "history.jsonl")
     assert [line["step"] for line in lines] == list(range(len(lines))) and len(lines) > 1
     assert lines[0]["group"] is None and lines[0]["rate"] == 1
     for line in lines:
@@ -58,8 +64,7 @@ def test_the_history_has_a_line_for_every_step(finished):
 
 
 def test_curves_hold_every_epoch(finished):
-    curves = utils.read_json_lines(finished[0] / "curves.jsonl")
-    tuned = [line for line in curves if line["phase"] == "fine-tune"]
+    tuned = [line for line in runs.read_curves(finished[0]) if line["phase"] == "fine-tune"]
     assert [line["step"] for line in tuned] == [1, 2]
     for line in tuned:
         assert line["loss"] == pytest.approx(line["cross_entropy"] + line["distillation"], rel=1e-5)
@@ -67,8 +72,7 @@ def test_curves_hold_every_epoch(finished):
 
 def test_the_evaluation_script_returns_the_tables_row(finished):
     folder, rows = finished
-    row = test_script.main(test_script.parse_args(["--arch", "ResNet-20", "--dataset", "DIGITS", "--trained_param",
-                                                   str(folder / "trained_param.pkl")]))
+    row = evaluate("--arch", "ResNet-20", "--dataset", "DIGITS", "--trained_param", folder / "trained_param.pkl")
     assert (row.loss, row.top1, row.params, row.flops) == (rows[2].loss, rows[2].top1, rows[2].params, rows[2].flops)
 
 
@@ -81,30 +85,35 @@ def test_the_keras_file_holds_the_same_network(finished):
 
 def test_a_finished_run_shows_its_table_again(finished):
     folder, rows = finished
-    assert train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(folder)])) == rows
+    assert train(*SHORT, "--train_path", folder) == rows
+
+
+def test_a_finished_run_writes_its_page_again_if_it_is_gone(finished):
+    folder, rows = finished
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    assert train(*SHORT, "--train_path", folder) == rows and (folder / "report.html").read_text() == page
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path):
     """Stopped after a search step and again after the first epoch of fine-tuning."""
     folder, _ = finished
     other = tmp_path / "run"
-    args = train_cifar.parse_args([*SHORT, "--train_path", str(other)])
+    command = [*SHORT, "--train_path", other]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "log_curves", stop_at("search", 2))
         with pytest.raises(KeyboardInterrupt):
-            train_cifar.main(args)
-    assert len(utils.read_json_lines(other / "history.jsonl")) == 3
+            train(*command)
+    assert len(runs.read_history(other)) == 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ekg.checkpoints.Checkpoints.save", stop_after_saving("fine-tune"))
+        patch.setattr(Checkpoints, "save", stop_after_saving("fine-tune"))
         with pytest.raises(KeyboardInterrupt):
-            train_cifar.main(args)
-    train_cifar.main(args)
-    curves = [[line | {"images_per_second": 0} for line in utils.read_json_lines(path / "curves.jsonl")]
-              for path in (folder, other)]
-    assert curves[0] == curves[1]
+            train(*command)
+    train(*command)
+    assert runs.read_curves(folder) == runs.read_curves(other)
     for name in ("slimmed_param.pkl", "trained_param.pkl"):
-        expected, found = (utils.load_params(path / name) for path in (folder, other))
-        assert expected.keys() == found.keys() and all((expected[key] == found[key]).all() for key in expected)
+        expected, params = (utils.load_params(path / name) for path in (folder, other))
+        assert expected.keys() == params.keys() and all((expected[key] == params[key]).all() for key in expected)
 
 
 def stop_at(phase, step):
@@ -129,64 +138,76 @@ def stop_after_saving(phase):
 
 @pytest.mark.parametrize("teacher", ["single", "none"])
 def test_other_teachers_need_no_bank(finished, tmp_path, teacher):
-    rows = train_cifar.main(train_cifar.parse_args(
-        [*NETWORK, "--target_rate", "0.98", "--train_epoch", "1", "--search_teacher", teacher, "--finetune_teacher", teacher,
-         "--accum", "2", "--trained_param", str(finished[0] / "baseline_param.pkl"), "--train_path", str(tmp_path / "run")]))
+    rows = train(*NETWORK, "--target_rate", "0.98", "--train_epoch", "1", "--search_teacher", teacher, "--finetune_teacher",
+                 teacher, "--accum", "2", "--trained_param", finished[0] / "baseline_param.pkl", "--train_path",
+                 tmp_path / "run")
     assert not (tmp_path / "run" / "memory_bank").exists()
     assert rows[0].top1 == finished[1][0].top1 and rows[2].flops <= 0.98 * rows[0].flops
 
 
-def test_a_finished_search_is_taken_and_not_made_again(finished, tmp_path, monkeypatch):
+@pytest.fixture
+def base(finished):
+    """What a run needs that takes the search of the finished one."""
+    return [*NETWORK, "--train_epoch", "2", "--num_teacher", "2", "--trained_param", finished[0] / "baseline_param.pkl"]
+
+
+def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path, monkeypatch):
     """It ends as a whole run does, which searches itself."""
-    folder, rows = finished
-    base = [*SHORT[:SHORT.index("--baseline_epoch")], "--train_epoch", "2", "--num_teacher", "2", "--trained_param",
-            str(folder / "baseline_param.pkl"), "--train_path"]
+    (folder, rows), taken = finished, tmp_path / "taken"
     with monkeypatch.context() as patch:
-        patch.setattr("ekg.pipeline.search", None)
-        found = train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "taken"), "--search_from", str(folder),
-                                                          "--preflight"]))
-    assert [(row.loss, row.top1, row.flops) for row in found] == [(row.loss, row.top1, row.flops) for row in rows]
+        patch.setattr("ekg.run.phases.search", None)
+        again = train(*base, "--train_path", taken, "--search_from", folder, "--preflight")
+    assert [(row.loss, row.top1, row.flops) for row in again] == [(row.loss, row.top1, row.flops) for row in rows]
     for name in ("slimmed_param.pkl", "history.jsonl", "trained_param.pkl"):
-        assert (tmp_path / "taken" / name).read_bytes() == (folder / name).read_bytes()
-    summaries = [utils.read_json(path / "summary.json")["phases"] for path in (tmp_path / "taken", folder)]
+        assert (taken / name).read_bytes() == (folder / name).read_bytes()
+    summaries = [files.read_json(path / "summary.json")["phases"] for path in (taken, folder)]
     assert summaries[0]["search"] == summaries[1]["search"] and "bank" in summaries[0] and "baseline" not in summaries[0]
+
+
+def test_a_search_that_is_another_one_or_damaged_is_not_taken(finished, base, tmp_path):
+    folder, damaged = finished[0], tmp_path / "damaged"
+    base = [*base, "--train_path", tmp_path / "new", "--search_from"]
     for argv, message in ((["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
                           (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$")):
         with pytest.raises(EkgError, match=message):
-            train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), *argv, "--search_from", str(folder)]))
+            train(*base, folder, *argv)
     with pytest.raises(EkgError, match="is no run folder"):
-        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(tmp_path)]))
+        train(*base, tmp_path)
     assert not (tmp_path / "new").exists()
-    damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
-    data = bytearray((damaged / "slimmed_param.pkl").read_bytes())
-    data[1000] ^= 1
-    (damaged / "slimmed_param.pkl").write_bytes(data)
+    flip_bit_of(damaged / "slimmed_param.pkl", offset=1000, bit=0)
     with pytest.raises(EkgError, match="damaged/slimmed_param.pkl"):
-        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
+        train(*base, damaged)
     (damaged / "slimmed_param.pkl").unlink()
     with pytest.raises(EkgError, match="its search is not finished"):
-        train_cifar.main(train_cifar.parse_args([*base, str(tmp_path / "new"), "--search_from", str(damaged)]))
+        train(*base, damaged)
+    assert not (tmp_path / "new").exists()
 
 
-def run(*command):
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)  # noqa: S603
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    done = run("test.py", "--dataset", "DIGITS", "--trained_param", str(tmp_path / "missing.pkl"))
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2 and lines == [f"error: {tmp_path}/missing.pkl: cannot be read (No such file or directory)."]
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(("command", "line"), [
+    (["test.py", "--dataset", "DIGITS", "--trained_param", "/nowhere/missing.pkl"],
+     "error: /nowhere/missing.pkl: cannot be read (No such file or directory)."),
+    (["train_cifar.py", "--data_path", "/nowhere"],
+     "error: --data_path /nowhere: no such folder or file; name the folder with the python batches, or "
+     "cifar-10-python.tar.gz.")])
+def test_a_mistake_is_one_line_and_exit_code_2(command, line):
+    (code, output), = runs.finish(runs.start(*command))
+    assert code == 2 and runs.error_line(output) == line
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--target_rate", "1.2"], "target_rate must be in"), (["--target_rate", "0"], "target_rate must be in"),
-    (["--arch", "VGG"], "invalid choice"), (["--batch_size", "0"], "batch_size must be at least 1"),
-    (["--dataset", "MNIST"], "invalid choice"), (["--decay_points", "30", "60"], "must be fractions"),
-    (["--learning_rate", "nan"], "learning_rate must be positive"), (["--seed", "4294967296"], "seed must be from 0"),
-    (["--trained_param", "p.pkl", "--baseline_epoch", "3"], "no effect here: --trained_param is given"),
-    (["--finetune_teacher", "none", "--num_teacher", "3"], "no effect here: only the memory bank"),
+    (["--target_rate", "1.2"], "--target_rate must be in (0, 1]; received 1.2."),
+    (["--target_rate", "0"], "--target_rate must be in (0, 1]; received 0."), (["--arch", "VGG"], "invalid choice"),
+    (["--batch_size", "0"], "--batch_size must be at least 1; received 0."), (["--dataset", "MNIST"], "invalid choice"),
+    (["--decay_points", "30", "60"], "--decay_points must be in (0, 1); received 30."),
+    (["--learning_rate", "nan"], "--learning_rate must be positive; received nan."),
+    (["--seed", "4294967296"], "--seed must be from 0 to 4294967295; received 4294967296."),
+    (["--trained_param", "p.pkl", "--baseline_epoch", "3"], "--baseline_epoch has no effect here: --trained_param is given"),
+    (["--finetune_teacher", "none", "--num_teacher", "3"],
+     "--num_teacher has no effect here: only the memory bank has teachers"),
+    (["--shortlist", "5"], "--shortlist has no effect here: --reward is not condition_number; leave it out."),
+    (["--sync_bn", "--accum", "2"], "--sync_bn and --accum exclude each other"),
+    (["--virtual_devices", "2", "--gpu_id", "0"], "--virtual_devices and --gpu_id exclude each other"),
     (["--search_from", "runs/a"], "--search_from needs --trained_param")])
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
@@ -195,38 +216,38 @@ def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--target_rate", "0.001"], "cannot be reached"), (["--gpu_id", "99"], "--gpu_id 99: this machine has"),
-    (["--batch_size", "30", "--accum", "4"], "multiple of 4"), (["--data_path", "/nowhere"], "leave --data_path out"),
-    (["--dataset", "CIFAR10", "--data_path", "/nowhere"], "no such folder or file"),
-    (["--batch_size", "2000"], "--batch_size 2000 is larger than the 1438 images"),
-    (["--search_batch_size", "2000"], "--search_batch_size 2000 is larger than the")])
+    (["--target_rate", "0.001"], "`target_rate` 0.001 cannot be reached"),
+    (["--gpu_id", "99"], "`gpu_id` 99: this machine has"), (["--batch_size", "30", "--accum", "4"], "multiple of 4"),
+    (["--data_path", "/nowhere"], "leave `data_path` out"),
+    (["--dataset", "CIFAR10", "--data_path", "/nowhere"], "`data_path` /nowhere: no such folder or file"),
+    (["--precision", "float16"], "`precision` float16: needs a GPU"),
+    (["--batch_size", "2000"], "`batch_size` 2000 is larger than the 1438 images"),
+    (["--search_batch_size", "2000"], "`search_batch_size` 2000 is larger than the")])
 def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(EkgError, match=message):
-        train_cifar.main(train_cifar.parse_args([*SHORT, "--train_path", str(tmp_path / "run"), *arguments]))
+        train(*SHORT, "--train_path", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
 
 
 def test_overwriting_does_not_remove_the_network_it_prunes(finished):
     path = finished[0] / "baseline_param.pkl"
-    with pytest.raises(EkgError, match="--overwrite would remove --trained_param"):
-        train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(path), "--overwrite", "--train_path",
-                                                 str(finished[0])]))
+    with pytest.raises(EkgError, match="`overwrite` would remove `trained_param`"):
+        train(*NETWORK, "--trained_param", path, "--overwrite", "--train_path", finished[0])
     assert path.exists() and (finished[0] / "summary.json").exists()
 
 
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
-    monkeypatch.setattr("ekg.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
+    monkeypatch.setattr("ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
     # A bank of 1438 x 2 x 10 float32, and nine copies of 274 042 parameters.
     with pytest.raises(EkgError, match="the run needs 9,980,552 bytes and 9,980,000 are free; make room"):
-        train_cifar.main(train_cifar.parse_args([*SHORT, "--preflight", "--train_path", str(tmp_path / "run")]))
+        train(*SHORT, "--preflight", "--train_path", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json"}
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
     utils.save_params(nets.build("ResNet-32", 10), tmp_path / "p.pkl")
     with pytest.raises(EkgError, match="p.pkl: does not fit ResNet-20"):
-        train_cifar.main(train_cifar.parse_args([*NETWORK, "--trained_param", str(tmp_path / "p.pkl"), "--train_path",
-                                                 str(tmp_path / "run")]))
+        train(*NETWORK, "--trained_param", tmp_path / "p.pkl", "--train_path", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -236,5 +257,5 @@ def test_a_pickle_with_code_is_refused(tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(EkgError, match="it asks for 'io.open'"):
-        test_script.main(test_script.parse_args(["--dataset", "DIGITS", "--trained_param", str(tmp_path / "p.pkl")]))
+        evaluate("--dataset", "DIGITS", "--trained_param", tmp_path / "p.pkl")
     assert not (tmp_path / "executed").exists()

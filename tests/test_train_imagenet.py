@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from ekg.greedy_search import HistoryEntry
-from ekg.supernet import Supernet
 from PIL import Image
 
 import dataloader
@@ -11,8 +9,12 @@ import nets
 import test as test_script
 import train_imagenet
 import utils
+from ekg import files
+from ekg.distil import bank
 from ekg.errors import EkgError
-from ekg import memory_bank, report
+from ekg.network.supernet import Supernet
+from ekg.report import measure
+from ekg.run.folder import RunFolder
 
 CLASSES = ("n01440764", "n02101006", "n09193705")
 
@@ -40,7 +42,7 @@ def arguments(pictures, folder, *more):
 def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "LATENCY_BATCHES", (1, 2))
+        patch.setattr(measure, "LATENCY_BATCHES", (1, 2))
         return folder, train_imagenet.main(arguments(pictures, folder, "--baseline_epoch", "1", "--warmup_epoch", "1",
                                                      "--label_smoothing", "0.1"))
 
@@ -51,10 +53,10 @@ def test_a_run_prunes_and_leaves_everything(finished):
     assert slimmed.flops == tuned.flops <= 0.93 * baseline.flops
     for row in (baseline, slimmed, tuned):
         assert 0 <= row.top1 <= row.top5 == 1 and np.isfinite(row.loss)  # three classes: all are among the first five
-    bank = memory_bank.open_bank(folder / "memory_bank").logits
-    assert bank.shape == (12, 2, 3) and np.ptp(bank, axis=0).min() > 0
-    assert utils.read_json(folder / "arguments.json")["temperature"] == 10
-    assert {line["phase"] for line in utils.read_json_lines(folder / "curves.jsonl")} == {"baseline", "subset", "search",
+    logits = bank.open_bank(folder / "memory_bank").logits
+    assert logits.shape == (12, 2, 3) and np.ptp(logits, axis=0).min() > 0
+    assert files.read_json(folder / "arguments.json")["temperature"] == 10
+    assert {line["phase"] for line in files.read_json_lines(folder / "curves.jsonl")} == {"baseline", "subset", "search",
                                                                                          "fine-tune"}
 
 
@@ -63,18 +65,18 @@ def test_the_bank_holds_the_evaluation_views_in_index_order(finished, pictures):
     folder, _ = finished
     data = dataloader.load("ILSVRC2012", pictures)
     supernet = Supernet(nets.from_params("ResNet-18", utils.load_params(folder / "supernet_param.pkl"), 3))
-    history = [HistoryEntry.from_json(line) for line in utils.read_json_lines(folder / "history.jsonl")]
-    bank = memory_bank.open_bank(folder / "memory_bank").logits
-    for k, teacher in enumerate(utils.read_json(folder / "memory_bank" / "bank.json")["teachers"]):
+    history = RunFolder.open(folder).history()
+    logits = bank.open_bank(folder / "memory_bank").logits
+    for k, teacher in enumerate(files.read_json(folder / "memory_bank" / "bank.json")["teachers"]):
         for start in (0, 4, 8):
             images = data.normalise(data.train.read(np.arange(start, start + 4)))
             expected = supernet.logits(images, history[teacher["step"]].subnetwork)
-            np.testing.assert_allclose(bank[start:start + 4, k], expected, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(logits[start:start + 4, k], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_evaluation_script_returns_the_tables_row(finished, pictures, monkeypatch, capsys):
     folder, rows = finished
-    monkeypatch.setattr(report, "LATENCY_BATCHES", (1, 2))
+    monkeypatch.setattr(measure, "LATENCY_BATCHES", (1, 2))
     row = test_script.main(test_script.parse_args(
         ["--arch", "ResNet-18", "--dataset", "ILSVRC2012", "--data_path", str(pictures), "--trained_param",
          str(folder / "trained_param.pkl"), "--val_batch_size", "4"]))
@@ -85,33 +87,25 @@ def test_the_evaluation_script_returns_the_tables_row(finished, pictures, monkey
 def test_the_bank_of_another_run_is_refused_and_kept(finished, pictures, tmp_path):
     """Put into a run of other teachers, before its own bank is built."""
     folder, _ = finished
-    for name in ("arguments.json", "baseline_param.pkl", "supernet_param.pkl", "slimmed_param.pkl", "history.jsonl",
-                 "phases.jsonl"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "memory_bank").mkdir()
-    array = (folder / "memory_bank" / "logits.npy").read_bytes()
-    (tmp_path / "memory_bank" / "logits.npy").write_bytes(array)
-    info = utils.read_json(folder / "memory_bank" / "bank.json")
-    utils.write_json(tmp_path / "memory_bank" / "bank.json", info | {"network": "0" * 64})
+    for name in ("arguments.json", "baseline_param.pkl", "supernet_param.pkl", "slimmed_param.pkl", "history.jsonl",
+                 "phases.jsonl", "memory_bank/logits.npy"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    info = files.read_json(folder / "memory_bank" / "bank.json")
+    files.write_json(tmp_path / "memory_bank" / "bank.json", info | {"network": "0" * 64})
     args = arguments(pictures, tmp_path, "--baseline_epoch", "1", "--warmup_epoch", "1", "--label_smoothing", "0.1")
     with pytest.raises(EkgError, match="memory_bank: this memory bank belongs to another run, its network differ"):
         train_imagenet.main(args)
-    assert (tmp_path / "memory_bank" / "logits.npy").read_bytes() == array
-
-
-def test_defaults_are_the_papers():
-    args = train_imagenet.parse_args(["--data_path", "somewhere"])
-    assert (args.batch_size, args.learning_rate, args.decay_rate, args.decay_points, args.train_epoch, args.weight_decay,
-            args.temperature, args.warmup_epoch, args.label_smoothing, args.subset_per_class, args.val_per_class) == (
-                256, 0.01, 0.1, [0.3, 0.6, 0.8], 100, 1e-4, 10.0, 0, 0.0, 256, 32)
+    for name in ("memory_bank/logits.npy", "arguments.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--val_per_class", "5"], "5 images of each class are asked for"),
     (["--subset_per_class", "9"], "9 images of each class are asked for"),
-    (["--batch_size", "16"], "--batch_size 16 is larger than the 12 images"),
+    (["--batch_size", "16"], "`batch_size` 16 is larger than the 12 images"),
     (["--trained_param", "nowhere.pkl"], "nowhere.pkl: cannot be read"),
-    (["--data_path", "/nowhere"], "/nowhere: holds no folder train/")])
+    (["--data_path", "/nowhere"], "`data_path` /nowhere: holds no folder train/")])
 def test_mistakes_are_named_before_anything_is_written(pictures, tmp_path, more, message):
     with pytest.raises(EkgError, match=message):
         train_imagenet.main(arguments(pictures, tmp_path / "run", *more))
@@ -120,13 +114,22 @@ def test_mistakes_are_named_before_anything_is_written(pictures, tmp_path, more,
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--arch", "ResNet-56"], "invalid choice"), (["--dataset", "CIFAR10"], "invalid choice"),
-    (["--label_smoothing", "1"], "label_smoothing must be in"), (["--temperature", "0"], "temperature must be positive"),
-    (["--warmup_epoch", "-1"], "warmup_epoch must not be negative"), (["--image_memory", "-1"], "image_memory must not be"),
-    (["--finetune_teacher", "none", "--temperature", "3"], "no effect here: nothing is distilled")])
+    (["--label_smoothing", "1"], "--label_smoothing must be in [0, 1); received 1."),
+    (["--temperature", "0"], "--temperature must be positive; received 0."),
+    (["--warmup_epoch", "-1"], "--warmup_epoch must be 0 or more; received -1."),
+    (["--image_memory", "-1"], "--image_memory must be 0 or more; received -1."),
+    (["--finetune_teacher", "none", "--temperature", "3"], "--temperature has no effect here: nothing is distilled"),
+    (["--finetune_teacher", "none", "--temperature", "4"], "--temperature has no effect here: nothing is distilled")])
 def test_wrong_arguments_are_refused_by_the_parser(capsys, more, message):
     with pytest.raises(SystemExit) as exit_info:
         train_imagenet.parse_args(["--data_path", "somewhere", *more])
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_folder_must_be_named(capsys):
+    with pytest.raises(SystemExit):
+        train_imagenet.parse_args([])
+    assert "the following arguments are required: --data_path" in capsys.readouterr().err
 
 
 def test_skipping_images_is_refused_where_there_are_no_files(capsys):

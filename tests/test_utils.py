@@ -1,16 +1,18 @@
+import argparse
 import io
 import os
 import pickle
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import utils
+from ekg import files, stopping
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet
+from tests.damage import flip_bit_of
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -20,11 +22,11 @@ def test_plain_data_of_every_protocol_is_read(tmp_path, protocol):
              "list": [1, 2.5, "x", None, (True, b"\xff\x00")], "empty": np.zeros((0, 3)), "half": np.ones(2, np.float16)}
     file = tmp_path / "file.pkl"
     file.write_bytes(pickle.dumps(value, protocol=protocol))
-    found = utils.load_pickle(file)
-    assert found["list"] == value["list"]
+    loaded = utils.load_pickle(file)
+    assert loaded["list"] == value["list"]
     for name in set(value) - {"list"}:
-        np.testing.assert_array_equal(found[name], value[name])
-        assert found[name].dtype == value[name].dtype and found[name].shape == value[name].shape
+        np.testing.assert_array_equal(loaded[name], value[name])
+        assert loaded[name].dtype == value[name].dtype and loaded[name].shape == value[name].shape
 
 
 def test_parameters_return_from_their_file(tmp_path):
@@ -67,6 +69,18 @@ def test_a_missing_file_is_named(tmp_path):
         utils.load_params(tmp_path / "nothing.pkl")
 
 
+def test_networks_are_written_and_read_by_their_parameters(tmp_path):
+    def from_params(params, source):
+        assert source == tmp_path / "p.pkl"
+        model = make_tiny_resnet()
+        utils.assign_params_(model, params, source)
+        return model
+    model, networks = make_tiny_resnet(), utils.ParameterFiles(from_params)
+    model.get_layer("fc").bias.assign([1, 2, 3])
+    networks.save(model, tmp_path / "p.pkl")
+    assert all((a == b).all() for a, b in zip(networks.load(tmp_path / "p.pkl").get_weights(), model.get_weights()))
+
+
 def test_a_model_is_left_as_it_is_if_anything_does_not_fit():
     model = make_tiny_resnet()
     params = utils.model_params(model)
@@ -77,152 +91,79 @@ def test_a_model_is_left_as_it_is_if_anything_does_not_fit():
     assert all((a == b).all() for a, b in zip(before, model.get_weights()))
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"old")
-
-    def fail(handle):
-        handle.write(b"half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError):
-        utils.write_whole(file, fail)
-    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
-
-
-def test_a_line_that_was_cut_short_is_dropped(tmp_path):
-    file = tmp_path / "lines.jsonl"
-    utils.append_json_line(file, {"a": 1})
-    with open(file, "a") as handle:
-        handle.write('{"a": 2')
-    assert utils.read_json_lines(file) == [{"a": 1}]
-    utils.append_json_line(file, {"a": 3})
-    assert utils.read_json_lines(file) == [{"a": 1}, {"a": 3}]
-
-
-def test_a_damaged_line_is_named(tmp_path):
-    """A flipped bit anywhere: the line is named, or, where it was the last line's end, that line counts as cut short."""
-    file, lines = tmp_path / "lines.jsonl", [{"a": number, "loss": number / 7} for number in range(4)]
-    for line in lines:
-        utils.append_json_line(file, line)
-    whole = file.read_bytes()
-    for offset in range(len(whole)):
-        file.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1:])
-        number = whole[:offset].count(b"\n") + 1
-        if offset == len(whole) - 1:
-            assert utils.read_json_lines(file) == lines[:3]
-            continue
-        found = utils.read_json_lines(file, until_damage=True)
-        if found != lines:  # the last digit of a number may mean nothing
-            assert found == lines[:number - 1]
-            with pytest.raises(EkgError, match=f"lines.jsonl: line {number} is damaged; delete it"):
-                utils.read_json_lines(file)
-    file.write_bytes(b'{"a": 1}\n')  # no checksum
-    with pytest.raises(EkgError, match="line 1 is damaged"):
-        utils.read_json_lines(file)
-
-
-def test_damaged_json_is_named(tmp_path):
-    file = tmp_path / "x.json"
-    utils.write_json(file, {"rate": 0.45, "names": ["a", "b"]})
-    assert utils.read_json(file) == {"rate": 0.45, "names": ["a", "b"]}
-    whole = file.read_bytes()
-    for offset in range(len(whole) - 1):
-        for damaged in (whole[:offset], whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1:]):
-            file.write_bytes(damaged)
-            try:
-                assert utils.read_json(file) == {"rate": 0.45, "names": ["a", "b"]}  # white space
-            except EkgError as error:
-                assert "x.json: damaged" in str(error)
-
-
-def test_the_table_names_costs_and_rates():
-    row = utils.Row("baseline", 0.5, 0.91234, 1.0, 1000, 2000, 2048, 1.5, 20.0)
-    text = utils.format_table([row, utils.Row("slimmed", 0.6, 0.9, 0.99, 400, 900, 1024, 1.0, 10.0)])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert lines[0] == ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1",
-                        "ms, batch 256", "images/s"]
-    assert lines[2] == ["baseline", "0.5000", "91.23", "100.00", "1,000", "2,000", "1.0000", "2", "1.50", "20.0", "12,800"]
-    assert lines[3][:7] == ["slimmed", "0.6000", "90.00", "99.00", "400", "900", "0.4500"]
-
-
-def test_user_errors_are_one_line_and_exit_code_2(capsys):
-    def main(_):
-        raise EkgError("it is wrong.")
-    with pytest.raises(SystemExit) as exit_info:
-        utils.run_script(main, lambda: None)
-    assert exit_info.value.code == 2 and capsys.readouterr().err == "error: it is wrong.\n"
-
-
 def test_published_python2_batches_are_read():
     """The bytes as Python 2 wrote them: str for array data, protocol 2."""
     data = (b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05"
             b"U\x01bq\x06\x87q\x07Rq\x08(K\x01K\x02K\x03\x86q\x09cnumpy\ndtype\nq\x0aU\x02u1q\x0bK\x00K\x01\x87q\x0cRq\x0d("
             b"K\x03U\x01|q\x0eNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0fb\x89U\x06\x01\x02\xf0\x04\x05\x06q\x10tq\x11bu.")
     expected = pickle.load(io.BytesIO(data), encoding="bytes")  # noqa: S301  written above
-    found = utils.parse_pickle(data, "batch", encoding="bytes")
-    np.testing.assert_array_equal(found[b"data"], expected[b"data"])
-    assert found[b"data"].tolist() == [[1, 2, 240], [4, 5, 6]]
+    batch = utils.parse_pickle(data, "batch", encoding="bytes")
+    np.testing.assert_array_equal(batch[b"data"], expected[b"data"])
+    assert batch[b"data"].tolist() == [[1, 2, 240], [4, 5, 6]]
 
 
-def test_items_are_taken_ahead_and_an_error_arrives_in_its_place():
-    taken = []
+def test_a_pickle_is_sealed(tmp_path):
+    """Whoever reads a file as it is has its checksum, and any reader of pickles reads it."""
+    utils.save_pickle(tmp_path / "p.pkl", {"a": [1, 2]})
+    assert pickle.loads(files.read_sealed(tmp_path / "p.pkl")) == {"a": [1, 2]}  # noqa: S301  our own file
+    assert utils.load_pickle(tmp_path / "p.pkl") == {"a": [1, 2]}
+    flip_bit_of(tmp_path / "p.pkl")
+    with pytest.raises(EkgError, match="p.pkl: damaged, its checksum is wrong"):
+        files.read_sealed(tmp_path / "p.pkl")
+    with pytest.raises(EkgError, match="p.pkl: not a readable pickle of plain data"):
+        utils.load_pickle(tmp_path / "p.pkl")
 
-    def items():
-        for number in range(5):
-            taken.append(number)
-            yield number
-        raise ValueError("after the last")
-    found = utils.prefetched(items(), depth=2)
-    assert next(found) == 0 and next(found) == 1
-    with pytest.raises(ValueError, match="after the last"):
-        for number in found:
-            assert number in taken
-    assert taken == list(range(5)) and list(utils.prefetched(range(3), depth=5)) == [0, 1, 2]
+
+# ---------------------------------------------------------------- running a script
+
+@pytest.fixture
+def handlers():
+    """Puts this process's signal handlers back, and nobody asks it to end."""
+    before = {number: signal.getsignal(number) for number in utils.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    stopping.request(None)
+
+
+def test_arguments_that_an_error_names_get_their_flags():
+    text = "`data_path` /nowhere: `data_path` or `dataset` is wrong, `steps` and data_path are not flags, `not a name`."
+    assert utils.with_flags(text, {"data_path": 1, "dataset": 2, "seed": 3}) == (
+        "--data_path /nowhere: --data_path or --dataset is wrong, `steps` and data_path are not flags, `not a name`.")
+    assert utils.with_flags(text, ()) == text
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (EkgError("`seed` and `steps` are wrong."), 2, "error: --seed and `steps` are wrong."),
+    (OSError(28, "No space left on device", "/x"), 2, "error: [Errno 28] No space left on device: '/x'"),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM"), 2, "error: out of memory; lower --batch_size or the batch of the "
+     "phase that ran, or raise --accum."),
+    (FloatingPointError("loss became non-finite."), 1, "error: loss became non-finite.")])
+def test_errors_are_one_line_and_an_exit_code(capsys, handlers, error, code, line):
+    def main(_):
+        raise error
+    with pytest.raises(SystemExit) as exit_info:
+        utils.run_script(main, lambda: argparse.Namespace(seed=1))
+    assert exit_info.value.code == code and capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
-def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, number, code):
-    codes = []
+def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, handlers, number, code):
+    codes, steps = [], []
 
-    def leave(found):
-        codes.append(found)
-        raise SystemExit(found)
+    def leave(exit_code):
+        codes.append(exit_code)
+        raise SystemExit(exit_code)
     monkeypatch.setattr(utils.os, "_exit", leave)
-    monkeypatch.setattr(utils, "_stop", utils._StopRequest())
-    before = {each: signal.getsignal(each) for each in utils.STOP_SIGNALS}
-    steps = []
 
     def main(_):
         while len(steps) < 10:
             steps.append(1)
             if len(steps) == 3:
                 os.kill(os.getpid(), number)
-            assert utils.is_stopping() == (len(steps) >= 3)
-            utils.check_stopped()
-    try:
-        with pytest.raises(SystemExit):
-            utils.run_script(main, lambda: None)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+            assert stopping.requested() == (number if len(steps) >= 3 else 0)
+            stopping.check()
+    with pytest.raises(SystemExit):
+        utils.run_script(main, lambda: argparse.Namespace(overwrite=True))
     assert codes == [code] and len(steps) == 3
-    assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().err
-
-
-def test_asked_twice_by_ctrl_c_it_stops_at_once():
-    stop = utils._StopRequest()
-    stop.receive(signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
-        stop.receive(signal.SIGINT, None)
-
-
-def test_the_peak_memory_is_the_own_one_and_not_that_of_who_started_the_process():
-    code = """import numpy as np, utils
-before = utils.peak_memory_mib()
-block = np.ones(2**25)
-del block
-print(before, utils.peak_memory_mib() - before)"""
-    large = np.ones(2**27)
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout  # noqa: S603
-    before, growth = map(float, output.split())
-    assert 50 < before < large.nbytes / 2**20 < utils.peak_memory_mib() and 240 < growth < 300
+    assert f"stopped by {number.name}; the same command without --overwrite goes on" in capsys.readouterr().err

@@ -2,158 +2,162 @@ import shutil
 
 import numpy as np
 import pytest
-from ekg.greedy_search import HistoryEntry
 
 import ekg
-import utils
-from ekg import memory_bank
-from ekg.devices import Team
+from ekg import stopping
+from ekg.data import Batches
+from ekg.distil import bank, bank_files
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.helpers import mirrored, random_subnetwork
 
+# ---------------------------------------------------------------- which sub-networks teach
 
 def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
     # Aims: 0.1, 0.26, 0.42, 0.58, 0.74 (range 0.8 to the last network, which is no candidate itself)
     losses = [0.3, 0.1, 0.25, 0.45, 0.5, 0.8, 0.6, 0.9]
-    assert memory_bank.select_teachers(losses, 5) == [1, 2, 3, 6, 5]
+    assert bank.select_teachers(losses, 5) == [1, 2, 3, 6, 5]
 
 
-def test_no_subnetwork_teaches_twice():
-    assert memory_bank.select_teachers([0.1, 0.11, 0.12, 0.9], 3) == [0, 1, 2]
-    assert memory_bank.select_teachers([0.2, 0.1, 0.9], 5) == [1, 0]
+def test_no_subnetwork_teaches_twice(caplog):
+    assert bank.select_teachers([0.1, 0.11, 0.12, 0.9], 3) == [0, 1, 2]
+    assert not caplog.records
+    assert bank.select_teachers([0.2, 0.1, 0.9], 5) == [1, 0]
+    assert "the search found 2 interim sub-networks, so the bank holds 2 teachers instead of 5" in caplog.text
+
+
+# ---------------------------------------------------------------- what a bank holds
+
+def entry_of(step, subnetwork):
+    return ekg.HistoryEntry(step, None, subnetwork, 1.0, 0.1 * step, 0.5, 0.0, 1, 0.0)
 
 
 @pytest.fixture
 def teachers(tiny_resnet):
+    """A supernet and three of its sub-networks as history entries."""
     supernet = ekg.Supernet(tiny_resnet)
-    return supernet, [HistoryEntry(seed, None, random_subnetwork(supernet, seed), 1.0, 0.1 * seed, 0.5, 0.0, 1, 0.0)
-                      for seed in range(3)]
+    return supernet, [entry_of(seed, random_subnetwork(supernet, seed)) for seed in range(3)]
 
 
-def build(folder, teachers, data, batch_size=20):
-    memory_bank.build(folder, teachers[0], teachers[1], data.train, data.normalise, batch_size=batch_size)
-    return memory_bank.open_bank(folder)
+def build(folder, teachers, data, batch_size=20, compute=None):
+    bank.build_bank(folder, *teachers, Batches(data.train, data.normalise, batch_size), compute)
+    return bank.open_bank(folder)
 
 
 def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teachers):
-    """Every row that fine-tuning reads is what the teachers say of the image beside it, found by its pixels."""
-    bank = build(tmp_path / "bank", teachers, tiny_data)
-    assert bank.logits.shape == (96, 3, 3) and bank.logits.dtype == np.float32
-    said = {}
+    """Every row that fine-tuning reads is what the teachers say of the image beside it, told by its pixels."""
+    built = build(tmp_path / "bank", teachers, tiny_data)
+    assert built.logits.shape == (96, 3, 3) and built.logits.dtype == np.float32
+    logits_of = {}
     for start, stop in ((0, 19), (19, 38), (38, 57), (57, 76), (76, 96)):  # batches of at most 20, of even size
         images = tiny_data.train.images[start:stop]
         logits = np.stack([teachers[0].logits(tiny_data.normalise(images), teacher.subnetwork)
                            for teacher in teachers[1]], axis=1)
-        said.update({image.tobytes(): row for image, row in zip(images, logits)})
-    assert len(said) == 96
+        logits_of.update({image.tobytes(): row for image, row in zip(images, logits)})
+    assert len(logits_of) == 96
     for batch in tiny_data.epoch(32, seed=5, epoch=0):
-        rows = bank.rows(batch["index"])
+        rows = built.rows(batch["index"])
         assert rows.dtype == np.float32 and type(rows) is np.ndarray
-        expected = np.stack([said[image.tobytes()] for image in batch["images"]])
+        expected = np.stack([logits_of[image.tobytes()] for image in batch["images"]])
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
+    array = np.random.default_rng(0).normal(size=(500, 2, 3)).astype(np.float32)
+    (tmp_path / bank_files.ARRAY_FILE).write_bytes(bank_files.header(array.shape, np.float32) + array.tobytes())
+    index = np.random.default_rng(1).integers(0, 500, 150)
+    np.testing.assert_array_equal(bank.open_bank(tmp_path).rows(index), array[index])
+
+
+def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr(bank_files, "HALF_PRECISION_CLASSES", 3)
+    supernet = ekg.Supernet(make_tiny_resnet())
+    teachers = supernet, [entry_of(0, supernet.whole())]
+    built = build(tmp_path, teachers, tiny_data, batch_size=96)
+    expected = supernet.logits(tiny_data.normalise(tiny_data.train.images), supernet.whole())
+    assert built.logits.dtype == built.rows(np.array([1])).dtype == np.float16
+    np.testing.assert_allclose(built.logits[:, 0], expected, rtol=1e-3, atol=1e-3)
+    supernet.model.get_layer("fc").bias.assign([1e5, 0, 0])
+    with pytest.raises(FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"):
+        build(tmp_path / "other", teachers, tiny_data, batch_size=96)
+
+
+def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
+    """Five batches among three members: the last round is not full."""
+    for name, team in (("alone", ekg.Team()), ("team", ekg.Team(mirrored(3)))):
+        build(tmp_path / name, teachers, tiny_data, compute=ekg.Compute(team))
+    assert (tmp_path / "team" / "logits.npy").read_bytes() == (tmp_path / "alone" / "logits.npy").read_bytes()
+
+
+# ---------------------------------------------------------------- its files
+
 def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
-    entries = teachers[1]
-    info = memory_bank.describe(teachers[0], tiny_data.train, entries)
-    assert memory_bank.count_good(tmp_path, info) == 0
+    supernet, entries = teachers
+    info = bank_files.describe(supernet, tiny_data.train, entries)
+    assert bank_files.count_good(tmp_path, info) == 0
     build(tmp_path, teachers, tiny_data)
-    assert memory_bank.count_good(tmp_path, info) == 96
+    assert bank_files.count_good(tmp_path, info) == 96
     array = (tmp_path / "logits.npy").read_bytes()
-    with pytest.raises(utils.UserError, match="belongs to another run, its teachers differ"):
-        memory_bank.count_good(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries[:2]))
-    randomise_(teachers[0].model, seed=7)
+    with pytest.raises(ekg.EkgError, match="belongs to another run, its teachers differ"):
+        bank_files.count_good(tmp_path, bank_files.describe(supernet, tiny_data.train, entries[:2]))
+    randomise_(supernet.model, seed=7)
     tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
-    with pytest.raises(utils.UserError, match="belongs to another run, its network and data differ"):
-        memory_bank.count_good(tmp_path, memory_bank.describe(teachers[0], tiny_data.train, entries))
+    with pytest.raises(ekg.EkgError, match="belongs to another run, its network and data differ"):
+        bank_files.count_good(tmp_path, bank_files.describe(supernet, tiny_data.train, entries))
     assert (tmp_path / "logits.npy").read_bytes() == array
 
 
 def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teachers, monkeypatch):
     """96 rows in batches of at most 20 and blocks of at most 40: 38, 38 and 20 rows."""
-    monkeypatch.setattr(memory_bank, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(bank_files, "BLOCK_ROWS", 40)
     build(tmp_path / "whole", teachers, tiny_data)
     calls = []
 
     def stop():
         calls.append(1)
         if len(calls) == 3:
-            raise utils.Stopped(15)
+            raise stopping.Stopped(15)
     with monkeypatch.context() as patch:
-        patch.setattr(utils, "check_stopped", stop)
-        with pytest.raises(utils.Stopped):
+        patch.setattr(stopping, "check", stop)
+        with pytest.raises(stopping.Stopped):
             build(tmp_path / "bank", teachers, tiny_data)
-    info = memory_bank.describe(teachers[0], tiny_data.train, teachers[1])
-    assert memory_bank.count_good(tmp_path / "bank", info) == 57
+    info = bank_files.describe(teachers[0], tiny_data.train, teachers[1])
+    assert bank_files.count_good(tmp_path / "bank", info) == 57
     with open(tmp_path / "bank" / "logits.npy", "ab") as file:
         file.write(b"half a row")  # as a kill within a write leaves
     build(tmp_path / "bank", teachers, tiny_data)
     assert (tmp_path / "bank" / "logits.npy").read_bytes() == (tmp_path / "whole" / "logits.npy").read_bytes()
-    assert memory_bank.count_good(tmp_path / "bank", info) == 96
+    assert bank_files.count_good(tmp_path / "bank", info) == 96
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "blocks.jsonl", "bank.json"])
 def test_a_damaged_bank_is_built_from_its_first_bad_block_on(tmp_path, tiny_data, teachers, monkeypatch, caplog, name):
-    monkeypatch.setattr(memory_bank, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(bank_files, "BLOCK_ROWS", 20)
     build(tmp_path, teachers, tiny_data)
-    info = memory_bank.describe(teachers[0], tiny_data.train, teachers[1])
+    info = bank_files.describe(teachers[0], tiny_data.train, teachers[1])
     array, whole = (tmp_path / "logits.npy").read_bytes(), (tmp_path / name).read_bytes()
     for cut in (False, True):
         for offset in np.linspace(0, len(whole) - 2, 50).astype(int):
             caplog.clear()
             damaged = whole[:offset] if cut else whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1:]
             (tmp_path / name).write_bytes(damaged)
-            good = memory_bank.count_good(tmp_path, info)
+            good = bank_files.count_good(tmp_path, info)
             assert good in (0, 19, 38, 57, 76) and (f"{name}: damaged" in caplog.text or "rows are good" in caplog.text)
             if name == "logits.npy" and offset >= 128:
                 assert good == max(stop for stop in (0, 19, 38, 57, 76) if 128 + stop * 36 <= offset)
             (tmp_path / name).write_bytes(whole)
     (tmp_path / name).write_bytes(whole[:len(whole) // 2])
     build(tmp_path, teachers, tiny_data)
-    assert (tmp_path / "logits.npy").read_bytes() == array and memory_bank.count_good(tmp_path, info) == 96
-
-
-def test_a_bank_is_never_read_whole(tmp_path, tiny_data, teachers):
-    assert isinstance(build(tmp_path, teachers, tiny_data).logits, np.memmap)
+    assert (tmp_path / "logits.npy").read_bytes() == array and bank_files.count_good(tmp_path, info) == 96
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, tiny_data, teachers, monkeypatch):
-    monkeypatch.setattr(memory_bank.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3455))
-    with pytest.raises(utils.UserError, match="needs 3,456 bytes and 3,455 are free"):
+    monkeypatch.setattr(bank_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3455))
+    with pytest.raises(ekg.EkgError, match="needs 3,456 bytes and 3,455 are free.* or lower `num_teacher`"):
         build(tmp_path, teachers, tiny_data)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers):
     (tmp_path / "file").write_text("")
-    with pytest.raises(utils.UserError, match="file/bank: the memory bank cannot be written"):
+    with pytest.raises(ekg.EkgError, match="file/bank: the memory bank cannot be written"):
         build(tmp_path / "file" / "bank", teachers, tiny_data)
-
-
-def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(memory_bank, "HALF_PRECISION_CLASSES", 3)
-    supernet = ekg.Supernet(make_tiny_resnet())
-    whole = [HistoryEntry(0, None, supernet.whole(), 1.0, 0.1, 0.5, 0.0, 1, 0.0)]
-    bank = build(tmp_path, (supernet, whole), tiny_data, batch_size=96)
-    expected = supernet.logits(tiny_data.normalise(tiny_data.train.images), supernet.whole())
-    assert bank.logits.dtype == bank.rows(np.array([1])).dtype == np.float16
-    np.testing.assert_allclose(bank.logits[:, 0], expected, rtol=1e-3, atol=1e-3)
-    supernet.model.get_layer("fc").bias.assign([1e5, 0, 0])
-    with pytest.raises(FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"):
-        build(tmp_path / "other", (supernet, whole), tiny_data, batch_size=96)
-
-
-def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
-    array = np.random.default_rng(0).normal(size=(500, 2, 3)).astype(np.float32)
-    with open(tmp_path / memory_bank.ARRAY_FILE, "wb") as file:
-        memory_bank.write_header(file, array.shape, np.float32)
-        file.write(array.tobytes())
-    index = np.random.default_rng(1).integers(0, 500, 150)
-    np.testing.assert_array_equal(memory_bank.open_bank(tmp_path).rows(index), array[index])
-
-
-def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
-    """Five batches among three members: the last round is not full."""
-    for name, team in (("alone", None), ("team", Team(mirrored(3)))):
-        memory_bank.build(tmp_path / name, *teachers, tiny_data.train, tiny_data.normalise, batch_size=20, team=team)
-    assert (tmp_path / "team" / "logits.npy").read_bytes() == (tmp_path / "alone" / "logits.npy").read_bytes()

@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ekg.graph import execute
 from ekg.graph.execute import ExecutionOptions
@@ -27,3 +29,22 @@ def test_a_frozen_batch_norm_keeps_its_moving_statistics(tiny_resnet, images):
     logits, _ = forward(*variables, images, True)
     expected, _ = tiny_resnet.stateless_call(*variables, images, training=True)
     assert relative_difference(logits, expected) < 1e-5
+
+
+@pytest.mark.parametrize("num_inputs", [1, 3, 5, 8])
+def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_it_reads(num_inputs):
+    """Some CPUs' kernels of that operation return another one where it reads few channels."""
+    inputs = keras.Input((8, 8, num_inputs))
+    model = keras.Model(inputs, keras.layers.Conv2D(5, 1, strides=2, padding="same", use_bias=False)(inputs))
+    rng, forward = np.random.default_rng(0), execute.pure_forward(model)
+    x, direction = rng.normal(size=(7, 8, 8, num_inputs)), rng.normal(size=(7, 4, 4, 5))
+    images, slope = tf.constant(x, tf.float32), tf.constant(direction, tf.float32)
+
+    @tf.function
+    def gradient(kernel):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            loss = tf.reduce_sum(forward([kernel], [], images, True)[0] * slope)
+        return tape.gradient(loss, kernel)
+    expected = np.einsum("bhwi,bhwo->io", x[:, ::2, ::2], direction)
+    assert relative_difference(gradient(tf.constant(model.get_weights()[0]))[0, 0], expected) < 1e-5

@@ -99,7 +99,5 @@ def test_a_training_that_is_asked_to_end_goes_on_to_the_same_weights(tmp_path, t
     assert all((a == b).all() for a, b in zip(undisturbed.model.get_weights(), other.model.get_weights()))
     curves = [[line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")]
               for folder in folders]
-    assert [line["step"] for line in curves[0]] == [1, 2]
+    assert [line["step"] for line in curves[0]] == [1, 2] and curves[0] == curves[1]
     assert [line["learning_rate"] for line in curves[0]] == pytest.approx([0.05, 0.01])
-    for line, again in zip(*curves, strict=True):
-        assert line == pytest.approx(again, rel=1e-6)  # sums that went through a file were float32 before

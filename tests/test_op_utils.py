@@ -1,0 +1,94 @@
+import json
+import os
+
+import pytest
+import tensorflow as tf
+
+import op_utils
+from ekg.errors import EkgError
+from op_utils import DeviceSettings
+
+WORKERS = ["a.cluster:8888", "b.cluster:8888"]
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(EkgError, match="`gpu_id` 99: this machine has"):
+        op_utils.make_strategy(DeviceSettings(gpu_id=(99,)))
+
+
+@pytest.mark.parametrize(("chosen", "message"), [
+    ({"virtual_devices": 2, "gpu_id": (0,)}, "`virtual_devices` and `gpu_id` exclude each other"),
+    ({"virtual_devices": 2, "strategy": "multi_worker"}, "`virtual_devices` and the multi_worker `strategy` exclude")])
+def test_devices_that_exclude_each_other_are_refused(chosen, message):
+    with pytest.raises(EkgError, match=message):
+        DeviceSettings(**chosen)
+
+
+def test_the_cpu_is_split_if_asked():
+    strategy = op_utils.make_strategy(DeviceSettings(virtual_devices=2))
+    assert [device[-5:] for device in strategy.extended.worker_devices] == ["CPU:0", "CPU:1"]
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    message = r"`batch_size` 24 must be a multiple of 10 = 2 devices x 5 micro-batches"
+    with pytest.raises(EkgError, match=message):
+        op_utils.check_batch("batch_size", 24, {"devices": 2, "micro-batches": 5})
+    op_utils.check_batch("batch_size", 30, {"devices": 2, "micro-batches": 5})
+
+
+def test_xla_choice():
+    assert op_utils.use_xla("on") and not op_utils.use_xla("off")
+    assert op_utils.use_xla("auto") == bool(tf.config.list_physical_devices("GPU"))
+
+
+# ---------------------------------------------------------------- clusters
+
+@pytest.mark.parametrize("config", [
+    "{", "[]", "{}", json.dumps({"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}),
+    json.dumps({"cluster": {"worker": ["host"]}, "task": {"type": "worker", "index": 0}}),
+    json.dumps({"cluster": {"ps": WORKERS}, "task": {"type": "ps", "index": 0}}),
+    json.dumps({"cluster": {"worker": WORKERS}}), json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "worker"}}),
+    json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "chief", "index": 0}}),
+    json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "worker", "index": 2}}),
+    json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "worker", "index": "0"}})])
+def test_a_malformed_cluster_is_one_clear_line(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(EkgError, match="^TF_CONFIG: .*it must look like"):
+        op_utils.make_strategy(DeviceSettings(strategy="multi_worker"))
+
+
+def test_a_cluster_that_nobody_names_is_said(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name == "TF_CONFIG"]:
+        monkeypatch.delenv(name)
+    with pytest.raises(EkgError, match="`strategy` multi_worker: neither TF_CONFIG nor SLURM names the workers"):
+        op_utils.make_strategy(DeviceSettings(strategy="multi_worker"))
+
+
+def test_slurm_names_the_workers(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name, value in {"PROCID": "1", "STEP_NODELIST": "node[3-4]", "STEP_NUM_TASKS": "2", "STEP_TASKS_PER_NODE": "1(x2)",
+                        "NTASKS": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    resolver = op_utils._make_resolver()
+    assert resolver.cluster_spec().as_dict() == {"worker": ["node3:8888", "node4:8888"]}
+    assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "many")
+    with pytest.raises(EkgError, match="SLURM's variables cannot be understood"):
+        op_utils._make_resolver()
+
+
+# ---------------------------------------------------------------- code
+
+def test_the_hash_of_the_code_is_of_every_source_file(monkeypatch, tmp_path):
+    """Workers compare it: a change in any folder of the sources is noticed, one beside them is not."""
+    monkeypatch.setattr(op_utils, "__file__", str(tmp_path / "op_utils.py"))
+    sources = ("op_utils.py", "ekg/files.py", "ekg/graph/calls.py", "nets/resnet.py", "dataloader/cifar.py")
+    for name in (*sources, "tests/test_op_utils.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    hashes = [op_utils.hash_code()]
+    for name in sources:
+        (tmp_path / name).write_text("two")
+        hashes.append(op_utils.hash_code())
+    (tmp_path / "tests/test_op_utils.py").write_text("two")
+    assert len(set(hashes)) == 6 and op_utils.hash_code() == hashes[-1]
