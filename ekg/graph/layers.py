@@ -28,6 +28,12 @@ class Weight:
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if any(axis not in (IN, OUT, None) for axis in self.axes):
+            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
+        if not set(self.filter_axes) <= set(range(len(self.axes))):
+            raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
@@ -56,6 +62,8 @@ class LayerRecord:
         unknown = [name for name in self.multiplies if name not in self.weights]
         if unknown:
             raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
+        if self.mixes and self.resize is None:
+            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
         if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
 
@@ -76,11 +84,20 @@ _VECTOR = Weight((OUT,))
 
 
 def _run_convolution(layer, variables, args, _training, options):
-    """Computes a convolution in another number format than that of its weights."""
-    if options.dtype == "float32":
+    """Computes a convolution in another number format than that of its weights, or a strided one of single pixels.
+
+    The latter reads every stride-th pixel alone, so those are taken before. Of the strided operation itself some builds of
+    TensorFlow's CPU kernels return a wrong gradient of the kernel where it reads fewer than eight channels.
+    """
+    is_strided_pointwise = tuple(layer.kernel_size) == (1, 1) and max(layer.strides) > 1 and layer.groups == 1 and (
+        layer.data_format == "channels_last")
+    if options.dtype == "float32" and not is_strided_pointwise:
         return None
     x, *values = (keras.ops.cast(value, options.dtype) for value in (args[0], *variables))
-    y = keras.ops.conv(x, values[0], layer.strides, layer.padding, layer.data_format, layer.dilation_rate)
+    strides = layer.strides
+    if is_strided_pointwise:
+        x, strides = x[:, ::strides[0], ::strides[1]], (1, 1)
+    y = keras.ops.conv(x, values[0], strides, layer.padding, layer.data_format, layer.dilation_rate)
     return layer.activation(y + values[1] if layer.use_bias else y), []
 
 

@@ -54,7 +54,7 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
     """
     if settings is not None and changes:
         raise EkgError(f"`settings` and `{next(iter(changes))}` exclude each other; put it into the settings.")
-    settings = settings or SearchSettings.make(changes)
+    settings = SearchSettings.make(vars(settings) if settings is not None else changes)
     check_target(supernet, settings.target_rate)
     with full_float32():
         return _Search(supernet, data, settings, seed, compute or Compute(), on_step, state_file).run(list(history))

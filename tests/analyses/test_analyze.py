@@ -84,7 +84,7 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
 def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("condition", params / "one.pkl", *DIGITS, "--images", "test", "--max_products", 2, "--out", tmp_path)
-    assert exit_info.value.code == 3
+    assert exit_info.value.code == 4
     assert "not known to the tolerance: those of network one (residuals" in capsys.readouterr().err
     row, = utils.read_json(tmp_path / "condition.json")["rows"]
     assert row["products"] == 2 and not row["converged"] and row["residual_smallest"] > 0
@@ -120,7 +120,7 @@ def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "measure_subnetworks", lambda *_, **__: [rows[0] | {"converged": False}])
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(*argv[:-1], tmp_path / "one")
-    assert exit_info.value.code == 3 and len(utils.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
+    assert exit_info.value.code == 4 and len(utils.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
 
 
 def test_coefficients_equal_scipys_and_intervals_hold_them():
@@ -174,7 +174,7 @@ def test_criteria_are_compared(params, tmp_path, runs):
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--criteria", "l1", "--max_products", 2,
                      "--out", tmp_path)
-    assert exit_info.value.code == 3
+    assert exit_info.value.code == 4
     assert len(runs) == 3 and runs[0][-2:] == ["--train_epoch", "1"] and runs[0][1].endswith("train_cifar.py")
     assert min(size_of(tmp_path / "criteria.png")) > 100
 
