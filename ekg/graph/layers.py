@@ -62,10 +62,10 @@ class LayerRecord:
         unknown = [name for name in self.multiplies if name not in self.weights]
         if unknown:
             raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
-        if self.mixes and self.resize is None:
-            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
         if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
+        if self.mixes and self.resize is None:
+            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
 
     @property
     def kernel(self):
