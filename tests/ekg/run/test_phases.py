@@ -1,0 +1,100 @@
+"""A search that was stopped goes on, whatever became of the file in which it kept what it knows."""
+
+import dataclasses
+import io
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+import utils
+from ekg import files, stopping
+from ekg.devices.compute import Compute
+from ekg.network.supernet import Supernet
+from ekg.run.folder import RunFolder
+from ekg.run.job import Job
+from ekg.run.phases import SearchPhase
+from ekg.search.objective import Objective
+from ekg.settings import JobSettings, SearchSettings
+from tests.conftest import make_data, make_tiny_resnet
+from tests.damage import flip_bit_of
+
+SETTINGS = JobSettings(search=SearchSettings(target_rate=0.4, search_batch_size=40, val_per_class=16))
+STOPPED_BEHIND = 2  # search step
+GREEDY = "ekg.search.greedy"
+
+
+def search(folder):
+    """Runs the search of a run, or what is left of it, and returns the history without the seconds."""
+    history = SearchPhase(Job(SETTINGS, make_data(), None, Compute(), folder)).run(Supernet(make_tiny_resnet()))
+    return [dataclasses.replace(entry, seconds=0) for entry in history]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(RunFolder, history) of a search that nothing disturbed."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("undisturbed"), {})
+    return folder, search(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The RunFolder of a search that was asked to end."""
+    folder, original = RunFolder.create(tmp_path_factory.mktemp("stopped"), {}), RunFolder.append_history
+
+    def append(self, entry):
+        original(self, entry)
+        if entry.step == STOPPED_BEHIND:
+            stopping.request(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append_history", append)
+        with pytest.raises(stopping.Stopped):
+            search(folder)
+    stopping.request(None)
+    return folder
+
+
+def leave(_):
+    """The state stays as it is."""
+
+
+def cut_short(folder):
+    state = folder / "search_state.npz"
+    state.write_bytes(state.read_bytes()[:-100])
+
+
+def put_former_state(folder):
+    """Keeps the state as a run of an earlier version did."""
+    state = np.load(io.BytesIO(files.read_sealed(folder / "search_state.npz")))
+    utils.save_pickle(folder / "search_state.pkl", {"knowledge": state["knowledge"], "num_learned": int(state["num_added"])})
+    (folder / "search_state.npz").unlink()
+
+
+@pytest.mark.parametrize(("change", "is_read", "warning"), [
+    (leave, True, ""), (lambda folder: flip_bit_of(folder / "search_state.npz"), False, "search_state.npz: damaged"),
+    (cut_short, False, "search_state.npz: damaged"),
+    (lambda folder: (folder / "search_state.npz").write_bytes(b""), False, "search_state.npz: damaged"),
+    (lambda folder: (folder / "search_state.npz").unlink(), False, ""), (put_former_state, False, "")])
+def test_a_search_goes_on_with_its_state_or_without(undisturbed, stopped, tmp_path, monkeypatch, caplog, change, is_read,
+                                                    warning):
+    folder, restored, original = RunFolder(tmp_path / "run"), [], Objective.restore_knowledge
+
+    def restore(self, knowledge, num_added):
+        restored.append(num_added)
+        original(self, knowledge, num_added)
+    monkeypatch.setattr(Objective, "restore_knowledge", restore)
+    shutil.copytree(stopped.path, folder.path)
+    change(folder)
+    assert len(folder.history()) == STOPPED_BEHIND + 1 < len(undisturbed[1])
+    assert search(folder) == undisturbed[1]
+    assert restored == ([STOPPED_BEHIND + 1] if is_read else [])
+    messages = [record.getMessage() for record in caplog.records if (record.levelname, record.name) == ("WARNING", GREEDY)]
+    assert len(messages) == bool(warning) and all(warning in message for message in messages)
+    curves = [files.read_json_lines(run / "curves.jsonl") for run in (folder, undisturbed[0])]
+    assert curves[0] == curves[1]
+
+
+def test_a_finished_search_is_read_and_not_made_again(undisturbed, monkeypatch):
+    monkeypatch.setattr("ekg.run.phases.search", None)
+    assert search(undisturbed[0]) == undisturbed[1]
