@@ -94,7 +94,7 @@ def _to_uint8(image):
 
 # ---------------------------------------------------------------- splits and data set
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FileSplit:
     """Labelled images in files.
 
@@ -106,6 +106,9 @@ class FileSplit:
     files: np.ndarray
     labels: np.ndarray
     memory_budget: int
+
+    def __repr__(self):
+        return f"{type(self).__name__}({len(self)} images in files)"
 
     def __len__(self):
         return len(self.labels)

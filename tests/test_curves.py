@@ -7,8 +7,8 @@ import utils
 from ekg import files
 from tests import small_jobs
 
-ARGUMENTS = ("--target_rate", "0.8", "--train_epoch", "2", "--baseline_epoch", "2", "--num_teacher", "2", "--batch_size", "40",
-             "--subset_per_class", "40", "--search_batch_size", "60", "--val_batch_size", "40")
+ARGUMENTS = ("--target_rate", "0.8", "--train_epoch", "2", "--baseline_epoch", "2", "--num_teacher", "2", "--batch_size",
+             "40", "--subset_per_class", "40", "--search_batch_size", "60", "--val_batch_size", "40")
 
 
 @pytest.fixture(scope="module")
