@@ -8,11 +8,11 @@ import numpy as np
 
 from analyses import published
 from analyses.conditions import check_converged, spectrum_values
-from analyses.results import known_rows, write_results
+from analyses.results import data_key, known_rows, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
 from ekg.data import Batches, TrainingBatches, mixed_order
-from ekg.distil import bank_files, losses
+from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
@@ -79,7 +79,7 @@ def study_correlation(subject, study, spectrum, out, compute):
 def _arguments(subject, study, spectrum):
     """Returns what the rows of a study depend on, as its folder keeps it."""
     return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
-            "dataset": subject.data.name, "data": bank_files.fingerprint(subject.data.train),
+            "dataset": subject.data.name, "data": data_key(subject.data.train),
             "train_epoch": study.train_epoch, "batch_size": subject.batch_size, **dataclasses.asdict(spectrum),
             "format": FORMAT}
 

@@ -44,9 +44,13 @@ def row_key(path, batches, *settings):
         batches: data.Batches that it is measured on.
         settings: whatever else the result depends on.
     """
-    fingerprint = bank_files.fingerprint(batches.split)
-    images = "".join(fingerprint[name][:16] for name in ("labels", "sample"))
-    return "|".join(map(str, (files.sha256(path), images, *settings, batches.batch_size)))
+    return "|".join(map(str, (files.sha256(path), data_key(batches.split), *settings, batches.batch_size)))
+
+
+def data_key(split):
+    """Returns a text that tells the images and labels of a data.Split from others."""
+    fingerprint = bank_files.fingerprint(split)
+    return "".join(fingerprint[name][:16] for name in ("labels", "sample"))
 
 
 def mean_and_deviation(values):

@@ -1,0 +1,98 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import dataloader
+from analyses import correlation
+from analyses.correlation import correlate, random_subnetwork
+from analyses.subject import Subject
+from ekg import files
+from ekg.devices.compute import Compute
+from ekg.errors import EkgError
+from ekg.settings import FineTuneSettings
+from tests.analyses.helpers import DIGITS, SPECTRUM, make_supernet, picture_size, run_analysis
+
+
+def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
+    argv = ("correlation", "--trained_param", params / "one.pkl", *DIGITS, "--subnetworks", 2, "--target_rate", 0.5,
+            "--tolerance", 100, "--out", tmp_path)
+    rows = run_analysis(*argv)
+    assert [row["number"] for row in rows] == [0, 1] and len({row["val_loss"] for row in rows}) == 2
+    assert all(0.4 < row["rate"] <= 0.5 and row["condition"] > 0 for row in rows)
+    assert all(set(row) == SPECTRUM | {"number", "rate", "val_loss", "condition", "tuned_loss", "tuned_top1"}
+               and row["batch_statistics"] for row in rows)
+    assert run_analysis(*argv) == rows and min(picture_size(tmp_path / "correlation.png")) > 300
+    with pytest.raises(EkgError, match="target_rate: 0.5 there, 0.6 here"):
+        run_analysis(*argv, "--target_rate", 0.6)
+    arguments = files.read_json(tmp_path / "arguments.json")
+    files.write_json(tmp_path / "arguments.json", arguments | {"format": 2})
+    with pytest.raises(EkgError, match="name a new `out`:\n  format: 2 there, 3 here"):
+        run_analysis(*argv)
+    monkeypatch.setattr(correlation, "measure_subnetworks", lambda *_: [rows[0] | {"converged": False}])
+    with pytest.raises(SystemExit) as exit_info:
+        run_analysis(*argv[:-1], tmp_path / "one")
+    assert exit_info.value.code == 4 and len(files.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
+
+
+def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(params, tmp_path, monkeypatch):
+    calls, supernet = [], make_supernet(params)
+    monkeypatch.setattr(correlation, "fit", lambda *args, **_: calls.append(args))
+    make_trainer, weight_decays = correlation.Trainer, []
+    monkeypatch.setattr(correlation, "Trainer", lambda *args, **options: weight_decays.append(options["weight_decay"])
+                        or make_trainer(*args, **options))
+    half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
+    subject = Subject("ResNet-20", dataloader.load("DIGITS"), None, 256)
+    metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute())
+    (_, trainer, batches, schedule), = calls
+    name = supernet.groups[0].name
+    kernels = [model.get_layer(name).kernel.numpy() for model in (trainer.model, supernet.model)]
+    assert kernels[0].shape[-1] == kernels[1].shape[-1] // 2
+    assert np.linalg.norm(kernels[0]) == pytest.approx(np.linalg.norm(kernels[1]), rel=1e-5)
+    usual = FineTuneSettings()
+    assert (schedule.learning_rate, schedule.decay_points, schedule.decay_rate, schedule.epochs) == (
+        usual.learning_rate, usual.decay_points, usual.decay_rate, 3)
+    assert weight_decays == [usual.weight_decay] and batches.batch_size == usual.batch_size
+    assert 0 < metrics.loss < 20
+
+
+def test_random_subnetworks_keep_the_rate(params):
+    supernet = make_supernet(params)
+    scores, subnetworks = np.arange(supernet.layout.num_channels, dtype=float), []
+    for seed in range(5):
+        subnetworks.append(random_subnetwork(supernet, scores, 0.45, np.random.default_rng(seed)))
+        assert 0.40 < supernet.rate(subnetworks[-1]) <= 0.45
+        assert subnetworks[-1].kept(0).max() == 15  # the most important channel stays
+    assert len({subnetwork.width for subnetwork in subnetworks}) == 5
+
+
+def test_coefficients_are_those_computed_by_hand():
+    # Deviations (-1, 0, 1) and (-10, -7, 17)/3: 9 / (√2 · √438/3). The order is the same.
+    coefficients = correlate([1, 2, 3], [1, 2, 10])
+    assert coefficients["pearson"] == pytest.approx(27 / math.sqrt(876)) and coefficients["spearman"] == pytest.approx(1)
+    # Equal numbers share a rank: (1.5, 1.5, 3), deviations (-1, -1, 2)/2.
+    assert correlate([1, 2, 3], [1, 1, 10])["spearman"] == pytest.approx(1.5 / math.sqrt(3))
+
+
+def test_intervals_are_those_computed_by_hand():
+    # Of 27 draws 6 give 0, 6 give 1, 6 give -1, and the others nothing.
+    coefficients = correlate([0, 1, 2], [0, 1, 0])
+    assert coefficients["pearson"] == pytest.approx(0) and coefficients["pearson_interval"] == pytest.approx([-1, 1])
+    assert correlate([0, 1], [1, 0])["spearman_interval"] == pytest.approx([-1, -1])
+    assert math.isnan(correlate([1, 1], [0, 1])["pearson"])
+
+
+def test_coefficients_equal_scipys_and_intervals_hold_them():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=40)
+    second = np.exp(first) + 0.3 * rng.normal(size=40)
+    coefficients = correlate(first, second)
+    assert coefficients["pearson"] == pytest.approx(stats.pearsonr(first, second).statistic)
+    assert coefficients["spearman"] == pytest.approx(stats.spearmanr(first, second).statistic)
+    for name in ("pearson", "spearman"):
+        low, high = coefficients[f"{name}_interval"]
+        assert low < coefficients[name] < high <= 1 and high - low < 0.5
+    expected = stats.bootstrap((first, second), lambda x, y: stats.pearsonr(x, y).statistic, paired=True, vectorized=False,
+                               n_resamples=2000, method="percentile", rng=1).confidence_interval
+    assert coefficients["pearson_interval"] == pytest.approx([expected.low, expected.high], abs=0.05)
