@@ -22,7 +22,7 @@ def test_criteria_are_compared(params, tmp_path, started):
 def test_figures_of_the_paper_stand_beside_runs_like_its_own(params, tmp_path, started, monkeypatch):
     # The networks of these folders are small; what counts is what their arguments say.
     monkeypatch.setattr(criteria, "kept_spectrum_values", lambda *_: {"condition": 0.1, "converged": True})
-    run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--criteria", "l1", "gbn", "--out", tmp_path, "--",
-                 "--arch", "ResNet-56")
+    run_analysis("criteria", "--trained_param", params / "one.pkl", *DIGITS, "--criteria", "l1", "gbn", "--out", tmp_path,
+                 "--", "--arch", "ResNet-56")
     assert files.read_json(tmp_path / "criteria.json")["published"] == {"l1": [0.1569, 0.4078, 93.57],
                                                                         "gbn": [0.0710, 0.0414, 93.70]}

@@ -278,7 +278,7 @@ def test_the_arguments_are_all_that_the_result_depends_on(script, prepare, tmp_p
     classes, required = SCRIPTS[script]
     arguments = prepare(tmp_path / "run", *required, script=script)
     affecting = {field.name for cls in classes for field in dataclasses.fields(cls) if about(field).affects != MACHINE}
-    assert set(arguments) == affecting | {"data", "use_xla", "versions"}
+    assert set(arguments) == affecting | {"data", "use_xla", "versions", "results_version"}
     assert "weight_decay" in arguments and "val_batch_size" not in arguments
     assert set(arguments["versions"]) == {"python", "tensorflow", "keras", "numpy"} and arguments["data"]["images"] == 840
 
