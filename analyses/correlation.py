@@ -97,15 +97,15 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
         folder: RunFolder; its history keeps every sub-network.
         compute: Compute of fine-tuning and test.
     """
-    batches = subject.batches()
-    objective = Objective(supernet, batches)
-    objective.add_knowledge(supernet.whole())
-    scores = criteria.ekg(objective, supernet.whole())
-    make_landscape = MaskedLandscapes(supernet, batches)
     known = known_rows(folder / HISTORY, "number")
-    for number in range(study.subnetworks):
-        if number in known:
-            continue
+    missing = [number for number in range(study.subnetworks) if number not in known]
+    if missing:
+        batches = subject.batches()
+        objective = Objective(supernet, batches)
+        objective.add_knowledge(supernet.whole())
+        scores = criteria.ekg(objective, supernet.whole())
+        make_landscape = MaskedLandscapes(supernet, batches)
+    for number in missing:
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,
                                        np.random.default_rng([SUBNETWORKS_SEED, number]))
         val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss

@@ -82,7 +82,7 @@ FIGURES = (
     Figures("ResNet-34", ILSVRC, "ensemble", "ensemble", "ekg", 0.549, 73.51, top5=91.27),
     Figures("ResNet-50", ILSVRC, "ensemble", "ensemble", "ekg", 0.55, 76.43, top5=93.13),
     Figures("ResNet-50", ILSVRC, "ensemble", "ensemble", "ekg", 0.45, 75.93, top5=92.82),
-    Figures("ResNet-50 of BYOL", ILSVRC, "ensemble", "ensemble", "ekg", 0.45, 76.60, top5=93.23),  # no network here
+    Figures("ResNet-50 of BYOL", ILSVRC, "ensemble", "ensemble", "ekg", 0.45, 76.60, top5=93.23),  # a name no run has
 )
 BY_KEY = {figures.key: figures for figures in FIGURES}
 

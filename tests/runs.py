@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import nets
-import utils  # noqa: F401, I001  first: it sets TensorFlow's environment
+import utils  # noqa: I001  first: it sets TensorFlow's environment
 from ekg import files
 
 ROOT = Path(__file__).parents[1]

@@ -9,12 +9,9 @@ from ekg.errors import EkgError
 from tests.analyses.helpers import DIGITS, run_analysis
 
 ROOT = Path(analyze.__file__).parent
-# scikit-learn, which the digits come from, needs SciPy itself.
 WITHOUT_OPTIONAL_PACKAGES = """
-import runpy, sys, types
+import runpy, sys
 sys.modules["scipy"] = sys.modules["matplotlib"] = None
-sys.modules["sklearn"] = types.ModuleType("sklearn")
-sys.modules["sklearn"].datasets = None
 sys.argv = ["analyze.py", "--help"]
 runpy.run_path("analyze.py", run_name="__main__")
 """

@@ -48,3 +48,14 @@ def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_i
         return tape.gradient(loss, kernel)
     expected = np.einsum("bhwi,bhwo->io", x[:, ::2, ::2], direction)
     assert relative_difference(gradient(tf.constant(model.get_weights()[0]))[0, 0], expected) < 1e-5
+
+
+def test_activations_have_the_format_asked_for_and_logits_float32(tiny_resnet, images):
+    forward, dtypes = execute.pure_forward(tiny_resnet, ExecutionOptions("bfloat16")), []
+    tiny_resnet.get_layer("a_out").call = lambda x: dtypes.append(x.dtype) or tf.nn.relu(x)
+    variables = execute.read_variables(tiny_resnet)
+    logits, statistics = tf.function(forward)(*variables, images, True)
+    assert dtypes == [tf.bfloat16] and logits.dtype == tf.float32
+    assert {value.dtype for value in statistics} == {tf.float32}
+    expected = execute.pure_forward(tiny_resnet)(*variables, images, True)[0]
+    assert relative_difference(logits, expected) < 0.05
