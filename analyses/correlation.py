@@ -12,6 +12,7 @@ from analyses.results import data_key, known_rows, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
 from ekg.data import Batches, TrainingBatches, mixed_order
+from ekg.devices.compute import full_float32
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
@@ -103,12 +104,14 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
         batches = subject.batches()
         objective = Objective(supernet, batches)
         objective.add_knowledge(supernet.whole())
-        scores = criteria.ekg(objective, supernet.whole())
+        with full_float32():
+            scores = criteria.ekg(objective, supernet.whole())
         make_landscape = MaskedLandscapes(supernet, batches)
     for number in missing:
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,
                                        np.random.default_rng([SUBNETWORKS_SEED, number]))
-        val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
+        with full_float32():
+            val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
         ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
         tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
                           compute)

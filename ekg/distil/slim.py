@@ -1,11 +1,15 @@
 """Slimming: from a sub-network to the dense network that fine-tuning starts from."""
 
+import logging
+
 import keras
 import numpy as np
 
 from ekg.devices.compute import Compute
 from ekg.graph.calls import Graph
 from ekg.train.evaluate import estimate_statistics_
+
+logger = logging.getLogger(__name__)
 
 MAX_CHANGE = 1e-2  # of a batch norm's normalised output in training, which has variance 1, where its kernel is rescaled
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
@@ -71,6 +75,7 @@ def restore_norms_(model, original):
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
         if np.abs(after - before).max() > MAX_CHANGE:
+            logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", layer.name)
             continue
         for weight in layer.weights:
             weight.assign(weight * factor)

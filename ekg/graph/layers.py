@@ -64,6 +64,9 @@ class LayerRecord:
             raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
         if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
+        if self.mixes and self.weights[self.kernel].axes[-2:] != (IN, OUT):
+            raise EkgError(f"`mixes` needs a kernel whose last axes are IN and OUT; {self.kernel!r} has "
+                           f"{self.weights[self.kernel].axes}.")
         if self.mixes and self.resize is None:
             raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
 
@@ -86,8 +89,8 @@ _VECTOR = Weight((OUT,))
 def _run_convolution(layer, variables, args, _training, options):
     """Computes a convolution in another number format than that of its weights, or a strided one of single pixels.
 
-    The latter reads every stride-th pixel alone, so those are taken before. Of the strided operation itself some builds of
-    TensorFlow's CPU kernels return a wrong gradient of the kernel where it reads fewer than eight channels.
+    A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation itself some of TensorFlow's
+    CPU kernels give a wrong gradient of the kernel where it reads fewer than eight channels.
     """
     is_strided_pointwise = tuple(layer.kernel_size) == (1, 1) and max(layer.strides) > 1 and layer.groups == 1 and (
         layer.data_format == "channels_last")
@@ -188,6 +191,19 @@ def classifier_of(graph):
     if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
         return None
     return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
+
+
+def check_logits(graph):
+    """Raises EkgError if the network ends in a softmax or sigmoid: the losses here take logits.
+
+    Args:
+        graph: graph.calls.Graph.
+    """
+    last = next((call.layer for call in graph.calls if call.output == graph.output), None)
+    squashes = (keras.activations.softmax, keras.activations.sigmoid)
+    if type(last) is layers.Softmax or getattr(last, "activation", None) in squashes:
+        raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
+                       "network without it, which returns logits.")
 
 
 def _is_softmax(layer):

@@ -42,7 +42,7 @@ def batch_norm(layer, weights, x, training, options):
 
 
 def supports(layer):
-    """Returns whether a batch norm's statistics are those of its own replica's batch alone, as batch_norm() takes them."""
+    """Returns whether batch_norm() computes a layer: no subclass, one axis, and no statistics shared between replicas."""
     is_plain = type(layer) is keras.layers.BatchNormalization and isinstance(layer.axis, int)
     return is_plain and not layer.synchronized and not getattr(layer, "renorm", False)
 

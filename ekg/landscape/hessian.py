@@ -15,11 +15,12 @@ from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.graph.layers import check_logits
 from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
 PARAMETERS = ("kernels", "all")
-SECOND_ORDER = ExecutionOptions(fuse_norms=False)  # the fused batch norm's second derivatives are slow
+SECOND_ORDER = ExecutionOptions(fuse_norms=False, norms_alone=True)  # the fused batch norm's second derivatives are slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +188,13 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         use_xla: whether to compile with XLA.
 
     Raises:
-        EkgError: parameters is neither, or a layer's second derivatives are not exact.
+        EkgError: parameters is neither, the network returns probabilities, or a layer's second
+            derivatives are not exact.
     """
     check_parameters(parameters)
-    check_second_derivatives(Graph(model), SECOND_ORDER, batch_statistics)
+    graph = Graph(model)
+    check_logits(graph)
+    check_second_derivatives(graph, SECOND_ORDER, batch_statistics)
     pure = pure_forward(model, SECOND_ORDER)
     trainable, non_trainable = read_variables(model)
     places = [i for i, value in enumerate(trainable) if parameters == "all" or len(value.shape) > 1]

@@ -56,6 +56,8 @@ def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_produc
     for products in range(1, max_products + 1):
         stopping.check()
         rest = np.asarray(multiply(basis[size - 1]), np.float64)
+        if not np.isfinite(rest).all():
+            raise FloatingPointError("a product with the Hessian is not finite; are the weights those of a trained network?")
         for _ in range(2):  # once is not enough in floating point
             share = basis[:size] @ rest
             rest = rest - share @ basis[:size]

@@ -34,7 +34,7 @@ def format_table(rows, whole_flops=None):
         rows: list of Row.
         whole_flops: FLOPs of the unpruned network, against which the rates stand; None takes those of the first row.
     """
-    whole_flops = whole_flops or rows[0].flops
+    whole_flops = whole_flops or next((row.flops for row in rows), None)
     head = ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1", "ms, batch 256",
             "images/s"]
     lines = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",

@@ -36,7 +36,7 @@ class HistoryEntry:
     spectrum: dict | None = None
 
     def to_json(self):
-        """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
+        """Returns a dict for JSON: this entry with the kept channels by group name, and the order of the channels."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if value["spectrum"] is None:
             del value["spectrum"]

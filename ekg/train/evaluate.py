@@ -7,9 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import stopping, tasks
-from ekg.devices.compute import Compiled, Compute, compiled, split_batch
+from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
+from ekg.errors import EkgError
 from ekg.graph import norms
+from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.graph.layers import check_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Evaluation:
     def __init__(self, model, batches, compute=None):
         """See evaluate()."""
         self._model, self._batches, self._team = model, batches, (compute or Compute()).team
+        check_logits(Graph(model))
         self._forward = pure_forward(model)
         self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
 
@@ -53,8 +57,10 @@ class Evaluation:
         padded, total = [np.minimum(indices, len(split) - 1) for indices in index_batches], np.zeros(3)
         for indices, read, images in zip(index_batches, padded, split.stream(padded)):
             batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
-            total += self._step(split_batch(self._team.strategy, batch)).numpy()
-            stopping.check()
+            with full_float32():
+                total += self._step(split_batch(self._team.strategy, batch)).numpy()
+            if num_workers == 1:  # one that left the others would let them wait
+                stopping.check()
             if progress is not None:
                 progress.update(int(batch["weight"].sum()) * num_workers)
         return Metrics(*(float(value) for value in total / len(split)))
@@ -87,31 +93,34 @@ def estimate_statistics_(model, batches, use_xla=False):
         batches: data.Batches; images of one share batch statistics.
         use_xla: whether to compile with XLA.
     """
-    forward = pure_forward(model, ExecutionOptions(collect_moments=True))
+    forward = pure_forward(model, ExecutionOptions(collect_moments=True, norms_alone=True))
     trainable, non_trainable = read_variables(model)
     position = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     places = [(position[id(layer.moving_mean)], position[id(layer.moving_variance)]) for layer in layers]
     # A norm that Keras computes moves its statistics: from zero to (1 - momentum) times those of the batch.
     shares = [1.0 if norms.supports(layer) else 1 - layer.momentum for layer in layers]
+    for layer, share in zip(layers, shares):
+        if share == 0 or len(layer._inbound_nodes) > 1:
+            why = "never move" if share == 0 else "belong to several calls"
+            raise EkgError(f"the moving statistics of layer {layer.name!r} {why}, so they cannot be estimated; freeze it.")
     for place in (place for pair in places for place in pair):
         non_trainable[place] = tf.zeros_like(non_trainable[place])
 
     def moments(trainable, non_trainable, images):
-        """Returns (mean, mean square) of every batch norm's input."""
+        """Returns (mean, variance) of every batch norm's input."""
         new = forward(trainable, non_trainable, images, True)[1]
-        means = [new[mean] / share for (mean, _), share in zip(places, shares)]
-        variances = [new[variance] / share for (_, variance), share in zip(places, shares)]
-        return [(mean, variance + mean**2) for mean, variance in zip(means, variances)]
+        return [(new[mean] / share, new[variance] / share) for (mean, variance), share in zip(places, shares)]
 
     moments = compiled(moments, "pass for batch norm statistics", use_xla)
     totals = [[0.0, 0.0] for _ in layers]
     for images in batches.images() if layers else ():
         stopping.check()
-        sums = moments(trainable, non_trainable, batches.normalise(images))
-        totals = [[total + value.numpy().astype(np.float64) * len(images) for total, value in zip(*pair)]
-                  for pair in zip(totals, sums)]
+        for total, pair in zip(totals, moments(trainable, non_trainable, batches.normalise(images))):
+            mean, variance = (value.numpy().astype(np.float64) for value in pair)
+            total[0] += len(images) * mean
+            total[1] += len(images) * (variance + mean**2)  # in float64: the square of a large mean hides a small variance
     for layer, (mean, square) in zip(layers, totals):
         mean, square = mean / batches.num_images, square / batches.num_images
         layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(square - mean**2)
+        layer.moving_variance.assign(np.maximum(square - mean**2, 0))

@@ -57,6 +57,7 @@ def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minu
             meter = EpochMeter(epoch, batches.num_steps, team.num_workers, progress, done, totals)
             means = train_epoch(trainer, prefetched(batches.epoch(epoch, team.shard, done)), schedule, meter,
                                 keeper.after_step)
+            keeper.after_epoch(meter.done, meter.totals)
             measured = measure(epoch + 1) if measure is not None else {}
             meter.show(measured)
         curves = means | measured | {"learning_rate": schedule(epoch)}
@@ -163,6 +164,12 @@ class _Keeper:
             stopping.check()
         if self._team.is_chief and time.monotonic() - self._last >= self._seconds:
             self._save(done, totals)
+
+    def after_epoch(self, done, totals):
+        """Raises Stopped behind a checkpoint of the whole epoch if a process got a signal: all ask each other here."""
+        if self._team.stop_signal():
+            self._team.on_chief(functools.partial(self._save, done, totals))
+            stopping.check()
 
     def _save(self, done, totals):
         totals = {name: float(value) for name, value in totals.items()}

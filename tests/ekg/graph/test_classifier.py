@@ -6,6 +6,9 @@ import pytest
 from keras import layers
 
 import ekg
+from ekg.data import Batches
+from ekg.landscape.hessian import model_landscape
+from ekg.train.evaluate import evaluate
 from tests.conftest import conv_bn, randomise_
 from tests.helpers import random_subnetwork, relative_difference
 
@@ -62,3 +65,14 @@ def test_an_output_layer_that_is_called_twice_keeps_its_weights(images):
     subnetwork = random_subnetwork(supernet, 0)
     cut = supernet.cut(subnetwork)
     assert relative_difference(cut(images), supernet.logits(images, subnetwork, training=False)) < 1e-4
+
+
+@pytest.mark.parametrize("head", ["softmax", "softmax_layer", "dense_softmax"])
+def test_probabilities_are_not_taken_for_logits(tiny_data, head):
+    heads = HEADS | {"dense_softmax": lambda: (POOL(name="pool"), layers.Dense(3, activation="softmax", name="fc"))}
+    model = with_head(*heads[head]())
+    batches = Batches(tiny_data.test, tiny_data.normalise, 8)
+    for use in (lambda: ekg.search(ekg.Supernet(model), tiny_data, target_rate=0.5), lambda: evaluate(model, batches),
+                lambda: model_landscape(model, batches)):
+        with pytest.raises(ekg.EkgError, match="`model` 'net' returns probabilities, by its last layer"):
+            use()
