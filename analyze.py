@@ -35,7 +35,7 @@ from ekg.search.criteria import CRITERIA
 from ekg.settings import add_flags, from_args
 from train_cifar import CifarSettings
 
-EXIT_NOT_CONVERGED = 3
+EXIT_NOT_CONVERGED = 4
 
 
 def parse_args(argv=None):
@@ -92,7 +92,7 @@ def make_runs(args):
 # ---------------------------------------------------------------- commands
 
 def condition(args):
-    """Condition numbers of stored networks; exit code 3 where an eigenvalue is not known to the tolerance."""
+    """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the tolerance."""
     return measure_conditions(make_subject(args), args.params, from_args(ImageSettings, args),
                               from_args(SpectrumSettings, args), args.parameters, args.out)
 
@@ -104,14 +104,14 @@ def landscape(args):
 
 
 def correlation(args):
-    """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 3 as of condition."""
+    """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
     compute = Compute(Team(op_utils.make_strategy()))  # before anything else touches a device
     return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
                              compute)
 
 
 def criteria(args):
-    """Prunes with each criterion at one rate; exit code 3 as of condition."""
+    """Prunes with each criterion at one rate; exit code 4 as of condition."""
     return compare_criteria(make_subject(args), make_runs(args), args.criteria, from_args(SpectrumSettings, args), args.out)
 
 

@@ -23,6 +23,7 @@ from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil import bank_files, losses
+from ekg.distil.slim import fit_statistics_
 from ekg.errors import EkgError
 from ekg.report.table import format_table
 from ekg.run import folder as names
@@ -36,6 +37,7 @@ from ekg.train.step import Schedule, copy_model
 COMPILE_CHOICES = ("auto", "on", "off")
 STRATEGIES = ("mirrored", "multi_worker")
 SLURM_PORT, MAX_TASKS_PER_NODE = 8888, 64
+RESULTS_VERSION = 2  # raised where the same arguments lead to other numbers than before
 SOURCES = ("*.py", "ekg/**/*.py", "nets/*.py", "dataloader/*.py")
 VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
             "numpy": np.__version__}
@@ -279,7 +281,8 @@ class BaselinePhase(Phase):
 
     def _batches(self):
         settings = self.job.settings
-        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, num_views=1)
+        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, num_views=1,
+                               phase=self.name)
 
     def rehearse(self, model):
         team = self.job.team
@@ -296,7 +299,8 @@ class BaselinePhase(Phase):
                 with job.team.strategy.scope():
                     model = self._build()
                 fit(self.name, self._make_trainer(model), self._batches(), schedule, folder=job.folder, team=job.team,
-                    checkpoint_minutes=job.settings.run.checkpoint_minutes)
+                    checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+                fit_statistics_(model, job.train_batches, job.compute.use_xla)
                 job.save(model, self.leaves)
         return job.folder / self.leaves
 
@@ -326,6 +330,7 @@ def prune(args, recipe, load_data, build, from_params):
     team.on_chief(lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)))
     keras.utils.set_random_seed(args.seed)  # op determinism needs one
     tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(args.tf32)
     networks = utils.ParameterFiles(lambda params, source: from_params(args.arch, params, data.num_classes, source))
     job = Job(job_settings, data, networks, compute, RunFolder(args.train_path))
     baseline = None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model)
@@ -362,7 +367,7 @@ def _result_arguments(args, data, is_compiled):
     """Returns what arguments.json holds: all that the result depends on."""
     affecting = settings.names_where(args.settings_classes, lambda details: details.affects != MACHINE)
     return {name: getattr(args, name) for name in affecting} | {
-        "trained_param": args.trained_param and files.sha256(args.trained_param),
+        "results_version": RESULTS_VERSION, "trained_param": args.trained_param and files.sha256(args.trained_param),
         "data": bank_files.fingerprint(data.train), "use_xla": is_compiled, "versions": VERSIONS}
 
 

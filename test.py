@@ -16,6 +16,7 @@ from ekg.data import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.graph.complexity import model_complexity
 from ekg.report.measure import measure
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
@@ -69,7 +70,7 @@ def main(args):
     row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size,
                   Batches(data.test, data.normalise, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
     if team.is_chief:
-        print(format_table([row]))
+        print(format_table([row], model_complexity(nets.build(args.arch, data.num_classes)).flops))
     return row
 
 

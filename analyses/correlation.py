@@ -11,9 +11,10 @@ from analyses.conditions import check_converged, spectrum_values
 from analyses.results import data_key, known_rows, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
-from ekg.data import Batches, TrainingBatches
+from ekg.data import Batches, TrainingBatches, mixed_order
+from ekg.devices.compute import full_float32
 from ekg.distil import losses
-from ekg.distil.slim import slim
+from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.run.folder import HISTORY, RunFolder
@@ -103,12 +104,14 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
         batches = subject.batches()
         objective = Objective(supernet, batches)
         objective.add_knowledge(supernet.whole())
-        scores = criteria.ekg(objective, supernet.whole())
+        with full_float32():
+            scores = criteria.ekg(objective, supernet.whole())
         make_landscape = MaskedLandscapes(supernet, batches)
     for number in missing:
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,
                                        np.random.default_rng([SUBNETWORKS_SEED, number]))
-        val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
+        with full_float32():
+            val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
         ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
         tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
                           compute)
@@ -155,12 +158,14 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     """
     data, team = subject.data, compute.team
     keras.utils.set_random_seed(0)
-    model = slim(supernet, subnetwork, Batches(data.train, data.normalise, subject.batch_size), compute)
+    train_batches = Batches(data.train, data.normalise, subject.batch_size, mixed_order(data.train.labels))
+    model = slim(supernet, subnetwork, train_batches, compute)
     loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
     trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay)
-    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, losses.NUM_VIEWS)
+    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, losses.NUM_VIEWS, phase="fine-tune")
     schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
+    fit_statistics_(model, train_batches, compute.use_xla)
     return evaluate(model, subject.batches("test"), compute)
 
 

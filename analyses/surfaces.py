@@ -10,7 +10,7 @@ from ekg.errors import EkgError
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.surfaces import surface
 from ekg.progress import progress_bar
-from ekg.settings import COUNT, SEARCH, Settings, setting
+from ekg.settings import COUNT, POSITIVE, SEARCH, Settings, setting
 
 DIRECTIONS_SEED = 0
 
@@ -19,7 +19,7 @@ DIRECTIONS_SEED = 0
 class GridSettings(Settings):
     """The grid of a loss surface."""
     grid: int = setting(15, "points along each direction, an odd number", SEARCH, range=COUNT)
-    span: float = setting(1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH)
+    span: float = setting(1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH, range=POSITIVE)
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloader import photographs, records
+from ekg.data import mixed_order
 from ekg.errors import EkgError
 from ekg.progress import progress_bar
 
@@ -72,7 +73,7 @@ def _make_dataset(name, classes, splits, folder, skip_bad_images):
         raise EkgError(f"{folder}: there is no training image of the class {classes[label]} that can be used.")
     if not len(test):
         raise EkgError(f"{folder}: there is no validation image that can be used.")
-    train = train.take(_mixed(train.labels))
+    train = train.take(mixed_order(train.labels))
     return photographs.PhotographDataset(name, len(classes), train, test, MEAN, STD)
 
 
@@ -144,13 +145,3 @@ def _without_damaged(split, folder):
         logger.warning("left out: %s", split.name(index))
     logger.info("%s: %d of %d images left out, as they cannot be decoded", folder, len(damaged), len(split))
     return split.take(np.setdiff1d(np.arange(len(split)), damaged))
-
-
-def _mixed(labels):
-    """Returns an order of examples, given class by class, that mixes the classes and keeps each class's own order.
-
-    A stretch of the result is a fair sample, and batch statistics of it are not those of a few classes alone.
-    """
-    order = np.empty(len(labels), np.int64)
-    order[np.argsort(np.random.default_rng(0).permutation(labels), kind="stable")] = np.arange(len(labels))
-    return order

@@ -24,6 +24,7 @@ IMAGE_SHAPE = (SIZE, SIZE, 3)
 CROP_SCALE, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 PREFETCH = 2  # batches that are decoded ahead
 MAX_EPOCHS = 2**20  # so that a seed and an epoch make one key
+MAX_VIEWS, MAX_PHASES = 2**40, 2**20  # so that a view and a phase do
 
 
 # ---------------------------------------------------------------- from bytes to pixels
@@ -62,11 +63,19 @@ def random_view(contents, key):
     return _to_uint8(tf.image.resize(image, (SIZE, SIZE)))
 
 
-def view_key(seed, epoch, number):
-    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) share one."""
+def view_key(seed, epoch, number, phase=0):
+    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) of a phase share one.
+
+    Args:
+        seed: of the training.
+        epoch: its epoch.
+        number: of the view, among those of all images.
+        phase: a number that is the training's own.
+    """
     if epoch >= MAX_EPOCHS:
-        raise ValueError(f"epoch must be below {MAX_EPOCHS}; received {epoch}.")
-    return tf.stack([tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64)])
+        raise EkgError(f"`epoch` must be below {MAX_EPOCHS}; received {epoch}.")
+    offset = phase % MAX_PHASES * MAX_VIEWS
+    return tf.stack([tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64) + offset])
 
 
 def sample_window(shape, key):
@@ -85,7 +94,7 @@ def _to_uint8(image):
 
 # ---------------------------------------------------------------- splits and data set
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FileSplit:
     """Labelled images in files.
 
@@ -98,6 +107,9 @@ class FileSplit:
     labels: np.ndarray
     memory_budget: int
 
+    def __repr__(self):
+        return f"{type(self).__name__}({len(self)} images in files)"
+
     def __len__(self):
         return len(self.labels)
 
@@ -109,13 +121,13 @@ class FileSplit:
         """Yields the evaluation views of each array of indices in `batches`, uint8 [len(indices), SIZE, SIZE, 3]."""
         return self._stream(batches, lambda contents, _: evaluation_view(contents))
 
-    def stream_views(self, batches, num_views, seed, epoch):
+    def stream_views(self, batches, num_views, key):
         """Yields random views of each array of indices, uint8 [len(indices), num_views, SIZE, SIZE, 3].
 
         All views of an image are made from one read of its file.
         """
         def views(contents, index):
-            return tf.stack([random_view(contents, view_key(seed, epoch, index * num_views + number))
+            return tf.stack([random_view(contents, view_key(*key[:2], index * num_views + number, *key[2:]))
                              for number in range(num_views)])
         return self._stream(batches, views)
 
@@ -214,8 +226,8 @@ class PhotographDataset(Dataset):
 
     image_shape = IMAGE_SHAPE
 
-    def _stream(self, split, batches, num_views, seed, epoch):
-        return split.stream_views(batches, num_views, seed, epoch) if num_views else split.stream(batches)
+    def _stream(self, split, batches, num_views, key):
+        return split.stream_views(batches, num_views, key) if num_views else split.stream(batches)
 
     def _view(self, batch, number, use_colour):
         return augment.view(batch["images"][:, number], batch["draws"][:, number], self.mean, self.std, use_colour,

@@ -17,7 +17,7 @@ INFO_FILE = "dataset_info.json"
 TRAIN, TEST = "train", "validation"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RecordSplit(photographs.FileSplit):
     """Labelled images in records; `files` are record numbers, int64 [number].
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import zlib
 from concurrent import futures
 from typing import Any
 
@@ -22,6 +23,9 @@ class Split:
     """
     images: np.ndarray
     labels: np.ndarray
+
+    def __repr__(self):
+        return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
 
     def __len__(self):
         return len(self.labels)
@@ -114,10 +118,10 @@ class Dataset:
         chosen = [members[part] for members in np.split(by_class, ends[:-1])]
         return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
 
-    def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1), start=0):
-        """Yields the batches of one shuffled epoch over the training split; an incomplete last batch is left out.
+    def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1), start=0, phase="", even_pieces=None):
+        """Yields the batches of one shuffled epoch over the training split.
 
-        Order and augmentation are keyed by (seed, epoch, example index) alone, so an epoch can be made again.
+        Order and augmentation are keyed by (seed, epoch, phase, example index) alone, so an epoch can be made again.
 
         Args:
             batch_size: global batch.
@@ -127,6 +131,8 @@ class Dataset:
             split: split to use instead of the training split.
             shard: (number of a process, number of processes): yields that process's part of every batch.
             start: number of batches that are left out at the beginning.
+            phase: name of the training: two phases of one seed see the images in other orders and views.
+            even_pieces: see batch_edges.
 
         Yields:
             {"index": int64 [batch], "images": uint8 [batch, height, width, channels], or of a data set that crops while it
@@ -134,22 +140,47 @@ class Dataset:
             {"draws": float32 [batch, num_views, augment.NUM_DRAWS] in [0, 1)}.
         """
         split = self.train if split is None else split
-        order = np.random.default_rng([seed, epoch, 0]).permutation(len(split))
-        batches = [np.array_split(order[step * batch_size:(step + 1) * batch_size], shard[1])[shard[0]]
-                   for step in range(start, len(split) // batch_size)]
-        draws = np.random.default_rng([seed, epoch, 1]).random((len(split), num_views, augment.NUM_DRAWS), np.float32)
-        for index, images in zip(batches, self._stream(split, batches, num_views, seed, epoch)):
+        key = (seed, epoch, *([zlib.crc32(phase.encode())] if phase else []))
+        order = np.random.default_rng([*key, 0]).permutation(len(split))
+        edges = batch_edges(len(split), batch_size, even_pieces)
+        batches = [np.array_split(order[first:last], shard[1])[shard[0]]
+                   for first, last in zip(edges[start:], edges[start + 1:])]
+        draws = np.random.default_rng([*key, 1]).random((len(split), num_views, augment.NUM_DRAWS), np.float32)
+        for index, images in zip(batches, self._stream(split, batches, num_views, key)):
             batch = {"index": index, "images": images, "labels": split.labels[index]}
             yield batch | {"draws": draws[index]} if num_views else batch
 
-    def _stream(self, split, batches, num_views, seed, epoch):
-        """Yields the images of each batch; here the views are made of them in the training step."""
+    def _stream(self, split, batches, num_views, key):
+        """Yields the images of each batch; here the views are made of them in the training step.
+
+        Args:
+            split: Split.
+            batches: list of the indices of each batch.
+            num_views: see epoch().
+            key: (seed, epoch) or (seed, epoch, number of the phase), which no other epoch has.
+        """
         return split.stream(batches)
+
+
+def batch_edges(num_images, batch_size, even_pieces=None):
+    """Returns where each batch of an epoch begins in its order, and where the last one ends.
+
+    Args:
+        num_images: of the epoch.
+        batch_size: images of a batch, at most.
+        even_pieces: None leaves out an incomplete last batch. A number cuts the epoch into the fewest batches, of even sizes
+            that are multiples of it, so that fewer images than that number are left out.
+    """
+    if even_pieces is None:
+        return [step * batch_size for step in range(num_images // batch_size + 1)]
+    num_pieces = num_images // even_pieces
+    num_steps = -(-num_pieces // (batch_size // even_pieces))
+    return [num_pieces * step // num_steps * even_pieces for step in range(num_steps + 1)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """Labelled images in their own order, cut into the fewest batches of even size, and what makes them a network's input.
+    """Labelled images in a fixed order, cut into the fewest batches of even size, and what makes them a network's input.
 
     Images of a batch may share the statistics of batch norms: a short last batch would have noisier ones. Even batches
     have at most two sizes, so at most two shapes are compiled.
@@ -158,17 +189,20 @@ class Batches:
         split: Split.
         normalise: uint8 images -> float32 images.
         batch_size: images of a batch, at most.
+        order: the images in the order of the batches, int array [number]; None stands for their own order.
     """
     split: Any
     normalise: Any
     batch_size: int
+    order: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def indices(self):
         """List of the indices of each batch's images, int64 [batch]; sizes differ by at most one."""
         num_images, num_batches = len(self.split), -(-len(self.split) // self.batch_size)
         edges = [num_images * i // num_batches for i in range(num_batches + 1)]
-        return [np.arange(start, stop) for start, stop in zip(edges, edges[1:])]
+        order = np.arange(num_images) if self.order is None else self.order
+        return [order[start:stop] for start, stop in zip(edges, edges[1:])]
 
     @property
     def num_images(self):
@@ -188,8 +222,9 @@ class Batches:
         return self.split.labels[self.indices[number]]
 
     def head(self, count):
-        """Returns the Batches of the first `count` images, or of all if there are fewer."""
-        return dataclasses.replace(self, split=self.split.take(np.arange(min(count, len(self.split)))))
+        """Returns the Batches of the first `count` images in this order, or of all if there are fewer."""
+        order = np.arange(len(self.split)) if self.order is None else self.order
+        return dataclasses.replace(self, split=self.split.take(order[:count]), order=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,6 +238,8 @@ class TrainingBatches:
         num_views: random views of each image; 0 stands for the images as they are.
         split: Split to train on; None stands for the data set's training split.
         complete: function from a batch to further entries of it, such as rows of a memory bank, or None.
+        phase: name of the training; see Dataset.epoch.
+        even_pieces: see batch_edges.
     """
     data: Dataset
     batch_size: int
@@ -210,16 +247,31 @@ class TrainingBatches:
     num_views: int = 0
     split: Any = None
     complete: Any = None
+    phase: str = ""
+    even_pieces: int | None = None
 
     @property
     def num_steps(self):
         """Steps of an epoch."""
-        return len(self.data.train if self.split is None else self.split) // self.batch_size
+        num_images = len(self.data.train if self.split is None else self.split)
+        return len(batch_edges(num_images, self.batch_size, self.even_pieces)) - 1
 
     def epoch(self, number, shard=(0, 1), start=0):
         """Yields the batches of an epoch from step `start` on; see Dataset.epoch."""
-        for batch in self.data.epoch(self.batch_size, self.seed, number, self.num_views, self.split, shard, start):
+        for batch in self.data.epoch(self.batch_size, self.seed, number, self.num_views, self.split, shard, start,
+                                     self.phase, self.even_pieces):
             yield batch if self.complete is None else batch | self.complete(batch)
+
+
+def mixed_order(labels):
+    """Returns an order of examples that mixes the classes and keeps each class's own order, int64 [number].
+
+    It is keyed by nothing but the labels. A stretch of it is a fair sample, whatever order the examples come in: statistics
+    of a batch of data sorted by class would be those of one class alone.
+    """
+    order = np.empty(len(labels), np.int64)
+    order[np.argsort(np.random.default_rng(0).permutation(labels), kind="stable")] = np.argsort(labels, kind="stable")
+    return order
 
 
 def prefetched(items, depth=2):

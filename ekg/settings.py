@@ -7,6 +7,7 @@ keyword arguments of the Python functions are derived from these fields.
 import argparse
 import dataclasses
 import math
+import numbers
 import typing
 
 from ekg.devices.compute import DTYPES
@@ -21,6 +22,9 @@ FINETUNE_TEACHERS = ("ensemble", "single", "none")
 REWARDS = ("ensemble", "condition_number")
 SUBSET_PER_CLASS = 256
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+_ACCEPTED = {int: numbers.Integral, float: numbers.Real}  # those of NumPy, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +127,7 @@ def _check(field, value):
     if is_list and not isinstance(value, (tuple, list)):
         raise EkgError(f"`{field.name}` must be a tuple; received {value!r}.")
     for entry in value if is_list else (value,):
-        is_kind = isinstance(entry, (int, float) if kind is float else kind) and not (
-            isinstance(entry, bool) and kind is not bool)
+        is_kind = isinstance(entry, _ACCEPTED.get(kind, kind)) and not (isinstance(entry, bool) and kind is not bool)
         if details.choices is not None and entry not in details.choices:
             raise EkgError(f"`{field.name}` must be one of {list(details.choices)}; received {entry!r}.")
         if not is_kind:
@@ -269,6 +272,12 @@ class RunSettings(Settings):
         "float32", "of convolutions and activations in baseline training and fine-tuning; weights are float32", TRAINING,
         choices=DTYPES)
     search_precision: str = setting("float32", "the same of search and memory bank", SEARCH, choices=DTYPES)
+    tf32: bool = setting(
+        True, "let GPUs that can multiply float32 in TensorFloat-32, in training and memory bank; the search and second "
+        "derivatives never do", SEARCH)
+    test_every: int = setting(
+        0, "epochs of training between evaluations of the test images, for the curve alone; 0: none", MACHINE,
+        range=NOT_NEGATIVE)
     checkpoint_minutes: float = setting(
         10.0, "minutes of training between checkpoints within an epoch", MACHINE, range=NOT_NEGATIVE)
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))

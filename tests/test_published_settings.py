@@ -27,7 +27,7 @@ class Notes:
         for module, name in ((phases, "search"), (bank, "select_teachers"), (losses, "fine_tuning"), (losses, "baseline")):
             patch.setattr(module, name, self._noting(name, getattr(module, name)))
 
-    def _fit(self, phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minutes):
+    def _fit(self, phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minutes, measure=None):
         """Stands for train.loop.fit and trains nothing."""
         self.trainings[phase] = trainer, batches, schedule, checkpoint_minutes
 

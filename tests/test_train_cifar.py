@@ -59,7 +59,7 @@ def test_the_history_has_a_line_for_every_step(finished):
     assert [line["step"] for line in lines] == list(range(len(lines))) and len(lines) > 1
     assert lines[0]["group"] is None and lines[0]["rate"] == 1
     for line in lines:
-        assert set(line) >= {"group", "widths", "rate", "loss", "accuracy", "reward", "seconds"}
+        assert set(line) >= {"group", "kept", "rate", "loss", "accuracy", "reward", "seconds"}
     assert lines[-1]["rate"] == rows[1].flops / rows[0].flops <= 0.9 < lines[-2]["rate"]
 
 

@@ -10,6 +10,7 @@ import test as test_script
 import train_imagenet
 import utils
 from ekg import files
+from ekg.data import Batches, mixed_order
 from ekg.distil import bank
 from ekg.errors import EkgError
 from ekg.network.supernet import Supernet
@@ -60,18 +61,19 @@ def test_a_run_prunes_and_leaves_everything(finished):
                                                                                          "fine-tune"}
 
 
-def test_the_bank_holds_the_evaluation_views_in_index_order(finished, pictures):
+def test_the_bank_holds_the_evaluation_views_of_every_image(finished, pictures):
     """Of the one batch of even size that each image belongs to: 12 images in batches of at most 4."""
     folder, _ = finished
     data = dataloader.load("ILSVRC2012", pictures)
     supernet = Supernet(nets.from_params("ResNet-18", utils.load_params(folder / "supernet_param.pkl"), 3))
     history = RunFolder.open(folder).history()
-    logits = bank.open_bank(folder / "memory_bank").logits
+    batches = Batches(data.train, data.normalise, 4, mixed_order(data.train.labels))
+    memory_bank = bank.open_bank(folder / "memory_bank", batches)
     for k, teacher in enumerate(files.read_json(folder / "memory_bank" / "bank.json")["teachers"]):
-        for start in (0, 4, 8):
-            images = data.normalise(data.train.read(np.arange(start, start + 4)))
+        for indices in batches.indices:
+            images = data.normalise(data.train.read(indices))
             expected = supernet.logits(images, history[teacher["step"]].subnetwork)
-            np.testing.assert_allclose(logits[start:start + 4, k], expected, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(memory_bank.rows(indices)[:, k], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_evaluation_script_returns_the_tables_row(finished, pictures, monkeypatch, capsys):

@@ -1,11 +1,14 @@
 """How pure functions are computed: on which devices, compiled with XLA or not, in which number format."""
 
+import contextlib
 import dataclasses
 import logging
+import threading
 
 import tensorflow as tf
 
 from ekg.devices.team import Team
+from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,36 @@ class Compute:
     team: Team = dataclasses.field(default_factory=Team)
     use_xla: bool = False
     dtype: str = "float32"
+
+
+@contextlib.contextmanager
+def full_float32():
+    """Switches TensorFloat-32 off while it lasts: GPUs that have it would multiply float32 with 10 bits of mantissa.
+
+    The search, second derivatives and whatever compares two forms of one network are computed so.
+    """
+    with _tf32.lock:
+        if not _tf32.uses:
+            _tf32.was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+        _tf32.uses += 1
+    try:
+        yield
+    finally:
+        with _tf32.lock:
+            _tf32.uses -= 1
+            if not _tf32.uses:
+                tf.config.experimental.enable_tensor_float_32_execution(_tf32.was_enabled)
+
+
+class _Tf32:
+    """How many threads ask for full float32 at the moment; TensorFlow's switch is the process's."""
+
+    def __init__(self):
+        self.lock, self.uses, self.was_enabled = threading.Lock(), 0, True
+
+
+_tf32 = _Tf32()
 
 
 class Compiled:
@@ -72,6 +105,10 @@ def split_batch(strategy, batch):
     if strategy.num_replicas_in_sync == 1:
         return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
     replicas = len(strategy.extended.worker_devices)
+    uneven = [len(value) for value in batch.values() if len(value) % replicas]
+    if uneven:
+        raise EkgError(f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` must be a "
+                       "multiple of their number.")
 
     def replica_part(context):
         number = context.replica_id_in_sync_group % replicas

@@ -46,11 +46,14 @@ class MemoryBank:
 
     Attributes:
         logits: memory map [N, K, classes], float16 or float32; teacher 0 is the one with the lowest loss.
+        positions: for every image the number of its row, int array [N]; None where row n is image n's.
     """
-    logits: np.ndarray
+    logits: np.ndarray = dataclasses.field(repr=False)
+    positions: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def rows(self, index):
         """Returns the logits of the images with these indices, [len(index), K, classes], float16 or float32."""
+        index = index if self.positions is None else self.positions[index]
         rows = np.empty((len(index), *self.logits.shape[1:]), self.logits.dtype)
         for start in range(0, len(index), GATHERED_ROWS):
             part = slice(start, start + GATHERED_ROWS)
@@ -60,13 +63,19 @@ class MemoryBank:
         return rows
 
 
-def open_bank(folder):
-    """Returns the MemoryBank in a folder, as a memory map."""
-    return MemoryBank(np.load(folder / bank_files.ARRAY_FILE, mmap_mode="r", allow_pickle=False))
+def open_bank(folder, batches=None):
+    """Returns the MemoryBank in a folder, as a memory map.
+
+    Args:
+        folder: pathlib.Path of the bank.
+        batches: data.Batches that it was built of; None stands for images in their own order.
+    """
+    logits = np.load(folder / bank_files.ARRAY_FILE, mmap_mode="r", allow_pickle=False)
+    return MemoryBank(logits, None if batches is None else np.argsort(np.concatenate(batches.indices)))
 
 
 def build_bank(folder, supernet, teachers, batches, compute=None, progress=None):
-    """Writes the bank front to back in index order, block by block; what an earlier call left undamaged is kept.
+    """Writes the bank front to back in the order of the batches; what an earlier call left undamaged is kept.
 
     Images are not augmented, and batch norms use the statistics of batches of even size. Each member of the team takes other
     whole batches, so the bank does not depend on how many members there are.
@@ -75,7 +84,7 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
         folder: pathlib.Path of the bank.
         supernet: the Supernet.
         teachers: list of history entries, the one with the lowest loss first.
-        batches: data.Batches of the training split; row n is its image n.
+        batches: data.Batches of the training split, all classes mixed.
         compute: Compute, whose team's chief writes; None stands for float32 on the default device.
         progress: progress bar that gets update(number of images), or None.
 
@@ -85,7 +94,7 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
         Stopped: a signal asked the run to end.
     """
     compute = compute or Compute()
-    team, info, num_good = compute.team, bank_files.describe(supernet, batches.split, teachers), [0]
+    team, info, num_good = compute.team, bank_files.describe(supernet, batches, teachers), [0]
     team.on_chief(lambda: num_good.append(bank_files.count_good(folder, info)))
     num_good = int(team.gather_texts(str(num_good[-1]))[0])
     if num_good == info["rows"]:
@@ -112,8 +121,9 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
 
 
 def _teach(supernet, teachers, batches, compute, num_good):
-    """Yields (indices, what all teachers say of these images [len(indices), K, classes]) in index order from there on."""
-    team, todo = compute.team, [number for number, indices in enumerate(batches.indices) if indices[0] >= num_good]
+    """Yields (indices, what all teachers say of these images [len(indices), K, classes]) of the batches from there on."""
+    starts = np.cumsum([0, *map(len, batches.indices)]).tolist()
+    team, todo = compute.team, range(starts.index(num_good), len(batches))
     largest = max(len(batches.indices[number]) for number in todo)
     shape, dtype = (largest, len(teachers), supernet.num_classes), np.dtype(bank_files.dtype_for(supernet.num_classes))
     supernet = supernet.with_options(ExecutionOptions(compute.dtype))

@@ -29,21 +29,22 @@ def fingerprint(split):
             "sample": hashlib.sha256(sample.tobytes()).hexdigest()}
 
 
-def describe(supernet, split, teachers):
-    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers, network and data.
+def describe(supernet, batches, teachers):
+    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers, network, data and batches.
 
     Args:
         supernet: the Supernet that the teachers are sub-networks of.
-        split: training split.
+        batches: data.Batches of the training split.
         teachers: list of history entries.
     """
-    network, classes = hashlib.sha256(), supernet.num_classes
+    network, classes, split = hashlib.sha256(), supernet.num_classes, batches.split
     for array in supernet.model.get_weights():
         network.update(np.ascontiguousarray(array).tobytes())
     return {"rows": len(split), "classes": classes,
             "dtype": dtype_for(classes),
             "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "network": network.hexdigest(), "data": fingerprint(split)}
+            "network": network.hexdigest(), "data": fingerprint(split), "batch_size": batches.batch_size,
+            "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest()}
 
 
 def dtype_for(num_classes):

@@ -1,5 +1,7 @@
 """Slimming: from a sub-network to the dense network that fine-tuning starts from."""
 
+import logging
+
 import keras
 import numpy as np
 
@@ -7,6 +9,9 @@ from ekg.devices.compute import Compute
 from ekg.graph.calls import Graph
 from ekg.train.evaluate import estimate_statistics_
 
+logger = logging.getLogger(__name__)
+
+MAX_CHANGE = 1e-2  # of a batch norm's normalised output in training, which has variance 1, where its kernel is rescaled
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
@@ -29,7 +34,7 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None):
     def make():
         with compute.team.strategy.scope():
             model = supernet.cut(subnetwork)
-        estimate_statistics_(model, batches.head(NUM_STATISTICS_IMAGES), compute.use_xla)
+        fit_statistics_(model, batches, compute.use_xla)
         return model
 
     model = make() if keep is None else keep(make)
@@ -37,35 +42,58 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None):
     return model
 
 
-def restore_norms_(model, original):
-    """Rescales, in place, every convolution of a cut model to the norm it had in the original.
+def fit_statistics_(model, batches, use_xla=False):
+    """Sets the moving statistics to those that fit the weights, whatever the momentum and however long was trained.
 
-    The batch norm behind cancels the factor f, if its moving mean is multiplied by f and its moving variance by f², so
-    the function stays and the effective learning rate is the original's. Convolutions without a batch norm
-    behind them stay as they are.
+    With a momentum of .999 the moving statistics of a short training are still those of before it.
+
+    Args:
+        model: functional keras.Model, changed in place.
+        batches: data.Batches of the training split.
+        use_xla: whether to compile with XLA.
+    """
+    estimate_statistics_(model, batches.head(NUM_STATISTICS_IMAGES), use_xla)
+
+
+def restore_norms_(model, original):
+    """Rescales, in place, every convolution of a cut model to the norm that its kernel had in the original.
+
+    The batch norm behind cancels the factor f: with a moving mean of f·μ and a moving variance of f²·(σ² + ε) − ε it gives
+    what it gave, exactly, and the effective learning rate is the original's. With the statistics of a batch σ/√(σ² + ε)
+    becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by more than MAX_CHANGE. So does one without a
+    batch norm behind it.
 
     Args:
         model: the cut keras.Model.
         original: the keras.Model it was cut from; layers match by name.
     """
-    graph = Graph(model)
-    readers = {}
-    names = [call.layer.name for call in graph.calls]
+    for layer, norm in _normalised_convolutions(Graph(model)):
+        size = np.linalg.norm(layer.kernel.numpy())
+        if size == 0:
+            continue
+        factor = np.linalg.norm(original.get_layer(layer.name).kernel.numpy()) / size
+        variance = norm.moving_variance.numpy()
+        before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
+        if np.abs(after - before).max() > MAX_CHANGE:
+            logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", layer.name)
+            continue
+        for weight in layer.weights:
+            weight.assign(weight * factor)
+        norm.moving_mean.assign(norm.moving_mean * factor)
+        norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)
+
+
+def _normalised_convolutions(graph):
+    """Yields (convolution, batch norm) where the output of the one is read by the other alone, and both are called once."""
+    readers, names = {}, [call.layer.name for call in graph.calls]
     for call in graph.calls:
         for tensor in call.inputs:
             readers.setdefault(tensor, []).append(call)
     for call in graph.calls:
         behind = readers.get(call.output, [])
-        if type(call.layer) is not keras.layers.Conv2D or len(behind) != 1 or names.count(call.layer.name) != 1:
+        is_convolution = type(call.layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+        if not is_convolution or len(behind) != 1 or call.layer.activation is not keras.activations.linear:
             continue
         norm = behind[0].layer
-        if type(norm) is not keras.layers.BatchNormalization or call.layer.activation is not keras.activations.linear:
-            continue
-        size = np.linalg.norm(call.layer.kernel.numpy())
-        if size == 0:
-            continue
-        factor = np.linalg.norm(original.get_layer(call.layer.name).kernel.numpy()) / size
-        for weight in call.layer.weights:
-            weight.assign(weight * factor)
-        norm.moving_mean.assign(norm.moving_mean * factor)
-        norm.moving_variance.assign(norm.moving_variance * factor**2)
+        if type(norm) is keras.layers.BatchNormalization and names.count(call.layer.name) == names.count(norm.name) == 1:
+            yield call.layer, norm

@@ -91,6 +91,13 @@ def layer_variables(layer):
     return [*layer.trainable_variables, *layer.non_trainable_variables]
 
 
+def finish_layers_(model):
+    """Lets layers that keep something made of their weights, such as an adapted Normalization, make it anew."""
+    for layer in model._flatten_layers(include_self=False):
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
 def _sorted_nodes(model):
     """Returns the graph's nodes, depth first from the output, inputs before what reads them."""
     ordered, done = [], set()

@@ -5,12 +5,13 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.graph import layers
+from ekg.graph.calls import finish_layers_
 
 
 def cut(graph, layout, mask):
     """Returns a new keras.Model without the masked channels.
 
-    Layer names stay. The kernel of the layer that writes the logits is rescaled to the Frobenius norm it had; all
+    Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
     other weights are slices of the model's.
 
     Args:
@@ -21,7 +22,7 @@ def cut(graph, layout, mask):
     kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
     source = graph.model.inputs[0]
     tensors = {0: keras.Input(source.shape[1:], name=source.name, dtype=source.dtype)}
-    clones, values = {}, {}
+    clones, values, classifier = {}, {}, layers.classifier_of(graph)
     for call in graph.calls:
         args, kwargs = call.arguments(tensors)
         layer = call.layer
@@ -31,11 +32,12 @@ def cut(graph, layout, mask):
                 values[layer.name] = _slice(layer, kept[call.inputs[0]], kept[call.output])
             layer = clones[layer.name]
         tensors[call.output] = layer(*args, **kwargs)
-        if graph.is_last(call) and layers.is_mixing(call.layer):
+        if call is classifier:
             _restore_norm_(values[layer.name], call.layer, mask[layout.index[call.inputs[0]]])
     model = keras.Model(tensors[0], tensors[graph.output], name=graph.model.name)
     for name, arrays in values.items():
         clones[name].set_weights(arrays)
+    finish_layers_(model)
     return model
 
 

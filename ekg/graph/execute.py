@@ -6,6 +6,7 @@ import inspect
 import keras
 import tensorflow as tf
 
+from ekg.graph import norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.layers import record_of
 
@@ -19,10 +20,15 @@ class ExecutionOptions:
             logits are float32 always.
         sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
         fuse_norms: whether batch norms run as one operation, which is fast but for second derivatives.
+        collect_moments: whether batch norms in training return the mean and variance of the batch in place of new moving
+            statistics.
+        norms_alone: whether in training it is the batch norms alone that work so; dropout and its like stay off.
     """
     dtype: str = "float32"
     sync_norms: bool = False
     fuse_norms: bool = True
+    collect_moments: bool = False
+    norms_alone: bool = False
 
 
 LOGITS_OPTIONS = ExecutionOptions()  # logits are float32
@@ -81,8 +87,9 @@ def pure_forward(model, options=LOGITS_OPTIONS):
         tensors = {0: images}
         for call in graph.calls:
             variables = layer_variables(call.layer)
-            tensors[call.output], new = run_call(call, [values[id(variable)] for variable in variables], tensors, training,
-                                                 LOGITS_OPTIONS if graph.is_last(call) else options)
+            is_training = training and (not options.norms_alone or norms.uses_batch_statistics(call.layer))
+            tensors[call.output], new = run_call(call, [values[id(variable)] for variable in variables], tensors,
+                                                 is_training, LOGITS_OPTIONS if graph.is_last(call) else options)
             values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
         return tensors[graph.output], [values[place] for place in places[len(trainable):]]
     return forward

@@ -28,6 +28,12 @@ class Weight:
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if any(axis not in (IN, OUT, None) for axis in self.axes):
+            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
+        if not set(self.filter_axes) <= set(range(len(self.axes))):
+            raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
@@ -58,6 +64,11 @@ class LayerRecord:
             raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
         if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
+        if self.mixes and self.weights[self.kernel].axes[-2:] != (IN, OUT):
+            raise EkgError(f"`mixes` needs a kernel whose last axes are IN and OUT; {self.kernel!r} has "
+                           f"{self.weights[self.kernel].axes}.")
+        if self.mixes and self.resize is None:
+            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
 
     @property
     def kernel(self):
@@ -76,11 +87,20 @@ _VECTOR = Weight((OUT,))
 
 
 def _run_convolution(layer, variables, args, _training, options):
-    """Computes a convolution in another number format than that of its weights."""
-    if options.dtype == "float32":
+    """Computes a convolution in another number format than that of its weights, or a strided one of single pixels.
+
+    A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation itself some of TensorFlow's
+    CPU kernels give a wrong gradient of the kernel where it reads fewer than eight channels.
+    """
+    is_strided_pointwise = tuple(layer.kernel_size) == (1, 1) and max(layer.strides) > 1 and layer.groups == 1 and (
+        layer.data_format == "channels_last")
+    if options.dtype == "float32" and not is_strided_pointwise:
         return None
     x, *values = (keras.ops.cast(value, options.dtype) for value in (args[0], *variables))
-    y = keras.ops.conv(x, values[0], layer.strides, layer.padding, layer.data_format, layer.dilation_rate)
+    strides = layer.strides
+    if is_strided_pointwise:
+        x, strides = x[:, ::strides[0], ::strides[1]], (1, 1)
+    y = keras.ops.conv(x, values[0], strides, layer.padding, layer.data_format, layer.dilation_rate)
     return layer.activation(y + values[1] if layer.use_bias else y), []
 
 
@@ -153,6 +173,42 @@ def is_mixing(layer):
     """Returns whether each output channel of the layer depends on all input channels."""
     record = record_of(layer)
     return record is not None and record.mixes
+
+
+def classifier_of(graph):
+    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are removed; None if none does.
+
+    That is a mixing layer of one position and several units, called once, whose output the network returns, maybe behind a
+    softmax. What returns images, maps or a single number has no class logits.
+
+    Args:
+        graph: graph.calls.Graph.
+    """
+    producer = {call.output: call for call in graph.calls}
+    call = producer.get(graph.output)
+    while call is not None and _is_softmax(call.layer):
+        call = producer.get(call.inputs[0])
+    if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
+        return None
+    return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
+
+
+def check_logits(graph):
+    """Raises EkgError if the network ends in a softmax or sigmoid: the losses here take logits.
+
+    Args:
+        graph: graph.calls.Graph.
+    """
+    last = next((call.layer for call in graph.calls if call.output == graph.output), None)
+    squashes = (keras.activations.softmax, keras.activations.sigmoid)
+    if type(last) is layers.Softmax or getattr(last, "activation", None) in squashes:
+        raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
+                       "network without it, which returns logits.")
+
+
+def _is_softmax(layer):
+    return type(layer) is layers.Softmax or (
+        type(layer) is layers.Activation and layer.activation is keras.activations.softmax)
 
 
 def keeps_zeros(layer):

@@ -1,63 +1,80 @@
 """Batch norms as pure functions, in the forms that training, the search and second derivatives need."""
 
-import functools
-
 import keras
 import tensorflow as tf
 
 
 def batch_norm(layer, weights, x, training, options):
-    """Returns (output, new moving statistics) of a Keras BatchNormalization as one fused operation.
+    """Returns (output, new moving statistics) of a Keras BatchNormalization.
 
-    Equals the layer's own call, whose separate moments and scaling take about three times as long. Returns None where
-    the fused operation does not apply (other ranks or axes, no scale or offset, statistics shared by replicas).
+    Equals the layer's own call, whose separate moments and scaling take about three times as long as the fused operation,
+    and whose second derivatives are wrong. Returns None for a layer that supports() does not admit.
 
     Args:
         layer: the keras.layers.BatchNormalization.
-        weights: [gamma, beta, moving mean, moving variance], each [channels], float32.
-        x: [batch, height, width, channels], float32 or of half the width.
+        weights: [gamma, beta, moving mean, moving variance], each [channels], float32; without gamma if the layer has no
+            scale, without beta if it is not centred.
+        x: [batch, ..., channels], float32 or of half the width.
         training: True normalises with the statistics of the batch and moves the moving ones towards them.
         options: execute.ExecutionOptions.
     """
-    if len(x.shape) != 4 or layer.axis not in (-1, 3) or not (layer.scale and layer.center):
+    if not supports(layer):
         return None
-    if layer.synchronized or getattr(layer, "renorm", False):
-        return None
-    gamma, beta, mean, variance = weights
+    named = dict(zip([name for name, has in (("gamma", layer.scale), ("beta", layer.center)) if has], weights))
+    gamma, beta, (mean, variance) = named.get("gamma"), named.get("beta"), weights[-2:]
+    axis = layer.axis % len(x.shape)
+    can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3 and layer.scale and layer.center
     if not (training and layer.trainable):
-        if not options.fuse_norms:
-            return tf.nn.batch_normalization(x, mean, variance, beta, gamma, layer.epsilon), [mean, variance]
-        y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
+        if can_fuse:
+            y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
+        else:
+            y = _normalise(x, axis, (mean, variance, gamma, beta), layer.epsilon)
         return y, [mean, variance]
-    if options.sync_norms:
-        normalise = _synchronised
-    elif not options.fuse_norms:
-        normalise = _from_parts
+    if can_fuse and not options.sync_norms:
+        y, batch_mean, batch_variance = _fused(x, gamma, beta, layer.epsilon)
     else:
-        normalise = _fused
-    y, batch_mean, batch_variance = normalise(x, gamma, beta, layer.epsilon)
+        batch_mean, batch_variance = _moments(x, axis, options.sync_norms)
+        y = _normalise(x, axis, (batch_mean, batch_variance, gamma, beta), layer.epsilon)
+    if options.collect_moments:
+        return y, [batch_mean, batch_variance]
     keep = layer.momentum
     return y, [mean * keep + batch_mean * (1 - keep), variance * keep + batch_variance * (1 - keep)]
 
 
-def _synchronised(x, gamma, beta, epsilon):
-    """Returns (output, mean, variance) with the statistics of all replicas' parts of the batch together."""
-    all_replicas = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.MEAN)
-    mean = all_replicas(tf.reduce_mean(tf.cast(x, tf.float32), axis=(0, 1, 2)))
-    variance = all_replicas(tf.reduce_mean((tf.cast(x, tf.float32) - mean) ** 2, axis=(0, 1, 2)))
-    y = tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, beta, gamma, epsilon)
-    return tf.cast(y, x.dtype), mean, variance
+def supports(layer):
+    """Returns whether batch_norm() computes a layer: no subclass, one axis, and no statistics shared between replicas."""
+    is_plain = type(layer) is keras.layers.BatchNormalization and isinstance(layer.axis, int)
+    return is_plain and not layer.synchronized and not getattr(layer, "renorm", False)
 
 
-def _from_parts(x, gamma, beta, epsilon):
-    """Returns (output, mean, variance) by single operations, whose second derivatives are exact and fast.
+def _moments(x, axis, sync):
+    """Returns (mean, variance) of a batch, float32 [channels]; with `sync` of all replicas' parts of it together.
 
     Not by tf.nn.moments: it takes the mean as a constant in the variance, so its second derivatives are wrong.
     """
-    mean = tf.reduce_mean(x, axis=(0, 1, 2))
-    centred = x - mean
-    variance = tf.reduce_mean(centred**2, axis=(0, 1, 2))
-    return centred * (tf.math.rsqrt(variance + epsilon) * gamma) + beta, mean, variance
+    x, axes = tf.cast(x, tf.float32), [i for i in range(len(x.shape)) if i != axis]
+    whole = _mean_over_replicas if sync else tf.identity
+    mean = whole(tf.reduce_mean(x, axes))
+    return mean, whole(tf.reduce_mean((x - _along(mean, axis, x)) ** 2, axes))
+
+
+def _mean_over_replicas(value):
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+
+def _along(values, axis, x):
+    """Returns values [channels] in the shape that goes along this axis of x."""
+    rank = len(x.shape)
+    return values if axis == rank - 1 else tf.reshape(values, [-1 if i == axis else 1 for i in range(rank)])
+
+
+def _normalise(x, axis, parameters, epsilon):
+    """Returns γ·(x − μ)/√(σ² + ε) + β in the format of x, for (μ, σ², γ, β) of which γ and β may be None."""
+    mean, variance, gamma, beta = parameters
+    scale = tf.math.rsqrt(variance + epsilon)
+    scale = scale if gamma is None else scale * gamma
+    y = (tf.cast(x, tf.float32) - _along(mean, axis, x)) * _along(scale, axis, x)
+    return tf.cast(y if beta is None else y + _along(beta, axis, x), x.dtype)
 
 
 def _fused(x, gamma, beta, epsilon):

@@ -11,13 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import tasks
-from ekg.devices.compute import compiled
+from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
+from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.graph.layers import check_logits
 from ekg.landscape import lanczos, surfaces
+from ekg.landscape.exactness import check_second_derivatives
 
 PARAMETERS = ("kernels", "all")
-SECOND_ORDER = ExecutionOptions(fuse_norms=False)  # the fused batch norm's second derivatives are slow
+SECOND_ORDER = ExecutionOptions(fuse_norms=False, norms_alone=True)  # the fused batch norm's second derivatives are slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Spectrum(lanczos.Ends):
     def condition(self):
         """κ = |λ_min / λ_max|."""
         return abs(self.smallest / self.largest) if self.largest else float("inf")
+
+    def to_json(self):
+        """Returns a dict for JSON: everything that is known, and "condition"."""
+        return dataclasses.asdict(self) | {"condition": self.condition}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +127,10 @@ class Landscape:
         start = np.random.default_rng(seed).standard_normal(self.dimension) * self.support
         ends = lanczos.spectrum_ends(self.product, start, int(self.support.sum()), tolerance=tolerance,
                                      max_products=max_products, on_product=on_product)
+        return self.describe(ends)
+
+    def describe(self, ends):
+        """Returns the Spectrum of lanczos.Ends, with what they are the ends of."""
         return Spectrum(**dataclasses.asdict(ends), parameters=self._kind, batch_statistics=self._batch_statistics,
                         num_images=self._batches.num_images)
 
@@ -134,7 +145,9 @@ class Landscape:
         """Yields the function of the vectors and each batch, float64."""
         vectors = [tf.constant(vector, tf.float32) for vector in vectors]
         for number, images in enumerate(self._batches.images()):
-            yield function(*vectors, images, self._batches.labels(number)).numpy().astype(np.float64)
+            with full_float32():
+                value = function(*vectors, images, self._batches.labels(number))
+            yield value.numpy().astype(np.float64)
 
     def _batch_loss(self, point, images, labels):
         logits = self._forward(self._cut(point), self._batches.normalise(images))
@@ -175,9 +188,13 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         use_xla: whether to compile with XLA.
 
     Raises:
-        EkgError: parameters is neither.
+        EkgError: parameters is neither, the network returns probabilities, or a layer's second
+            derivatives are not exact.
     """
     check_parameters(parameters)
+    graph = Graph(model)
+    check_logits(graph)
+    check_second_derivatives(graph, SECOND_ORDER, batch_statistics)
     pure = pure_forward(model, SECOND_ORDER)
     trainable, non_trainable = read_variables(model)
     places = [i for i, value in enumerate(trainable) if parameters == "all" or len(value.shape) > 1]

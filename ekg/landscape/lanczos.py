@@ -1,4 +1,9 @@
-"""Both ends of a symmetric operator's spectrum by Lanczos' method; the operator is never formed."""
+"""Both ends of a symmetric operator's spectrum by Lanczos' method; the operator is never formed.
+
+The basis is kept within a budget of memory: where it is full, the method starts again with the best approximations of both
+ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue
+Problems").
+"""
 
 import dataclasses
 
@@ -8,6 +13,8 @@ from ekg import stopping
 
 TOLERANCE = 0.05  # of a residual, relative to its eigenvalue; the error of the eigenvalue is of the order of its square
 MAX_PRODUCTS = 100
+BASIS_BUDGET = 4 * 2**30  # bytes of the basis, float64; it holds 16 vectors at least
+RESTART_VECTORS = 8  # approximate eigenvectors that a restart keeps, half of them of each end
 BREAKDOWN = 1e-7  # what is left of a product, relative to the largest eigenvalue, where the Krylov space is whole
 
 
@@ -42,24 +49,56 @@ def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_produc
         max_products: where they are not by then, the result says so.
         on_product: function (products made, larger residual of both ends relative to its eigenvalue), or None.
     """
-    basis, diagonal, side = [start / np.linalg.norm(start)], [], []
-    while True:
+    limit = max_basis(len(start))
+    basis = np.empty((min(limit, max_products, dimension), len(start)))  # row by row, [vectors, n]
+    matrix = np.zeros((len(basis), len(basis)))  # of the operator, projected onto the basis
+    basis[0], size = start / np.linalg.norm(start), 1
+    for products in range(1, max_products + 1):
         stopping.check()
-        product = multiply(basis[-1])
-        diagonal.append(float(basis[-1] @ product))
+        rest = np.asarray(multiply(basis[size - 1]), np.float64)
+        if not np.isfinite(rest).all():
+            raise FloatingPointError("a product with the Hessian is not finite; are the weights those of a trained network?")
         for _ in range(2):  # once is not enough in floating point
-            for vector in basis:
-                product = product - (vector @ product) * vector
-        side.append(float(np.linalg.norm(product)))
-        matrix = np.diag(diagonal) + np.diag(side[:-1], 1) + np.diag(side[:-1], -1)
-        values, vectors = np.linalg.eigh(matrix)
-        residuals = np.abs(side[-1] * vectors[-1, [0, -1]])
+            share = basis[:size] @ rest
+            rest = rest - share @ basis[:size]
+            matrix[:size, size - 1] += share
+        matrix[size - 1, :size] = matrix[:size, size - 1]
+        length = float(np.linalg.norm(rest))
+        values, vectors = np.linalg.eigh(matrix[:size, :size])
+        residuals = np.abs(length * vectors[-1, [0, -1]])
         relative = residuals / np.maximum(np.abs(values[[0, -1]]), np.finfo(np.float32).tiny)
         if on_product is not None:
-            on_product(len(diagonal), float(relative.max()))
-        is_whole = len(diagonal) == dimension or side[-1] <= BREAKDOWN * np.abs(values).max()
+            on_product(products, float(relative.max()))
+        is_whole = size == dimension or length <= BREAKDOWN * np.abs(values).max()
         has_converged = bool((relative <= tolerance).all() or is_whole)
-        if has_converged or len(diagonal) == max_products:
-            return Ends(float(values[-1]), float(values[0]), float(residuals[1]), float(residuals[0]), len(diagonal),
-                        has_converged)
-        basis.append(product / side[-1])
+        if has_converged or products == max_products:
+            break
+        if size == len(basis):
+            size = _restart(basis, matrix, values, vectors)
+        basis[size] = rest / length
+        size += 1
+    return Ends(float(values[-1]), float(values[0]), float(residuals[1]), float(residuals[0]), products, has_converged)
+
+
+def max_basis(length):
+    """Returns how many vectors of this length the basis may hold."""
+    return max(BASIS_BUDGET // (8 * length), 2 * RESTART_VECTORS)
+
+
+def basis_bytes(length, max_products=MAX_PRODUCTS):
+    """Returns the bytes that the basis of vectors of this length takes, at most."""
+    return 8 * length * min(max_basis(length), max_products)
+
+
+def _restart(basis, matrix, values, vectors):
+    """Puts the approximate eigenvectors of both ends in the place of the whole basis; returns how many there are.
+
+    In the basis of these vectors the operator's projection is diagonal; how the next vector is coupled to them comes out
+    of its own product.
+    """
+    half = RESTART_VECTORS // 2
+    chosen = [*range(half), *range(len(values) - half, len(values))]
+    basis[:len(chosen)] = vectors[:, chosen].T @ basis[:len(values)]
+    matrix[:] = 0
+    np.fill_diagonal(matrix[:len(chosen), :len(chosen)], values[chosen])
+    return len(chosen)

@@ -1,5 +1,6 @@
 """Landscapes of sub-networks of a supernet, masked, with batch statistics."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -7,7 +8,8 @@ import tensorflow as tf
 
 from ekg.graph import layers
 from ekg.graph.calls import layer_variables
-from ekg.landscape import hessian, surfaces
+from ekg.landscape import hessian, lanczos, surfaces
+from ekg.landscape.exactness import check_second_derivatives
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +29,10 @@ class MaskedLandscapes:
             use_xla: whether to compile with XLA.
 
         Raises:
-            EkgError: parameters is neither.
+            EkgError: parameters is neither, or a layer's second derivatives are not exact.
         """
         hessian.check_parameters(parameters)
+        check_second_derivatives(supernet.graph, hessian.SECOND_ORDER, training=True)
         self._supernet = supernet.with_options(hessian.SECOND_ORDER)
         self._weights = {name: [value.numpy() for value in values] for name, values in supernet.weights().items()}
         self._places, axes = [], []  # (layer name, number of the variable) of every parameter array
@@ -49,13 +52,22 @@ class MaskedLandscapes:
         self._mask.assign(mask)
         support = _support(self._supernet, mask)
         weights = dict(self._weights)
-        classifier = self._supernet.graph.calls[-1]
-        if layers.is_mixing(classifier.layer):  # the parameters are those of the cut network, at the restored norm
+        classifier = self._supernet.classifier
+        if classifier is not None:  # the parameters are those of the cut network, at the restored norm
             restored = self._supernet.with_restored_norm(classifier, weights[classifier.layer.name], mask)
             weights[classifier.layer.name] = [np.asarray(value) for value in restored]
         self._landscape.move_([weights[name][i] for name, i in self._places],
                               [support[name][i] for name, i in self._places])
         return self._landscape
+
+    def describe(self, ends):
+        """Returns the hessian.Spectrum of a sub-network whose lanczos.Ends were computed."""
+        return self._landscape.describe(ends)
+
+    @property
+    def dimension(self):
+        """Parameters of the whole network."""
+        return self._landscape.dimension
 
     def _forward(self, arrays, images):
         weights = {name: list(values) for name, values in self._weights.items()}
@@ -87,8 +99,8 @@ def _weight_support(axes, shape, kept):
     return support
 
 
-class ConditionNumbers:
-    """Condition numbers of sub-networks' losses on D_val; the members of a team take one sub-network each."""
+class Spectra:
+    """Spectra of sub-networks' losses on D_val; the members of a team take one sub-network each."""
 
     def __init__(self, supernet, batches, compute):
         """
@@ -102,16 +114,22 @@ class ConditionNumbers:
             lambda _: MaskedLandscapes(supernet, batches, use_xla=compute.use_xla))
 
     def __call__(self, subnetworks):
-        """Returns the list of κ; where an eigenvalue is not known to the tolerance there is a warning."""
+        """Returns the list of hessian.Spectrum; where an eigenvalue is not known to the tolerance there is a warning."""
         dealt = {member: range(member, len(subnetworks), self._team.size) for member in self._team.local_members}
         spectra_by_member = self._team.map_members(
             lambda member: [self._landscapes[member](subnetworks[i]).spectrum() for i in dealt[member]])
-        conditions = np.zeros(len(subnetworks))
+        table = np.zeros((len(subnetworks), len(dataclasses.fields(lanczos.Ends))))
         for member, spectra in spectra_by_member.items():
-            conditions[dealt[member]] = [spectrum.condition for spectrum in spectra]
-            unsure = [spectrum for spectrum in spectra if not spectrum.converged]
-            if unsure and not self._has_warned:
-                self._has_warned = True
-                logger.warning("an eigenvalue is known to a residual of %.3g only after %d products: condition numbers are "
-                               "rough.", unsure[0].residual_smallest, unsure[0].products)
-        return self._team.sum_over_workers(conditions).tolist()
+            for i, spectrum in zip(dealt[member], spectra):
+                table[i] = [getattr(spectrum, field.name) for field in dataclasses.fields(lanczos.Ends)]
+        return [self._spectrum(row) for row in self._team.sum_over_workers(table)]
+
+    def _spectrum(self, row):
+        """Returns the Spectrum of a row of numbers."""
+        values = {field.name: field.type(value) for field, value in zip(dataclasses.fields(lanczos.Ends), row)}
+        spectrum = next(iter(self._landscapes.values())).describe(lanczos.Ends(**values))
+        if not spectrum.converged and not self._has_warned:
+            self._has_warned = True
+            logger.warning("an eigenvalue is known to a residual of %.3g only after %d products: condition numbers are "
+                           "rough.", max(spectrum.residual_smallest, spectrum.residual_largest), spectrum.products)
+        return spectrum

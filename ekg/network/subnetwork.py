@@ -2,18 +2,25 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import numpy as np
 
 from ekg.errors import EkgError
 
-# Widths are sums of floating-point steps: w * C that should be a whole number may miss it by this much.
-WIDTH_TOLERANCE = 1e-6
+WIDTH_TOLERANCE = 1e-6  # channels
 
 
 def count_kept(width, size):
-    """Returns how many of `size` channels have a rank below max(width * size, 1)."""
-    return min(max(math.ceil(width * size - WIDTH_TOLERANCE), 1), size)
+    """Returns how many of `size` channels have a rank below max(width * size, 1).
+
+    Args:
+        width: share of the channels, in [0, 1]: a Fraction, which is exact, or a float, of which a whole number of channels
+            may be missed by WIDTH_TOLERANCE.
+        size: number of channels C.
+    """
+    channels = width * size if isinstance(width, Fraction) else width * size - WIDTH_TOLERANCE
+    return min(max(math.ceil(channels), 1), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,31 +28,41 @@ class Subnetwork:
     """One choice of kept channels. Immutable; equal sub-networks compare equal; goes to JSON and back.
 
     Attributes:
-        order: for every group its channels, the most important first.
-        width: for every group the fraction of its channels that is kept, in [0, 1]; one channel always stays.
         names: the names of the groups, in network order.
+        order: for every group its channels, the most important first.
+        kept_counts: for every group how many of them are kept, from the first on; at least one.
     """
     names: tuple[str, ...]
     order: tuple[tuple[int, ...], ...]
-    width: tuple[float, ...]
+    kept_counts: tuple[int, ...]
 
     @classmethod
     def whole(cls, groups):
         """Returns the sub-network that keeps every channel of the groups."""
         return cls(tuple(group.name for group in groups), tuple(tuple(range(group.size)) for group in groups),
-                   (1.0,) * len(groups))
+                   tuple(group.size for group in groups))
+
+    @property
+    def width(self):
+        """For every group the fraction of its channels that is kept, in (0, 1]."""
+        return tuple(kept / len(channels) for kept, channels in zip(self.kept_counts, self.order))
 
     def num_kept(self, group):
         """Returns how many channels the group at this position keeps."""
-        return count_kept(self.width[group], len(self.order[group]))
+        return self.kept_counts[group]
 
     def kept(self, group):
         """Returns the kept channels of the group at this position, in ascending order: int array."""
-        return np.sort(np.array(self.order[group][:self.num_kept(group)], dtype=np.int64))
+        return np.sort(np.array(self.order[group][:self.kept_counts[group]], dtype=np.int64))
+
+    def with_kept(self, group, num_kept):
+        """Returns this sub-network with so many channels of the group at this position."""
+        counts = self.kept_counts[:group] + (int(num_kept),) + self.kept_counts[group + 1:]
+        return dataclasses.replace(self, kept_counts=counts)
 
     def with_width(self, group, width):
-        """Returns this sub-network with another width of the group at this position."""
-        return dataclasses.replace(self, width=self.width[:group] + (width,) + self.width[group + 1:])
+        """Returns this sub-network with another width, in [0, 1], of the group at this position."""
+        return self.with_kept(group, count_kept(width, len(self.order[group])))
 
     def with_widths(self, widths):
         """Returns this sub-network with the widths {group name: width in [0, 1]}; groups not named keep theirs.
@@ -59,8 +76,9 @@ class Subnetwork:
         wrong = {name: width for name, width in widths.items() if not 0 <= width <= 1}
         if wrong:
             raise EkgError(f"`widths` must be in [0, 1]; received {wrong}.")
-        return dataclasses.replace(self, width=tuple(
-            float(widths.get(name, width)) for name, width in zip(self.names, self.width)))
+        return dataclasses.replace(self, kept_counts=tuple(
+            count_kept(float(widths[name]), len(channels)) if name in widths else kept
+            for name, channels, kept in zip(self.names, self.order, self.kept_counts)))
 
     def ranked(self, scores):
         """Returns this sub-network with every group's kept channels ordered by descending score.
@@ -78,13 +96,17 @@ class Subnetwork:
         return dataclasses.replace(self, order=tuple(order))
 
     def to_json(self):
-        """Returns {"widths": {group name: width}, "order": channels of every group, most important first}."""
-        return {"widths": dict(zip(self.names, self.width)), "order": [list(channels) for channels in self.order]}
+        """Returns {"kept": {group name: number of channels}, "order": channels of every group, most important first}."""
+        return {"kept": dict(zip(self.names, self.kept_counts)), "order": [list(channels) for channels in self.order]}
 
     @classmethod
     def from_json(cls, value):
-        """Returns the sub-network that to_json() turned into this dict."""
-        return cls(tuple(value["widths"]), tuple(map(tuple, value["order"])), tuple(value["widths"].values()))
+        """Returns the sub-network that to_json() turned into this dict; "widths" of earlier versions are understood."""
+        order = tuple(map(tuple, value["order"]))
+        if "kept" in value:
+            return cls(tuple(value["kept"]), order, tuple(value["kept"].values()))
+        counts = (count_kept(float(width), len(channels)) for width, channels in zip(value["widths"].values(), order))
+        return cls(tuple(value["widths"]), order, tuple(counts))
 
     def __str__(self):
         return ", ".join(f"{name} {self.num_kept(i)}/{len(self.order[i])}" for i, name in enumerate(self.names))

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from ekg.devices.compute import full_float32
 from ekg.errors import EkgError
 from ekg.graph import complexity, cutting, execute, groups, layers, norms
 from ekg.graph.calls import Graph, layer_variables
@@ -33,6 +34,7 @@ class Supernet:
         layout: groups.Layout, where every channel of every tensor belongs.
         program: list of graph calls and gates in the order in which they run.
         options: execute.ExecutionOptions that the masked network computes with.
+        classifier: the call that writes class logits, or None; see layers.classifier_of.
 
     Raises:
         EkgError: the model is not functional, has several inputs or outputs, or nothing in it can be pruned.
@@ -49,6 +51,7 @@ class Supernet:
             self.program.append(call)
             if call.output in self.layout.sites:
                 self.program.append(Gate(call.output))
+        self.classifier = layers.classifier_of(self.graph)
         self._table = complexity.ComplexityTable(self.graph, self.layout)
         self._forward = tf.function(self.forward)
 
@@ -141,16 +144,16 @@ class Supernet:
             subnetwork: the Subnetwork.
             training: True uses batch statistics in batch norms, False the moving ones.
         """
-        return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
+        with full_float32():
+            return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
 
     def _call(self, call, weights, mask, tensors, training):
         values = weights.get(call.layer.name, [])
-        is_last = self.graph.is_last(call)
-        if is_last and layers.is_mixing(call.layer):
+        if call is self.classifier:
             values = self.with_restored_norm(call, values, mask)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
-        options = execute.LOGITS_OPTIONS if is_last else self.options
+        options = execute.LOGITS_OPTIONS if self.graph.is_last(call) else self.options
         return execute.run_call(call, values, tensors, is_training, options)[0]
 
     def with_restored_norm(self, call, values, mask):

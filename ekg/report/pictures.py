@@ -31,7 +31,7 @@ def draw_run(path, run):
     parts = figure.add_gridspec(3, 2)
     _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history)
     _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
-    for column, (value, factor, label) in enumerate((("loss", 1, "training loss"), ("top1", 100, "training top-1, %"))):
+    for column, (value, factor, label) in enumerate((("loss", 1, "loss"), ("top1", 100, "top-1, %"))):
         _draw_curve(figure.add_subplot(parts[2, column]), run.curves, value, factor, label)
     for axes in figure.axes:
         if axes.get_xlabel() in ("search step", "epoch"):
@@ -70,9 +70,11 @@ def _draw_curve(axes, curves, value, factor, label):
     """Draws a value of the training curves over the epochs of baseline training and fine-tuning."""
     for phase, colour in zip(("baseline", "fine-tune"), COLOURS):
         lines = [line for line in curves if line["phase"] == phase]
-        if lines:
-            axes.plot([line["step"] for line in lines], [factor * line[value] for line in lines],
-                      marker="o" if len(lines) < 20 else None, color=colour, label=phase)
+        for name, style, what in ((value, "-", ""), (f"val_{value}", "--", ", D_val"), (f"test_{value}", ":", ", test")):
+            points = [(line["step"], factor * line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points), style, marker="o" if len(points) < 20 else None, color=colour,
+                          label=f"{phase}{what}")
     axes.set(xlabel="epoch", ylabel=label, title=label)
     if axes.get_lines():
         axes.legend()

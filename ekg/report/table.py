@@ -27,12 +27,18 @@ class Row:
     latency_256: float
 
 
-def format_table(rows):
-    """Returns the rows as a Markdown table with the rate of FLOPs against the first row; images/s are those of batch 256."""
+def format_table(rows, whole_flops=None):
+    """Returns the rows as a Markdown table; images/s are those of batch 256.
+
+    Args:
+        rows: list of Row.
+        whole_flops: FLOPs of the unpruned network, against which the rates stand; None takes those of the first row.
+    """
+    whole_flops = whole_flops or next((row.flops for row in rows), None)
     head = ["network", "loss", "top-1 %", "top-5 %", "params", "FLOPs", "rate", "file KiB", "ms, batch 1", "ms, batch 256",
             "images/s"]
     lines = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",
-              f"{row.flops:,}", f"{row.flops / rows[0].flops:.4f}", f"{row.file_size / 1024:,.0f}",
+              f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
               f"{row.latency_1:.2f}", f"{row.latency_256:.1f}", f"{256_000 / row.latency_256:,.0f}"] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     text = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *lines]]

@@ -101,12 +101,14 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            if folder.holds_run():
-                folder.remove_unfinished_files()
-                if not overwrite:
-                    return cls.open(path, arguments, advice)
+            is_run = folder.holds_run()
+            if is_run and not overwrite:
+                cls.open(path, arguments, advice)  # before anything is removed
+            folder.remove_unfinished_files()
+            if is_run and overwrite:
                 folder.remove_run()
                 files.write_json(folder / ARGUMENTS, arguments)
+            if is_run:
                 return folder
         except OSError as error:
             raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None

@@ -8,11 +8,12 @@ import math
 import time
 from typing import Any
 
-from ekg.data import Batches
+from ekg.data import Batches, mixed_order
 from ekg.devices.compute import Compute
 from ekg.progress import peak_memory_mib
 from ekg.run.folder import RunFolder
 from ekg.settings import JobSettings
+from ekg.train.evaluate import Evaluation
 from ekg.train.step import StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,34 @@ class Job:
 
     @functools.cached_property
     def train_batches(self):
-        """data.Batches of the training images as they are, in index order."""
-        return Batches(self.data.train, self.data.normalise, self.images_together)
+        """data.Batches of the training images as they are, all classes mixed."""
+        return Batches(self.data.train, self.data.normalise, self.images_together, mixed_order(self.data.train.labels))
 
     @property
     def test_batches(self):
         """data.Batches of the test images."""
         return Batches(self.data.test, self.data.normalise, self.settings.run.val_batch_size)
+
+    @functools.cached_property
+    def val_batches(self):
+        """data.Batches of D_val, for evaluations."""
+        split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed).in_memory()
+        return Batches(split, self.data.normalise, self.settings.run.val_batch_size)
+
+    def curve_measure(self, model):
+        """Returns a function from the number of epochs done to what the curves hold of a model in training.
+
+        That is loss and accuracy on D_val; and on the test images, for the curve alone, after every `test_every` epochs.
+        """
+        evaluate_val, evaluate_test = (Evaluation(model, batches, Compute(self.team, self.compute.use_xla))
+                                       for batches in (self.val_batches, self.test_batches))
+
+        def measure(epochs):
+            metrics = evaluate_val()
+            measured = {"val_loss": metrics.loss, "val_top1": metrics.top1}
+            every = self.settings.run.test_every
+            return measured | {"test_top1": evaluate_test().top1} if every and epochs % every == 0 else measured
+        return measure
 
     def has(self, name):
         """Returns whether the run folder holds a file, as the chief sees it."""

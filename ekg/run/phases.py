@@ -10,8 +10,9 @@ from ekg import files
 from ekg.data import Batches, TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
-from ekg.distil.slim import slim
+from ekg.distil.slim import fit_statistics_, slim
 from ekg.graph.execute import pure_forward
+from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.progress import progress_bar
@@ -49,7 +50,8 @@ class SubsetPhase(Phase):
     def batches(self):
         settings = self.job.settings
         subset = self.job.data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
-        return TrainingBatches(self.job.data, settings.search.search_batch_size, settings.run.seed, split=subset)
+        return TrainingBatches(self.job.data, settings.search.search_batch_size, settings.run.seed, split=subset,
+                               phase=self.name, even_pieces=settings.run.accum)
 
     def rehearse(self, model):
         check_finite(self.name, self.make_trainer(model).step(next(self.batches().epoch(0)), 0.0))
@@ -93,6 +95,8 @@ class SearchPhase(Phase):
             landscape = MaskedLandscapes(supernet, batches, use_xla=job.compute.use_xla)(whole)
             product = landscape.product(np.ones(landscape.dimension))
             check_finite(self.name, {"Hessian-vector product": product.sum()})
+            size = len(job.team.local_members) * lanczos.basis_bytes(landscape.dimension)
+            logger.info("preflight: condition numbers take at most %.2f GiB of memory for their bases", size / 2**30)
 
     def run(self, supernet):
         """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
@@ -156,11 +160,15 @@ class BankPhase(Phase):
         logger.info("teachers: %s", ", ".join(f"Θ{entry.step} (loss {entry.loss:.4f})" for entry in teachers))
         with job.timed(self.name), progress_bar(self.name, len(teachers) * len(job.data.train), "image") as progress:
             bank.build_bank(folder, supernet, teachers, job.train_batches, job.search_compute, progress)
-        return bank.open_bank(folder)
+        return bank.open_bank(folder, job.train_batches)
 
 
 class FineTunePhase(Phase):
-    """Trains Θ* with the knowledge of the bank, of the unpruned network, or with the labels alone."""
+    """Trains Θ* with the knowledge of the bank, of the unpruned network, or with the labels alone.
+
+    A single teacher is Θ₀ before the epoch on D_subset: it runs along with moving statistics, which that epoch leaves
+    alone, so they fit the weights before it and not those behind it.
+    """
     name, leaves = "fine-tune", names.TRAINED
 
     def make_trainer(self, model, teacher):
@@ -174,7 +182,7 @@ class FineTunePhase(Phase):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
         settings = self.job.settings
         return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, losses.NUM_VIEWS,
-                               complete=None if memory_bank is None else
+                               phase=self.name, complete=None if memory_bank is None else
                                lambda batch: {"bank": memory_bank.rows(batch["index"])})
 
     def rehearse(self, model):
@@ -193,7 +201,8 @@ class FineTunePhase(Phase):
                             settings.warmup_epoch)
         with job.timed(self.name):
             fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
-                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes)
+                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            fit_statistics_(model, job.train_batches, job.compute.use_xla)
             job.team.on_chief(lambda: self._save(model))
 
     def _save(self, model):

@@ -70,16 +70,23 @@ def _over_filters(supernet, subnetwork, score):
         index = layout.index[call.output]
         kept = mask[index] & (index < layout.num_channels)
         if kept.any():
-            np.add.at(scores, index[kept], score(_filters(call.layer)[kept]))
+            np.add.at(scores, index[kept], score(_filters(call.layer, mask[layout.index[call.inputs[0]]])[kept]))
     return scores[:-1]
 
 
-def _filters(layer):
-    """Returns the filters of a mixing layer, float64 [number of filters, weights of each]."""
+def _filters(layer, is_read):
+    """Returns the filters of a mixing layer, float64 [number of filters, weights of each that the sub-network has].
+
+    Args:
+        layer: the Keras layer.
+        is_read: which of its input channels the sub-network keeps, bool [channels].
+    """
     record = layers.record_of(layer)
     kernel = next(variable.numpy() for variable in layer.weights if variable.name == record.kernel)
-    written = record.weights[record.kernel].axes.index(layers.OUT)
-    return np.moveaxis(kernel.astype(np.float64), written, -1).reshape(-1, kernel.shape[written]).T
+    axes = record.weights[record.kernel].axes
+    kernel = np.compress(is_read, kernel.astype(np.float64), axes.index(layers.IN))
+    written = axes.index(layers.OUT)
+    return np.moveaxis(kernel, written, -1).reshape(-1, kernel.shape[written]).T
 
 
 CRITERIA = {criterion.__name__: criterion for criterion in (ekg, l1, fpgm, gbn)}

@@ -247,9 +247,9 @@ class Evaluator:
             loss = tf.reduce_sum(tasks.cross_entropy(labels, logits))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(tasks.soft_cross_entropy(teacher, logits))
-            loss /= self._batches.num_images
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
-        return {site: tf.abs(gradients[site] * gates[site]) for site in gates}
+        # Divided here and not before: the gradients of a mean over many images are too small for float16.
+        return {site: tf.abs(gradients[site] * gates[site]) / self._batches.num_images for site in gates}
 
     def _batch_sensitivities(self, weights, mask, images, labels):
         batch, layout = tf.shape(images)[0], self.supernet.layout

@@ -1,5 +1,6 @@
 """Greedy sub-network search: step by step the group whose narrowing keeps the reward highest loses channels."""
 
+import collections
 import io
 import logging
 import time
@@ -8,9 +9,9 @@ import numpy as np
 
 from ekg import files, stopping
 from ekg.data import Batches
-from ekg.devices.compute import Compute
+from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
-from ekg.landscape.subnetworks import ConditionNumbers
+from ekg.landscape.subnetworks import Spectra
 from ekg.search.criteria import CRITERIA
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.objective import Objective
@@ -53,9 +54,10 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
     """
     if settings is not None and changes:
         raise EkgError(f"`settings` and `{next(iter(changes))}` exclude each other; put it into the settings.")
-    settings = settings or SearchSettings.make(changes)
+    settings = SearchSettings.make(vars(settings) if settings is not None else changes)
     check_target(supernet, settings.target_rate)
-    return _Search(supernet, data, settings, seed, compute or Compute(), on_step, state_file).run(list(history))
+    with full_float32():
+        return _Search(supernet, data, settings, seed, compute or Compute(), on_step, state_file).run(list(history))
 
 
 class _Search:
@@ -67,9 +69,9 @@ class _Search:
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
         batches = Batches(split, data.normalise, settings.search_batch_size)
         self._objective = Objective(supernet, batches, settings.search_teacher, compute)
-        self._conditions = None
+        self._spectra = None
         if settings.reward == "condition_number" or settings.log_condition:
-            self._conditions = ConditionNumbers(supernet, batches, compute)
+            self._spectra = Spectra(supernet, batches, compute)
         self._history = []
 
     def run(self, history):
@@ -93,22 +95,25 @@ class _Search:
         """Narrows one group: ranks the channels anew, tries the groups, keeps the best."""
         settings, start, present = self._settings, time.perf_counter(), self._history[-1].subnetwork
         importance = CRITERIA[settings.criterion](self._objective, present)
-        present, candidates = propose(self._supernet, present, importance, settings.target_rate, settings.search_step)
+        narrowed = collections.Counter(entry.group for entry in self._history)
+        present, candidates = propose(self._supernet, present, importance, settings.target_rate, settings.search_step,
+                                      narrowed)
         scores = self._objective.scores(present, candidates)
         self._check_finite(candidates, scores)
-        best, condition = self._choose(candidates, [score.reward for score in scores])
+        best, spectrum = self._choose(candidates, [score.reward for score in scores])
         group, winner = candidates[best]
         self._objective.add_knowledge(winner)
         self._append(self._supernet.groups[group].name, winner, scores[best], num_candidates=len(candidates), start=start,
-                     condition=condition)
+                     spectrum=spectrum)
 
     def _choose(self, candidates, rewards):
-        """Returns (number of the candidate to keep, its condition number if that decided)."""
+        """Returns (number of the candidate to keep, its Spectrum if the condition number decided)."""
         if self._settings.reward != "condition_number":
             return int(np.argmax(rewards)), None
         listed = np.argsort(rewards, kind="stable")[::-1][:self._settings.shortlist]
-        conditions = self._conditions([candidates[i][1] for i in listed])
-        return int(listed[np.argmin(conditions)]), min(conditions)
+        spectra = self._spectra([candidates[i][1] for i in listed])
+        smoothest = int(np.argmin([spectrum.condition for spectrum in spectra]))
+        return int(listed[smoothest]), spectra[smoothest]
 
     def _check_finite(self, candidates, scores):
         broken = [self._supernet.groups[group].name for (group, _), score in zip(candidates, scores)
@@ -117,13 +122,14 @@ class _Search:
             raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
                                      f"{broken[:5]}; are the weights those of a trained network?")
 
-    def _append(self, group, subnetwork, score, *, num_candidates, start, condition=None):
+    def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None):
         """Puts an interim sub-network into the history, and what is known by then on disk."""
-        if self._settings.log_condition and condition is None:
-            condition = self._conditions([subnetwork])[0]
+        if self._settings.log_condition and spectrum is None:
+            spectrum = self._spectra([subnetwork])[0]
+        measured = {} if spectrum is None else {"condition": spectrum.condition, "spectrum": spectrum.to_json()}
         self._history.append(HistoryEntry(
             len(self._history), group, subnetwork, self._supernet.rate(subnetwork), score.loss, score.accuracy, score.reward,
-            num_candidates, round(time.perf_counter() - start, 3), condition))
+            num_candidates, round(time.perf_counter() - start, 3), **measured))
         if self._on_step is not None:
             self._on_step(self._history[-1])
         if self._state_file is not None:

@@ -20,6 +20,8 @@ class HistoryEntry:
         num_candidates: how many sub-networks were compared.
         seconds: of the step.
         condition: condition number of its loss on D_val, if it was asked for.
+        spectrum: the landscape.hessian.Spectrum behind it as a dict: both eigenvalues, residuals, products, parameters and
+            mode.
     """
     step: int
     group: str | None
@@ -31,10 +33,13 @@ class HistoryEntry:
     num_candidates: int
     seconds: float
     condition: float | None = None
+    spectrum: dict | None = None
 
     def to_json(self):
-        """Returns a dict for JSON: this entry with the widths by group name, and the order of the channels."""
+        """Returns a dict for JSON: this entry with the kept channels by group name, and the order of the channels."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if value["spectrum"] is None:
+            del value["spectrum"]
         return value | value.pop("subnetwork").to_json()
 
     @classmethod

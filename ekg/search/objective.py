@@ -11,6 +11,7 @@ import numpy as np
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions
+from ekg.graph.layers import check_logits
 from ekg.search.evaluator import Evaluator
 from ekg.settings import SEARCH_TEACHERS
 
@@ -43,10 +44,11 @@ class Objective:
             compute: Compute; None stands for float32 on the default device.
 
         Raises:
-            EkgError: teacher is none of these.
+            EkgError: teacher is none of these, or the network returns probabilities.
         """
         if teacher not in SEARCH_TEACHERS:
             raise EkgError(f"`teacher` must be one of {list(SEARCH_TEACHERS)}; received {teacher!r}.")
+        check_logits(supernet.graph)
         compute = compute or Compute()
         self.supernet = supernet.with_options(ExecutionOptions(compute.dtype))
         self._team = compute.team

@@ -1,14 +1,15 @@
 """One step of the greedy search without any evaluation: which sub-networks it tries."""
 
+from fractions import Fraction
+
 import numpy as np
 
 from ekg.network.subnetwork import count_kept
 
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
-WIDTH_DIGITS = 9  # decimal places of a width
 
 
-def propose(supernet, present, scores, target_rate, search_step):
+def propose(supernet, present, scores, target_rate, search_step, narrowed=None):
     """Returns (present sub-network in its new order, candidates as list of (group, Subnetwork)) of one search step.
 
     Args:
@@ -17,22 +18,34 @@ def propose(supernet, present, scores, target_rate, search_step):
         scores: importance of every channel, array [num_channels].
         target_rate: no candidate falls below it by more than one channel.
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
+        narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add up over steps. None
+            stands for a present sub-network whose widths are those of whole channels.
     """
     if not np.isfinite(scores).all():
         raise FloatingPointError("the importance of some channels is not finite; are the weights those of a trained "
                                  "network?")
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
-    narrowed, sums = {}, {}
+    targets, sums = {}, {}
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
         if num_kept == 1:
             continue  # closed: its last channel stays
-        width = present.width[i] - max(1 / group.size, search_step / len(group.writers))
-        width = max(round(width, WIDTH_DIGITS), 0.0)  # 1 - 5 * 0.2 is nothing, not 6e-17
-        removed = present.order[i][count_kept(width, group.size):num_kept]
-        narrowed[i], sums[i] = width, float(by_group[i][list(removed)].sum())
-    return present, [(i, _narrow(supernet, present, i, narrowed[i], target_rate)) for i in pick_groups(sums)]
+        width = Fraction(num_kept, group.size) if narrowed is None else 1 - narrowed.get(group.name, 0) * step_of(
+            group, search_step)
+        targets[i] = next_kept(width, group, search_step)
+        sums[i] = float(by_group[i][list(present.order[i][targets[i]:num_kept])].sum())
+    return present, [(i, _narrow(supernet, present, i, targets[i], target_rate)) for i in pick_groups(sums)]
+
+
+def step_of(group, search_step):
+    """Returns δ = max(1/C, r/n) of a ChannelGroup as a Fraction, with r as it is written: 0.2 is a fifth."""
+    return max(Fraction(1, group.size), Fraction(str(search_step)) / len(group.writers))
+
+
+def next_kept(width, group, search_step):
+    """Returns how many channels a group keeps behind one more step from this width, a Fraction: at least one fewer."""
+    return count_kept(max(width - step_of(group, search_step), 0), group.size)
 
 
 def pick_groups(sums):
@@ -62,17 +75,16 @@ def otsu_threshold(values):
     return (values[split] + values[split + 1]) / 2
 
 
-def _narrow(supernet, present, group, width, target_rate):
-    """Returns the present sub-network with this width, or with the widest one, in whole channels, at the target."""
-    candidate = present.with_width(group, width)
+def _narrow(supernet, present, group, num_kept, target_rate):
+    """Returns the present sub-network with so many channels of a group, or with the most at which it is at the target."""
+    candidate = present.with_kept(group, num_kept)
     if supernet.rate(candidate) >= target_rate:
         return candidate
-    size = supernet.groups[group].size
-    low, high = count_kept(width, size), present.num_kept(group) - 1  # the rate rises with the channels
+    low, high = num_kept, present.num_kept(group) - 1  # the rate rises with the channels
     while low < high:
         middle = (low + high + 1) // 2
-        if supernet.rate(present.with_width(group, middle / size)) <= target_rate:
+        if supernet.rate(present.with_kept(group, middle)) <= target_rate:
             low = middle
         else:
             high = middle - 1
-    return present.with_width(group, low / size)
+    return present.with_kept(group, low)

@@ -7,8 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import stopping, tasks
-from ekg.devices.compute import Compiled, Compute, compiled, split_batch
-from ekg.graph.execute import pure_forward, read_variables
+from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
+from ekg.errors import EkgError
+from ekg.graph import norms
+from ekg.graph.calls import Graph
+from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.graph.layers import check_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +24,7 @@ class Metrics:
 
 
 def evaluate(model, batches, compute=None, progress=None):
-    """Returns exact Metrics of a model over a split, with moving statistics.
-
-    Losses and hits are summed; the last short batch is filled up with images that count nothing, so one compilation
-    serves all and no mean of means is taken.
+    """Returns exact Metrics of a model over a split, with moving statistics; see Evaluation.
 
     Args:
         model: functional keras.Model from normalised images to logits, created under the team's strategy.
@@ -31,72 +32,95 @@ def evaluate(model, batches, compute=None, progress=None):
         compute: Compute; each process of its team reads its own part of every batch.
         progress: progress bar that gets update(number of images), or None.
     """
-    compute, forward = compute or Compute(), pure_forward(model)
-    strategy, (worker, num_workers) = compute.team.strategy, compute.team.shard
-    split, batch_size = batches.split, batches.batch_size
+    return Evaluation(model, batches, compute)(progress)
 
-    def replica_sums(trainable, non_trainable, batch):
-        logits = tf.cast(forward(trainable, non_trainable, batches.normalise(batch["images"]), False)[0], tf.float32)
-        labels = batch["labels"]
+
+class Evaluation:
+    """Evaluates one model on one split, as often as it is called, with one compilation.
+
+    Losses and hits are summed; the last short batch is filled up with images that count nothing, so all batches have one
+    shape and no mean of means is taken.
+    """
+
+    def __init__(self, model, batches, compute=None):
+        """See evaluate()."""
+        self._model, self._batches, self._team = model, batches, (compute or Compute()).team
+        check_logits(Graph(model))
+        self._forward = pure_forward(model)
+        self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
+
+    def __call__(self, progress=None):
+        """Returns the Metrics of the model as it is now."""
+        split, batch_size, (worker, num_workers) = self._batches.split, self._batches.batch_size, self._team.shard
+        index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
+        index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
+        padded, total = [np.minimum(indices, len(split) - 1) for indices in index_batches], np.zeros(3)
+        for indices, read, images in zip(index_batches, padded, split.stream(padded)):
+            batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
+            with full_float32():
+                total += self._step(split_batch(self._team.strategy, batch)).numpy()
+            if num_workers == 1:  # one that left the others would let them wait
+                stopping.check()
+            if progress is not None:
+                progress.update(int(batch["weight"].sum()) * num_workers)
+        return Metrics(*(float(value) for value in total / len(split)))
+
+    def _make_step(self, use_xla):
+        strategy, sums = self._team.strategy, tf.function(self._replica_sums, jit_compile=use_xla)
+
+        def step(batch):
+            result = strategy.run(lambda part: sums(*read_variables(self._model), part), args=(batch,))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+        return tf.function(step)
+
+    def _replica_sums(self, trainable, non_trainable, batch):
+        """Returns [cross-entropy, top-1 hits, top-5 hits] summed over the images that count. Pure."""
+        logits = self._forward(trainable, non_trainable, self._batches.normalise(batch["images"]), False)[0]
+        logits, labels = tf.cast(logits, tf.float32), batch["labels"]
         values = tf.stack([tasks.cross_entropy(labels, logits), tasks.top_k_hits(labels, logits, 1),
                            tasks.top_k_hits(labels, logits, 5)])
         return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
 
-    def make_step(use_xla):
-        sums = tf.function(replica_sums, jit_compile=use_xla)
-
-        def step(batch):
-            result = strategy.run(lambda part: sums(*read_variables(model), part), args=(batch,))
-            return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
-        return tf.function(step)
-
-    step, total = Compiled(make_step, "evaluation step", compute.use_xla), np.zeros(3)
-    index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
-    index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
-    padded = [np.minimum(indices, len(split) - 1) for indices in index_batches]
-    for indices, read, images in zip(index_batches, padded, split.stream(padded)):
-        batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
-        total += step(split_batch(strategy, batch)).numpy()
-        stopping.check()
-        if progress is not None:
-            progress.update(int(batch["weight"].sum()) * num_workers)
-    return Metrics(*(float(value) for value in total / len(split)))
-
 
 def estimate_statistics_(model, batches, use_xla=False):
-    """Sets the moving mean and variance of every batch norm to those of the images in `batches`, exactly.
+    """Sets the moving mean and variance of every trainable batch norm to those of the images in `batches`, exactly.
 
-    Each batch passes with batch statistics; mean and mean square are averaged over all images.
+    Each batch passes with batch statistics; mean and mean square are averaged over all images. Frozen batch norms keep
+    theirs, and whatever else is not trained stays as it is.
 
     Args:
         model: functional keras.Model, changed in place.
         batches: data.Batches; images of one share batch statistics.
         use_xla: whether to compile with XLA.
     """
-    forward = pure_forward(model)
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    forward = pure_forward(model, ExecutionOptions(collect_moments=True, norms_alone=True))
+    trainable, non_trainable = read_variables(model)
     position = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
-    zeros = [tf.zeros_like(value) for value in read_variables(model)[1]]
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    places = [(position[id(layer.moving_mean)], position[id(layer.moving_variance)]) for layer in layers]
+    # A norm that Keras computes moves its statistics: from zero to (1 - momentum) times those of the batch.
+    shares = [1.0 if norms.supports(layer) else 1 - layer.momentum for layer in layers]
+    for layer, share in zip(layers, shares):
+        if share == 0 or len(layer._inbound_nodes) > 1:
+            why = "never move" if share == 0 else "belong to several calls"
+            raise EkgError(f"the moving statistics of layer {layer.name!r} {why}, so they cannot be estimated; freeze it.")
+    for place in (place for pair in places for place in pair):
+        non_trainable[place] = tf.zeros_like(non_trainable[place])
 
-    def moments(trainable, images):
-        # From statistics of zero the moving average returns (1 - momentum) times those of the batch.
-        new = forward(trainable, zeros, images, True)[1]
-        result = []
-        for layer in norms:
-            mean = new[position[id(layer.moving_mean)]] / (1 - layer.momentum)
-            variance = new[position[id(layer.moving_variance)]] / (1 - layer.momentum)
-            result.append((mean, variance + mean**2))
-        return result
+    def moments(trainable, non_trainable, images):
+        """Returns (mean, variance) of every batch norm's input."""
+        new = forward(trainable, non_trainable, images, True)[1]
+        return [(new[mean] / share, new[variance] / share) for (mean, variance), share in zip(places, shares)]
 
     moments = compiled(moments, "pass for batch norm statistics", use_xla)
-    trainable, total = read_variables(model)[0], None
-    for images in batches.images():
+    totals = [[0.0, 0.0] for _ in layers]
+    for images in batches.images() if layers else ():
         stopping.check()
-        size = len(images)
-        batch_moments = moments(trainable, batches.normalise(images))
-        values = [[value.numpy().astype(np.float64) * size for value in pair] for pair in batch_moments]
-        total = values if total is None else tf.nest.map_structure(np.add, total, values)
-    count = batches.num_images
-    for layer, (mean, square) in zip(norms, total):
-        layer.moving_mean.assign(mean / count)
-        layer.moving_variance.assign(square / count - (mean / count) ** 2)
+        for total, pair in zip(totals, moments(trainable, non_trainable, batches.normalise(images))):
+            mean, variance = (value.numpy().astype(np.float64) for value in pair)
+            total[0] += len(images) * mean
+            total[1] += len(images) * (variance + mean**2)  # in float64: the square of a large mean hides a small variance
+    for layer, (mean, square) in zip(layers, totals):
+        mean, square = mean / batches.num_images, square / batches.num_images
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(np.maximum(square - mean**2, 0))

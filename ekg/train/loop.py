@@ -20,7 +20,7 @@ CHECKPOINT_MINUTES = 10.0
 AGREEMENT_STEPS = 10  # between two questions of several processes whether one of them was asked to end
 
 
-def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minutes=CHECKPOINT_MINUTES):
+def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minutes=CHECKPOINT_MINUTES, measure=None):
     """Trains for schedule.epochs epochs; an earlier call of the same phase in this folder is gone on with.
 
     A checkpoint is written behind every epoch, after `checkpoint_minutes`, and where a signal asks the run to end. Order and
@@ -34,6 +34,7 @@ def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minu
         folder: run.folder.RunFolder that gets curves, TensorBoard events and checkpoints.
         team: Team whose processes train together; None stands for this process alone.
         checkpoint_minutes: between checkpoints within an epoch.
+        measure: function from the number of epochs done to {name: number} that the curves hold besides, or None.
 
     Raises:
         EkgError: all checkpoints of an earlier call are damaged.
@@ -56,7 +57,10 @@ def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minu
             meter = EpochMeter(epoch, batches.num_steps, team.num_workers, progress, done, totals)
             means = train_epoch(trainer, prefetched(batches.epoch(epoch, team.shard, done)), schedule, meter,
                                 keeper.after_step)
-        curves = means | {"learning_rate": schedule(epoch)}
+            keeper.after_epoch(meter.done, meter.totals)
+            measured = measure(epoch + 1) if measure is not None else {}
+            meter.show(measured)
+        curves = means | measured | {"learning_rate": schedule(epoch)}
         team.on_chief(functools.partial(checkpoints.save, {"epoch": epoch + 1, "step": 0, "totals": None, "curves": curves}))
         team.on_chief(functools.partial(folder.log_curves, phase, epoch + 1, curves))
         if team.stop_signal():
@@ -134,8 +138,15 @@ class EpochMeter:
         timed_steps = self.done - 1 - self._first
         if timed_steps:
             self.images_per_second = timed_steps * batch_size / max(time.perf_counter() - self._start, 1e-9)
-        self._progress.set_postfix({"loss": f"{self.means['loss']:.4f}", "top1": f"{100 * self.means.get('top1', 0):.2f}%",
-                                    "images/s": f"{self.images_per_second:.0f}"})
+        self.show({})
+
+    def show(self, measured):
+        """Puts the present means, and what was measured besides, behind the progress bar."""
+        shares = {"top1": self.means.get("top1", 0.0)} | {name: value for name, value in measured.items()
+                                                          if name.endswith("top1")}
+        self._progress.set_postfix({"loss": f"{self.means['loss']:.4f}"}
+                                   | {name: f"{100 * value:.2f}%" for name, value in shares.items()}
+                                   | {"images/s": f"{self.images_per_second:.0f}"})
 
 
 class _Keeper:
@@ -153,6 +164,12 @@ class _Keeper:
             stopping.check()
         if self._team.is_chief and time.monotonic() - self._last >= self._seconds:
             self._save(done, totals)
+
+    def after_epoch(self, done, totals):
+        """Raises Stopped behind a checkpoint of the whole epoch if a process got a signal: all ask each other here."""
+        if self._team.stop_signal():
+            self._team.on_chief(functools.partial(self._save, done, totals))
+            stopping.check()
 
     def _save(self, done, totals):
         totals = {name: float(value) for name, value in totals.items()}

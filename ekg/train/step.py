@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from ekg.devices.compute import Compiled, split_batch
 from ekg.errors import EkgError
+from ekg.graph.calls import finish_layers_
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 MOMENTUM = 0.9
@@ -217,4 +218,5 @@ def copy_model(model, strategy):
     with strategy.scope():
         copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
+    finish_layers_(copy)
     return copy

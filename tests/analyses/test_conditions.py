@@ -24,7 +24,7 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
 def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run_analysis("condition", params / "one.pkl", *DIGITS, "--images", "test", "--max_products", 2, "--out", tmp_path)
-    assert exit_info.value.code == 3
+    assert exit_info.value.code == 4
     error = capsys.readouterr().err
     assert "not known to the tolerance: those of network one (residuals" in error and "raise --max_products" in error
     row, = files.read_json(tmp_path / "condition.json")["rows"]

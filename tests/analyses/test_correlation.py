@@ -33,7 +33,7 @@ def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
     monkeypatch.setattr(correlation, "measure_subnetworks", lambda *_: [rows[0] | {"converged": False}])
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(*argv[:-1], tmp_path / "one")
-    assert exit_info.value.code == 3 and len(files.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
+    assert exit_info.value.code == 4 and len(files.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
 
 
 def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(params, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ def test_criteria_are_compared(params, tmp_path, started):
     assert files.read_json(tmp_path / "criteria.json")["published"] == {}  # nothing of ResNet-20
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(*argv, "--criteria", "l1", "--max_products", 2)
-    assert exit_info.value.code == 3
+    assert exit_info.value.code == 4
     assert len(started) == 3 and started[0][-2:] == ["--train_epoch", "1"] and started[0][1].endswith("train_cifar.py")
     assert min(picture_size(tmp_path / "criteria.png")) > 100
 

@@ -36,7 +36,7 @@ REQUIRED = {train_imagenet.ImageNetSettings: {"data_path": "somewhere"},
 WHOLE_RANGES = [
     (("subset_per_class", "search_batch_size", "shortlist", "val_per_class", "num_teacher", "batch_size", "train_epoch",
       "val_batch_size", "accum", "baseline_epoch", "virtual_devices"), "at least 1", (1, 10**9), (0, -1)),
-    (("warmup_epoch",), "0 or more", (0, 10**9), (-1,)),
+    (("warmup_epoch", "test_every"), "0 or more", (0, 10**9), (-1,)),
     (("seed",), "from 0 to 4294967295", (0, 2**32 - 1), (-1, 2**32))]
 TINY, NEARLY_ONE, ABOVE_ONE = 1e-300, math.nextafter(1, 0), math.nextafter(1, 2)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
@@ -278,7 +278,7 @@ def test_the_arguments_are_all_that_the_result_depends_on(script, prepare, tmp_p
     classes, required = SCRIPTS[script]
     arguments = prepare(tmp_path / "run", *required, script=script)
     affecting = {field.name for cls in classes for field in dataclasses.fields(cls) if about(field).affects != MACHINE}
-    assert set(arguments) == affecting | {"data", "use_xla", "versions"}
+    assert set(arguments) == affecting | {"data", "use_xla", "versions", "results_version"}
     assert "weight_decay" in arguments and "val_batch_size" not in arguments
     assert set(arguments["versions"]) == {"python", "tensorflow", "keras", "numpy"} and arguments["data"]["images"] == 840
 

@@ -38,6 +38,10 @@ def teachers(tiny_resnet):
     return supernet, [entry_of(seed, random_subnetwork(supernet, seed)) for seed in range(3)]
 
 
+def describe(supernet, data, entries):
+    return bank_files.describe(supernet, Batches(data.train, data.normalise, 20), entries)
+
+
 def build(folder, teachers, data, batch_size=20, compute=None):
     bank.build_bank(folder, *teachers, Batches(data.train, data.normalise, batch_size), compute)
     return bank.open_bank(folder)
@@ -92,17 +96,17 @@ def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
 
 def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
     supernet, entries = teachers
-    info = bank_files.describe(supernet, tiny_data.train, entries)
+    info = describe(supernet, tiny_data, entries)
     assert bank_files.count_good(tmp_path, info) == 0
     build(tmp_path, teachers, tiny_data)
     assert bank_files.count_good(tmp_path, info) == 96
     array = (tmp_path / "logits.npy").read_bytes()
     with pytest.raises(ekg.EkgError, match="belongs to another run, its teachers differ"):
-        bank_files.count_good(tmp_path, bank_files.describe(supernet, tiny_data.train, entries[:2]))
+        bank_files.count_good(tmp_path, describe(supernet, tiny_data, entries[:2]))
     randomise_(supernet.model, seed=7)
     tiny_data.train.labels[:] = tiny_data.train.labels[::-1].copy()
     with pytest.raises(ekg.EkgError, match="belongs to another run, its network and data differ"):
-        bank_files.count_good(tmp_path, bank_files.describe(supernet, tiny_data.train, entries))
+        bank_files.count_good(tmp_path, describe(supernet, tiny_data, entries))
     assert (tmp_path / "logits.npy").read_bytes() == array
 
 
@@ -120,7 +124,7 @@ def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teach
         patch.setattr(stopping, "check", stop)
         with pytest.raises(stopping.Stopped):
             build(tmp_path / "bank", teachers, tiny_data)
-    info = bank_files.describe(teachers[0], tiny_data.train, teachers[1])
+    info = describe(teachers[0], tiny_data, teachers[1])
     assert bank_files.count_good(tmp_path / "bank", info) == 57
     with open(tmp_path / "bank" / "logits.npy", "ab") as file:
         file.write(b"half a row")  # as a kill within a write leaves
@@ -133,7 +137,7 @@ def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teach
 def test_a_damaged_bank_is_built_from_its_first_bad_block_on(tmp_path, tiny_data, teachers, monkeypatch, caplog, name):
     monkeypatch.setattr(bank_files, "BLOCK_ROWS", 20)
     build(tmp_path, teachers, tiny_data)
-    info = bank_files.describe(teachers[0], tiny_data.train, teachers[1])
+    info = describe(teachers[0], tiny_data, teachers[1])
     array, whole = (tmp_path / "logits.npy").read_bytes(), (tmp_path / name).read_bytes()
     for cut in (False, True):
         for offset in np.linspace(0, len(whole) - 2, 50).astype(int):

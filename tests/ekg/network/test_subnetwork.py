@@ -39,3 +39,9 @@ def test_wrong_widths_are_named():
         Subnetwork.whole(GROUPS).with_widths({"c": 0.5})
     with pytest.raises(ekg.EkgError, match="`widths` must be in \\[0, 1\\]; received {'a': 1.5}"):
         Subnetwork.whole(GROUPS).with_widths({"a": 1.5})
+
+
+def test_widths_of_earlier_versions_are_read():
+    """They were fractions of nine digits: five sevenths of 7 are five channels."""
+    value = {"widths": {"a": 0.25, "b": 0.714285714}, "order": [[0, 1, 2, 3], list(range(7))]}
+    assert Subnetwork.from_json(value).kept_counts == (1, 5)

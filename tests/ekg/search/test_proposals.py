@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 import ekg
-from ekg.network.subnetwork import count_kept
 from ekg.search import proposals
 
 
@@ -39,9 +38,9 @@ def test_a_step_takes_the_larger_of_one_channel_and_the_search_step_over_the_wri
     supernet = ekg.Supernet(tiny_resnet)
     monkeypatch.setattr(proposals, "pick_groups", list)
     present, candidates = propose(supernet, supernet.whole(), 0.01, search_step=0.5)
-    widths = {supernet.groups[group].name: subnetwork.width[group] for group, subnetwork in candidates}
-    # stem: 2 writers, 1/6 < 0.25; a1 and b1: one writer; b2: 2 writers, 1/8 < 0.25
-    assert widths == {"stem": 0.75, "a1": 0.5, "b1": 0.5, "b2": 0.75}
+    kept = {supernet.groups[group].name: subnetwork.num_kept(group) for group, subnetwork in candidates}
+    # stem: 2 writers, 1/6 < 0.25, and 0.75 * 6 = 4.5 keeps five; a1 and b1: one writer; b2: 2 writers, 1/8 < 0.25
+    assert kept == {"stem": 5, "a1": 2, "b1": 3, "b2": 6}
     _, candidates = propose(supernet, present, 0.01, search_step=0.01)
     assert [subnetwork.num_kept(group) for group, subnetwork in candidates] == [5, 3, 4, 7]
 
@@ -72,12 +71,21 @@ def test_a_candidate_below_the_target_is_widened_to_it(tiny_resnet):
     target = (supernet.rate(whole.with_width(0, 4 / 6)) + supernet.rate(whole.with_width(0, 5 / 6))) / 2
     _, candidates = propose(supernet, whole, target, search_step=1.0)
     for group, subnetwork in candidates:
-        size = supernet.groups[group].size
         if supernet.rate(subnetwork) < target:
-            wider = subnetwork.with_width(group, subnetwork.width[group] + 1 / size)
-            assert supernet.rate(wider) > target
-    stem = dict(candidates)[0]
-    assert stem.width[0] == 4 / 6 and count_kept(stem.width[0], 6) == 4
+            assert supernet.rate(subnetwork.with_kept(group, subnetwork.num_kept(group) + 1)) > target
+    assert dict(candidates)[0].num_kept(0) == 4 and dict(candidates)[0].width[0] == 4 / 6
+
+
+def test_parts_of_a_channel_add_up_over_steps(tiny_resnet, monkeypatch):
+    """b1 of 5 channels loses 1.5 of them a step: 3.5, 2 and 0.5 are left, which keep 4, 2 and 1."""
+    supernet = ekg.Supernet(tiny_resnet)
+    monkeypatch.setattr(proposals, "pick_groups", list)
+    present, kept, scores = supernet.whole(), [], np.zeros(supernet.layout.num_channels)
+    for times in range(3):
+        _, candidates = proposals.propose(supernet, present, scores, 0.001, 0.3, {"b1": times})
+        present = dict(candidates)[2]
+        kept.append(present.num_kept(2))
+    assert kept == [4, 2, 1]
 
 
 def test_importance_that_is_no_number_is_refused(tiny_resnet):

@@ -1,0 +1,43 @@
+"""Which layers' second derivatives are not exact."""
+
+import tensorflow as tf
+
+from ekg.errors import EkgError
+from ekg.graph.calls import layer_variables
+from ekg.graph.execute import run_call
+from ekg.graph.norms import uses_batch_statistics
+
+# A value that is taken as a constant on the way back may leave the first derivative right; the second one is wrong then.
+_BREAKS = ("StopGradient",)
+
+
+def check_second_derivatives(graph, options, training):
+    """Raises EkgError if a layer takes a part of its output as a constant on the way back, as Keras' own norms do.
+
+    Args:
+        graph: graph.calls.Graph.
+        options: graph.execute.ExecutionOptions that the second derivatives are computed with.
+        training: whether batch norms use the statistics of the batch.
+    """
+    inexact = []
+
+    @tf.function
+    def trace(images):
+        tensors = {0: images}
+        for call in graph.calls:
+            before = len(tf.compat.v1.get_default_graph().get_operations())
+            variables = [tf.zeros(variable.shape, variable.dtype) for variable in layer_variables(call.layer)]
+            is_training = training and uses_batch_statistics(call.layer)
+            tensors[call.output], _ = run_call(call, variables, tensors, is_training, options)
+            added = tf.compat.v1.get_default_graph().get_operations()[before:]
+            if any(operation.type in _BREAKS for operation in added):
+                inexact.append(f"{call.layer.name!r} ({type(call.layer).__name__})")
+        return tensors[graph.output]
+
+    traced = trace.get_concrete_function(tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype))
+    for function in traced.graph.as_graph_def().library.function:  # a layer's own tf.function, or a loop's body
+        if any(node.op in _BREAKS for node in function.node_def):
+            inexact.append(f"the function {function.signature.name!r}")
+    if inexact:
+        raise EkgError(f"the second derivatives of {', '.join(dict.fromkeys(inexact))} in `model` {graph.model.name!r} are "
+                       "not exact, so its Hessian cannot be computed; take a network without these layers.")
