@@ -73,7 +73,7 @@ def test_every_networks_cut_can_be_cut_again(pruned):
     # The first kept channel in ascending order is what the smallest sub-network of the cut keeps.
     order = [sorted(range(group.size), key=lambda channel, i=i: channel != subnetwork.kept(i)[0])
              for i, group in enumerate(supernet.groups)]
-    at_once = ekg.Subnetwork(subnetwork.names, tuple(map(tuple, order)), (0.0,) * len(order))
+    at_once = ekg.Subnetwork(subnetwork.names, tuple(map(tuple, order)), (1,) * len(order))
     assert model_complexity(smallest) == supernet.complexity(at_once) == supernet.complexity(supernet.smallest())
     assert relative_difference(outputs(smallest, images), outputs(supernet.cut(at_once), images)) < 1e-4
 
