@@ -110,6 +110,8 @@ def _read_archive(path):
                            "CIFAR's archive; get it again.")
         with tarfile.open(fileobj=content) as archive:
             return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+    except EkgError:  # a ValueError, too
+        raise
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise EkgError(f"`data_path` {path}: not a readable .tar.gz ({error}); get it again.") from None
 

@@ -11,7 +11,7 @@ from scipy import io as scipy_io
 import dataloader
 from dataloader import ilsvrc, photographs
 from ekg import augment
-from ekg.data import Split
+from ekg.data import Split, mixed_order
 from ekg.errors import EkgError
 
 CLASSES = ("n01440764", "n02101006", "n09193705")
@@ -98,7 +98,7 @@ def test_unusual_files_decode(folder, options, colour):
     usual = photographs.evaluation_view(tf.io.encode_png(picture(2))).numpy().astype(int)
     expected = usual if colour else (usual @ [0.299, 0.587, 0.114])[..., None]
     assert np.abs(image - expected).max() < 12 and np.abs(image - expected).mean() < 2
-    view = next(data.train.stream_views([[index]], 2, 0, 0))
+    view = next(data.train.stream_views([[index]], 2, (0, 0)))
     assert view.shape == (1, 2, 224, 224, 3) and 20 < view.mean() < 235
 
 
@@ -160,8 +160,8 @@ def test_labels_follow_the_sorted_wnids_and_classes_are_mixed(folder):
 
 def test_a_stretch_of_the_order_holds_all_classes():
     labels = np.repeat(np.arange(20), 50)
-    mixed = labels[ilsvrc._mixed(labels)]
-    assert sorted(ilsvrc._mixed(labels)) == list(range(1000))
+    mixed = labels[mixed_order(labels)]
+    assert sorted(mixed_order(labels)) == list(range(1000))
     assert all(len(set(mixed[start:start + 100])) == 20 for start in range(0, 1000, 100))
 
 
