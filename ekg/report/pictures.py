@@ -52,7 +52,7 @@ def _draw_search(rates, losses, history):
     accuracies.plot(steps, [100 * entry.accuracy for entry in history], color=COLOURS[1], label="accuracy (right)")
     accuracies.set_ylabel("validation accuracy, %")
     lines = [*losses.get_lines(), *accuracies.get_lines()]
-    losses.legend(lines, [line.get_label() for line in lines], loc="center left")
+    losses.legend(lines, [line.get_label() for line in lines], loc="best")
 
 
 def _draw_widths(axes, entry):
