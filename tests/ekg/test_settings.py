@@ -338,3 +338,11 @@ def test_what_the_search_itself_uses_cannot_change(searched, prepare, tmp_path, 
     else:
         with pytest.raises(EkgError, match="was searched with other arguments; repeat those, or leave `search_from` out"):
             prepare(tmp_path / "run", *command)
+
+
+def test_a_run_of_a_version_that_computes_otherwise_does_not_go_on(prepare, tmp_path):
+    arguments = prepare(tmp_path / "run")
+    files.write_json(tmp_path / "run" / "arguments.json", {name: value for name, value in arguments.items()
+                                                           if name != "results_version"})
+    with pytest.raises(EkgError, match=r"other arguments.*\n  results_version: None there, \d+ here$"):
+        prepare(tmp_path / "run")
