@@ -25,6 +25,7 @@ import tensorflow as tf  # noqa: E402
 
 from ekg import files, stopping  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
+from ekg.graph.calls import finish_layers_, named_weights  # noqa: E402
 from ekg.stopping import Stopped  # noqa: E402
 
 EXIT_NOT_FINITE = 1
@@ -266,14 +267,13 @@ def parse_pickle(data, source, encoding="ASCII"):
 
 def _entries(model):
     """Yields (name in a parameter file, variable, shape in a parameter file) of every weight of a model."""
-    for layer in model.layers:
-        for variable in layer.weights:
-            name, shape = variable.name, tuple(variable.shape)
-            if type(layer).__name__ == "Dense" and name == "bias":
-                name, shape = "biases", (1, *shape)
-            elif type(layer).__name__ == "BatchNormalization":
-                shape = (1, 1, 1, *shape)
-            yield f"{layer.name.replace('-', '/')}/{name}:0", variable, shape
+    for layer, name, variable in named_weights(model):
+        (key, name), shape = name.rsplit("/", 1), tuple(variable.shape)
+        if type(layer).__name__ == "Dense" and name == "bias":
+            name, shape = "biases", (1, *shape)
+        elif type(layer).__name__ == "BatchNormalization":
+            shape = (1, 1, 1, *shape)
+        yield f"{key.replace('-', '/')}/{name}:0", variable, shape
 
 
 def model_params(model):
@@ -282,7 +282,11 @@ def model_params(model):
     Names are layer/weight:0 with "/" for each "-" of a layer's name; kernels are [kh, kw, c_in, c_out], dense biases
     [1, classes], batch norm arrays [1, 1, 1, channels].
     """
-    return {name: variable.numpy().reshape(shape) for name, variable, shape in _entries(model)}
+    params = {name: np.asarray(variable.numpy()).reshape(shape) for name, variable, shape in _entries(model)}
+    if len(params) != len(model.weights):
+        raise EkgError(f"`model` {model.name!r} has {len(model.weights)} weights and {len(params)} names for them in a "
+                       "parameter file; give its layers names that differ in more than \"-\" and \"/\".")
+    return params
 
 
 def save_params(model, path):
@@ -327,7 +331,8 @@ def assign_params_(model, params, source):
     if problems:
         raise EkgError(mismatch(source, model.name, problems))
     for name, variable, _ in _entries(model):
-        variable.assign(params[name].reshape(variable.shape))
+        variable.assign(params[name].reshape(variable.shape).astype(variable.dtype))
+    finish_layers_(model)
 
 
 def find_mismatches(model, params, compare_shapes=True):

@@ -9,7 +9,7 @@ import nets
 import numpy as np
 import tensorflow as tf
 from ekg.data import Dataset, Split
-from ekg.graph import layers
+from ekg.graph import records
 from ekg.settings import SearchSettings
 
 PEAK_SIZE, PEAK_RUNS = 4096, 5
@@ -52,9 +52,9 @@ def call_flops(graph):
     """Returns {tensor number: multiply-accumulates of the call that writes it}, nothing masked."""
     flops = {}
     for call in graph.calls:
-        record = layers.record_of(call.layer)
-        weights = [weight for weight in call.layer.weights if weight.name in record.multiplies] if record else []
-        flops[call.output] = layers.positions(graph.shapes[call.output]) * sum(math.prod(weight.shape) for weight in weights)
+        record, shape = records.record_of(call.layer), graph.shapes[call.output]
+        weights = [weight for weight in getattr(call.layer, "weights", ()) if record and weight.name in record.multiplies]
+        flops[call.output] = records.spatial_size(shape, len(shape) - 1) * sum(math.prod(weight.shape) for weight in weights)
     return flops
 
 

@@ -8,7 +8,8 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.complexity import Complexity
 from ekg.graph.groups import ChannelGroup
-from ekg.graph.layers import LayerRecord, Weight, register_layer
+from ekg.graph.records import LayerRecord, Weight, register_layer
+from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 from ekg.search.greedy import search
@@ -17,5 +18,6 @@ from ekg.settings import SearchSettings
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "EkgError", "HistoryEntry", "LayerRecord", "SearchResult",
-           "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "register_layer", "search"]
+__all__ = ["ChannelGroup", "Complexity", "Compute", "EkgError", "HistoryEntry", "Inspection", "LayerRecord", "SearchResult",
+           "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "inspect", "register_layer",
+           "search"]

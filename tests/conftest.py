@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 from ekg.data import Dataset, Split
+from ekg.graph.calls import finish_layers_
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
                                            [tf.config.LogicalDeviceConfiguration()] * 3)
@@ -18,12 +19,13 @@ def randomise_(model, seed=0):
     """Gives every weight of a model random values, batch norms included, so that no test passes by symmetry."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
-        if variable.name in ("gamma", "moving_variance"):
+        if variable.name in ("gamma", "moving_variance", "variance", "scale"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif variable.name in ("beta", "moving_mean", "bias"):
             variable.assign(rng.normal(0, 0.3, variable.shape))
         else:
-            variable.assign(rng.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape))
+            variable.assign(rng.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape).astype(variable.dtype))
+    finish_layers_(model)
     return model
 
 

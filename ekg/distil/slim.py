@@ -12,6 +12,9 @@ from ekg.train.evaluate import estimate_statistics_
 logger = logging.getLogger(__name__)
 
 MAX_CHANGE = 1e-2  # of a batch norm's normalised output in training, which has variance 1, where its kernel is rescaled
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.DepthwiseConv1D,
+                 keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose,
+                 keras.layers.Conv3DTranspose)  # of one kernel each
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
@@ -65,17 +68,18 @@ def restore_norms_(model, original):
 
     Args:
         model: the cut keras.Model.
-        original: the keras.Model it was cut from; layers match by name.
+        original: the keras.Model it was cut from; layers match by their names in the whole model.
     """
-    for layer, norm in _normalised_convolutions(Graph(model)):
+    wholes = Graph(original).layers
+    for key, layer, norm in _normalised_convolutions(Graph(model)):
         size = np.linalg.norm(layer.kernel.numpy())
         if size == 0:
             continue
-        factor = np.linalg.norm(original.get_layer(layer.name).kernel.numpy()) / size
+        factor = np.linalg.norm(wholes[key].kernel.numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
         if np.abs(after - before).max() > MAX_CHANGE:
-            logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", layer.name)
+            logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", key)
             continue
         for weight in layer.weights:
             weight.assign(weight * factor)
@@ -84,16 +88,16 @@ def restore_norms_(model, original):
 
 
 def _normalised_convolutions(graph):
-    """Yields (convolution, batch norm) where the output of the one is read by the other alone, and both are called once."""
-    readers, names = {}, [call.layer.name for call in graph.calls]
+    """Yields (key, convolution, batch norm) where the output of the one is read by the other alone, both called once."""
+    readers, keys = {}, [call.key for call in graph.calls]
     for call in graph.calls:
         for tensor in call.inputs:
             readers.setdefault(tensor, []).append(call)
     for call in graph.calls:
         behind = readers.get(call.output, [])
-        is_convolution = type(call.layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+        is_convolution = type(call.layer) in _CONVOLUTIONS and call.output not in graph.outputs
         if not is_convolution or len(behind) != 1 or call.layer.activation is not keras.activations.linear:
             continue
-        norm = behind[0].layer
-        if type(norm) is keras.layers.BatchNormalization and names.count(call.layer.name) == names.count(norm.name) == 1:
-            yield call.layer, norm
+        norm = behind[0]
+        if type(norm.layer) is keras.layers.BatchNormalization and keys.count(call.key) == keys.count(norm.key) == 1:
+            yield call.key, call.layer, norm.layer

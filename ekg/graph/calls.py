@@ -1,67 +1,134 @@
 """The layer graph of a functional Keras model as a flat list of calls.
 
-Everything this package knows of Keras' own bookkeeping of a functional graph is in this file.
+Nested models are looked into: the calls of their layers stand in the list like all others. Everything this package knows of
+Keras' own bookkeeping of a functional graph is in this file.
 """
 
 import dataclasses
+import re
 
 import keras
 
 from ekg.errors import EkgError
 
 
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """Stands for tensor `number` among the arguments of a call."""
+    number: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a layer in the graph.
+    """One call of a layer, or of a function of keras.ops, in the graph.
 
     Attributes:
-        layer: the Keras layer (or other operation) that is called.
-        inputs: numbers of the tensors that it reads, in the order of its arguments.
-        output: number of the tensor that it writes.
-        node: Keras' record of the call, which holds its non-tensor arguments.
+        layer: the Keras layer or other operation that is called.
+        key: name of the layer in the whole model: "mobilenet/conv1" for layer conv1 of the nested model mobilenet.
+        args: positional arguments, with a Ref for every tensor.
+        kwargs: arguments by name, likewise.
+        outputs: numbers of the tensors that it writes.
+        training: the mode that the caller fixed, as in base(x, training=False); None follows the mode of the whole.
     """
     layer: keras.Operation
-    inputs: tuple[int, ...]
-    output: int
-    node: object
+    key: str
+    args: tuple
+    kwargs: dict
+    outputs: tuple[int, ...]
+    training: bool | None = None
+
+    @property
+    def inputs(self):
+        """Numbers of the tensors that it reads, in the order of its arguments."""
+        return tuple(leaf.number for leaf in keras.tree.flatten((self.args, self.kwargs)) if isinstance(leaf, Ref))
+
+    @property
+    def output(self):
+        """Number of the tensor that it writes, the first if there are several."""
+        return self.outputs[0]
 
     def arguments(self, tensors):
         """Returns (args, kwargs) of the call with tensor number t replaced by tensors[t]."""
-        values = {id(symbol): tensors[number] for symbol, number in zip(self.node.arguments.keras_tensors, self.inputs)}
-        return self.node.arguments.fill_in(values)
+        return fill_in((self.args, self.kwargs), tensors)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelCall:
+    """One call of a nested model.
+
+    Attributes:
+        model: the nested keras.Model.
+        key: its name in the whole model.
+        args: positional arguments, with a Ref for every tensor.
+        kwargs: arguments by name.
+        entries: numbers of the tensors inside that stand for its inputs.
+        outputs: numbers of the tensors that it returns.
+        steps: the Calls and ModelCalls inside, in the order in which they run.
+    """
+    model: keras.Model
+    key: str
+    args: tuple
+    kwargs: dict
+    entries: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: list
+
+
+class Entry(keras.Operation):
+    """What a nested model does to an input: nothing but to give it the number format that it asks for."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def call(self, x):
+        floats = [keras.backend.is_float_dtype(dtype) for dtype in (self.dtype, keras.backend.standardize_dtype(x.dtype))]
+        return x if all(floats) else keras.ops.cast(x, self.dtype)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, self.dtype)
 
 
 class Graph:
     """Calls of a functional model in an order in which each runs after all it needs.
 
-    A block's main branch comes before its shortcut where the block adds [main, shortcut]. Tensors are numbered;
-    number 0 is the input.
+    A block's main branch comes before its shortcut where the block adds [main, shortcut]. Tensors are numbered, the inputs
+    first.
 
     Attributes:
         model: the keras.Model.
-        calls: list of Call, without the input layer.
+        calls: list of all Calls, without input layers, those of nested models among them.
+        steps: the same as a tree: list of Calls and ModelCalls.
+        layers: {key: layer or operation} of all that is called.
         shapes: {tensor number: shape tuple with None for the batch}.
-        output: number of the tensor the model returns.
+        inputs, outputs: tuples of the numbers of the tensors that the model takes and returns.
 
     Raises:
-        EkgError: the model is not functional, does not have exactly one input and one output, or a layer in it
-            returns several tensors.
+        EkgError: the model is not functional, or is not built.
     """
 
-    def __init__(self, model):
-        if not isinstance(model, keras.Function):
-            raise EkgError(f"`model` must be a functional keras.Model; received {type(model).__name__} "
-                           f"{getattr(model, 'name', model)!r}.")
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise EkgError(f"`model` must have one input and one output; {model.name!r} has {len(model.inputs)} and "
-                           f"{len(model.outputs)}.")
+    def __init__(self, model, input_shape=None):
+        """
+        Args:
+            model: keras.Model, functional or sequential.
+            input_shape: shape of one example, without the batch, or a list of one for each input; None takes what the model
+                itself says.
+        """
         self.model = model
-        self.calls = []
-        self.shapes = {0: tuple(model.inputs[0].shape)}
-        self._numbers = {id(model.inputs[0]): 0}
-        for node in _sorted_nodes(model):
-            self._add(node)
-        self.output = self._numbers[id(model.outputs[0])]
+        inside = functional(model)
+        self.calls, self.shapes, self.layers, self._dtypes = [], {}, {}, {}
+        self._keys = {}  # id of a layer -> key
+        specs = _input_specs(inside, input_shape)
+        self.inputs = tuple(self._number(spec) for spec in specs)
+        self._inferred = {number: spec.shape != symbol.shape for number, spec, symbol in zip(
+            self.inputs, specs, inside.inputs)}
+        self.steps = []
+        self.outputs = self._follow(inside, self.inputs, self.steps, "", None)
+
+    @property
+    def output(self):
+        """Number of the tensor that the model returns, the first if there are several."""
+        return self.outputs[0]
 
     @property
     def num_outputs(self):
@@ -70,18 +137,125 @@ class Graph:
 
     def is_last(self, call):
         """Returns whether a call writes what the model returns."""
-        return call.output == self.output
+        return any(number in self.outputs for number in call.outputs)
 
-    def _add(self, node):
-        if len(node.outputs) != 1:
-            raise EkgError(f"layer {node.operation.name!r} returns {len(node.outputs)} tensors; only layers that return one "
-                           "can be in a network that is pruned.")
-        symbol = node.outputs[0]
-        number = len(self._numbers)
-        self._numbers[id(symbol)] = number
-        self.shapes[number] = tuple(symbol.shape)
-        inputs = tuple(self._numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
-        self.calls.append(Call(node.operation, inputs, number, node))
+    def tensors_of(self, inputs):
+        """Returns {tensor number: value} of the model's inputs, in the number format that the model asks for.
+
+        Args:
+            inputs: a tensor, or a structure of them as the model takes.
+        """
+        values = keras.tree.flatten(inputs)
+        if len(values) != len(self.inputs):
+            raise EkgError(f"`model` {self.model.name!r} takes {len(self.inputs)} inputs; received {len(values)}.")
+        return {number: keras.ops.convert_to_tensor(value, dtype=self._dtypes[number])
+                for number, value in zip(self.inputs, values)}
+
+    def structured(self, tensors):
+        """Returns what the model returns, in its own structure, from {tensor number: value}."""
+        structure = functional(self.model)._outputs_struct
+        return keras.tree.pack_sequence_as(structure, [tensors[number] for number in self.outputs])
+
+    def structured_inputs(self, values):
+        """Returns a list of one value for each input in the structure that the model takes."""
+        return keras.tree.pack_sequence_as(functional(self.model)._inputs_struct, values)
+
+    def dtype(self, number):
+        """Returns the number format of a tensor, as in "float32"."""
+        return self._dtypes[number]
+
+    def check_sizes(self):
+        """Raises EkgError if the size of an input is not known, and with it the FLOPs."""
+        shapes = [self.shapes[number][1:] for number in self.inputs]
+        if any(size is None for shape in shapes for size in shape):
+            raise EkgError(f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs are not known; "
+                           "give the size that they are counted for, as in `input_shape`=(224, 224, 3).")
+
+    # ---------------------------------------------------------------- following the graph
+
+    def _number(self, spec):
+        number = len(self.shapes)
+        self.shapes[number], self._dtypes[number] = tuple(spec.shape), keras.backend.standardize_dtype(spec.dtype)
+        return number
+
+    def _follow(self, model, inputs, steps, prefix, training):
+        """Appends the calls of a functional model to `steps` and all lists; returns the numbers of its outputs."""
+        numbers = {id(symbol): number for symbol, number in zip(model.inputs, inputs)}
+        for node in _sorted_nodes(model):
+            args, kwargs = node.arguments.convert(
+                lambda value: Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value)
+            fixed = kwargs.get("training") if isinstance(kwargs.get("training"), bool) else training
+            inner = _looked_into(node.operation)
+            if inner is None:
+                step = self._call(node, args, kwargs, prefix, fixed)
+            else:
+                step = self._call_model(node, inner, args, kwargs, prefix, fixed)
+            steps.append(step)
+            numbers.update({id(symbol): number for symbol, number in zip(node.outputs, step.outputs)})
+        return tuple(numbers[id(symbol)] for symbol in model.outputs)
+
+    def _call(self, node, args, kwargs, prefix, training):
+        inputs = [leaf.number for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+        is_inferred = any(self._inferred.get(number) for number in inputs)
+        specs = node.outputs
+        if is_inferred:  # the sizes are others than those that the layer was called with when the model was made
+            symbols = {number: keras.KerasTensor(self.shapes[number], self._dtypes[number]) for number in inputs}
+            new_args, new_kwargs = fill_in((args, kwargs), symbols)
+            specs = keras.tree.flatten(node.operation.compute_output_spec(*new_args, **new_kwargs))
+        outputs = tuple(map(self._number, specs))
+        self._inferred.update(dict.fromkeys(outputs, is_inferred))
+        call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs, training)
+        self.calls.append(call)
+        return call
+
+    def _call_model(self, node, inner, args, kwargs, prefix, training):
+        entries, key = [], self._key(node.operation, prefix)
+        refs = [leaf for leaf in keras.tree.flatten(args or kwargs.get("inputs")) if isinstance(leaf, Ref)]
+        if len(refs) != len(inner.inputs):
+            raise EkgError(f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with {len(refs)}.")
+        for ref, symbol in zip(refs, inner.inputs):
+            dtype = keras.backend.standardize_dtype(symbol.dtype)
+            number = self._number(keras.KerasTensor(self.shapes[ref.number], dtype))
+            self._inferred[number] = self.shapes[number] != tuple(symbol.shape)
+            self.calls.append(Call(Entry(dtype), f"{key}/{symbol.name}", (ref,), {}, (number,)))
+            entries.append(number)
+        steps = []
+        outputs = self._follow(inner, entries, steps, f"{key}/", training)
+        return ModelCall(node.operation, key, args, kwargs, tuple(entries), outputs, steps)
+
+    def _key(self, operation, prefix):
+        """Returns the name of a layer in the whole model; one that is met again keeps its first."""
+        if id(operation) not in self._keys:
+            key, number = prefix + operation.name, 2
+            while key in self.layers:
+                key, number = f"{prefix}{operation.name}#{number}", number + 1
+            self._keys[id(operation)], self.layers[key] = key, operation
+        return self._keys[id(operation)]
+
+
+def fill_in(structure, tensors):
+    """Returns a structure with every Ref replaced by the tensor of its number."""
+    return keras.tree.map_structure(lambda leaf: tensors[leaf.number] if isinstance(leaf, Ref) else leaf, structure)
+
+
+def functional(model):
+    """Returns the functional model that a model is, or that a Sequential one holds.
+
+    Raises:
+        EkgError: the model is neither, or a Sequential one that is not built.
+    """
+    if isinstance(model, keras.Sequential):
+        if getattr(model, "_functional", None) is None:
+            raise EkgError(f"`model` {model.name!r} has no input shape yet; begin it with keras.Input, or call it once.")
+        return model._functional
+    if isinstance(model, keras.Function):
+        return model
+    if isinstance(model, keras.Model):
+        raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) is a subclassed model, whose graph is not known; "
+                       "make a functional one of its layers: inputs = keras.Input(...); keras.Model(inputs, "
+                       "outputs of its layers).")
+    raise EkgError(f"`model` must be a functional keras.Model; received {type(model).__name__} "
+                   f"{getattr(model, 'name', model)!r}.")
 
 
 def layer_variables(layer):
@@ -91,6 +265,44 @@ def layer_variables(layer):
     return [*layer.trainable_variables, *layer.non_trainable_variables]
 
 
+def named_weights(model):
+    """Returns [(layer, name of the weight in the whole model, variable)] of a functional model.
+
+    Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel". They do not depend on what else the
+    process has made.
+
+    Raises:
+        EkgError: two weights have one name.
+    """
+    found, names = [], set()
+
+    def visit(layer, key):
+        own = {id(variable) for variable in (*layer._trainable_variables, *layer._non_trainable_variables)}
+        for variable in layer.weights:
+            if id(variable) in own and id(variable) not in seen:
+                seen.add(id(variable))
+                found.append((layer, f"{key}/{_weight_name(layer, variable)}", variable))
+        for inner in layer._flatten_layers(include_self=False, recursive=False):
+            visit(inner, f"{key}/{inner.name}")
+
+    seen = set()
+    for key, layer in Graph(model).layers.items():
+        if isinstance(layer, keras.layers.Layer) and _looked_into(layer) is None:
+            visit(layer, key)
+    for layer, name, _ in found:
+        if name in names:
+            raise EkgError(f"two weights of `model` {model.name!r} have the name {name!r}; rename layer {layer.name!r}.")
+        names.add(name)
+    return found
+
+
+def _weight_name(layer, variable):
+    """Returns a variable's own name, or the attribute that holds it where Keras has numbered it itself."""
+    if not re.fullmatch(r"variable(_\d+)?", variable.name):
+        return variable.name
+    return next((name.lstrip("_") for name, value in vars(layer).items() if value is variable), variable.name)
+
+
 def finish_layers_(model):
     """Lets layers that keep something made of their weights, such as an adapted Normalization, make it anew."""
     for layer in model._flatten_layers(include_self=False):
@@ -98,21 +310,46 @@ def finish_layers_(model):
             layer.finalize_state()
 
 
+def _looked_into(operation):
+    """Returns the functional model behind a nested model, or None for a layer and for models of other kinds."""
+    if isinstance(operation, keras.Sequential):
+        return getattr(operation, "_functional", None)
+    return operation if isinstance(operation, keras.Function) else None
+
+
+def _input_specs(model, input_shape):
+    """Returns a KerasTensor for each input, of the sizes that are asked for.
+
+    Raises:
+        EkgError: a size does not fit the model.
+    """
+    shapes = [tuple(symbol.shape[1:]) for symbol in model.inputs]
+    if input_shape is not None:
+        is_one = all(isinstance(size, int) for size in input_shape)
+        shapes = [tuple(shape) for shape in ([input_shape] if is_one else input_shape)]
+        fits = len(shapes) == len(model.inputs) and all(
+            len(shape) == len(symbol.shape) - 1 and all(own in (None, size) for own, size in zip(symbol.shape[1:], shape))
+            for shape, symbol in zip(shapes, model.inputs))
+        if not fits:
+            raise EkgError(f"`input_shape` {input_shape} does not fit the inputs of `model` {model.name!r}: "
+                           f"{[tuple(symbol.shape[1:]) for symbol in model.inputs]}.")
+    return [keras.KerasTensor((symbol.shape[0], *shape), symbol.dtype) for shape, symbol in zip(shapes, model.inputs)]
+
+
 def _sorted_nodes(model):
-    """Returns the graph's nodes, depth first from the output, inputs before what reads them."""
-    ordered, done = [], set()
-    stack = [_producer(model.outputs[0])]
-    while stack:
-        node = stack[-1]
-        parents = [_producer(tensor) for tensor in node.arguments.keras_tensors]
-        waiting = [parent for parent in parents if parent not in done]
-        if waiting:
-            stack.append(waiting[0])
-            continue
-        stack.pop()
-        if node not in done:
-            done.add(node)
-            if not node.is_input:
+    """Returns the graph's nodes, depth first from each output in turn, inputs before what reads them."""
+    ordered, done = [], {_producer(tensor) for tensor in model.inputs}
+    for output in model.outputs:
+        stack = [_producer(output)]
+        while stack:
+            node = stack[-1]
+            waiting = [parent for parent in map(_producer, node.arguments.keras_tensors) if parent not in done]
+            if waiting and node not in done:
+                stack.append(waiting[0])
+                continue
+            stack.pop()
+            if node not in done:
+                done.add(node)
                 ordered.append(node)
     return ordered
 

@@ -1,16 +1,19 @@
 """Parameters and FLOPs of a sub-network in closed form: no forward pass, integer arithmetic over kept channels.
 
-FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its groups), a dense layer
-Cin·Cout, a batch norm 2·H·W·C. Parameters are all weights, moving statistics included. Other layers are free.
+FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its groups; a transposed one at
+the positions of its input), a dense layer Cin·Cout, a batch norm 2·H·W·C, another norm or scale H·W·C for each of its
+vectors, recurrent and attention layers all their products. Parameters are all weights, moving statistics included. Other
+layers are free.
 """
 
 import dataclasses
 import logging
 import math
+from fractions import Fraction
 
 import numpy as np
 
-from ekg.graph import groups, layers
+from ekg.graph import flow, groups, records
 from ekg.graph.calls import Graph
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ class ComplexityTable:
     The number of entries of a weight is a constant, times the kept input channels, the kept output channels, or both. For
     a mask m over all channels, the kept channels of every call's input and output are A·m and B·m with constant matrices A
     and B. All numbers are whole and below 2**53, so float64 arithmetic is exact.
+
+    Attributes:
+        uncounted: descriptions of the layers that have weights of an unknown kind, whose FLOPs are missing.
     """
 
     # What the entries of a weight grow with, by whether it has an axis of (input, output) channels.
@@ -36,34 +42,53 @@ class ComplexityTable:
 
     def __init__(self, graph, layout):
         rows, reads, writes, counted = [], [], [], set()
-        self._constant_params = 0
+        self._constant, self.uncounted = Complexity(0, 0), []
         for call in graph.calls:
             weights = getattr(call.layer, "weights", ())
-            record = layers.record_of(call.layer) if weights else None
-            is_first = call.layer.name not in counted
-            counted.add(call.layer.name)
-            if record is None:
-                if weights and is_first:
-                    logger.warning("layer %r (%s): its FLOPs are not counted.", call.layer.name, type(call.layer).__name__)
-                self._constant_params += is_first * sum(math.prod(weight.shape) for weight in weights)
-                continue
-            rows.append(self._count_call(call, record, graph.shapes[call.output], is_first))
-            reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
-            writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
-        # [FLOPs or parameters, growth, call]
-        self._counts = np.array(rows, dtype=np.float64).reshape(-1, 2, len(self._GROWTHS)).transpose(1, 2, 0)
+            record = records.record_of(call.layer)
+            is_first = id(call.layer) not in counted
+            counted.add(id(call.layer))
+            if record is None or record.flops is not None:
+                self._count_closed(call, record, graph.shapes, is_first)
+            elif weights:
+                rows.append(self._count_call(call, record, graph.shapes, layout, is_first))
+                reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
+                writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
+        # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what its channels would make
+        self._counts, self._divisors = (
+            np.array([[[getattr(value, part) for value in counts] for counts in row] for row in rows], dtype=np.float64)
+            .reshape(-1, 2, len(self._GROWTHS)).transpose(1, 2, 0) for part in ("numerator", "denominator"))
         self._reads = np.array(reads, dtype=np.float64).reshape(len(rows), -1)
         self._writes = np.array(writes, dtype=np.float64).reshape(len(rows), -1)
+        if self.uncounted:
+            logger.warning("the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all other layers; "
+                           "ekg.register_layer() says what a layer costs.", ", ".join(dict.fromkeys(self.uncounted)),
+                           graph.model.name)
 
-    def _count_call(self, call, record, shape, is_first):
+    def _count_closed(self, call, record, shapes, is_first):
+        """Counts a call whose channels never change."""
+        params = is_first * sum(math.prod(variable.shape) for variable in getattr(call.layer, "weights", ()))
+        flops = 0
+        if record is not None:
+            flops = record.flops(call.layer, [shapes[number] for number in call.inputs], shapes[call.output])
+        elif getattr(call.layer, "weights", ()):
+            self.uncounted.append(flow.describe(call))
+        self._constant = Complexity(self._constant.params + params, self._constant.flops + flops)
+
+    def _count_call(self, call, record, shapes, layout, is_first):
         """Returns [FLOPs, parameters] of a call, each a list of the constants of every growth."""
-        counts = [[0] * len(self._GROWTHS) for _ in range(2)]
-        for variable in call.layer.weights:
-            axes = record.weights[variable.name].axes
-            growth = self._GROWTHS.index((layers.IN in axes, layers.OUT in axes))
-            constant = math.prod(size for size, axis in zip(variable.shape, axes) if axis is None)
-            if variable.name in record.multiplies:
-                counts[0][growth] += constant * layers.positions(shape)
+        counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
+        numbers = {records.IN: call.inputs[0], records.OUT: call.output}
+        read, written, axis = shapes[call.inputs[0]], shapes[call.output], layout.axes[call.output]
+        positions = records.spatial_size(written, axis) if record.positions is None else record.positions(
+            call.layer, read, written, axis)
+        names = records.weight_names(call.layer, record)
+        for variable, name in zip(call.layer.weights, names):
+            axes, constant = record.weights[name].axes, Fraction(1)
+            for size, role in zip(variable.shape, axes):
+                constant *= size if role is None else Fraction(size, len(layout.index[numbers[role]]))
+            growth = self._GROWTHS.index((records.IN in axes, records.OUT in axes))
+            counts[0][growth] += constant * positions * (name in record.multiplies)
             counts[1][growth] += constant * is_first  # a layer that is called again has no more parameters
         return counts
 
@@ -71,16 +96,16 @@ class ComplexityTable:
         """Returns the Complexity for a mask, float array [num_channels + 1] of zeros and ones."""
         kept_in, kept_out = self._reads @ mask, self._writes @ mask
         sizes = np.stack([kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in)])
-        flops, params = (float((counts * sizes).sum()) for counts in self._counts)
-        return Complexity(round(params) + self._constant_params, round(flops))
+        flops, params = (float((counts * sizes / divisors).sum()) for counts, divisors in zip(self._counts, self._divisors))
+        return Complexity(round(params) + self._constant.params, round(flops) + self._constant.flops)
 
 
-def model_complexity(model):
-    """Returns the Complexity of a functional keras.Model as it stands.
+def model_complexity(model, input_shape=None):
+    """Returns the Complexity of a functional keras.Model as it stands, for inputs of this shape if it leaves it open.
 
     Raises:
-        EkgError: the model is not functional, or has several inputs or outputs.
+        EkgError: the model is not functional, or the size of its inputs is not known.
     """
-    graph = Graph(model)
+    graph = Graph(model, input_shape)
     layout = groups.find(graph)
     return ComplexityTable(graph, layout).count(np.ones(layout.num_channels + 1))

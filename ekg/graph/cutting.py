@@ -1,15 +1,21 @@
 """Cuts a sub-network out of a model as a dense network."""
 
+import logging
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ekg.graph import layers
-from ekg.graph.calls import finish_layers_
+from ekg.errors import EkgError
+from ekg.graph import layers, records
+from ekg.graph.calls import ModelCall, fill_in, functional
+from ekg.graph.copying import copy_operation, refit_
+
+logger = logging.getLogger(__name__)
 
 
 def cut(graph, layout, mask):
-    """Returns a new keras.Model without the masked channels.
+    """Returns a new keras.Model without the masked channels, nested and compiled as the original is.
 
     Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
     other weights are slices of the model's.
@@ -19,61 +25,140 @@ def cut(graph, layout, mask):
         layout: groups.Layout of the graph.
         mask: bool array [num_channels + 1], the channels to keep.
     """
-    kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
-    source = graph.model.inputs[0]
-    tensors = {0: keras.Input(source.shape[1:], name=source.name, dtype=source.dtype)}
-    clones, values, classifier = {}, {}, layers.classifier_of(graph)
-    for call in graph.calls:
-        args, kwargs = call.arguments(tensors)
-        layer = call.layer
-        if isinstance(layer, keras.layers.Layer):
-            if layer.name not in clones:
-                clones[layer.name] = _clone(layer, len(kept[call.output]))
-                values[layer.name] = _slice(layer, kept[call.inputs[0]], kept[call.output])
-            layer = clones[layer.name]
-        tensors[call.output] = layer(*args, **kwargs)
-        if call is classifier:
-            _restore_norm_(values[layer.name], call.layer, mask[layout.index[call.inputs[0]]])
-    model = keras.Model(tensors[0], tensors[graph.output], name=graph.model.name)
-    for name, arrays in values.items():
-        clones[name].set_weights(arrays)
-    finish_layers_(model)
+    model = _Cutter(graph, layout, mask).model(graph.model, graph.inputs, graph.outputs, graph.steps)
+    _compile_like(model, graph.model)
     return model
 
 
-def norm_factor(kernel, row_mask):
-    """Returns ‖W‖ / ‖W⊙m‖, scalar float32, for a kernel W [..., c_in, c_out] and a mask m [c_in] of its input rows.
+def norm_factor(kernel, row_mask, axis):
+    """Returns ‖W‖ / ‖W⊙m‖, scalar float32, for a kernel W and a mask m of its rows, its indices along this axis.
 
     The factor carries no gradient: the importance of a channel is measured at its activation alone.
     """
-    kept = kernel * row_mask[:, None]
+    kept = kernel * tf.reshape(row_mask, [-1 if i == axis else 1 for i in range(len(kernel.shape))])
     return tf.stop_gradient(tf.math.divide_no_nan(tf.norm(kernel), tf.norm(kept)))
 
 
-def _clone(layer, num_channels):
-    """Returns a layer of the same configuration that writes so many channels."""
-    config, record = layer.get_config(), layers.record_of(layer)
-    if record is not None and record.resize is not None:
-        config |= record.resize(config, num_channels)
-    return type(layer).from_config(config)
+def kept_by(call, layout, kept, shapes):
+    """Returns the records.Kept of a call.
+
+    Args:
+        call: Call.
+        layout: groups.Layout.
+        kept: {tensor number: kept channels}.
+        shapes: {tensor number: shape}.
+    """
+    first, last = call.inputs[0] if call.inputs else call.output, call.output
+    return records.Kept(tuple(kept[number] for number in call.inputs or call.outputs),
+                        tuple(kept[number] for number in call.outputs), (layout.axes[first], layout.axes[last]),
+                        (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])))
 
 
-def _slice(layer, kept_in, kept_out):
-    """Returns the layer's weights without the removed channels, as layer.get_weights() orders them."""
-    record, kept = layers.record_of(layer), {layers.IN: kept_in, layers.OUT: kept_out}
-    if record is None:
-        return layer.get_weights()  # the layer's channels are never pruned
-    arrays = []
-    for variable, array in zip(layer.weights, layer.get_weights()):
-        for axis, channels in enumerate(record.weights[variable.name].axes):
-            if channels is not None and len(kept[channels]) != array.shape[axis]:
-                array = np.take(array, kept[channels], axis)
-        arrays.append(array)
-    return arrays
+class _Cutter:
+    """A cut under way."""
+
+    def __init__(self, graph, layout, mask):
+        self._graph, self._layout, self._mask = graph, layout, mask
+        self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
+        self._classifier = layers.classifier_of(graph)
+        self._models, self._copies = {}, {}  # id of a model -> its copy; id of a layer -> [(changes, copy)]
+
+    def model(self, model, inputs, outputs, steps):
+        """Returns the copy of a model, the outermost or a nested one, without the masked channels."""
+        symbols = functional(model).inputs
+        entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), name=symbol.name, dtype=symbol.dtype,
+                               sparse=symbol.sparse) for number, symbol in zip(inputs, symbols)]
+        if isinstance(model, keras.Sequential):
+            copy = keras.Sequential([entries[0], *(self._operation(step) for step in steps)], name=model.name)
+        else:
+            tensors = dict(zip(inputs, entries))
+            for step in steps:
+                args, kwargs = self._arguments(step, tensors)
+                result = self._operation(step)(*args, **kwargs)
+                tensors.update(zip(step.outputs, keras.tree.flatten(result)))
+            copy = _model_like(model, entries, [tensors[number] for number in outputs])
+        copy._trainable = model._trainable  # that of the layers is their own
+        return copy
+
+    def _cut_shape(self, shape, number):
+        axis = self._layout.axes[number]
+        shape = tuple(shape)
+        if axis is None or len(self._kept[number]) == len(self._layout.index[number]):
+            return shape
+        return (*shape[:axis], len(self._kept[number]), *shape[axis + 1:])
+
+    def _arguments(self, step, tensors):
+        args, kwargs = fill_in((step.args, step.kwargs), tensors)
+        record = None if isinstance(step, ModelCall) else records.record_of(step.layer)
+        if record is None or record.arguments is None:
+            return args, kwargs
+        return record.arguments(step, args, kwargs, self._kept_by(step))
+
+    def _operation(self, step):
+        """Returns the copy of what a step calls."""
+        if isinstance(step, ModelCall):
+            if id(step.model) not in self._models:
+                self._models[id(step.model)] = self.model(step.model, step.entries, step.outputs, step.steps)
+            return self._models[id(step.model)]
+        layer, record = step.layer, records.record_of(step.layer)
+        kept = self._kept_by(step)
+        changes = record.resize(layer, kept) if record is not None and record.resize is not None else {}
+        known = self._copies.setdefault(id(layer), [])
+        for other, copy in known:  # one without weights may be cut in several ways at its several calls
+            if other == changes:
+                return copy
+        missing = [name for name in changes if not hasattr(layer, name)]
+        if missing:
+            raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
+                           "attribute of the layer.")
+        name = f"{layer.name}_{len(known)}" if known else None
+        copy = copy_operation(layer, self._arrays(step, record, kept), changes, name)
+        if isinstance(layer, keras.layers.Layer):
+            refit_(copy, kept)
+        known.append((changes, copy))
+        return copy
+
+    def _kept_by(self, call):
+        return kept_by(call, self._layout, self._kept, self._graph.shapes)
+
+    def _arrays(self, call, record, kept):
+        """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""
+        if record is None or not record.weights:
+            return {}
+        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1])}
+        described, arrays = records.weights_of(call.layer, record), {}
+        for variable in call.layer.weights:
+            value = variable.value
+            for axis, role in enumerate(described[id(variable)].axes):
+                if role is not None and len(channels[role][0]) != channels[role][1]:
+                    indices = records.kept_indices(*channels[role], variable.shape[axis])
+                    value = arrays[id(variable)] = np.take(np.asarray(value), indices, axis)
+        if call is self._classifier and len(kept.input) != kept.sizes[0]:
+            kernel = records.kernel_of(call.layer)
+            rows = described[id(kernel)].axes.index(records.IN)
+            mask = tf.constant(self._mask[self._layout.index[call.inputs[0]]], tf.float32)
+            arrays[id(kernel)] = arrays[id(kernel)] * norm_factor(kernel.value, mask, rows).numpy()
+        return arrays
 
 
-def _restore_norm_(arrays, layer, row_mask):
-    """Rescales, in place of the list's entry, the classifier's sliced kernel to the norm of the whole one."""
-    place = [variable.name for variable in layer.weights].index(layers.record_of(layer).kernel)
-    factor = norm_factor(layer.weights[place].value, tf.constant(row_mask, tf.float32)).numpy()
-    arrays[place] = arrays[place] * factor
+def _model_like(model, inputs, outputs):
+    """Returns a functional model of the kind and the structure of another."""
+    inside = functional(model)
+    structures = [keras.tree.pack_sequence_as(structure, tensors)
+                  for structure, tensors in ((inside._inputs_struct, inputs), (inside._outputs_struct, outputs))]
+    try:
+        return type(model)(inputs=structures[0], outputs=structures[1], name=model.name)
+    except TypeError:
+        logger.warning("`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is a plain "
+                       "keras.Model.", model.name, type(model).__name__)
+        return keras.Model(*structures, name=model.name)
+
+
+def _compile_like(model, original):
+    """Compiles a copy as the original was: optimizer, losses and metrics, without what they have counted."""
+    if not getattr(original, "compiled", False):
+        return
+    try:
+        model.compile_from_config(original.get_compile_config())
+    except (TypeError, ValueError, AttributeError) as error:
+        logger.warning("the pruned network of %r is not compiled: %s", original.name, str(error).splitlines()[0])

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ekg.graph import norms
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.layers import record_of
+from ekg.graph.records import Context, record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +34,38 @@ class ExecutionOptions:
 LOGITS_OPTIONS = ExecutionOptions()  # logits are float32
 
 
-def run_call(call, variables, tensors, training, options=LOGITS_OPTIONS):
-    """Returns (output, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
+def run_call(call, variables, tensors, training, options=LOGITS_OPTIONS, kept=None):
+    """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
 
     Args:
         call: Call.
         variables: values of layer_variables(call.layer).
         tensors: {tensor number: value}.
-        training: whether batch norms use the statistics of the batch.
+        training: whether batch norms use the statistics of the batch, unless the call itself says so.
         options: ExecutionOptions.
+        kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
     """
     args, kwargs = call.arguments(tensors)
     if not isinstance(call.layer, keras.layers.Layer):
-        return call.layer(*args, **kwargs), []
+        return keras.tree.flatten(call.layer(*args, **kwargs)), []
+    training = training if call.training is None else call.training
     record = record_of(call.layer)
     if record is not None and record.run is not None:
-        result = record.run(call.layer, variables, args, training, options)
+        result = record.run(call.layer, variables, args, Context(training, options, kept))
         if result is not None:
-            return result
+            return [result[0]], result[1]
     if call.layer.variables:  # whatever else has weights is computed in their format
-        args, kwargs = tf.nest.map_structure(_to_float32, (args, kwargs))
+        args, kwargs = keras.tree.map_structure(_to_float32, (args, kwargs))
     if takes_training(call.layer):
         kwargs = {**kwargs, "training": training}
     num_trainable = len(call.layer.trainable_variables)
-    return call.layer.stateless_call(variables[:num_trainable], variables[num_trainable:], *args, **kwargs)
+    output, new = call.layer.stateless_call(variables[:num_trainable], variables[num_trainable:], *args, **kwargs)
+    return keras.tree.flatten(output), new
+
+
+def is_in_training(call, training, options):
+    """Returns whether a call works as in training: with `norms_alone` of the options only batch norms do."""
+    return training and (not options.norms_alone or norms.uses_batch_statistics(call.layer))
 
 
 def takes_training(layer):
@@ -69,29 +77,33 @@ def _to_float32(value):
     return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype.is_floating else value
 
 
-def pure_forward(model, options=LOGITS_OPTIONS):
+def pure_forward(model, options=LOGITS_OPTIONS, on_call=None):
     """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch norms.
 
     The function is (trainable, non_trainable, images, training) -> (output, new non-trainable values), with the values of
     model.trainable_variables and model.non_trainable_variables as lists of tensors.
 
     Args:
-        model: functional keras.Model of one input and one output.
-        options: ExecutionOptions; the output itself is float32 always.
+        model: functional keras.Model.
+        options: ExecutionOptions; the output itself is float32 always, unless the model says otherwise.
+        on_call: function that gets every Call with the list of its outputs and its new non-trainable values, or None.
     """
     graph = Graph(model)
     places = [id(variable) for variable in (*model.trainable_variables, *model.non_trainable_variables)]
 
     def forward(trainable, non_trainable, images, training):
         values = dict(zip(places, [*trainable, *non_trainable]))
-        tensors = {0: images}
+        tensors = graph.tensors_of(images)
         for call in graph.calls:
             variables = layer_variables(call.layer)
-            is_training = training and (not options.norms_alone or norms.uses_batch_statistics(call.layer))
-            tensors[call.output], new = run_call(call, [values[id(variable)] for variable in variables], tensors,
-                                                 is_training, LOGITS_OPTIONS if graph.is_last(call) else options)
+            outputs, new = run_call(call, [values[id(variable)] for variable in variables], tensors,
+                                    is_in_training(call, training, options),
+                                    LOGITS_OPTIONS if graph.is_last(call) else options)
+            tensors.update(zip(call.outputs, outputs))
             values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
-        return tensors[graph.output], [values[place] for place in places[len(trainable):]]
+            if on_call is not None:
+                on_call(call, outputs, new)
+        return graph.structured(tensors), [values[place] for place in places[len(trainable):]]
     return forward
 
 

@@ -1,45 +1,71 @@
 """How channels flow through a graph: which channel of which tensor must be kept or removed together with which other.
 
-Every function here named for a verb is what a layer record's `flow` may be: it takes the ChannelFlow and a call, and returns
-the channels of the call's output, int array [channels].
+A tensor has its channels along one axis. Every function here named for a verb is what a layer record's `flow` may be: it
+takes the ChannelFlow and a call, and returns the Channels of the call's output, or a list of them, one for each output.
 """
 
+import dataclasses
 import logging
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+from ekg.graph.calls import Entry, Ref
 
 logger = logging.getLogger(__name__)
 
 FIXED = 0  # the channel that stands for all channels that are never pruned
 
 # Each channel of the output depends on the same channel of the input alone.
-ELEMENTWISE_ACTIVATIONS = frozenset((
+_ELEMENTWISE = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "hard_silu", "hard_swish", "mish",
-    "sigmoid", "hard_sigmoid", "log_sigmoid", "tanh", "hard_tanh", "softplus", "softsign", "exponential", "linear"))
+    "sigmoid", "hard_sigmoid", "log_sigmoid", "tanh", "hard_tanh", "softplus", "softsign", "exponential", "linear",
+    "squareplus", "soft_shrink", "hard_shrink", "tanh_shrink", "threshold", "sparse_plus", "sparse_sigmoid")
+ELEMENTWISE_ACTIVATIONS = frozenset(getattr(module, name) for name in _ELEMENTWISE
+                                    for module in (keras.activations, keras.ops, tf.nn) if hasattr(module, name))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels of a tensor: their labels, int array, and the axis along which they stand (None: it has none)."""
+    labels: np.ndarray
+    axis: int | None
 
 
 class _DisjointSets:
-    """Channels as a union-find forest; channels of one set are pruned together."""
+    """Channels as a union-find forest; channels of one set are pruned together, or never for one reason."""
 
     def __init__(self):
         self._parent = [FIXED]
+        self._reasons = {}
 
     def add(self, count):
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
-    def find(self, channel):
-        while self._parent[channel] != channel:
-            self._parent[channel] = self._parent[self._parent[channel]]
-            channel = self._parent[channel]
-        return channel
+    def find(self, label):
+        parent = self._parent
+        while parent[label] != label:
+            parent[label] = label = parent[parent[label]]
+        return label
 
     def merge(self, first, second):
-        for a, b in zip(first, second):
-            low, high = sorted((self.find(a), self.find(b)))
-            self._parent[high] = low  # FIXED is the lowest, so whatever meets it becomes fixed
+        for a, b in zip(first.tolist(), second.tolist()):
+            low, high = self.find(a), self.find(b)
+            if low != high:
+                low, high = min(low, high), max(low, high)
+                self._parent[high] = low
+                if high in self._reasons:
+                    self._reasons.setdefault(low, self._reasons.pop(high))
+
+    def close(self, labels, reason):
+        for label in labels.tolist():
+            self._reasons.setdefault(self.find(label), reason)
+
+    def reason(self, label):
+        return self._reasons.get(self.find(label))
 
 
 class ChannelFlow:
@@ -47,124 +73,266 @@ class ChannelFlow:
 
     Attributes:
         shapes: {tensor number: shape tuple}.
-        channels: {tensor number: int array, the channels of its last axis}.
-        written: {layer name: channels that this layer begins}.
+        channels: {tensor number: Channels}.
+        written: {layer key: labels that this layer begins}.
     """
 
     def __init__(self, graph):
-        self.shapes = graph.shapes
-        self._sets = _DisjointSets()
-        self.channels = {0: self.fixed(0)}
-        self.written = {}
-        self._read = {}  # name of a layer with weights -> channels of its input
+        self.shapes, self._sets = graph.shapes, _DisjointSets()
+        self.channels, self.written = {}, {}
+        self._read = {}  # (key of a layer with weights, number of its input) -> Channels
+        for number in graph.inputs:
+            self.channels[number] = self.fixed(number, "input of the network")
 
     def follow(self, call, rule):
-        """Notes the channels of a call's output, which the rule (a function of this flow and the call) returns."""
+        """Notes the channels of a call's outputs, which the rule (a function of this flow and the call) returns."""
         self._share_weights(call)
-        self.channels[call.output] = rule(self, call)
+        channels = rule(self, call)
+        for number, own in zip(call.outputs, [channels] if isinstance(channels, Channels) else channels):
+            self.channels[number] = own
 
     def inputs(self, call):
-        """Returns the channels of each tensor that the call reads."""
+        """Returns the Channels of each tensor that the call reads."""
         return [self.channels[tensor] for tensor in call.inputs]
 
-    def fixed(self, tensor):
-        """Returns channels for a tensor none of which is ever pruned."""
-        return np.full(self.shapes[tensor][-1] or 0, FIXED)
+    def fixed(self, tensor, reason):
+        """Returns Channels for a tensor none of which is ever pruned."""
+        shape = self.shapes[tensor]
+        labels = self._sets.add((shape[-1] or 0) if len(shape) > 1 else 0)
+        self._sets.close(labels, reason)
+        return Channels(labels, len(shape) - 1 if len(shape) > 1 else None)
 
-    def begin(self, call):
-        """Returns new channels for a call's output; a layer that is called again writes the same ones."""
-        if call.layer.name not in self.written:
-            self.written[call.layer.name] = self._sets.add(self.shapes[call.output][-1])
-        return self.written[call.layer.name]
+    def begin(self, call, axis, repeat=1):
+        """Returns new channels along an axis of a call's output; a layer that is called again writes the same ones.
+
+        Args:
+            call: Call.
+            axis: axis of the output.
+            repeat: how many channels, a share of all apart, are one and the same: groups that shrink together.
+        """
+        if call.key not in self.written:
+            size = self.shapes[call.output][axis]
+            self.written[call.key] = np.tile(self._sets.add(size // repeat), repeat)
+        return Channels(self.written[call.key], axis)
 
     def merge(self, first, second):
-        """Says that two rows of channels are pruned together, one by one."""
+        """Says that two rows of labels are pruned together, one by one."""
         self._sets.merge(first, second)
 
-    def fix(self, channels):
-        """Says that these channels are never pruned."""
-        self._sets.merge(channels, [FIXED] * len(channels))
+    def close(self, labels, reason):
+        """Says that these channels are never pruned, and why."""
+        self._sets.close(labels, reason)
 
-    def roots(self, channels):
-        """Returns one representative for each channel; channels that are pruned together have the same, fixed ones FIXED."""
-        return np.array([self._sets.find(channel) for channel in channels], dtype=np.int64)
+    def roots(self, labels):
+        """Returns one representative for each label; channels that are pruned together have the same, closed ones FIXED."""
+        return np.array([FIXED if self._sets.reason(label) is not None else self._sets.find(label)
+                         for label in labels.tolist()], dtype=np.int64)
 
-    def is_last_axis(self, call, axis):
-        """Returns whether an axis of the call's output is the one of the channels."""
-        return axis in (-1, len(self.shapes[call.output]) - 1)
+    def reason(self, labels):
+        """Returns why the first closed one of these channels is never pruned, or None."""
+        return next(filter(None, map(self._sets.reason, labels.tolist())), None)
 
     def _share_weights(self, call):
-        """A layer that is called twice has one set of weights, so both calls must read the same channels."""
-        if call.layer.weights if isinstance(call.layer, keras.layers.Layer) else ():
-            for channels in self.inputs(call):
-                self.merge(self._read.setdefault(call.layer.name, channels), channels)
+        """A layer that is called twice has one set of weights, so both calls must read the same channels.
+
+        A nested model, too, is one and the same at every call.
+        """
+        if isinstance(call.layer, Entry) or (isinstance(call.layer, keras.layers.Layer) and call.layer.weights):
+            for i, channels in enumerate(self.inputs(call)):
+                first = self._read.setdefault((call.key, i), channels)
+                if first is channels:
+                    continue
+                if first.axis == channels.axis and len(first.labels) == len(channels.labels):
+                    self.merge(first.labels, channels.labels)
+                else:
+                    for other in (first, channels):
+                        self.close(other.labels, f"{describe(call)} is called with several shapes")
 
 
-# ---------------------------------------------------------------- rules
+def describe(call):
+    """Returns a call's layer as it stands in messages: name and kind."""
+    return f"{call.key!r} ({type(call.layer).__name__})"
+
+
+def channel_axis(layer, rank):
+    """Returns the axis of the channels in what a layer reads, as its data format or axis says; None if it says nothing."""
+    if isinstance(getattr(layer, "axis", None), (int, list, tuple)):
+        axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+        return axes[0] % rank if len(axes) == 1 else -1  # along several axes: none of them is the one
+    data_format = getattr(layer, "data_format", None)
+    return {"channels_last": rank - 1, "channels_first": 1}.get(data_format)
+
+
+def is_elementwise(activation):
+    """Returns whether an activation, a function or a layer without weights, treats every channel by itself."""
+    if isinstance(activation, keras.layers.Layer):
+        return type(activation) in (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU) or (
+            type(activation) is keras.layers.Activation and is_elementwise(activation.activation))
+    return activation is None or any(activation is known for known in ELEMENTWISE_ACTIVATIONS)
+
+
+def _along_channels(flow, call, axis=None):
+    """Returns whether a call works along the axis of its input's channels and treats each by itself."""
+    channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
+    axis = channel_axis(call.layer, rank) if axis is None else axis
+    return channels.axis is not None and axis in (None, channels.axis) and is_elementwise(
+        getattr(call.layer, "activation", None))
+
+
+# ---------------------------------------------------------------- rules of layers
 
 def close(flow, call):
     """The effect on channels is unknown: whatever is read here is never pruned."""
-    inputs = flow.inputs(call)
-    if any(flow.roots(channels).any() for channels in inputs):
-        logger.warning("layer %r (%s): its effect on channels is unknown, so what it reads is not pruned.",
-                       call.layer.name, type(call.layer).__name__)
-    for channels in inputs:
-        flow.fix(channels)
-    return flow.fixed(call.output)
+    reason = f"read by {describe(call)}"
+    if any(flow.roots(channels.labels).any() for channels in flow.inputs(call)):
+        logger.warning("layer %s: its effect on channels is unknown, so what it reads is not pruned.", describe(call))
+    for channels in flow.inputs(call):
+        flow.close(channels.labels, reason)
+    return [flow.fixed(number, f"written by {describe(call)}") for number in call.outputs]
 
 
 def carry(flow, call):
     """Each channel of the output depends on the same channel of the input alone."""
-    if not is_elementwise(getattr(call.layer, "activation", None) or keras.activations.linear):
+    if not _along_channels(flow, call):
         return close(flow, call)
-    return flow.channels[call.inputs[0]]
+    channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
+    axis = channels.axis if len(shape) == len(flow.shapes[call.inputs[0]]) else len(shape) - 1
+    return Channels(channels.labels, axis) if shape[axis] == len(channels.labels) else close(flow, call)
 
 
 def carry_along_axis(flow, call):
     """As carry(), of a layer whose `axis` must be the one of the channels."""
-    return carry(flow, call) if flow.is_last_axis(call, call.layer.axis) else close(flow, call)
+    return carry(flow, call)
+
+
+def carry_groups(flow, call):
+    """As carry(), of a layer that treats `groups` of neighbouring channels as a whole: whole groups are removed."""
+    channels = carry(flow, call)
+    if isinstance(channels, Channels):
+        rows = channels.labels.reshape(call.layer.groups, -1)
+        for column in rows.T[1:]:
+            flow.merge(rows[:, 0], column)
+    return channels
 
 
 def multiply_channels(flow, call):
-    """Each input channel becomes `depth_multiplier` output channels, side by side."""
-    return np.repeat(carry(flow, call), call.layer.depth_multiplier)
+    """Each input channel becomes several output channels, side by side."""
+    if not _along_channels(flow, call):
+        return close(flow, call)
+    channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
+    return Channels(np.repeat(channels.labels, shape[channels.axis] // len(channels.labels)), channels.axis)
 
 
 def mix(flow, call):
     """Every output channel depends on all input channels: new channels begin."""
-    channels = flow.begin(call)
-    if not is_elementwise(getattr(call.layer, "activation", None) or keras.activations.linear):
-        flow.fix(channels)  # a softmax, say, mixes the channels once more
+    source, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
+    axis = channel_axis(call.layer, rank)
+    axis = rank - 1 if axis is None else axis
+    if source.axis != axis:
+        return close(flow, call)
+    channels = flow.begin(call, axis if axis == 1 else len(flow.shapes[call.output]) - 1)
+    if not is_elementwise(getattr(call.layer, "activation", None)):  # a softmax, say, mixes the channels once more
+        flow.close(channels.labels, f"the activation of {describe(call)} is not known to treat each channel by itself")
     return channels
 
 
-def merge(flow, call):
-    """Inputs of the same channels are combined element by element."""
-    first, *others = flow.inputs(call)
-    if any(len(other) != len(first) for other in others):
+def mix_groups(flow, call):
+    """As mix(), of a layer that works in `groups` of channels: every group loses the same number."""
+    source, groups = flow.channels[call.inputs[0]], call.layer.groups
+    if not _along_channels(flow, call):
         return close(flow, call)
-    for other in others:
-        flow.merge(first, other)
-    return first
+    if groups == len(source.labels):
+        return multiply_channels(flow, call)
+    rows = source.labels.reshape(groups, -1)
+    for row in rows[1:]:
+        flow.merge(rows[0], row)
+    return flow.begin(call, source.axis, repeat=groups)
+
+
+def merge(flow, call):
+    """Inputs, and constants, are combined element by element; a single channel is spread over those of the others."""
+    inputs, shape = flow.inputs(call), flow.shapes[call.output]
+    from_end = {channels.axis - len(flow.shapes[number]) for channels, number in zip(inputs, call.inputs)
+                if channels.axis is not None}
+    if len(from_end) != 1 or any(channels.axis is None for channels in inputs) or not is_elementwise(
+            getattr(call.layer, "activation", None)):
+        return close(flow, call)
+    axis = from_end.pop()
+    wide = [channels.labels for channels in inputs if len(channels.labels) == shape[axis]]
+    if not wide or any(_spreads_badly(constant, axis, shape[axis]) for constant in constants(call)):
+        return close(flow, call)
+    for channels in inputs:
+        if len(channels.labels) == shape[axis]:
+            flow.merge(wide[0], channels.labels)
+        else:
+            flow.close(channels.labels, f"spread over all channels by {describe(call)}")
+    return Channels(wide[0], len(shape) + axis)
+
+
+def constants(call):
+    """Returns the arrays among a call's arguments that are not tensors of the graph."""
+    leaves = keras.tree.flatten((call.args, call.kwargs))
+    return [leaf for leaf in leaves if not isinstance(leaf, Ref) and hasattr(leaf, "shape")]
+
+
+def _spreads_badly(constant, axis, size):
+    """Returns whether a constant is a weight, or does not fit channels along this axis, counted from the end."""
+    shape = tuple(constant.shape)
+    return isinstance(constant, keras.Variable) or (len(shape) >= -axis and shape[axis] not in (1, size))
 
 
 def stack(flow, call):
-    """Channels of the inputs stand one behind the other."""
-    if not flow.is_last_axis(call, call.layer.axis):
+    """Channels of the inputs stand one behind the other; or, along another axis, each stands behind the same one."""
+    inputs, rank = flow.inputs(call), len(flow.shapes[call.output])
+    if len({channels.axis for channels in inputs}) != 1 or inputs[0].axis is None:
         return close(flow, call)
-    return np.concatenate(flow.inputs(call))
+    if call.layer.axis % rank == inputs[0].axis:
+        return Channels(np.concatenate([channels.labels for channels in inputs]), inputs[0].axis)
+    return merge(flow, call)
 
 
 def tile(flow, call):
-    """The last axis repeats the channels, once for every position, where an image is flattened into it."""
-    channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
-    if not len(channels) or shape[-1] is None or shape[-1] % len(channels) or (
-            shape[-1] != len(channels) and len(shape) != 2):
+    """All axes become one, or are put together otherwise beside that of the channels, which stays whole."""
+    channels, number = flow.channels[call.inputs[0]], call.inputs[0]
+    shape, target = flow.shapes[number], flow.shapes[call.output]
+    count = len(channels.labels)
+    if not count or channels.axis is None or (isinstance(call.layer, keras.layers.Flatten) and (
+            channels.axis != len(shape) - 1 and call.layer.data_format == "channels_first")):
+        return close(flow, call)  # a Flatten of channels_first moves them to the end before
+    if channels.axis == len(shape) - 1 and target[-1] == count:
+        return Channels(channels.labels, len(target) - 1)
+    if channels.axis == 1 and len(target) > 1 and target[1] == count:
+        return Channels(channels.labels, 1)
+    if len(target) != 2 or None in shape[1:]:
         return close(flow, call)
-    return np.tile(channels, shape[-1] // len(channels))
+    along = channels.labels.reshape([-1 if axis == channels.axis else 1 for axis in range(1, len(shape))])
+    return Channels(np.broadcast_to(along, shape[1:]).reshape(-1), 1)
 
 
-def is_elementwise(activation):
-    """Returns whether an activation function treats every channel by itself."""
-    name = keras.activations.serialize(activation)
-    return isinstance(name, str) and name in ELEMENTWISE_ACTIVATIONS
+def normalise(flow, call):
+    """Each channel is scaled by what all kept channels have in common; the layer's `axis` must be that of the channels."""
+    rank = len(flow.shapes[call.inputs[0]])
+    return carry(flow, call) if channel_axis(call.layer, rank) not in (None, -1) else close(flow, call)
+
+
+def carry_beside_axis(flow, call):
+    """As carry(), of a layer whose `axis` must be another one than that of the channels."""
+    channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
+    axes = call.layer.axis if isinstance(call.layer.axis, (list, tuple)) else [call.layer.axis]
+    if None in axes or channels.axis is None or channels.axis in [axis % rank for axis in axes]:
+        return close(flow, call)
+    return channels
+
+
+def permute(flow, call):
+    """Axes are put in the order of the layer's `dims`."""
+    channels = flow.channels[call.inputs[0]]
+    return move_axes(flow, call, [0, *call.layer.dims]) if channels.axis is not None else close(flow, call)
+
+
+def move_axes(flow, call, order):
+    """Returns the channels behind a transposition: axis order[i] of the input is axis i of the output."""
+    channels = flow.channels[call.inputs[0]]
+    if channels.axis is None or list(order)[0] != 0:
+        return close(flow, call)
+    return Channels(channels.labels, list(order).index(channels.axis))

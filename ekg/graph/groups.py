@@ -1,18 +1,21 @@
 """Channel groups: which layer outputs must lose the same channels, found by following the channels through the graph.
 
 Every convolution and dense layer starts new channels at its output. Layers that treat each channel by itself carry them on,
-elementwise layers merge the channels of their inputs, Concatenate stacks them. Layers whose outputs were merged form
+elementwise layers merge the channels of their inputs, Concatenate stacks them. Channels that the same layers write form
 one group.
 """
 
 import dataclasses
-import logging
+import functools
+import math
+import re
 
 import numpy as np
 
-from ekg.graph import flow, layers
+from ekg.errors import EkgError
+from ekg.graph import flow, layers, operations, records
 
-logger = logging.getLogger(__name__)
+KNOWN = (layers, operations)  # the modules that fill records.RECORDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +24,92 @@ class ChannelGroup:
 
     Attributes:
         name: name of the first layer that writes the group.
-        size: number of channels.
+        size: number of channels; where several must go at once, as one of each group of a grouped convolution, they count as
+            one here.
         writers: names of the layers that mix channels whose output channels are the group's.
         sites: names of the layers whose output carries a gate of the group.
+        least: how many channels stay at least.
+        multiple: what the number of channels that stay is a multiple of, unless all stay.
     """
     name: str
     size: int
     writers: tuple[str, ...]
     sites: tuple[str, ...]
+    least: int = 1
+    multiple: int = 1
+
+    @functools.cached_property
+    def counts(self):
+        """The numbers of channels that may stay, ascending."""
+        first = -(-max(self.least, 1) // self.multiple) * self.multiple
+        return (*range(first, self.size, self.multiple), self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What may be pruned of a network, and in which steps.
+
+    Attributes:
+        exclude: what keeps its output channels: a layer, a regular expression that is searched in names of layers, a
+            function from a layer to a bool, or a list of these.
+        min_channels: how many channels of every group stay at least; or {regular expression: number} by the group's name.
+        multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
+        prune_frozen: whether layers that are not trainable may lose channels of their own.
+    """
+    exclude: object = ()
+    min_channels: object = 1
+    multiple_of: object = 1
+    prune_frozen: bool = False
+
+    def __post_init__(self):
+        for name in ("min_channels", "multiple_of"):
+            value = getattr(self, name)
+            for number in value.values() if isinstance(value, dict) else [value]:
+                if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                    raise EkgError(f"`{name}` must be whole numbers from 1 on; received {value!r}.")
+            for pattern in value if isinstance(value, dict) else ():
+                _compile(name, pattern)
+
+    def excluded(self, graph):
+        """Returns the keys of the layers that keep their output channels.
+
+        Raises:
+            EkgError: something that is named is not in the network.
+        """
+        items = self.exclude if isinstance(self.exclude, (list, tuple, set)) else [self.exclude]
+        keys = set()
+        for item in items:
+            if isinstance(item, str):
+                pattern = _compile("exclude", item)
+                found = {key for key in graph.layers if pattern.search(key)}
+            elif callable(item) and not isinstance(item, type) and not hasattr(item, "name"):
+                found = {key for key, layer in graph.layers.items() if item(layer)}
+            else:
+                found = {key for key, layer in graph.layers.items() if layer is item}
+            if not found and not callable(item) or hasattr(item, "name") and not found:
+                raise EkgError(f"`exclude`: no layer of {graph.model.name!r} is {getattr(item, 'name', item)!r}.")
+            keys |= found
+        return keys | {key for key in graph.layers for outer in keys if key.startswith(f"{outer}/")}
+
+    def of_group(self, name):
+        """Returns (least number of channels, multiple) of the group of this name."""
+        return tuple(max([number for pattern, number in value.items() if re.search(pattern, name)], default=1)
+                     if isinstance(value, dict) else value for value in (self.min_channels, self.multiple_of))
+
+    def check_patterns(self, names):
+        """Raises EkgError if a pattern fits none of the groups' names."""
+        for setting in ("min_channels", "multiple_of"):
+            value = getattr(self, setting)
+            for pattern in value if isinstance(value, dict) else ():
+                if not any(re.search(pattern, name) for name in names):
+                    raise EkgError(f"`{setting}`: no channel group fits {pattern!r}; the groups are {list(names)}.")
+
+
+def _compile(name, pattern):
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise EkgError(f"`{name}`: {pattern!r} is no regular expression: {error}.") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,13 +124,17 @@ class Layout:
         offsets: tuple, number of the first channel of each group.
         num_channels: number of channels of all groups.
         index: {tensor number: int array [channels of the tensor], the channel numbers}.
+        axes: {tensor number: axis of its channels, or None}.
         sites: tuple of tensor numbers that carry a gate, in network order.
+        closed: {key of a mixing layer: why its output channels, or some of them, are never pruned}.
     """
     groups: tuple[ChannelGroup, ...]
     offsets: tuple[int, ...]
     num_channels: int
     index: dict[int, np.ndarray]
+    axes: dict[int, int | None]
     sites: tuple[int, ...]
+    closed: dict[str, str]
 
     def channels(self, group):
         """Returns the slice of channel numbers of the group with this position."""
@@ -59,87 +144,109 @@ class Layout:
         """Returns the values of all channels, array [num_channels], as a list of one array a group."""
         return [values[self.channels(group)] for group in range(len(self.groups))]
 
+    def is_open(self, tensor):
+        """Returns whether some channels of a tensor may be pruned."""
+        return bool((self.index[tensor] != self.num_channels).any())
 
-def find(graph):
+
+def find(graph, choices=None):
     """Returns the Layout of a graph: its channel groups in network order and the gate sites.
 
     A gate sits on every tensor that a mixing layer reads, before layers that keep zeros (padding, pooling, ...): with
     a ReLU behind each batch norm and each add, that is behind the ReLU. The input, the logits, and whatever a layer
-    of unknown effect reads are in no group.
+    of unknown effect reads are in no group. Where a layer writes channels of several groups, as one that is added to
+    stacked tensors, each group keeps one of them.
+
+    Args:
+        graph: calls.Graph.
+        choices: Choices; None leaves all open.
+
+    Raises:
+        EkgError: the size of an input is not known, or a choice names what is not there.
     """
-    channel_flow = _follow(graph)
-    roots = {name: channel_flow.roots(channels) for name, channels in channel_flow.written.items()}
-    members = [names for names in _connect(roots) if _is_prunable(names, roots)]
+    graph.check_sizes()
+    choices = choices or Choices()
+    channel_flow = _follow(graph, choices)
+    roots = {key: channel_flow.roots(labels) for key, labels in channel_flow.written.items()}
+    parts = _partition(roots)
     numbers, offsets, total = {flow.FIXED: None}, [], 0
-    for names in members:
+    for _, members in parts:
         offsets.append(total)
-        for root in np.concatenate([roots[name] for name in names]):
-            if root not in numbers:
-                numbers[root] = total
-                total += 1
+        numbers.update(zip(members, range(total, total + len(members))))
+        total += len(members)
     index = {tensor: np.array([total if numbers.get(root) is None else numbers[root]
-                               for root in channel_flow.roots(channels)], dtype=np.int64)
+                               for root in channel_flow.roots(channels.labels).tolist()], dtype=np.int64)
              for tensor, channels in channel_flow.channels.items()}
     sites = _find_sites(graph, index, total)
-    producer = {call.output: call.layer.name for call in graph.calls}
-    groups = []
-    for names, first, last in zip(members, offsets, [*offsets[1:], total]):
+    producer = {number: call.key for call in graph.calls for number in call.outputs}
+    groups, names = [], set()
+    for (writers, members), first, last in zip(parts, offsets, [*offsets[1:], total]):
         group_sites = [site for site in sites if ((index[site] >= first) & (index[site] < last)).any()]
-        groups.append(ChannelGroup(names[0], last - first, tuple(names), tuple(producer[site] for site in group_sites)))
-    return Layout(tuple(groups), tuple(offsets), total, index, sites)
+        name = _free_name(writers[0], names)
+        least, multiple = choices.of_group(name)
+        together = min(int(np.isin(roots[key], members).sum()) for key in writers) // len(members)
+        groups.append(ChannelGroup(name, last - first, writers, tuple(producer[site] for site in group_sites),
+                                   min(-(-least // together), last - first), multiple // math.gcd(multiple, together)))
+    choices.check_patterns([group.name for group in groups])
+    closed = {key: channel_flow.reason(labels) for key, labels in channel_flow.written.items()
+              if channel_flow.reason(labels) is not None}
+    axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
+    return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
 
 
-def _follow(graph):
-    """Returns the ChannelFlow of all calls; what the network returns is never pruned."""
-    channel_flow = flow.ChannelFlow(graph)
+def _follow(graph, choices):
+    """Returns the ChannelFlow of all calls; what the network returns is never pruned, nor what the choices keep."""
+    channel_flow, excluded = flow.ChannelFlow(graph), choices.excluded(graph)
     for call in graph.calls:
-        record = layers.record_of(call.layer)
-        has_channels_last = getattr(call.layer, "data_format", "channels_last") == "channels_last"
-        channel_flow.follow(call, record.flow if record is not None and has_channels_last else flow.close)
-    channel_flow.fix(channel_flow.channels[graph.output])
+        record = records.record_of(call.layer)
+        channel_flow.follow(call, flow.close if record is None else record.flow)
+        labels = np.concatenate([channel_flow.channels[number].labels for number in call.outputs])
+        if call.key in excluded:
+            channel_flow.close(labels, f"{call.key!r} is excluded")
+        elif records.is_mixing(call.layer) and not call.layer.trainable and not choices.prune_frozen:
+            channel_flow.close(labels, f"{call.key!r} is frozen")
+    for number in graph.outputs:
+        channel_flow.close(channel_flow.channels[number].labels, "output of the network")
     return channel_flow
 
 
-def _is_prunable(names, roots):
-    """Returns whether no channel of the writers is fixed, and each of them writes all channels of their group.
+def _partition(roots):
+    """Returns [(keys of the layers that write a group, the group's roots)], in the order of the first layers.
 
-    A writer of only a part of them, as when something is added to stacked tensors, might lose its last channel.
+    Args:
+        roots: {key: representative of every channel that the layer writes}.
     """
-    channels = [set(roots[name]) for name in names]
-    if any(written != channels[0] for written in channels):
-        logger.warning("layers %s: some write only a part of their common channels, so they are not pruned.",
-                       ", ".join(map(repr, names)))
-        return False
-    return flow.FIXED not in channels[0]
+    writers = {}  # root -> keys of its writers
+    for key, written in roots.items():
+        for root in dict.fromkeys(written.tolist()):
+            if root != flow.FIXED:
+                writers.setdefault(root, []).append(key)
+    parts = {}
+    for root, keys in writers.items():
+        parts.setdefault(tuple(keys), []).append(root)
+    order = {key: i for i, key in enumerate(roots)}
+    return sorted(parts.items(), key=lambda part: (order[part[0][0]], part[1][0]))
 
 
-def _connect(roots):
-    """Returns lists of writer names that share channels, ordered by their first writer."""
-    members, group_of = [], {}
-    for name, written in roots.items():
-        met = list({id(group_of[root]): group_of[root] for root in written if root in group_of}.values())
-        names = met[0] if met else []
-        if not met:
-            members.append(names)
-        for other in met[1:]:
-            names.extend(other)
-            members = [group for group in members if group is not other]
-        names.append(name)
-        for writer in names:
-            group_of.update({root: names for root in roots[writer] if root != flow.FIXED})
-    order = list(roots)
-    return sorted((sorted(names, key=order.index) for names in members), key=lambda names: order.index(names[0]))
+def _free_name(name, taken):
+    """Returns the name, with a number behind it where it is taken, and notes it."""
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}#{number}", number + 1
+    taken.add(free)
+    return free
 
 
 def _find_sites(graph, index, fixed):
     """Returns the sorted numbers of the tensors that carry a gate."""
-    producer = {call.output: call for call in graph.calls}
+    producer = {number: call for call in graph.calls for number in call.outputs}
     sites = set()
     for call in graph.calls:
-        if layers.is_mixing(call.layer):
+        if records.is_mixing(call.layer):
             tensor = call.inputs[0]
-            while tensor in producer and layers.keeps_zeros(producer[tensor].layer):
+            while tensor in producer and records.keeps_zeros(producer[tensor].layer) and len(producer[tensor].inputs) == 1:
                 tensor = producer[tensor].inputs[0]
             if (index[tensor] != fixed).any():
                 sites.add(tensor)
     return tuple(sorted(sites))
+

@@ -1,191 +1,270 @@
-"""One record per layer kind: everything that pruning knows of a kind of layer.
-
-Groups, complexity, cutting, landscape and criteria read these records and nothing else; so a new kind of layer is one more
-record. A layer of a kind without a record closes the channels that it reads: they are never pruned.
-"""
-
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+"""The records of Keras' own layers, and what the network returns."""
 
 import keras
+import numpy as np
 from keras import layers
 
 from ekg.errors import EkgError
 from ekg.graph import flow, norms
-
-IN, OUT = "in", "out"
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """How a weight of a layer is laid out.
-
-    Attributes:
-        axes: what the index of each axis is: IN, a channel that the layer reads; OUT, one that it writes; None, neither.
-        filter_axes: the axes whose indices together name one filter; none for a weight that is not a kernel.
-    """
-    axes: tuple[str | None, ...]
-    filter_axes: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if any(axis not in (IN, OUT, None) for axis in self.axes):
-            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
-        if not set(self.filter_axes) <= set(range(len(self.axes))):
-            raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """What a layer kind means to pruning.
-
-    Attributes:
-        flow: how channels go through it: (ChannelFlow, Call) -> channels of the output; see ekg.graph.flow.
-        weights: {name of the variable: Weight}. A layer that has others is treated as if its kind had no record.
-        multiplies: names of the weights of which every entry makes one multiply-accumulate at each output position.
-        resize: (configuration, number of output channels) -> the entries of the configuration that a cut changes.
-        run: (layer, its variables, trainable first, args of the call, training, ExecutionOptions) -> (output, new
-            non-trainable values), or None where the layer's own call serves. Pure.
-        mixes: whether every output channel depends on all input channels through a weight with the axes IN and OUT; a gate
-            stands before such a layer.
-        keeps_zeros: whether a channel of zeros stays one, so that a gate may stand before or behind it.
-    """
-    flow: Callable
-    weights: Mapping[str, Weight] = dataclasses.field(default_factory=dict)
-    multiplies: tuple[str, ...] = ()
-    resize: Callable | None = None
-    run: Callable | None = None
-    mixes: bool = False
-    keeps_zeros: bool = False
-
-    def __post_init__(self):
-        unknown = [name for name in self.multiplies if name not in self.weights]
-        if unknown:
-            raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
-        if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
-            raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
-        if self.mixes and self.weights[self.kernel].axes[-2:] != (IN, OUT):
-            raise EkgError(f"`mixes` needs a kernel whose last axes are IN and OUT; {self.kernel!r} has "
-                           f"{self.weights[self.kernel].axes}.")
-        if self.mixes and self.resize is None:
-            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
-
-    @property
-    def kernel(self):
-        """Name of the weight that mixes channels."""
-        return next(name for name, weight in self.weights.items() if {IN, OUT} <= set(weight.axes))
-
-
-def positions(shape):
-    """Returns at how many positions of an image a layer with this output shape, (batch, ..., channels), computes."""
-    return math.prod(shape[1:-1])
-
-
-# ---------------------------------------------------------------- kinds with weights
+from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
 _VECTOR = Weight((OUT,))
 
+# ---------------------------------------------------------------- convolutions
 
-def _run_convolution(layer, variables, args, _training, options):
+
+def _run_convolution(layer, variables, args, context):
     """Computes a convolution in another number format than that of its weights, or a strided one of single pixels.
 
     A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation itself some of TensorFlow's
     CPU kernels give a wrong gradient of the kernel where it reads fewer than eight channels.
     """
+    options = context.options
     is_strided_pointwise = tuple(layer.kernel_size) == (1, 1) and max(layer.strides) > 1 and layer.groups == 1 and (
         layer.data_format == "channels_last")
-    if options.dtype == "float32" and not is_strided_pointwise:
+    is_plain = options.dtype == "float32" or layer.compute_dtype != "float32"  # a mixed policy computes as it says
+    if is_plain and not is_strided_pointwise:
         return None
-    x, *values = (keras.ops.cast(value, options.dtype) for value in (args[0], *variables))
+    dtype = layer.compute_dtype if is_plain else options.dtype
+    x, *values = (keras.ops.cast(value, dtype) for value in (args[0], *variables))
     strides = layer.strides
     if is_strided_pointwise:
         x, strides = x[:, ::strides[0], ::strides[1]], (1, 1)
     y = keras.ops.conv(x, values[0], strides, layer.padding, layer.data_format, layer.dilation_rate)
-    return layer.activation(y + values[1] if layer.use_bias else y), []
+    if layer.use_bias:
+        is_last = layer.data_format == "channels_last"
+        y = y + (values[1] if is_last else keras.ops.reshape(values[1], (-1, *[1] * layer.rank)))
+    return layer.activation(y) if layer.activation is not None else y, []
 
 
-def _run_batch_norm(layer, variables, args, training, options):
-    return norms.batch_norm(layer, variables, args[0], training, options)
+def _input_positions(_layer, shape, _written, axis):
+    """A transposed convolution computes at the positions of what it reads."""
+    return spatial_size(shape, axis)
 
 
-_CONV = LayerRecord(flow.mix, {"kernel": Weight((None, None, IN, OUT), (3,)), "bias": _VECTOR}, ("kernel",),
-                    lambda _, channels: {"filters": channels}, _run_convolution, mixes=True)
-_GROUPED_CONV = LayerRecord(flow.close, {"kernel": Weight((None, None, None, OUT), (3,)), "bias": _VECTOR}, ("kernel",),
-                            run=_run_convolution)
-_DENSE = LayerRecord(flow.mix, {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR}, ("kernel",),
-                     lambda _, channels: {"units": channels}, mixes=True)
-_DEPTHWISE_CONV = LayerRecord(flow.multiply_channels, {"kernel": Weight((None, None, IN, None), (2, 3)), "bias": _VECTOR},
-                              ("kernel",))
-# A batch norm costs 2·H·W·C, whether it has a scale and an offset or not.
-_BATCH_NORM = LayerRecord(flow.carry_along_axis,
-                          dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
-                          ("moving_mean", "moving_variance"), run=_run_batch_norm)
+def _conv(rank):
+    """Returns the record of a convolution over so many axes, as a function of the layer."""
+    kernel = Weight((*[None] * rank, IN, OUT), (rank + 1,))
+    run = _run_convolution if rank == 2 else None
+    plain = LayerRecord(flow.mix, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
+                        resize=lambda _, kept: {"filters": len(kept.output)})
+    grouped = LayerRecord(flow.mix_groups, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
+                          resize=lambda _, kept: {"filters": len(kept.output)})
+    # As many groups as channels: a depthwise convolution; those of a kernel's filters are its channels'.
+    depthwise = LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)),
+                                                     "bias": _VECTOR}, ("kernel",), run=run,
+                            resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)})
 
-# ---------------------------------------------------------------- kinds without weights
-
-_CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge)
-_CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
-_STACK = LayerRecord(flow.stack)
-_RESHAPE = dataclasses.replace(
-    _TILE_ZEROS, resize=lambda config, channels: {"target_shape": (*config["target_shape"][:-1], channels)})
-
-# kind -> LayerRecord, or a function from a layer to it
-_RECORDS = {
-    layers.Conv2D: lambda layer: _CONV if layer.groups == 1 else _GROUPED_CONV,
-    layers.Dense: _DENSE, layers.DepthwiseConv2D: _DEPTHWISE_CONV, layers.BatchNormalization: _BATCH_NORM,
-    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Rescaling), _CARRY),
-    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum), _MERGE),
-    layers.Concatenate: _STACK,
-    **dict.fromkeys((layers.ZeroPadding2D, layers.Cropping2D, layers.UpSampling2D, layers.MaxPooling2D,
-                     layers.AveragePooling2D, layers.GlobalMaxPooling2D, layers.GlobalAveragePooling2D, layers.Dropout,
-                     layers.SpatialDropout2D, layers.Identity), _CARRY_ZEROS),
-    layers.Flatten: _TILE_ZEROS, layers.Reshape: _RESHAPE,
-}
-
-
-def register_layer(kind, record):
-    """Says what a layer kind of one's own means to pruning; an earlier record of the same kind is replaced.
-
-    Args:
-        kind: the layer class itself; subclasses need records of their own.
-        record: LayerRecord, or a function from a layer of that kind to its LayerRecord or None.
-
-    Raises:
-        EkgError: kind is no Keras layer class, or record is neither a LayerRecord nor a function.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, layers.Layer)):
-        raise EkgError(f"`kind` must be a subclass of keras.layers.Layer; received {kind!r}.")
-    if not (isinstance(record, LayerRecord) or callable(record)):
-        raise EkgError(f"`record` must be an ekg.LayerRecord, or a function from a layer to one; received {record!r}.")
-    _RECORDS[kind] = record
-
-
-def record_of(layer):
-    """Returns the LayerRecord of a layer, or None if its kind has none or the layer has weights that it does not know."""
-    record = _RECORDS.get(type(layer))
-    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
-    if record is None or any(variable.name not in record.weights for variable in layer.weights):
-        return None
+    def record(layer):
+        if layer.groups == 1:
+            return plain
+        return depthwise if layer.built and layer.kernel.shape[-2] == 1 else grouped
     return record
 
 
-def is_mixing(layer):
-    """Returns whether each output channel of the layer depends on all input channels."""
-    record = record_of(layer)
-    return record is not None and record.mixes
+def _conv_transpose(rank):
+    return LayerRecord(flow.mix, {"kernel": Weight((*[None] * rank, OUT, IN), (rank,)), "bias": _VECTOR}, ("kernel",),
+                       positions=_input_positions, mixes=True, resize=lambda _, kept: {"filters": len(kept.output)})
+
+
+def _depthwise(rank):
+    return LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
+                                                "bias": _VECTOR}, ("kernel",))
+
+
+def _separable(rank):
+    weights = {"depthwise_kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
+               "pointwise_kernel": Weight((*[None] * rank, IN, OUT), (rank + 1,)), "bias": _VECTOR}
+    return LayerRecord(flow.mix, weights, ("depthwise_kernel", "pointwise_kernel"), mixes=True,
+                       resize=lambda _, kept: {"filters": len(kept.output)})
+
+
+# ---------------------------------------------------------------- dense layers
+
+_DENSE = LayerRecord(flow.mix, {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR}, ("kernel",), mixes=True,
+                     resize=lambda _, kept: {"units": len(kept.output)})
+
+
+def _einsum_axes(layer):
+    """Returns the axes of an EinsumDense's kernel, or None where its last axes are no channels that it mixes."""
+    reads, rest = layer.equation.replace(" ", "").split(",")
+    kernel, writes = rest.split("->")
+    read, written = reads[-1:], writes[-1:]
+    if "." in (read, written) or read not in kernel or read in writes or written not in kernel or written in reads:
+        return None
+    return tuple(IN if label == read else OUT if label == written else None for label in kernel)
+
+
+def _einsum_positions(layer, read, written, _axis):
+    """Every entry of the kernel is used at each index that is read or written, but not the kernel's own."""
+    reads, rest = layer.equation.replace(" ", "").split(",")
+    kernel, writes = rest.split("->")
+    sizes = {}
+    for labels, shape in ((reads, read), (writes, written)):
+        before, _, after = labels.partition("...")
+        named = [*zip(before, shape), *zip(after[::-1], shape[::-1])]
+        between = shape[len(before):len(shape) - len(after)]
+        sizes |= dict(named) | {f"...{i}": size for i, size in enumerate(between if "..." in labels else ())}
+    first = reads[0] if not reads.startswith("...") else "...0"
+    return int(np.prod([size for label, size in sizes.items() if label not in kernel and label != first] or [1]))
+
+
+def _einsum(layer):
+    axes = _einsum_axes(layer)
+    if axes is None:
+        return None
+    has_channel_bias = layer.bias_axes is None or layer.bias_axes[-1] == layer.equation[-1]
+    bias = Weight((*[None] * (len(layer.bias_axes or " ") - 1), OUT if has_channel_bias else None))
+    return LayerRecord(flow.mix, {"kernel": Weight(axes, (axes.index(OUT),)), "bias": bias}, ("kernel",), mixes=True,
+                       positions=_einsum_positions, resize=_resize_einsum)
+
+
+def _resize_einsum(layer, kept):
+    count = len(kept.output)
+    shape = layer.partial_output_shape
+    changes = {"partial_output_shape": (*shape[:-1], count) if isinstance(shape, (tuple, list)) else count}
+    if hasattr(layer, "full_output_shape"):
+        changes["full_output_shape"] = (*layer.full_output_shape[:-1], count)
+    return changes
+
+
+# ---------------------------------------------------------------- normalisations and scales
+
+# A batch norm costs 2·H·W·C, whether it has a scale and an offset or not.
+_BATCH_NORM = LayerRecord(
+    flow.carry_along_axis, dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
+    ("moving_mean", "moving_variance"),
+    run=lambda layer, variables, args, context: norms.batch_norm(layer, variables, args[0], context.training,
+                                                                 context.options))
+_LAYER_NORM = LayerRecord(flow.normalise, {"gamma": _VECTOR, "beta": _VECTOR}, ("gamma", "beta"),
+                          run=norms.masked_layer_norm, asks_mask=True)
+_RMS_NORM = LayerRecord(flow.normalise, {"scale": _VECTOR}, ("scale",), run=norms.masked_rms_norm, asks_mask=True)
+_UNIT_NORM = LayerRecord(flow.normalise, run=norms.masked_unit_norm, asks_mask=True, keeps_zeros=True)
+_GROUP_NORM = LayerRecord(
+    flow.carry_groups, {"gamma": _VECTOR, "beta": _VECTOR}, ("gamma", "beta"),
+    resize=lambda layer, kept: {"groups": layer.groups * len(kept.output) // kept.sizes[1]})
+
+
+def _over_one_axis(layer, record):
+    """Returns the record of a norm if it is taken over one axis; over several, every channel depends on all positions."""
+    return record if isinstance(layer.axis, int) or len(layer.axis) == 1 else None
+
+
+def _prelu(layer):
+    """A PReLU of channels_last; each axis that is shared has length 1."""
+    return LayerRecord(flow.carry, {"alpha": Weight((*[None] * (len(layer.alpha.shape) - 1), OUT))}, ("alpha",),
+                       keeps_zeros=True) if layer.built and layer.alpha.shape[-1] != 1 else (
+        LayerRecord(flow.carry, {"alpha": Weight((None,) * len(layer.alpha.shape))}, ("alpha",), keeps_zeros=True))
+
+
+def _resize_rescaling(layer, kept):
+    """Vectors of the scale and the offset lose the channels' entries."""
+    changes = {}
+    for name in ("scale", "offset"):
+        value = np.asarray(getattr(layer, name))
+        if value.ndim and value.shape[-1] == kept.sizes[1] and len(kept.output) != kept.sizes[1]:
+            changes[name] = value[..., kept.output].tolist()
+    return changes
+
+
+def _rescaling(layer):
+    is_vector = any(np.ndim(value) for value in (layer.scale, layer.offset))
+    return LayerRecord(_carry_last if is_vector else flow.carry, resize=_resize_rescaling)
+
+
+def _carry_last(channel_flow, call):
+    """As flow.carry, where the channels must stand along the last axis."""
+    number = call.inputs[0]
+    is_last = channel_flow.channels[number].axis == len(channel_flow.shapes[number]) - 1
+    return flow.carry(channel_flow, call) if is_last else flow.close(channel_flow, call)
+
+
+# ---------------------------------------------------------------- kinds without weights
+
+def _resize_reshape(layer, kept):
+    shape = list(layer.target_shape)
+    if kept.axis is not None and shape[kept.axis - 1] != -1:
+        shape[kept.axis - 1] = len(kept.output)
+    return {"target_shape": tuple(shape)} if tuple(shape) != tuple(layer.target_shape) else {}
+
+
+_CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge)
+_CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
+
+# ---------------------------------------------------------------- kinds that are closed, but counted
+
+
+def _attention_flops(layer, shapes, _written):
+    """Projections of query, key, value and output, and the two products of attention."""
+    query, value = shapes[0], shapes[1]
+    key = shapes[2] if len(shapes) > 2 else value
+    queries, keys = np.prod(query[1:-1], dtype=int), np.prod(value[1:-1], dtype=int)
+    entries = {name: int(np.prod(getattr(layer, name).kernel.shape)) for name in
+               ("_query_dense", "_key_dense", "_value_dense", "_output_dense")}
+    products = queries * keys * layer._num_heads * (layer._key_dim + layer._value_dim)
+    return int(queries * (entries["_query_dense"] + entries["_output_dense"])
+               + np.prod(key[1:-1], dtype=int) * entries["_key_dense"] + keys * entries["_value_dense"] + products)
+
+
+def _recurrent_flops(layer, shapes, _written):
+    """Every entry of every kernel at each time step."""
+    kernels = [variable for variable in layer.weights if len(variable.shape) > 1 and "bias" not in variable.name]
+    return int(shapes[0][1] * sum(np.prod(variable.shape) for variable in kernels))
+
+
+RECORDS.update({
+    layers.Conv1D: _conv(1), layers.Conv2D: _conv(2), layers.Conv3D: _conv(3),
+    layers.Conv1DTranspose: _conv_transpose(1), layers.Conv2DTranspose: _conv_transpose(2),
+    layers.Conv3DTranspose: _conv_transpose(3),
+    layers.DepthwiseConv1D: _depthwise(1), layers.DepthwiseConv2D: _depthwise(2),
+    layers.SeparableConv1D: _separable(1), layers.SeparableConv2D: _separable(2),
+    layers.Dense: _DENSE, layers.EinsumDense: _einsum,
+    layers.BatchNormalization: _BATCH_NORM,
+    layers.LayerNormalization: lambda layer: _over_one_axis(layer, None if layer.rms_scaling else _LAYER_NORM),
+    layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
+    layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM), layers.GroupNormalization: _GROUP_NORM,
+    layers.PReLU: _prelu, layers.Rescaling: _rescaling,
+    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.GaussianNoise,
+                     layers.AlphaDropout), _CARRY),
+    layers.Softmax: LayerRecord(flow.carry_beside_axis),
+    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum), _MERGE),
+    layers.Concatenate: LayerRecord(flow.stack),
+    **dict.fromkeys((
+        layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, layers.Cropping1D, layers.Cropping2D,
+        layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.MaxPooling1D,
+        layers.MaxPooling2D, layers.MaxPooling3D, layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
+        layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, layers.GlobalAveragePooling1D,
+        layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, layers.Dropout, layers.SpatialDropout1D,
+        layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianDropout, layers.Identity, layers.Resizing,
+        layers.CenterCrop, layers.ActivityRegularization), _CARRY_ZEROS),
+    layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
+    layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
+    layers.Embedding: LayerRecord(flow.close, flops=lambda *_: 0),
+    layers.MultiHeadAttention: LayerRecord(flow.close, flops=_attention_flops),
+    **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), LayerRecord(flow.close, flops=_recurrent_flops)),
+    # what networks of keras.applications have besides
+    "keras.src.applications.convnext.LayerScale": LayerRecord(
+        flow.carry, {"gamma": _VECTOR}, ("gamma",), keeps_zeros=True,
+        resize=lambda _, kept: {"projection_dim": len(kept.output)}),
+    "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
+    layers.Bidirectional: lambda layer: LayerRecord(flow.close, flops=_recurrent_flops) if type(layer.forward_layer) in (
+        layers.LSTM, layers.GRU, layers.SimpleRNN) else None,
+})
+
+# ---------------------------------------------------------------- what the network returns
 
 
 def classifier_of(graph):
     """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are removed; None if none does.
 
     That is a mixing layer of one position and several units, called once, whose output the network returns, maybe behind a
-    softmax. What returns images, maps or a single number has no class logits.
+    softmax. What returns images, maps or a single number has no class logits, and neither has a network of several outputs.
 
     Args:
         graph: graph.calls.Graph.
     """
-    producer = {call.output: call for call in graph.calls}
-    call = producer.get(graph.output)
+    producer = {number: call for call in graph.calls for number in call.outputs}
+    call = producer.get(graph.output) if len(graph.outputs) == 1 else None
     while call is not None and _is_softmax(call.layer):
         call = producer.get(call.inputs[0])
     if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
@@ -194,24 +273,27 @@ def classifier_of(graph):
 
 
 def check_logits(graph):
-    """Raises EkgError if the network ends in a softmax or sigmoid: the losses here take logits.
+    """Raises EkgError if the network does not return one vector of class logits, which the losses here take.
 
     Args:
         graph: graph.calls.Graph.
     """
-    last = next((call.layer for call in graph.calls if call.output == graph.output), None)
-    squashes = (keras.activations.softmax, keras.activations.sigmoid)
-    if type(last) is layers.Softmax or getattr(last, "activation", None) in squashes:
-        raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
+    name = graph.model.name
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise EkgError(f"`model` {name!r} takes {len(graph.inputs)} inputs and returns {len(graph.outputs)} outputs; a "
+                       "search needs one network from images to class logits.")
+    shape = graph.shapes[graph.output]
+    if len(shape) != 2 or shape[-1] < 2:
+        raise EkgError(f"`model` {name!r} returns an output of shape {shape}; a search needs class logits, (batch, classes) "
+                       "with at least two classes.")
+    last = next((call.layer for call in graph.calls if graph.output in call.outputs), None)
+    squashes = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)
+    if type(last) is layers.Softmax or type(last).__name__ in ("Softmax", "Sigmoid") or any(
+            getattr(last, "activation", None) is squash for squash in squashes):
+        raise EkgError(f"`model` {name!r} returns probabilities, by its last layer {last.name!r}; take the "
                        "network without it, which returns logits.")
 
 
 def _is_softmax(layer):
     return type(layer) is layers.Softmax or (
         type(layer) is layers.Activation and layer.activation is keras.activations.softmax)
-
-
-def keeps_zeros(layer):
-    """Returns whether a gate may stand before or behind the layer with the same effect."""
-    record = record_of(layer)
-    return record is not None and record.keeps_zeros

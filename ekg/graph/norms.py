@@ -88,3 +88,50 @@ def _fused(x, gamma, beta, epsilon):
 def uses_batch_statistics(layer):
     """Returns whether a layer normalises with the statistics of a batch when it is trained."""
     return isinstance(layer, keras.layers.BatchNormalization)
+
+
+# ---------------------------------------------------------------- norms over the channels
+
+def masked_layer_norm(layer, variables, args, context):
+    """Returns a LayerNormalization of the kept channels alone, (output, []), as a layer of these channels gives it.
+
+    Args:
+        layer: the keras.layers.LayerNormalization over the axis of the channels.
+        variables: [gamma, beta] as far as the layer has them.
+        args: the call's arguments.
+        context: records.Context; None for its mask leaves the call to Keras.
+    """
+    if context.kept is None:
+        return None
+    x, axis, mask, count = _masked(layer, args, context)
+    mean = tf.reduce_sum(x * mask, axis, keepdims=True) / count
+    variance = tf.reduce_sum((x - mean) ** 2 * mask, axis, keepdims=True) / count
+    y = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    named = dict(zip([name for name in ("gamma", "beta") if getattr(layer, name) is not None], variables))
+    y = y * _along(named["gamma"], axis, x) if "gamma" in named else y
+    y = y + _along(named["beta"], axis, x) if "beta" in named else y
+    return tf.cast(y, layer.compute_dtype), []
+
+
+def masked_rms_norm(layer, variables, args, context):
+    """Returns an RMSNormalization of the kept channels alone, (output, []); see masked_layer_norm()."""
+    if context.kept is None:
+        return None
+    x, axis, mask, count = _masked(layer, args, context)
+    y = x * tf.math.rsqrt(tf.reduce_sum(x**2 * mask, axis, keepdims=True) / count + layer.epsilon)
+    return tf.cast(y * _along(variables[0], axis, x), layer.compute_dtype), []
+
+
+def masked_unit_norm(layer, _variables, args, context):
+    """Returns a UnitNormalization of the kept channels alone, (output, []); see masked_layer_norm()."""
+    if context.kept is None:
+        return None
+    x, _, mask, _ = _masked(layer, args, context)
+    return tf.cast(layer(x * mask), layer.compute_dtype), []
+
+
+def _masked(layer, args, context):
+    """Returns (x in float32, the axis of the channels, their mask along it, number of kept channels)."""
+    x = tf.cast(args[0], tf.float32)
+    axis = (layer.axis if isinstance(layer.axis, int) else layer.axis[0]) % len(x.shape)
+    return x, axis, _along(context.kept, axis, x), tf.reduce_sum(context.kept)

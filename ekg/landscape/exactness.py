@@ -5,6 +5,7 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.graph.calls import layer_variables
 from ekg.graph.execute import run_call
+from ekg.graph.flow import describe
 from ekg.graph.norms import uses_batch_statistics
 
 # A value that is taken as a constant on the way back may leave the first derivative right; the second one is wrong then.
@@ -28,10 +29,11 @@ def check_second_derivatives(graph, options, training):
             before = len(tf.compat.v1.get_default_graph().get_operations())
             variables = [tf.zeros(variable.shape, variable.dtype) for variable in layer_variables(call.layer)]
             is_training = training and uses_batch_statistics(call.layer)
-            tensors[call.output], _ = run_call(call, variables, tensors, is_training, options)
+            outputs, _ = run_call(call, variables, tensors, is_training, options)
+            tensors.update(zip(call.outputs, outputs))
             added = tf.compat.v1.get_default_graph().get_operations()[before:]
             if any(operation.type in _BREAKS for operation in added):
-                inexact.append(f"{call.layer.name!r} ({type(call.layer).__name__})")
+                inexact.append(describe(call))
         return tensors[graph.output]
 
     traced = trace.get_concrete_function(tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype))

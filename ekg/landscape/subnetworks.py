@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from ekg.graph import layers
+from ekg.graph import records
 from ekg.graph.calls import layer_variables
 from ekg.landscape import hessian, lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
@@ -35,11 +35,12 @@ class MaskedLandscapes:
         check_second_derivatives(supernet.graph, hessian.SECOND_ORDER, training=True)
         self._supernet = supernet.with_options(hessian.SECOND_ORDER)
         self._weights = {name: [value.numpy() for value in values] for name, values in supernet.weights().items()}
-        self._places, axes = [], []  # (layer name, number of the variable) of every parameter array
-        for layer in supernet.model.layers:
+        self._places, axes = [], []  # (layer key, number of the variable) of every parameter array
+        for key in self._weights:
+            layer = supernet.graph.layers[key]
             for i, variable in enumerate(layer.trainable_variables):
                 if parameters == "all" or len(variable.shape) > 1:
-                    self._places.append((layer.name, i))
+                    self._places.append((key, i))
                     axes.append(surfaces.filter_axes(layer, variable))
         self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
@@ -54,8 +55,8 @@ class MaskedLandscapes:
         weights = dict(self._weights)
         classifier = self._supernet.classifier
         if classifier is not None:  # the parameters are those of the cut network, at the restored norm
-            restored = self._supernet.with_restored_norm(classifier, weights[classifier.layer.name], mask)
-            weights[classifier.layer.name] = [np.asarray(value) for value in restored]
+            restored = self._supernet.with_restored_norm(classifier, weights[classifier.key], mask)
+            weights[classifier.key] = [np.asarray(value) for value in restored]
         self._landscape.move_([weights[name][i] for name, i in self._places],
                               [support[name][i] for name, i in self._places])
         return self._landscape
@@ -77,25 +78,28 @@ class MaskedLandscapes:
 
 
 def _support(supernet, mask):
-    """Returns {layer name: list of 0/1 arrays}: which weights a network cut out by this mask has."""
+    """Returns {layer key: list of 0/1 arrays}: which weights a network cut out by this mask has."""
     support = {}
     for call in supernet.graph.calls:
-        variables, record = layer_variables(call.layer), layers.record_of(call.layer)
+        variables, record = layer_variables(call.layer), records.record_of(call.layer)
         if not variables:
             continue
-        kept = {layers.IN: mask[supernet.layout.index[call.inputs[0]]], layers.OUT: mask[supernet.layout.index[call.output]]}
-        known = record.weights if record is not None else {}
-        support[call.layer.name] = [_weight_support(known[variable.name].axes if variable.name in known else (),
-                                                    variable.shape, kept) for variable in variables]
+        masks = {records.IN: mask[supernet.layout.index[call.inputs[0]]],
+                 records.OUT: mask[supernet.layout.index[call.output]]}
+        described = {} if record is None else records.weights_of(call.layer, record)
+        support[call.key] = [_weight_support(described[id(variable)].axes if id(variable) in described else (),
+                                             variable.shape, masks) for variable in variables]
     return support
 
 
-def _weight_support(axes, shape, kept):
-    """Returns a 0/1 array of this shape: the product of the masks of the axes that are channels."""
+def _weight_support(axes, shape, masks):
+    """Returns a 0/1 array of this shape: 1 where no axis of channels has its index removed."""
     support = np.ones(shape, np.float32)
-    for axis, channels in enumerate(axes):
-        if channels is not None:
-            support *= kept[channels].reshape([-1 if i == axis else 1 for i in range(len(axes))])
+    for axis, role in enumerate(axes):
+        if role is not None:
+            along = np.zeros(shape[axis], np.float32)
+            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis])] = 1
+            support *= along.reshape([-1 if i == axis else 1 for i in range(len(axes))])
     return support
 
 

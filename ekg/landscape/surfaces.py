@@ -3,7 +3,7 @@
 import numpy as np
 
 from ekg import stopping
-from ekg.graph import layers
+from ekg.graph import records
 
 
 def normalise_filters(direction, weights, axes):
@@ -29,9 +29,10 @@ def filter_axes(layer, variable):
 
     In a layer of a kind without a record an array of rank above one counts as a kernel with its filters on the last axis.
     """
-    record = layers.record_of(layer)
-    if record is not None:
-        return record.weights[variable.name].filter_axes
+    record = records.record_of(layer)
+    described = {} if record is None else records.weights_of(layer, record)
+    if id(variable) in described:
+        return described[id(variable)].filter_axes
     return (len(variable.shape) - 1,) if len(variable.shape) > 1 else ()
 
 

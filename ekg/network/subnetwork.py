@@ -31,16 +31,20 @@ class Subnetwork:
         names: the names of the groups, in network order.
         order: for every group its channels, the most important first.
         kept_counts: for every group how many of them are kept, from the first on; at least one.
+        steps: for every group (least number, multiple) of the channels that may stay, to which other numbers are rounded up;
+            empty where any number from one on may stay.
     """
     names: tuple[str, ...]
     order: tuple[tuple[int, ...], ...]
     kept_counts: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def whole(cls, groups):
         """Returns the sub-network that keeps every channel of the groups."""
+        steps = tuple((group.least, group.multiple) for group in groups)
         return cls(tuple(group.name for group in groups), tuple(tuple(range(group.size)) for group in groups),
-                   tuple(group.size for group in groups))
+                   tuple(group.size for group in groups), steps if set(steps) - {(1, 1)} else ())
 
     @property
     def width(self):
@@ -56,9 +60,15 @@ class Subnetwork:
         return np.sort(np.array(self.order[group][:self.kept_counts[group]], dtype=np.int64))
 
     def with_kept(self, group, num_kept):
-        """Returns this sub-network with so many channels of the group at this position."""
-        counts = self.kept_counts[:group] + (int(num_kept),) + self.kept_counts[group + 1:]
+        """Returns this sub-network with so many channels of the group at this position, or the next more that may stay."""
+        counts = self.kept_counts[:group] + (self._rounded(group, int(num_kept)),) + self.kept_counts[group + 1:]
         return dataclasses.replace(self, kept_counts=counts)
+
+    def _rounded(self, group, num_kept):
+        if not self.steps:
+            return num_kept
+        least, multiple = self.steps[group]
+        return min(-(-max(num_kept, least) // multiple) * multiple, len(self.order[group]))
 
     def with_width(self, group, width):
         """Returns this sub-network with another width, in [0, 1], of the group at this position."""
@@ -77,8 +87,8 @@ class Subnetwork:
         if wrong:
             raise EkgError(f"`widths` must be in [0, 1]; received {wrong}.")
         return dataclasses.replace(self, kept_counts=tuple(
-            count_kept(float(widths[name]), len(channels)) if name in widths else kept
-            for name, channels, kept in zip(self.names, self.order, self.kept_counts)))
+            self._rounded(group, count_kept(float(widths[name]), len(channels))) if name in widths else kept
+            for group, (name, channels, kept) in enumerate(zip(self.names, self.order, self.kept_counts))))
 
     def ranked(self, scores):
         """Returns this sub-network with every group's kept channels ordered by descending score.
@@ -96,15 +106,20 @@ class Subnetwork:
         return dataclasses.replace(self, order=tuple(order))
 
     def to_json(self):
-        """Returns {"kept": {group name: number of channels}, "order": channels of every group, most important first}."""
-        return {"kept": dict(zip(self.names, self.kept_counts)), "order": [list(channels) for channels in self.order]}
+        """Returns {"kept": {group name: number of channels}, "order": channels of every group, most important first}.
+
+        Where not every number of channels may stay, "steps" holds (least, multiple) of every group, too.
+        """
+        value = {"kept": dict(zip(self.names, self.kept_counts)), "order": [list(channels) for channels in self.order]}
+        return value | ({"steps": [list(pair) for pair in self.steps]} if self.steps else {})
 
     @classmethod
     def from_json(cls, value):
         """Returns the sub-network that to_json() turned into this dict; "widths" of earlier versions are understood."""
         order = tuple(map(tuple, value["order"]))
         if "kept" in value:
-            return cls(tuple(value["kept"]), order, tuple(value["kept"].values()))
+            steps = tuple(map(tuple, value.get("steps", ())))
+            return cls(tuple(value["kept"]), order, tuple(value["kept"].values()), steps)
         counts = (count_kept(float(width), len(channels)) for width, channels in zip(value["widths"].values(), order))
         return cls(tuple(value["widths"]), order, tuple(counts))
 

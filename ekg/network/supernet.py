@@ -11,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import full_float32
-from ekg.errors import EkgError
-from ekg.graph import complexity, cutting, execute, groups, layers, norms
+from ekg.graph import checks, complexity, cutting, execute, groups, layers, norms, records
 from ekg.graph.calls import Graph, layer_variables
 from ekg.network.subnetwork import Subnetwork
 
@@ -35,25 +34,41 @@ class Supernet:
         program: list of graph calls and gates in the order in which they run.
         options: execute.ExecutionOptions that the masked network computes with.
         classifier: the call that writes class logits, or None; see layers.classifier_of.
+        table: complexity.ComplexityTable, which counts parameters and FLOPs.
 
     Raises:
-        EkgError: the model is not functional, has several inputs or outputs, or nothing in it can be pruned.
+        EkgError: the model is not functional, the size of its inputs is not known, a layer of it cannot be cut or copied, or
+            nothing in it can be pruned.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None):
+        """
+        Args:
+            model: functional or sequential keras.Model.
+            exclude: layers that keep all their output channels: a layer, a regular expression for names, a function from a
+                layer to a bool, or a list of these. The name of a nested model stands for all its layers.
+            min_channels: how many channels of every group stay at least; or {pattern of the group's name: number}.
+            multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
+            prune_frozen: whether layers that are not trainable may lose channels of their own.
+            input_shape: shape of one input without the batch, or a list of them, that FLOPs are counted for; needed where
+                the model itself leaves it open.
+        """
         self.model, self.options = model, execute.ExecutionOptions()
-        self.graph = Graph(model)
-        self.layout = groups.find(self.graph)
-        if not self.layout.groups:
-            raise EkgError(f"nothing in `model` {model.name!r} can be pruned: no channel group was found.")
+        self.graph = Graph(model, input_shape)
+        checks.check_layers(self.graph)
+        self.layout = groups.find(self.graph, groups.Choices(exclude, min_channels, multiple_of, prune_frozen))
+        if not self.layout.groups or all(group.size > 1 and len(group.counts) == 1 for group in self.layout.groups):
+            raise checks.NothingToPrune(f"nothing in `model` {model.name!r} can be pruned: "
+                                        f"{checks.describe_closed(self.layout)}")
         self.program = []
         for call in self.graph.calls:
             self.program.append(call)
-            if call.output in self.layout.sites:
-                self.program.append(Gate(call.output))
+            self.program.extend(Gate(number) for number in call.outputs if number in self.layout.sites)
         self.classifier = layers.classifier_of(self.graph)
-        self._table = complexity.ComplexityTable(self.graph, self.layout)
+        self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
+        self.table = complexity.ComplexityTable(self.graph, self.layout)
         self._forward = tf.function(self.forward)
+        checks.try_cut(self)
 
     @property
     def groups(self):
@@ -77,7 +92,7 @@ class Supernet:
         return Subnetwork.whole(self.groups)
 
     def smallest(self):
-        """Returns the Subnetwork that keeps one channel of every group."""
+        """Returns the Subnetwork that keeps as few channels of every group as may stay: one, unless the choices say more."""
         return self.whole().with_widths({group.name: 0.0 for group in self.groups})
 
     def mask(self, subnetwork):
@@ -90,7 +105,7 @@ class Supernet:
 
     def complexity(self, subnetwork):
         """Returns Complexity(params, flops) of the sub-network cut out."""
-        return self._table.count(self.mask(subnetwork))
+        return self.table.count(self.mask(subnetwork))
 
     def rate(self, subnetwork):
         """Returns FLOPs of the sub-network divided by FLOPs of the whole, in (0, 1]."""
@@ -103,9 +118,10 @@ class Supernet:
     # ---------------------------------------------------------------- the masked network
 
     def weights(self):
-        """Returns {layer name: list of tensors, trainable before non-trainable} of the model as it is now."""
-        return {layer.name: [tf.convert_to_tensor(variable.value) for variable in layer_variables(layer)]
-                for layer in self.model.layers if layer.variables}
+        """Returns {layer key: list of tensors, trainable before non-trainable} of the model as it is now."""
+        called = {call.key: call.layer for call in self.graph.calls}
+        return {key: [tf.convert_to_tensor(variable.value) for variable in layer_variables(layer)]
+                for key, layer in called.items() if layer_variables(layer)}
 
     def gates(self, mask):
         """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all channels."""
@@ -115,7 +131,7 @@ class Supernet:
         """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read or updated.
 
         Args:
-            weights: {layer name: list of tensors} as weights() gives.
+            weights: {layer key: list of tensors} as weights() gives.
             mask: float32 [num_channels + 1].
             tensors: {tensor number: value} of all tensors that the part reads from before it.
             start: first position of the program.
@@ -127,34 +143,51 @@ class Supernet:
         gates = self.gates(mask) if gates is None else gates
         for step in self.program[start:stop]:
             if isinstance(step, Gate):
-                tensors[step.tensor] = tensors[step.tensor] * tf.cast(gates[step.tensor], tensors[step.tensor].dtype)
+                tensors[step.tensor] = self._gated(tensors[step.tensor], gates[step.tensor], step.tensor)
             else:
-                tensors[step.output] = self._call(step, weights, mask, tensors, training)
+                tensors.update(zip(step.outputs, self._call(step, weights, mask, tensors, training)))
         return tensors
 
     def forward(self, weights, mask, images, training=True, gates=None):
-        """Returns the masked network's logits [batch, classes] for normalised images [batch, height, width, channels]."""
-        return self.execute(weights, mask, {0: images}, training=training, gates=gates)[self.graph.output]
+        """Returns the masked network's output, logits [batch, classes], for images [batch, height, width, channels].
+
+        For a network of several inputs and outputs, both have the structure that the model gives them.
+        """
+        tensors = self.execute(weights, mask, self.graph.tensors_of(images), training=training, gates=gates)
+        return self.graph.structured(tensors)
 
     def logits(self, images, subnetwork, training=True):
-        """Returns the masked logits [batch, classes] of a sub-network; nothing is updated.
+        """Returns the masked outputs, logits [batch, classes], of a sub-network; nothing is updated.
 
         Args:
-            images: normalised images [batch, height, width, channels], float32.
+            images: normalised images [batch, height, width, channels], float32, or whatever else the model takes.
             subnetwork: the Subnetwork.
             training: True uses batch statistics in batch norms, False the moving ones.
         """
         with full_float32():
             return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
 
+    def _gated(self, value, gate, tensor):
+        """Returns a tensor times its gate, along the axis of its channels; a gate may differ from image to image."""
+        axis, rank = self.layout.axes[tensor], len(value.shape)
+        if axis != rank - 1 and len(gate.shape) == 1:
+            gate = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
+        return value * tf.cast(gate, value.dtype)
+
     def _call(self, call, weights, mask, tensors, training):
-        values = weights.get(call.layer.name, [])
+        values = weights.get(call.key, [])
         if call is self.classifier:
             values = self.with_restored_norm(call, values, mask)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
         options = execute.LOGITS_OPTIONS if self.graph.is_last(call) else self.options
-        return execute.run_call(call, values, tensors, is_training, options)[0]
+        kept = tf.gather(mask, self.layout.index[call.inputs[0]]) if call in self._asking else None
+        return execute.run_call(call, values, tensors, is_training, options, kept)[0]
+
+    def _asks_mask(self, call):
+        """Returns whether what a call does to a channel depends on which others are kept."""
+        record = records.record_of(call.layer)
+        return record is not None and record.asks_mask and self.layout.is_open(call.inputs[0])
 
     def with_restored_norm(self, call, values, mask):
         """Returns the classifier's weights with its kernel at the Frobenius norm of all rows: ‖W‖·W/‖W⊙m‖.
@@ -164,9 +197,10 @@ class Supernet:
             values: list of its weights, as weights() gives.
             mask: float32 [num_channels + 1]; m is the mask of the kernel's rows.
         """
-        kernel = layers.record_of(call.layer).kernel
+        kernel, record = records.kernel_of(call.layer), records.record_of(call.layer)
+        axis = record.weights[record.kernel].axes.index(records.IN)
         rows = tf.gather(mask, self.layout.index[call.inputs[0]])
-        return [value * cutting.norm_factor(value, rows) if variable.name == kernel else value
+        return [value * cutting.norm_factor(value, rows, axis) if variable is kernel else value
                 for variable, value in zip(layer_variables(call.layer), values)]
 
     # ---------------------------------------------------------------- parts of the program
@@ -177,15 +211,18 @@ class Supernet:
         for step in self.program[position:]:
             reads = {step.tensor} if isinstance(step, Gate) else set(step.inputs)
             needed |= reads - written
-            written |= reads if isinstance(step, Gate) else {step.output}
+            written |= reads if isinstance(step, Gate) else set(step.outputs)
         return sorted(needed)
 
-    def first_gate(self, group):
-        """Returns the position of the first gate in the program that carries channels of the group at this position."""
+    def first_use(self, group):
+        """Returns the first position in the program at which the mask of the group at this position matters.
+
+        That is its first gate, or a norm over its channels before it.
+        """
         channels = self.layout.channels(group)
         for position, step in enumerate(self.program):
-            if isinstance(step, Gate):
-                index = self.layout.index[step.tensor]
+            if isinstance(step, Gate) or step in self._asking:
+                index = self.layout.index[step.tensor if isinstance(step, Gate) else step.inputs[0]]
                 if ((index >= channels.start) & (index < channels.stop)).any():
                     return position
         raise LookupError(f"channel group {self.groups[group].name!r} has no gate.")

@@ -6,7 +6,7 @@ groups; channels that the sub-network does not keep score 0. Further criteria ar
 
 import numpy as np
 
-from ekg.graph import layers
+from ekg.graph import records
 
 MEDIAN_STEPS, MEDIAN_TOLERANCE = 200, 1e-9  # of Weiszfeld's iteration
 
@@ -64,9 +64,9 @@ def _over_filters(supernet, subnetwork, score):
     layout, mask = supernet.layout, supernet.mask(subnetwork) > 0
     scores, scored = np.zeros(layout.num_channels + 1), set()
     for call in supernet.graph.calls:
-        if not layers.is_mixing(call.layer) or call.layer.name in scored:
+        if not records.is_mixing(call.layer) or call.key in scored:
             continue
-        scored.add(call.layer.name)
+        scored.add(call.key)
         index = layout.index[call.output]
         kept = mask[index] & (index < layout.num_channels)
         if kept.any():
@@ -81,11 +81,10 @@ def _filters(layer, is_read):
         layer: the Keras layer.
         is_read: which of its input channels the sub-network keeps, bool [channels].
     """
-    record = layers.record_of(layer)
-    kernel = next(variable.numpy() for variable in layer.weights if variable.name == record.kernel)
+    record, kernel = records.record_of(layer), records.kernel_of(layer).numpy().astype(np.float64)
     axes = record.weights[record.kernel].axes
-    kernel = np.compress(is_read, kernel.astype(np.float64), axes.index(layers.IN))
-    written = axes.index(layers.OUT)
+    read, written = axes.index(records.IN), axes.index(records.OUT)
+    kernel = np.take(kernel, records.kept_indices(np.flatnonzero(is_read), len(is_read), kernel.shape[read]), read)
     return np.moveaxis(kernel, written, -1).reshape(-1, kernel.shape[written]).T
 
 

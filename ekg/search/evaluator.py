@@ -15,7 +15,7 @@ STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are
 class Evaluator:
     """Evaluates sub-networks of one supernet on D_val. Batch norms use batch statistics throughout.
 
-    The program is cut into segments at the first gate of every group. All candidates of a search step share the
+    The program is cut into segments at the first use of every group's mask. All candidates of a search step share the
     present sub-network up to their own group's first gate, so each segment of the present one runs once, and a candidate
     costs only the segments behind its first changed gate. What the present one passes from segment to segment is kept when
     its knowledge is taken, if it fits a budget; else it is computed again batch by batch. Every segment, and every run of
@@ -39,8 +39,8 @@ class Evaluator:
         self._num_added = 0  # sub-networks in the knowledge
         self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
-        self._first_gates = [supernet.first_gate(group) for group in range(len(supernet.groups))]
-        self._starts = [0, *sorted(set(self._first_gates))]
+        self._first_uses = [supernet.first_use(group) for group in range(len(supernet.groups))]
+        self._starts = [0, *sorted(set(self._first_uses))]
         edges = [*self._starts, len(supernet.program)]
         self._segments = [self._make_segment(start, stop, use_xla) for start, stop in zip(edges, edges[1:])]
         # Runs of several segments as one, by the number of their first
@@ -179,7 +179,7 @@ class Evaluator:
 
     def _entry(self, group):
         """Returns the segment in which a candidate of this group begins to differ."""
-        return 0 if group is None else self._starts.index(self._first_gates[group])
+        return 0 if group is None else self._starts.index(self._first_uses[group])
 
     def _make_segment(self, start, stop, use_xla):
         """Returns (function of weights, mask and state that runs a part of the program, the weights that it reads).
@@ -188,8 +188,8 @@ class Evaluator:
         """
         supernet = self.supernet
         reads = supernet.tensors_read_from(start)
-        leaves = supernet.tensors_read_from(stop) or [supernet.graph.output]
-        names = {step.layer.name for step in supernet.program[start:stop] if hasattr(step, "layer")}
+        leaves = supernet.tensors_read_from(stop) or list(supernet.graph.outputs)
+        names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
         weights = {name: values for name, values in self._weights.items() if name in names}
 
         def segment(weights, mask, state):
@@ -255,8 +255,8 @@ class Evaluator:
         batch, layout = tf.shape(images)[0], self.supernet.layout
         gates = {}
         for site, gate in self.supernet.gates(mask).items():
-            rank = len(self.supernet.graph.shapes[site])
-            shape = [1] * (rank - 1) + [gate.shape[0]]
+            rank, axis = len(self.supernet.graph.shapes[site]), layout.axes[site]
+            shape = [gate.shape[0] if i == axis else 1 for i in range(rank)]
             gates[site] = tf.tile(tf.reshape(gate, shape), [batch] + [1] * (rank - 1))
         with tf.GradientTape() as tape:
             tape.watch(gates)

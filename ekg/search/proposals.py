@@ -1,5 +1,6 @@
 """One step of the greedy search without any evaluation: which sub-networks it tries."""
 
+import bisect
 from fractions import Fraction
 
 import numpy as np
@@ -29,8 +30,8 @@ def propose(supernet, present, scores, target_rate, search_step, narrowed=None):
     targets, sums = {}, {}
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
-        if num_kept == 1:
-            continue  # closed: its last channel stays
+        if num_kept <= group.counts[0]:
+            continue  # closed: its last channel stays, or as many as must
         width = Fraction(num_kept, group.size) if narrowed is None else 1 - narrowed.get(group.name, 0) * step_of(
             group, search_step)
         targets[i] = next_kept(width, group, search_step)
@@ -39,13 +40,17 @@ def propose(supernet, present, scores, target_rate, search_step, narrowed=None):
 
 
 def step_of(group, search_step):
-    """Returns δ = max(1/C, r/n) of a ChannelGroup as a Fraction, with r as it is written: 0.2 is a fifth."""
-    return max(Fraction(1, group.size), Fraction(str(search_step)) / len(group.writers))
+    """Returns δ = max(1/C, r/n) of a ChannelGroup as a Fraction, with r as it is written: 0.2 is a fifth.
+
+    Where only multiples of m channels may stay, δ = max(m/C, r/n).
+    """
+    return max(Fraction(group.multiple, group.size), Fraction(str(search_step)) / len(group.writers))
 
 
 def next_kept(width, group, search_step):
     """Returns how many channels a group keeps behind one more step from this width, a Fraction: at least one fewer."""
-    return count_kept(max(width - step_of(group, search_step), 0), group.size)
+    kept = count_kept(max(width - step_of(group, search_step), 0), group.size)
+    return group.counts[bisect.bisect_left(group.counts, kept)]
 
 
 def pick_groups(sums):
@@ -80,11 +85,7 @@ def _narrow(supernet, present, group, num_kept, target_rate):
     candidate = present.with_kept(group, num_kept)
     if supernet.rate(candidate) >= target_rate:
         return candidate
-    low, high = num_kept, present.num_kept(group) - 1  # the rate rises with the channels
-    while low < high:
-        middle = (low + high + 1) // 2
-        if supernet.rate(present.with_kept(group, middle)) <= target_rate:
-            low = middle
-        else:
-            high = middle - 1
-    return present.with_kept(group, low)
+    counts = [count for count in supernet.groups[group].counts if num_kept <= count < present.num_kept(group)]
+    # The rate rises with the channels; the narrowest of these is below the target.
+    reached = bisect.bisect_right(counts, target_rate, key=lambda count: supernet.rate(present.with_kept(group, count)))
+    return present.with_kept(group, counts[max(reached, 1) - 1])

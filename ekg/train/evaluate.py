@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ekg import stopping, tasks
 from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
-from ekg.errors import EkgError
 from ekg.graph import norms
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
@@ -85,42 +83,48 @@ class Evaluation:
 def estimate_statistics_(model, batches, use_xla=False):
     """Sets the moving mean and variance of every trainable batch norm to those of the images in `batches`, exactly.
 
-    Each batch passes with batch statistics; mean and mean square are averaged over all images. Frozen batch norms keep
-    theirs, and whatever else is not trained stays as it is.
+    Each batch passes with batch statistics; mean and mean square are averaged over all images, and over all calls of a norm
+    that is called several times. Norms that are frozen, or called with training=False, keep theirs, and whatever else is
+    not trained stays as it is.
 
     Args:
         model: functional keras.Model, changed in place.
         batches: data.Batches; images of one share batch statistics.
         use_xla: whether to compile with XLA.
     """
-    forward = pure_forward(model, ExecutionOptions(collect_moments=True, norms_alone=True))
+    seen = []  # (layer, mean, variance) of every norm's call, filled while the pass is traced
+    forward = pure_forward(model, ExecutionOptions(collect_moments=True, norms_alone=True),
+                           lambda call, _, new: seen.append((call.layer, *new[-2:])) if _is_estimated(call) else None)
     trainable, non_trainable = read_variables(model)
     position = {id(variable): i for i, variable in enumerate(model.non_trainable_variables)}
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
-    places = [(position[id(layer.moving_mean)], position[id(layer.moving_variance)]) for layer in layers]
+    calls = [call for call in Graph(model).calls if _is_estimated(call)]
     # A norm that Keras computes moves its statistics: from zero to (1 - momentum) times those of the batch.
-    shares = [1.0 if norms.supports(layer) else 1 - layer.momentum for layer in layers]
-    for layer, share in zip(layers, shares):
-        if share == 0 or len(layer._inbound_nodes) > 1:
-            why = "never move" if share == 0 else "belong to several calls"
-            raise EkgError(f"the moving statistics of layer {layer.name!r} {why}, so they cannot be estimated; freeze it.")
-    for place in (place for pair in places for place in pair):
-        non_trainable[place] = tf.zeros_like(non_trainable[place])
+    for call in calls:
+        for variable in (call.layer.moving_mean, call.layer.moving_variance):
+            non_trainable[position[id(variable)]] = tf.zeros_like(variable.value)
 
     def moments(trainable, non_trainable, images):
-        """Returns (mean, variance) of every batch norm's input."""
-        new = forward(trainable, non_trainable, images, True)[1]
-        return [(new[mean] / share, new[variance] / share) for (mean, variance), share in zip(places, shares)]
+        """Returns (mean, variance) of what every call of a batch norm reads."""
+        seen.clear()
+        forward(trainable, non_trainable, images, True)
+        shares = [1.0 if norms.supports(layer) else 1 - layer.momentum for layer, *_ in seen]
+        return [(mean / share, variance / share) for (_, mean, variance), share in zip(seen, shares)]
 
     moments = compiled(moments, "pass for batch norm statistics", use_xla)
-    totals = [[0.0, 0.0] for _ in layers]
-    for images in batches.images() if layers else ():
+    totals = [[0.0, 0.0] for _ in calls]
+    for images in batches.images() if calls else ():
         stopping.check()
         for total, pair in zip(totals, moments(trainable, non_trainable, batches.normalise(images))):
             mean, variance = (value.numpy().astype(np.float64) for value in pair)
             total[0] += len(images) * mean
             total[1] += len(images) * (variance + mean**2)  # in float64: the square of a large mean hides a small variance
-    for layer, (mean, square) in zip(layers, totals):
-        mean, square = mean / batches.num_images, square / batches.num_images
+    for layer in dict.fromkeys(call.layer for call in calls):
+        own = [total for call, total in zip(calls, totals) if call.layer is layer]
+        mean, square = (sum(sums) / (len(own) * batches.num_images) for sums in zip(*own))
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(np.maximum(square - mean**2, 0))
+
+
+def _is_estimated(call):
+    """Returns whether a call is that of a batch norm whose moving statistics are estimated."""
+    return norms.uses_batch_statistics(call.layer) and call.layer.trainable and call.training is not False

@@ -6,18 +6,34 @@ import ekg
 from ekg.graph.calls import Graph
 
 
-def test_what_is_no_functional_model_of_one_input_and_one_output_is_refused(tiny_resnet):
-    with pytest.raises(ekg.EkgError, match="`model` must be a functional keras.Model; received Sequential"):
-        Graph(keras.Sequential([layers.Dense(2)]))
-    with pytest.raises(ekg.EkgError, match="`model` must have one input and one output; 'two' has 1 and 2"):
-        Graph(keras.Model(tiny_resnet.input, [tiny_resnet.output] * 2, name="two"))
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
 
 
-def test_a_layer_that_returns_several_tensors_is_refused():
+def test_what_has_no_graph_is_refused():
+    with pytest.raises(ekg.EkgError, match="`model` must be a functional keras.Model; received Dense"):
+        Graph(layers.Dense(2, name="dense"))
+    with pytest.raises(ekg.EkgError, match="`model` 'unbuilt' has no input shape yet; begin it with keras.Input"):
+        Graph(keras.Sequential([layers.Dense(2)], name="unbuilt"))
+    with pytest.raises(ekg.EkgError, match="`model` 'own' .Subclassed. is a subclassed model, whose graph is not known"):
+        Graph(Subclassed(name="own"))
+
+
+def test_a_layer_that_returns_several_tensors_is_one_call():
     inputs = keras.Input((8, 8, 4))
-    halves = keras.ops.split(inputs, 2, axis=-1)
-    with pytest.raises(ekg.EkgError, match="returns 2 tensors; only layers that return one can be"):
-        Graph(keras.Model(inputs, layers.Add()(halves)))
+    graph = Graph(keras.Model(inputs, layers.Add()(keras.ops.split(inputs, 2, axis=-1))))
+    assert [(call.inputs, call.outputs) for call in graph.calls] == [((0,), (1, 2)), ((1, 2), (3,))]
+
+
+def test_the_calls_of_nested_models_stand_among_the_others_with_their_own_names_and_sizes():
+    inside = keras.Input((None, None, 3), name="any")
+    inner = keras.Model(inside, layers.Conv2D(4, 3, name="conv")(inside), name="inner")
+    inputs = keras.Input((8, 8, 3))
+    graph = Graph(keras.Model(inputs, layers.Flatten(name="flat")(inner(inputs, training=False))))
+    assert [call.key for call in graph.calls] == ["inner/any", "inner/conv", "flat"]
+    assert graph.shapes[graph.calls[1].output] == (None, 6, 6, 4)  # the inner model itself leaves them open
+    assert [call.training for call in graph.calls[1:]] == [False, None]
 
 
 def test_every_call_runs_after_what_it_reads_and_the_main_branch_before_the_shortcut(tiny_resnet):

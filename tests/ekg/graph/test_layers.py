@@ -6,10 +6,9 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.graph import flow
-from ekg.graph import layers as records
+from ekg.graph import flow, records
 from ekg.graph.complexity import model_complexity
-from ekg.graph.layers import IN, OUT
+from ekg.graph.records import IN, OUT
 from ekg.search import criteria
 from tests.conftest import conv_bn, randomise_
 from tests.helpers import (
@@ -26,18 +25,34 @@ NUM_INPUTS = 6
 # kind -> (layer with all weights that its kind may have, its output channels)
 KINDS_WITH_WEIGHTS = {
     "convolution": (lambda: layers.Conv2D(4, (3, 2)), 4),
-    "grouped convolution": (lambda: layers.Conv2D(4, (3, 2), groups=2), 4),
+    "convolution 1": (lambda: layers.Conv1D(4, 3), 4),
+    "convolution 3": (lambda: layers.Conv3D(4, 3), 4),
+    "transposed": (lambda: layers.Conv2DTranspose(4, (3, 2)), 4),
+    "transposed 1": (lambda: layers.Conv1DTranspose(4, 3), 4),
+    "transposed 3": (lambda: layers.Conv3DTranspose(4, 3), 4),
+    "separable": (lambda: layers.SeparableConv2D(4, 3), 4),
+    "separable 1": (lambda: layers.SeparableConv1D(4, 3), 4),
     "depthwise convolution": (lambda: layers.DepthwiseConv2D((3, 2), depth_multiplier=2), 12),
+    "depthwise 1": (lambda: layers.DepthwiseConv1D(3, depth_multiplier=2), 12),
     "dense": (lambda: layers.Dense(4), 4),
+    "einsum dense": (lambda: layers.EinsumDense("abcx,xy->abcy", (8, 8, 4), bias_axes="y"), 4),
     "batch norm": (lambda: layers.BatchNormalization(), 6),
+    "layer norm": (lambda: layers.LayerNormalization(), 6),
+    "RMS norm": (lambda: layers.RMSNormalization(), 6),
+    "group norm": (lambda: layers.GroupNormalization(2), 6),
+    "PReLU": (lambda: layers.PReLU(shared_axes=(1, 2)), 6),
 }
+# Their last axis of channels is a part, or a multiple, of what they read or write.
+OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional,
+          layers.Rescaling, layers.UnitNormalization}
 
 
 @pytest.fixture(params=KINDS_WITH_WEIGHTS)
 def layer_and_outputs(request):
     make, num_outputs = KINDS_WITH_WEIGHTS[request.param]
     layer = make()
-    layer.build((None, 8, 8, NUM_INPUTS))
+    rank = {"1": 1, "3": 3}.get(request.param.split()[-1], 2)
+    layer.build((None, *[8] * rank, NUM_INPUTS))
     return layer, num_outputs
 
 
@@ -57,23 +72,15 @@ def test_a_records_filter_axes_name_one_filter_per_output_channel(layer_and_outp
     described = records.record_of(layer).weights
     for variable in layer.weights:
         filter_axes = described[variable.name].filter_axes
-        assert bool(filter_axes) == (variable.name == "kernel")
-        if filter_axes:
+        assert bool(filter_axes) == variable.name.endswith("kernel")
+        if filter_axes and variable.name != "depthwise_kernel":
             assert np.prod([variable.shape[axis] for axis in filter_axes]) == num_outputs
 
 
-def test_a_mixing_layer_of_another_size_writes_the_channels_asked_for(layer_and_outputs):
-    layer, _ = layer_and_outputs
-    resize, config = records.record_of(layer).resize, layer.get_config()
-    assert (resize is not None) == records.is_mixing(layer)  # the others write as many as they read, or are never pruned
-    if resize is not None:
-        resized = type(layer).from_config(config | resize(config, 3))
-        assert resized.compute_output_shape((None, 8, 8, NUM_INPUTS))[-1] == 3
-
-
 def test_every_kind_of_layer_with_weights_is_among_those_tested():
-    with_weights = {kind for kind, record in records._RECORDS.items() if callable(record) or record.weights}
-    assert with_weights == {type(make()) for make, _ in KINDS_WITH_WEIGHTS.values()}
+    with_weights = {kind for kind, record in records.RECORDS.items() if isinstance(kind, type) and (
+        callable(record) or record.weights or record.flops)}
+    assert with_weights == {type(make()) for make, _ in KINDS_WITH_WEIGHTS.values()} | OTHERS
 
 
 # ---------------------------------------------------------------- records of one's own
@@ -109,14 +116,14 @@ class PointwiseMix(layers.Layer):
 SCALE = ekg.LayerRecord(flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale",))
 SCALE_OF_ZEROS = ekg.LayerRecord(flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale",), keeps_zeros=True)
 MIX = ekg.LayerRecord(flow.mix, {"kernel": ekg.Weight((IN, OUT), (1,)), "bias": ekg.Weight((OUT,))}, ("kernel",),
-                      resize=lambda _, channels: {"units": channels}, mixes=True)
+                      resize=lambda _, kept: {"units": len(kept.output)}, mixes=True)
 
 
 @pytest.fixture
 def registry(monkeypatch):
     """The registered records, which are restored after the test."""
-    monkeypatch.setattr(records, "_RECORDS", dict(records._RECORDS))
-    return records._RECORDS
+    monkeypatch.setattr(records, "RECORDS", dict(records.RECORDS))
+    return records.RECORDS
 
 
 def make_network():
@@ -192,7 +199,7 @@ def test_without_its_record_a_layer_closes_the_channels_it_reads(user_network, r
     supernet = ekg.Supernet(make_network())
     assert [group.name for group in supernet.groups] == groups
     assert f"layer '{name}' ({missing.__name__}): its effect on channels is unknown" in caplog.text
-    assert f"layer '{name}' ({missing.__name__}): its FLOPs are not counted." in caplog.text
+    assert f"the FLOPs of '{name}' ({missing.__name__})" in caplog.text and " are not counted, so a rate is" in caplog.text
     check_masked_is_cut(supernet, supernet.smallest(), images)
 
 
@@ -209,14 +216,16 @@ def test_a_record_may_depend_on_the_layer(registry):
 
 
 def test_a_layer_with_a_weight_that_its_record_does_not_know_closes_its_channels(caplog):
+    """A PReLU as the activation of a dense layer has a weight, which is one of the dense layer's, too."""
     inputs = keras.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(conv_bn(inputs, 4, "free"), 5, "closed"))
-    model = keras.Model(inputs, layers.Dense(3, name="fc")(layers.Dense(6, activation="relu", name="hidden")(x)))
-    assert [group.name for group in ekg.Supernet(model).groups] == ["free", "closed", "hidden"]
-    model.get_layer("hidden").enable_lora(2)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        assert [group.name for group in ekg.Supernet(model).groups] == ["free"]
+    for activation, names in (("relu", ["free", "closed", "hidden"]), (layers.PReLU(), ["free"])):
+        caplog.clear()
+        hidden = layers.Dense(6, activation=activation, name="hidden")
+        model = keras.Model(inputs, layers.Dense(3, name="fc")(hidden(x)))
+        model(np.zeros((1, 8, 8, 3), np.float32))  # only now Keras builds the PReLU
+        with caplog.at_level(logging.WARNING):
+            assert [group.name for group in ekg.Supernet(model).groups] == names
     assert "layer 'hidden' (Dense): its effect on channels is unknown" in caplog.text
 
 

@@ -34,7 +34,7 @@ def test_a_part_of_the_program_goes_on_where_another_ended(tiny_resnet, images):
     weights, mask = supernet.weights(), tf.constant(supernet.mask(random_subnetwork(supernet, 1)))
     expected = supernet.forward(weights, mask, tf.constant(images))
     for group in range(len(supernet.groups)):
-        position = supernet.first_gate(group)
+        position = supernet.first_use(group)
         tensors = supernet.execute(weights, mask, {0: tf.constant(images)}, stop=position)
         state = {tensor: tensors[tensor] for tensor in supernet.tensors_read_from(position)}
         logits = supernet.execute(weights, mask, state, start=position)[supernet.graph.output]

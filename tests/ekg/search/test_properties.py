@@ -1,6 +1,5 @@
 """What holds of every search step, every choice of teachers and every stop of a memory bank."""
 
-import types
 from fractions import Fraction
 
 import hypothesis
@@ -26,7 +25,7 @@ GIVEN = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 @GIVEN
 @hypothesis.given(size=st.integers(2, 4096), writers=st.integers(1, 60), step=st.floats(1e-4, 1.0))
 def test_every_step_removes_a_channel_and_as_many_as_it_should(size, writers, step):
-    group, kept, counts = types.SimpleNamespace(size=size, writers=("w",) * writers), size, [size]
+    group, kept, counts = ekg.ChannelGroup("g", size, ("w",) * writers, ()), size, [size]
     delta = max(Fraction(1, size), Fraction(str(step)) / writers)
     while kept > 1 and len(counts) < 40:
         times = len(counts) - 1
@@ -40,7 +39,7 @@ def test_every_step_removes_a_channel_and_as_many_as_it_should(size, writers, st
 
 def test_steps_of_one_channel_reach_the_end_in_a_wide_group():
     """The former widths of nine digits took nothing from the 2 048th part of a group."""
-    group, count = types.SimpleNamespace(size=2048, writers=("w",) * 2048), 2048
+    group, count = ekg.ChannelGroup("g", 2048, ("w",) * 2048, ()), 2048
     for times in range(2047):
         count = proposals.next_kept(1 - times * Fraction(1, 2048), group, 0.2)
         assert count == 2047 - times

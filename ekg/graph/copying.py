@@ -1,0 +1,157 @@
+"""Copies of Keras layers and operations, object by object.
+
+A layer that is made again from its configuration loses what the configuration does not hold: an adapted state, a function of
+the user's own, the state of a seed. A copy here takes every attribute of the original as it is; only variables, and layers
+and seeds inside, are made anew. What is cut gets other values and attributes on the way.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ekg.errors import EkgError
+
+# What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with the copy.
+_BOOKKEEPING = frozenset((
+    "_tracker", "_trainable_variables", "_non_trainable_variables", "_layers", "_metrics", "_seed_generators",
+    "_inbound_nodes", "_outbound_nodes", "build", "quantize", "_lock", "_tracked", "_saved_model_inputs_spec",
+    "_saved_model_arg_spec", "_losses", "_loss_ids", "_losses_override"))
+
+
+def copy_operation(operation, arrays=None, changes=None, name=None):
+    """Returns a copy of a layer or operation with variables of its own; it stands in no graph yet.
+
+    Args:
+        operation: keras.Operation, a layer that is built or a function of keras.ops.
+        arrays: {id of a variable: the value that its copy gets}; the others keep theirs.
+        changes: {attribute: value} of the copy.
+        name: another name for the copy.
+
+    Raises:
+        EkgError: the layer holds a layer that is not built, or hides variables where they are not found.
+    """
+    changes = {**(changes or {}), **({"name": name} if name else {})}
+    if not isinstance(operation, keras.layers.Layer):
+        return _copy_plain(operation, changes)
+    copies = {}
+    copy = _copy_layer(operation, arrays or {}, changes, copies)
+    left = {id(variable) for variable in operation.variables} & {id(variable) for variable in copy.variables}
+    if left or len(copy.variables) != len(operation.variables):
+        raise EkgError(f"layer {operation.name!r} ({type(operation).__name__}) keeps variables where they cannot be copied; "
+                       "hold each in an attribute of the layer.")
+    return copy
+
+
+def _copy_plain(operation, changes):
+    """Copies a function of keras.ops, with what it saves of itself."""
+    copy = type(operation).__new__(type(operation))
+    copy.__dict__.update(operation.__dict__)
+    copy.__dict__.update(_inbound_nodes=[], _outbound_nodes=[])
+    if changes and getattr(operation, "_auto_config", None) is not None:
+        config = {**operation._auto_config.config, **{key: value for key, value in changes.items() if key != "name"}}
+        copy.__dict__["_auto_config"] = type(operation._auto_config)(**config)
+    copy.__dict__.update(changes)
+    return copy
+
+
+def _copy_layer(layer, arrays, changes, copies):
+    if isinstance(layer, keras.Model):
+        raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model inside the network; make a "
+                       "functional one of its layers.")
+    unbuilt = [inner.name for inner in layer._flatten_layers(include_self=False, recursive=False) if not inner.built]
+    if unbuilt:
+        raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is not built; call "
+                       "the model once on some inputs before.")
+    copy = type(layer).__new__(type(layer))
+    copies[id(layer)] = copy
+    keras.layers.Layer.__init__(copy, name=layer.name)
+    copy._tracker.unlock()
+    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
+        copy._track_variable(copies[id(variable)])
+
+    for name, value in layer.__dict__.items():
+        if name not in _BOOKKEEPING and not name.startswith("_self_"):
+            setattr_ = object.__setattr__ if name in ("_auto_config", "_dtype_policy") else setattr
+            setattr_(copy, name, _copy_value(value, arrays, copies))
+    for name, value in changes.items():
+        setattr(copy, name, value)
+    for name, value in _without_arrays(copy, bool(changes or arrays)).items():
+        setattr(copy, name, value)
+    copy._lock_state()
+    return copy
+
+
+def _copy_variable(variable, array):
+    value = variable.value if array is None else array
+    copy = keras.Variable(lambda shape, dtype=None: tf.convert_to_tensor(value), shape=value.shape, dtype=variable.dtype,
+                          trainable=variable._trainable, autocast=variable._autocast, aggregation=variable.aggregation,
+                          synchronization=variable.synchronization, name=variable.name)
+    copy._path, copy.regularizer, copy.constraint = variable.path, variable.regularizer, variable.constraint
+    copy.overwrite_with_gradient = variable.overwrite_with_gradient
+    return copy
+
+
+def _copy_value(value, arrays, copies):
+    """Returns a copy of what holds variables, layers or seeds; whatever else an attribute holds is shared."""
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, keras.layers.Layer):
+        return _copy_layer(value, arrays, {}, copies)
+    if isinstance(value, keras.Variable):
+        copies[id(value)] = _copy_variable(value, arrays.get(id(value)))
+        return copies[id(value)]
+    if isinstance(value, keras.random.SeedGenerator):
+        copy = keras.random.SeedGenerator(seed=value._initial_seed, name=value.name)
+        copy.state.assign(value.state)
+        copies[id(value)] = copy
+        return copy
+    if isinstance(value, dict):
+        return {key: _copy_value(item, arrays, copies) for key, item in value.items()}
+    if isinstance(value, (list, set)):
+        return type(value)(_copy_value(item, arrays, copies) for item in value) if type(value) in (list, set) else (
+            [_copy_value(item, arrays, copies) for item in value] if isinstance(value, list) else set(value))
+    if type(value) is tuple:
+        return tuple(_copy_value(item, arrays, copies) for item in value)
+    return value
+
+
+def _without_arrays(layer, is_cut):
+    """Returns {attribute: zeros} for the initializers of a cut layer that hold an array of the size before the cut."""
+    if not is_cut:
+        return {}
+    return {name: keras.initializers.Zeros() for name, value in vars(layer).items()
+            if isinstance(value, keras.initializers.Initializer) and holds_array(value)}
+
+
+def holds_array(value):
+    """Returns whether an initializer, regularizer or constraint holds an array."""
+    return any(np.ndim(item) > 0 and not isinstance(item, (str, tuple)) for item in vars(value).values()
+               if not isinstance(item, keras.Variable))
+
+
+def refit_(copy, kept):
+    """Sets what a cut layer remembers of the shapes that it was built for.
+
+    Args:
+        copy: the cut keras.layers.Layer.
+        kept: records.Kept of one of its calls.
+    """
+    axis, rank, count = kept.axes[0], kept.ranks[0], len(kept.input)
+    if axis is None:
+        return
+
+    def cut(shape, count):
+        shape = tuple(shape)
+        return (*shape[:axis], count, *shape[axis + 1:]) if len(shape) == rank and shape[axis] != 1 else shape
+    shapes = copy._build_shapes_dict
+    if shapes and len(shapes) == 1:
+        [(name, shape)] = shapes.items()
+        is_one = not any(isinstance(size, (list, tuple)) for size in shape)
+        copy._build_shapes_dict = {name: cut(shape, count) if is_one else [
+            cut(one, len(own)) for one, own in zip(shape, kept.inputs)]}
+    spec = copy.input_spec
+    if isinstance(spec, keras.InputSpec) and spec.axes:
+        axes = {place: count if place % rank == axis else size for place, size in spec.axes.items()}
+        copy.input_spec = keras.InputSpec(dtype=spec.dtype, ndim=spec.ndim, min_ndim=spec.min_ndim, max_ndim=spec.max_ndim,
+                                          axes=axes)

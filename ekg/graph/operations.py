@@ -1,0 +1,224 @@
+"""The records of functions of keras.ops and of Python operators, as they stand in a functional graph."""
+
+import keras
+import numpy as np
+
+from ekg.graph import flow
+from ekg.graph.calls import Entry, Ref
+from ekg.graph.flow import Channels
+from ekg.graph.records import RECORDS, LayerRecord
+
+# ---------------------------------------------------------------- rules
+
+
+def _carry(channel_flow, call):
+    """One tensor element by element; whatever else the call takes is a number."""
+    return channel_flow.channels[call.inputs[0]] if len(call.inputs) == 1 else flow.close(channel_flow, call)
+
+
+def _clip(channel_flow, call):
+    bounds = call.layer.x_min, call.layer.x_max
+    return flow.close(channel_flow, call) if any(map(np.ndim, bounds)) else _carry(channel_flow, call)
+
+
+def _divide(channel_flow, call):
+    """A division by a tensor is closed: a channel that is masked divides by zero."""
+    is_tensor = isinstance(call.args[1] if len(call.args) > 1 else call.kwargs.get("x2"), Ref)
+    return flow.close(channel_flow, call) if is_tensor else flow.merge(channel_flow, call)
+
+
+def _axes(call, rank, name="axis"):
+    """Returns the axes that an operation names, from 0 on; all where it names none."""
+    axes = getattr(call.layer, name)
+    axes = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
+    return [axis % rank for axis in axes]
+
+
+def _reduce(channel_flow, call):
+    """A mean, sum or extreme over positions."""
+    channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
+    axes = _axes(call, rank)
+    if channels.axis is None or channels.axis in axes or 0 in axes or getattr(call.layer, "initial", None) is not None:
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, channels.axis - (0 if call.layer.keepdims else sum(a < channels.axis for a in axes)))
+
+
+def _expand(channel_flow, call):
+    channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.output])
+    axes = _axes(call, rank)
+    if channels.axis is None or 0 in axes:
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, [axis for axis in range(rank) if axis not in axes][channels.axis])
+
+
+def _squeeze(channel_flow, call):
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    axes = [i for i, size in enumerate(shape) if size == 1] if call.layer.axis is None else _axes(call, len(shape))
+    if channels.axis is None or channels.axis in axes or 0 in axes:
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
+
+
+def _transpose(channel_flow, call):
+    rank = len(channel_flow.shapes[call.inputs[0]])
+    axes = call.layer.axes if call.layer.axes is not None else range(rank)[::-1]
+    return flow.move_axes(channel_flow, call, [axis % rank for axis in axes])
+
+
+def _swap(channel_flow, call):
+    order = list(range(len(channel_flow.shapes[call.inputs[0]])))
+    first, second = call.layer.axis1, call.layer.axis2
+    order[first], order[second] = order[second], order[first]
+    return flow.move_axes(channel_flow, call, order)
+
+
+def _move(channel_flow, call):
+    rank = len(channel_flow.shapes[call.inputs[0]])
+    source, destination = ([axis % rank for axis in axes] for axes in (call.layer.source, call.layer.destination))
+    order = [axis for axis in range(rank) if axis not in source]
+    for to, axis in sorted(zip(destination, source)):
+        order.insert(to, axis)
+    return flow.move_axes(channel_flow, call, order)
+
+
+def _pad(channel_flow, call):
+    """Channels themselves, and the batch, must not be padded."""
+    channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
+    widths = [tuple(pair) for pair in call.layer.pad_width]
+    widths = widths * rank if len(widths) == 1 else widths
+    if channels.axis is None or any(widths[axis] != (0, 0) for axis in (0, channels.axis)):
+        return flow.close(channel_flow, call)
+    return channels
+
+
+def _split(channel_flow, call):
+    """Parts of equal size shrink together; a split along another axis leaves the channels as they are."""
+    channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
+    axis = call.layer.axis % rank
+    if channels.axis is None or axis == 0:
+        return flow.close(channel_flow, call)
+    if axis != channels.axis:
+        return [channels] * len(call.outputs)
+    size = channel_flow.shapes[call.output][axis]
+    if any(channel_flow.shapes[number][axis] != size for number in call.outputs):
+        return flow.close(channel_flow, call)
+    _tie(channel_flow, channels.labels, size)
+    return [Channels(channels.labels[i * size:(i + 1) * size], axis) for i in range(len(call.outputs))]
+
+
+def _tie(channel_flow, labels, size):
+    """Says that all blocks of so many neighbouring channels lose the same ones."""
+    blocks = labels.reshape(-1, size)
+    for block in blocks[1:]:
+        channel_flow.merge(blocks[0], block)
+
+
+def _key_of(call):
+    key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
+    return list(key) if isinstance(key, (tuple, list)) else [key]
+
+
+def _expanded(key, rank):
+    """Returns the entries of an index for each axis, with slices in place of the ellipsis, and those for new axes."""
+    named = sum(entry is not None and entry is not Ellipsis for entry in key)
+    rest = [slice(None)] * (rank - named)
+    if Ellipsis not in key:
+        return [*key, *rest]
+    place = key.index(Ellipsis)
+    return [*key[:place], *rest, *key[place + 1:]]
+
+
+def _get_item(channel_flow, call):
+    """A slice of the channels must be one of several blocks of its size, which shrink together."""
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    key = _key_of(call)
+    if channels.axis is None or not all(
+            entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in key):
+        return flow.close(channel_flow, call)
+    axis, target, labels = -1, -1, None
+    for entry in _expanded(key, len(shape)):
+        axis += entry is not None
+        target += not isinstance(entry, int)
+        if entry is None or axis not in (0, channels.axis):
+            continue
+        if axis == 0 and entry != slice(None) or isinstance(entry, int):
+            return flow.close(channel_flow, call)
+        if axis == channels.axis:
+            start, stop, step = entry.indices(len(channels.labels))
+            size = stop - start
+            if step != 1 or size < 1 or len(channels.labels) % size or start % size:
+                return flow.close(channel_flow, call)
+            _tie(channel_flow, channels.labels, size)
+            labels, new_axis = channels.labels[start:stop], target
+    return Channels(labels, new_axis)
+
+
+# ---------------------------------------------------------------- what a cut changes
+
+def _resize_reshape(operation, kept):
+    shape = list(operation.newshape)
+    if kept.axis is not None and shape[kept.axis] != -1:
+        shape[kept.axis] = len(kept.output)
+    return {"newshape": tuple(shape)} if tuple(shape) != tuple(operation.newshape) else {}
+
+
+def _resize_split(operation, kept):
+    if isinstance(operation.indices_or_sections, int):
+        return {}
+    edges = np.cumsum([len(part) for part in kept.outputs])[:-1]
+    is_cut = sum(map(len, kept.outputs)) != kept.sizes[0] and kept.sizes[0] != kept.sizes[1]
+    return {"indices_or_sections": tuple(int(edge) for edge in edges)} if is_cut else {}
+
+
+def _slice_constants(call, args, kwargs, kept):
+    """Arrays that stand beside a tensor lose the entries of its channels."""
+    from_end = None if kept.axis is None else kept.axis - kept.ranks[1]
+
+    def sliced(value):
+        if isinstance(value, keras.KerasTensor) or not hasattr(value, "shape") or from_end is None:
+            return value
+        shape = tuple(value.shape)
+        if len(shape) < -from_end or shape[from_end] != kept.sizes[1] or len(kept.output) == kept.sizes[1]:
+            return value
+        return np.take(np.asarray(value), kept.output, len(shape) + from_end)
+    return keras.tree.map_structure(sliced, (args, kwargs))
+
+
+def _slice_key(call, args, kwargs, kept):
+    """The slice of the channels begins and ends at the same block as before."""
+    key = _expanded(_key_of(call), kept.ranks[0])
+    axis = -1
+    for i, entry in enumerate(key):
+        axis += entry is not None
+        if entry is not None and axis == kept.axes[0]:
+            start, stop, _ = entry.indices(kept.sizes[0])
+            block, size = start // (stop - start), len(kept.output)
+            if (start, stop) != (0, kept.sizes[0]):
+                key[i] = slice(block * size, (block + 1) * size)
+    key = tuple(key)
+    return ((args[0], key), kwargs) if len(args) > 1 else (args, {**kwargs, "key": key})
+
+
+# ---------------------------------------------------------------- table
+
+_ELEMENTWISE = ("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid",
+                "LogSigmoid", "Tanh", "HardTanh", "Softplus", "Softsign", "Squareplus", "SoftShrink", "HardShrink",
+                "TanhShrink", "Threshold", "SparsePlus", "SparseSigmoid", "Exp", "Cast", "StopGradient")
+_ELEMENTWISE_ZEROS = ("Abs", "Absolute", "Negative", "Square")
+RECORDS.update({f"keras.ops.{name}": record for name, record in {
+    **dict.fromkeys(_ELEMENTWISE, LayerRecord(_carry)),
+    **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
+    "Clip": LayerRecord(_clip),
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
+                    LayerRecord(flow.merge, arguments=_slice_constants)),
+    **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=_slice_constants)),
+    "Concatenate": LayerRecord(flow.stack),
+    **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
+    "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
+    "Transpose": LayerRecord(_transpose, keeps_zeros=True), "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
+    "Moveaxis": LayerRecord(_move, keeps_zeros=True), "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
+    "Squeeze": LayerRecord(_squeeze, keeps_zeros=True), "Pad": LayerRecord(_pad),
+    "Split": LayerRecord(_split, resize=_resize_split), "GetItem": LayerRecord(_get_item, arguments=_slice_key),
+    "Softmax": LayerRecord(flow.carry_beside_axis), "Resize": LayerRecord(flow.carry, keeps_zeros=True),
+}.items()})
+RECORDS[Entry] = LayerRecord(_carry, keeps_zeros=True)

@@ -1,0 +1,227 @@
+"""What a layer kind means to pruning: one record a kind.
+
+Groups, complexity, cutting, landscape and criteria read these records and nothing else; so a new kind of layer is one more
+record. A layer of a kind without a record closes the channels that it reads: they are never pruned.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+from ekg.errors import EkgError
+
+IN, OUT = "in", "out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """How a weight of a layer is laid out.
+
+    Attributes:
+        axes: what the index of each axis is: IN, a channel that the layer reads; OUT, one that it writes; None, neither.
+            Where an axis is longer than there are channels, each stands for as many neighbouring indices; where it is
+            shorter, as in a layer that works in groups, for one index of every group.
+        filter_axes: the axes whose indices together name one filter; none for a weight that is not a kernel.
+    """
+    axes: tuple[str | None, ...]
+    filter_axes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if any(axis not in (IN, OUT, None) for axis in self.axes):
+            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
+        if not set(self.filter_axes) <= set(range(len(self.axes))):
+            raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """The channels of one call that a sub-network keeps.
+
+    Attributes:
+        inputs: for every tensor that the call reads the kept channels, int array in ascending order.
+        outputs: likewise for every tensor that it writes.
+        axes: axis of the channels in the first tensor that it reads and in the first that it writes, or None.
+        sizes: number of channels of the two before the cut.
+        ranks: number of axes of the two, with that of the batch.
+    """
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
+    axes: tuple[int | None, int | None]
+    sizes: tuple[int, int]
+    ranks: tuple[int, int]
+
+    @property
+    def input(self):
+        """Kept channels of the first tensor that the call reads."""
+        return self.inputs[0]
+
+    @property
+    def output(self):
+        """Kept channels of the first tensor that the call writes."""
+        return self.outputs[0]
+
+    @property
+    def axis(self):
+        """Axis of the channels in the first tensor that the call writes."""
+        return self.axes[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """How a layer is to be computed.
+
+    Attributes:
+        training: whether batch norms use the statistics of the batch.
+        options: execute.ExecutionOptions.
+        kept: mask of the channels that the layer reads, float32 [channels]; None keeps all.
+    """
+    training: bool
+    options: object
+    kept: object = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """What a layer kind means to pruning.
+
+    Attributes:
+        flow: how channels go through it: (ChannelFlow, Call) -> channels of the output; see ekg.graph.flow.
+        weights: {name: Weight}, where the name is that of the layer's attribute or of the variable. A layer that has others
+            is treated as if its kind had no record.
+        multiplies: names of the weights of which every entry makes one multiply-accumulate at each position.
+        positions: (layer, shape read, shape written, axis of the channels in both) -> number of positions at which it
+            computes; None stands for those of what it writes.
+        flops: (layer, list of shapes read, shape written) -> multiply-accumulates, of a kind whose channels never change.
+        resize: (layer, Kept) -> {attribute: value} of the layer that a cut changes.
+        arguments: (call, its args, its kwargs, Kept) -> (args, kwargs) of the call that a cut makes in its place.
+        run: (layer, its variables, trainable first, args of the call, Context) -> (output, new non-trainable values), or
+            None where the layer's own call serves. Pure.
+        mixes: whether every output channel depends on all input channels through a weight with the axes IN and OUT; a gate
+            stands before such a layer.
+        keeps_zeros: whether a channel of zeros stays one, so that a gate may stand before or behind it.
+        asks_mask: whether what it does to a channel depends on which others there are; `run` then gets Context.kept.
+    """
+    flow: Callable
+    weights: Mapping[str, Weight] = dataclasses.field(default_factory=dict)
+    multiplies: tuple[str, ...] = ()
+    positions: Callable | None = None
+    flops: Callable | None = None
+    resize: Callable | None = None
+    arguments: Callable | None = None
+    run: Callable | None = None
+    mixes: bool = False
+    keeps_zeros: bool = False
+    asks_mask: bool = False
+
+    def __post_init__(self):
+        unknown = [name for name in self.multiplies if name not in self.weights]
+        if unknown:
+            raise EkgError(f"`multiplies` names {unknown}, which `weights` does not describe.")
+        if self.mixes and not any({IN, OUT} <= set(weight.axes) for weight in self.weights.values()):
+            raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
+        if self.mixes and self.resize is None:
+            raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
+        if self.asks_mask and self.run is None:
+            raise EkgError("`asks_mask` needs `run`, which gets the mask.")
+
+    @property
+    def kernel(self):
+        """Name of the weight that mixes channels."""
+        return next(name for name, weight in self.weights.items() if {IN, OUT} <= set(weight.axes))
+
+
+# kind, or the name of one that Keras does not publish -> LayerRecord, or a function from a layer to it. The modules that
+# describe Keras' kinds fill it: ekg.graph.layers and ekg.graph.operations.
+RECORDS = {}
+
+
+def register_layer(kind, record):
+    """Says what a layer kind of one's own means to pruning; an earlier record of the same kind is replaced.
+
+    Args:
+        kind: the layer class itself; subclasses need records of their own.
+        record: LayerRecord, or a function from a layer of that kind to its LayerRecord or None.
+
+    Raises:
+        EkgError: kind is no Keras layer class, or record is neither a LayerRecord nor a function.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, keras.layers.Layer)):
+        raise EkgError(f"`kind` must be a subclass of keras.layers.Layer; received {kind!r}.")
+    if not (isinstance(record, LayerRecord) or callable(record)):
+        raise EkgError(f"`record` must be an ekg.LayerRecord, or a function from a layer to one; received {record!r}.")
+    RECORDS[kind] = record
+
+
+def record_of(layer):
+    """Returns the LayerRecord of a layer, or None if its kind has none or the layer has weights that it does not know."""
+    record = RECORDS.get(type(layer)) or RECORDS.get(_published_name(type(layer)))
+    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
+    if record is None or record.flops is None and None in weight_names(layer, record):
+        return None
+    return record
+
+
+def _published_name(kind):
+    """Returns the name of a kind: keras.ops.Add for what stands in a graph where keras.ops.add was called."""
+    module = "keras.ops" if kind.__module__.startswith("keras.src.ops.") else kind.__module__
+    return f"{module}.{kind.__name__}"
+
+
+def weight_names(layer, record):
+    """Returns the name in the record of each of layer.weights, None where it has none.
+
+    A weight goes by the layer's attribute that holds it; by its own name only if that is the name of one weight alone.
+    """
+    if not getattr(layer, "weights", ()):
+        return []
+    known = {id(value): name for name in record.weights for value in [getattr(layer, name, None)]
+             if isinstance(value, keras.Variable)}
+    own = [variable.name for variable in layer.weights]
+    return [known.get(id(variable), variable.name if variable.name in record.weights and own.count(variable.name) == 1
+                      and variable.name not in known.values() else None) for variable in layer.weights]
+
+
+def weights_of(layer, record):
+    """Returns {id of a variable of the layer: its Weight in the record}."""
+    return {id(variable): record.weights[name]
+            for variable, name in zip(layer.weights, weight_names(layer, record)) if name is not None}
+
+
+def kernel_of(layer):
+    """Returns the variable that mixes channels, of a mixing layer."""
+    record = record_of(layer)
+    return next(variable for variable, name in zip(layer.weights, weight_names(layer, record)) if name == record.kernel)
+
+
+def is_mixing(layer):
+    """Returns whether each output channel of the layer depends on all input channels."""
+    record = record_of(layer)
+    return record is not None and record.mixes
+
+
+def keeps_zeros(layer):
+    """Returns whether a gate may stand before or behind the layer with the same effect."""
+    record = record_of(layer)
+    return record is not None and record.keeps_zeros
+
+
+def kept_indices(kept, num_channels, size):
+    """Returns the kept indices of an axis of this size whose channels these are.
+
+    Args:
+        kept: kept channels, ascending int array.
+        num_channels: number of channels before the cut.
+        size: length of the axis: a multiple of num_channels, or, in a layer that works in groups, a part of it.
+    """
+    if size >= num_channels:
+        repeat = size // max(num_channels, 1)
+        return (kept[:, None] * repeat + np.arange(repeat)).reshape(-1)
+    return kept[kept < size]
+
+
+def spatial_size(shape, axis):
+    """Returns the number of positions of an image of this shape, batch first, with its channels along this axis."""
+    return math.prod(size for i, size in enumerate(shape) if i not in (0, axis))

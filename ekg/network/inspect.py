@@ -1,0 +1,114 @@
+"""What of a network can be pruned, and why the rest cannot."""
+
+import dataclasses
+
+import numpy as np
+
+from ekg.graph import checks, complexity, groups
+from ekg.graph.calls import Graph
+from ekg.network.supernet import Supernet
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """A channel group in an Inspection.
+
+    Attributes:
+        name: the group's name.
+        channels: number of channels.
+        least: how many of them stay at least.
+        layers: names of the layers that write them.
+        flops: share of the network's FLOPs that goes with all channels but these.
+        params: likewise of the parameters.
+    """
+    name: str
+    channels: int
+    least: int
+    layers: tuple[str, ...]
+    flops: float
+    params: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What of a network can be pruned.
+
+    Attributes:
+        model: name of the network.
+        complexity: Complexity of the whole.
+        groups: tuple of GroupReport in network order.
+        smallest_rate: share of the FLOPs that the smallest sub-network has.
+        smallest_params: share of the parameters that it has.
+        closed: {layer that mixes channels: why its outputs, or some of them, are never pruned}.
+        uncounted: layers with weights whose FLOPs are not known.
+    """
+    model: str
+    complexity: complexity.Complexity
+    groups: tuple[GroupReport, ...]
+    smallest_rate: float
+    smallest_params: float
+    closed: dict[str, str]
+    uncounted: tuple[str, ...]
+
+    def to_json(self):
+        """Returns all of it as plain dicts and lists."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        lines = [f"{self.model}: {self.complexity.flops:,} FLOPs, {self.complexity.params:,} parameters", ""]
+        if self.groups:
+            width = max(len("channel group"), *(len(group.name) for group in self.groups))
+            lines.append(f"{'channel group':<{width}}  channels  least  FLOPs %  params %  written by")
+            lines += [f"{group.name:<{width}}  {group.channels:>8}  {group.least:>5}  {100 * group.flops:>7.2f}  "
+                      f"{100 * group.params:>8.2f}  {_listed(group.layers)}" for group in self.groups]
+            lines += ["", f"The smallest sub-network has {100 * self.smallest_rate:.2f} % of the FLOPs and "
+                      f"{100 * self.smallest_params:.2f} % of the parameters."]
+        else:
+            lines.append("Nothing can be pruned.")
+        if self.closed:
+            width = max(map(len, self.closed))
+            lines += ["", "Outputs that are never pruned:"]
+            lines += [f"{key:<{width}}  {reason}" for key, reason in self.closed.items()]
+        if self.uncounted:
+            lines += ["", f"FLOPs of {', '.join(self.uncounted)} are not counted."]
+        return "\n".join(lines)
+
+
+def _listed(names, most=3):
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def inspect(model, **choices):
+    """Returns the Inspection of a network: its channel groups, what each is worth, and why other channels stay.
+
+        print(ekg.inspect(model, exclude="head"))
+
+    Args:
+        model: functional or sequential keras.Model.
+        choices: arguments of Supernet, as exclude, min_channels, multiple_of.
+
+    Raises:
+        EkgError: as Supernet, but for a network of which nothing can be pruned.
+    """
+    try:
+        supernet = Supernet(model, **choices)
+        graph, layout, table = supernet.graph, supernet.layout, supernet.table
+    except checks.NothingToPrune:
+        graph = Graph(model, choices.pop("input_shape", None))
+        layout = groups.find(graph, groups.Choices(**choices))
+        table = complexity.ComplexityTable(graph, layout)
+        whole = table.count(np.ones(layout.num_channels + 1))
+        return Inspection(model.name, whole, (), 1.0, 1.0, layout.closed, tuple(dict.fromkeys(table.uncounted)))
+    whole, sizes = supernet.complexity(supernet.whole()), []
+    for group in layout.groups:
+        cost = supernet.complexity(supernet.whole().with_widths({group.name: 0.0}))
+        sizes.append(GroupReport(group.name, group.size, group.counts[0], group.writers, _share(whole.flops, cost.flops),
+                                 _share(whole.params, cost.params)))
+    least = supernet.complexity(supernet.smallest())
+    return Inspection(model.name, whole, tuple(sizes), least.flops / whole.flops, least.params / whole.params, layout.closed,
+                      tuple(dict.fromkeys(table.uncounted)))
+
+
+def _share(whole, part):
+    return (whole - part) / whole
+

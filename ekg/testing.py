@@ -1,0 +1,141 @@
+"""The promise as a test: masked = cut = reloaded = counted, for a network or a layer of one's own."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ekg.devices.compute import full_float32
+from ekg.errors import EkgError
+from ekg.graph import execute, norms
+from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.complexity import ComplexityTable
+from ekg.graph.flow import describe
+from ekg.graph.groups import find
+from ekg.network.supernet import Supernet
+
+EXAMPLES = 12  # in a batch: batch norms need some
+# Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than this is wrong, not rounded.
+SMALLEST_TOLERANCE = 1e-2
+
+
+def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, tolerance=1e-5, batch_tolerance=1e-4,
+                   **choices):
+    """Checks that what is pruned of a network is what was measured of it; returns the Supernet.
+
+    The smallest sub-network and some random ones are masked, cut out, saved and read again. Every layer of the cut network
+    must give what the masked one gives, with moving statistics and with those of the batch, and so must the cut network as
+    a whole and the one that was read again; parameters and FLOPs must be those that were counted. The smallest sub-network
+    is compared to SMALLEST_TOLERANCE.
+
+    Args:
+        model: keras.Model.
+        subnetworks: number of random sub-networks besides the smallest.
+        seed: of the sub-networks and of random inputs.
+        inputs: what the model takes, a batch of a few examples; None makes random ones.
+        reload: whether the cut network is saved and read again, which needs layers that Keras can make anew.
+        tolerance: greatest difference with moving statistics, as a share of the tensor's greatest value.
+        batch_tolerance: the same with statistics of the batch.
+        choices: arguments of Supernet.
+
+    Raises:
+        EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is not counted rightly.
+    """
+    supernet = Supernet(model, **choices)
+    rng = np.random.default_rng(seed)
+    inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs
+    tried = [(supernet.smallest(), (SMALLEST_TOLERANCE, SMALLEST_TOLERANCE)),
+             *((random_subnetwork(supernet, rng), (tolerance, batch_tolerance)) for _ in range(subnetworks))]
+    for subnetwork, tolerances in tried:
+        cut = supernet.cut(subnetwork)
+        _check_count(supernet, subnetwork, cut, choices.get("input_shape"))
+        for training, most in zip((False, True), tolerances):
+            masked = _check_layers(supernet, subnetwork, cut, inputs, training, most)
+            forward = execute.pure_forward(cut, execute.ExecutionOptions(norms_alone=True))
+            with full_float32():
+                value = forward(*execute.read_variables(cut), inputs, training)[0]
+            _compare(masked, value, most, f"the output of the cut network with {_mode(training)}")
+        masked = supernet.logits(inputs, subnetwork, training=False)
+        _compare(masked, cut(inputs, training=False), tolerances[0], "the output of the cut network, called as it is,")
+        if reload:
+            _compare(masked, _reloaded(cut)(inputs, training=False), tolerances[0], "the output of the network read again")
+    return supernet
+
+
+def _mode(training):
+    return "statistics of the batch" if training else "moving statistics"
+
+
+def random_subnetwork(supernet, rng):
+    """Returns a Subnetwork of random order and random widths.
+
+    Args:
+        supernet: Supernet.
+        rng: numpy.random.Generator.
+    """
+    order = supernet.whole().ranked([rng.normal(size=group.size) for group in supernet.groups])
+    return order.with_widths({group.name: rng.uniform() for group in supernet.groups})
+
+
+def random_inputs(graph, rng):
+    """Returns a batch of random inputs in the structure that a model takes: normal numbers, or 0 and 1 for integers.
+
+    Args:
+        graph: calls.Graph.
+        rng: numpy.random.Generator.
+    """
+    values = []
+    for number in graph.inputs:
+        shape = (graph.shapes[number][0] or EXAMPLES, *graph.shapes[number][1:])
+        dtype = graph.dtype(number)
+        is_float = keras.backend.is_float_dtype(dtype)
+        values.append(rng.normal(size=shape).astype("float32") if is_float else rng.integers(0, 2, shape).astype(dtype))
+    return graph.structured_inputs(values)
+
+
+def _check_count(supernet, subnetwork, cut, input_shape):
+    counted, graph = supernet.complexity(subnetwork), Graph(cut, input_shape)
+    layout = find(graph)
+    anew = ComplexityTable(graph, layout).count(np.ones(layout.num_channels + 1))
+    if anew != counted or cut.count_params() != counted.params:
+        raise EkgError(f"sub-network {subnetwork} counts {counted}, and the network cut out has {anew} "
+                       f"and {cut.count_params()} parameters.")
+
+
+def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
+    """Compares every layer of the cut network, given what the masked one gives it; returns the masked network's output."""
+    mask, layout, graph = supernet.mask(subnetwork), supernet.layout, Graph(cut)
+    with full_float32():
+        masked = supernet.execute(supernet.weights(), tf.constant(mask), supernet.graph.tensors_of(inputs),
+                                  training=training)
+        tensors = {}
+        for number, value in masked.items():
+            kept, axis = np.flatnonzero(mask[layout.index[number]]), layout.axes[number]
+            tensors[number] = value if axis is None else tf.gather(value, kept, axis=axis)
+        for call, original in zip(graph.calls, supernet.graph.calls, strict=True):
+            is_training = training and norms.uses_batch_statistics(call.layer)
+            variables = [tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)]
+            outputs, _ = execute.run_call(call, variables, tensors, is_training)
+            for number, value in zip(original.outputs, outputs):
+                _compare(tensors[number], value, tolerance, f"layer {describe(original)} with {_mode(training)}")
+    return supernet.graph.structured(masked)
+
+
+def _compare(masked, value, tolerance, what):
+    for first, second in zip(keras.tree.flatten(masked), keras.tree.flatten(value)):
+        first, second = (np.asarray(tf.cast(tensor, tf.float32)) for tensor in (first, second))
+        if first.shape != second.shape:
+            raise EkgError(f"{what} has shape {second.shape} where the masked one has {first.shape}.")
+        largest = np.abs(first).max(initial=np.finfo(np.float32).tiny)
+        difference = np.abs(first - second).max(initial=0) / largest
+        if not difference <= tolerance:
+            raise EkgError(f"{what} differs from the masked one by {difference:.2g} of the largest value.")
+
+
+def _reloaded(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return keras.models.load_model(path, compile=False)
