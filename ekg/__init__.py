@@ -3,6 +3,7 @@
 Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter Pruning", ECCV 2022.
 """
 
+from ekg import testing
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -20,4 +21,4 @@ __version__ = "0.2.0"
 
 __all__ = ["ChannelGroup", "Complexity", "Compute", "EkgError", "HistoryEntry", "Inspection", "LayerRecord", "SearchResult",
            "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "inspect", "register_layer",
-           "search"]
+           "search", "testing"]

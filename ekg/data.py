@@ -69,6 +69,10 @@ class Dataset:
     std: tuple[float, ...]
     flips: bool = True
 
+    def __post_init__(self):
+        for part, split in (("training", self.train), ("test", self.test)):
+            check_labels(split.labels, self.num_classes, f"{part} labels of {self.name}")
+
     @property
     def image_shape(self):
         """(height, width, channels) of an image."""
@@ -261,6 +265,17 @@ class TrainingBatches:
         for batch in self.data.epoch(self.batch_size, self.seed, number, self.num_views, self.split, shard, start,
                                      self.phase, self.even_pieces):
             yield batch if self.complete is None else batch | self.complete(batch)
+
+
+def check_labels(labels, num_classes, what="labels"):
+    """Raises EkgError unless labels are class numbers, int [number], from 0 on and below num_classes."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise EkgError(f"{what}: class numbers are needed, integers of shape (examples,); received {labels.dtype} of shape "
+                       f"{labels.shape}. Of one-hot labels take the argmax; of shape (examples, 1) take labels[:, 0].")
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise EkgError(f"{what} go from {labels.min()} to {labels.max()}; {num_classes} classes have the numbers 0 to "
+                       f"{num_classes - 1}.")
 
 
 def mixed_order(labels):

@@ -64,22 +64,36 @@ def _copy_layer(layer, arrays, changes, copies):
                        "the model once on some inputs before.")
     copy = type(layer).__new__(type(layer))
     copies[id(layer)] = copy
-    keras.layers.Layer.__init__(copy, name=layer.name)
-    copy._tracker.unlock()
-    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
-        copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
-        copy._track_variable(copies[id(variable)])
-
+    copy._initialize_tracker()
+    copy.__dict__.update(_inbound_nodes=[], _outbound_nodes=[], _tracked=[], _saved_model_inputs_spec=None,
+                         _saved_model_arg_spec=None, _losses=[], _loss_ids=set(), _losses_override=[], _lock=False,
+                         _trainable=layer._trainable)
+    for store in ("trainable_variables", "non_trainable_variables"):  # a frozen layer's stay among the first, for later
+        for variable in getattr(layer, f"_{store}"):
+            if id(variable) not in copies:  # a wrapper and the layer inside may hold the same one
+                copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
+            copy._tracker.add_to_store(store, copies[id(variable)])
+            copy._post_track_variable(copies[id(variable)])
     for name, value in layer.__dict__.items():
         if name not in _BOOKKEEPING and not name.startswith("_self_"):
-            setattr_ = object.__setattr__ if name in ("_auto_config", "_dtype_policy") else setattr
-            setattr_(copy, name, _copy_value(value, arrays, copies))
-    for name, value in changes.items():
-        setattr(copy, name, value)
-    for name, value in _without_arrays(copy, bool(changes or arrays)).items():
+            new = _copy_value(value, arrays, copies)
+            if new is value or not _is_tracked(new):
+                copy.__dict__[name] = new  # setattr() costs most of the time of a cut, and tracks nothing here
+            else:
+                setattr(copy, name, new)
+    for name, value in {**changes, **_without_arrays(copy, bool(changes or arrays))}.items():
         setattr(copy, name, value)
     copy._lock_state()
     return copy
+
+
+def _is_tracked(value):
+    """Returns whether a value is, or holds, something that a layer keeps a record of."""
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_is_tracked, value))
+    if isinstance(value, dict):
+        return any(map(_is_tracked, value.values()))
+    return isinstance(value, (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator))
 
 
 def _copy_variable(variable, array):
@@ -106,12 +120,11 @@ def _copy_value(value, arrays, copies):
         copy.state.assign(value.state)
         copies[id(value)] = copy
         return copy
-    if isinstance(value, dict):
+    if isinstance(value, dict):  # plain ones in place of those that Keras wraps
         return {key: _copy_value(item, arrays, copies) for key, item in value.items()}
     if isinstance(value, (list, set)):
-        return type(value)(_copy_value(item, arrays, copies) for item in value) if type(value) in (list, set) else (
-            [_copy_value(item, arrays, copies) for item in value] if isinstance(value, list) else set(value))
-    if type(value) is tuple:
+        return (list if isinstance(value, list) else set)(_copy_value(item, arrays, copies) for item in value)
+    if type(value) is tuple and _is_tracked(value):
         return tuple(_copy_value(item, arrays, copies) for item in value)
     return value
 

@@ -45,6 +45,10 @@ class _DisjointSets:
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
+    @property
+    def size(self):
+        return len(self._parent)
+
     def find(self, label):
         parent = self._parent
         while parent[label] != label:
@@ -67,6 +71,15 @@ class _DisjointSets:
     def reason(self, label):
         return self._reasons.get(self.find(label))
 
+    def roots(self, labels):
+        """Returns the root of each label, FIXED where its set is closed, all at once."""
+        parents = np.array(self._parent)
+        while (parents[parents] != parents).any():
+            parents = parents[parents]
+        closed = np.zeros(len(parents), bool)
+        closed[parents[list(self._reasons)]] = True
+        return np.where(closed[parents[labels]], FIXED, parents[labels])
+
 
 class ChannelFlow:
     """The channels of every tensor of a graph, as far as its calls have been followed.
@@ -83,6 +96,11 @@ class ChannelFlow:
         self._read = {}  # (key of a layer with weights, number of its input) -> Channels
         for number in graph.inputs:
             self.channels[number] = self.fixed(number, "input of the network")
+
+    @property
+    def num_labels(self):
+        """Number of labels that were given out."""
+        return self._sets.size
 
     def follow(self, call, rule):
         """Notes the channels of a call's outputs, which the rule (a function of this flow and the call) returns."""
@@ -125,8 +143,16 @@ class ChannelFlow:
 
     def roots(self, labels):
         """Returns one representative for each label; channels that are pruned together have the same, closed ones FIXED."""
-        return np.array([FIXED if self._sets.reason(label) is not None else self._sets.find(label)
-                         for label in labels.tolist()], dtype=np.int64)
+        return self.all_roots([labels])[0]
+
+    def all_roots(self, rows):
+        """Returns roots() of each of several rows of labels, which takes little longer than of one."""
+        ends = np.cumsum([len(row) for row in rows])
+        return np.split(self._sets.roots(np.concatenate([*rows, []]).astype(np.int64)), ends[:-1])
+
+    def is_open(self, labels):
+        """Returns whether one of these channels is not closed yet."""
+        return any(self._sets.reason(label) is None for label in labels.tolist())
 
     def reason(self, labels):
         """Returns why the first closed one of these channels is never pruned, or None."""
@@ -184,7 +210,7 @@ def _along_channels(flow, call, axis=None):
 def close(flow, call):
     """The effect on channels is unknown: whatever is read here is never pruned."""
     reason = f"read by {describe(call)}"
-    if any(flow.roots(channels.labels).any() for channels in flow.inputs(call)):
+    if any(flow.is_open(channels.labels) for channels in flow.inputs(call)):
         logger.warning("layer %s: its effect on channels is unknown, so what it reads is not pruned.", describe(call))
     for channels in flow.inputs(call):
         flow.close(channels.labels, reason)

@@ -167,16 +167,15 @@ def find(graph, choices=None):
     graph.check_sizes()
     choices = choices or Choices()
     channel_flow = _follow(graph, choices)
-    roots = {key: channel_flow.roots(labels) for key, labels in channel_flow.written.items()}
+    roots = dict(zip(channel_flow.written, channel_flow.all_roots(list(channel_flow.written.values()))))
     parts = _partition(roots)
-    numbers, offsets, total = {flow.FIXED: None}, [], 0
-    for _, members in parts:
-        offsets.append(total)
-        numbers.update(zip(members, range(total, total + len(members))))
-        total += len(members)
-    index = {tensor: np.array([total if numbers.get(root) is None else numbers[root]
-                               for root in channel_flow.roots(channels.labels).tolist()], dtype=np.int64)
-             for tensor, channels in channel_flow.channels.items()}
+    offsets = np.cumsum([0, *(len(members) for _, members in parts)]).tolist()
+    total = offsets.pop()
+    numbers = np.full(channel_flow.num_labels, total, dtype=np.int64)  # of each root
+    for (_, members), first in zip(parts, offsets):
+        numbers[members] = np.arange(first, first + len(members))
+    rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
+    index = {tensor: numbers[row] for tensor, row in zip(channel_flow.channels, rows)}
     sites = _find_sites(graph, index, total)
     producer = {number: call.key for call in graph.calls for number in call.outputs}
     groups, names = [], set()
@@ -214,16 +213,18 @@ def _partition(roots):
     """Returns [(keys of the layers that write a group, the group's roots)], in the order of the first layers.
 
     Args:
-        roots: {key: representative of every channel that the layer writes}.
+        roots: {key: representative of every channel that the layer writes, int array}.
     """
-    writers = {}  # root -> keys of its writers
-    for key, written in roots.items():
-        for root in dict.fromkeys(written.tolist()):
-            if root != flow.FIXED:
-                writers.setdefault(root, []).append(key)
-    parts = {}
-    for root, keys in writers.items():
-        parts.setdefault(tuple(keys), []).append(root)
+    keys, kinds = list(roots), {(): 0}  # tuple of writers -> its number
+    kind_of = np.zeros(1 + max((int(written.max(initial=0)) for written in roots.values()), default=0), dtype=np.int64)
+    for number, written in enumerate(roots.values()):
+        written = np.unique(written[written != flow.FIXED])
+        known = list(kinds)
+        for kind in np.unique(kind_of[written]).tolist():
+            members = written[kind_of[written] == kind]
+            kind_of[members] = kinds.setdefault((*known[kind], number), len(kinds))
+    parts = {tuple(keys[i] for i in kind): np.flatnonzero(kind_of == number)
+             for kind, number in kinds.items() if kind and (kind_of == number).any()}
     order = {key: i for i, key in enumerate(roots)}
     return sorted(parts.items(), key=lambda part: (order[part[0][0]], part[1][0]))
 

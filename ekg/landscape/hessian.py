@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import tasks
+from ekg.data import check_labels
 from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
@@ -194,6 +195,7 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
     check_parameters(parameters)
     graph = Graph(model)
     check_logits(graph)
+    check_labels(batches.split.labels, graph.num_outputs, f"labels for {model.name!r}")
     check_second_derivatives(graph, SECOND_ORDER, batch_statistics)
     pure = pure_forward(model, SECOND_ORDER)
     trainable, non_trainable = read_variables(model)

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from ekg.data import check_labels
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions
@@ -44,11 +45,12 @@ class Objective:
             compute: Compute; None stands for float32 on the default device.
 
         Raises:
-            EkgError: teacher is none of these, or the network returns probabilities.
+            EkgError: teacher is none of these, or the network does not return logits for every label.
         """
         if teacher not in SEARCH_TEACHERS:
             raise EkgError(f"`teacher` must be one of {list(SEARCH_TEACHERS)}; received {teacher!r}.")
         check_logits(supernet.graph)
+        check_labels(batches.split.labels, supernet.num_classes, f"labels for {supernet.model.name!r}")
         compute = compute or Compute()
         self.supernet = supernet.with_options(ExecutionOptions(compute.dtype))
         self._team = compute.team

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import stopping, tasks
+from ekg.data import check_labels
 from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
 from ekg.graph import norms
 from ekg.graph.calls import Graph
@@ -43,7 +44,9 @@ class Evaluation:
     def __init__(self, model, batches, compute=None):
         """See evaluate()."""
         self._model, self._batches, self._team = model, batches, (compute or Compute()).team
-        check_logits(Graph(model))
+        graph = Graph(model)
+        check_logits(graph)
+        check_labels(batches.split.labels, graph.num_outputs, f"labels for {model.name!r}")
         self._forward = pure_forward(model)
         self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
 
