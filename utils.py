@@ -25,7 +25,8 @@ import tensorflow as tf  # noqa: E402
 
 from ekg import files, stopping  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
-from ekg.graph.calls import finish_layers_, named_weights  # noqa: E402
+from ekg.graph.calls import finish_layers_  # noqa: E402
+from ekg.graph.naming import named_weights  # noqa: E402
 from ekg.stopping import Stopped  # noqa: E402
 
 EXIT_NOT_FINITE = 1

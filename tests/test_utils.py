@@ -4,14 +4,16 @@ import os
 import pickle
 import signal
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
 import utils
 from ekg import files, stopping
 from ekg.errors import EkgError
-from tests.conftest import make_tiny_resnet
+from tests.conftest import make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of
 
 
@@ -167,3 +169,70 @@ def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, handlers, number,
         utils.run_script(main, lambda: argparse.Namespace(overwrite=True))
     assert codes == [code] and len(steps) == 3
     assert f"stopped by {number.name}; the same command without --overwrite goes on" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- names of weights
+
+def make_convnext(name):
+    """A block with a LayerScale, whose weight Keras names by a counter of the process."""
+    from keras.src.applications.convnext import LayerScale
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="stem")(inputs)
+    x = LayerScale(0.5, 4, name="scale")(layers.LayerNormalization(name="norm")(x))
+    return keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D(name="pool")(x)), name=name)
+
+
+def make_attentive(name):
+    inputs = keras.Input((5, 4))
+    x = layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs)
+    x = layers.Bidirectional(layers.LSTM(3, name="recurrent"), name="both")(x)
+    return keras.Model(inputs, layers.Dense(3, name="fc")(x), name=name)
+
+
+def make_nested(name):
+    """Two nested networks whose layers have equal names and shapes."""
+    inputs, parts = keras.Input((8, 8, 3)), []
+    for side in ("left", "right"):
+        inside = keras.Input((8, 8, 3), name="image")
+        x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, name="conv")(inside))
+        parts.append(keras.Model(inside, x, name=side)(inputs))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="add")(parts))
+    return keras.Model(inputs, layers.Dense(3, name="fc")(x), name=name)
+
+
+def make_adapted(name):
+    inputs = keras.Input((8, 8, 3))
+    normalise = layers.Normalization(name="normalise")
+    normalise.adapt(np.random.default_rng(0).normal(5, 3, (20, 8, 8, 3)))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(4, 3, name="conv")(normalise(inputs)))
+    return keras.Model(inputs, layers.Dense(3, name="fc")(x), name=name)
+
+
+@pytest.mark.parametrize("make", [make_convnext, make_attentive, make_nested, make_adapted])
+def test_a_file_holds_every_weight_under_a_name_of_its_own_and_fits_a_second_network(tmp_path, make):
+    first, second = make("first"), make("second")
+    randomise_(first)
+    utils.save_params(first, tmp_path / "params.pkl")
+    params = utils.load_params(tmp_path / "params.pkl")
+    assert sum(array.size for array in params.values()) == first.count_params() and len(params) == len(first.weights)
+    utils.assign_params_(second, params, "params.pkl")
+    inputs = np.random.default_rng(1).normal(size=(3, *first.input_shape[1:])).astype(np.float32)
+    np.testing.assert_allclose(second(inputs), first(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_names_are_those_of_nested_models_and_layers():
+    assert {"left/conv/kernel:0", "right/conv/kernel:0", "left/norm/moving_mean:0"} <= set(
+        utils.model_params(make_nested("n")))
+    assert {"scale/gamma:0", "norm/beta:0"} <= set(utils.model_params(make_convnext("c")))
+    assert {"attention/query_dense/kernel:0", "both/forward_layer/cell/kernel:0"} <= set(
+        utils.model_params(make_attentive("a")))
+
+
+def test_weights_of_one_name_are_refused():
+    """A parameter file writes "/" for "-", so that "a-b" and layer b of a nested model a would be one."""
+    inside = keras.Input((4,))
+    inner = keras.Model(inside, layers.Dense(4, name="b")(inside), name="a")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, name="a-b")(inner(inputs)), name="doubled")
+    with pytest.raises(EkgError, match="`model` 'doubled' has 4 weights and 2 names for them in a parameter file"):
+        utils.model_params(model)

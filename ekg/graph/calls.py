@@ -5,7 +5,6 @@ Keras' own bookkeeping of a functional graph is in this file.
 """
 
 import dataclasses
-import re
 
 import keras
 
@@ -185,7 +184,7 @@ class Graph:
             args, kwargs = node.arguments.convert(
                 lambda value: Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value)
             fixed = kwargs.get("training") if isinstance(kwargs.get("training"), bool) else training
-            inner = _looked_into(node.operation)
+            inner = looked_into(node.operation)
             if inner is None:
                 step = self._call(node, args, kwargs, prefix, fixed)
             else:
@@ -265,44 +264,6 @@ def layer_variables(layer):
     return [*layer.trainable_variables, *layer.non_trainable_variables]
 
 
-def named_weights(model):
-    """Returns [(layer, name of the weight in the whole model, variable)] of a functional model.
-
-    Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel". They do not depend on what else the
-    process has made.
-
-    Raises:
-        EkgError: two weights have one name.
-    """
-    found, names = [], set()
-
-    def visit(layer, key):
-        own = {id(variable) for variable in (*layer._trainable_variables, *layer._non_trainable_variables)}
-        for variable in layer.weights:
-            if id(variable) in own and id(variable) not in seen:
-                seen.add(id(variable))
-                found.append((layer, f"{key}/{_weight_name(layer, variable)}", variable))
-        for inner in layer._flatten_layers(include_self=False, recursive=False):
-            visit(inner, f"{key}/{inner.name}")
-
-    seen = set()
-    for key, layer in Graph(model).layers.items():
-        if isinstance(layer, keras.layers.Layer) and _looked_into(layer) is None:
-            visit(layer, key)
-    for layer, name, _ in found:
-        if name in names:
-            raise EkgError(f"two weights of `model` {model.name!r} have the name {name!r}; rename layer {layer.name!r}.")
-        names.add(name)
-    return found
-
-
-def _weight_name(layer, variable):
-    """Returns a variable's own name, or the attribute that holds it where Keras has numbered it itself."""
-    if not re.fullmatch(r"variable(_\d+)?", variable.name):
-        return variable.name
-    return next((name.lstrip("_") for name, value in vars(layer).items() if value is variable), variable.name)
-
-
 def finish_layers_(model):
     """Lets layers that keep something made of their weights, such as an adapted Normalization, make it anew."""
     for layer in model._flatten_layers(include_self=False):
@@ -310,7 +271,7 @@ def finish_layers_(model):
             layer.finalize_state()
 
 
-def _looked_into(operation):
+def looked_into(operation):
     """Returns the functional model behind a nested model, or None for a layer and for models of other kinds."""
     if isinstance(operation, keras.Sequential):
         return getattr(operation, "_functional", None)

@@ -36,12 +36,13 @@ class MaskedLandscapes:
         self._supernet = supernet.with_options(hessian.SECOND_ORDER)
         self._weights = {name: [value.numpy() for value in values] for name, values in supernet.weights().items()}
         self._places, axes = [], []  # (layer key, number of the variable) of every parameter array
-        for key in self._weights:
-            layer = supernet.graph.layers[key]
-            for i, variable in enumerate(layer.trainable_variables):
-                if parameters == "all" or len(variable.shape) > 1:
-                    self._places.append((key, i))
-                    axes.append(surfaces.filter_axes(layer, variable))
+        places = {id(variable): (key, i) for key in self._weights
+                  for i, variable in enumerate(layer_variables(supernet.graph.layers[key]))}
+        for variable in supernet.model.trainable_variables:  # in the order of the network cut out
+            key, i = places[id(variable)]
+            if parameters == "all" or len(variable.shape) > 1:
+                self._places.append((key, i))
+                axes.append(surfaces.filter_axes(supernet.graph.layers[key], variable))
         self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
         self._landscape = hessian.Landscape(self._forward, hessian.Parameters(arrays, axes, None, parameters), batches,

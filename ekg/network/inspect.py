@@ -6,6 +6,7 @@ import numpy as np
 
 from ekg.graph import checks, complexity, groups
 from ekg.graph.calls import Graph
+from ekg.graph.choices import Choices
 from ekg.network.supernet import Supernet
 
 
@@ -95,7 +96,7 @@ def inspect(model, **choices):
         graph, layout, table = supernet.graph, supernet.layout, supernet.table
     except checks.NothingToPrune:
         graph = Graph(model, choices.pop("input_shape", None))
-        layout = groups.find(graph, groups.Choices(**choices))
+        layout = groups.find(graph, Choices(**choices))
         table = complexity.ComplexityTable(graph, layout)
         whole = table.count(np.ones(layout.num_channels + 1))
         return Inspection(model.name, whole, (), 1.0, 1.0, layout.closed, tuple(dict.fromkeys(table.uncounted)))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ekg.devices.compute import full_float32
 from ekg.graph import checks, complexity, cutting, execute, groups, layers, norms, records
 from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.choices import Choices
 from ekg.network.subnetwork import Subnetwork
 
 
@@ -56,7 +57,7 @@ class Supernet:
         self.model, self.options = model, execute.ExecutionOptions()
         self.graph = Graph(model, input_shape)
         checks.check_layers(self.graph)
-        self.layout = groups.find(self.graph, groups.Choices(exclude, min_channels, multiple_of, prune_frozen))
+        self.layout = groups.find(self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen))
         if not self.layout.groups or all(group.size > 1 and len(group.counts) == 1 for group in self.layout.groups):
             raise checks.NothingToPrune(f"nothing in `model` {model.name!r} can be pruned: "
                                         f"{checks.describe_closed(self.layout)}")

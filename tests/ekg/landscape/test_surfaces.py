@@ -57,9 +57,11 @@ def test_a_convolution_cut_to_one_filter_has_the_norm_of_its_whole_kernel_by_han
 
 
 def test_batch_norms_have_no_filters_and_the_last_axis_of_an_unknown_kernel_numbers_its_filters():
-    norm, unknown = built(layers.BatchNormalization(), 4), built(layers.Conv2DTranspose(5, 3), 4)
+    norm, unknown = built(layers.BatchNormalization(), 4), built(layers.ConvLSTM2D(5, 3), 4)
     assert [filter_axes(norm, variable) for variable in norm.weights] == [()] * 4
-    assert [filter_axes(unknown, variable) for variable in unknown.weights] == [(3,), ()]
+    assert [filter_axes(unknown, variable) for variable in unknown.weights] == [(3,), (3,), ()]
+    transposed = built(layers.Conv2DTranspose(5, 3), 4)  # [kh, kw, c_out, c_in]
+    assert [filter_axes(transposed, variable) for variable in transposed.weights] == [(2,), ()]
 
 
 def test_the_surface_does_not_feel_the_scale_of_a_filter_before_a_batch_norm(small, tiny_data):

@@ -1,0 +1,73 @@
+"""What a user keeps from being pruned, and the numbers of channels that may stay."""
+
+import dataclasses
+import re
+
+from ekg.errors import EkgError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What may be pruned of a network, and in which steps.
+
+    Attributes:
+        exclude: what keeps its output channels: a layer, a regular expression that is searched in names of layers, a
+            function from a layer to a bool, or a list of these.
+        min_channels: how many channels of every group stay at least; or {regular expression: number} by the group's name.
+        multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
+        prune_frozen: whether layers that are not trainable may lose channels of their own.
+    """
+    exclude: object = ()
+    min_channels: object = 1
+    multiple_of: object = 1
+    prune_frozen: bool = False
+
+    def __post_init__(self):
+        for name in ("min_channels", "multiple_of"):
+            value = getattr(self, name)
+            for number in value.values() if isinstance(value, dict) else [value]:
+                if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                    raise EkgError(f"`{name}` must be whole numbers from 1 on; received {value!r}.")
+            for pattern in value if isinstance(value, dict) else ():
+                _compile(name, pattern)
+
+    def excluded(self, graph):
+        """Returns the keys of the layers that keep their output channels.
+
+        Raises:
+            EkgError: something that is named is not in the network.
+        """
+        items = self.exclude if isinstance(self.exclude, (list, tuple, set)) else [self.exclude]
+        keys = set()
+        for item in items:
+            if isinstance(item, str):
+                pattern = _compile("exclude", item)
+                found = {key for key in graph.layers if pattern.search(key)}
+            elif callable(item) and not isinstance(item, type) and not hasattr(item, "name"):
+                found = {key for key, layer in graph.layers.items() if item(layer)}
+            else:
+                found = {key for key, layer in graph.layers.items() if layer is item}
+            if not found and not callable(item) or hasattr(item, "name") and not found:
+                raise EkgError(f"`exclude`: no layer of {graph.model.name!r} is {getattr(item, 'name', item)!r}.")
+            keys |= found
+        return keys | {key for key in graph.layers for outer in keys if key.startswith(f"{outer}/")}
+
+    def of_group(self, name):
+        """Returns (least number of channels, multiple) of the group of this name."""
+        return tuple(max([number for pattern, number in value.items() if re.search(pattern, name)], default=1)
+                     if isinstance(value, dict) else value for value in (self.min_channels, self.multiple_of))
+
+    def check_patterns(self, names):
+        """Raises EkgError if a pattern fits none of the groups' names."""
+        for setting in ("min_channels", "multiple_of"):
+            value = getattr(self, setting)
+            for pattern in value if isinstance(value, dict) else ():
+                if not any(re.search(pattern, name) for name in names):
+                    raise EkgError(f"`{setting}`: no channel group fits {pattern!r}; the groups are {list(names)}.")
+
+
+def _compile(name, pattern):
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise EkgError(f"`{name}`: {pattern!r} is no regular expression: {error}.") from None
