@@ -239,7 +239,7 @@ RECORDS.update({
         layers.CenterCrop, layers.ActivityRegularization), _CARRY_ZEROS),
     layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
     layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
-    layers.Embedding: LayerRecord(flow.close, flops=lambda *_: 0),
+    **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),
     layers.MultiHeadAttention: LayerRecord(flow.close, flops=_attention_flops),
     **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), LayerRecord(flow.close, flops=_recurrent_flops)),
     # what networks of keras.applications have besides
