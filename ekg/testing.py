@@ -19,23 +19,24 @@ from ekg.network.supernet import Supernet
 EXAMPLES = 12  # in a batch: batch norms need some
 # Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than this is wrong, not rounded.
 SMALLEST_TOLERANCE = 1e-2
+HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
 
 def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, tolerance=1e-5, batch_tolerance=1e-4,
                    **choices):
     """Checks that what is pruned of a network is what was measured of it; returns the Supernet.
 
-    The smallest sub-network and some random ones are masked, cut out, saved and read again. Every layer of the cut network
-    must give what the masked one gives, with moving statistics and with those of the batch, and so must the cut network as
-    a whole and the one that was read again; parameters and FLOPs must be those that were counted. The smallest sub-network
-    is compared to SMALLEST_TOLERANCE.
+    The smallest sub-network and some random ones are masked and cut out; the last is saved and read again, too. Every layer
+    of the cut network must give what the masked one gives, with moving statistics and with those of the batch, and so must
+    the cut network as a whole and the one that was read again; parameters and FLOPs must be those that were counted. The
+    smallest sub-network is compared to SMALLEST_TOLERANCE, networks of half precision to HALF_TOLERANCE.
 
     Args:
         model: keras.Model.
         subnetworks: number of random sub-networks besides the smallest.
         seed: of the sub-networks and of random inputs.
         inputs: what the model takes, a batch of a few examples; None makes random ones.
-        reload: whether the cut network is saved and read again, which needs layers that Keras can make anew.
+        reload: whether the last cut network is saved and read again, which needs layers that Keras can make anew.
         tolerance: greatest difference with moving statistics, as a share of the tensor's greatest value.
         batch_tolerance: the same with statistics of the batch.
         choices: arguments of Supernet.
@@ -44,10 +45,15 @@ def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, to
         EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is not counted rightly.
     """
     supernet = Supernet(model, **choices)
+    if any(getattr(layer, "compute_dtype", "float32") != "float32" for layer in supernet.graph.layers.values()):
+        tolerance, batch_tolerance = max(tolerance, HALF_TOLERANCE), max(batch_tolerance, HALF_TOLERANCE)
     rng = np.random.default_rng(seed)
     inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs
     tried = [(supernet.smallest(), (SMALLEST_TOLERANCE, SMALLEST_TOLERANCE)),
              *((random_subnetwork(supernet, rng), (tolerance, batch_tolerance)) for _ in range(subnetworks))]
+    whole = supernet.execute(supernet.weights(), tf.constant(supernet.mask(supernet.whole())),
+                             supernet.graph.tensors_of(inputs), training=False)
+    _compare(model(inputs, training=False), supernet.graph.structured(whole), tolerance, "the output of the whole network")
     for subnetwork, tolerances in tried:
         cut = supernet.cut(subnetwork)
         _check_count(supernet, subnetwork, cut, choices.get("input_shape"))
@@ -58,7 +64,7 @@ def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, to
                 value = forward(*execute.read_variables(cut), inputs, training)[0]
             _compare(masked, value, most, f"the output of the cut network with {_mode(training)}")
         _compare(masked, cut(inputs, training=False), tolerances[0], "the output of the cut network, called as it is,")
-        if reload:
+        if reload and subnetwork is tried[-1][0]:
             _compare(masked, _reloaded(cut)(inputs, training=False), tolerances[0], "the output of the network read again")
     return supernet
 
@@ -109,17 +115,35 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
     with full_float32():
         masked = supernet.execute(supernet.weights(), tf.constant(mask), supernet.graph.tensors_of(inputs),
                                   training=training)
-        tensors = {}
-        for number, value in masked.items():
-            kept, axis = np.flatnonzero(mask[layout.index[number]]), layout.axes[number]
-            tensors[number] = value if axis is None else tf.gather(value, kept, axis=axis)
-        for call, original in zip(graph.calls, supernet.graph.calls, strict=True):
+        tensors = {}  # of the cut network
+        pairs = list(_pairs(supernet.graph, graph))
+        numbers = [*zip(supernet.graph.inputs, graph.inputs),
+                   *(pair for original, call in pairs for pair in zip(original.outputs, call.outputs))]
+        for own, number in numbers:
+            kept, axis = np.flatnonzero(mask[layout.index[own]]), layout.axes[own]
+            tensors[number] = masked[own] if axis is None else tf.gather(masked[own], kept, axis=axis)
+        for original, call in pairs:
             is_training = training and norms.uses_batch_statistics(call.layer)
             variables = [tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)]
             outputs, _ = execute.run_call(call, variables, tensors, is_training)
-            for number, value in zip(original.outputs, outputs):
+            for number, value in zip(call.outputs, outputs):
                 _compare(tensors[number], value, tolerance, f"layer {describe(original)} with {_mode(training)}")
     return supernet.graph.structured(masked)
+
+
+def _pairs(original, cut):
+    """Yields the calls of a network and of one cut out of it that belong together.
+
+    Their order may differ, where a nested model is given its inputs by name.
+    """
+    by_key = {}
+    for call in cut.calls:
+        by_key.setdefault(call.key, []).append(call)
+    keys = [call.key for call in original.calls]
+    if sorted(keys) == sorted(call.key for call in cut.calls):
+        yield from ((call, by_key[call.key].pop(0)) for call in original.calls)
+    else:  # a layer was copied under several names
+        yield from zip(original.calls, cut.calls, strict=True)
 
 
 def _compare(masked, value, tolerance, what):
@@ -136,5 +160,10 @@ def _compare(masked, value, tolerance, what):
 def _reloaded(model):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
-        model.save(path)
-        return keras.models.load_model(path, compile=False)
+        try:
+            model.save(path)
+            return keras.models.load_model(path, compile=False)
+        except Exception as error:  # whatever Keras, or a layer of the user's own, raises
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise EkgError(f"the cut network cannot be saved and read again: {reason} Register what it needs with "
+                           "keras.saving, or leave this out by `reload`=False.") from error

@@ -5,6 +5,10 @@ Keras' own bookkeeping of a functional graph is in this file.
 """
 
 import dataclasses
+import functools
+import inspect
+import math
+from fractions import Fraction
 
 import keras
 
@@ -27,14 +31,12 @@ class Call:
         args: positional arguments, with a Ref for every tensor.
         kwargs: arguments by name, likewise.
         outputs: numbers of the tensors that it writes.
-        training: the mode that the caller fixed, as in base(x, training=False); None follows the mode of the whole.
     """
     layer: keras.Operation
     key: str
     args: tuple
     kwargs: dict
     outputs: tuple[int, ...]
-    training: bool | None = None
 
     @property
     def inputs(self):
@@ -100,6 +102,9 @@ class Graph:
         steps: the same as a tree: list of Calls and ModelCalls.
         layers: {key: layer or operation} of all that is called.
         shapes: {tensor number: shape tuple with None for the batch}.
+        rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more than one where positions
+            were folded into the batch.
+        masked: keys of the layers that read a tensor with a mask, as that of padded tokens.
         inputs, outputs: tuples of the numbers of the tensors that the model takes and returns.
 
     Raises:
@@ -121,8 +126,9 @@ class Graph:
         self.inputs = tuple(self._number(spec) for spec in specs)
         self._inferred = {number: spec.shape != symbol.shape for number, spec, symbol in zip(
             self.inputs, specs, inside.inputs)}
-        self.steps = []
-        self.outputs = self._follow(inside, self.inputs, self.steps, "", None)
+        self.rows = dict.fromkeys(self.inputs, Fraction(1))
+        self.steps, self.masked = [], set()
+        self.outputs = self._follow(inside, self.inputs, self.steps, "")
 
     @property
     def output(self):
@@ -144,7 +150,7 @@ class Graph:
         Args:
             inputs: a tensor, or a structure of them as the model takes.
         """
-        values = keras.tree.flatten(inputs)
+        values = _by_input(functional(self.model), inputs)
         if len(values) != len(self.inputs):
             raise EkgError(f"`model` {self.model.name!r} takes {len(self.inputs)} inputs; received {len(values)}.")
         return {number: keras.ops.convert_to_tensor(value, dtype=self._dtypes[number])
@@ -177,49 +183,74 @@ class Graph:
         self.shapes[number], self._dtypes[number] = tuple(spec.shape), keras.backend.standardize_dtype(spec.dtype)
         return number
 
-    def _follow(self, model, inputs, steps, prefix, training):
+    def _follow(self, model, inputs, steps, prefix):
         """Appends the calls of a functional model to `steps` and all lists; returns the numbers of its outputs."""
         numbers = {id(symbol): number for symbol, number in zip(model.inputs, inputs)}
         for node in _sorted_nodes(model):
             args, kwargs = node.arguments.convert(
                 lambda value: Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value)
-            fixed = kwargs.get("training") if isinstance(kwargs.get("training"), bool) else training
             inner = looked_into(node.operation)
             if inner is None:
-                step = self._call(node, args, kwargs, prefix, fixed)
+                step = self._call(node, args, kwargs, prefix)
             else:
-                step = self._call_model(node, inner, args, kwargs, prefix, fixed)
+                step = self._call_model(node, inner, args, kwargs, prefix)
             steps.append(step)
             numbers.update({id(symbol): number for symbol, number in zip(node.outputs, step.outputs)})
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
 
-    def _call(self, node, args, kwargs, prefix, training):
+    def _call(self, node, args, kwargs, prefix):
         inputs = [leaf.number for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
-        is_inferred = any(self._inferred.get(number) for number in inputs)
-        specs = node.outputs
+        args, kwargs = _first_by_place(node.operation, args, kwargs)
+        is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
         if is_inferred:  # the sizes are others than those that the layer was called with when the model was made
-            symbols = {number: keras.KerasTensor(self.shapes[number], self._dtypes[number]) for number in inputs}
-            new_args, new_kwargs = fill_in((args, kwargs), symbols)
-            specs = keras.tree.flatten(node.operation.compute_output_spec(*new_args, **new_kwargs))
+            specs = self._infer(node.operation.compute_output_spec, args, kwargs)
+        leaves_open = any(_is_open(spec.shape) for spec in specs)
+        if leaves_open and not any(_is_open(self.shapes[number]) for number in inputs):
+            traced = functools.partial(keras.Operation.compute_output_spec, node.operation)
+            specs, is_inferred = self._infer(traced, args, kwargs), True  # some layers do not say what they know
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
-        call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs, training)
+        call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
+        if any(getattr(symbol, "_keras_mask", None) is not None for symbol in node.arguments.keras_tensors):
+            self.masked.add(call.key)
+        self.rows.update(dict.fromkeys(outputs, self._count_rows(call)))
         self.calls.append(call)
         return call
 
-    def _call_model(self, node, inner, args, kwargs, prefix, training):
+    def _infer(self, compute_output_spec, args, kwargs):
+        """Returns a list of KerasTensors like the outputs of a call."""
+        symbols = {ref.number: keras.KerasTensor(self.shapes[ref.number], self._dtypes[ref.number])
+                   for ref in keras.tree.flatten((args, kwargs)) if isinstance(ref, Ref)}
+        args, kwargs = fill_in((args, kwargs), symbols)
+        return keras.tree.flatten(compute_output_spec(*args, **kwargs))
+
+    def _count_rows(self, call):
+        """Returns how many rows of the batch one example has in what a call writes."""
+        rows = [self.rows[number] for number in call.inputs] or [Fraction(1)]
+        name, shapes = type(call.layer).__name__, [self.shapes[number] for number in (*call.inputs[:1], call.output)]
+        if name == "Reshape" and not any(map(_is_open, shapes)):
+            return rows[0] * Fraction(math.prod(shapes[0][1:]), math.prod(shapes[1][1:]))
+        if name == "Concatenate" and call.layer.axis % len(shapes[1]) == 0:
+            return sum(rows)
+        return max(rows)
+
+    def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
-        refs = [leaf for leaf in keras.tree.flatten(args or kwargs.get("inputs")) if isinstance(leaf, Ref)]
+        given = args[0] if args else kwargs.get("inputs")
+        refs = _by_input(inner, given)
+        if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
+            args, kwargs = (refs,), {}  # Keras takes the names for the values and their order for the sizes
         if len(refs) != len(inner.inputs):
             raise EkgError(f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with {len(refs)}.")
         for ref, symbol in zip(refs, inner.inputs):
             dtype = keras.backend.standardize_dtype(symbol.dtype)
             number = self._number(keras.KerasTensor(self.shapes[ref.number], dtype))
             self._inferred[number] = self.shapes[number] != tuple(symbol.shape)
+            self.rows[number] = self.rows[ref.number]
             self.calls.append(Call(Entry(dtype), f"{key}/{symbol.name}", (ref,), {}, (number,)))
             entries.append(number)
         steps = []
-        outputs = self._follow(inner, entries, steps, f"{key}/", training)
+        outputs = self._follow(inner, entries, steps, f"{key}/")
         return ModelCall(node.operation, key, args, kwargs, tuple(entries), outputs, steps)
 
     def _key(self, operation, prefix):
@@ -230,6 +261,33 @@ class Graph:
                 key, number = f"{prefix}{operation.name}#{number}", number + 1
             self._keys[id(operation)], self.layers[key] = key, operation
         return self._keys[id(operation)]
+
+
+def _by_input(model, given):
+    """Returns a list of what a functional model is given, in the order of its inputs; a dict goes by their names."""
+    if not isinstance(given, dict):
+        return keras.tree.flatten(given)
+    structure = model._inputs_struct
+    names = sorted(structure) if isinstance(structure, dict) else [symbol.name for symbol in model.inputs]
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise EkgError(f"model {model.name!r} takes the inputs {names}; {missing} are missing.")
+    return keras.tree.flatten([given[name] for name in names])
+
+
+def _first_by_place(operation, args, kwargs):
+    """Returns (args, kwargs) with the first argument of a call among the former."""
+    if args:
+        return args, kwargs
+    first = next(iter(inspect.signature(operation.call).parameters))
+    return ((kwargs[first],), {name: value for name, value in kwargs.items() if name != first}) if first in kwargs else (
+        args, kwargs)
+
+
+def _calls_itself(model):
+    """Returns whether a model's class computes something else than its graph."""
+    owner = next(kind for kind in type(model).__mro__ if "call" in vars(kind))
+    return not owner.__module__.startswith("keras.src.")
 
 
 def fill_in(structure, tensors):
@@ -243,6 +301,9 @@ def functional(model):
     Raises:
         EkgError: the model is neither, or a Sequential one that is not built.
     """
+    if isinstance(model, keras.Function) and _calls_itself(model):
+        raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) has a call() of its own, which its graph does not "
+                       "show; make that part of the graph.")
     if isinstance(model, keras.Sequential):
         if getattr(model, "_functional", None) is None:
             raise EkgError(f"`model` {model.name!r} has no input shape yet; begin it with keras.Input, or call it once.")
@@ -273,9 +334,16 @@ def finish_layers_(model):
 
 def looked_into(operation):
     """Returns the functional model behind a nested model, or None for a layer and for models of other kinds."""
+    if isinstance(operation, keras.Model) and _calls_itself(operation):
+        return None
     if isinstance(operation, keras.Sequential):
         return getattr(operation, "_functional", None)
     return operation if isinstance(operation, keras.Function) else None
+
+
+def _is_open(shape):
+    """Returns whether a size of a tensor is not known, but for that of the batch."""
+    return None in shape[1:]
 
 
 def _input_specs(model, input_shape):
@@ -286,10 +354,13 @@ def _input_specs(model, input_shape):
     """
     shapes = [tuple(symbol.shape[1:]) for symbol in model.inputs]
     if input_shape is not None:
-        is_one = all(isinstance(size, int) for size in input_shape)
+        if not isinstance(input_shape, (tuple, list)):
+            raise EkgError(f"`input_shape` must be a tuple, as (224, 224, 3), or a list of them; received {input_shape!r}.")
+        is_one = not any(isinstance(size, (tuple, list)) for size in input_shape)
         shapes = [tuple(shape) for shape in ([input_shape] if is_one else input_shape)]
         fits = len(shapes) == len(model.inputs) and all(
-            len(shape) == len(symbol.shape) - 1 and all(own in (None, size) for own, size in zip(symbol.shape[1:], shape))
+            len(shape) == len(symbol.shape) - 1 and all(
+                isinstance(size, int) and size > 0 and own in (None, size) for own, size in zip(symbol.shape[1:], shape))
             for shape, symbol in zip(shapes, model.inputs))
         if not fits:
             raise EkgError(f"`input_shape` {input_shape} does not fit the inputs of `model` {model.name!r}: "

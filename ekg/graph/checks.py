@@ -35,8 +35,17 @@ def check_layers(graph):
 
 
 def _check_norms(graph):
-    """Raises EkgError for a batch norm whose moving statistics cannot be estimated for a pruned network."""
+    """Raises EkgError for a batch norm whose statistics cannot be those of a batch, or estimated for a pruned network."""
     for key, layer in graph.layers.items():
+        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
+            inside = [inner for inner in layer._flatten_layers(include_self=False)
+                      if norms.uses_batch_statistics(inner) and inner.trainable]
+            if inside:
+                raise EkgError(f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, whose "
+                               "statistics are out of reach; freeze it, or make a functional model of the layer.")
+        if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masked:
+            raise EkgError(f"batch norm {key!r} reads a tensor with a mask, which its statistics would have to leave out; "
+                           "freeze it.")
         if not norms.uses_batch_statistics(layer) or norms.supports(layer) or not layer.trainable:
             continue
         calls = sum(call.layer is layer for call in graph.calls)
@@ -48,6 +57,10 @@ def _check_norms(graph):
 
 def describe_closed(layout):
     """Returns in one line why no channel can go, layer by layer."""
+    if layout.groups and any(group.size > 1 for group in layout.groups):
+        return "`min_channels` and `multiple_of` keep all channels of every group."
+    if layout.groups:
+        return "every channel group has one channel left."
     if not layout.closed:
         return "it has no convolution or dense layer whose outputs another one reads."
     reasons = [f"{key}: {reason}" for key, reason in layout.closed.items()]
@@ -56,20 +69,23 @@ def describe_closed(layout):
 
 
 def try_cut(supernet):
-    """Cuts the smallest sub-network once, so that what cannot be cut is known before the work begins.
+    """Cuts a sub-network of middling, unequal widths once, so that what cannot be cut is known before the work begins.
 
     Raises:
         EkgError: a layer cannot be copied, or does not take what it is given in the cut network.
     """
+    tried = supernet.whole()
+    for i, group in enumerate(supernet.groups):
+        tried = tried.with_kept(i, group.counts[max(len(group.counts) // 2 - 1 - i % 3, 0)])
     try:
-        cut = supernet.cut(supernet.smallest())
+        cut = supernet.cut(tried)
     except EkgError:
         raise
     except Exception as error:  # whatever a layer of the user's own raises
         raise EkgError(f"`model` {supernet.model.name!r} cannot be cut: {_first_line(error)}") from error
-    params = supernet.complexity(supernet.smallest()).params
+    params = supernet.complexity(tried).params
     if cut.count_params() != params:
-        raise EkgError(f"`model` {supernet.model.name!r}: its smallest sub-network has {cut.count_params()} parameters, and "
+        raise EkgError(f"`model` {supernet.model.name!r}: a sub-network of it has {cut.count_params()} parameters, and "
                        f"{params} were counted; a layer's record does not fit it.")
 
 

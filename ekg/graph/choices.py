@@ -11,8 +11,8 @@ class Choices:
     """What may be pruned of a network, and in which steps.
 
     Attributes:
-        exclude: what keeps its output channels: a layer, a regular expression that is searched in names of layers, a
-            function from a layer to a bool, or a list of these.
+        exclude: what keeps its output channels: a layer or a kind of layers, a regular expression that is searched in names
+            of layers, a function from a layer to a bool, or a list of these.
         min_channels: how many channels of every group stay at least; or {regular expression: number} by the group's name.
         multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
         prune_frozen: whether layers that are not trainable may lose channels of their own.
@@ -23,6 +23,8 @@ class Choices:
     prune_frozen: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.prune_frozen, bool):
+            raise EkgError(f"`prune_frozen` must be True or False; received {self.prune_frozen!r}.")
         for name in ("min_channels", "multiple_of"):
             value = getattr(self, name)
             for number in value.values() if isinstance(value, dict) else [value]:
@@ -43,11 +45,13 @@ class Choices:
             if isinstance(item, str):
                 pattern = _compile("exclude", item)
                 found = {key for key in graph.layers if pattern.search(key)}
-            elif callable(item) and not isinstance(item, type) and not hasattr(item, "name"):
+            elif isinstance(item, type):
+                found = {key for key, layer in graph.layers.items() if isinstance(layer, item)}
+            elif callable(item) and not hasattr(item, "name"):
                 found = {key for key, layer in graph.layers.items() if item(layer)}
             else:
                 found = {key for key, layer in graph.layers.items() if layer is item}
-            if not found and not callable(item) or hasattr(item, "name") and not found:
+            if not found and (isinstance(item, (str, type)) or hasattr(item, "name") or not callable(item)):
                 raise EkgError(f"`exclude`: no layer of {graph.model.name!r} is {getattr(item, 'name', item)!r}.")
             keys |= found
         return keys | {key for key in graph.layers for outer in keys if key.startswith(f"{outer}/")}
@@ -69,5 +73,5 @@ class Choices:
 def _compile(name, pattern):
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise EkgError(f"`{name}`: {pattern!r} is no regular expression: {error}.") from None

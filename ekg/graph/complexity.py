@@ -7,14 +7,16 @@ layers are free.
 """
 
 import dataclasses
+import inspect
 import logging
 import math
 from fractions import Fraction
 
+import keras
 import numpy as np
 
 from ekg.graph import flow, groups, records
-from ekg.graph.calls import Graph
+from ekg.graph.calls import Graph, Ref
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,9 @@ class ComplexityTable:
             is_first = id(call.layer) not in counted
             counted.add(id(call.layer))
             if record is None or record.flops is not None:
-                self._count_closed(call, record, graph.shapes, is_first)
+                self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
             elif weights:
-                rows.append(self._count_call(call, record, graph.shapes, layout, is_first))
+                rows.append(self._count_call(call, record, graph, layout, is_first))
                 reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
                 writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
         # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what its channels would make
@@ -65,23 +67,26 @@ class ComplexityTable:
                            "ekg.register_layer() says what a layer costs.", ", ".join(dict.fromkeys(self.uncounted)),
                            graph.model.name)
 
-    def _count_closed(self, call, record, shapes, is_first):
+    def _count_closed(self, call, record, shapes, rows, is_first):
         """Counts a call whose channels never change."""
         params = is_first * sum(math.prod(variable.shape) for variable in getattr(call.layer, "weights", ()))
         flops = 0
         if record is not None:
-            flops = record.flops(call.layer, [shapes[number] for number in call.inputs], shapes[call.output])
+            named = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments  # in their own order
+            read = [shapes[ref.number] for name, value in named.items() if "mask" not in name
+                    for ref in keras.tree.flatten(value) if isinstance(ref, Ref)]
+            flops = round(record.flops(call.layer, read, shapes[call.output]) * rows)
         elif getattr(call.layer, "weights", ()):
             self.uncounted.append(flow.describe(call))
         self._constant = Complexity(self._constant.params + params, self._constant.flops + flops)
 
-    def _count_call(self, call, record, shapes, layout, is_first):
+    def _count_call(self, call, record, graph, layout, is_first):
         """Returns [FLOPs, parameters] of a call, each a list of the constants of every growth."""
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
         numbers = {records.IN: call.inputs[0], records.OUT: call.output}
-        read, written, axis = shapes[call.inputs[0]], shapes[call.output], layout.axes[call.output]
-        positions = records.spatial_size(written, axis) if record.positions is None else record.positions(
-            call.layer, read, written, axis)
+        read, written, axis = graph.shapes[call.inputs[0]], graph.shapes[call.output], layout.axes[call.output]
+        positions = graph.rows[call.output] * (records.spatial_size(written, axis) if record.positions is None
+                                               else record.positions(call.layer, read, written, axis))
         names = records.weight_names(call.layer, record)
         for variable, name in zip(call.layer.weights, names):
             axes, constant = record.weights[name].axes, Fraction(1)

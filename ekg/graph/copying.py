@@ -5,6 +5,8 @@ the user's own, the state of a seed. A copy here takes every attribute of the or
 and seeds inside, are made anew. What is cut gets other values and attributes on the way.
 """
 
+import types
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -56,8 +58,8 @@ def _copy_plain(operation, changes):
 
 def _copy_layer(layer, arrays, changes, copies):
     if isinstance(layer, keras.Model):
-        raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model inside the network; make a "
-                       "functional one of its layers.")
+        raise EkgError(f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() of its own; call "
+                       "it in the graph itself, as a functional model.")
     unbuilt = [inner.name for inner in layer._flatten_layers(include_self=False, recursive=False) if not inner.built]
     if unbuilt:
         raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is not built; call "
@@ -77,7 +79,7 @@ def _copy_layer(layer, arrays, changes, copies):
     for name, value in layer.__dict__.items():
         if name not in _BOOKKEEPING and not name.startswith("_self_"):
             new = _copy_value(value, arrays, copies)
-            if new is value or not _is_tracked(new):
+            if not _is_tracked(new):
                 copy.__dict__[name] = new  # setattr() costs most of the time of a cut, and tracks nothing here
             else:
                 setattr(copy, name, new)
@@ -124,7 +126,9 @@ def _copy_value(value, arrays, copies):
         return {key: _copy_value(item, arrays, copies) for key, item in value.items()}
     if isinstance(value, (list, set)):
         return (list if isinstance(value, list) else set)(_copy_value(item, arrays, copies) for item in value)
-    if type(value) is tuple and _is_tracked(value):
+    if isinstance(value, types.MethodType) and id(value.__self__) in copies:
+        return types.MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, tuple) and not hasattr(value, "_fields") and _is_tracked(value):
         return tuple(_copy_value(item, arrays, copies) for item in value)
     return value
 
@@ -133,6 +137,10 @@ def _without_arrays(layer, is_cut):
     """Returns {attribute: zeros} for the initializers of a cut layer that hold an array of the size before the cut."""
     if not is_cut:
         return {}
+    for name, value in vars(layer).items():
+        if isinstance(value, (keras.regularizers.Regularizer, keras.constraints.Constraint)) and holds_array(value):
+            raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) has a {name} that holds an array, which does not "
+                           "fit the layer when it is cut; exclude the layers around it.")
     return {name: keras.initializers.Zeros() for name, value in vars(layer).items()
             if isinstance(value, keras.initializers.Initializer) and holds_array(value)}
 

@@ -1,5 +1,6 @@
 """Cuts a sub-network out of a model as a dense network."""
 
+import itertools
 import logging
 
 import keras
@@ -54,6 +55,11 @@ def kept_by(call, layout, kept, shapes):
                         (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])))
 
 
+# attributes that Keras itself sets
+_OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile", "run_eagerly", "steps_per_execution",
+                       "stop_training", "compiled", "loss", "auto_scale_loss"))
+
+
 class _Cutter:
     """A cut under way."""
 
@@ -61,6 +67,7 @@ class _Cutter:
         self._graph, self._layout, self._mask = graph, layout, mask
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
         self._classifier = layers.classifier_of(graph)
+        self._names = {operation.name for operation in graph.layers.values()}
         self._models, self._copies = {}, {}  # id of a model -> its copy; id of a layer -> [(changes, copy)]
 
     def model(self, model, inputs, outputs, steps):
@@ -69,7 +76,7 @@ class _Cutter:
         entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), name=symbol.name, dtype=symbol.dtype,
                                sparse=symbol.sparse) for number, symbol in zip(inputs, symbols)]
         if isinstance(model, keras.Sequential):
-            copy = keras.Sequential([entries[0], *(self._operation(step) for step in steps)], name=model.name)
+            copy = _sequential_like(model, [entries[0], *(self._operation(step) for step in steps)])
         else:
             tensors = dict(zip(inputs, entries))
             for step in steps:
@@ -78,6 +85,9 @@ class _Cutter:
                 tensors.update(zip(step.outputs, keras.tree.flatten(result)))
             copy = _model_like(model, entries, [tensors[number] for number in outputs])
         copy._trainable = model._trainable  # that of the layers is their own
+        for name, value in vars(model).items():  # settings of a class of the user's own
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in _OF_KERAS:
+                setattr(copy, name, value)
         return copy
 
     def _cut_shape(self, shape, number):
@@ -111,12 +121,18 @@ class _Cutter:
         if missing:
             raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
                            "attribute of the layer.")
-        name = f"{layer.name}_{len(known)}" if known else None
+        name = self._free_name(layer.name) if known else None
         copy = copy_operation(layer, self._arrays(step, record, kept), changes, name)
         if isinstance(layer, keras.layers.Layer):
             refit_(copy, kept)
         known.append((changes, copy))
         return copy
+
+    def _free_name(self, name):
+        """Returns the name with a number that no layer has."""
+        number = next(i for i in itertools.count(1) if f"{name}_{i}" not in self._names)
+        self._names.add(f"{name}_{number}")
+        return f"{name}_{number}"
 
     def _kept_by(self, call):
         return kept_by(call, self._layout, self._kept, self._graph.shapes)
@@ -139,6 +155,16 @@ class _Cutter:
             mask = tf.constant(self._mask[self._layout.index[call.inputs[0]]], tf.float32)
             arrays[id(kernel)] = arrays[id(kernel)] * norm_factor(kernel.value, mask, rows).numpy()
         return arrays
+
+
+def _sequential_like(model, layers_):
+    """Returns a Sequential model of the kind of another."""
+    try:
+        return type(model)(layers_, name=model.name)
+    except TypeError:
+        logger.warning("`model` %r (%s) takes other arguments than layers: the pruned network is a plain keras.Sequential.",
+                       model.name, type(model).__name__)
+        return keras.Sequential(layers_, name=model.name)
 
 
 def _model_like(model, inputs, outputs):

@@ -41,14 +41,13 @@ def run_call(call, variables, tensors, training, options=LOGITS_OPTIONS, kept=No
         call: Call.
         variables: values of layer_variables(call.layer).
         tensors: {tensor number: value}.
-        training: whether batch norms use the statistics of the batch, unless the call itself says so.
+        training: whether batch norms use the statistics of the batch; as in Keras, it counts more than what the call says.
         options: ExecutionOptions.
         kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
     """
     args, kwargs = call.arguments(tensors)
     if not isinstance(call.layer, keras.layers.Layer):
         return keras.tree.flatten(call.layer(*args, **kwargs)), []
-    training = training if call.training is None else call.training
     record = record_of(call.layer)
     if record is not None and record.run is not None:
         result = record.run(call.layer, variables, args, Context(training, options, kept))

@@ -6,31 +6,32 @@ takes the ChannelFlow and a call, and returns the Channels of the call's output,
 
 import dataclasses
 import logging
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.graph.activations import is_elementwise
 from ekg.graph.calls import Entry, Ref
 
 logger = logging.getLogger(__name__)
 
 FIXED = 0  # the channel that stands for all channels that are never pruned
 
-# Each channel of the output depends on the same channel of the input alone.
-_ELEMENTWISE = (
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "hard_silu", "hard_swish", "mish",
-    "sigmoid", "hard_sigmoid", "log_sigmoid", "tanh", "hard_tanh", "softplus", "softsign", "exponential", "linear",
-    "squareplus", "soft_shrink", "hard_shrink", "tanh_shrink", "threshold", "sparse_plus", "sparse_sigmoid")
-ELEMENTWISE_ACTIVATIONS = frozenset(getattr(module, name) for name in _ELEMENTWISE
-                                    for module in (keras.activations, keras.ops, tf.nn) if hasattr(module, name))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Channels:
-    """The channels of a tensor: their labels, int array, and the axis along which they stand (None: it has none)."""
+    """The channels of a tensor.
+
+    Attributes:
+        labels: int array.
+        axis: along which they stand; None: the tensor has none.
+        is_fixed: whether nothing of the tensor is ever pruned, so that its channels may stand along any axis.
+    """
     labels: np.ndarray
     axis: int | None
+    is_fixed: bool = False
 
 
 class _DisjointSets:
@@ -118,7 +119,7 @@ class ChannelFlow:
         shape = self.shapes[tensor]
         labels = self._sets.add((shape[-1] or 0) if len(shape) > 1 else 0)
         self._sets.close(labels, reason)
-        return Channels(labels, len(shape) - 1 if len(shape) > 1 else None)
+        return Channels(labels, len(shape) - 1 if len(shape) > 1 else None, is_fixed=True)
 
     def begin(self, call, axis, repeat=1):
         """Returns new channels along an axis of a call's output; a layer that is called again writes the same ones.
@@ -189,19 +190,28 @@ def channel_axis(layer, rank):
     return {"channels_last": rank - 1, "channels_first": 1}.get(data_format)
 
 
-def is_elementwise(activation):
-    """Returns whether an activation, a function or a layer without weights, treats every channel by itself."""
-    if isinstance(activation, keras.layers.Layer):
-        return type(activation) in (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU) or (
-            type(activation) is keras.layers.Activation and is_elementwise(activation.activation))
-    return activation is None or any(activation is known for known in ELEMENTWISE_ACTIVATIONS)
+def _bias_is_ambiguous(flow, call):
+    """Returns whether Keras may add the bias of a channels_first layer along the columns of the map.
+
+    It does where there are as many columns as channels, which a cut can bring about.
+    """
+    shape, layer = flow.shapes[call.output], call.layer
+    is_first = getattr(layer, "data_format", None) == "channels_first" and getattr(layer, "use_bias", False)
+    return is_first and (shape[-1] is None or shape[-1] <= shape[1])
+
+
+def carry_noise(flow, call):
+    """As carry(), of a dropout whose `noise_shape` must not name the channels."""
+    channels, shape = flow.channels[call.inputs[0]], call.layer.noise_shape
+    names_channels = shape is not None and channels.axis is not None and shape[channels.axis] not in (None, 1)
+    return close(flow, call) if names_channels else carry(flow, call)
 
 
 def _along_channels(flow, call, axis=None):
     """Returns whether a call works along the axis of its input's channels and treats each by itself."""
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axis = channel_axis(call.layer, rank) if axis is None else axis
-    return channels.axis is not None and axis in (None, channels.axis) and is_elementwise(
+    return len(call.inputs) == 1 and channels.axis is not None and axis in (None, channels.axis) and is_elementwise(
         getattr(call.layer, "activation", None))
 
 
@@ -215,6 +225,12 @@ def close(flow, call):
     for channels in flow.inputs(call):
         flow.close(channels.labels, reason)
     return [flow.fixed(number, f"written by {describe(call)}") for number in call.outputs]
+
+
+def stay(flow, call):
+    """Nothing that is read here is ever pruned, and so nothing that is written."""
+    reason = flow.reason(np.concatenate([[], *(channels.labels for channels in flow.inputs(call))]).astype(np.int64))
+    return [flow.fixed(number, reason or f"written by {describe(call)}") for number in call.outputs]
 
 
 def carry(flow, call):
@@ -243,7 +259,7 @@ def carry_groups(flow, call):
 
 def multiply_channels(flow, call):
     """Each input channel becomes several output channels, side by side."""
-    if not _along_channels(flow, call):
+    if not _along_channels(flow, call) or _bias_is_ambiguous(flow, call):
         return close(flow, call)
     channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
     return Channels(np.repeat(channels.labels, shape[channels.axis] // len(channels.labels)), channels.axis)
@@ -254,9 +270,12 @@ def mix(flow, call):
     source, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axis = channel_axis(call.layer, rank)
     axis = rank - 1 if axis is None else axis
-    if source.axis != axis:
+    if source.axis != axis and not source.is_fixed:
         return close(flow, call)
-    channels = flow.begin(call, axis if axis == 1 else len(flow.shapes[call.output]) - 1)
+    if _bias_is_ambiguous(flow, call):
+        return close(flow, call)
+    is_first = getattr(call.layer, "data_format", None) == "channels_first"
+    channels = flow.begin(call, 1 if is_first else len(flow.shapes[call.output]) - 1)
     if not is_elementwise(getattr(call.layer, "activation", None)):  # a softmax, say, mixes the channels once more
         flow.close(channels.labels, f"the activation of {describe(call)} is not known to treat each channel by itself")
     return channels
@@ -265,10 +284,12 @@ def mix(flow, call):
 def mix_groups(flow, call):
     """As mix(), of a layer that works in `groups` of channels: every group loses the same number."""
     source, groups = flow.channels[call.inputs[0]], call.layer.groups
+    if _bias_is_ambiguous(flow, call):
+        return close(flow, call)
+    if source.is_fixed:
+        return flow.begin(call, channel_axis(call.layer, len(flow.shapes[call.inputs[0]])), repeat=groups)
     if not _along_channels(flow, call):
         return close(flow, call)
-    if groups == len(source.labels):
-        return multiply_channels(flow, call)
     rows = source.labels.reshape(groups, -1)
     for row in rows[1:]:
         flow.merge(rows[0], row)
@@ -302,15 +323,21 @@ def constants(call):
 
 
 def _spreads_badly(constant, axis, size):
-    """Returns whether a constant is a weight, or does not fit channels along this axis, counted from the end."""
+    """Returns whether a constant is a weight, or does not fit channels along this axis, counted from the end.
+
+    Keras takes an array that is long along one axis alone for a vector of the channels wherever its length is theirs: so
+    another axis than theirs must not be that one.
+    """
     shape = tuple(constant.shape)
-    return isinstance(constant, keras.Variable) or (len(shape) >= -axis and shape[axis] not in (1, size))
+    own = shape[axis] if len(shape) >= -axis else 1
+    is_variable = isinstance(constant, (keras.Variable, tf.Variable))
+    return is_variable or own not in (1, size) or (own == 1 and sum(length > 1 for length in shape) == 1)
 
 
 def stack(flow, call):
     """Channels of the inputs stand one behind the other; or, along another axis, each stands behind the same one."""
     inputs, rank = flow.inputs(call), len(flow.shapes[call.output])
-    if len({channels.axis for channels in inputs}) != 1 or inputs[0].axis is None:
+    if len({channels.axis for channels in inputs}) != 1 or inputs[0].axis is None or constants(call):
         return close(flow, call)
     if call.layer.axis % rank == inputs[0].axis:
         return Channels(np.concatenate([channels.labels for channels in inputs]), inputs[0].axis)
@@ -322,14 +349,17 @@ def tile(flow, call):
     channels, number = flow.channels[call.inputs[0]], call.inputs[0]
     shape, target = flow.shapes[number], flow.shapes[call.output]
     count = len(channels.labels)
-    if not count or channels.axis is None or (isinstance(call.layer, keras.layers.Flatten) and (
-            channels.axis != len(shape) - 1 and call.layer.data_format == "channels_first")):
-        return close(flow, call)  # a Flatten of channels_first moves them to the end before
+    is_flatten = isinstance(call.layer, keras.layers.Flatten)
+    moves_axes = is_flatten and call.layer.data_format == "channels_first" and len(shape) > 2
+    if not count or channels.axis is None or moves_axes:
+        return close(flow, call)
     if channels.axis == len(shape) - 1 and target[-1] == count:
         return Channels(channels.labels, len(target) - 1)
+    if None in (*shape[1:], *target[1:]) or math.prod(shape[1:]) != math.prod(target[1:]):
+        return close(flow, call)  # a part of the positions becomes rows of the batch
     if channels.axis == 1 and len(target) > 1 and target[1] == count:
         return Channels(channels.labels, 1)
-    if len(target) != 2 or None in shape[1:]:
+    if len(target) != 2:
         return close(flow, call)
     along = channels.labels.reshape([-1 if axis == channels.axis else 1 for axis in range(1, len(shape))])
     return Channels(np.broadcast_to(along, shape[1:]).reshape(-1), 1)
@@ -345,7 +375,7 @@ def carry_beside_axis(flow, call):
     """As carry(), of a layer whose `axis` must be another one than that of the channels."""
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axes = call.layer.axis if isinstance(call.layer.axis, (list, tuple)) else [call.layer.axis]
-    if None in axes or channels.axis is None or channels.axis in [axis % rank for axis in axes]:
+    if len(call.inputs) > 1 or None in axes or channels.axis is None or channels.axis in [axis % rank for axis in axes]:
         return close(flow, call)
     return channels
 

@@ -121,6 +121,8 @@ def find(graph, choices=None):
     choices.check_patterns([group.name for group in groups])
     closed = {key: channel_flow.reason(labels) for key, labels in channel_flow.written.items()
               if channel_flow.reason(labels) is not None}
+    closed |= {call.key: "it mixes another axis than that of the channels that it reads" for call in graph.calls
+               if records.is_mixing(call.layer) and call.key not in channel_flow.written}
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
     return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
 
@@ -130,7 +132,8 @@ def _follow(graph, choices):
     channel_flow, excluded = flow.ChannelFlow(graph), choices.excluded(graph)
     for call in graph.calls:
         record = records.record_of(call.layer)
-        channel_flow.follow(call, flow.close if record is None else record.flow)
+        is_fixed = not records.is_mixing(call.layer) and all(channels.is_fixed for channels in channel_flow.inputs(call))
+        channel_flow.follow(call, flow.stay if is_fixed else flow.close if record is None else record.flow)
         labels = np.concatenate([channel_flow.channels[number].labels for number in call.outputs])
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")

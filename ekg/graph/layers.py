@@ -1,11 +1,14 @@
 """The records of Keras' own layers, and what the network returns."""
 
+import math
+
 import keras
 import numpy as np
 from keras import layers
 
 from ekg.errors import EkgError
 from ekg.graph import flow, norms
+from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
 _VECTOR = Weight((OUT,))
@@ -113,8 +116,12 @@ def _einsum(layer):
     axes = _einsum_axes(layer)
     if axes is None:
         return None
-    has_channel_bias = layer.bias_axes is None or layer.bias_axes[-1] == layer.equation[-1]
-    bias = Weight((*[None] * (len(layer.bias_axes or " ") - 1), OUT if has_channel_bias else None))
+    writes, named = layer.equation.replace(" ", "").split("->")[1], layer.bias_axes or ""
+    if len(named) == 1 and named != writes[-1]:
+        return None  # Keras takes a bias that is long along one axis for one of the channels, where the lengths agree
+    first = min([writes.find(label) for label in named], default=len(writes) - 1)
+    bias = Weight(tuple(OUT if i == len(writes) - 1 and label in named else None
+                        for i, label in enumerate(writes) if i >= first))
     return LayerRecord(flow.mix, {"kernel": Weight(axes, (axes.index(OUT),)), "bias": bias}, ("kernel",), mixes=True,
                        positions=_einsum_positions, resize=_resize_einsum)
 
@@ -151,10 +158,20 @@ def _over_one_axis(layer, record):
 
 
 def _prelu(layer):
-    """A PReLU of channels_last; each axis that is shared has length 1."""
-    return LayerRecord(flow.carry, {"alpha": Weight((*[None] * (len(layer.alpha.shape) - 1), OUT))}, ("alpha",),
-                       keeps_zeros=True) if layer.built and layer.alpha.shape[-1] != 1 else (
-        LayerRecord(flow.carry, {"alpha": Weight((None,) * len(layer.alpha.shape))}, ("alpha",), keeps_zeros=True))
+    """A slope for each channel of channels_last, or shared by all channels; each axis that is shared has length 1."""
+    if not layer.built:
+        return None
+    *rest, last = layer.alpha.shape
+    axes = (*[None] * len(rest), OUT if last != 1 else None)
+    return LayerRecord(_carry_slopes, {"alpha": Weight(axes)}, ("alpha",), keeps_zeros=True,
+                       positions=lambda _, __, written, axis: spatial_size(written, axis) // math.prod(rest))
+
+
+def _carry_slopes(channel_flow, call):
+    """As flow.carry, where the slopes are those of the last axis, or shared along the axis of the channels."""
+    channels, alpha = channel_flow.channels[call.inputs[0]], call.layer.alpha
+    fits = channels.axis is not None and (channels.axis == len(alpha.shape) or alpha.shape[channels.axis - 1] == 1)
+    return flow.carry(channel_flow, call) if fits else flow.close(channel_flow, call)
 
 
 def _resize_rescaling(layer, kept):
@@ -188,7 +205,7 @@ def _resize_reshape(layer, kept):
     return {"target_shape": tuple(shape)} if tuple(shape) != tuple(layer.target_shape) else {}
 
 
-_CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge)
+_CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
 _CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
 
 # ---------------------------------------------------------------- kinds that are closed, but counted
@@ -201,7 +218,9 @@ def _attention_flops(layer, shapes, _written):
     queries, keys = np.prod(query[1:-1], dtype=int), np.prod(value[1:-1], dtype=int)
     entries = {name: int(np.prod(getattr(layer, name).kernel.shape)) for name in
                ("_query_dense", "_key_dense", "_value_dense", "_output_dense")}
-    products = queries * keys * layer._num_heads * (layer._key_dim + layer._value_dim)
+    axes = [axis % len(query) for axis in layer._attention_axes]
+    met = np.prod([value[axis] for axis in axes], dtype=int)  # keys that a query meets
+    products = queries * met * layer._num_heads * (layer._key_dim + layer._value_dim)
     return int(queries * (entries["_query_dense"] + entries["_output_dense"])
                + np.prod(key[1:-1], dtype=int) * entries["_key_dense"] + keys * entries["_value_dense"] + products)
 
@@ -234,9 +253,11 @@ RECORDS.update({
         layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.MaxPooling1D,
         layers.MaxPooling2D, layers.MaxPooling3D, layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
         layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, layers.GlobalAveragePooling1D,
-        layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, layers.Dropout, layers.SpatialDropout1D,
-        layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianDropout, layers.Identity, layers.Resizing,
-        layers.CenterCrop, layers.ActivityRegularization), _CARRY_ZEROS),
+        layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, layers.SpatialDropout1D, layers.SpatialDropout2D,
+        layers.SpatialDropout3D, layers.GaussianDropout, layers.Identity, layers.CenterCrop,
+        layers.ActivityRegularization), _CARRY_ZEROS),
+    layers.Dropout: LayerRecord(flow.carry_noise, keeps_zeros=True),
+    layers.Resizing: lambda layer: _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS,
     layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
     layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
     **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),

@@ -54,8 +54,8 @@ def _expand(channel_flow, call):
 def _squeeze(channel_flow, call):
     channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
     axes = [i for i, size in enumerate(shape) if size == 1] if call.layer.axis is None else _axes(call, len(shape))
-    if channels.axis is None or channels.axis in axes or 0 in axes:
-        return flow.close(channel_flow, call)
+    if call.layer.axis is None or channels.axis is None or channels.axis in axes or 0 in axes:
+        return flow.close(channel_flow, call)  # without an axis a last channel would go, too
     return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
 
 
@@ -170,7 +170,7 @@ def _resize_split(operation, kept):
     return {"indices_or_sections": tuple(int(edge) for edge in edges)} if is_cut else {}
 
 
-def _slice_constants(call, args, kwargs, kept):
+def slice_constants(call, args, kwargs, kept):
     """Arrays that stand beside a tensor lose the entries of its channels."""
     from_end = None if kept.axis is None else kept.axis - kept.ranks[1]
 
@@ -190,7 +190,7 @@ def _slice_key(call, args, kwargs, kept):
     axis = -1
     for i, entry in enumerate(key):
         axis += entry is not None
-        if entry is not None and axis == kept.axes[0]:
+        if isinstance(entry, slice) and axis == kept.axes[0] and len(kept.output) != kept.sizes[1]:
             start, stop, _ = entry.indices(kept.sizes[0])
             block, size = start // (stop - start), len(kept.output)
             if (start, stop) != (0, kept.sizes[0]):
@@ -210,8 +210,8 @@ RECORDS.update({f"keras.ops.{name}": record for name, record in {
     **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
     "Clip": LayerRecord(_clip),
     **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
-                    LayerRecord(flow.merge, arguments=_slice_constants)),
-    **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=_slice_constants)),
+                    LayerRecord(flow.merge, arguments=slice_constants)),
+    **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)),
     "Concatenate": LayerRecord(flow.stack),
     **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
     "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
@@ -219,6 +219,7 @@ RECORDS.update({f"keras.ops.{name}": record for name, record in {
     "Moveaxis": LayerRecord(_move, keeps_zeros=True), "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
     "Squeeze": LayerRecord(_squeeze, keeps_zeros=True), "Pad": LayerRecord(_pad),
     "Split": LayerRecord(_split, resize=_resize_split), "GetItem": LayerRecord(_get_item, arguments=_slice_key),
-    "Softmax": LayerRecord(flow.carry_beside_axis), "Resize": LayerRecord(flow.carry, keeps_zeros=True),
+    "Softmax": LayerRecord(flow.carry_beside_axis), "Resize": lambda operation: LayerRecord(
+        flow.carry, keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0),
 }.items()})
 RECORDS[Entry] = LayerRecord(_carry, keeps_zeros=True)

@@ -46,8 +46,8 @@ class Supernet:
         """
         Args:
             model: functional or sequential keras.Model.
-            exclude: layers that keep all their output channels: a layer, a regular expression for names, a function from a
-                layer to a bool, or a list of these. The name of a nested model stands for all its layers.
+            exclude: layers that keep all their output channels: a layer, a kind, a regular expression for names, a function
+                from a layer to a bool, or a list of these. The name of a nested model stands for all its layers.
             min_channels: how many channels of every group stay at least; or {pattern of the group's name: number}.
             multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
             prune_frozen: whether layers that are not trainable may lose channels of their own.
@@ -58,7 +58,7 @@ class Supernet:
         self.graph = Graph(model, input_shape)
         checks.check_layers(self.graph)
         self.layout = groups.find(self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen))
-        if not self.layout.groups or all(group.size > 1 and len(group.counts) == 1 for group in self.layout.groups):
+        if all(len(group.counts) == 1 for group in self.layout.groups):
             raise checks.NothingToPrune(f"nothing in `model` {model.name!r} can be pruned: "
                                         f"{checks.describe_closed(self.layout)}")
         self.program = []

@@ -87,8 +87,7 @@ def estimate_statistics_(model, batches, use_xla=False):
     """Sets the moving mean and variance of every trainable batch norm to those of the images in `batches`, exactly.
 
     Each batch passes with batch statistics; mean and mean square are averaged over all images, and over all calls of a norm
-    that is called several times. Norms that are frozen, or called with training=False, keep theirs, and whatever else is
-    not trained stays as it is.
+    that is called several times. Frozen batch norms keep theirs, and whatever else is not trained stays as it is.
 
     Args:
         model: functional keras.Model, changed in place.
@@ -130,4 +129,4 @@ def estimate_statistics_(model, batches, use_xla=False):
 
 def _is_estimated(call):
     """Returns whether a call is that of a batch norm whose moving statistics are estimated."""
-    return norms.uses_batch_statistics(call.layer) and call.layer.trainable and call.training is not False
+    return norms.uses_batch_statistics(call.layer) and call.layer.trainable

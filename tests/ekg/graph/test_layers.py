@@ -44,7 +44,8 @@ KINDS_WITH_WEIGHTS = {
 }
 # Their last axis of channels is a part, or a multiple, of what they read or write.
 OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional,
-          layers.Rescaling, layers.UnitNormalization, layers.Normalization}
+          layers.Rescaling, layers.UnitNormalization, layers.Normalization,
+          layers.Resizing}
 
 
 @pytest.fixture(params=KINDS_WITH_WEIGHTS)
