@@ -15,7 +15,7 @@ from ekg.graph.copying import copy_operation, refit_
 logger = logging.getLogger(__name__)
 
 
-def cut(graph, layout, mask):
+def cut(graph, layout, mask, is_trial=False):
     """Returns a new keras.Model without the masked channels, nested and compiled as the original is.
 
     Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
@@ -25,8 +25,9 @@ def cut(graph, layout, mask):
         graph: Graph of the model.
         layout: groups.Layout of the graph.
         mask: bool array [num_channels + 1], the channels to keep.
+        is_trial: whether the model is made to be thrown away: what is cut of its weights is zero then, which costs less.
     """
-    model = _Cutter(graph, layout, mask).model(graph.model, graph.inputs, graph.outputs, graph.steps)
+    model = _Cutter(graph, layout, mask, is_trial).model(graph.model, graph.inputs, graph.outputs, graph.steps)
     _compile_like(model, graph.model)
     return model
 
@@ -63,8 +64,8 @@ _OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile
 class _Cutter:
     """A cut under way."""
 
-    def __init__(self, graph, layout, mask):
-        self._graph, self._layout, self._mask = graph, layout, mask
+    def __init__(self, graph, layout, mask, is_trial):
+        self._graph, self._layout, self._mask, self._is_trial = graph, layout, mask, is_trial
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
         self._classifier = layers.classifier_of(graph)
         self._names = {operation.name for operation in graph.layers.values()}
@@ -144,11 +145,18 @@ class _Cutter:
         channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1])}
         described, arrays = records.weights_of(call.layer, record), {}
         for variable in call.layer.weights:
-            value = variable.value
-            for axis, role in enumerate(described[id(variable)].axes):
-                if role is not None and len(channels[role][0]) != channels[role][1]:
-                    indices = records.kept_indices(*channels[role], variable.shape[axis])
-                    value = arrays[id(variable)] = np.take(np.asarray(value), indices, axis)
+            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis]))
+                    for axis, role in enumerate(described[id(variable)].axes)
+                    if role is not None and len(channels[role][0]) != channels[role][1]]
+            if cuts and self._is_trial:
+                sizes = {axis: len(indices) for axis, indices in cuts}
+                arrays[id(variable)] = np.zeros([sizes.get(axis, size) for axis, size in enumerate(variable.shape)],
+                                                variable.dtype)
+            elif cuts:
+                value = np.asarray(variable.value)
+                for axis, indices in cuts:
+                    value = np.take(value, indices, axis)
+                arrays[id(variable)] = value
         if call is self._classifier and len(kept.input) != kept.sizes[0]:
             kernel = records.kernel_of(call.layer)
             rows = described[id(kernel)].axes.index(records.IN)
