@@ -11,9 +11,8 @@ from ekg.devices.compute import full_float32
 from ekg.errors import EkgError
 from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.complexity import ComplexityTable
+from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
-from ekg.graph.groups import find
 from ekg.network.supernet import Supernet
 
 EXAMPLES = 12  # in a batch: batch norms need some
@@ -101,9 +100,7 @@ def random_inputs(graph, rng):
 
 
 def _check_count(supernet, subnetwork, cut, input_shape):
-    counted, graph = supernet.complexity(subnetwork), Graph(cut, input_shape)
-    layout = find(graph)
-    anew = ComplexityTable(graph, layout).count(np.ones(layout.num_channels + 1))
+    counted, anew = supernet.complexity(subnetwork), model_complexity(cut, input_shape)
     if anew != counted or cut.count_params() != counted.params:
         raise EkgError(f"sub-network {subnetwork} counts {counted}, and the network cut out has {anew} "
                        f"and {cut.count_params()} parameters.")

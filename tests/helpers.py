@@ -27,9 +27,7 @@ def log_softmax(logits):
 
 def random_subnetwork(supernet, seed):
     """Returns a sub-network of random order and random widths."""
-    rng = np.random.default_rng(seed)
-    order = supernet.whole().ranked([rng.normal(size=group.size) for group in supernet.groups])
-    return order.with_widths({group.name: rng.uniform() for group in supernet.groups})
+    return ekg.testing.random_subnetwork(supernet, np.random.default_rng(seed))
 
 
 @functools.cache  # several strategies over the same devices would take each other's collective keys

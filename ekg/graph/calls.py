@@ -38,7 +38,7 @@ class Call:
     kwargs: dict
     outputs: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def inputs(self):
         """Numbers of the tensors that it reads, in the order of its arguments."""
         return tuple(leaf.number for leaf in keras.tree.flatten((self.args, self.kwargs)) if isinstance(leaf, Ref))

@@ -3,7 +3,7 @@
 import keras
 
 from ekg.errors import EkgError
-from ekg.graph import norms
+from ekg.graph import cutting, norms
 
 
 class NothingToPrune(EkgError):
@@ -78,7 +78,7 @@ def try_cut(supernet):
     for i, group in enumerate(supernet.groups):
         tried = tried.with_kept(i, group.counts[max(len(group.counts) // 2 - 1 - i % 3, 0)])
     try:
-        cut = supernet.cut(tried, is_trial=True)
+        cut = cutting.cut(supernet.graph, supernet.layout, supernet.mask(tried) > 0, is_trial=True)
     except EkgError:
         raise
     except Exception as error:  # whatever a layer of the user's own raises

@@ -41,21 +41,6 @@ def norm_factor(kernel, row_mask, axis):
     return tf.stop_gradient(tf.math.divide_no_nan(tf.norm(kernel), tf.norm(kept)))
 
 
-def kept_by(call, layout, kept, shapes):
-    """Returns the records.Kept of a call.
-
-    Args:
-        call: Call.
-        layout: groups.Layout.
-        kept: {tensor number: kept channels}.
-        shapes: {tensor number: shape}.
-    """
-    first, last = call.inputs[0] if call.inputs else call.output, call.output
-    return records.Kept(tuple(kept[number] for number in call.inputs or call.outputs),
-                        tuple(kept[number] for number in call.outputs), (layout.axes[first], layout.axes[last]),
-                        (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])))
-
-
 # attributes that Keras itself sets
 _OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile", "run_eagerly", "steps_per_execution",
                        "stop_training", "compiled", "loss", "auto_scale_loss"))
@@ -136,7 +121,12 @@ class _Cutter:
         return f"{name}_{number}"
 
     def _kept_by(self, call):
-        return kept_by(call, self._layout, self._kept, self._graph.shapes)
+        """Returns the records.Kept of a call."""
+        kept, layout, shapes = self._kept, self._layout, self._graph.shapes
+        first, last = call.inputs[0] if call.inputs else call.output, call.output
+        return records.Kept(tuple(kept[number] for number in call.inputs or call.outputs),
+                            tuple(kept[number] for number in call.outputs), (layout.axes[first], layout.axes[last]),
+                            (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])))
 
     def _arrays(self, call, record, kept):
         """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""

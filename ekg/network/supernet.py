@@ -112,14 +112,9 @@ class Supernet:
         """Returns FLOPs of the sub-network divided by FLOPs of the whole, in (0, 1]."""
         return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
 
-    def cut(self, subnetwork, is_trial=False):
-        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is.
-
-        Args:
-            subnetwork: the Subnetwork.
-            is_trial: whether it is only to be seen that it can be cut: its weights are not the right ones then.
-        """
-        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0, is_trial)
+    def cut(self, subnetwork):
+        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is."""
+        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0)
 
     # ---------------------------------------------------------------- the masked network
 
