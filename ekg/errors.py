@@ -1,4 +1,4 @@
-"""The one kind of error that a caller can cause."""
+"""The one kind of error that a caller can cause, and what is shown of others."""
 
 
 class EkgError(ValueError):
@@ -7,3 +7,8 @@ class EkgError(ValueError):
     The text names arguments between backticks, as in "`target_rate` must be in (0, 1]": a program reads it as it is, and
     a script puts its flag there.
     """
+
+
+def first_line(error):
+    """Returns the first line of an error's text, or its kind where it has none: others' errors may have many."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

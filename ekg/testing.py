@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import full_float32
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
@@ -161,6 +161,5 @@ def _reloaded(model):
             model.save(path)
             return keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever Keras, or a layer of the user's own, raises
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise EkgError(f"the cut network cannot be saved and read again: {reason} Register what it needs with "
-                           "keras.saving, or leave this out by `reload`=False.") from error
+            raise EkgError(f"the cut network cannot be saved and read again: {first_line(error)} Register what it needs "
+                           "with keras.saving, or leave this out by `reload`=False.") from error

@@ -2,7 +2,7 @@
 
 import keras
 
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.graph import cutting, norms
 
 
@@ -82,12 +82,8 @@ def try_cut(supernet):
     except EkgError:
         raise
     except Exception as error:  # whatever a layer of the user's own raises
-        raise EkgError(f"`model` {supernet.model.name!r} cannot be cut: {_first_line(error)}") from error
+        raise EkgError(f"`model` {supernet.model.name!r} cannot be cut: {first_line(error)}") from error
     params = supernet.complexity(tried).params
     if cut.count_params() != params:
         raise EkgError(f"`model` {supernet.model.name!r}: a sub-network of it has {cut.count_params()} parameters, and "
                        f"{params} were counted; a layer's record does not fit it.")
-
-
-def _first_line(error):
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.graph import layers, records
 from ekg.graph.calls import ModelCall, fill_in, functional
 from ekg.graph.copying import copy_operation, refit_
@@ -185,4 +185,4 @@ def _compile_like(model, original):
     try:
         model.compile_from_config(original.get_compile_config())
     except (TypeError, ValueError, AttributeError) as error:
-        logger.warning("the pruned network of %r is not compiled: %s", original.name, str(error).splitlines()[0])
+        logger.warning("the pruned network of %r is not compiled: %s", original.name, first_line(error))
