@@ -49,7 +49,7 @@ class Spec:
 
 SPECS = {
     **{f"ResNet-{depth}": Spec((32, 32, 3), ((depth - 2) // 6,) * 3, (16, 32, 64), False, False)
-       for depth in (20, 32, 44, 56, 110)},
+       for depth in (8, 20, 32, 44, 56, 110)},
     "ResNet-18": Spec((224, 224, 3), (2, 2, 2, 2), (64, 128, 256, 512), False, True),
     "ResNet-34": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), False, True),
     "ResNet-50": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), True, True),

@@ -26,7 +26,7 @@ from ekg.search.evaluator import Evaluator
 from ekg.train.step import Trainer
 from tests import runs
 
-ARGUMENTS = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.93", "--search_step", "0.5", "--num_teacher",
+ARGUMENTS = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.85", "--search_step", "0.5", "--num_teacher",
              "3", "--train_epoch", "2", "--batch_size", "32", "--subset_per_class", "32", "--val_per_class", "8",
              "--search_batch_size", "160", "--checkpoint_minutes", "0.01", "--no-preflight"]
 BLOCK_ROWS = 300  # so that the bank of 1 438 images has several blocks

@@ -13,7 +13,7 @@ from ekg import files
 from ekg.train import loop
 from tests import runs
 
-SHORT = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.93", "--search_step", "0.5", "--num_teacher", "2",
+SHORT = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.85", "--search_step", "0.5", "--num_teacher", "2",
          "--train_epoch", "1", "--no-preflight", "--batch_size", "32", "--subset_per_class", "64", "--val_per_class", "8"]
 
 
@@ -38,21 +38,43 @@ def start_workers(arguments, further=((), ())):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A parameter file, so that no baseline is trained."""
-    path = tmp_path_factory.mktemp("params") / "resnet20.pkl"
+    path = tmp_path_factory.mktemp("params") / "resnet8.pkl"
     runs.write_params(path)
     return path
 
 
-def test_two_workers_end_as_one_process_with_two_devices(tmp_path, trained):
-    """Search and bank to the bit, trained parameters but for the order of sums; the chief alone writes and prints."""
-    arguments = [*SHORT, "--trained_param", trained]
-    (code, output), = runs.finish(runs.start("train_cifar.py", *arguments, "--train_path", tmp_path / "one",
-                                             "--virtual_devices", "2"))
-    assert code == 0, output
-    workers = runs.finish(*start_workers([*arguments, "--train_path", tmp_path / "two"]))
-    assert [code for code, _ in workers] == [0, 0], workers
-    assert "| fine-tuned |" in workers[0][1] and "| fine-tuned |" not in workers[1][1]
+def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path, trained):
+    """Search and bank to the bit, trained parameters but for the order of sums; the chief alone writes and prints.
+
+    One worker dies in the search, and one gets a signal in the training.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
+    arguments = [*SHORT, "--trained_param", trained]
+    (code, output), = runs.finish(runs.start("train_cifar.py", *arguments, "--train_path", one, "--virtual_devices", "2"))
+    assert code == 0, output
+
+    arguments += ["--train_path", two]
+    chief, other = start_workers(arguments)
+    wait_for(chief, "phase search")
+    other.kill()
+    (code, output), _ = runs.finish(chief, other)
+    assert code == 3 and runs.error_line(output).startswith("error: another worker ended or cannot be reached"), output
+
+    workers = start_workers(arguments)
+    assert not any("phase subset" in line for line in wait_for(workers[0], "fine-tune 1/1", "loss="))  # that was done
+    workers[1].send_signal(signal.SIGUSR1)  # the chief itself gets none
+    for code, output in runs.finish(*workers):
+        assert code == 138 and "stopped by SIGUSR1; the same command goes on" in output and "Traceback" not in output, output
+
+    workers = runs.finish(*start_workers(arguments))
+    assert [code for code, _ in workers] == [0, 0], workers
+    message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
+    assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers
+    assert "| fine-tuned |" in workers[0][1] and "| fine-tuned |" not in workers[1][1]
+    check_same_end(one, two)
+
+
+def check_same_end(one, two):
     histories = [runs.read_history(folder) for folder in (one, two)]
     assert histories[0] == histories[1] and len(histories[0]) > 2
     for name in ("memory_bank/logits.npy", "memory_bank/bank.json"):
@@ -64,42 +86,21 @@ def test_two_workers_end_as_one_process_with_two_devices(tmp_path, trained):
     assert rows[0]["top1"] == rows[1]["top1"] and rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-4)
 
 
+def wait_for(process, *words):
+    """Reads the output of a process up to a line with these words; returns what was read."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if all(word in line for word in words):
+            return lines
+    raise AssertionError("".join(lines))
+
+
 def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
     arguments = [*SHORT, "--trained_param", trained, "--train_path", tmp_path / "run"]
     for code, output in runs.finish(*start_workers(arguments, further=((), ("--seed", "7")))):
         assert code == 2 and "seed '7' there, '0' at the chief" in runs.error_line(output)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_worker_that_dies_ends_the_other_and_the_same_command_goes_on(tmp_path, trained):
-    arguments = [*SHORT, "--trained_param", trained, "--train_path", tmp_path / "run"]
-    chief, other = start_workers(arguments)
-    for line in chief.stdout:
-        if "phase search" in line:
-            break
-    other.kill()
-    (code, output), _ = runs.finish(chief, other)
-    assert code == 3 and runs.error_line(output).startswith("error: another worker ended or cannot be reached"), output
-    workers = runs.finish(*start_workers(arguments))
-    assert [code for code, _ in workers] == [0, 0], workers
-    assert "phase subset" not in workers[0][1]  # that was done
-
-
-def test_a_signal_to_one_worker_ends_all_with_a_checkpoint(tmp_path, trained):
-    """A search of a step, then a training that is stopped within its epoch; the chief itself gets no signal."""
-    arguments = [*SHORT, "--target_rate", "0.999", "--num_teacher", "1", "--trained_param", trained, "--train_path",
-                 tmp_path / "run"]
-    workers = start_workers(arguments)
-    for line in workers[0].stdout:
-        if "fine-tune 1/1" in line and "loss=" in line:
-            break
-    workers[1].send_signal(signal.SIGUSR1)
-    for code, output in runs.finish(*workers):
-        assert code == 138 and "stopped by SIGUSR1; the same command goes on" in output and "Traceback" not in output, output
-    workers = runs.finish(*start_workers(arguments))
-    assert [code for code, _ in workers] == [0, 0], workers
-    message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
-    assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers
 
 
 def test_a_malformed_cluster_is_one_line_and_exit_code_2():

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+import train_cifar
 from ekg import files
+from ekg.errors import EkgError
 from ekg.run import reuse
 from ekg.run.folder import RunFolder
 from tests import runs, stress_resume
@@ -70,7 +72,7 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
 
 
 def test_damaged_files_of_a_run_are_named(params, undisturbed, tmp_path):
-    """A flipped bit in what a resumed run reads: one line and exit code 2."""
+    """A flipped bit in what a resumed run reads."""
     names = ("arguments.json", "history.jsonl", "supernet_param.pkl")
     for damaged in names:
         folder = tmp_path / damaged
@@ -78,22 +80,24 @@ def test_damaged_files_of_a_run_are_named(params, undisturbed, tmp_path):
         for name in names:
             data = (undisturbed / name).read_bytes()
             (folder / name).write_bytes(flip_bit(data) if name == damaged else data)
-        code, output = stress_resume.run_to_event(params, folder)
-        assert code == 2 and damaged in runs.error_line(output), output
+        with pytest.raises(EkgError, match=damaged):
+            resume(params, folder)
 
 
 def test_another_run_in_the_folder_is_refused_line_by_line(params, undisturbed):
-    process_arguments = [*stress_resume.ARGUMENTS, "--seed", "3", "--train_epoch", "5", "--virtual_devices", "2"]
     before = {path: path.stat().st_mtime for path in undisturbed.rglob("*")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stress_resume, "ARGUMENTS", process_arguments)
-        code, output = stress_resume.run_to_event(params, undisturbed)
-    assert code == 2 and "  seed: 0 there, 3 here" in output and "  train_epoch: 2 there, 5 here" in output
-    assert "virtual_devices" not in output.split("error:")[1]
+    with pytest.raises(EkgError, match="\n  seed: 0 there, 3 here\n  train_epoch: 2 there, 5 here") as refused:
+        resume(params, undisturbed, "--seed", "3", "--train_epoch", "5", "--virtual_devices", "2")
+    assert "virtual_devices" not in str(refused.value)
     assert {path: path.stat().st_mtime for path in undisturbed.rglob("*")} == before
 
 
-def test_a_finished_run_prints_its_summary(params, undisturbed):
+def resume(params, folder, *more):
+    return train_cifar.main(train_cifar.parse_args(
+        [*stress_resume.ARGUMENTS, "--trained_param", str(params), "--train_path", str(folder), *more]))
+
+
+def test_a_finished_run_shows_its_summary(params, undisturbed):
     code, output = stress_resume.run_to_event(params, undisturbed)
     assert code == 0 and "this run is finished" in output and "| fine-tuned |" in output
     assert files.read_json(undisturbed / "summary.json")["table"][2]["name"] == "fine-tuned"

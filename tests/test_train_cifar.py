@@ -19,7 +19,7 @@ from tests import runs
 from tests.damage import flip_bit_of
 from tests.helpers import relative_difference
 
-NETWORK = ["--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.9", "--no-preflight"]
+NETWORK = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.9", "--no-preflight"]
 SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2"]
 
 
@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
                      "trained_param.keras", "baseline_param.pkl", "events", "summary.json"}
     assert list((folder / "events").glob("events.out.tfevents*"))
     baseline, slimmed, tuned = rows
-    assert baseline.flops == 41_214_592 and baseline.params == 274_042
+    assert baseline.flops == 12_673_664 and baseline.params == 78_714
     assert slimmed.flops == tuned.flops <= 0.9 * baseline.flops
     assert tuned.file_size == (folder / "trained_param.pkl").stat().st_size < baseline.file_size
     for row in rows:
@@ -72,7 +72,7 @@ def test_curves_hold_every_epoch(finished):
 
 def test_the_evaluation_script_returns_the_tables_row(finished):
     folder, rows = finished
-    row = evaluate("--arch", "ResNet-20", "--dataset", "DIGITS", "--trained_param", folder / "trained_param.pkl")
+    row = evaluate("--arch", "ResNet-8", "--dataset", "DIGITS", "--trained_param", folder / "trained_param.pkl")
     assert (row.loss, row.top1, row.params, row.flops) == (rows[2].loss, rows[2].top1, rows[2].params, rows[2].flops)
 
 
@@ -80,7 +80,7 @@ def test_the_keras_file_holds_the_same_network(finished):
     stored = keras.models.load_model(finished[0] / "trained_param.keras", safe_mode=True)
     params = utils.load_params(finished[0] / "trained_param.pkl")
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-    assert relative_difference(stored(images), nets.from_params("ResNet-20", params, 10)(images)) < 1e-6
+    assert relative_difference(stored(images), nets.from_params("ResNet-8", params, 10)(images)) < 1e-6
 
 
 def test_a_finished_run_shows_its_table_again(finished):
@@ -237,16 +237,16 @@ def test_overwriting_does_not_remove_the_network_it_prunes(finished):
 
 
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
-    monkeypatch.setattr("ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 9_980_000))
-    # A bank of 1438 x 2 x 10 float32, and nine copies of 274 042 parameters.
-    with pytest.raises(EkgError, match="the run needs 9,980,552 bytes and 9,980,000 are free; make room"):
+    monkeypatch.setattr("ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2_948_743))
+    # A bank of 1438 x 2 x 10 float32, and nine copies of 78 714 parameters.
+    with pytest.raises(EkgError, match="the run needs 2,948,744 bytes and 2,948,743 are free; make room"):
         train(*SHORT, "--preflight", "--train_path", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json"}
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
     utils.save_params(nets.build("ResNet-32", 10), tmp_path / "p.pkl")
-    with pytest.raises(EkgError, match="p.pkl: does not fit ResNet-20"):
+    with pytest.raises(EkgError, match="p.pkl: does not fit ResNet-8"):
         train(*NETWORK, "--trained_param", tmp_path / "p.pkl", "--train_path", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

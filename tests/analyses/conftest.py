@@ -20,7 +20,7 @@ def params(tmp_path_factory):
     folder = tmp_path_factory.mktemp("params")
     for seed, (name, classes) in enumerate((("one", 10), ("two", 10), ("hundred", 100))):
         keras.utils.set_random_seed(seed)
-        model = nets.build("ResNet-20", classes)
+        model = nets.build("ResNet-8", classes)
         for weight in model.weights:
             if weight.name == "gamma":
                 weight.assign(np.random.default_rng(seed).uniform(0.3, 0.8, weight.shape))

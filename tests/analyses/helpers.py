@@ -13,7 +13,7 @@ from ekg.report.table import Row
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 
-DIGITS = ["--arch", "ResNet-20", "--dataset", "DIGITS"]
+DIGITS = ["--arch", "ResNet-8", "--dataset", "DIGITS"]
 SPECTRUM = {"largest", "smallest", "residual_largest", "residual_smallest", "products", "converged", "parameters",
             "batch_statistics", "num_images"}
 
@@ -28,12 +28,12 @@ def picture_size(path):
 
 def make_supernet(params):
     """Returns the Supernet of the first network of the fixture `params`."""
-    return ekg.Supernet(nets.from_params("ResNet-20", utils.load_params(params / "one.pkl"), 10))
+    return ekg.Supernet(nets.from_params("ResNet-8", utils.load_params(params / "one.pkl"), 10))
 
 
 def make_run(path, params, top1=0.9, **arguments):
     """Writes the folder of a finished run and returns its path."""
-    folder = RunFolder.create(path, {"arch": "ResNet-20", "dataset": "CIFAR10", "search_teacher": "ensemble",
+    folder = RunFolder.create(path, {"arch": "ResNet-8", "dataset": "CIFAR10", "search_teacher": "ensemble",
                                      "finetune_teacher": "none", "criterion": "ekg", "target_rate": 0.45, "train_epoch": 1,
                                      "trained_param": "x"} | arguments)
     supernet = make_supernet(params)

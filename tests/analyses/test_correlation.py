@@ -43,7 +43,7 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(par
     monkeypatch.setattr(correlation, "Trainer", lambda *args, **options: weight_decays.append(options["weight_decay"])
                         or make_trainer(*args, **options))
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
-    subject = Subject("ResNet-20", dataloader.load("DIGITS"), None, 256)
+    subject = Subject("ResNet-8", dataloader.load("DIGITS"), None, 256)
     metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute())
     (_, trainer, batches, schedule), = calls
     name = supernet.groups[0].name

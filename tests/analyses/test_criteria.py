@@ -11,7 +11,7 @@ def test_criteria_are_compared(params, tmp_path, started):
     assert [row["criterion"] for row in rows] == ["l1", "ekg"] and rows[0]["val_loss"] == 0.2 and rows[0]["condition"] > 0
     assert set(rows[0]) == SPECTRUM | {"criterion", "val_loss", "condition", "top1", "rate", "search_seconds", "steps"}
     assert rows[0]["batch_statistics"] and rows[0]["rate"] == 0.45 and rows[0]["search_seconds"] == 1800
-    assert files.read_json(tmp_path / "criteria.json")["published"] == {}  # nothing of ResNet-20
+    assert files.read_json(tmp_path / "criteria.json")["published"] == {}  # nothing of ResNet-8
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(*argv, "--criteria", "l1", "--max_products", 2)
     assert exit_info.value.code == 4

@@ -34,7 +34,7 @@ def test_a_run_that_was_asked_to_end_has_not_failed(tmp_path, monkeypatch, no_re
         stopping.request(signal.SIGTERM)
         return 128 + signal.SIGTERM
     monkeypatch.setattr(runs, "run_process", stop)
-    pruning = runs.PruningRuns(tmp_path, "ResNet-20", "DIGITS", None, Path("p.pkl"), 0.5)
+    pruning = runs.PruningRuns(tmp_path, "ResNet-8", "DIGITS", None, Path("p.pkl"), 0.5)
     with pytest.raises(stopping.Stopped):
         pruning.finish("one")
 
@@ -43,6 +43,6 @@ def test_a_run_becomes_a_page(params, tmp_path, capsys):
     folder = make_run(tmp_path / "run", params)
     run_analysis("run", folder)
     page = (folder / "report.html").read_text()
-    assert "ResNet-20 on CIFAR10, 45.0% of the FLOPs" in page and not re.search(r"(src|href)='(?!data:)", page)
+    assert "ResNet-8 on CIFAR10, 45.0% of the FLOPs" in page and not re.search(r"(src|href)='(?!data:)", page)
     assert "<td>fine-tuned</td><td>0.3000</td><td>90.00</td>" in page and min(picture_size(folder / "report.png")) > 500
     assert "top-1 95.00 % before and 90.00 % after" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from ekg.graph.groups import find
 
 
 @pytest.mark.parametrize(("arch", "classes", "params", "flops"), [
+    ("ResNet-8", 10, 78_714, 12_673_664),  # by hand
     ("ResNet-20", 10, 274_042, 41_214_592),
     ("ResNet-56", 10, 860_026, 126_837_376),
     ("ResNet-56", 100, 865_876, 126_843_136),
