@@ -74,13 +74,14 @@ def make_subject(args):
     """Returns the Subject that the arguments name."""
     data = dataloader.load(args.dataset, args.data_path)
 
-    def from_params(params, source):
+    def load(path):
+        params = utils.load_params(path)
         classes = params["fc/biases:0"].size if "fc/biases:0" in params else data.num_classes
         if classes != data.num_classes:
-            raise EkgError(f"{source}: a network of {classes} classes, and {args.dataset} has {data.num_classes}; "
+            raise EkgError(f"{path}: a network of {classes} classes, and {args.dataset} has {data.num_classes}; "
                            "name networks of the same classes.")
-        return nets.from_params(args.arch, params, data.num_classes, source)
-    return Subject(args.arch, data, utils.ParameterFiles(from_params), args.batch_size)
+        return nets.from_params(args.arch, params, data.num_classes, path)
+    return Subject(args.arch, data, load, args.batch_size)
 
 
 def make_runs(args):

@@ -30,6 +30,7 @@ from ekg.run import folder as names
 from ekg.run import pipeline, reuse
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job, Phase, check_finite
+from ekg.run.networks import Networks
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, copy_model
@@ -325,19 +326,11 @@ def prune(args, recipe, load_data, build, from_params):
         settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)))
     new_model = functools.partial(build, args.arch, data.num_classes)
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
-    pipeline.check(job_settings, data, model)
     compute = Compute(team, use_xla(args.compile), args.precision)
-    team.on_chief(lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)))
-    keras.utils.set_random_seed(args.seed)  # op determinism needs one
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(args.tf32)
-    networks = utils.ParameterFiles(lambda params, source: from_params(args.arch, params, data.num_classes, source))
-    job = Job(job_settings, data, networks, compute, RunFolder(args.train_path))
-    baseline = None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model)
-    pruning = pipeline.Pipeline(job, baseline)
-    if args.preflight:
-        pruning.preflight(model)
-    rows = pruning.run(args.trained_param)
+    job = Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path))
+    rows = pipeline.run_job(
+        job, lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)), trained_file=args.trained_param,
+        baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model), preflight=args.preflight)
     if team.is_chief:
         print(format_table(rows))
         print(f"run folder: {args.train_path}", file=sys.stderr)

@@ -59,7 +59,7 @@ def study_correlation(subject, study, spectrum, out, compute):
     """
     from analyses import pictures  # imports matplotlib
 
-    supernet = Supernet(subject.networks.load(study.trained_param))
+    supernet = Supernet(subject.load(study.trained_param))
     check_target(supernet, study.target_rate)
     folder = RunFolder.prepare(out, _arguments(subject, study, spectrum), advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)

@@ -22,7 +22,7 @@ def compare_criteria(subject, runs, names, settings, out):
     batches, rows, figures = subject.batches(), [], {}
     for name in names:
         run, folder = runs.finish(name, "--criterion", name, "--finetune_teacher", "none"), runs.folder(name)
-        spectrum = kept_spectrum_values(folder / CONDITION, subject.networks.load(folder / SLIMMED), batches, settings)
+        spectrum = kept_spectrum_values(folder / CONDITION, subject.load(folder / SLIMMED), batches, settings)
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": spectrum["condition"], **spectrum,
                      "top1": 100 * run.table[2].top1, "rate": run.rate, "search_seconds": run.seconds("search"),
                      "steps": len(run.history) - 1})

@@ -39,12 +39,12 @@ class Subject:
     Attributes:
         arch: name of the network.
         data: data.Dataset.
-        networks: reads parameter files of the network, pruned or not: load(path) -> keras.Model.
+        load: function from the path of a parameter file of the network, pruned or not, to the keras.Model.
         batch_size: images that are run together, at most; where batch norms take batch statistics, these share them.
     """
     arch: str
     data: Any
-    networks: Any
+    load: Any
     batch_size: int
 
     def __str__(self):
@@ -73,5 +73,5 @@ class Subject:
         """
         models = {}
         for path in paths:
-            models[path.stem if path.stem not in models else str(path)] = self.networks.load(path)
+            models[path.stem if path.stem not in models else str(path)] = self.load(path)
         return models

@@ -71,18 +71,6 @@ def test_a_missing_file_is_named(tmp_path):
         utils.load_params(tmp_path / "nothing.pkl")
 
 
-def test_networks_are_written_and_read_by_their_parameters(tmp_path):
-    def from_params(params, source):
-        assert source == tmp_path / "p.pkl"
-        model = make_tiny_resnet()
-        utils.assign_params_(model, params, source)
-        return model
-    model, networks = make_tiny_resnet(), utils.ParameterFiles(from_params)
-    model.get_layer("fc").bias.assign([1, 2, 3])
-    networks.save(model, tmp_path / "p.pkl")
-    assert all((a == b).all() for a, b in zip(networks.load(tmp_path / "p.pkl").get_weights(), model.get_weights()))
-
-
 def test_a_model_is_left_as_it_is_if_anything_does_not_fit():
     model = make_tiny_resnet()
     params = utils.model_params(model)

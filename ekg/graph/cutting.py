@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import layers, records
-from ekg.graph.calls import ModelCall, fill_in, functional
+from ekg.graph import groups, layers, records
+from ekg.graph.calls import Graph, ModelCall, fill_in, functional
 from ekg.graph.copying import copy_operation, refit_
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,13 @@ def cut(graph, layout, mask, is_trial=False):
     model = _Cutter(graph, layout, mask, is_trial).model(graph.model, graph.inputs, graph.outputs, graph.steps)
     _compile_like(model, graph.model)
     return model
+
+
+def copy(model):
+    """Returns a copy of a functional or sequential keras.Model, object by object, with its weights."""
+    graph = Graph(model)
+    layout = groups.find(graph)
+    return cut(graph, layout, np.ones(layout.num_channels + 1, bool))
 
 
 def norm_factor(kernel, row_mask, axis):
@@ -59,8 +66,8 @@ class _Cutter:
     def model(self, model, inputs, outputs, steps):
         """Returns the copy of a model, the outermost or a nested one, without the masked channels."""
         symbols = functional(model).inputs
-        entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), name=symbol.name, dtype=symbol.dtype,
-                               sparse=symbol.sparse) for number, symbol in zip(inputs, symbols)]
+        entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), dtype=symbol.dtype, sparse=symbol.sparse,
+                               name=symbol._keras_history.operation.name) for number, symbol in zip(inputs, symbols)]
         if isinstance(model, keras.Sequential):
             copy = _sequential_like(model, [entries[0], *(self._operation(step) for step in steps)])
         else:

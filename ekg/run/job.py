@@ -12,6 +12,7 @@ from ekg.data import Batches, mixed_order
 from ekg.devices.compute import Compute
 from ekg.progress import peak_memory_mib
 from ekg.run.folder import RunFolder
+from ekg.run.networks import Networks
 from ekg.settings import JobSettings
 from ekg.train.evaluate import Evaluation
 from ekg.train.step import StepOptions, Trainer
@@ -26,13 +27,13 @@ class Job:
     Attributes:
         settings: JobSettings.
         data: data.Dataset.
-        networks: reads and writes networks: load(path) -> keras.Model and save(model, path).
+        networks: Networks of the run.
         compute: Compute of training and evaluation. All processes of its team run the same; the chief alone writes.
         folder: RunFolder.
     """
     settings: JobSettings
     data: Any
-    networks: Any
+    networks: Networks
     compute: Compute
     folder: RunFolder
 
@@ -88,10 +89,10 @@ class Job:
     def save(self, model, name):
         self.team.on_chief(lambda: self.networks.save(model, self.folder / name))
 
-    def load(self, path):
-        """Returns the network in a file, made under the team's strategy."""
+    def load(self, path, subnetwork=None):
+        """Returns the network in a file, made under the team's strategy; see Networks.load."""
         with self.team.strategy.scope():
-            return self.networks.load(path)
+            return self.networks.load(path, subnetwork)
 
     def make_trainer(self, model, loss_fn, weight_decay, constants=()):
         """Returns a Trainer on all devices, in the precision asked for."""

@@ -1,6 +1,7 @@
 """The phases of a pruning job: epoch on D_subset, search, slimming, memory bank, fine-tuning, report."""
 
 import dataclasses
+import functools
 import logging
 
 import numpy as np
@@ -14,7 +15,6 @@ from ekg.distil.slim import fit_statistics_, slim
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.network.supernet import Supernet
 from ekg.progress import progress_bar
 from ekg.report import page
 from ekg.report.measure import measure
@@ -62,7 +62,7 @@ class SubsetPhase(Phase):
         if not self.is_done():
             with job.timed(self.name):
                 job.team.on_chief(lambda: self._train(baseline))
-        return Supernet(job.load(job.folder / self.leaves))
+        return job.networks.make_supernet(job.load(job.folder / self.leaves))
 
     def _train(self, baseline):
         job, trainer = self.job, self.make_trainer(baseline)
@@ -82,7 +82,7 @@ class SearchPhase(Phase):
 
     def rehearse(self, model):
         """Runs importance, one candidate, the knowledge, and what is asked of the landscape on the first batch of D_val."""
-        job, settings, supernet = self.job, self.settings, Supernet(model)
+        job, settings, supernet = self.job, self.settings, self.job.networks.make_supernet(model)
         split = job.data.last_of_each_class(settings.val_per_class, job.settings.run.seed)
         batches = Batches(split, job.data.normalise, settings.search_batch_size).head(settings.search_batch_size)
         objective = Objective(supernet, batches, settings.search_teacher, job.search_compute)
@@ -138,14 +138,15 @@ class SlimPhase(Phase):
 
     def run(self, supernet, subnetwork):
         """Returns the network that fine-tuning starts from."""
-        return slim(supernet, subnetwork, self.job.train_batches, self.job.compute, self._keep)
+        keep = functools.partial(self._keep, subnetwork)
+        return slim(supernet, subnetwork, self.job.train_batches, self.job.compute, keep)
 
-    def _keep(self, make):
+    def _keep(self, subnetwork, make):
         job = self.job
         if not self.is_done():
             with job.timed(self.name):
                 job.save(make(), self.leaves)
-        return job.load(job.folder / self.leaves)
+        return job.load(job.folder / self.leaves, subnetwork)
 
 
 class BankPhase(Phase):
@@ -221,16 +222,16 @@ class ReportPhase(Phase):
         batches = job.test_batches
         evaluate(copy_model(model, job.team.strategy), batches.head(batches.batch_size), self._compute)
 
-    def run(self, paths):
+    def run(self, networks):
         """Returns the rows of the final table.
 
         Args:
-            paths: {name of the row: parameter file}.
+            networks: {name of the row: (parameter file, Subnetwork that it holds or None for the unpruned network)}.
         """
         job = self.job
         with job.timed(self.name):
-            rows = [measure(name, job.load(path), path.stat().st_size, job.test_batches, self._compute)
-                    for name, path in paths.items()]
+            rows = [measure(name, job.load(path, subnetwork), path.stat().st_size, job.test_batches, self._compute)
+                    for name, (path, subnetwork) in networks.items()]
         job.team.on_chief(lambda: self._write(rows))
         return rows
 

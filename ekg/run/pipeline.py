@@ -4,9 +4,9 @@ already."""
 import logging
 
 import keras
+import tensorflow as tf
 
 from ekg.errors import EkgError
-from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run import phases, preflight
 from ekg.search.greedy import check_target
@@ -63,30 +63,51 @@ class Pipeline:
             if not job.has(names.REPORT_PAGE):  # stopped between the two
                 job.team.on_chief(self._report.write_page)
             return folder.table()
-        keras.utils.set_random_seed(job.settings.run.seed)
         trained_file = trained_file or self._baseline.run()
         baseline = job.load(trained_file)
         supernet = self._subset.run(baseline)
         history = self._search.run(supernet)
-        model = self._slim.run(supernet, history[-1].subnetwork)
+        found = history[-1].subnetwork
+        model = self._slim.run(supernet, found)
         memory_bank = None
         if job.settings.fine_tuning.finetune_teacher == "ensemble":
             memory_bank = self._bank.run(supernet, history)
         if not self._fine_tune.is_done():
             self._fine_tune.run(model, baseline, memory_bank)
-        return self._report.run({"baseline": trained_file, "slimmed": folder / names.SLIMMED,
-                                 "fine-tuned": folder / names.TRAINED})
+        return self._report.run({"baseline": (trained_file, None), "slimmed": (folder / names.SLIMMED, found),
+                                 "fine-tuned": (folder / names.TRAINED, found)})
 
 
-def check(settings, data, model):
+def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=True):
+    """Checks a job, runs it to its end, and returns the rows of its table.
+
+    Args:
+        job: Job.
+        prepare_folder: function that makes or opens the run folder, after the checks; the chief alone calls it.
+        baseline: see Pipeline.
+        trained_file: see Pipeline.run.
+        preflight: whether one step of every phase is tried first.
+    """
+    check(job.settings, job.data, job.networks.supernet)
+    job.team.on_chief(prepare_folder)
+    keras.utils.set_random_seed(job.settings.run.seed)  # op determinism needs one
+    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(job.settings.run.tf32)
+    pruning = Pipeline(job, baseline)
+    if preflight:
+        pruning.preflight(job.networks.model)
+    keras.utils.set_random_seed(job.settings.run.seed)  # the same behind a preflight as without one
+    return pruning.run(trained_file)
+
+
+def check(settings, data, supernet):
     """Raises EkgError if a job could not be finished, before anything is written or trained.
 
     Args:
         settings: JobSettings.
         data: data.Dataset.
-        model: the keras.Model that is to be pruned.
+        supernet: the Supernet of the network that is to be pruned.
     """
-    supernet = Supernet(model)
     check_target(supernet, settings.search.target_rate)
     logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
                 settings.search.target_rate)

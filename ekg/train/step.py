@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ekg.devices.compute import Compiled, split_batch
 from ekg.errors import EkgError
-from ekg.graph.calls import finish_layers_
+from ekg.graph import cutting
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 MOMENTUM = 0.9
@@ -216,7 +216,4 @@ def _count_non_finite(tensors):
 def copy_model(model, strategy):
     """Returns a copy of a model with its weights, created under the strategy's scope."""
     with strategy.scope():
-        copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    finish_layers_(copy)
-    return copy
+        return cutting.copy(model)
