@@ -162,7 +162,7 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     model = slim(supernet, subnetwork, train_batches, compute)
     loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
     trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay)
-    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, losses.NUM_VIEWS, phase="fine-tune")
+    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, data.num_views, phase="fine-tune")
     schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
     fit_statistics_(model, train_batches, compute.use_xla)

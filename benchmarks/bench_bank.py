@@ -12,7 +12,7 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import numpy as np
 import tensorflow as tf
 from benchmarks import common
-from ekg import tasks
+from ekg.logits import kl_divergence
 from ekg.distil import bank, bank_files, losses
 from ekg.progress import peak_memory_mib
 
@@ -48,7 +48,7 @@ def resident_mib():
 def distillation_loss(logits, student, temperature):
     """Returns the mean distillation loss of a batch: student logits against the logits of a bank."""
     knowledge, _ = losses.choose_knowledge(tf.cast(logits, tf.float32), student, temperature)
-    return float(tf.reduce_mean(tasks.kl_divergence(knowledge, student, temperature)))
+    return float(tf.reduce_mean(kl_divergence(knowledge, student, temperature)))
 
 
 def distillation_change(args, rng):

@@ -15,6 +15,7 @@ import op_utils
 import tensorflow as tf
 from benchmarks import common
 from dataloader import ilsvrc, photographs
+from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.train.step import StepOptions, Trainer
 
@@ -57,7 +58,7 @@ def training_step(arch, data, batch_size):
         model = nets.build(arch, data.num_classes)
     trainer = Trainer(strategy, model, losses.fine_tuning(data, "none", 10.0), weight_decay=1e-4,
                       options=StepOptions(use_xla=op_utils.use_xla("auto")))
-    batch = next(data.epoch(batch_size, 0, 0, losses.NUM_VIEWS))
+    batch = next(data.epoch(batch_size, 0, 0, NUM_VIEWS))
     return lambda: trainer.step(batch, 0.01)["loss"].numpy()
 
 
@@ -79,7 +80,7 @@ def main(args):
                                                                 args.images * num_views / alone / cores)),
                      f"{count / ours / (args.images * num_views / alone):.2f}"])
     step = training_step(args.arch, data, args.train_batch_size)
-    trained = losses.NUM_VIEWS * args.train_batch_size / common.seconds(step, 3)
+    trained = NUM_VIEWS * args.train_batch_size / common.seconds(step, 3)
     print(f"{cores} cores, {len(set(split.files))} photographs; {args.arch} trains on {trained:.1f} views/s here")
     common.print_table(["views of an image", "views/s", "views/s per core", "decode_and_crop_jpeg alone, per core", "share"],
                        rows)

@@ -22,6 +22,7 @@ from ekg import augment
 from ekg.data import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
+from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.network.supernet import Supernet
 from ekg.progress import peak_memory_mib
@@ -48,7 +49,7 @@ def parse_args(argv=None):
 def make_batch(split, size):
     rng = np.random.default_rng(0)
     return {"images": split.images[:size], "labels": split.labels[:size],
-            "draws": rng.random((size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+            "draws": rng.random((size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
             "bank": rng.normal(size=(size, 5, 10)).astype(np.float32)}
 
 
@@ -108,7 +109,7 @@ def run_case(argv, **case):
 def main(args, argv=None):
     if args.case:
         return measure(args, json.loads(args.case))
-    argv, views = sys.argv[1:] if argv is None else argv, losses.NUM_VIEWS * args.batch_size
+    argv, views = sys.argv[1:] if argv is None else argv, NUM_VIEWS * args.batch_size
     rows = []
     for name, cases in (("devices", [(replicas, 1) for replicas in args.replicas]),
                         ("micro-batches", [(1, accum) for accum in args.accum])):

@@ -14,6 +14,7 @@ import op_utils
 import tensorflow as tf
 from benchmarks import common
 from ekg import augment
+from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.graph.execute import read_variables
 from ekg.network.supernet import Supernet
@@ -50,7 +51,7 @@ def main(args):
     split = data.train
     rng = np.random.default_rng(0)
     batch = {"images": split.images[:args.batch_size], "labels": split.labels[:args.batch_size],
-             "draws": rng.random((args.batch_size, losses.NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+             "draws": rng.random((args.batch_size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
              "bank": rng.normal(size=(args.batch_size, 5, 10)).astype(np.float32)}
     trainers = [make_trainer(args, strategy, data, use_xla),
                 make_trainer(args, strategy, data, use_xla, lambda model, options: model.stateless_call)]
@@ -66,7 +67,7 @@ def main(args):
     bank = common.paired_seconds(lambda: masked(images).numpy(), lambda: whole(images).numpy(), args.runs)
     peak, rows = common.measure_peak(), []
     for name, num_images, factor, (ours, keras_own) in (
-            ("training step, two views", losses.NUM_VIEWS * args.batch_size, 3, train),
+            ("training step, two views", NUM_VIEWS * args.batch_size, 3, train),
             ("memory bank, one teacher", args.bank_batch_size, 1, bank)):
         rows.append([name, f"{num_images / ours:.0f}", f"{num_images / keras_own:.0f}", f"{ours / keras_own:.3f}",
                      f"{2 * factor * flops * num_images / ours / peak:.2f}"])

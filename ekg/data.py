@@ -11,6 +11,10 @@ import numpy as np
 
 from ekg import augment
 from ekg.errors import EkgError
+from ekg.labels import check_labels
+from ekg.tasks import Classification, Task
+
+NUM_VIEWS = 2  # of each image in fine-tuning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +64,7 @@ class Dataset:
         mean: of each channel, in grey levels [0, 255].
         std: of each channel, in grey levels.
         flips: whether a mirrored image keeps its class.
+        task: Task that the labels are for, in the form that it prepares.
     """
     name: str
     num_classes: int
@@ -68,10 +73,16 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flips: bool = True
+    task: Task = Classification()
 
     def __post_init__(self):
         for part, split in (("training", self.train), ("test", self.test)):
             check_labels(split.labels, self.num_classes, f"{part} labels of {self.name}")
+
+    @property
+    def num_views(self):
+        """Random views of each image in fine-tuning."""
+        return NUM_VIEWS
 
     @property
     def image_shape(self):
@@ -97,9 +108,23 @@ class Dataset:
     def _view(self, batch, number, use_colour):
         return augment.view(batch["images"], batch["draws"][:, number], self.mean, self.std, use_colour, self.flips)
 
+    def batches(self, split, batch_size, order=None):
+        """Returns the Batches of a split for this data set's task."""
+        return Batches(split, self.normalise, batch_size, order, self.task)
+
+    @functools.cached_property
+    def strata(self):
+        """The class of every training image, or the part of the data that it counts to, int [number]."""
+        return self.task.strata(self.train.labels)
+
+    @property
+    def num_strata(self):
+        """Number of classes or parts."""
+        return self.num_classes
+
     def smallest_class(self):
         """Returns how many training images the smallest class has."""
-        return int(np.bincount(self.train.labels, minlength=self.num_classes).min())
+        return int(np.bincount(self.strata, minlength=self.num_strata).min())
 
     def first_of_each_class(self, count, seed):
         """Returns the split of the first `count` training images of each class, shuffled: D_subset.
@@ -117,8 +142,8 @@ class Dataset:
         if count > self.smallest_class():
             raise EkgError(f"{count} images of each class are asked for, and the smallest class of {self.name} has "
                            f"{self.smallest_class()}; lower `subset_per_class` or `val_per_class`.")
-        by_class = np.argsort(self.train.labels, kind="stable")
-        ends = np.cumsum(np.bincount(self.train.labels, minlength=self.num_classes))
+        by_class = np.argsort(self.strata, kind="stable")
+        ends = np.cumsum(np.bincount(self.strata, minlength=self.num_strata))
         chosen = [members[part] for members in np.split(by_class, ends[:-1])]
         return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
 
@@ -194,11 +219,13 @@ class Batches:
         normalise: uint8 images -> float32 images.
         batch_size: images of a batch, at most.
         order: the images in the order of the batches, int array [number]; None stands for their own order.
+        task: Task that the labels are for.
     """
     split: Any
     normalise: Any
     batch_size: int
     order: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    task: Task = Classification()
 
     @functools.cached_property
     def indices(self):
@@ -222,7 +249,7 @@ class Batches:
         return self.split.stream([self.indices[number] for number in numbers]) if len(numbers) else iter(())
 
     def labels(self, number):
-        """Returns the labels of the batch with this number, int32 [batch]."""
+        """Returns the labels of the batch with this number, [batch, ...]."""
         return self.split.labels[self.indices[number]]
 
     def head(self, count):
@@ -267,22 +294,11 @@ class TrainingBatches:
             yield batch if self.complete is None else batch | self.complete(batch)
 
 
-def check_labels(labels, num_classes, what="labels"):
-    """Raises EkgError unless labels are class numbers, int [number], from 0 on and below num_classes."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise EkgError(f"{what}: class numbers are needed, integers of shape (examples,); received {labels.dtype} of shape "
-                       f"{labels.shape}. Of one-hot labels take the argmax; of shape (examples, 1) take labels[:, 0].")
-    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise EkgError(f"{what} go from {labels.min()} to {labels.max()}; {num_classes} classes have the numbers 0 to "
-                       f"{num_classes - 1}.")
-
-
 def mixed_order(labels):
     """Returns an order of examples that mixes the classes and keeps each class's own order, int64 [number].
 
-    It is keyed by nothing but the labels. A stretch of it is a fair sample, whatever order the examples come in: statistics
-    of a batch of data sorted by class would be those of one class alone.
+    It is keyed by nothing but the class numbers. A stretch of it is a fair sample, whatever order the examples come in:
+    statistics of a batch of data sorted by class would be those of one class alone.
     """
     order = np.empty(len(labels), np.int64)
     order[np.argsort(np.random.default_rng(0).permutation(labels), kind="stable")] = np.argsort(labels, kind="stable")

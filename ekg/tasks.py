@@ -1,45 +1,372 @@
-"""Classification: the losses of logits with labels and with knowledge, and what counts as a right answer."""
+"""Tasks: what the method needs to know of what a network is for.
 
+A task is a small object that holds no numbers of its own: the loss of outputs with labels, the distance of outputs to
+knowledge, figures of merit, and which output of the network is meant. The formulas of the method (Lee and Song 2022) are
+those of Classification; every other task states what it takes in their place.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
 import tensorflow as tf
 
+from ekg.errors import EkgError
+from ekg.labels import check_labels, class_numbers, from_one_hot
+from ekg.logits import cross_entropy, kl_divergence, soft_cross_entropy, top_k_hits
 
-def cross_entropy(labels, logits):
-    """Returns the cross-entropy of every example with its label, [batch], nats.
+PARTS = 10  # that examples without classes are dealt to, so that a draw from each is a draw from everywhere
 
-    Args:
-        labels: class numbers [batch], int.
-        logits: [batch, classes].
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a figure of merit is shown: its name in words, and whether it is a share, shown in percent."""
+    words: str
+    is_share: bool
+
+    @property
+    def title(self):
+        """The head of a table's column."""
+        return self.words + " %" * self.is_share
+
+    @property
+    def factor(self):
+        """What a value is multiplied by before it is shown."""
+        return 100 if self.is_share else 1
+
+    def text(self, value):
+        """Returns a value as it stands in a column."""
+        return f"{100 * value:.2f}" if self.is_share else f"{value:.4f}"
+
+
+METRICS = {"top1": Metric("top-1", True), "top5": Metric("top-5", True), "accuracy": Metric("accuracy", True),
+           "pixel_accuracy": Metric("pixel accuracy", True), "mae": Metric("mean abs. error", False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a network is for; see the classes below.
+
+    Attributes:
+        output: number of the output that is meant, where the network has several, in the order in which Keras flattens them.
+        name: what to call the task.
+        metrics: names of its figures of merit, entries of METRICS; the history of a search keeps the first.
+        has_class_logits: whether the output is a vector of class logits, whose kernel keeps its norm when it is cut.
     """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+    output: int = 0
+    name = "task"
+    metrics = ()
+    has_class_logits = False
+
+    # ---------------------------------------------------------------- networks
+
+    def tensor(self, graph):
+        """Returns the number of the tensor that is meant of a graph.calls.Graph."""
+        return graph.outputs[self.output]
+
+    def of(self, outputs):
+        """Returns the one that is meant of a network's outputs, as the network gives them."""
+        return keras.tree.flatten(outputs)[self.output]
+
+    def shape(self, graph):
+        """Returns the shape of the output for one example."""
+        return tuple(graph.shapes[self.tensor(graph)][1:])
+
+    def check_network(self, graph):
+        """Raises EkgError unless a network's output is what the task takes.
+
+        Args:
+            graph: graph.calls.Graph of the keras.Model.
+        """
+        if self.output >= len(graph.outputs):
+            raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs, and the task means output "
+                           f"{self.output}; they are counted from 0.")
+        shape = graph.shapes[self.tensor(graph)]
+        problem = self._problem(shape)
+        if problem:
+            raise EkgError(f"`model` {graph.model.name!r} returns an output of shape {shape}; {problem}")
+
+    def _problem(self, shape):
+        """Returns what is wrong with an output of this shape, (batch, ...), or None."""
+        raise NotImplementedError
+
+    def _check_is_not_squashed(self, graph):
+        """Raises EkgError if an output is made of probabilities, by its last layer."""
+        number = self.tensor(graph)
+        last = next((call.layer for call in graph.calls if number in call.outputs), None)
+        if last is not None and squashes(last):
+            raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
+                           "network without it, which returns logits.")
+
+    # ---------------------------------------------------------------- labels
+
+    def prepare_labels(self, labels, shape, what="labels"):
+        """Returns labels in the one form that the losses take, an array [examples, ...].
+
+        Args:
+            labels: as a user has them, array [examples, ...].
+            shape: of the output for one example.
+            what: what to call them in an error.
+
+        Raises:
+            EkgError: they are not labels for such an output.
+        """
+        raise NotImplementedError
+
+    def check_labels(self, labels, shape, what="labels"):
+        """Raises EkgError unless labels have the form that prepare_labels() gives."""
+        prepared, labels = self.prepare_labels(labels, shape, what), np.asarray(labels)
+        if prepared.shape != labels.shape or prepared.dtype.kind != labels.dtype.kind:
+            raise EkgError(f"{what}: {prepared.dtype} of shape {prepared.shape} is needed; received {labels.dtype} of shape "
+                           f"{labels.shape}.")
+
+    def strata(self, labels):
+        """Returns the number of the class, or part, of every example, int [examples], that balanced draws keep apart."""
+        return np.arange(len(labels)) % PARTS
+
+    # ---------------------------------------------------------------- losses
+
+    def loss(self, labels, outputs, smoothing=0.0):
+        """Returns the loss of every example with its label, [batch].
+
+        Args:
+            labels: as prepare_labels() gives, [batch, ...].
+            outputs: [batch, ...].
+            smoothing: share of a label that is spread over all classes, where there are classes.
+        """
+        raise NotImplementedError
+
+    def distance(self, teacher, outputs):
+        """Returns the distance of every example's output to knowledge, [batch]: the second term of the reward.
+
+        Args:
+            teacher: what the knowledge says, of the outputs' shape.
+            outputs: [batch, ...].
+        """
+        raise NotImplementedError
+
+    def divergence(self, teacher, outputs, temperature):
+        """Returns the distillation loss of every example, [batch].
+
+        Args:
+            teacher: [batch, ...].
+            outputs: [batch, ...], of a shape that broadcasts with the teacher's.
+            temperature: τ.
+        """
+        raise NotImplementedError
+
+    def measure(self, labels, outputs):
+        """Returns {metric: its value for every example, [batch]}, whose means are the task's figures of merit."""
+        raise NotImplementedError
 
 
-def soft_cross_entropy(teacher, logits):
-    """Returns CE(softmax(t), z) = −Σ softmax(t)·log softmax(z) of every example, [batch], nats.
+# ---------------------------------------------------------------- classification
 
-    Args:
-        teacher: t, logits [batch, classes].
-        logits: z, [batch, classes].
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """One class of several; the output is a vector of logits z [classes].
+
+    Loss: cross-entropy CE(y, z). Distance: CE(softmax(t), z). Divergence: τ·KL(softmax(t/τ) ‖ softmax(z/τ)) with the factor
+    τ of the paper. Labels are class numbers, or one-hot vectors, or class numbers of shape (examples, 1).
     """
-    return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
+    name = "classification"
+    metrics = ("top1", "top5")
+    has_class_logits = True
+
+    def check_network(self, graph):
+        super().check_network(graph)
+        self._check_is_not_squashed(graph)
+
+    def _problem(self, shape):
+        if len(shape) != 2 or shape[-1] < 2:
+            return "a search needs class logits, (batch, classes) with at least two classes."
+        return None
+
+    def prepare_labels(self, labels, shape, what="labels"):
+        labels = np.asarray(labels)
+        if labels.ndim == 2 and labels.shape[1] == shape[-1] > 1:
+            labels = from_one_hot(labels, what)
+        elif labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        return class_numbers(labels, 1, shape[-1], what)
+
+    def check_labels(self, labels, shape, what="labels"):
+        check_labels(labels, shape[-1], what)
+
+    def strata(self, labels):
+        return np.asarray(labels)
+
+    def loss(self, labels, outputs, smoothing=0.0):
+        loss = cross_entropy(labels, outputs)
+        if smoothing:  # Szegedy et al. 2016, section 7
+            loss = (1 - smoothing) * loss - smoothing * tf.reduce_mean(tf.nn.log_softmax(outputs), axis=-1)
+        return loss
+
+    def distance(self, teacher, outputs):
+        return soft_cross_entropy(teacher, outputs)
+
+    def divergence(self, teacher, outputs, temperature):
+        return kl_divergence(teacher, outputs, temperature)
+
+    def measure(self, labels, outputs):
+        return {"top1": top_k_hits(labels, outputs, 1), "top5": top_k_hits(labels, outputs, 5)}
 
 
-def kl_divergence(teacher, logits, temperature):
-    """Returns the distillation loss of every example, KL(p‖q) = τ·Σ softmax(p/τ)·(log softmax(p/τ) − log softmax(q/τ)).
+@dataclasses.dataclass(frozen=True)
+class DenseClassification(Task):
+    """A class for every position, as in segmentation; the output is a map of logits [..., classes].
 
-    Args:
-        teacher: p, logits [..., classes].
-        logits: q, [..., classes], of a shape that broadcasts with the teacher's.
-        temperature: τ; the factor τ in front is the method's.
+    Every formula is Classification's at each position, and the mean over the positions. Labels are class numbers [...], with
+    or without a last axis of length 1, or one-hot vectors.
     """
-    log_p = tf.nn.log_softmax(teacher / temperature)
-    log_q = tf.nn.log_softmax(logits / temperature)
-    return temperature * tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+    name = "dense classification"
+    metrics = ("pixel_accuracy",)
+
+    def check_network(self, graph):
+        super().check_network(graph)
+        self._check_is_not_squashed(graph)
+
+    def _problem(self, shape):
+        if len(shape) < 3 or shape[-1] < 2:
+            return "a dense classification needs a map of logits, (batch, ..., classes) with at least two classes."
+        return None
+
+    def prepare_labels(self, labels, shape, what="labels"):
+        labels = np.asarray(labels)
+        if labels.ndim == len(shape) + 1:
+            labels = labels[..., 0] if labels.shape[-1] == 1 else from_one_hot(labels, what)
+        labels = class_numbers(labels, len(shape), shape[-1], what)
+        if labels.shape[1:] != tuple(shape[:-1]):
+            raise EkgError(f"{what} are maps of {labels.shape[1:]}, and the network returns maps of {tuple(shape[:-1])}.")
+        return labels
+
+    def loss(self, labels, outputs, smoothing=0.0):
+        loss = cross_entropy(labels, outputs)
+        if smoothing:
+            loss = (1 - smoothing) * loss - smoothing * tf.reduce_mean(tf.nn.log_softmax(outputs), axis=-1)
+        return _mean_of_example(loss)
+
+    def distance(self, teacher, outputs):
+        return _mean_of_example(soft_cross_entropy(teacher, outputs))
+
+    def divergence(self, teacher, outputs, temperature):
+        return _mean_of_example(kl_divergence(teacher, outputs, temperature))
+
+    def measure(self, labels, outputs):
+        is_right = tf.argmax(outputs, axis=-1) == tf.cast(labels, tf.int64)
+        return {"pixel_accuracy": _mean_of_example(tf.cast(is_right, tf.float32))}
 
 
-def top_k_hits(labels, logits, k):
-    """Returns whether the label is among the k highest logits, [batch], float32; of equal ones the first is the highest."""
-    labels = tf.cast(labels, tf.int32)[:, None]
-    label_logit = tf.gather(logits, labels, axis=1, batch_dims=1)
-    is_before = (logits == label_logit) & (tf.range(tf.shape(logits)[1])[None] < labels)
-    rank = tf.reduce_sum(tf.cast(~(logits <= label_logit) | is_before, tf.int32), axis=1)  # a NaN hits nothing
-    return tf.cast(rank < k, tf.float32)
+@dataclasses.dataclass(frozen=True)
+class MultiLabel(Task):
+    """Labels that hold or not, one or several, each for itself; the output is a vector of logits z [labels].
+
+    Every label is a classification with the two logits (0, z), and every formula the mean over the labels of
+    Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ) ‖ σ(z/τ)). Labels are 0 or 1, of
+    shape (examples, labels), or (examples,) for a single one.
+    """
+    name = "multi-label classification"
+    metrics = ("accuracy",)
+    has_class_logits = True
+
+    def check_network(self, graph):
+        super().check_network(graph)
+        self._check_is_not_squashed(graph)
+
+    def _problem(self, shape):
+        return "labels that hold or not need logits, (batch, labels)." if len(shape) != 2 else None
+
+    def prepare_labels(self, labels, shape, what="labels"):
+        labels = np.asarray(labels)
+        labels = labels[:, None] if labels.ndim == 1 else labels
+        if labels.ndim != 2 or labels.shape[1] != shape[-1]:
+            raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, {shape[-1]}) zeros and ones are "
+                           f"needed; received shape {labels.shape}.")
+        if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+            raise EkgError(f"{what} must be 0 or 1; received others.")
+        return labels.astype(np.float32)
+
+    def strata(self, labels):
+        return labels[:, 0].astype(np.int64) if labels.shape[1] == 1 else super().strata(labels)
+
+    def loss(self, labels, outputs, smoothing=0.0):
+        labels = (1 - smoothing) * labels + smoothing / 2 if smoothing else labels
+        return _mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(labels, outputs))
+
+    def distance(self, teacher, outputs):
+        return _mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher), outputs))
+
+    def divergence(self, teacher, outputs, temperature):
+        p, q = teacher / temperature, outputs / temperature
+        share = tf.sigmoid(p)
+        difference = share * (tf.math.log_sigmoid(p) - tf.math.log_sigmoid(q)) + (1 - share) * (
+            tf.math.log_sigmoid(-p) - tf.math.log_sigmoid(-q))
+        return temperature * _mean_of_example(difference)
+
+    def measure(self, labels, outputs):
+        is_right = (outputs > 0) == (labels > 0.5)
+        return {"accuracy": _mean_of_example(tf.cast(is_right, tf.float32))}
+
+
+# ---------------------------------------------------------------- regression
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Task):
+    """Numbers; the output z has the shape of a label.
+
+    With a Gaussian of unit variance around the output, twice the negative log-likelihood and twice the Kullback-Leibler
+    divergence are squared differences, up to constants. Loss: mean over the numbers of (y − z)². Distance: that of (t − z)².
+    Divergence: τ·((t − z)/τ)², as outputs are divided by τ, with the factor τ of the paper.
+    """
+    name = "regression"
+    metrics = ("mae",)
+
+    def _problem(self, shape):
+        return "a regression needs at least one number, (batch, ...)." if len(shape) < 2 else None
+
+    def prepare_labels(self, labels, shape, what="labels"):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
+            raise EkgError(f"{what}: a regression needs finite numbers; received {labels.dtype}.")
+        if labels.shape[1:] == tuple(shape[:-1]) and shape[-1] == 1:
+            labels = labels[..., None]
+        if labels.shape[1:] != tuple(shape):
+            raise EkgError(f"{what} have shape {labels.shape[1:]} each, and the network returns {tuple(shape)}.")
+        return labels.astype(np.float32)
+
+    def strata(self, labels):
+        """Tenths of the range of the first number, as many examples in each."""
+        first = labels.reshape(len(labels), -1)[:, 0]
+        parts = np.empty(len(labels), np.int64)
+        parts[np.argsort(first, kind="stable")] = np.arange(len(labels)) * min(PARTS, len(labels)) // max(len(labels), 1)
+        return parts
+
+    def loss(self, labels, outputs, smoothing=0.0):
+        if smoothing:
+            raise EkgError("`label_smoothing` has no effect here: a regression has no classes; leave it out.")
+        return _mean_of_example(tf.math.squared_difference(labels, outputs))
+
+    def distance(self, teacher, outputs):
+        return _mean_of_example(tf.math.squared_difference(teacher, outputs))
+
+    def divergence(self, teacher, outputs, temperature):
+        return _mean_of_example(tf.math.squared_difference(teacher, outputs)) / temperature
+
+    def measure(self, labels, outputs):
+        return {"mae": _mean_of_example(tf.abs(labels - outputs))}
+
+
+TASKS = {"classification": Classification, "multi_label": MultiLabel, "dense_classification": DenseClassification,
+         "regression": Regression}
+
+
+def squashes(operation):
+    """Returns whether a layer or function turns logits into probabilities: softmax or sigmoid, also as an activation."""
+    functions = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)
+    return type(operation) is keras.layers.Softmax or type(operation).__name__ in ("Softmax", "Sigmoid") or any(
+        getattr(operation, "activation", None) is function for function in functions)
+
+
+def _mean_of_example(values):
+    """Returns the mean of every example, [batch], of values [batch, ...]."""
+    return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))

@@ -83,7 +83,7 @@ def check_same_end(one, two):
     for name, array in expected.items():
         np.testing.assert_allclose(params[name], array, rtol=1e-4, atol=1e-6 + 1e-4 * np.abs(array).max())
     rows = [files.read_json(folder / "summary.json")["table"][2] for folder in (one, two)]
-    assert rows[0]["top1"] == rows[1]["top1"] and rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-4)
+    assert rows[0]["metrics"] == rows[1]["metrics"] and rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-4)
 
 
 def wait_for(process, *words):

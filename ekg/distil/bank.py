@@ -42,17 +42,18 @@ def select_teachers(losses, num_teacher):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Logits of K teachers for N images, read from disk row by row.
+    """Logits, or other outputs, of K teachers for N images, read from disk row by row.
 
     Attributes:
-        logits: memory map [N, K, classes], float16 or float32; teacher 0 is the one with the lowest loss.
+        logits: memory map [N, K, ...], of a classification [N, K, classes], float16 or float32; teacher 0 is the one with
+            the lowest loss.
         positions: for every image the number of its row, int array [N]; None where row n is image n's.
     """
     logits: np.ndarray = dataclasses.field(repr=False)
     positions: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def rows(self, index):
-        """Returns the logits of the images with these indices, [len(index), K, classes], float16 or float32."""
+        """Returns the logits of the images with these indices, [len(index), K, ...], float16 or float32."""
         index = index if self.positions is None else self.positions[index]
         rows = np.empty((len(index), *self.logits.shape[1:]), self.logits.dtype)
         for start in range(0, len(index), GATHERED_ROWS):
@@ -121,17 +122,20 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
 
 
 def _teach(supernet, teachers, batches, compute, num_good):
-    """Yields (indices, what all teachers say of these images [len(indices), K, classes]) of the batches from there on."""
+    """Yields (indices, what all teachers say of these images [len(indices), K, ...]) of the batches from there on."""
     starts = np.cumsum([0, *map(len, batches.indices)]).tolist()
     team, todo = compute.team, range(starts.index(num_good), len(batches))
     largest = max(len(batches.indices[number]) for number in todo)
-    shape, dtype = (largest, len(teachers), supernet.num_classes), np.dtype(bank_files.dtype_for(supernet.num_classes))
+    output_shape = batches.task.shape(supernet.graph)
+    shape, dtype = (largest, len(teachers), *output_shape), np.dtype(bank_files.dtype_for(output_shape))
     supernet = supernet.with_options(ExecutionOptions(compute.dtype))
+
+    def say(weights, mask, images):
+        return batches.task.of(supernet.forward(weights, mask, batches.normalise(images)))
 
     def make_teach(member):
         """Returns a function that gives the rows of the next batch of this member, who takes every team.size-th one."""
-        forward = compiled(lambda weights, mask, images: supernet.forward(weights, mask, batches.normalise(images)),
-                           "forward pass of the memory bank", compute.use_xla)
+        forward = compiled(say, "forward pass of the memory bank", compute.use_xla)
         weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
         masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
         stream = batches.images(todo[member::team.size])

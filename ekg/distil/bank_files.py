@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 ARRAY_FILE, INFO_FILE, BLOCKS_FILE = "logits.npy", "bank.json", "blocks.jsonl"
 BLOCK_ROWS = 10_000  # images whose rows get one checksum, at most: so many are lost where a run is killed
-HALF_PRECISION_CLASSES = 1000  # from so many classes up logits are kept as float16
+HALF_PRECISION_NUMBERS = 1000  # from so many classes, or numbers an example, up outputs are kept as float16
 FINGERPRINT_IMAGES = 64
 
 
@@ -37,24 +37,24 @@ def describe(supernet, batches, teachers):
         batches: data.Batches of the training split.
         teachers: list of history entries.
     """
-    network, classes, split = hashlib.sha256(), supernet.num_classes, batches.split
+    network, split, shape = hashlib.sha256(), batches.split, batches.task.shape(supernet.graph)
     for array in supernet.model.get_weights():
         network.update(np.ascontiguousarray(array).tobytes())
-    return {"rows": len(split), "classes": classes,
-            "dtype": dtype_for(classes),
+    return {"rows": len(split), "outputs": list(shape),
+            "dtype": dtype_for(shape),
             "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
             "network": network.hexdigest(), "data": fingerprint(split), "batch_size": batches.batch_size,
             "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest()}
 
 
-def dtype_for(num_classes):
-    """Returns the name of the format that logits of so many classes are kept in."""
-    return "float16" if num_classes >= HALF_PRECISION_CLASSES else "float32"
+def dtype_for(shape):
+    """Returns the name of the format that outputs of this shape are kept in."""
+    return "float16" if math.prod(shape) >= HALF_PRECISION_NUMBERS else "float32"
 
 
 def shape_of(info):
-    """Returns the shape of the array that describe() tells of, (images, teachers, classes)."""
-    return info["rows"], len(info["teachers"]), info["classes"]
+    """Returns the shape of the array that describe() tells of, (images, teachers, ...)."""
+    return info["rows"], len(info["teachers"]), *info["outputs"]
 
 
 def count_good(folder, info):
@@ -148,7 +148,7 @@ class BankWriter:
             self._file.seek(size)
 
     def write(self, rows):
-        """Takes the next rows, [number, K, classes]."""
+        """Takes the next rows, [number, K, ...]."""
         if sum(map(len, self._rows)) + len(rows) > BLOCK_ROWS:
             self._write_block()
         self._rows.append(rows)

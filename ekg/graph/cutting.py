@@ -15,7 +15,7 @@ from ekg.graph.copying import copy_operation, refit_
 logger = logging.getLogger(__name__)
 
 
-def cut(graph, layout, mask, is_trial=False):
+def cut(graph, layout, mask, is_trial=False, keeps_norm=True):
     """Returns a new keras.Model without the masked channels, nested and compiled as the original is.
 
     Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
@@ -26,8 +26,9 @@ def cut(graph, layout, mask, is_trial=False):
         layout: groups.Layout of the graph.
         mask: bool array [num_channels + 1], the channels to keep.
         is_trial: whether the model is made to be thrown away: what is cut of its weights is zero then, which costs less.
+        keeps_norm: whether the kernel that writes class logits keeps its norm: the output may be something else.
     """
-    model = _Cutter(graph, layout, mask, is_trial).model(graph.model, graph.inputs, graph.outputs, graph.steps)
+    model = _Cutter(graph, layout, mask, is_trial, keeps_norm).model(graph.model, graph.inputs, graph.outputs, graph.steps)
     _compile_like(model, graph.model)
     return model
 
@@ -56,10 +57,10 @@ _OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile
 class _Cutter:
     """A cut under way."""
 
-    def __init__(self, graph, layout, mask, is_trial):
+    def __init__(self, graph, layout, mask, is_trial, keeps_norm):
         self._graph, self._layout, self._mask, self._is_trial = graph, layout, mask, is_trial
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
-        self._classifier = layers.classifier_of(graph)
+        self._classifier = layers.classifier_of(graph) if keeps_norm else None
         self._names = {operation.name for operation in graph.layers.values()}
         self._models, self._copies = {}, {}  # id of a model -> its copy; id of a layer -> [(changes, copy)]
 

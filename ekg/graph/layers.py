@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import layers
 
-from ekg.errors import EkgError
 from ekg.graph import flow, norms
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
@@ -291,28 +290,6 @@ def classifier_of(graph):
     if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
         return None
     return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
-
-
-def check_logits(graph):
-    """Raises EkgError if the network does not return one vector of class logits, which the losses here take.
-
-    Args:
-        graph: graph.calls.Graph.
-    """
-    name = graph.model.name
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise EkgError(f"`model` {name!r} takes {len(graph.inputs)} inputs and returns {len(graph.outputs)} outputs; a "
-                       "search needs one network from images to class logits.")
-    shape = graph.shapes[graph.output]
-    if len(shape) != 2 or shape[-1] < 2:
-        raise EkgError(f"`model` {name!r} returns an output of shape {shape}; a search needs class logits, (batch, classes) "
-                       "with at least two classes.")
-    last = next((call.layer for call in graph.calls if graph.output in call.outputs), None)
-    squashes = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)
-    if type(last) is layers.Softmax or type(last).__name__ in ("Softmax", "Sigmoid") or any(
-            getattr(last, "activation", None) is squash for squash in squashes):
-        raise EkgError(f"`model` {name!r} returns probabilities, by its last layer {last.name!r}; take the "
-                       "network without it, which returns logits.")
 
 
 def _is_softmax(layer):

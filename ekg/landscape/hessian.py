@@ -10,13 +10,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from ekg import tasks
-from ekg.data import check_labels
 from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
-from ekg.graph.layers import check_logits
 from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
@@ -151,8 +148,8 @@ class Landscape:
             yield value.numpy().astype(np.float64)
 
     def _batch_loss(self, point, images, labels):
-        logits = self._forward(self._cut(point), self._batches.normalise(images))
-        return tf.reduce_sum(tasks.cross_entropy(labels, logits))
+        task, outputs = self._batches.task, self._forward(self._cut(point), self._batches.normalise(images))
+        return tf.reduce_sum(task.loss(labels, task.of(outputs)))
 
     def _batch_gradient(self, point, images, labels):
         with tf.GradientTape() as tape:
@@ -194,8 +191,8 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
     """
     check_parameters(parameters)
     graph = Graph(model)
-    check_logits(graph)
-    check_labels(batches.split.labels, graph.num_outputs, f"labels for {model.name!r}")
+    batches.task.check_network(graph)
+    batches.task.check_labels(batches.split.labels, batches.task.shape(graph), f"labels for {model.name!r}")
     check_second_derivatives(graph, SECOND_ORDER, batch_statistics)
     pure = pure_forward(model, SECOND_ORDER)
     trainable, non_trainable = read_variables(model)

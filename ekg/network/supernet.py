@@ -42,7 +42,8 @@ class Supernet:
             nothing in it can be pruned.
     """
 
-    def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None):
+    def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None,
+                 class_logits=True):
         """
         Args:
             model: functional or sequential keras.Model.
@@ -53,6 +54,8 @@ class Supernet:
             prune_frozen: whether layers that are not trainable may lose channels of their own.
             input_shape: shape of one input without the batch, or a list of them, that FLOPs are counted for; needed where
                 the model itself leaves it open.
+            class_logits: whether a vector that the network returns holds class logits, whose kernel keeps its norm; see
+                layers.classifier_of.
         """
         self.model, self.options = model, execute.ExecutionOptions()
         self.graph = Graph(model, input_shape)
@@ -65,7 +68,7 @@ class Supernet:
         for call in self.graph.calls:
             self.program.append(call)
             self.program.extend(Gate(number) for number in call.outputs if number in self.layout.sites)
-        self.classifier = layers.classifier_of(self.graph)
+        self.classifier = layers.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
         self._forward = tf.function(self.forward)
@@ -114,7 +117,7 @@ class Supernet:
 
     def cut(self, subnetwork):
         """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is."""
-        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0)
+        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0, keeps_norm=self.classifier is not None)
 
     # ---------------------------------------------------------------- the masked network
 

@@ -31,7 +31,7 @@ def measure(name, model, file_size, batches, compute):
         metrics = evaluate(model, batches, compute, progress)
     cost = model_complexity(model)
     latencies = [measure_latency(model, size, compute.use_xla) for size in LATENCY_BATCHES]
-    return Row(name, metrics.loss, metrics.top1, metrics.top5, cost.params, cost.flops, file_size, *latencies)
+    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size, *latencies)
 
 
 def measure_latency(model, batch_size, use_xla=False):

@@ -5,6 +5,8 @@ import dataclasses
 import html
 from pathlib import Path
 
+from ekg.tasks import METRICS
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
@@ -28,6 +30,11 @@ class FinishedRun:
         return f"{self.arguments['arch']} on {self.arguments['dataset']}"
 
     @property
+    def metric(self):
+        """Name of the task's first figure of merit."""
+        return next(iter(self.table[0].metrics))
+
+    @property
     def rate(self):
         """Share of the FLOPs that the pruned network keeps."""
         return self.table[2].flops / self.table[0].flops
@@ -48,14 +55,16 @@ def write_report(run, picture, page):
     from ekg.report import pictures  # imports matplotlib
 
     pictures.draw_run(picture, run)
-    head = ["network", "loss", "top-1 %", "top-5 %", "parameters", "FLOPs", "rate"]
-    rows = [[row.name, f"{row.loss:.4f}", f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", f"{row.params:,}",
-             f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
+    head = ["network", "loss", *(METRICS[name].title for name in run.table[0].metrics), "parameters", "FLOPs", "rate"]
+    rows = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(value) for name, value in row.metrics.items()),
+             f"{row.params:,}", f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
     phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}"] for name, value in run.phases.items()]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
     write_page(page, title, picture,
                {"Networks": (head, rows), "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
-    return (f"{title}: top-1 {100 * run.table[0].top1:.2f} % before and {100 * run.table[2].top1:.2f} % after, "
+    metric = METRICS[run.metric]
+    before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[2]))
+    return (f"{title}: {metric.words} {before} before and {after} after, "
             f"{len(run.history) - 1} search steps")
 
 

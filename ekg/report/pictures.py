@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
+from ekg.tasks import METRICS  # noqa: E402
+
 DPI = 110
 COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
 
@@ -29,28 +31,31 @@ def draw_run(path, run):
     """
     figure = plt.figure(figsize=(13, 9.5), layout="constrained")
     parts = figure.add_gridspec(3, 2)
-    _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history)
+    metric = METRICS[run.metric]
+    _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history, metric)
     _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
-    for column, (value, factor, label) in enumerate((("loss", 1, "loss"), ("top1", 100, "top-1, %"))):
+    shown = (("loss", 1, "loss"), (run.metric, metric.factor, metric.title.replace(" %", ", %")))
+    for column, (value, factor, label) in enumerate(shown):
         _draw_curve(figure.add_subplot(parts[2, column]), run.curves, value, factor, label)
     for axes in figure.axes:
         if axes.get_xlabel() in ("search step", "epoch"):
             axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    figure.suptitle(",  ".join(f"{row.name}: {100 * row.top1:.2f} % top-1, {row.flops / 1e6:,.1f} M FLOPs"
-                               for row in run.table))
+    figure.suptitle(",  ".join(f"{row.name}: {metric.text(row.metrics[run.metric])}{' %' * metric.is_share} {metric.words}, "
+                               f"{row.flops / 1e6:,.1f} M FLOPs" for row in run.table))
     save(figure, path)
 
 
-def _draw_search(rates, losses, history):
-    """Draws rate, and loss with accuracy, over the search steps, on two axes."""
+def _draw_search(rates, losses, history, metric):
+    """Draws rate, and loss with accuracy or another metric, over the search steps, on two axes."""
     steps = [entry.step for entry in history]
     rates.plot(steps, [entry.rate for entry in history], color=COLOURS[0])
     rates.set(xlabel="search step", ylabel="rate of FLOPs kept", title="search", ylim=(0, 1.02))
     losses.plot(steps, [entry.loss for entry in history], color=COLOURS[0], label="loss (left)")
-    losses.set(xlabel="search step", ylabel="validation loss, nats", title="interim sub-networks")
+    losses.set(xlabel="search step", ylabel="validation loss", title="interim sub-networks")
     accuracies = losses.twinx()
-    accuracies.plot(steps, [100 * entry.accuracy for entry in history], color=COLOURS[1], label="accuracy (right)")
-    accuracies.set_ylabel("validation accuracy, %")
+    words = "accuracy" if metric.words == "top-1" else metric.words
+    accuracies.plot(steps, [metric.factor * entry.accuracy for entry in history], color=COLOURS[1], label=f"{words} (right)")
+    accuracies.set_ylabel(f"validation {words}" + ", %" * metric.is_share)
     lines = [*losses.get_lines(), *accuracies.get_lines()]
     losses.legend(lines, [line.get_label() for line in lines], loc="best")
 

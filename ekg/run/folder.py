@@ -209,7 +209,7 @@ class RunFolder:
         Raises:
             EkgError: its file is damaged.
         """
-        return [Row(**row) for row in files.read_json(self / SUMMARY)["table"]]
+        return [Row.from_json(row) for row in files.read_json(self / SUMMARY)["table"]]
 
     def read_finished(self):
         """Returns the FinishedRun of the folder.

@@ -8,7 +8,7 @@ import math
 import time
 from typing import Any
 
-from ekg.data import Batches, mixed_order
+from ekg.data import mixed_order
 from ekg.devices.compute import Compute
 from ekg.progress import peak_memory_mib
 from ekg.run.folder import RunFolder
@@ -47,6 +47,11 @@ class Job:
         return dataclasses.replace(self.compute, dtype=self.settings.run.search_precision)
 
     @property
+    def output_shape(self):
+        """Shape of what the networks say of one example."""
+        return self.data.task.shape(self.networks.supernet.graph)
+
+    @property
     def images_together(self):
         """Images that share batch statistics in search and bank, at most: those of a micro-batch."""
         return self.settings.search.search_batch_size // self.settings.run.accum
@@ -54,32 +59,35 @@ class Job:
     @functools.cached_property
     def train_batches(self):
         """data.Batches of the training images as they are, all classes mixed."""
-        return Batches(self.data.train, self.data.normalise, self.images_together, mixed_order(self.data.train.labels))
+        return self.data.batches(self.data.train, self.images_together, mixed_order(self.data.strata))
 
     @property
     def test_batches(self):
         """data.Batches of the test images."""
-        return Batches(self.data.test, self.data.normalise, self.settings.run.val_batch_size)
+        return self.data.batches(self.data.test, self.settings.run.val_batch_size)
 
     @functools.cached_property
     def val_batches(self):
         """data.Batches of D_val, for evaluations."""
         split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed).in_memory()
-        return Batches(split, self.data.normalise, self.settings.run.val_batch_size)
+        return self.data.batches(split, self.settings.run.val_batch_size)
 
     def curve_measure(self, model):
         """Returns a function from the number of epochs done to what the curves hold of a model in training.
 
-        That is loss and accuracy on D_val; and on the test images, for the curve alone, after every `test_every` epochs.
+        That is loss and accuracy, or the task's first metric, on D_val; and on the test images, for the curve alone, after
+        every `test_every` epochs.
         """
         evaluate_val, evaluate_test = (Evaluation(model, batches, Compute(self.team, self.compute.use_xla))
                                        for batches in (self.val_batches, self.test_batches))
 
         def measure(epochs):
-            metrics = evaluate_val()
-            measured = {"val_loss": metrics.loss, "val_top1": metrics.top1}
+            metrics, first = evaluate_val(), self.data.task.metrics[0]
+            measured = {"val_loss": metrics.loss, f"val_{first}": metrics.values[first]}
             every = self.settings.run.test_every
-            return measured | {"test_top1": evaluate_test().top1} if every and epochs % every == 0 else measured
+            if every and epochs % every == 0:
+                measured[f"test_{first}"] = evaluate_test().values[first]
+            return measured
         return measure
 
     def has(self, name):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import files
-from ekg.data import Batches, TrainingBatches
+from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
 from ekg.distil.slim import fit_statistics_, slim
@@ -43,7 +43,7 @@ class SubsetPhase(Phase):
     def make_trainer(self, model):
         """Returns the Trainer of a copy of the model."""
         job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
-        return Trainer(strategy, copy_model(model, strategy), losses.plain(job.data.normalise),
+        return Trainer(strategy, copy_model(model, strategy), losses.plain(job.data),
                        weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
                        options=StepOptions(job.settings.run.accum, job.compute.use_xla))
 
@@ -84,7 +84,7 @@ class SearchPhase(Phase):
         """Runs importance, one candidate, the knowledge, and what is asked of the landscape on the first batch of D_val."""
         job, settings, supernet = self.job, self.settings, self.job.networks.make_supernet(model)
         split = job.data.last_of_each_class(settings.val_per_class, job.settings.run.seed)
-        batches = Batches(split, job.data.normalise, settings.search_batch_size).head(settings.search_batch_size)
+        batches = job.data.batches(split, settings.search_batch_size).head(settings.search_batch_size)
         objective = Objective(supernet, batches, settings.search_teacher, job.search_compute)
         whole = supernet.whole()
         objective.add_knowledge(whole)
@@ -182,7 +182,7 @@ class FineTunePhase(Phase):
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
         settings = self.job.settings
-        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, losses.NUM_VIEWS,
+        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, self.job.data.num_views,
                                phase=self.name, complete=None if memory_bank is None else
                                lambda batch: {"bank": memory_bank.rows(batch["index"])})
 
@@ -190,8 +190,8 @@ class FineTunePhase(Phase):
         job, settings = self.job, self.job.settings.fine_tuning
         batch = next(self.batches(None).epoch(0, job.team.shard))
         if settings.finetune_teacher == "ensemble":
-            dtype = np.dtype(bank_files.dtype_for(job.data.num_classes))
-            batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, job.data.num_classes), dtype)
+            shape = job.output_shape
+            batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, *shape), bank_files.dtype_for(shape))
         trainer = self.make_trainer(copy_model(model, job.team.strategy), model)
         check_finite(self.name, trainer.step(batch, 0.0))
 

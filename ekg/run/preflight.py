@@ -32,29 +32,27 @@ def rehearse(job, phases, model):
         FloatingPointError: a number of a first step is not finite.
     """
     start = time.perf_counter()
-    job.team.on_chief(lambda: check_disk(job.settings, job.data, job.folder, model.count_params()))
+    job.team.on_chief(lambda: check_disk(job, model.count_params()))
     for phase in phases:
         phase.rehearse(model)
         stopping.check()
     logger.info("preflight: one step of every phase ran, %.1f s", time.perf_counter() - start)
 
 
-def check_disk(settings, data, folder, num_params):
+def check_disk(job, num_params):
     """Logs the bytes a run writes and those that are free.
 
     Args:
-        settings: JobSettings.
-        data: data.Dataset.
-        folder: RunFolder.
+        job: Job.
         num_params: parameters of the unpruned network.
 
     Raises:
         EkgError: it needs more than there are.
     """
-    bank_bytes = 0
+    settings, data, folder, bank_bytes = job.settings, job.data, job.folder, 0
     if settings.fine_tuning.finetune_teacher == "ensemble":
-        shape = (len(data.train), settings.fine_tuning.num_teacher, data.num_classes)
-        bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(data.num_classes)).itemsize
+        shape = (len(data.train), settings.fine_tuning.num_teacher, *job.output_shape)
+        bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
         array = folder / names.BANK / bank_files.ARRAY_FILE
         bank_bytes -= array.stat().st_size if array.exists() else 0
     needed = max(bank_bytes, 0) + (WEIGHT_FILES + CHECKPOINT_COPIES) * 4 * num_params

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from ekg import stopping, tasks
+from ekg import stopping
 from ekg.devices.compute import compiled
 
 SEGMENTS_TOGETHER = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
@@ -23,7 +23,7 @@ class Evaluator:
 
     Attributes:
         supernet: the Supernet.
-        labels: list of the labels of each batch, [batch]; batches have at most two sizes.
+        labels: list of the labels of each batch, [batch, ...]; batches have at most two sizes.
     """
 
     def __init__(self, supernet, batches, teacher, use_xla):
@@ -34,10 +34,10 @@ class Evaluator:
             teacher: "ensemble", "single" or "none".
             use_xla: whether to compile with XLA.
         """
-        self.supernet, self._batches, self._teacher_kind = supernet, batches, teacher
+        self.supernet, self._batches, self._teacher_kind, self._task = supernet, batches, teacher, batches.task
         self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
         self._num_added = 0  # sub-networks in the knowledge
-        self._knowledge = []  # for every batch the mean logits T, float32 [batch, classes]
+        self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
         self._first_uses = [supernet.first_use(group) for group in range(len(supernet.groups))]
         self._starts = [0, *sorted(set(self._first_uses))]
@@ -56,7 +56,7 @@ class Evaluator:
     # ---------------------------------------------------------------- losses of candidates
 
     def loss_sums(self, present, candidates, share_prefix=True):
-        """Returns the sums over D_val of every candidate: cross-entropy with the labels, with the knowledge, right answers.
+        """Returns the sums over D_val of every candidate: loss with the labels, distance to the knowledge, first metric.
 
         Losses are summed batch by batch; no logits of a candidate are kept. Returns float64 [number of candidates, 3].
 
@@ -175,7 +175,7 @@ class Evaluator:
         """Logits T of a batch; without knowledge zeros stand there, which nothing reads."""
         if self._knowledge:
             return self._knowledge[number]
-        return tf.zeros((len(self.labels[number]), self.supernet.num_classes))
+        return tf.zeros((len(self.labels[number]), *self._task.shape(self.supernet.graph)))
 
     def _entry(self, group):
         """Returns the segment in which a candidate of this group begins to differ."""
@@ -188,7 +188,7 @@ class Evaluator:
         """
         supernet = self.supernet
         reads = supernet.tensors_read_from(start)
-        leaves = supernet.tensors_read_from(stop) or list(supernet.graph.outputs)
+        leaves = supernet.tensors_read_from(stop) or [self._task.tensor(supernet.graph)]
         names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
         weights = {name: values for name, values in self._weights.items() if name in names}
 
@@ -233,20 +233,23 @@ class Evaluator:
 
     # ---------------------------------------------------------------- pure functions of a batch
 
-    def _batch_loss_sums(self, logits, labels, teacher):
-        """Returns sums over a batch: [cross-entropy with the labels, with the teacher, right answers], float64."""
-        values = tf.stack([tasks.cross_entropy(labels, logits), tasks.soft_cross_entropy(teacher, logits),
-                           tasks.top_k_hits(labels, logits, 1)])
+    def _forward(self, weights, mask, images, gates):
+        return self._task.of(self.supernet.forward(weights, mask, images, gates=gates))
+
+    def _batch_loss_sums(self, outputs, labels, teacher):
+        """Returns sums over a batch: [loss with the labels, distance to the teacher, first metric], float64."""
+        hits = self._task.measure(labels, outputs)[self._task.metrics[0]]
+        values = tf.stack([self._task.loss(labels, outputs), self._task.distance(teacher, outputs), hits])
         return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
 
     def _batch_gate_products(self, weights, mask, images, labels, teacher):
         gates = self.supernet.gates(mask)
         with tf.GradientTape() as tape:
             tape.watch(gates)
-            logits = self.supernet.forward(weights, mask, images, gates=gates)
-            loss = tf.reduce_sum(tasks.cross_entropy(labels, logits))
+            outputs = self._forward(weights, mask, images, gates)
+            loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
-                loss += tf.reduce_sum(tasks.soft_cross_entropy(teacher, logits))
+                loss += tf.reduce_sum(self._task.distance(teacher, outputs))
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
         # Divided here and not before: the gradients of a mean over many images are too small for float16.
         return {site: tf.abs(gradients[site] * gates[site]) / self._batches.num_images for site in gates}
@@ -260,7 +263,7 @@ class Evaluator:
             gates[site] = tf.tile(tf.reshape(gate, shape), [batch] + [1] * (rank - 1))
         with tf.GradientTape() as tape:
             tape.watch(gates)
-            loss = tf.reduce_sum(tasks.cross_entropy(labels, self.supernet.forward(weights, mask, images, gates=gates)))
+            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images, gates)))
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
         sums = tf.zeros([layout.num_channels + 1, batch])
         for site, gate in gates.items():

@@ -1,25 +1,27 @@
 """What the search maximises: the reward of sub-networks on D_val, and the knowledge of the ensemble behind it.
 
 reward(Θ) = − CE(labels, Θ) − CE(softmax(T), Θ), with T the mean logits of all interim sub-networks found so far
-(Lee and Song 2022). Batch norms use batch statistics throughout.
+(Lee and Song 2022); for another task than classification its loss and its distance stand in their place. Batch norms use
+batch statistics throughout.
 """
 
 import dataclasses
 
 import numpy as np
 
-from ekg.data import check_labels
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions
-from ekg.graph.layers import check_logits
 from ekg.search.evaluator import Evaluator
 from ekg.settings import SEARCH_TEACHERS
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Means over D_val: cross-entropy with the labels (nats), accuracy in [0, 1], and the reward."""
+    """Means over D_val: the loss with the labels, the task's first metric, and the reward.
+
+    Of a classification these are the cross-entropy in nats and the accuracy in [0, 1].
+    """
     loss: float
     accuracy: float
     reward: float
@@ -45,12 +47,13 @@ class Objective:
             compute: Compute; None stands for float32 on the default device.
 
         Raises:
-            EkgError: teacher is none of these, or the network does not return logits for every label.
+            EkgError: teacher is none of these, or the network does not return what the task takes.
         """
         if teacher not in SEARCH_TEACHERS:
             raise EkgError(f"`teacher` must be one of {list(SEARCH_TEACHERS)}; received {teacher!r}.")
-        check_logits(supernet.graph)
-        check_labels(batches.split.labels, supernet.num_classes, f"labels for {supernet.model.name!r}")
+        batches.task.check_network(supernet.graph)
+        batches.task.check_labels(batches.split.labels, batches.task.shape(supernet.graph),
+                                  f"labels for {supernet.model.name!r}")
         compute = compute or Compute()
         self.supernet = supernet.with_options(ExecutionOptions(compute.dtype))
         self._team = compute.team
@@ -81,7 +84,7 @@ class Objective:
                 for loss, soft, hits in (self._team.sum_over_workers(sums) / self.num_images).tolist()]
 
     def logits(self, subnetwork):
-        """Returns the logits of a sub-network: for every batch a float32 tensor [batch, classes]."""
+        """Returns the logits, or other outputs, of a sub-network: for every batch a float32 tensor [batch, ...]."""
         return self._first.logits(subnetwork)
 
     def add_knowledge(self, subnetwork):
@@ -94,7 +97,7 @@ class Objective:
 
     @property
     def knowledge(self):
-        """The knowledge T of all images of D_val, float32 [images, classes]."""
+        """The knowledge T of all images of D_val, float32 [images, ...]."""
         return self._first.knowledge
 
     def restore_knowledge(self, knowledge, num_added):

@@ -5,28 +5,35 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from ekg import stopping, tasks
-from ekg.data import check_labels
+from ekg import stopping
 from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
 from ekg.graph import norms
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
-from ekg.graph.layers import check_logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Mean loss (cross-entropy, nats) and shares of right answers in [0, 1] over a whole split."""
+    """Means over a whole split: the task's loss, of a classification the cross-entropy in nats, and {metric: its value}."""
     loss: float
-    top1: float
-    top5: float
+    values: dict[str, float]
+
+    @property
+    def top1(self):
+        """Share of right answers of a classification, in [0, 1]."""
+        return self.values["top1"]
+
+    @property
+    def top5(self):
+        """Share of labels among the five highest logits, in [0, 1]."""
+        return self.values["top5"]
 
 
 def evaluate(model, batches, compute=None, progress=None):
     """Returns exact Metrics of a model over a split, with moving statistics; see Evaluation.
 
     Args:
-        model: functional keras.Model from normalised images to logits, created under the team's strategy.
+        model: functional keras.Model from normalised images to what the task takes, created under the team's strategy.
         batches: data.Batches of the split; batch_size is the global batch, a multiple of the number of replicas.
         compute: Compute; each process of its team reads its own part of every batch.
         progress: progress bar that gets update(number of images), or None.
@@ -44,9 +51,9 @@ class Evaluation:
     def __init__(self, model, batches, compute=None):
         """See evaluate()."""
         self._model, self._batches, self._team = model, batches, (compute or Compute()).team
-        graph = Graph(model)
-        check_logits(graph)
-        check_labels(batches.split.labels, graph.num_outputs, f"labels for {model.name!r}")
+        graph, self._task = Graph(model), batches.task
+        self._task.check_network(graph)
+        self._task.check_labels(batches.split.labels, self._task.shape(graph), f"labels for {model.name!r}")
         self._forward = pure_forward(model)
         self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
 
@@ -55,7 +62,8 @@ class Evaluation:
         split, batch_size, (worker, num_workers) = self._batches.split, self._batches.batch_size, self._team.shard
         index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
         index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
-        padded, total = [np.minimum(indices, len(split) - 1) for indices in index_batches], np.zeros(3)
+        padded = [np.minimum(indices, len(split) - 1) for indices in index_batches]
+        total = np.zeros(1 + len(self._task.metrics))
         for indices, read, images in zip(index_batches, padded, split.stream(padded)):
             batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
             with full_float32():
@@ -64,7 +72,8 @@ class Evaluation:
                 stopping.check()
             if progress is not None:
                 progress.update(int(batch["weight"].sum()) * num_workers)
-        return Metrics(*(float(value) for value in total / len(split)))
+        loss, *values = (float(value) for value in total / len(split))
+        return Metrics(loss, dict(zip(self._task.metrics, values)))
 
     def _make_step(self, use_xla):
         strategy, sums = self._team.strategy, tf.function(self._replica_sums, jit_compile=use_xla)
@@ -75,11 +84,11 @@ class Evaluation:
         return tf.function(step)
 
     def _replica_sums(self, trainable, non_trainable, batch):
-        """Returns [cross-entropy, top-1 hits, top-5 hits] summed over the images that count. Pure."""
-        logits = self._forward(trainable, non_trainable, self._batches.normalise(batch["images"]), False)[0]
-        logits, labels = tf.cast(logits, tf.float32), batch["labels"]
-        values = tf.stack([tasks.cross_entropy(labels, logits), tasks.top_k_hits(labels, logits, 1),
-                           tasks.top_k_hits(labels, logits, 5)])
+        """Returns [loss, metric, ...] summed over the images that count. Pure."""
+        outputs = self._forward(trainable, non_trainable, self._batches.normalise(batch["images"]), False)[0]
+        outputs, labels = tf.cast(self._task.of(outputs), tf.float32), batch["labels"]
+        measured = self._task.measure(labels, outputs)
+        values = tf.stack([self._task.loss(labels, outputs), *(measured[name] for name in self._task.metrics)])
         return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
 
 

@@ -12,6 +12,7 @@ from ekg import stopping
 from ekg.data import prefetched
 from ekg.devices.team import Team
 from ekg.progress import progress_bar
+from ekg.tasks import METRICS
 from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -142,10 +143,11 @@ class EpochMeter:
 
     def show(self, measured):
         """Puts the present means, and what was measured besides, behind the progress bar."""
-        shares = {"top1": self.means.get("top1", 0.0)} | {name: value for name, value in measured.items()
-                                                          if name.endswith("top1")}
+        shown = {name: (METRICS.get(name.removeprefix("val_").removeprefix("test_")), value)
+                 for name, value in (self.means | measured).items()}
         self._progress.set_postfix({"loss": f"{self.means['loss']:.4f}"}
-                                   | {name: f"{100 * value:.2f}%" for name, value in shares.items()}
+                                   | {name: metric.text(value) + "%" * metric.is_share
+                                      for name, (metric, value) in shown.items() if metric is not None}
                                    | {"images/s": f"{self.images_per_second:.0f}"})
 
 

@@ -73,7 +73,7 @@ def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
 
 
 def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(bank_files, "HALF_PRECISION_CLASSES", 3)
+    monkeypatch.setattr(bank_files, "HALF_PRECISION_NUMBERS", 3)
     supernet = ekg.Supernet(make_tiny_resnet())
     teachers = supernet, [entry_of(0, supernet.whole())]
     built = build(tmp_path, teachers, tiny_data, batch_size=96)

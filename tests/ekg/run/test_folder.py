@@ -5,7 +5,7 @@ from ekg.errors import EkgError
 from ekg.report.table import Row
 from ekg.run.folder import OWN_NAMES, RunFolder, differences
 
-ROW = {"name": "baseline", "loss": 0.5, "top1": 0.9, "top5": 1.0, "params": 10, "flops": 20, "file_size": 30,
+ROW = {"name": "baseline", "loss": 0.5, "metrics": {"top1": 0.9, "top5": 1.0}, "params": 10, "flops": 20, "file_size": 30,
        "latency_1": 1.0, "latency_256": 2.0}
 
 

@@ -1,0 +1,45 @@
+"""Losses of class logits, with labels and with knowledge, and what counts as a right answer."""
+
+import tensorflow as tf
+
+
+def cross_entropy(labels, logits):
+    """Returns the cross-entropy with the labels, [batch, ...], nats.
+
+    Args:
+        labels: class numbers [batch, ...], int.
+        logits: [batch, ..., classes].
+    """
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+
+
+def soft_cross_entropy(teacher, logits):
+    """Returns CE(softmax(t), z) = −Σ softmax(t)·log softmax(z), [batch, ...], nats.
+
+    Args:
+        teacher: t, logits [batch, ..., classes].
+        logits: z, [batch, ..., classes].
+    """
+    return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
+
+
+def kl_divergence(teacher, logits, temperature):
+    """Returns the distillation loss of every example, KL(p‖q) = τ·Σ softmax(p/τ)·(log softmax(p/τ) − log softmax(q/τ)).
+
+    Args:
+        teacher: p, logits [..., classes].
+        logits: q, [..., classes], of a shape that broadcasts with the teacher's.
+        temperature: τ; the factor τ in front is the method's.
+    """
+    log_p = tf.nn.log_softmax(teacher / temperature)
+    log_q = tf.nn.log_softmax(logits / temperature)
+    return temperature * tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def top_k_hits(labels, logits, k):
+    """Returns whether the label is among the k highest logits, [batch], float32; of equal ones the first is the highest."""
+    labels = tf.cast(labels, tf.int32)[:, None]
+    label_logit = tf.gather(logits, labels, axis=1, batch_dims=1)
+    is_before = (logits == label_logit) & (tf.range(tf.shape(logits)[1])[None] < labels)
+    rank = tf.reduce_sum(tf.cast(~(logits <= label_logit) | is_before, tf.int32), axis=1)  # a NaN hits nothing
+    return tf.cast(rank < k, tf.float32)
