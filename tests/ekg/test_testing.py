@@ -70,3 +70,15 @@ def test_a_cut_that_cannot_be_read_again_is_found(registry):
 def test_inputs_of_ones_own_may_be_given():
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 3)).astype(np.float32)
     ekg.testing.check_prunable(make_tiny_resnet(), inputs=images, subnetworks=1)
+
+
+def test_a_channel_that_never_changes_is_no_difference():
+    """Its batch norm gives the rounding error of its mean divided by √ε, and that is not the cut's fault."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="flat", kernel_initializer="zeros", bias_initializer="normal")(inputs)
+    x = conv_bn(layers.BatchNormalization(name="norm")(x), 5, "second")
+    model = randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)), name="own"))
+    model.get_layer("flat").kernel.assign(np.zeros((3, 3, 3, 4)))
+    model.get_layer("flat").bias.assign([-0.23984681, 7.1, 0.3, -1e3])
+    model.get_layer("norm").beta.assign(np.full(4, 1e-3))
+    ekg.testing.check_prunable(model, subnetworks=3)
