@@ -9,12 +9,9 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 import utils
@@ -22,15 +19,17 @@ from ekg import files, settings
 from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
-from ekg.distil import bank_files, losses
+from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_
 from ekg.errors import EkgError
 from ekg.report.table import format_table
 from ekg.run import folder as names
 from ekg.run import pipeline, reuse
+from ekg.run.arguments import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job, Phase, check_finite
 from ekg.run.networks import Networks
+from ekg.run.plan import check_batch
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, copy_model
@@ -38,10 +37,7 @@ from ekg.train.step import Schedule, copy_model
 COMPILE_CHOICES = ("auto", "on", "off")
 STRATEGIES = ("mirrored", "multi_worker")
 SLURM_PORT, MAX_TASKS_PER_NODE = 8888, 64
-RESULTS_VERSION = 2  # raised where the same arguments lead to other numbers than before
 SOURCES = ("*.py", "ekg/**/*.py", "nets/*.py", "dataloader/*.py")
-VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
-            "numpy": np.__version__}
 
 
 # ---------------------------------------------------------------- flags
@@ -245,20 +241,6 @@ def use_xla(choice):
     return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
 
 
-def check_batch(name, batch_size, parts):
-    """Raises EkgError if a batch cannot be split evenly.
-
-    Args:
-        name: setting of the batch.
-        batch_size: images.
-        parts: {what the batch is split into: number}.
-    """
-    count = int(np.prod(list(parts.values())))
-    if batch_size % count:
-        product = " x ".join(f"{number} {what}" for what, number in parts.items())
-        raise EkgError(f"`{name}` {batch_size} must be a multiple of {count} = {product}.")
-
-
 # ---------------------------------------------------------------- the training scripts' job
 
 class BaselinePhase(Phase):
@@ -360,8 +342,7 @@ def _result_arguments(args, data, is_compiled):
     """Returns what arguments.json holds: all that the result depends on."""
     affecting = settings.names_where(args.settings_classes, lambda details: details.affects != MACHINE)
     return {name: getattr(args, name) for name in affecting} | {
-        "results_version": RESULTS_VERSION, "trained_param": args.trained_param and files.sha256(args.trained_param),
-        "data": bank_files.fingerprint(data.train), "use_xla": is_compiled, "versions": VERSIONS}
+        "trained_param": args.trained_param and files.sha256(args.trained_param), **describe(data, is_compiled)}
 
 
 def _prepare_folder(args, arguments):

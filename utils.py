@@ -31,7 +31,6 @@ EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
 EXIT_STOPPED = 128  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
@@ -79,7 +78,7 @@ def _set_up_process():
     tf.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
-    for number in STOP_SIGNALS:
+    for number in stopping.STOP_SIGNALS:
         signal.signal(number, stopping.handle_signal)
 
 

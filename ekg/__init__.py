@@ -3,7 +3,7 @@
 Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter Pruning", ECCV 2022.
 """
 
-from ekg import testing
+from ekg import tasks, testing
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -13,12 +13,14 @@ from ekg.graph.records import LayerRecord, Weight, register_layer
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
+from ekg.pruning import PruneResult, prune
 from ekg.search.greedy import search
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.settings import SearchSettings
+from ekg.sources import Data
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "EkgError", "HistoryEntry", "Inspection", "LayerRecord", "SearchResult",
-           "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "inspect", "register_layer",
-           "search", "testing"]
+__all__ = ["ChannelGroup", "Complexity", "Compute", "Data", "EkgError", "HistoryEntry", "Inspection", "LayerRecord",
+           "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "inspect",
+           "prune", "register_layer", "search", "tasks", "testing"]

@@ -52,61 +52,12 @@ class Split:
         return self
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set: its splits, its classes and how its images become a network's input.
+class LabelledData:
+    """What every data set can do, whatever its examples are and however they become a network's input.
 
-    Attributes:
-        name: what to call it.
-        num_classes: number of classes.
-        train: training Split.
-        test: test Split, read only by final evaluations.
-        mean: of each channel, in grey levels [0, 255].
-        std: of each channel, in grey levels.
-        flips: whether a mirrored image keeps its class.
-        task: Task that the labels are for, in the form that it prepares.
+    A data set has the attributes name, train and test (splits), task, num_views, and the methods normalise(images) and
+    fine_tune_view(batch, number).
     """
-    name: str
-    num_classes: int
-    train: Split
-    test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flips: bool = True
-    task: Task = Classification()
-
-    def __post_init__(self):
-        for part, split in (("training", self.train), ("test", self.test)):
-            check_labels(split.labels, self.num_classes, f"{part} labels of {self.name}")
-
-    @property
-    def num_views(self):
-        """Random views of each image in fine-tuning."""
-        return NUM_VIEWS
-
-    @property
-    def image_shape(self):
-        """(height, width, channels) of an image."""
-        return self.train.images.shape[1:]
-
-    def normalise(self, images):
-        """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
-        return augment.normalise(images, self.mean, self.std)
-
-    def baseline_view(self, batch):
-        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view.
-
-        Args:
-            batch: as epoch() yields, with one view at least.
-        """
-        return self._view(batch, 0, use_colour=False)
-
-    def fine_tune_view(self, batch, number):
-        """Returns one fine-tuning view of a batch: also with changed brightness, contrast and saturation."""
-        return self._view(batch, number, use_colour=True)
-
-    def _view(self, batch, number, use_colour):
-        return augment.view(batch["images"], batch["draws"][:, number], self.mean, self.std, use_colour, self.flips)
 
     def batches(self, split, batch_size, order=None):
         """Returns the Batches of a split for this data set's task."""
@@ -117,10 +68,10 @@ class Dataset:
         """The class of every training image, or the part of the data that it counts to, int [number]."""
         return self.task.strata(self.train.labels)
 
-    @property
+    @functools.cached_property
     def num_strata(self):
         """Number of classes or parts."""
-        return self.num_classes
+        return int(self.strata.max()) + 1
 
     def smallest_class(self):
         """Returns how many training images the smallest class has."""
@@ -189,6 +140,68 @@ class Dataset:
             key: (seed, epoch) or (seed, epoch, number of the phase), which no other epoch has.
         """
         return split.stream(batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset(LabelledData):
+    """A data set: its splits, its classes and how its images become a network's input.
+
+    Attributes:
+        name: what to call it.
+        num_classes: number of classes.
+        train: training Split.
+        test: test Split, read only by final evaluations.
+        mean: of each channel, in grey levels [0, 255].
+        std: of each channel, in grey levels.
+        flips: whether a mirrored image keeps its class.
+        task: Task that the labels are for, in the form that it prepares.
+    """
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool = True
+    task: Task = Classification()
+
+    def __post_init__(self):
+        for part, split in (("training", self.train), ("test", self.test)):
+            check_labels(split.labels, self.num_classes, f"{part} labels of {self.name}")
+
+    @property
+    def num_views(self):
+        """Random views of each image in fine-tuning."""
+        return NUM_VIEWS
+
+    @property
+    def num_strata(self):
+        """Number of classes."""
+        return self.num_classes
+
+    @property
+    def image_shape(self):
+        """(height, width, channels) of an image."""
+        return self.train.images.shape[1:]
+
+    def normalise(self, images):
+        """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
+        return augment.normalise(images, self.mean, self.std)
+
+    def baseline_view(self, batch):
+        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view.
+
+        Args:
+            batch: as epoch() yields, with one view at least.
+        """
+        return self._view(batch, 0, use_colour=False)
+
+    def fine_tune_view(self, batch, number):
+        """Returns one fine-tuning view of a batch: also with changed brightness, contrast and saturation."""
+        return self._view(batch, number, use_colour=True)
+
+    def _view(self, batch, number, use_colour):
+        return augment.view(batch["images"], batch["draws"][:, number], self.mean, self.std, use_colour, self.flips)
 
 
 def batch_edges(num_images, batch_size, even_pieces=None):

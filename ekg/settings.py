@@ -285,8 +285,15 @@ class RunSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class JobSettings:
-    """Everything a pruning job is asked for besides its data, its network and its devices."""
+    """Everything a pruning job is asked for besides its data, its network and its devices.
+
+    Attributes:
+        fine_tunes: whether there is a memory bank and fine-tuning, or the job ends with the pruned network.
+        writes_page: whether it leaves a picture and a page, which need matplotlib.
+    """
     subset: SubsetSettings = SubsetSettings()
     search: SearchSettings = SearchSettings()
     fine_tuning: FineTuneSettings = FineTuneSettings()
     run: RunSettings = RunSettings()
+    fine_tunes: bool = True
+    writes_page: bool = True

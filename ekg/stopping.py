@@ -3,8 +3,10 @@
 A process has one set of signal handlers, hence one request.
 """
 
+import contextlib
 import logging
 import signal
+import threading
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,24 @@ def handle_signal(number, _frame):
         raise KeyboardInterrupt
     _request.signal = number
     logger.info("%s: stopping; Ctrl-C again stops at once.", signal.Signals(number).name)
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def handled():
+    """Handles the signals that ask a job to end while it lasts, if this is the main thread, which alone may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle_signal) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _request.signal = None
 
 
 def request(number):

@@ -16,7 +16,7 @@ class FinishedRun:
         arguments: as in its arguments.json.
         history: list of HistoryEntry.
         curves: list of {"phase", "step", ...}, a line a search step or epoch.
-        table: list of table.Row: baseline, slimmed, fine-tuned.
+        table: list of table.Row: baseline, slimmed and, unless the run ends there, fine-tuned.
         phases: {phase: {"seconds", "peak_memory_mib"}}.
     """
     arguments: dict
@@ -37,7 +37,7 @@ class FinishedRun:
     @property
     def rate(self):
         """Share of the FLOPs that the pruned network keeps."""
-        return self.table[2].flops / self.table[0].flops
+        return self.table[-1].flops / self.table[0].flops
 
     def seconds(self, *phases):
         """Returns the seconds of some phases; one that was killed each time before its end left none."""
@@ -63,7 +63,7 @@ def write_report(run, picture, page):
     write_page(page, title, picture,
                {"Networks": (head, rows), "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
     metric = METRICS[run.metric]
-    before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[2]))
+    before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[-1]))
     return (f"{title}: {metric.words} {before} before and {after} after, "
             f"{len(run.history) - 1} search steps")
 

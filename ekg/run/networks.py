@@ -15,8 +15,14 @@ class Networks:
         choices: arguments of Supernet.
     """
 
-    def __init__(self, model, choices=None):
-        self.model, self.choices = model, choices or {}
+    def __init__(self, model, choices=None, head=None):
+        """
+        Args:
+            model: the unpruned keras.Model; it stays as it is.
+            choices: arguments of Supernet, or None.
+            head: heads.Head that was taken off the network, or None.
+        """
+        self.model, self.choices, self._head = model, choices or {}, head
 
     @functools.cached_property
     def supernet(self):
@@ -45,3 +51,8 @@ class Networks:
     def save(self, model, path):
         """Writes the weights of a network."""
         parameters.save_params(model, path)
+
+    def finished(self, path, subnetwork=None):
+        """Returns the keras.Model in a file as it is handed out, its head put back."""
+        model = self.load(path, subnetwork)
+        return model if self._head is None else self._head.put_back(model)

@@ -12,6 +12,7 @@ from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
 from ekg.distil.slim import fit_statistics_, slim
+from ekg.errors import first_line
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
@@ -195,8 +196,15 @@ class FineTunePhase(Phase):
         trainer = self.make_trainer(copy_model(model, job.team.strategy), model)
         check_finite(self.name, trainer.step(batch, 0.0))
 
-    def run(self, model, baseline, memory_bank):
-        """Trains the slimmed network, which changes, and keeps it as a parameter file and as a .keras file."""
+    def run(self, model, baseline, memory_bank, subnetwork):
+        """Trains the slimmed network, which changes, and keeps it as a parameter file and as a .keras file.
+
+        Args:
+            model: the network that fine-tuning starts from.
+            baseline: the unpruned network.
+            memory_bank: MemoryBank or None.
+            subnetwork: the Subnetwork that was cut out.
+        """
         job, settings = self.job, self.job.settings.fine_tuning
         schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
                             settings.warmup_epoch)
@@ -204,13 +212,21 @@ class FineTunePhase(Phase):
             fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
                 team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
             fit_statistics_(model, job.train_batches, job.compute.use_xla)
-            job.team.on_chief(lambda: self._save(model))
+            job.team.on_chief(lambda: self._save(model, subnetwork))
 
-    def _save(self, model):
-        folder = self.job.folder
-        model.save(folder / names.UNFINISHED_KERAS)
-        (folder / names.UNFINISHED_KERAS).rename(folder / names.TRAINED_KERAS)
-        self.job.networks.save(model, folder / self.leaves)
+    def _save(self, model, subnetwork):
+        """Writes the .keras file first: a run whose parameter file is there has both."""
+        folder, networks = self.job.folder, self.job.networks
+        networks.save(model, folder / names.UNFINISHED_PARAM)
+        try:
+            networks.finished(folder / names.UNFINISHED_PARAM, subnetwork).save(folder / names.UNFINISHED_KERAS)
+            (folder / names.UNFINISHED_KERAS).rename(folder / names.TRAINED_KERAS)
+        except OSError:
+            raise
+        except Exception as error:  # whatever Keras, or a layer of the user's own, raises
+            logger.warning("the network cannot be written as %s (%s); %s holds its weights.", names.TRAINED_KERAS,
+                           first_line(error), self.leaves)
+        (folder / names.UNFINISHED_PARAM).rename(folder / self.leaves)
 
 
 class ReportPhase(Phase):
@@ -243,7 +259,8 @@ class ReportPhase(Phase):
         folder = self.job.folder
         files.write_json(folder / names.SUMMARY, {"table": [dataclasses.asdict(row) for row in rows],
                                                   "phases": folder.phases()})
-        self.write_page()
+        if self.job.settings.writes_page:
+            self.write_page()
 
     def write_page(self):
         """Writes the report of a finished run."""

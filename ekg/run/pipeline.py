@@ -39,8 +39,9 @@ class Pipeline:
         Args:
             model: the unpruned keras.Model; it stays as it is.
         """
-        if not self._fine_tune.is_done():
-            todo = [self._fine_tune, self._subset, self._baseline, self._search]
+        last = self._fine_tune if self.job.settings.fine_tunes else self._slim
+        if not last.is_done():
+            todo = [self._fine_tune if self.job.settings.fine_tunes else None, self._subset, self._baseline, self._search]
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
 
@@ -60,7 +61,7 @@ class Pipeline:
         job, folder = self.job, self.job.folder
         if self._report.is_done():
             logger.info("this run is finished; its table is")
-            if not job.has(names.REPORT_PAGE):  # stopped between the two
+            if job.settings.writes_page and not job.has(names.REPORT_PAGE):  # stopped between the two
                 job.team.on_chief(self._report.write_page)
             return folder.table()
         trained_file = trained_file or self._baseline.run()
@@ -69,13 +70,18 @@ class Pipeline:
         history = self._search.run(supernet)
         found = history[-1].subnetwork
         model = self._slim.run(supernet, found)
-        memory_bank = None
+        rows = {"baseline": (trained_file, None), "slimmed": (folder / names.SLIMMED, found)}
+        if job.settings.fine_tunes:
+            self._run_fine_tuning(model, baseline, supernet, history)
+            rows["fine-tuned"] = (folder / names.TRAINED, found)
+        return self._report.run(rows)
+
+    def _run_fine_tuning(self, model, baseline, supernet, history):
+        job, memory_bank = self.job, None
         if job.settings.fine_tuning.finetune_teacher == "ensemble":
             memory_bank = self._bank.run(supernet, history)
         if not self._fine_tune.is_done():
-            self._fine_tune.run(model, baseline, memory_bank)
-        return self._report.run({"baseline": (trained_file, None), "slimmed": (folder / names.SLIMMED, found),
-                                 "fine-tuned": (folder / names.TRAINED, found)})
+            self._fine_tune.run(model, baseline, memory_bank, history[-1].subnetwork)
 
 
 def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=True):
@@ -113,7 +119,9 @@ def check(settings, data, supernet):
                 settings.search.target_rate)
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
     data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
-    for name, batch_size, num_images in (("batch_size", settings.fine_tuning.batch_size, len(data.train)),
-                                         ("search_batch_size", settings.search.search_batch_size, len(subset))):
+    batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
+    if settings.fine_tunes:
+        batches.append(("batch_size", settings.fine_tuning.batch_size, len(data.train)))
+    for name, batch_size, num_images in batches:
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")

@@ -50,7 +50,7 @@ def check_disk(job, num_params):
         EkgError: it needs more than there are.
     """
     settings, data, folder, bank_bytes = job.settings, job.data, job.folder, 0
-    if settings.fine_tuning.finetune_teacher == "ensemble":
+    if settings.fine_tunes and settings.fine_tuning.finetune_teacher == "ensemble":
         shape = (len(data.train), settings.fine_tuning.num_teacher, *job.output_shape)
         bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
         array = folder / names.BANK / bank_files.ARRAY_FILE

@@ -1,0 +1,81 @@
+"""The end of a network: what turns logits into probabilities is taken off for the search, and put back behind it."""
+
+import keras
+
+from ekg import tasks
+from ekg.errors import EkgError
+from ekg.graph import cutting
+from ekg.graph.calls import Graph, functional
+from ekg.graph.copying import copy_operation
+
+
+class Head:
+    """A softmax or sigmoid at the end of a network.
+
+    Attributes:
+        name: of the layer, or of the function.
+        squash: "softmax" or "sigmoid".
+    """
+
+    def __init__(self, name, squash, put_back):
+        self.name, self.squash, self.put_back = name, squash, put_back
+
+
+def without_head(model, output=0):
+    """Returns (a copy of a network that returns logits, its Head), or (a copy, None) where it has none.
+
+    Args:
+        model: keras.Model; it stays as it is.
+        output: number of the output that is meant.
+
+    Raises:
+        EkgError: the head cannot be taken off.
+    """
+    graph = Graph(model)
+    number = graph.outputs[output]
+    last = next((call.layer for call in graph.calls if number in call.outputs), None)
+    if last is None or not tasks.squashes(last):
+        return cutting.copy(model), None
+    calls = [call for call in graph.calls if call.layer is last]
+    if any(number in call.inputs for call in graph.calls) or len(calls) > 1:
+        raise _refusal(model, last, "whose result other layers read")
+    if getattr(last, "activation", None) is not None:
+        return _without_activation(model, calls[0].key)
+    symbol = keras.tree.flatten(functional(model).outputs)[output]
+    if symbol._keras_history.operation is not last:
+        raise _refusal(model, last, "inside a nested network")
+    return _without_last(model, output, last)
+
+
+def _refusal(model, last, where):
+    return EkgError(f"`model` {model.name!r} ends with {last.name!r} ({type(last).__name__}), {where}; take the network "
+                    "without it, which returns logits.")
+
+
+def _without_activation(model, key):
+    """Takes an activation out of a layer, that of a Dense(10, activation="softmax") or of an Activation("softmax")."""
+    copy = cutting.copy(model)
+    layer = Graph(copy).layers[key]
+    activation, layer.activation = layer.activation, keras.activations.linear
+
+    def put_back(cut):
+        Graph(cut).layers[key].activation = activation
+        return cut
+    return copy, Head(layer.name, getattr(activation, "__name__", "activation"), put_back)
+
+
+def _without_last(model, output, last):
+    """Takes the last operation off, a Softmax() or a keras.ops.softmax."""
+    whole = functional(model)
+    place = keras.tree.flatten(whole.outputs)[output]._keras_history
+    copy = cutting.copy(_with_output(model, output, last._inbound_nodes[place.node_index].input_tensors[0]))
+    return copy, Head(last.name, type(last).__name__.lower(),
+                      lambda cut: _with_output(cut, output, copy_operation(last)(keras.tree.flatten(cut.outputs)[output])))
+
+
+def _with_output(model, output, tensor):
+    """Returns a functional model with another tensor as one of its outputs; their structure stays."""
+    whole = functional(model)
+    outputs = keras.tree.flatten(whole.outputs)
+    outputs[output] = tensor
+    return keras.Model(whole._inputs_struct, keras.tree.pack_sequence_as(whole._outputs_struct, outputs), name=model.name)

@@ -1,0 +1,217 @@
+"""Prunes a user's own network on the user's own data: the whole job in one call."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from ekg import own_data, settings, stopping
+from ekg.data import LabelledData
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.errors import EkgError
+from ekg.graph.calls import Graph
+from ekg.graph.heads import without_head
+from ekg.progress import shown
+from ekg.report import page
+from ekg.report.page import FinishedRun
+from ekg.report.table import format_table
+from ekg.run import arguments, pipeline, plan
+from ekg.run import folder as names
+from ekg.run.folder import RunFolder
+from ekg.run.job import Job
+from ekg.run.networks import Networks
+from ekg.sources import find_examples
+from ekg.task_choice import choose_task
+
+logger = logging.getLogger(__name__)
+
+NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PruneResult:
+    """What pruning leaves.
+
+    Attributes:
+        model: the pruned network, a plain keras.Model.
+        subnetwork: the Subnetwork Θ* that was found.
+        history: tuple of HistoryEntry, from Θ₀ to Θ*.
+        table: list of table.Row: the unpruned network, the one that was cut out, and the fine-tuned one.
+        note: what the figures of the table are of.
+    """
+    model: keras.Model
+    subnetwork: object
+    history: tuple
+    table: list
+    note: str
+    _run: FinishedRun = dataclasses.field(repr=False)
+
+    @property
+    def rate(self):
+        """Share of the FLOPs that is kept."""
+        return self._run.rate
+
+    def summary(self):
+        """Returns the final table, and what its figures are of, as text."""
+        return f"{format_table(self.table)}\n{self.note}"
+
+    def report(self, folder):
+        """Writes report.html and report.png into a folder and returns a line that says what came out.
+
+        Args:
+            folder: path; it is made if it is not there.
+
+        Raises:
+            EkgError: matplotlib is not installed, or the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return page.write_report(self._run, folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE)
+        except ModuleNotFoundError as error:
+            raise EkgError(f"a report needs {error.name}; install it with: pip install {error.name}") from None
+        except OSError as error:
+            raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
+
+
+def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", exclude=(), min_channels=1, multiple_of=1,
+          epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None, seed=0, strategy=None,
+          verbose=True):
+    """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
+
+        result = ekg.prune(model, (images, labels), target_rate=0.5)
+        result.model.save("pruned.keras")
+
+    The network is read, never changed. Where it ends with a softmax or sigmoid, the search and the training work on the
+    logits before it, and the result has it again. TensorFlow's deterministic operations are switched on in this process.
+
+    Args:
+        model: trained functional or sequential keras.Model of one input.
+        data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
+            that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
+            Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
+        target_rate: share of the FLOPs to keep, in (0, 1].
+        validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
+            search evaluates on. Nothing is chosen by it.
+        task: "auto" decides from the network's output and the labels, and says what it decided; or a name of tasks.TASKS, or
+            a tasks.Task.
+        exclude, min_channels, multiple_of: see Supernet.
+        epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
+        search: {name: value} of SearchSettings, and subset_per_class.
+        bank: {"num_teacher": K}, or False for no memory bank.
+        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
+        run: {name: value} of RunSettings, as precision, accum.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images of TensorFlow
+            operations; None trains on the images as they are.
+        run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
+        seed: of order, views and choice of images.
+        strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
+        verbose: whether progress bars are shown.
+
+    Returns:
+        PruneResult.
+
+    Raises:
+        EkgError: anything that is asked for cannot be done; before the first phase, in one line.
+        FloatingPointError: a loss or a reward is not finite.
+        Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
+    """
+    choices = plan.Choices(target_rate, epochs, seed, search, bank, fine_tune, run)
+    supernet_choices = {"exclude": exclude, "min_channels": min_channels, "multiple_of": multiple_of}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(shown(verbose))
+        path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
+        if run_dir is not None:
+            stack.enter_context(stopping.handled())
+        team = Team(strategy or _default_strategy())
+        data, networks = _understand(model, data, validation_data, task, augment, supernet_choices)
+        job_settings = plan.make_settings(choices, data, _size(data, networks), team.size)
+        data, note = _with_test_images(data, job_settings)
+        compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
+        job = Job(job_settings, data, networks, compute, RunFolder(Path(path)))
+        made_of = _arguments(job, epochs, augment)
+        rows = pipeline.run_job(job, lambda: _prepare(job, made_of), trained_file=job.folder / names.BASELINE)
+        return _result(job, rows, note)
+
+
+def _default_strategy():
+    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+
+
+def _understand(model, data, validation_data, task, augment, supernet_choices):
+    """Returns (data set, Networks) of what a user gave."""
+    if not isinstance(model, keras.Model):
+        raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
+    graph = Graph(model)
+    if isinstance(data, LabelledData):
+        for name, value in (("validation_data", validation_data), ("augment", augment)):
+            if value is not None:
+                raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
+        chosen, dataset = data.task, data
+    else:
+        if len(graph.inputs) != 1:
+            raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
+        number, = graph.inputs
+        input_shape = graph.shapes[number][1:]
+        examples = find_examples(data, input_shape)
+        chosen = choose_task(task, graph, examples.labels)
+        shape = chosen.shape(graph)
+        tests = None if validation_data is None else find_examples(validation_data, input_shape, "validation_data")
+        splits = [own_data.FunctionSplit(part.read, chosen.prepare_labels(part.labels, shape, f"labels of `{name}`"))
+                  for part, name in ((examples, "data"), (tests, "validation_data")) if part is not None]
+        dataset = own_data.OwnData("own data", splits[0], splits[-1] if tests is not None else None, chosen,
+                                   str(graph.dtype(number)), own_data.make_view(augment))
+        dataset.check_view()
+    logits, head = without_head(model, chosen.output)
+    if head is not None:
+        logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
+    return dataset, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits}, head)
+
+
+def _size(data, networks):
+    size = 1
+    for length in data.task.shape(networks.supernet.graph):
+        size *= length
+    return size
+
+
+def _with_test_images(data, settings):
+    """Returns (data set with images for the final table, what these are)."""
+    if data.test is not None:
+        return data, f"measured on {len(data.test)} validation examples"
+    drawn = data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
+    return dataclasses.replace(data, test=drawn), NO_VALIDATION
+
+
+def _arguments(job, epochs, augment):
+    """Returns what arguments.json holds: all that the result depends on."""
+    parts = (job.settings.subset, job.settings.search, job.settings.fine_tuning, job.settings.run)
+    affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
+    given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
+    groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
+    view = augment if augment is None or isinstance(augment, str) else getattr(augment, "__qualname__", repr(type(augment)))
+    return {**given, "augment": view, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
+            "task": job.data.task.name, "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
+            "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
+
+
+def _prepare(job, made_of):
+    """Makes or opens the run folder, and puts the trained network into it."""
+    folder = RunFolder.prepare(job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`")
+    if not folder.has(names.BASELINE):
+        job.networks.save(job.networks.model, folder / names.BASELINE)
+
+
+def _result(job, rows, note):
+    folder = job.folder
+    run = folder.read_finished()
+    found = run.history[-1].subnetwork
+    path = folder / (names.TRAINED if job.settings.fine_tunes else names.SLIMMED)
+    return PruneResult(job.networks.finished(path, found), found, tuple(run.history), rows, note, run)

@@ -1,0 +1,119 @@
+"""The settings of a job that a Python program asks for: its own choices, and defaults that suit its data."""
+
+import dataclasses
+
+import numpy as np
+
+from ekg.errors import EkgError
+from ekg.settings import SUBSET_PER_CLASS, FineTuneSettings, JobSettings, RunSettings, SearchSettings, SubsetSettings
+
+MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What a program asks for besides network and data; see ekg.prune.
+
+    Attributes:
+        target_rate: share of the FLOPs to keep.
+        epochs: of fine-tuning; None stands for none.
+        seed: of the job.
+        search: {name: value} of SearchSettings and SubsetSettings.
+        bank: {"num_teacher": K}; False for no memory bank; None for defaults.
+        fine_tune: {name: value} of FineTuneSettings.
+        run: {name: value} of RunSettings.
+    """
+    target_rate: float
+    epochs: int | None
+    seed: int
+    search: dict | None = None
+    bank: dict | bool | None = None
+    fine_tune: dict | None = None
+    run: dict | None = None
+
+
+def make_settings(choices, data, num_outputs, replicas):
+    """Returns the JobSettings of a job.
+
+    Args:
+        choices: Choices.
+        data: data set with strata and training images.
+        num_outputs: numbers that the network returns for an example.
+        replicas: devices that share a batch.
+
+    Raises:
+        EkgError: a name is unknown, a value is wrong, one has no effect with the others, or a batch cannot be shared out.
+    """
+    search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
+    tuning = _tuning(choices, num_outputs)
+    subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
+    if "target_rate" in search:
+        raise EkgError("`search`: the target is given as `target_rate` of its own; leave it out here.")
+    if "seed" in _given("run", choices.run):
+        raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
+    run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
+    accum, smallest, number = run_settings.accum, data.smallest_class(), len(data.train)
+    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, smallest), **subset})
+    in_subset = subset.subset_per_class * data.num_strata
+    search = {"val_per_class": min(SearchSettings.val_per_class, max(smallest // 2, 1)),
+              "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
+    tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
+    made = JobSettings(subset, SearchSettings.make({"target_rate": choices.target_rate, **search}),
+                       FineTuneSettings.make(tuning), run_settings)
+    check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
+    check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
+    check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})
+    return made
+
+
+def _given(name, values):
+    if values is not None and not isinstance(values, dict):
+        raise EkgError(f"`{name}` must be a dict of settings, {{name: value}}; received {values!r}.")
+    return dict(values or {})
+
+
+def _tuning(choices, num_outputs):
+    """Returns {name: value} of FineTuneSettings."""
+    tuning = _given("fine_tune", choices.fine_tune)
+    if "train_epoch" in tuning:
+        raise EkgError("`fine_tune`: its length is given as `epochs`; leave train_epoch out here.")
+    if choices.epochs is None:
+        if tuning or choices.bank:
+            raise EkgError(f"`{'fine_tune' if tuning else 'bank'}` has no effect here: `epochs` is None, so nothing is "
+                           "trained; leave it out.")
+        return {}
+    tuning["train_epoch"] = choices.epochs
+    if choices.bank is False:
+        tuning.setdefault("finetune_teacher", "none")
+        if tuning["finetune_teacher"] == "ensemble":
+            raise EkgError("`bank`=False and the finetune_teacher \"ensemble\" exclude each other: the bank is what it "
+                           "knows.")
+    else:
+        bank = _given("bank", None if choices.bank is True else choices.bank)
+        unknown = sorted(set(bank) - {"num_teacher"})
+        if unknown:
+            raise EkgError(f"`bank`: `{unknown[0]}` is no setting here; there is num_teacher.")
+        tuning |= bank
+    distils = tuning.get("finetune_teacher", FineTuneSettings.finetune_teacher) != "none"
+    if distils and num_outputs >= MANY_CLASSES:
+        tuning.setdefault("temperature", MANY_CLASSES_TEMPERATURE)
+    return tuning
+
+
+def _multiple(number, of):
+    """Returns the largest multiple that is no larger than a number, but at least one of them."""
+    return max(number // of, 1) * of
+
+
+def check_batch(name, batch_size, parts):
+    """Raises EkgError if a batch cannot be split evenly.
+
+    Args:
+        name: setting of the batch.
+        batch_size: images.
+        parts: {what the batch is split into: number}.
+    """
+    count = int(np.prod(list(parts.values())))
+    if batch_size % count:
+        product = " x ".join(f"{number} {what}" for what, number in parts.items())
+        raise EkgError(f"`{name}` {batch_size} must be a multiple of {count} = {product}.")
