@@ -124,21 +124,33 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
             is_training = training and norms.uses_batch_statistics(call.layer)
             variables = [tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)]
             outputs, _ = execute.run_call(call, variables, tensors, is_training)
-            rounding = _rounding_of(call.layer, tensors[call.inputs[0]]) if is_training else 0.0
+            rounding = _rounding_of(call.layer, tensors[call.inputs[0]], is_training) if call.inputs else 0.0
             for number, value in zip(call.outputs, outputs):
                 _compare(tensors[number], value, tolerance, f"layer {describe(original)} with {_mode(training)}", rounding)
     return supernet.graph.structured(masked)
 
 
-def _rounding_of(norm, value):
-    """Returns by how much rounding may change what a batch norm gives with statistics of the batch, NORM_ROUNDINGS ulp.
+def _rounding_of(layer, value, training):
+    """Returns by how much rounding may change what a norm gives that takes a mean away, NORM_ROUNDINGS ulp of its input.
 
-    A channel that is constant in a batch has no variance but epsilon, and the rounding error of its mean is enlarged.
+    What is constant has no variance but epsilon, and the rounding error of its mean is enlarged.
     """
-    value, axis = np.asarray(tf.cast(value, tf.float32)), norm.axis % len(value.shape)
-    others = tuple(i for i in range(value.ndim) if i != axis)
-    errors = np.finfo(np.float32).eps * np.abs(value).max(others, initial=0) / np.sqrt(value.var(others) + norm.epsilon)
-    return NORM_ROUNDINGS * float((errors * (1 if norm.gamma is None else np.abs(norm.gamma.numpy()))).max(initial=0))
+    kinds = keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization
+    if not isinstance(layer, kinds) or (isinstance(layer, kinds[0]) and not training):
+        return 0.0
+    value = np.asarray(tf.cast(value, tf.float32))
+    if isinstance(layer, kinds[0]):
+        axes = tuple(i for i in range(value.ndim) if i != layer.axis % value.ndim)
+    elif isinstance(layer, kinds[1]):
+        axes = tuple(axis % value.ndim for axis in np.atleast_1d(layer.axis).tolist())
+    else:
+        value = np.moveaxis(value, layer.axis, -1)
+        groups = value.shape[-1] if layer.groups == -1 else layer.groups
+        value = value.reshape(*value.shape[:-1], groups, -1)
+        axes = tuple(i for i in range(1, value.ndim) if i != value.ndim - 2)
+    errors = np.finfo(np.float32).eps * np.abs(value).max(axes, initial=0) / np.sqrt(value.var(axes) + layer.epsilon)
+    return NORM_ROUNDINGS * float(errors.max(initial=0)) * (
+        1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0)))
 
 
 def _pairs(original, cut):
