@@ -12,7 +12,6 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
 import op_utils
-from ekg.data import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -68,7 +67,7 @@ def main(args):
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
     row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size,
-                  Batches(data.test, data.normalise, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
+                  data.batches(data.test, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
     if team.is_chief:
         print(format_table([row], model_complexity(nets.build(args.arch, data.num_classes)).flops))
     return row

@@ -11,7 +11,7 @@ from analyses.conditions import check_converged, spectrum_values
 from analyses.results import data_key, known_rows, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
-from ekg.data import Batches, TrainingBatches, mixed_order
+from ekg.data import TrainingBatches, mixed_order
 from ekg.devices.compute import full_float32
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
@@ -158,7 +158,7 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     """
     data, team = subject.data, compute.team
     keras.utils.set_random_seed(0)
-    train_batches = Batches(data.train, data.normalise, subject.batch_size, mixed_order(data.train.labels))
+    train_batches = data.batches(data.train, subject.batch_size, mixed_order(data.strata))
     model = slim(supernet, subnetwork, train_batches, compute)
     loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
     trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay)

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ekg.data import Batches
 from ekg.settings import COUNT, MACHINE, SEARCH, SHARE, SUBSET_PER_CLASS, SearchSettings, Settings, setting
 
 IMAGES = ("val", "subset", "test")
@@ -63,7 +62,7 @@ class Subject:
             split = data.first_of_each_class(min(SUBSET_PER_CLASS, data.smallest_class()), 0)
         else:
             split = data.last_of_each_class(min(SearchSettings().val_per_class, data.smallest_class()), 0)
-        return Batches(split, data.normalise, self.batch_size)
+        return data.batches(split, self.batch_size)
 
     def load_all(self, paths):
         """Returns {name: keras.Model} of parameter files; the name is the file's, or its path if another has that name.

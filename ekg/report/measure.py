@@ -3,6 +3,7 @@
 import statistics
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from ekg import stopping
@@ -30,11 +31,12 @@ def measure(name, model, file_size, batches, compute):
     with progress_bar(f"test {name}", batches.num_images, "image") as progress:
         metrics = evaluate(model, batches, compute, progress)
     cost = model_complexity(model)
-    latencies = [measure_latency(model, size, compute.use_xla) for size in LATENCY_BATCHES]
+    shape = batches.split.read(np.zeros(1, np.int64)).shape[1:]  # a network may leave the size of its images open
+    latencies = [measure_latency(model, size, compute.use_xla, shape) for size in LATENCY_BATCHES]
     return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size, *latencies)
 
 
-def measure_latency(model, batch_size, use_xla=False):
+def measure_latency(model, batch_size, use_xla=False, shape=None):
     """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics.
 
     A pass that takes seconds is not repeated as often as a fast one.
@@ -43,14 +45,15 @@ def measure_latency(model, batch_size, use_xla=False):
         model: functional keras.Model.
         batch_size: images.
         use_xla: whether to compile with XLA.
+        shape: of an image; None takes the model's.
     """
     forward = compiled(pure_forward(model), "forward pass", use_xla)
-    variables, images = read_variables(model), tf.zeros((batch_size, *model.input_shape[1:]))
-    seconds = []
+    images = tf.zeros((batch_size, *(shape or model.input_shape[1:])), model.inputs[0].dtype)
+    variables, seconds = read_variables(model), []
     while len(seconds) < LATENCY_WARMUP + 1 or (
             len(seconds) < LATENCY_WARMUP + LATENCY_RUNS and sum(seconds) < LATENCY_SECONDS):
         start = time.perf_counter()
-        forward(*variables, images, False)[0].numpy()
+        tf.nest.flatten(forward(*variables, images, False)[0])[0].numpy()
         seconds.append(time.perf_counter() - start)
         stopping.check()
     return 1000 * statistics.median(seconds[LATENCY_WARMUP:])

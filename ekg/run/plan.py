@@ -59,7 +59,8 @@ def make_settings(choices, data, num_outputs, replicas):
               "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
     made = JobSettings(subset, SearchSettings.make({"target_rate": choices.target_rate, **search}),
-                       FineTuneSettings.make(tuning), run_settings)
+                       FineTuneSettings.make(tuning), run_settings, fine_tunes=choices.epochs is not None,
+                       writes_page=False)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
     check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})

@@ -8,7 +8,6 @@ import time
 import numpy as np
 
 from ekg import files, stopping
-from ekg.data import Batches
 from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
 from ekg.landscape.subnetworks import Spectra
@@ -67,7 +66,7 @@ class _Search:
         self._supernet, self._settings = supernet, settings
         self._team, self._on_step, self._state_file = compute.team, on_step, state_file
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
-        batches = Batches(split, data.normalise, settings.search_batch_size)
+        batches = data.batches(split, settings.search_batch_size)
         self._objective = Objective(supernet, batches, settings.search_teacher, compute)
         self._spectra = None
         if settings.reward == "condition_number" or settings.log_condition:

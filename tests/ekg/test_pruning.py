@@ -1,0 +1,250 @@
+"""The whole job in one call, on a user's own network and data."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from sklearn import datasets
+
+import ekg
+from ekg import files
+from ekg.errors import EkgError
+from ekg.train.checkpoints import Checkpoints
+from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
+
+QUICK = {"verbose": False, "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8}}
+TUNED = {**QUICK, "epochs": 1, "target_rate": 0.7, "augment": "flip", "bank": {"num_teacher": 2}}
+
+
+def digits(number=120):
+    images, labels = datasets.load_digits(return_X_y=True)
+    return images[:number].reshape(-1, 8, 8, 1).astype(np.float32) / 16, labels[:number]
+
+
+def network(head, channels=1, size=8):
+    """A network of two convolutions whose pooled features go through `head`."""
+    inputs = keras.Input((size, size, channels))
+    x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(inputs, 6, "one"), 8, "two"))
+    return randomise_(keras.Model(inputs, head(x), name="own"))
+
+
+def softmax(x):
+    return layers.Dense(10, activation="softmax", name="fc")(x)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """(network, (images, labels), run folder, PruneResult of the whole job)."""
+    model, data, folder = network(softmax), digits(), tmp_path_factory.mktemp("runs") / "run"
+    return model, data, folder, ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED)
+
+
+def test_what_comes_out_is_a_plain_smaller_network_that_stands_alone(pruned, tmp_path):
+    model, (images, labels), _, result = pruned
+    assert type(result.model) is type(model) and result.rate <= 0.7
+    before, after = (ekg.Supernet(network).complexity(ekg.Supernet(network).whole()) for network in (model, result.model))
+    assert after.flops / before.flops == result.rate == result.history[-1].rate
+    np.testing.assert_allclose(result.model(images).numpy().sum(axis=1), 1, rtol=1e-5)  # the softmax is back
+    result.model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded(images), result.model(images), rtol=1e-6)
+    loaded.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = loaded.evaluate(*digits(60), verbose=0)
+    assert result.table[2].loss == pytest.approx(loss, rel=1e-4)
+    assert result.table[2].top1 == pytest.approx(accuracy)
+    assert [row.name for row in result.table] == ["baseline", "slimmed", "fine-tuned"]
+
+
+def test_the_users_network_is_left_as_it_was(pruned):
+    model, (images, _), *_ = pruned
+    assert model.get_layer("fc").activation is keras.activations.softmax
+    assert all((a == b).all() for a, b in zip(model.get_weights(), network(softmax).get_weights()))
+
+
+def test_the_summary_and_the_report_say_what_came_out(pruned, tmp_path):
+    result = pruned[3]
+    assert "fine-tuned" in result.summary() and "measured on 60 validation examples" in result.summary()
+    assert "% of the FLOPs" in result.report(tmp_path / "out")
+    assert (tmp_path / "out" / "report.png").stat().st_size > 10_000 and "own" in (tmp_path / "out/report.html").read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EkgError, match="cannot be written"):
+        result.report(tmp_path / "file")
+
+
+def test_the_same_call_shows_a_finished_run_again(pruned):
+    model, data, folder, result = pruned
+    again = ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED)
+    assert again.table == result.table and again.subnetwork == result.subnetwork
+    assert all((a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights()))
+
+
+def test_other_settings_or_another_network_are_refused_in_a_run_folder(pruned):
+    model, data, folder, _ = pruned
+    with pytest.raises(EkgError, match="name a new `run_dir`:\n  seed: 0 there, 3 here"):
+        ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED, seed=3)
+    other = network(softmax)
+    other.get_layer("one").kernel.assign_add(np.ones((3, 3, 1, 6)))
+    with pytest.raises(EkgError, match="\n  model: "):
+        ekg.prune(other, data, validation_data=digits(60), run_dir=folder, **TUNED)
+    with pytest.raises(EkgError, match="\n  groups: "):
+        ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED, min_channels=2)
+
+
+def test_a_stopped_job_goes_on_to_the_same_weights(pruned, tmp_path, monkeypatch):
+    model, data, folder, result = pruned
+    original = Checkpoints.save
+
+    def save(self, position):
+        original(self, position)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        for _ in range(2):  # in the epoch before the search, and in fine-tuning
+            with pytest.raises(KeyboardInterrupt):
+                ekg.prune(model, data, validation_data=digits(60), run_dir=tmp_path / "run", **TUNED)
+    resumed = ekg.prune(model, data, validation_data=digits(60), run_dir=tmp_path / "run", **TUNED)
+    assert all((a == b).all() for a, b in zip(resumed.model.get_weights(), result.model.get_weights()))
+    assert [line["kept"] for line in files.read_json_lines(tmp_path / "run" / "history.jsonl")] == [
+        line["kept"] for line in files.read_json_lines(folder / "history.jsonl")]
+
+
+def test_a_data_set_of_the_project_gives_what_the_scripts_pipeline_gives():
+    """The data set has its own views, constants and test images."""
+    data = make_data()
+    result = ekg.prune(make_tiny_resnet(), data, target_rate=0.7, epochs=None, verbose=False,
+                       search={"subset_per_class": 8, "val_per_class": 4})
+    assert result.history[-1].rate <= 0.7 and result.table[-1].name == "slimmed"
+    with pytest.raises(EkgError, match="`augment` has no effect here: the data set has its own"):
+        ekg.prune(make_tiny_resnet(), data, augment="flip", verbose=False)
+
+
+# ---------------------------------------------------------------- forms of data
+
+class Sequence(keras.utils.PyDataset):
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return math.ceil(len(self.labels) / 32)
+
+    def __getitem__(self, number):
+        part = slice(32 * number, 32 * number + 32)
+        return self.images[part], self.labels[part]
+
+
+def as_folder(path, images, labels):
+    for number, (image, label) in enumerate(zip(images, labels)):
+        (path / str(label)).mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path / str(label) / f"{number:04}.png", image * 255, scale=False)
+    return keras.utils.image_dataset_from_directory(path, image_size=(8, 8), color_mode="grayscale", shuffle=False,
+                                                    verbose=False)
+
+
+@pytest.fixture(scope="module")
+def of_arrays():
+    return ekg.prune(network(softmax), digits(), epochs=None, target_rate=0.7, **QUICK)
+
+
+def one_hot(labels):
+    return np.eye(10)[labels]
+
+
+@pytest.mark.parametrize("make", [
+    lambda images, labels: tf.data.Dataset.from_tensor_slices((images, labels)).batch(32),
+    lambda images, labels: Sequence(images, labels),
+    lambda images, labels: ekg.Data(labels, lambda indices: images[indices]),
+    lambda images, labels: (images.tolist(), labels.tolist()),
+    lambda images, labels: (tf.constant(images), labels[:, None]),
+    lambda images, labels: (images[..., 0].astype(np.float64), one_hot(labels)),
+    lambda images, labels: tf.data.Dataset.from_tensor_slices((images, one_hot(labels))).batch(50)])
+def test_the_form_of_the_data_does_not_matter(of_arrays, make):
+    result = ekg.prune(network(softmax), make(*digits()), epochs=None, target_rate=0.7, **QUICK)
+    assert result.subnetwork == of_arrays.subnetwork and result.table[1].loss == of_arrays.table[1].loss
+
+
+def test_a_folder_of_images_and_uint8(tmp_path):
+    images, labels = digits()
+    images = np.round(images * 255)
+    result = ekg.prune(network(softmax), as_folder(tmp_path, images / 255, labels), epochs=None, target_rate=0.7, **QUICK)
+    order = np.argsort(labels, kind="stable")
+    expected = ekg.prune(network(softmax), (images[order].astype(np.uint8), labels[order]), epochs=None, target_rate=0.7,
+                         **QUICK)
+    assert result.subnetwork == expected.subnetwork and result.table[1].loss == pytest.approx(expected.table[1].loss)
+
+
+# ---------------------------------------------------------------- tasks
+
+def breast_cancer():
+    table, labels = datasets.load_breast_cancer(return_X_y=True)
+    return ((table - table.mean(0)) / table.std(0)).astype(np.float32), labels
+
+
+def trained_mlp(data, units, activation, loss):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((data[0].shape[1],))
+    x = layers.Dense(24, activation="relu", name="one")(inputs)
+    x = layers.Dense(16, activation="relu", name="two")(x)
+    model = keras.Model(inputs, layers.Dense(units, activation=activation, name="out")(x), name="mlp")
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    model.fit(*data, epochs=12, verbose=0)
+    return model
+
+
+def test_a_binary_classifier_of_a_table():
+    data = breast_cancer()
+    model = trained_mlp(data, 1, "sigmoid", "binary_crossentropy")
+    result = ekg.prune(model, data, validation_data=data, target_rate=0.3, epochs=12, verbose=False, bank={"num_teacher": 2},
+                       search={"search_step": 0.5})
+    rows = result.table
+    assert list(rows[0].metrics) == ["accuracy"] and rows[0].metrics["accuracy"] > 0.97
+    assert rows[2].metrics["accuracy"] > 0.95 and result.rate <= 0.3
+    assert (result.model(data[0]).numpy() >= 0).all() and result.model.layers[-1].activation is keras.activations.sigmoid
+    predicted = result.model.predict(data[0], verbose=0)[:, 0] > 0.5
+    assert (predicted == data[1]).mean() == pytest.approx(rows[2].metrics["accuracy"], abs=1e-6)
+
+
+def test_a_regression_of_diabetes_keeps_the_kernels_norm_as_it_is_cut():
+    table, target = datasets.load_diabetes(return_X_y=True)
+    data = (20 * table.astype(np.float32), ((target - target.mean()) / target.std()).astype(np.float32))
+    model = trained_mlp(data, 1, None, "mse")
+    result = ekg.prune(model, data, validation_data=data, target_rate=0.3, epochs=12, verbose=False, bank={"num_teacher": 2},
+                       fine_tune={"temperature": 2.0}, search={"search_step": 0.5})
+    assert list(result.table[0].metrics) == ["mae"]
+    model.compile(loss="mse", metrics=["mae"])
+    assert result.table[0].loss == pytest.approx(model.evaluate(*data, verbose=0)[0], rel=1e-4)
+    assert result.table[2].loss < 1.3 * result.table[0].loss < 0.8  # 1 is what the mean alone reaches
+
+
+def test_a_segmentation_of_digits_into_digit_and_background():
+    images, _ = digits(200)
+    maps = (images[..., 0] > 0.4).astype(np.int32)
+    inputs = keras.Input((8, 8, 1))
+    x = conv_bn(conv_bn(inputs, 8, "one"), 8, "two")
+    keras.utils.set_random_seed(0)
+    model = keras.Model(inputs, layers.Conv2D(2, 1, activation="softmax", name="maps")(x), name="segments")
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(images, maps, epochs=8, verbose=0)
+    result = ekg.prune(model, (images, maps), validation_data=(images, maps), target_rate=0.4, epochs=2, verbose=False,
+                       bank={"num_teacher": 2}, search={"search_step": 0.5})
+    assert result.table[2].metrics["pixel_accuracy"] > 0.85 and result.rate <= 0.4
+    right = (result.model.predict(images, verbose=0).argmax(-1) == maps).mean()
+    assert right == pytest.approx(result.table[2].metrics["pixel_accuracy"], abs=1e-6)
+
+
+def test_one_output_of_several_is_meant_and_all_are_kept():
+    model = network(lambda x: {"wide": layers.Dense(4, name="wide")(x), "classes": softmax(x)})
+    result = ekg.prune(model, digits(), epochs=None, target_rate=0.7, **QUICK, task=ekg.tasks.Classification(output=0))
+    outputs = result.model(digits()[0])
+    assert set(outputs) == {"wide", "classes"} and outputs["wide"].shape == (120, 4)
+    np.testing.assert_allclose(outputs["classes"].numpy().sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_arguments_of_a_run_are_plain(pruned):
+    arguments = files.read_json(pruned[2] / "arguments.json")
+    assert arguments["task"] == "classification" and arguments["epochs"] == 1 and arguments["target_rate"] == 0.7
+    assert json.dumps(arguments)
