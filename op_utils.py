@@ -29,7 +29,7 @@ from ekg.run.arguments import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job, Phase, check_finite
 from ekg.run.networks import Networks
-from ekg.run.plan import check_batch
+from ekg.run.plan import check_batch, check_precision
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, copy_model
@@ -328,9 +328,7 @@ def _check_devices(args, team):
     check_batch("batch_size", args.batch_size, replicas | pieces)
     check_batch("search_batch_size", args.search_batch_size, pieces)
     check_batch("val_batch_size", args.val_batch_size, replicas)
-    for name in ("precision", "search_precision"):
-        if getattr(args, name) == "float16" and not tf.config.list_logical_devices("GPU"):
-            raise EkgError(f"`{name}` float16: needs a GPU; on a CPU take bfloat16 or float32.")
+    check_precision(args)
     for name in ("trained_param", "search_from") if args.overwrite else ():
         path = getattr(args, name)
         if path and path.resolve().is_relative_to(args.train_path.resolve()):

@@ -90,7 +90,8 @@ def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", ex
         result.model.save("pruned.keras")
 
     The network is read, never changed. Where it ends with a softmax or sigmoid, the search and the training work on the
-    logits before it, and the result has it again. TensorFlow's deterministic operations are switched on in this process.
+    logits before it, and the result has it again. TensorFlow's deterministic operations are switched on in this
+    process, and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
         model: trained functional or sequential keras.Model of one input.
@@ -137,6 +138,7 @@ def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", ex
         compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
         job = Job(job_settings, data, networks, compute, RunFolder(Path(path)))
         made_of = _arguments(job, epochs, augment)
+        team.check_same({name: json.dumps(value) for name, value in made_of.items()})
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of), trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
 
@@ -154,25 +156,37 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
         for name, value in (("validation_data", validation_data), ("augment", augment)):
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
-        chosen, dataset = data.task, data
+        chosen, examples = data.task, []
     else:
-        if len(graph.inputs) != 1:
-            raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
-        number, = graph.inputs
-        input_shape = graph.shapes[number][1:]
-        examples = find_examples(data, input_shape)
-        chosen = choose_task(task, graph, examples.labels)
-        shape = chosen.shape(graph)
-        tests = None if validation_data is None else find_examples(validation_data, input_shape, "validation_data")
-        splits = [own_data.FunctionSplit(part.read, chosen.prepare_labels(part.labels, shape, f"labels of `{name}`"))
-                  for part, name in ((examples, "data"), (tests, "validation_data")) if part is not None]
-        dataset = own_data.OwnData("own data", splits[0], splits[-1] if tests is not None else None, chosen,
-                                   str(graph.dtype(number)), own_data.make_view(augment))
-        dataset.check_view()
+        examples = _find_examples(graph, data, validation_data)
+        chosen = choose_task(task, graph, examples[0].labels)
+    chosen.tensor(graph)  # before the head is looked for
     logits, head = without_head(model, chosen.output)
+    chosen.check_network(Graph(logits))
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
-    return dataset, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits}, head)
+    networks = Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits}, head)
+    return (_make_data(graph, examples, chosen, augment) if examples else data), networks
+
+
+def _find_examples(graph, data, validation_data):
+    """Returns [sources.Examples of the data, and of the validation data if there are any]."""
+    if len(graph.inputs) != 1:
+        raise EkgError(f"`model` {graph.model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
+    shape = graph.shapes[graph.inputs[0]][1:]
+    given = [(data, "data"), (validation_data, "validation_data")]
+    return [find_examples(source, shape, name) for source, name in given if source is not None or name == "data"]
+
+
+def _make_data(graph, examples, task, augment):
+    """Returns the OwnData of examples for a network and a task."""
+    shape = task.shape(graph)
+    splits = [own_data.FunctionSplit(part.read, task.prepare_labels(part.labels, shape, f"labels of `{name}`"))
+              for part, name in zip(examples, ("data", "validation_data"))]
+    dataset = own_data.OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, task,
+                               str(graph.dtype(graph.inputs[0])), own_data.make_view(augment))
+    dataset.check_view()
+    return dataset
 
 
 def _size(data, networks):

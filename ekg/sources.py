@@ -2,7 +2,8 @@
 
 The method needs the same example again: its order is shuffled here, and the row of the memory bank is its number. Arrays
 are read as they are. What comes in batches (tf.data.Dataset, keras.utils.PyDataset) is written once to a file without a
-name, which goes with the process, and read a second time to prove that it is the same each time.
+name in the system's folder for such files (TMPDIR), which goes with the process, and read a second time to prove that it is
+the same each time.
 """
 
 import dataclasses
@@ -52,14 +53,13 @@ class Examples:
     shape: tuple[int, ...]
 
 
-def find_examples(source, input_shape, what="data", folder=None):
+def find_examples(source, input_shape, what="data"):
     """Returns the Examples of whatever `fit` takes.
 
     Args:
         source: see FORMS.
         input_shape: of one example as the network takes it, with None where any size will do.
         what: the argument's name, for errors.
-        folder: where a file is made for what comes in batches; None takes the system's folder for such files.
 
     Raises:
         EkgError: it is none of these, has no labels, does not fit the network, or differs from one reading to the next.
@@ -67,9 +67,9 @@ def find_examples(source, input_shape, what="data", folder=None):
     if isinstance(source, Data):
         examples = _of_function(source, what)
     elif isinstance(source, tf.data.Dataset):
-        examples = _spooled(_tensorflow_batches(source, len(input_shape), what), what, folder)
+        examples = _spooled(_tensorflow_batches(source, len(input_shape), what), what)
     elif isinstance(source, keras.utils.PyDataset):
-        examples = _spooled(lambda: (source[number] for number in range(len(source))), what, folder)
+        examples = _spooled(lambda: (source[number] for number in range(len(source))), what)
     elif isinstance(source, (tuple, list)) and len(source) == 2:
         examples = _of_arrays(*source, what)
     else:
@@ -167,15 +167,14 @@ def _pair(batch, what):
     return images, labels
 
 
-def _spooled(batches, what, folder):
+def _spooled(batches, what):
     """Returns the Examples of batches, in a file; reads them twice.
 
     Args:
         batches: function that gives an iterator over the batches from the first one on.
         what: the argument's name.
-        folder: of the file.
     """
-    spool, labels, sums = _Spool(folder, what), [], []
+    spool, labels, sums = _Spool(what), [], []
     with progress_bar(f"read {what}", None, "batch") as progress:
         for batch in batches():
             stopping.check()
@@ -205,10 +204,10 @@ def _checksum(images, labels):
 class _Spool:
     """Rows in a file without a name, read by their numbers, and never in memory together."""
 
-    def __init__(self, folder, what):
+    def __init__(self, what):
         self._what, self._row, self._dtype = what, None, None
         self.shape = ()
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile()
 
     def append(self, rows):
         """Writes the next rows, array [number, ...]; all must have one shape and one type."""

@@ -61,7 +61,14 @@ class Task:
     # ---------------------------------------------------------------- networks
 
     def tensor(self, graph):
-        """Returns the number of the tensor that is meant of a graph.calls.Graph."""
+        """Returns the number of the tensor that is meant of a graph.calls.Graph.
+
+        Raises:
+            EkgError: the network has no such output.
+        """
+        if not 0 <= self.output < len(graph.outputs):
+            raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs, and the task means output "
+                           f"{self.output}; they are counted from 0.")
         return graph.outputs[self.output]
 
     def of(self, outputs):
@@ -78,9 +85,6 @@ class Task:
         Args:
             graph: graph.calls.Graph of the keras.Model.
         """
-        if self.output >= len(graph.outputs):
-            raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs, and the task means output "
-                           f"{self.output}; they are counted from 0.")
         shape = graph.shapes[self.tensor(graph)]
         problem = self._problem(shape)
         if problem:

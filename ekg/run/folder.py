@@ -20,7 +20,7 @@ SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
 BANK = "memory_bank"
-SLIMMED = "slimmed_param.pkl"  # Θ* before fine-tuning
+SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where it ends so
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
 UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
 CURVES, EVENTS = "curves.jsonl", "events"
@@ -31,9 +31,9 @@ REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 CONDITION = "condition.json"  # of an analysis
 FORMER = ("search_state.pkl",)  # written by earlier versions
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
-OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, BANK, SLIMMED, TRAINED, TRAINED_KERAS, UNFINISHED_KERAS,
-             UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, SUMMARY, REPORT_PICTURE, REPORT_PAGE, CONDITION,
-             *FORMER, ARGUMENTS)
+OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
+             UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, SUMMARY, REPORT_PICTURE,
+             REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
 
 
 class RunFolder:

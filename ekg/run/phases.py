@@ -146,8 +146,32 @@ class SlimPhase(Phase):
         job = self.job
         if not self.is_done():
             with job.timed(self.name):
-                job.save(make(), self.leaves)
+                model = make()
+                if not job.settings.fine_tunes:
+                    job.save(model, names.UNFINISHED_PARAM)
+                    job.team.on_chief(lambda: write_keras(job.networks.finished(
+                        job.folder / names.UNFINISHED_PARAM, subnetwork), job.folder, names.SLIMMED_KERAS, self.leaves))
+                job.save(model, self.leaves)
         return job.load(job.folder / self.leaves, subnetwork)
+
+
+def write_keras(model, folder, name, weights):
+    """Writes a network as a .keras file, or says that a layer of it cannot be written so.
+
+    Args:
+        model: keras.Model.
+        folder: RunFolder.
+        name: of the file.
+        weights: name of the parameter file that holds its weights.
+    """
+    try:
+        model.save(folder / names.UNFINISHED_KERAS)
+    except OSError:
+        raise
+    except Exception as error:  # whatever Keras, or a layer of the user's own, raises
+        logger.warning("the network cannot be written as %s (%s); %s holds its weights.", name, first_line(error), weights)
+    else:
+        (folder / names.UNFINISHED_KERAS).rename(folder / name)
 
 
 class BankPhase(Phase):
@@ -218,14 +242,7 @@ class FineTunePhase(Phase):
         """Writes the .keras file first: a run whose parameter file is there has both."""
         folder, networks = self.job.folder, self.job.networks
         networks.save(model, folder / names.UNFINISHED_PARAM)
-        try:
-            networks.finished(folder / names.UNFINISHED_PARAM, subnetwork).save(folder / names.UNFINISHED_KERAS)
-            (folder / names.UNFINISHED_KERAS).rename(folder / names.TRAINED_KERAS)
-        except OSError:
-            raise
-        except Exception as error:  # whatever Keras, or a layer of the user's own, raises
-            logger.warning("the network cannot be written as %s (%s); %s holds its weights.", names.TRAINED_KERAS,
-                           first_line(error), self.leaves)
+        write_keras(networks.finished(folder / names.UNFINISHED_PARAM, subnetwork), folder, names.TRAINED_KERAS, self.leaves)
         (folder / names.UNFINISHED_PARAM).rename(folder / self.leaves)
 
 

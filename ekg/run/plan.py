@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.settings import SUBSET_PER_CLASS, FineTuneSettings, JobSettings, RunSettings, SearchSettings, SubsetSettings
@@ -52,6 +53,7 @@ def make_settings(choices, data, num_outputs, replicas):
     if "seed" in _given("run", choices.run):
         raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
     run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
+    check_precision(run_settings)
     accum, smallest, number = run_settings.accum, data.smallest_class(), len(data.train)
     subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, smallest), **subset})
     in_subset = subset.subset_per_class * data.num_strata
@@ -104,6 +106,13 @@ def _tuning(choices, num_outputs):
 def _multiple(number, of):
     """Returns the largest multiple that is no larger than a number, but at least one of them."""
     return max(number // of, 1) * of
+
+
+def check_precision(settings):
+    """Raises EkgError if this machine cannot compute in the formats that RunSettings ask for."""
+    for name in ("precision", "search_precision"):
+        if getattr(settings, name) == "float16" and not tf.config.list_logical_devices("GPU"):
+            raise EkgError(f"`{name}` float16: needs a GPU; on a CPU take bfloat16 or float32.")
 
 
 def check_batch(name, batch_size, parts):

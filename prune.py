@@ -1,0 +1,175 @@
+"""Prunes a network of your own on data of your own.
+
+    python prune.py --model my.keras --data_path images --target_rate 0.5 --train_path runs/mine
+    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path images --rescale -1 1
+    python prune.py --model my.keras --inspect
+
+The pruned network stands in the run folder as trained_param.keras. The same command again goes on where a run stopped.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import keras
+
+import ekg
+import op_utils
+import utils  # before TensorFlow: it sets TensorFlow's environment
+from dataloader import own
+from ekg import settings
+from ekg.errors import EkgError, first_line
+from ekg.own_data import VIEWS
+from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
+from ekg.tasks import TASKS
+
+APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0].isupper()))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """The network, and what of it may go."""
+    model: str = setting(None, ".keras file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
+    weights: Path | None = setting(
+        None, "weights of a network of keras.applications, a .weights.h5 file; without it those of ImageNet, downloaded",
+        SEARCH, may_be_none=True)
+    classes: int = setting(1000, "classes of a network of keras.applications", SEARCH, range=COUNT)
+    image_size: tuple[int, ...] | None = setting(
+        None, "height and width of its images, where the network does not say", SEARCH, range=COUNT, may_be_none=True)
+    exclude: tuple[str, ...] = setting((), "patterns of the names of layers that keep their channels", SEARCH)
+    min_channels: int = setting(1, "channels of every group that stay at least", SEARCH, range=COUNT)
+    multiple_of: int = setting(1, "what the number of channels that stay is a multiple of", SEARCH, range=COUNT)
+    inspect: bool = setting(False, "print what can be pruned, and why the rest cannot, and end", MACHINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(Settings):
+    """The data."""
+    data_path: str | None = setting(
+        None, "training data: folder with one subfolder of images a class, .npz with x and y, or tfds:NAME", MACHINE,
+        may_be_none=True, is_per_worker=True)
+    val_path: str | None = setting(
+        None, "what the final table is measured on, in the same form; tfds:NAME reads its split test", MACHINE,
+        may_be_none=True, is_per_worker=True)
+    rescale: tuple[float, ...] | None = setting(
+        None, "what grey levels 0 and 255 become, say -1 1; without it the network takes them as they are", SEARCH,
+        may_be_none=True)
+    task: str = setting("auto", "what the network is for; auto: told by its output and the labels", SEARCH,
+                        choices=("auto", *TASKS))
+    augment: str = setting("none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS))
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSettings(Settings):
+    """What is left."""
+    train_path: Path | None = setting(
+        None, "run folder; without it runs/MODEL_RATE; the same command again goes on there", MACHINE, may_be_none=True)
+    search_only: bool = setting(False, "end with the network that is cut out, without fine-tuning", SEARCH)
+
+
+FLAGS = {"network": NetworkSettings, "data": DataSettings, "output": OutputSettings,
+         "epoch before the search": settings.SubsetSettings, "search": settings.SearchSettings,
+         "fine-tuning": settings.FineTuneSettings, "devices": op_utils.DeviceSettings, "run": settings.RunSettings}
+DEFAULTS = {"subset_per_class": None, "target_rate": 0.5, "train_epoch": 20}
+
+
+def parse_args(argv=None):
+    """Returns the checked arguments."""
+    parser = argparse.ArgumentParser(description="Prune a network of your own with EKG.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for title, cls in FLAGS.items():
+        settings.add_flags(parser, title, cls, **DEFAULTS)
+    args = parser.parse_args(argv)
+    try:
+        for cls in FLAGS.values():
+            settings.from_args(cls, args)
+        settings.check_effects(tuple(FLAGS.values()), vars(args), DEFAULTS)
+        _check_combinations(args)
+    except EkgError as error:
+        parser.error(utils.with_flags(str(error), vars(args)))
+    if args.train_path is None:
+        args.train_path = Path("runs") / f"{Path(args.model).stem}_{args.target_rate:g}"
+    return args
+
+
+def _check_combinations(args):
+    if not args.inspect and args.data_path is None:
+        raise EkgError("`data_path` is needed: the data that the network is pruned on.")
+    for name, count in (("rescale", 2), ("image_size", 2)):
+        if getattr(args, name) is not None and len(getattr(args, name)) != count:
+            raise EkgError(f"`{name}` takes {count} numbers.")
+    if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
+        raise EkgError("`weights` and `classes` are for a network of keras.applications; a .keras file has its own.")
+
+
+def load_model(args):
+    """Returns the trained keras.Model that the arguments name; a file is read without running code of its own."""
+    if args.model in APPLICATIONS:
+        return _make_application(args)
+    path = Path(args.model)
+    if not path.is_file():
+        raise EkgError(f"`model` {path}: no such file, and no network of keras.applications.")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever Keras, or a file from a stranger, raises
+        raise EkgError(f"`model` {path}: cannot be read as a .keras file ({first_line(error)[:200]}).") from None
+
+
+def _make_application(args):
+    options = {} if args.image_size is None else {"input_shape": (*args.image_size, 3)}
+    try:
+        model = getattr(keras.applications, args.model)(weights=None if args.weights else "imagenet", classes=args.classes,
+                                                        classifier_activation=None, **options)
+        if args.weights:
+            model.load_weights(args.weights)
+    except Exception as error:  # whatever Keras raises
+        raise EkgError(f"`model` {args.model}: {first_line(error)[:200]}") from None
+    return model
+
+
+def _load_data(args, shape):
+    """Returns (training data, validation data or None)."""
+    data, classes = own.load(args.data_path, shape, args.rescale)
+    if args.val_path is None:
+        return data, None
+    validation, others = own.load(args.val_path, shape, args.rescale, "test", "val_path")
+    if classes != others:
+        raise EkgError(f"`val_path` {args.val_path}: its classes are {others}, and those of `data_path` are {classes}; they "
+                       "must be the same.")
+    return data, validation
+
+
+def _given(args, *classes):
+    """Returns {name: value} of the settings that are not at their defaults; ekg.prune has defaults that suit the data."""
+    apart = ("target_rate", "train_epoch", "seed")  # arguments of their own
+    return {name: value for cls in classes for name, value in vars(settings.from_args(cls, args)).items()
+            if name not in apart and value != DEFAULTS.get(name, getattr(cls, name))}
+
+
+def main(args):
+    """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
+    model = load_model(args)
+    shape = tuple(model.inputs[0].shape[1:])
+    if args.image_size is not None:
+        shape = (*args.image_size, shape[-1])
+    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": args.multiple_of}
+    if args.inspect:
+        inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
+        print(inspection)
+        return inspection
+    strategy = op_utils.make_strategy(settings.from_args(op_utils.DeviceSettings, args))
+    data, validation = _load_data(args, shape)
+    search, tuning, run = (_given(args, *classes) for classes in (
+        (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
+    result = ekg.prune(
+        model, data, validation_data=validation, target_rate=args.target_rate, task=args.task, **choices,
+        epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
+        augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, strategy=strategy)
+    print(result.summary())
+    print(f"run folder: {args.train_path}", file=sys.stderr)
+    return result
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

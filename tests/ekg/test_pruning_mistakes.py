@@ -1,0 +1,143 @@
+"""Every mistake with networks, data, labels, tasks and settings is one line before the first phase."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import ekg
+from ekg.errors import EkgError
+from ekg.run.pipeline import Pipeline
+from tests.ekg.test_pruning import Sequence, digits, network, softmax
+
+IMAGES, LABELS = digits(60)
+
+
+@pytest.fixture(autouse=True)
+def no_work(monkeypatch):
+    def run(*_):
+        raise AssertionError("the work began")
+    monkeypatch.setattr(Pipeline, "run", run)
+    monkeypatch.setattr(Pipeline, "preflight", run)
+
+
+def refused(message, data=(IMAGES, LABELS), model=None, **options):
+    with pytest.raises(EkgError, match=message) as error:
+        ekg.prune(network(softmax) if model is None else model, data, verbose=False, **options)
+    assert "\n" not in str(error.value)
+
+
+def dataset(images=IMAGES, labels=LABELS):
+    return tf.data.Dataset.from_tensor_slices((images, labels))
+
+
+class Noisy(Sequence):
+    """Changes its images each time."""
+
+    def __getitem__(self, number):
+        images, labels = super().__getitem__(number)
+        return images + np.random.default_rng().normal(size=images.shape), labels
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (IMAGES, "`data` must be a pair .images, labels. of arrays.*received an object of type ndarray"),
+    ((IMAGES, LABELS, LABELS), "received a tuple of 3 entries"),
+    (None, "received an object of type NoneType"),
+    ((IMAGES, LABELS[:-1]), "images of shape .60, 8, 8, 1. and labels of shape .59,.; give as many labels as images"),
+    ((IMAGES[:0], LABELS[:0]), "`data` holds no examples"),
+    ((IMAGES[:, :7], LABELS), "examples of shape .7, 8, 1., and the network takes .8, 8, 1."),
+    ((np.repeat(IMAGES, 3, axis=-1), LABELS), "examples of shape .8, 8, 3."),
+    ((IMAGES.astype(str), LABELS), "`data` must hold numbers; received <U"),
+    (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
+    (({"a": IMAGES}, LABELS), "several inputs or outputs an example"),
+    ((IMAGES, {"a": LABELS}), "several inputs or outputs an example"),
+    ((IMAGES, LABELS.astype(str)), "labels of `data` must be numbers; received <U"),
+    ((IMAGES, LABELS + 1), "labels of `data` go from 1 to 10; 10 classes have the numbers 0 to 9"),
+    ((IMAGES, LABELS - 1), "labels of `data` go from -1 to 8"),
+    ((IMAGES, LABELS + 0.5), "those of no task known here; give one of"),
+    ((IMAGES, LABELS.astype(np.float32) * np.nan), "those of no task known here"),
+    ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. are those of no task"),
+    (dataset(), "`data` gives single examples; batch them with .batch.32."),
+    (dataset().batch(20).repeat(), "`data` never ends; leave its repeat.. out"),
+    (dataset().shuffle(60, seed=1).batch(20), "it shuffles, or changes images, by itself. Pass it unshuffled"),
+    (Noisy(IMAGES, LABELS), "it shuffles, or changes images, by itself"),
+    (tf.data.Dataset.from_tensor_slices(IMAGES).batch(20), "`data` has no labels; give batches .images, labels."),
+    (dataset().batch(20).map(lambda x, y: (x, y, tf.ones_like(y))), "weights of its examples, which the method has no"),
+    (dataset().filter(lambda *_: False).batch(20), "`data` holds no examples"),
+    (Sequence(IMAGES.astype(str), LABELS), "`data` must hold numbers"),
+    (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs an example"),
+    (ekg.Data(LABELS, lambda indices: IMAGES[:3]), "its `read` was asked for 4 examples and gave an array of shape .3, 8"),
+    (ekg.Data(LABELS, lambda indices: np.random.default_rng().normal(size=(len(indices), 8, 8, 1))),
+     "its `read` gives other numbers for the same examples when it is asked again"),
+    (ekg.Data(np.zeros(0, int), lambda indices: IMAGES[indices]), "`data` holds no examples")])
+def test_data_that_cannot_be_used(data, message):
+    refused(message, data)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"validation_data": (IMAGES[:, :5], LABELS)}, "`validation_data` has examples of shape .5, 8, 1."),
+    ({"validation_data": (IMAGES, LABELS + 5)}, "labels of `validation_data` go from 5 to 14"),
+    ({"task": "detection"}, "`task` must be .auto., one of .*received 'detection'"),
+    ({"task": "regression"}, "labels of `data` have shape .. each, and the network returns .10,."),
+    ({"task": "multi_label"}, "labels of `data`: the network has 10 outputs, so .examples, 10. zeros and ones"),
+    ({"task": "dense_classification"}, "a dense classification needs a map of logits"),
+    ({"task": ekg.tasks.Classification(output=1)}, "has 1 outputs, and the task means output 1"),
+    ({"augment": "spin"}, "`augment` must be one of .'flip', 'flip_crop'., a function"),
+    ({"augment": lambda images, seed: images[:, :4]}, "`augment` makes .8, 4, 8, 1. of images of shape .8, 8, 8, 1."),
+    ({"augment": lambda images, seed: tf.reshape(images, [3])}, "`augment` fails on images of shape"),
+    ({"augment": lambda images: images}, "`augment` fails on images of shape"),
+    ({"target_rate": 0.0}, "`target_rate` must be in .0, 1.; received 0"),
+    ({"target_rate": 0.001}, "`target_rate` 0.001 cannot be reached"),
+    ({"epochs": 0}, "`train_epoch` must be at least 1"),
+    ({"epochs": 2.5}, "`train_epoch` must be of type int; received 2.5"),
+    ({"search": {"depth": 3}}, "`depth` is no setting here; there are target_rate, search_step"),
+    ({"search": {"target_rate": 0.3}}, "`search`: the target is given as `target_rate` of its own"),
+    ({"search": {"search_step": 0.0}}, "`search_step` must be in .0, 1."),
+    ({"search": 0.4}, "`search` must be a dict of settings"),
+    ({"search": {"val_per_class": 50}}, "lower `subset_per_class` or `val_per_class`"),
+    ({"search": {"search_batch_size": 500}}, "`search_batch_size` 500 is larger than the"),
+    ({"fine_tune": {"batch_size": 100}}, "`batch_size` 100 is larger than the 60 images to train on"),
+    ({"fine_tune": {"lr": 0.1}}, "`lr` is no setting here"),
+    ({"fine_tune": {"train_epoch": 3}}, "`fine_tune`: its length is given as `epochs`"),
+    ({"epochs": None, "fine_tune": {"learning_rate": 0.1}}, "`fine_tune` has no effect here: `epochs` is None"),
+    ({"bank": {"teachers": 3}}, "`bank`: `teachers` is no setting here; there is num_teacher"),
+    ({"bank": False, "fine_tune": {"finetune_teacher": "ensemble"}}, "exclude each other: the bank is what it knows"),
+    ({"run": {"precision": "float16"}}, "`precision` float16: needs a GPU"),
+    ({"run": {"seed": 3}}, "`run`: the seed is given as `seed` of its own"),
+    ({"run": {"accum": 7}, "fine_tune": {"batch_size": 32}}, "`batch_size` 32 must be a multiple of 7"),
+    ({"seed": -1}, "`seed` must be from 0 to 4294967295"),
+    ({"exclude": "no such layer"}, "no such layer"),
+    ({"min_channels": 0}, "`min_channels` must be whole numbers from 1 on")])
+def test_choices_that_cannot_be_meant(options, message):
+    refused(message, **options)
+
+
+def two_inputs():
+    inputs = [keras.Input((8, 8, 1)), keras.Input((8, 8, 1))]
+    x = layers.Flatten()(layers.Conv2D(3, 3)(layers.Add()(inputs)))
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def inner_softmax():
+    inputs = keras.Input((8, 8, 1))
+    inner = keras.Sequential([keras.Input((20,)), layers.Dense(10), layers.Softmax()], name="inner")
+    return keras.Model(inputs, inner(layers.Dense(20)(layers.Flatten()(layers.Conv2D(3, 3)(inputs)))))
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (lambda: "MobileNetV2", "`model` must be a keras.Model; received str"),
+    (two_inputs, "takes 2 inputs; a network of one input is needed"),
+    (lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]), "has 2 outputs; say which one is meant"),
+    (inner_softmax, "ends with 'softmax.*, inside a nested network; take the network without it"),
+    (lambda: keras.Sequential([layers.Conv2D(3, 3)]), "has no input shape yet"),
+    (lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)]), "nothing in `model`")])
+def test_networks_that_cannot_be_pruned(model, message):
+    refused(message, model=model())
+
+
+def test_a_run_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused("is not empty and holds no run; name a new folder", run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    refused("cannot be written", run_dir=tmp_path / "notes.txt")

@@ -1,0 +1,109 @@
+"""The script that prunes a user's own network, as a user runs it."""
+
+import keras
+import numpy as np
+import pytest
+
+import prune
+from ekg.errors import EkgError
+from tests import runs
+from tests.ekg.test_pruning import as_folder, digits, network, softmax
+
+QUICK = ["--target_rate", "0.7", "--search_step", "1.0", "--val_per_class", "4", "--subset_per_class", "6"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folder with a network, a folder of images and an .npz of the same."""
+    folder = tmp_path_factory.mktemp("own")
+    network(softmax).save(folder / "my.keras")
+    images, labels = digits(90)
+    images = np.round(images * 255)
+    as_folder(folder / "images", images / 255, labels)
+    order = np.argsort(labels, kind="stable")
+    np.savez(folder / "digits.npz", x=images[order].astype(np.uint8), y=labels[order])
+    return folder
+
+
+def run(place, *argv):
+    return prune.main(prune.parse_args(["--model", str(place / "my.keras"), *map(str, argv)]))
+
+
+def test_a_folder_is_pruned_like_the_same_images_in_an_array(place, tmp_path, capsys):
+    result = run(place, "--data_path", place / "images", "--train_path", tmp_path / "run", *QUICK, "--rescale", -1, 1,
+                 "--train_epoch", 1, "--num_teacher", 2, "--augment", "flip", "--val_path", place / "images")
+    assert "| fine-tuned |" in capsys.readouterr().out and result.rate <= 0.7
+    stored = keras.models.load_model(tmp_path / "run" / "trained_param.keras", safe_mode=True)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(stored(images), result.model(images), rtol=1e-6)
+    np.testing.assert_allclose(stored(images).numpy().sum(axis=1), 1, rtol=1e-5)
+    again = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "other", *QUICK, "--rescale", -1, 1,
+                "--train_epoch", 1, "--num_teacher", 2, "--augment", "flip", "--val_path", place / "digits.npz")
+    assert again.subnetwork == result.subnetwork and again.table[2].loss == pytest.approx(result.table[2].loss, rel=1e-5)
+
+
+def test_a_search_alone_leaves_the_network_that_was_cut_out(place, tmp_path):
+    result = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK, "--search_only")
+    stored = keras.models.load_model(tmp_path / "run" / "slimmed_param.keras", safe_mode=True)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(stored(images), result.model(images), rtol=1e-6)
+    assert [row.name for row in result.table] == ["baseline", "slimmed"]
+
+
+def test_what_can_be_pruned_is_printed(place, capsys):
+    run(place, "--inspect", "--exclude", "two")
+    text = capsys.readouterr().out
+    assert "one" in text and "two  'two' is excluded" in text
+
+
+def test_networks_of_keras_are_known_by_name(tmp_path, capsys):
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=1.0, weights=None, classes=3, classifier_activation=None)
+    model.save_weights(tmp_path / "m.weights.h5")
+    args = ["--model", "MobileNetV2", "--classes", "3", "--image_size", "32", "32", "--inspect"]
+    inspection = prune.main(prune.parse_args([*args, "--weights", str(tmp_path / "m.weights.h5")]))
+    assert inspection.smallest_rate < 0.01
+    with pytest.raises(EkgError, match="`model` MobileNetV2: "):
+        prune.main(prune.parse_args([*args, "--weights", str(tmp_path / "nowhere.weights.h5")]))
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(place):
+    (code, output), = runs.finish(runs.start("prune.py", "--model", place / "my.keras", "--data_path", "/nowhere"))
+    assert code == 2 and runs.error_line(output) == (
+        "error: --data_path /nowhere: no such folder with one subfolder a class, no .npz file, and not tfds:NAME.")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "--data_path is needed"), (["--data_path", "x", "--rescale", "1"], "--rescale takes 2 numbers"),
+    (["--data_path", "x", "--classes", "3"], "--weights and --classes are for a network of keras.applications"),
+    (["--data_path", "x", "--task", "detection"], "invalid choice: 'detection'"),
+    (["--data_path", "x", "--target_rate", "2"], "--target_rate must be in (0, 1]; received 2.")])
+def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        prune.parse_args(["--model", "m.keras", *arguments])
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_files_that_are_something_else_are_named(place, tmp_path):
+    (tmp_path / "broken.keras").write_bytes((place / "my.keras").read_bytes()[:500])
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    np.savez(tmp_path / "others.npz", a=np.zeros(3))
+    (tmp_path / "one_class" / "only").mkdir(parents=True)
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    data = ["--data_path", place / "digits.npz"]
+    for argv, message in ((["--model", tmp_path / "nowhere.keras", *data], "nowhere.keras: no such file"),
+                          (["--model", tmp_path / "broken.keras", *data], "broken.keras: cannot be read as a .keras file"),
+                          (["--data_path", tmp_path / "broken.npz"], "broken.npz: cannot be read"),
+                          (["--data_path", tmp_path / "others.npz"], "holds .'a'.; it needs the arrays x"),
+                          (["--data_path", tmp_path / "one_class"], "holds no images"),
+                          (["--data_path", tmp_path / "empty"], "holds no images"),
+                          (["--data_path", place], "holds 1 subfolders"),
+                          ([*data, "--val_path", place / "images"], "its classes are")):
+        with pytest.raises(EkgError, match=message):
+            run(place, "--train_path", tmp_path / "run", *argv)
+    (place / "images" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    try:
+        with pytest.raises(EkgError, match="0/broken.png: cannot be read as an image"):
+            run(place, "--data_path", place / "images", "--train_path", tmp_path / "run", *QUICK)
+    finally:
+        (place / "images" / "0" / "broken.png").unlink()
+    assert not (tmp_path / "run").exists()
