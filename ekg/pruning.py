@@ -157,15 +157,18 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
         chosen, examples = data.task, []
+        size = data.image_shape
     else:
         examples = _find_examples(graph, data, validation_data)
+        size = examples[0].shape
+        graph = Graph(model, size)
         chosen = choose_task(task, graph, examples[0].labels)
     chosen.tensor(graph)  # before the head is looked for
     logits, head = without_head(model, chosen.output)
-    chosen.check_network(Graph(logits))
+    chosen.check_network(Graph(logits, size))
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
-    networks = Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits}, head)
+    networks = Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
     return (_make_data(graph, examples, chosen, augment) if examples else data), networks
 
 

@@ -14,6 +14,9 @@ PROGRAM = '''
 import sys
 for name in ("matplotlib", "scipy", "sklearn", "tensorboard"):
     sys.modules[name] = None  # importing it fails: none of them is needed here
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if sys.modules.get(name, name) is None else find_spec(name, *more)
 
 import keras, numpy as np
 from keras import layers
@@ -36,6 +39,9 @@ difference = np.abs(smaller(batch) - supernet.logits(batch, result.subnetwork, t
 assert difference < 1e-5, difference
 assert smaller.count_params() == supernet.complexity(result.subnetwork).params < model.count_params()
 assert not [name for name in ("utils", "op_utils", "nets", "dataloader") if name in sys.modules]
+pruned = ekg.prune(model, (images.astype(np.float32) / 255, labels), target_rate=0.5, epochs=1, verbose=False,
+                   bank={"num_teacher": 2}, run_dir="run")
+assert pruned.rate <= 0.5 and pruned.model(batch).shape == (4, 3)
 print(ekg.__file__, f"{supernet.rate(result.subnetwork):.3f}")
 '''
 

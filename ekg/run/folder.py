@@ -3,6 +3,7 @@
 The names of its files stand here and nowhere else.
 """
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -192,11 +193,14 @@ class RunFolder:
         if self._logged is None:
             lines = files.read_json_lines(file) if file.exists() else []
             self._logged = {(line["phase"], line["step"]) for line in lines}
-            self._events = tf.summary.create_file_writer(str(self / EVENTS))
+            has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+            self._events = tf.summary.create_file_writer(str(self / EVENTS)) if has_tensorboard else None
         if (phase, step) in self._logged:
             return
         files.append_json_line(file, {"phase": phase, "step": step, **values})
         self._logged.add((phase, step))
+        if self._events is None:  # the curves are in their own file
+            return
         with self._events.as_default():
             for name, value in values.items():
                 tf.summary.scalar(f"{phase}/{name}", value, step=step)
