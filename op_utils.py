@@ -32,7 +32,7 @@ from ekg.run.networks import Networks
 from ekg.run.plan import check_batch, check_precision
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.loop import fit
-from ekg.train.step import Schedule, copy_model
+from ekg.train.step import Schedule
 
 COMPILE_CHOICES = ("auto", "on", "off")
 STRATEGIES = ("mirrored", "multi_worker")
@@ -269,7 +269,7 @@ class BaselinePhase(Phase):
 
     def rehearse(self, model):
         team = self.job.team
-        trainer = self._make_trainer(copy_model(model, team.strategy))
+        trainer = self._make_trainer(self.job.copy(model))
         check_finite(self.name, trainer.step(next(self._batches().epoch(0, team.shard)), 0.0))
 
     def run(self):

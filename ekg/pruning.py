@@ -164,7 +164,7 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
         graph = Graph(model, size)
         chosen = choose_task(task, graph, examples[0].labels)
     chosen.tensor(graph)  # before the head is looked for
-    logits, head = without_head(model, chosen.output)
+    logits, head = without_head(model, chosen.output, size)
     chosen.check_network(Graph(logits, size))
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)

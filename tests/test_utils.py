@@ -109,7 +109,7 @@ def test_a_pickle_is_sealed(tmp_path):
 @pytest.fixture
 def handlers():
     """Puts this process's signal handlers back, and nobody asks it to end."""
-    before = {number: signal.getsignal(number) for number in utils.STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in stopping.STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -33,9 +33,14 @@ def cut(graph, layout, mask, is_trial=False, keeps_norm=True):
     return model
 
 
-def copy(model):
-    """Returns a copy of a functional or sequential keras.Model, object by object, with its weights."""
-    graph = Graph(model)
+def copy(model, input_shape=None):
+    """Returns a copy of a functional or sequential keras.Model, object by object, with its weights.
+
+    Args:
+        model: keras.Model.
+        input_shape: of an example, where the model takes any size; the copy takes any size, too.
+    """
+    graph = Graph(model, input_shape)
     layout = groups.find(graph)
     return cut(graph, layout, np.ones(layout.num_channels + 1, bool))
 

@@ -21,30 +21,31 @@ class Head:
         self.name, self.squash, self.put_back = name, squash, put_back
 
 
-def without_head(model, output=0):
+def without_head(model, output=0, input_shape=None):
     """Returns (a copy of a network that returns logits, its Head), or (a copy, None) where it has none.
 
     Args:
         model: keras.Model; it stays as it is.
         output: number of the output that is meant.
+        input_shape: of an example, where the network takes any size.
 
     Raises:
         EkgError: the head cannot be taken off.
     """
-    graph = Graph(model)
+    graph = Graph(model, input_shape)
     number = graph.outputs[output]
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
     if last is None or not tasks.squashes(last):
-        return cutting.copy(model), None
+        return cutting.copy(model, input_shape), None
     calls = [call for call in graph.calls if call.layer is last]
     if any(number in call.inputs for call in graph.calls) or len(calls) > 1:
         raise _refusal(model, last, "whose result other layers read")
     if getattr(last, "activation", None) is not None:
-        return _without_activation(model, calls[0].key)
+        return _without_activation(cutting.copy(model, input_shape), calls[0].key)
     symbol = keras.tree.flatten(functional(model).outputs)[output]
     if symbol._keras_history.operation is not last:
         raise _refusal(model, last, "inside a nested network")
-    return _without_last(model, output, last)
+    return _without_last(model, output, last, input_shape)
 
 
 def _refusal(model, last, where):
@@ -52,9 +53,8 @@ def _refusal(model, last, where):
                     "without it, which returns logits.")
 
 
-def _without_activation(model, key):
+def _without_activation(copy, key):
     """Takes an activation out of a layer, that of a Dense(10, activation="softmax") or of an Activation("softmax")."""
-    copy = cutting.copy(model)
     layer = Graph(copy).layers[key]
     activation, layer.activation = layer.activation, keras.activations.linear
 
@@ -64,11 +64,12 @@ def _without_activation(model, key):
     return copy, Head(layer.name, getattr(activation, "__name__", "activation"), put_back)
 
 
-def _without_last(model, output, last):
+def _without_last(model, output, last, input_shape):
     """Takes the last operation off, a Softmax() or a keras.ops.softmax."""
     whole = functional(model)
     place = keras.tree.flatten(whole.outputs)[output]._keras_history
-    copy = cutting.copy(_with_output(model, output, last._inbound_nodes[place.node_index].input_tensors[0]))
+    shorter = _with_output(model, output, last._inbound_nodes[place.node_index].input_tensors[0])
+    copy = cutting.copy(shorter, input_shape)
     return copy, Head(last.name, type(last).__name__.lower(),
                       lambda cut: _with_output(cut, output, copy_operation(last)(keras.tree.flatten(cut.outputs)[output])))
 

@@ -30,8 +30,8 @@ def measure(name, model, file_size, batches, compute):
     """
     with progress_bar(f"test {name}", batches.num_images, "image") as progress:
         metrics = evaluate(model, batches, compute, progress)
-    cost = model_complexity(model)
     shape = batches.split.read(np.zeros(1, np.int64)).shape[1:]  # a network may leave the size of its images open
+    cost = model_complexity(model, shape)
     latencies = [measure_latency(model, size, compute.use_xla, shape) for size in LATENCY_BATCHES]
     return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size, *latencies)
 

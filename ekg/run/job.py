@@ -102,6 +102,11 @@ class Job:
         with self.team.strategy.scope():
             return self.networks.load(path, subnetwork)
 
+    def copy(self, model, strategy=None):
+        """Returns a copy of a network made under a strategy; None stands for the team's."""
+        with (strategy or self.team.strategy).scope():
+            return self.networks.copy(model)
+
     def make_trainer(self, model, loss_fn, weight_decay, constants=()):
         """Returns a Trainer on all devices, in the precision asked for."""
         run = self.settings.run

@@ -33,6 +33,10 @@ class Networks:
         """Returns the Supernet of a network that differs from the unpruned one in its weights alone."""
         return Supernet(model, **self.choices)
 
+    def copy(self, model):
+        """Returns a copy of a network of the unpruned one's structure."""
+        return cutting.copy(model, self.choices.get("input_shape"))
+
     def load(self, path, subnetwork=None):
         """Returns the keras.Model in a file.
 
@@ -44,7 +48,7 @@ class Networks:
             EkgError: the file cannot be read, or holds another network.
         """
         params = parameters.load_params(path)
-        model = cutting.copy(self.model) if subnetwork is None else self.supernet.cut(subnetwork)
+        model = self.copy(self.model) if subnetwork is None else self.supernet.cut(subnetwork)
         parameters.assign_params_(model, params, path)
         return model
 

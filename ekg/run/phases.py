@@ -26,7 +26,7 @@ from ekg.search.greedy import search
 from ekg.search.objective import Objective
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
-from ekg.train.step import Schedule, StepOptions, Trainer, copy_model
+from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class SubsetPhase(Phase):
     def make_trainer(self, model):
         """Returns the Trainer of a copy of the model."""
         job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
-        return Trainer(strategy, copy_model(model, strategy), losses.plain(job.data),
+        return Trainer(strategy, job.copy(model, strategy), losses.plain(job.data),
                        weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
                        options=StepOptions(job.settings.run.accum, job.compute.use_xla))
 
@@ -217,7 +217,7 @@ class FineTunePhase(Phase):
         if settings.finetune_teacher == "ensemble":
             shape = job.output_shape
             batch["bank"] = np.zeros((len(batch["labels"]), settings.num_teacher, *shape), bank_files.dtype_for(shape))
-        trainer = self.make_trainer(copy_model(model, job.team.strategy), model)
+        trainer = self.make_trainer(job.copy(model), model)
         check_finite(self.name, trainer.step(batch, 0.0))
 
     def run(self, model, baseline, memory_bank, subnetwork):
@@ -253,7 +253,7 @@ class ReportPhase(Phase):
     def rehearse(self, model):
         job = self.job
         batches = job.test_batches
-        evaluate(copy_model(model, job.team.strategy), batches.head(batches.batch_size), self._compute)
+        evaluate(job.copy(model), batches.head(batches.batch_size), self._compute)
 
     def run(self, networks):
         """Returns the rows of the final table.

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from ekg.devices.compute import Compiled, split_batch
 from ekg.errors import EkgError
-from ekg.graph import cutting
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 MOMENTUM = 0.9
@@ -211,9 +210,3 @@ class Trainer:
 
 def _count_non_finite(tensors):
     return tf.add_n([tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32)) for tensor in tensors])
-
-
-def copy_model(model, strategy):
-    """Returns a copy of a model with its weights, created under the strategy's scope."""
-    with strategy.scope():
-        return cutting.copy(model)

@@ -14,6 +14,7 @@ import ekg
 from ekg import files
 from ekg.errors import EkgError
 from ekg.train.checkpoints import Checkpoints
+from tests import runs
 from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
 
 QUICK = {"verbose": False, "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8}}
@@ -248,3 +249,31 @@ def test_the_arguments_of_a_run_are_plain(pruned):
     arguments = files.read_json(pruned[2] / "arguments.json")
     assert arguments["task"] == "classification" and arguments["epochs"] == 1 and arguments["target_rate"] == 0.7
     assert json.dumps(arguments)
+
+
+def test_a_network_of_images_of_any_size_stays_one():
+    result = ekg.prune(network(softmax, size=None), digits(), epochs=None, target_rate=0.7, **QUICK)
+    assert result.model.input_shape == (None, None, None, 1) and result.rate <= 0.7
+    assert result.model(np.zeros((2, 11, 13, 1))).shape == (2, 10)
+
+
+def test_what_comes_in_batches_is_never_in_memory_together():
+    """In a process of its own: 1.2 GiB of images take no more memory than a few of them."""
+    program = """
+import utils, sys, numpy as np, tensorflow as tf
+from ekg.progress import peak_memory_mib
+from ekg.sources import find_examples
+def examples(number):
+    def batches():
+        for first in range(0, number, 100):
+            yield np.full((100, 128, 128, 3), first, np.float32), np.arange(100) % 3
+    spec = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None,), tf.int64)
+    return find_examples(tf.data.Dataset.from_generator(batches, output_signature=spec), (128, 128, 3))
+examples(200).read(np.arange(100))
+before = peak_memory_mib()
+many = examples(6400)
+assert many.read(np.array([6399, 0, 150]))[:, 0, 0, 0].tolist() == [6300, 0, 100]
+print(peak_memory_mib() - before)
+"""
+    (code, output), = runs.finish(runs.start("-c", program, TF_CPP_MIN_LOG_LEVEL="3"))
+    assert code == 0 and float(output.splitlines()[-1]) < 256, output

@@ -9,8 +9,9 @@ import ekg
 from ekg.data import Batches, Split, TrainingBatches, mixed_order
 from ekg.distil import losses
 from ekg.distil import slim as slimming
+from ekg.graph import cutting
 from ekg.train.evaluate import estimate_statistics_, evaluate
-from ekg.train.step import Trainer, copy_model
+from ekg.train.step import Trainer
 from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
 from tests.helpers import mirrored
 
@@ -100,7 +101,7 @@ def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
     slimming.fit_statistics_(model, batches_of(data, 240))
     fitting_variance = model.get_layer("two_bn").moving_variance.numpy()
     fitting = evaluate(model, test).loss
-    logits = np.asarray(copy_model(model, mirrored(1))(data.normalise(data.test.images), training=True), np.float64)
+    logits = np.asarray(cutting.copy(model)(data.normalise(data.test.images), training=True), np.float64)
     with_batch = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(240), data.test.labels]).mean()
     assert fitting == pytest.approx(with_batch, rel=0.05, abs=0.01)
     if momentum > 0.99:  # where they began, at one, is most of what they were
@@ -117,5 +118,5 @@ def test_a_copy_keeps_what_a_layer_makes_of_its_weights(images):
     model = randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(x)))
     normalise.adapt(images * 3 + 2)  # random weights are no statistics
     supernet = ekg.Supernet(model)
-    for other in (copy_model(model, mirrored(1)), supernet.cut(supernet.whole())):
+    for other in (cutting.copy(model), supernet.cut(supernet.whole())):
         np.testing.assert_allclose(other(images), model(images), rtol=1e-5, atol=1e-6)

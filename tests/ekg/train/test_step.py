@@ -6,9 +6,10 @@ from keras import layers
 
 from ekg.distil import losses
 from ekg.errors import EkgError
+from ekg.graph import cutting
 from ekg.graph.execute import pure_forward
 from ekg.train import step as training_step
-from ekg.train.step import Schedule, StepOptions, Trainer, copy_model
+from ekg.train.step import Schedule, StepOptions, Trainer
 from tests.conftest import make_data, make_tiny_resnet, randomise_
 from tests.helpers import mirrored, relative_difference
 
@@ -214,7 +215,8 @@ def test_a_training_step_is_traced_once():
 
 
 def test_a_copy_has_the_same_weights_and_none_in_common(tiny_resnet):
-    copy = copy_model(tiny_resnet, mirrored(2))
+    with mirrored(2).scope():
+        copy = cutting.copy(tiny_resnet)
     assert all((a == b).all() for a, b in zip(copy.get_weights(), tiny_resnet.get_weights()))
     copy.get_layer("fc").bias.assign([7, 7, 7])
     assert not (tiny_resnet.get_layer("fc").bias.numpy() == 7).any()
