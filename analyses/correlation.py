@@ -105,7 +105,7 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
         objective = Objective(supernet, batches)
         objective.add_knowledge(supernet.whole())
         with full_float32():
-            scores = criteria.ekg(objective, supernet.whole())
+            scores = criteria.ekg(criteria.CriterionContext(objective, supernet.whole()))
         make_landscape = MaskedLandscapes(supernet, batches)
     for number in missing:
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,

@@ -71,7 +71,7 @@ def search_seconds(args, team, data, accum):
     objective.add_knowledge(whole)
 
     def step():
-        scores = criteria.ekg(objective, whole)
+        scores = criteria.ekg(criteria.CriterionContext(objective, whole))
         present, candidates = propose(supernet, whole, scores, 0.01, 0.2)
         spread = candidates[::max(len(candidates) // args.candidates, 1)][:args.candidates]
         objective.scores(present, spread)

@@ -66,7 +66,7 @@ def main(args):
     num_images, peak = objective.num_images, common.measure_peak()
 
     def step(share_prefix):
-        scores = criteria.ekg(objective, present)
+        scores = criteria.ekg(criteria.CriterionContext(objective, present))
         ranked, candidates = propose(supernet, present, scores, 0.01, 0.2)
         results = objective.scores(ranked, candidates, share_prefix)
         winner = candidates[int(np.argmax([result.reward for result in results]))][1]

@@ -14,6 +14,7 @@ from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 from ekg.pruning import PruneResult, prune
+from ekg.search.criteria import CriterionContext
 from ekg.search.greedy import search
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.settings import SearchSettings
@@ -21,6 +22,6 @@ from ekg.sources import Data
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "Data", "EkgError", "HistoryEntry", "Inspection", "LayerRecord",
-           "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight", "inspect",
-           "prune", "register_layer", "search", "tasks", "testing"]
+__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "HistoryEntry", "Inspection",
+           "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight",
+           "inspect", "prune", "register_layer", "search", "tasks", "testing"]

@@ -211,12 +211,18 @@ def _arguments(job, epochs, augment):
     """Returns what arguments.json holds: all that the result depends on."""
     parts = (job.settings.subset, job.settings.search, job.settings.fine_tuning, job.settings.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
-    given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
+    given = {name: _named(value) if callable(value) else value for part in parts for name, value in vars(part).items()
+             if name in affecting}
     groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
-    view = augment if augment is None or isinstance(augment, str) else getattr(augment, "__qualname__", repr(type(augment)))
+    view = augment if augment is None or isinstance(augment, str) else _named(augment)
     return {**given, "augment": view, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
             "task": job.data.task.name, "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
             "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
+
+
+def _named(function):
+    """Returns what stands for a function in arguments.json."""
+    return getattr(function, "__qualname__", repr(type(function)))
 
 
 def _prepare(job, made_of):

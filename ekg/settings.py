@@ -9,6 +9,7 @@ import dataclasses
 import math
 import numbers
 import typing
+from collections.abc import Callable
 
 from ekg.devices.compute import DTYPES
 from ekg.errors import EkgError
@@ -126,10 +127,13 @@ def _check(field, value):
         return
     if is_list and not isinstance(value, (tuple, list)):
         raise EkgError(f"`{field.name}` must be a tuple; received {value!r}.")
+    if _takes_function(field) and callable(value):
+        return
     for entry in value if is_list else (value,):
         is_kind = isinstance(entry, _ACCEPTED.get(kind, kind)) and not (isinstance(entry, bool) and kind is not bool)
         if details.choices is not None and entry not in details.choices:
-            raise EkgError(f"`{field.name}` must be one of {list(details.choices)}; received {entry!r}.")
+            function = ", or a function" if _takes_function(field) and not is_kind else ""
+            raise EkgError(f"`{field.name}` must be one of {list(details.choices)}{function}; received {entry!r}.")
         if not is_kind:
             raise EkgError(f"`{field.name}` must be of type {kind.__name__}; received {entry!r}.")
         if details.range is not None and entry not in details.range:
@@ -160,6 +164,11 @@ def _kind(field):
     if not kinds:
         return field.type, False
     return (typing.get_args(kinds[0])[0], True) if typing.get_origin(kinds[0]) is tuple else (kinds[0], False)
+
+
+def _takes_function(field):
+    """Returns whether Python may give a function in place of a value; a command line cannot."""
+    return Callable in typing.get_args(field.type)
 
 
 # ---------------------------------------------------------------- command lines
@@ -216,10 +225,13 @@ class SearchSettings(Settings):
     """Of the greedy search."""
     target_rate: float = setting(0.45, "share of the FLOPs to keep, in (0, 1]", SEARCH, range=SHARE)
     search_step: float = setting(0.2, "width a search step takes from a channel group, r", SEARCH, range=SHARE)
+    groups_per_step: int = setting(
+        1, "channel groups that a search step narrows together, the best ones; the method takes 1", SEARCH, range=COUNT,
+        works_if=Rule("reward", ("ensemble",), "the `reward` condition_number compares groups one by one"))
     search_batch_size: int = setting(
         256, "images that share batch statistics, at most; batch of the epoch before the search", SEARCH, range=COUNT)
     search_teacher: str = setting("ensemble", "whose knowledge the reward holds", SEARCH, choices=SEARCH_TEACHERS)
-    criterion: str = setting("ekg", "what ranks the channels of a group", SEARCH, choices=tuple(CRITERIA))
+    criterion: str | Callable = setting("ekg", "what ranks the channels of a group", SEARCH, choices=tuple(CRITERIA))
     reward: str = setting(
         "ensemble", "what decides between candidates: loss and knowledge, or the smoothness of the loss of the best ones",
         SEARCH, choices=REWARDS)

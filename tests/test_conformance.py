@@ -11,7 +11,7 @@ import nets
 import utils
 from ekg.data import Batches
 from ekg.graph.complexity import model_complexity
-from ekg.search.criteria import CRITERIA
+from ekg.search.criteria import CRITERIA, CriterionContext
 from ekg.search.objective import Objective
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.helpers import random_subnetwork, relative_difference
@@ -93,7 +93,7 @@ def scores_of(model, data, criterion, subnetwork=None):
     supernet = ekg.Supernet(model)
     objective = Objective(supernet, Batches(data.test, data.normalise, 8))
     objective.add_knowledge(supernet.whole())
-    return supernet, CRITERIA[criterion](objective, subnetwork or supernet.whole())
+    return supernet, CRITERIA[criterion](CriterionContext(objective, subnetwork or supernet.whole()))
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
@@ -106,7 +106,8 @@ def test_every_criterion_scores_every_kept_channel_and_no_other(tiny_data, crite
     assert not scores[~kept].any() and (scores[kept] > 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("criterion", list(CRITERIA))
+# What is drawn for a channel hangs on its number, not on what it computes.
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])
 def test_every_criterion_follows_a_channel_that_moves(tiny_data, criterion):
     """With the filters of a group in another order, and what reads them likewise, the scores are in that order."""
     model, moved = make_tiny_resnet(), make_tiny_resnet()

@@ -21,7 +21,7 @@ from ekg.report import page
 from ekg.report.measure import measure
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
-from ekg.search.criteria import CRITERIA
+from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
 from ekg.train.evaluate import evaluate
@@ -89,7 +89,7 @@ class SearchPhase(Phase):
         objective = Objective(supernet, batches, settings.search_teacher, job.search_compute)
         whole = supernet.whole()
         objective.add_knowledge(whole)
-        scores = CRITERIA[settings.criterion](objective, whole)
+        scores = score_channels(settings.criterion, CriterionContext(objective, whole, job.settings.run.seed))
         result = objective.scores(whole, [(0, whole.with_width(0, 0.5))])[0]
         check_finite(self.name, {"reward": result.reward, "importance": scores.sum()})
         if settings.reward == "condition_number" or settings.log_condition:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from ekg import stopping
 from ekg.devices.compute import compiled
+from ekg.network import channel_weights
 
 SEGMENTS_TOGETHER = 5  # segments that run as one where none of their inner borders is needed: fewer calls, more fusion
 STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
@@ -52,6 +53,7 @@ class Evaluator:
         self._sums = compiled(self._batch_loss_sums, "sum of the search's losses", use_xla)
         self._products = compiled(self._batch_gate_products, "importance", use_xla)
         self._sensitivities = compiled(self._batch_sensitivities, "sensitivity of single images", use_xla)
+        self._gradients = compiled(self._batch_weight_gradients, "gradients of the weights", use_xla)
 
     # ---------------------------------------------------------------- losses of candidates
 
@@ -146,6 +148,17 @@ class Evaluator:
             stopping.check()
             sums = self._sensitivities(self._weights, mask, images, self.labels[number])
             by_number[number] = sums.numpy().astype(np.float64)
+        return by_number
+
+    def weight_gradients(self, subnetwork, numbers):
+        """Returns {number of a batch: gradient of the sum of its images' losses with the labels, float32 [entries]}.
+
+        By all weights that channels take with them, in the order of channel_weights.find_places(), one behind the other.
+        """
+        mask, by_number = self._mask(subnetwork), {}
+        for number, images in zip(numbers, self._images(numbers)):
+            stopping.check()
+            by_number[number] = self._gradients(self._weights, mask, images, self.labels[number]).numpy()
         return by_number
 
     def count_traces(self):
@@ -270,3 +283,12 @@ class Evaluator:
             product = tf.reshape(gradients[site] * gate, [batch, -1])
             sums = tf.tensor_scatter_nd_add(sums, layout.index[site][:, None], tf.transpose(product))
         return tf.reduce_sum(tf.abs(sums[:-1]), axis=1)
+
+    def _batch_weight_gradients(self, weights, mask, images, labels):
+        places = [(place.call.key, place.position) for place in channel_weights.find_places(self.supernet)]
+        with tf.GradientTape() as tape:
+            tape.watch([weights[key][position] for key, position in places])
+            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images, gates=None)))
+        gradients = tape.gradient(loss, [weights[key][position] for key, position in places],
+                                  unconnected_gradients="zero")
+        return tf.concat([tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients], axis=0)

@@ -11,10 +11,10 @@ from ekg import files, stopping
 from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
 from ekg.landscape.subnetworks import Spectra
-from ekg.search.criteria import CRITERIA
+from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.objective import Objective
-from ekg.search.proposals import propose
+from ekg.search.proposals import combine, propose
 from ekg.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
     Args:
         supernet: the Supernet.
         data: data.Dataset; D_val is taken from its training split.
-        settings: SearchSettings; None takes those of `changes` and defaults for the others.
+        settings: SearchSettings; None takes those of `changes` and defaults for the others. `criterion` is a name of
+            search.criteria.CRITERIA, or a function from a CriterionContext to a score for every channel.
         seed: of the order of D_val.
         compute: Compute whose team's members share the candidates out; None stands for float32 on the default device. The
             result does not depend on the number of members.
@@ -47,8 +48,8 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         changes: single settings by name, in place of `settings`.
 
     Raises:
-        EkgError: a setting is unknown or out of range, the target rate cannot be reached, or a class has fewer images than
-            asked for.
+        EkgError: a setting is unknown or out of range, the target rate cannot be reached, a class has fewer images than
+            asked for, or a function for `criterion` returns no scores.
         FloatingPointError: an importance or a reward is not finite.
     """
     if settings is not None and changes:
@@ -63,7 +64,7 @@ class _Search:
     """A search under way."""
 
     def __init__(self, supernet, data, settings, seed, compute, on_step, state_file):
-        self._supernet, self._settings = supernet, settings
+        self._supernet, self._settings, self._seed = supernet, settings, seed
         self._team, self._on_step, self._state_file = compute.team, on_step, state_file
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
         batches = data.batches(split, settings.search_batch_size)
@@ -91,19 +92,27 @@ class _Search:
         self._append(None, whole, score, num_candidates=1, start=start)
 
     def _step(self):
-        """Narrows one group: ranks the channels anew, tries the groups, keeps the best."""
+        """Narrows one group, or the best few together: ranks the channels anew, tries the groups, keeps the best."""
         settings, start, present = self._settings, time.perf_counter(), self._history[-1].subnetwork
-        importance = CRITERIA[settings.criterion](self._objective, present)
-        narrowed = collections.Counter(entry.group for entry in self._history)
+        importance = score_channels(settings.criterion, CriterionContext(self._objective, present, self._seed))
+        narrowed = collections.Counter(name for entry in self._history for name in entry.narrowed)
         present, candidates = propose(self._supernet, present, importance, settings.target_rate, settings.search_step,
                                       narrowed)
         scores = self._objective.scores(present, candidates)
-        self._check_finite(candidates, scores)
-        best, spectrum = self._choose(candidates, [score.reward for score in scores])
-        group, winner = candidates[best]
+        self._check_finite([group for group, _ in candidates], scores)
+        rewards = [score.reward for score in scores]
+        best, spectrum = self._choose(candidates, rewards)
+        (group, winner), score, groups = candidates[best], scores[best], ()
+        if settings.groups_per_step > 1:
+            listed = np.argsort(-np.array(rewards), kind="stable")[:settings.groups_per_step]
+            together, combined = combine(self._supernet, [candidates[i] for i in listed], settings.target_rate)
+            if len(together) > 1:
+                winner, score = combined, self._objective.scores(combined, [(None, combined)])[0]
+                self._check_finite(together, [score] * len(together))
+                groups = tuple(self._supernet.groups[i].name for i in together)
         self._objective.add_knowledge(winner)
-        self._append(self._supernet.groups[group].name, winner, scores[best], num_candidates=len(candidates), start=start,
-                     spectrum=spectrum)
+        self._append(self._supernet.groups[group].name, winner, score, num_candidates=len(candidates), start=start,
+                     spectrum=spectrum, groups=groups)
 
     def _choose(self, candidates, rewards):
         """Returns (number of the candidate to keep, its Spectrum if the condition number decided)."""
@@ -114,21 +123,21 @@ class _Search:
         smoothest = int(np.argmin([spectrum.condition for spectrum in spectra]))
         return int(listed[smoothest]), spectra[smoothest]
 
-    def _check_finite(self, candidates, scores):
-        broken = [self._supernet.groups[group].name for (group, _), score in zip(candidates, scores)
+    def _check_finite(self, groups, scores):
+        broken = [self._supernet.groups[group].name for group, score in zip(groups, scores)
                   if not np.isfinite(score.reward)]
         if broken:
             raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
                                      f"{broken[:5]}; are the weights those of a trained network?")
 
-    def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None):
+    def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None, groups=()):
         """Puts an interim sub-network into the history, and what is known by then on disk."""
         if self._settings.log_condition and spectrum is None:
             spectrum = self._spectra([subnetwork])[0]
         measured = {} if spectrum is None else {"condition": spectrum.condition, "spectrum": spectrum.to_json()}
         self._history.append(HistoryEntry(
             len(self._history), group, subnetwork, self._supernet.rate(subnetwork), score.loss, score.accuracy, score.reward,
-            num_candidates, round(time.perf_counter() - start, 3), **measured))
+            num_candidates, round(time.perf_counter() - start, 3), groups=groups, **measured))
         if self._on_step is not None:
             self._on_step(self._history[-1])
         if self._state_file is not None:

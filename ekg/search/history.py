@@ -11,7 +11,7 @@ class HistoryEntry:
 
     Attributes:
         step: 0 for the whole network, then 1, 2, ...
-        group: name of the group that was narrowed; None at step 0.
+        group: name of the group that was narrowed, of several the best; None at step 0.
         subnetwork: the Subnetwork.
         rate: its FLOPs divided by the whole network's.
         loss: its cross-entropy on D_val.
@@ -22,6 +22,7 @@ class HistoryEntry:
         condition: condition number of its loss on D_val, if it was asked for.
         spectrum: the landscape.hessian.Spectrum behind it as a dict: both eigenvalues, residuals, products, parameters and
             mode.
+        groups: names of the groups that were narrowed together, the best first; empty where it was one.
     """
     step: int
     group: str | None
@@ -34,19 +35,28 @@ class HistoryEntry:
     seconds: float
     condition: float | None = None
     spectrum: dict | None = None
+    groups: tuple[str, ...] = ()
+
+    @property
+    def narrowed(self):
+        """Names of all groups that the step narrowed, the best first."""
+        return self.groups or (() if self.group is None else (self.group,))
 
     def to_json(self):
         """Returns a dict for JSON: this entry with the kept channels by group name, and the order of the channels."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if value["spectrum"] is None:
             del value["spectrum"]
+        groups = value.pop("groups")
+        if groups:
+            value["groups"] = list(groups)
         return value | value.pop("subnetwork").to_json()
 
     @classmethod
     def from_json(cls, value):
         """Returns the entry that to_json() turned into this dict."""
         values = {field.name: value.get(field.name) for field in dataclasses.fields(cls) if field.name != "subnetwork"}
-        return cls(subnetwork=Subnetwork.from_json(value), **values)
+        return cls(subnetwork=Subnetwork.from_json(value), **values | {"groups": tuple(value.get("groups", ()))})
 
 
 @dataclasses.dataclass(frozen=True)

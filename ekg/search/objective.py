@@ -6,12 +6,14 @@ batch statistics throughout.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions
+from ekg.network import channel_weights
 from ekg.search.evaluator import Evaluator
 from ekg.settings import SEARCH_TEACHERS
 
@@ -122,8 +124,36 @@ class Objective:
             table[number] = sums
         return self._team.sum_over_workers(table).sum(axis=0)
 
-    def _by_batch(self, method, subnetwork):
-        """Returns {number of a batch: what the evaluators' method returns} for the batches of this process's members."""
-        dealt = {member: range(member, len(self._batches), self._team.size) for member in self._team.local_members}
+    def weight_gradients(self, subnetwork):
+        """Returns the gradients of the mean loss with the labels over D_val by the weights that channels take with them.
+
+        A dict {(layer key, number of the weight in Supernet.weights()): float64 array of the weight's shape}; see
+        channel_weights.find_places. Batches are added up in their own order, whoever computed them.
+        """
+        places = channel_weights.find_places(self.supernet)
+        edges = np.cumsum([0, *(math.prod(place.variable.shape) for place in places)])
+        total = np.zeros(edges[-1])
+        # As many at once as there are members: of all batches together the gradients of a large network would not fit.
+        for first in range(0, len(self._batches), self._team.size):
+            numbers = range(first, min(first + self._team.size, len(self._batches)))
+            table = np.zeros((len(numbers), edges[-1]), np.float32)
+            for number, gradient in self._by_batch("weight_gradients", subnetwork, numbers).items():
+                table[number - first] = gradient
+            for row in self._team.sum_over_workers(table):
+                total += row
+        total /= self.num_images
+        return {(place.call.key, place.position): total[start:stop].reshape(place.variable.shape)
+                for place, start, stop in zip(places, edges, edges[1:])}
+
+    def _by_batch(self, method, subnetwork, numbers=None):
+        """Returns {number of a batch: what the evaluators' method returns} for the batches of this process's members.
+
+        Args:
+            method: name of the evaluators' method.
+            subnetwork: the Subnetwork.
+            numbers: range of the batches; None stands for all.
+        """
+        numbers = range(len(self._batches)) if numbers is None else numbers
+        dealt = {member: numbers[member::self._team.size] for member in self._team.local_members}
         results = self._team.map_members(lambda member: getattr(self.evaluators[member], method)(subnetwork, dealt[member]))
         return {number: value for by_number in results.values() for number, value in by_number.items()}

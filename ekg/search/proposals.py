@@ -16,15 +16,12 @@ def propose(supernet, present, scores, target_rate, search_step, narrowed=None):
     Args:
         supernet: the Supernet.
         present: the present Subnetwork.
-        scores: importance of every channel, array [num_channels].
+        scores: importance of every channel, finite, array [num_channels].
         target_rate: no candidate falls below it by more than one channel.
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
         narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add up over steps. None
             stands for a present sub-network whose widths are those of whole channels.
     """
-    if not np.isfinite(scores).all():
-        raise FloatingPointError("the importance of some channels is not finite; are the weights those of a trained "
-                                 "network?")
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
     targets, sums = {}, {}
@@ -78,6 +75,31 @@ def otsu_threshold(values):
     mean_below, mean_above = below / counts, (values.sum() - below) / (len(values) - counts)
     split = int(np.argmax(counts * (len(values) - counts) * (mean_below - mean_above) ** 2))
     return (values[split] + values[split + 1]) / 2
+
+
+def combine(supernet, candidates, target_rate):
+    """Returns (groups, Subnetwork) of several candidates of one step narrowed together, or of as many as may be.
+
+    They are added in their order, until one would bring the whole below the target rate by a channel or more. Nothing is
+    added to what is at the target or below it, so the first is taken alone where it gets there.
+
+    Args:
+        supernet: the Supernet.
+        candidates: list of (group, Subnetwork) of different groups, the best first.
+        target_rate: as of propose().
+    """
+    (first, together), *others = candidates
+    groups = [first]
+    for group, candidate in others:
+        if supernet.rate(together) <= target_rate:
+            break
+        num_kept = candidate.num_kept(group)
+        narrowed = _narrow(supernet, together, group, num_kept, target_rate)
+        if narrowed.num_kept(group) != num_kept:
+            break
+        groups.append(group)
+        together = narrowed
+    return groups, together
 
 
 def _narrow(supernet, present, group, num_kept, target_rate):

@@ -174,7 +174,8 @@ def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data)
     norms = {name: np.abs(user_network.get_layer(name).kernel.numpy()).reshape(-1, size).sum(axis=0)
              for name, size in (("first", 6), ("mix", 6), ("narrow", 4), ("last", 5))}
     expected = np.concatenate([norms["first"] + norms["mix"], norms["narrow"], norms["last"]])
-    np.testing.assert_allclose(criteria.l1(objective, objective.supernet.whole()), expected, rtol=1e-5)
+    context = criteria.CriterionContext(objective, objective.supernet.whole())
+    np.testing.assert_allclose(criteria.l1(context), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", ["ekg", "l1"])

@@ -1,3 +1,4 @@
+import collections
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.search import criteria
 from ekg.search.objective import Objective
 from ekg.search.proposals import propose
+from tests.conftest import make_data, make_tiny_resnet
 from tests.helpers import mirrored
 
 
@@ -53,7 +55,7 @@ def test_a_search_ranks_anew_and_keeps_the_best_candidate(tiny_resnet, tiny_data
     for present, chosen in zip(result.history, result.history[1:]):
         for objective in (ranking, plain):
             objective.add_knowledge(present.subnetwork)
-        scores = criteria.ekg(ranking, present.subnetwork)
+        scores = criteria.ekg(criteria.CriterionContext(ranking, present.subnetwork))
         ranked, candidates = propose(supernet, present.subnetwork, scores, 0.4, 0.2)
         rewards = [score.reward for score in plain.scores(ranked, candidates, share_prefix=False)]
         group, winner = candidates[int(np.argsort(rewards)[-1])]
@@ -74,7 +76,7 @@ def test_the_smoothest_of_the_shortlist_wins(tiny_resnet, tiny_data):
     others = 0
     for before, after in zip(history, history[1:]):
         objective.add_knowledge(before.subnetwork)
-        scores = criteria.ekg(objective, before.subnetwork)
+        scores = criteria.ekg(criteria.CriterionContext(objective, before.subnetwork))
         present, candidates = propose(supernet, before.subnetwork, scores, 0.6, 0.2)
         rewards = [score.reward for score in objective.scores(present, candidates)]
         listed = sorted(range(len(candidates)), key=lambda i: -rewards[i])[:3]
@@ -114,6 +116,78 @@ def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
     tiny_resnet.get_layer("fc").bias.assign([np.nan, 0, 0])
     with pytest.raises(FloatingPointError, match="not finite"):
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
+
+
+# ---------------------------------------------------------------- several groups in a step
+
+@pytest.fixture(scope="module")
+def several():
+    """(supernet, data, {groups of a step: history}, the lines that the history of two is kept as)."""
+    supernet, data, lines = ekg.Supernet(make_tiny_resnet()), make_data(), []
+    histories = {number: ekg.search(supernet, data, target_rate=0.4, search_batch_size=10, groups_per_step=number).history
+                 for number in (1, 3)}
+    histories[2] = ekg.search(supernet, data, target_rate=0.4, search_batch_size=10, groups_per_step=2,
+                              on_step=lambda entry: lines.append(json.dumps(entry.to_json()))).history
+    return supernet, data, histories, lines
+
+
+def test_several_groups_in_a_step_take_fewer_steps_to_the_target(several):
+    supernet, _, histories, _ = several
+    for number, history in histories.items():
+        rates = [entry.rate for entry in history]
+        assert rates == sorted(set(rates), reverse=True) and rates[-2] > 0.4 >= rates[-1]
+        assert all(len(entry.narrowed) <= number for entry in history)
+        last = supernet.groups.index(next(group for group in supernet.groups if group.name == history[-1].narrowed[-1]))
+        end = history[-1].subnetwork
+        assert supernet.rate(end.with_kept(last, end.num_kept(last) + 1)) > 0.4
+        for before, after in zip(history, history[1:]):
+            changed = {group.name for i, group in enumerate(supernet.groups)
+                       if before.subnetwork.num_kept(i) != after.subnetwork.num_kept(i)}
+            assert changed == set(after.narrowed) and after.group == after.narrowed[0]
+    assert len(histories[3]) <= len(histories[2]) < len(histories[1])
+
+
+def test_the_best_candidates_are_narrowed_together_and_that_is_scored(several):
+    """Every step again: rewards one by one, and loss and reward of the two best together."""
+    supernet, data, histories, _ = several
+    objective, times, together = Objective(supernet, batches_of_search(data, 10)), collections.Counter(), 0
+    for before, after in zip(histories[2], histories[2][1:]):
+        objective.add_knowledge(before.subnetwork)
+        scores = criteria.ekg(criteria.CriterionContext(objective, before.subnetwork))
+        present, candidates = propose(supernet, before.subnetwork, scores, 0.4, 0.2, times)
+        ranked = sorted(zip([score.reward for score in objective.scores(present, candidates)], candidates),
+                        key=lambda pair: -pair[0])
+        expected = [group for _, (group, _) in ranked[:2]][:len(after.narrowed)]
+        assert [supernet.groups[group].name for group in expected] == list(after.narrowed)
+        by_hand = present
+        for _, (group, candidate) in ranked[:len(after.narrowed)]:
+            by_hand = by_hand.with_kept(group, candidate.num_kept(group))
+        score = objective.scores(by_hand, [(None, by_hand)])[0]
+        assert after.subnetwork == by_hand and after.loss == pytest.approx(score.loss, rel=1e-6)
+        assert after.reward == pytest.approx(score.reward, rel=1e-6)
+        times.update(after.narrowed)
+        together += len(after.narrowed) == 2
+    assert together > 1
+
+
+def test_the_history_of_several_groups_goes_to_json_and_back_and_on(several):
+    supernet, data, histories, lines = several
+    entries = [ekg.HistoryEntry.from_json(json.loads(line)) for line in lines]
+    assert tuple(entries) == histories[2]
+    for entry, line in zip(entries, map(json.loads, lines)):
+        assert line.get("groups", []) == (list(entry.narrowed) if len(entry.narrowed) > 1 else [])
+    assert not any("groups" in entry.to_json() for entry in histories[1])
+    rest = ekg.search(supernet, data, target_rate=0.4, search_batch_size=10, groups_per_step=2, history=entries[:3])
+    assert without_seconds(rest.history) == without_seconds(histories[2])
+
+
+@pytest.mark.parametrize("criterion", ["ekg", "taylor", "random"])
+def test_several_groups_in_a_step_do_not_depend_on_the_number_of_devices(several, criterion):
+    supernet, data, *_ = several
+    alone, shared = (ekg.search(supernet, data, target_rate=0.6, search_batch_size=10, groups_per_step=2,
+                                criterion=criterion, compute=ekg.Compute(team)).history
+                     for team in (ekg.Team(), ekg.Team(mirrored(2))))
+    assert without_seconds(alone) == without_seconds(shared) and len(alone) > 2
 
 
 # ---------------------------------------------------------------- a search that goes on
@@ -189,7 +263,11 @@ def test_a_damaged_state_file_is_said_and_made_again(tiny_data, stopped, monkeyp
     ({"search_batch_size": 0}, "`search_batch_size` must be at least 1; received 0."),
     ({"search_batch_size": 2.5}, "`search_batch_size` must be of type int; received 2.5."),
     ({"search_teacher": "both"}, "`search_teacher` must be one of ['ensemble', 'single', 'none']; received 'both'."),
-    ({"criterion": "l0"}, "`criterion` must be one of ['ekg', 'l1', 'fpgm', 'gbn']; received 'l0'."),
+    ({"criterion": "l0"}, f"`criterion` must be one of {list(criteria.CRITERIA)}; received 'l0'."),
+    ({"criterion": 5}, f"`criterion` must be one of {list(criteria.CRITERIA)}, or a function; received 5."),
+    ({"groups_per_step": 0}, "`groups_per_step` must be at least 1; received 0."),
+    ({"groups_per_step": 2, "reward": "condition_number"},
+     "`groups_per_step` has no effect here: the `reward` condition_number compares groups one by one; leave it out."),
     ({"reward": "loss"}, "`reward` must be one of ['ensemble', 'condition_number']; received 'loss'."),
     ({"shortlist": 5}, "`shortlist` has no effect here: `reward` is not condition_number; leave it out."),
     ({"log_condition": 1}, "`log_condition` must be of type bool; received 1."),

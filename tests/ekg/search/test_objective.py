@@ -104,7 +104,9 @@ def test_a_team_computes_the_same_bit_for_bit(tiny_resnet, tiny_data, monkeypatc
         results = []
         for objective in (alone, shared):
             objective.add_knowledge(present)
-            results.append((objective.scores(present, candidates), criteria.ekg(objective, present).tolist()))
+            context = criteria.CriterionContext(objective, present)
+            results.append((objective.scores(present, candidates), criteria.ekg(context).tolist(),
+                            criteria.taylor(context).tolist()))
         assert results[0] == results[1]
 
 
@@ -122,7 +124,7 @@ def test_compiled_and_plain_scores_agree(tiny_resnet, tiny_data):
     results = []
     for objective in (plain, compiled):
         objective.add_knowledge(present)
-        scores = criteria.ekg(objective, present)
+        scores = criteria.ekg(criteria.CriterionContext(objective, present))
         results.append([*(dataclasses.astuple(score) for score in objective.scores(present, candidates)),
                         (scores / scores.max()).tolist()])
     for values, expected in zip(*results):

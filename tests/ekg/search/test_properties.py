@@ -13,7 +13,7 @@ from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files
 from ekg.errors import EkgError
 from ekg.search import proposals
-from ekg.search.criteria import CRITERIA
+from ekg.search.criteria import CRITERIA, CriterionContext
 from ekg.search.history import HistoryEntry
 from ekg.search.objective import Objective
 from tests.conftest import make_data, make_tiny_resnet
@@ -113,7 +113,7 @@ def test_float16_scores_rank_as_float32_however_many_images(tiny_data, monkeypat
         supernet = ekg.Supernet(make_tiny_resnet())
         objective = Objective(supernet, Batches(tiny_data.test, tiny_data.normalise, 22), compute=Compute(dtype=dtype))
         objective.add_knowledge(supernet.whole())
-        scores.append(CRITERIA["ekg"](objective, supernet.whole()))
+        scores.append(CRITERIA["ekg"](CriterionContext(objective, supernet.whole())))
     ranks = [np.argsort(np.argsort(values)) for values in scores]
     assert np.corrcoef(*ranks)[0, 1] > 0.98
     np.testing.assert_allclose(scores[1], scores[0], rtol=0.3, atol=0.02 * scores[0].max())
@@ -129,5 +129,5 @@ def test_l1_scores_what_the_subnetwork_has(tiny_resnet, tiny_data):
     kept = half.kept(group)
     stem = np.abs(tiny_resnet.get_layer("stem").kernel.numpy()).sum(axis=(0, 1, 2))
     a2 = np.abs(tiny_resnet.get_layer("a2").kernel.numpy()[:, :, kept]).sum(axis=(0, 1, 2))
-    scores = supernet.layout.by_group(CRITERIA["l1"](objective, half))[0]
+    scores = supernet.layout.by_group(CRITERIA["l1"](CriterionContext(objective, half)))[0]
     np.testing.assert_allclose(scores, stem + a2, rtol=1e-5)

@@ -88,8 +88,27 @@ def test_parts_of_a_channel_add_up_over_steps(tiny_resnet, monkeypatch):
     assert kept == [4, 2, 1]
 
 
-def test_importance_that_is_no_number_is_refused(tiny_resnet):
-    supernet = ekg.Supernet(tiny_resnet)
-    scores = np.full(supernet.layout.num_channels, np.nan)
-    with pytest.raises(FloatingPointError, match="the importance of some channels is not finite"):
-        propose(supernet, supernet.whole(), 0.5, scores)
+def test_candidates_are_combined_in_their_order_down_to_the_target_and_not_below(tiny_resnet):
+    """Whatever the target: as many as leave the whole above it, and one more if that misses it by less than a channel."""
+    supernet, order = ekg.Supernet(tiny_resnet), (3, 1, 0, 2)
+    whole, seen = supernet.whole(), set()
+    for target in np.linspace(0.2, 0.99, 60):
+        candidates = dict(propose_all(supernet, whole, target))
+        groups, together = proposals.combine(supernet, [(i, candidates[i]) for i in order], target)
+        assert groups == list(order[:len(groups)])
+        assert all(together.num_kept(i) == (candidates[i] if i in groups else whole).num_kept(i) for i in order)
+        without_last = together.with_kept(groups[-1], supernet.groups[groups[-1]].size)
+        assert len(groups) == 1 or supernet.rate(without_last) > target
+        wider = together.with_kept(groups[-1], together.num_kept(groups[-1]) + 1)
+        assert supernet.rate(together) >= target or supernet.rate(wider) > target
+        if len(groups) < 4 and supernet.rate(together) > target:
+            i = order[len(groups)]
+            assert supernet.rate(together.with_kept(i, candidates[i].num_kept(i) + 1)) <= target
+        seen.add(len(groups))
+    assert seen == {1, 2, 3, 4}
+
+
+def propose_all(supernet, present, target):
+    """Returns the candidates of all groups, which lose half of their width a writer."""
+    return [(i, proposals._narrow(supernet, present, i, proposals.next_kept(1, group, 0.5), target))
+            for i, group in enumerate(supernet.groups)]
