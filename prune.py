@@ -142,9 +142,13 @@ def _load_data(args, shape):
 
 def _given(args, *classes):
     """Returns {name: value} of the settings that are not at their defaults; ekg.prune has defaults that suit the data."""
-    apart = ("target_rate", "train_epoch", "seed")  # arguments of their own
+    apart = ("target_rate", "target_params", "train_epoch", "seed")  # arguments of their own
     return {name: value for cls in classes for name, value in vars(settings.from_args(cls, args)).items()
             if name not in apart and value != DEFAULTS.get(name, getattr(cls, name))}
+
+
+def _target(args):
+    return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params})
 
 
 def main(args):
@@ -163,7 +167,7 @@ def main(args):
     search, tuning, run = (_given(args, *classes) for classes in (
         (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
     result = ekg.prune(
-        model, data, validation_data=validation, target_rate=args.target_rate, task=args.task, **choices,
+        model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
         epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
         augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, strategy=strategy)
     print(result.summary())

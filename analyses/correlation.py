@@ -19,8 +19,8 @@ from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.run.folder import HISTORY, RunFolder
 from ekg.search import criteria
-from ekg.search.greedy import check_target
 from ekg.search.objective import Objective
+from ekg.search.targets import Flops
 from ekg.settings import COUNT, SEARCH, FineTuneSettings, setting
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
@@ -60,7 +60,7 @@ def study_correlation(subject, study, spectrum, out, compute):
     from analyses import pictures  # imports matplotlib
 
     supernet = Supernet(subject.load(study.trained_param))
-    check_target(supernet, study.target_rate)
+    Flops(study.target_rate).check(supernet)
     folder = RunFolder.prepare(out, _arguments(subject, study, spectrum), advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
     statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])

@@ -17,11 +17,12 @@ from ekg.pruning import PruneResult, prune
 from ekg.search.criteria import CriterionContext
 from ekg.search.greedy import search
 from ekg.search.history import HistoryEntry, SearchResult
+from ekg.search.targets import Target
 from ekg.settings import SearchSettings
 from ekg.sources import Data
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "HistoryEntry", "Inspection",
-           "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet", "Team", "Weight",
-           "inspect", "prune", "register_layer", "search", "tasks", "testing"]
+__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "HistoryEntry",
+           "Inspection", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet",
+           "Target", "Team", "Weight", "inspect", "prune", "register_layer", "search", "tasks", "testing"]

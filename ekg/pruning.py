@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import tempfile
 from pathlib import Path
 
@@ -81,9 +82,9 @@ class PruneResult:
             raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", exclude=(), min_channels=1, multiple_of=1,
-          epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None, seed=0, strategy=None,
-          verbose=True):
+def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
+          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None, seed=0,
+          strategy=None, verbose=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)
@@ -98,7 +99,8 @@ def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", ex
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
             Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
-        target_rate: share of the FLOPs to keep, in (0, 1].
+        target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
+        target: {"flops": share, "params": share}, or an ekg.Target of your own, or a dict with some: all must be reached.
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says what it decided; or a name of tasks.TASKS, or
@@ -124,23 +126,28 @@ def prune(model, data, *, target_rate=0.5, validation_data=None, task="auto", ex
         FloatingPointError: a loss or a reward is not finite.
         Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
     """
-    choices = plan.Choices(target_rate, epochs, seed, search, bank, fine_tune, run)
-    supernet_choices = {"exclude": exclude, "min_channels": min_channels, "multiple_of": multiple_of}
+    choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
+    stays = {"exclude": exclude, "min_channels": min_channels, "multiple_of": multiple_of}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
         path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
         if run_dir is not None:
             stack.enter_context(stopping.handled())
         team = Team(strategy or _default_strategy())
-        data, networks = _understand(model, data, validation_data, task, augment, supernet_choices)
-        job_settings = plan.make_settings(choices, data, _size(data, networks), team.size)
-        data, note = _with_test_images(data, job_settings)
-        compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
-        job = Job(job_settings, data, networks, compute, RunFolder(Path(path)))
+        data, networks = _understand(model, data, validation_data, task, augment, stays)
+        job, note = _make_job(choices, data, networks, team, Path(path))
         made_of = _arguments(job, epochs, augment)
         team.check_same({name: json.dumps(value) for name, value in made_of.items()})
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of), trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
+
+
+def _make_job(choices, data, networks, team, path):
+    """Returns (Job, what the figures of its table are of)."""
+    job_settings = plan.make_settings(choices, data, math.prod(data.task.shape(networks.supernet.graph)), team.size)
+    data, note = _with_test_images(data, job_settings)
+    compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
+    return Job(job_settings, data, networks, compute, RunFolder(path)), note
 
 
 def _default_strategy():
@@ -192,13 +199,6 @@ def _make_data(graph, examples, task, augment):
     return dataset
 
 
-def _size(data, networks):
-    size = 1
-    for length in data.task.shape(networks.supernet.graph):
-        size *= length
-    return size
-
-
 def _with_test_images(data, settings):
     """Returns (data set with images for the final table, what these are)."""
     if data.test is not None:
@@ -215,8 +215,11 @@ def _arguments(job, epochs, augment):
              if name in affecting}
     groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
     view = augment if augment is None or isinstance(augment, str) else _named(augment)
-    return {**given, "augment": view, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
-            "task": job.data.task.name, "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
+    own = job.settings.target
+    target = None if own is None else repr(own) if dataclasses.is_dataclass(own) else _named(type(own))
+    return {**given, "target": target, "augment": view, "epochs": epochs, "arch": job.networks.model.name,
+            "dataset": job.data.name, "task": job.data.task.name,
+            "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
             "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
 
 

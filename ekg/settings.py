@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ekg.devices.compute import DTYPES
 from ekg.errors import EkgError
 from ekg.search.criteria import CRITERIA
+from ekg.search.targets import Every, Flops, Params, Target
 
 # What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
 SEARCH, TRAINING, MACHINE = "search", "training", "machine"
@@ -242,6 +243,15 @@ class SearchSettings(Settings):
         False, "keep the condition number of every interim sub-network in the history", SEARCH)
     val_per_class: int = setting(
         32, "training images of each class, its last ones, that the search evaluates on", SEARCH, range=COUNT)
+    target_params: float | None = setting(
+        None, "share of the parameters to keep, besides that of the FLOPs; where the latter is 1 it counts alone", SEARCH,
+        range=SHARE, may_be_none=True)
+
+    def targets(self, own=None):
+        """Returns the Target of the search: that of the FLOPs, of the parameters, and one of the user's own, or None."""
+        further = [] if self.target_params is None else [Params(self.target_params)]
+        further += [] if own is None else [own]
+        return Every((Flops(self.target_rate), *further)) if further else Flops(self.target_rate)
 
 
 _DISTILS = Rule("finetune_teacher", ("ensemble", "single"), "nothing is distilled")
@@ -302,6 +312,7 @@ class JobSettings:
     Attributes:
         fine_tunes: whether there is a memory bank and fine-tuning, or the job ends with the pruned network.
         writes_page: whether it leaves a picture and a page, which need matplotlib.
+        target: a Target of the user's own, besides those of the search's settings, or None.
     """
     subset: SubsetSettings = SubsetSettings()
     search: SearchSettings = SearchSettings()
@@ -309,3 +320,8 @@ class JobSettings:
     run: RunSettings = RunSettings()
     fine_tunes: bool = True
     writes_page: bool = True
+    target: Target | None = None
+
+    def targets(self):
+        """Returns the Target of the search."""
+        return self.search.targets(self.target)

@@ -24,6 +24,7 @@ from ekg.run.job import Phase, check_finite
 from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
+from ekg.tasks import METRICS
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
@@ -101,18 +102,18 @@ class SearchPhase(Phase):
 
     def run(self, supernet):
         """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
-        job, target = self.job, self.settings.target_rate
+        job, target = self.job, self.job.settings.targets()
         history = job.folder.history() if job.has(names.HISTORY) else []
         if history:
             job.team.on_chief(lambda: self._log(history[-1]))
-            if history[-1].rate <= target:
+            if target.is_reached(supernet, history[-1].subnetwork):
                 return history
-        total = round(1000 * (1 - target))
-        with job.timed(self.name), progress_bar(self.name, total, "‰ of FLOPs") as progress:
+        metric = METRICS[job.data.task.metrics[0]]
+        with job.timed(self.name), progress_bar(self.name, 1000, "‰ of the way") as progress:
             def show(entry):
-                progress.update(min(round(1000 * (1 - entry.rate)), total) - progress.n)
-                progress.set_postfix(step=entry.step, rate=f"{entry.rate:.4f}", loss=f"{entry.loss:.4f}",
-                                     accuracy=f"{100 * entry.accuracy:.2f}%")
+                progress.update(round(1000 * target.way(supernet, entry.subnetwork)) - progress.n)
+                progress.set_postfix({"step": entry.step, "rate": f"{entry.rate:.4f}", "loss": f"{entry.loss:.4f}",
+                                      metric.words: metric.text(entry.accuracy) + "%" * metric.is_share})
 
             def keep(entry):
                 job.team.on_chief(lambda: self._write(entry))
@@ -121,7 +122,8 @@ class SearchPhase(Phase):
             if history:
                 show(history[-1])
             result = search(supernet, job.data, self.settings, seed=job.settings.run.seed, compute=job.search_compute,
-                            history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE)
+                            history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE,
+                            target=job.settings.target)
         return list(result.history)
 
     def _write(self, entry):

@@ -9,7 +9,6 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run import phases, preflight
-from ekg.search.greedy import check_target
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def check(settings, data, supernet):
         data: data.Dataset.
         supernet: the Supernet of the network that is to be pruned.
     """
-    check_target(supernet, settings.search.target_rate)
+    settings.targets().check(supernet)
     logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
                 settings.search.target_rate)
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)

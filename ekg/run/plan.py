@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
+from ekg.search.targets import read_targets
 from ekg.settings import SUBSET_PER_CLASS, FineTuneSettings, JobSettings, RunSettings, SearchSettings, SubsetSettings
 
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
@@ -16,7 +17,8 @@ class Choices:
     """What a program asks for besides network and data; see ekg.prune.
 
     Attributes:
-        target_rate: share of the FLOPs to keep.
+        target_rate: share of the FLOPs to keep, or None.
+        target: see targets.read_targets, or None.
         epochs: of fine-tuning; None stands for none.
         seed: of the job.
         search: {name: value} of SearchSettings and SubsetSettings.
@@ -24,7 +26,8 @@ class Choices:
         fine_tune: {name: value} of FineTuneSettings.
         run: {name: value} of RunSettings.
     """
-    target_rate: float
+    target_rate: float | None
+    target: object
     epochs: int | None
     seed: int
     search: dict | None = None
@@ -48,8 +51,8 @@ def make_settings(choices, data, num_outputs, replicas):
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
     tuning = _tuning(choices, num_outputs)
     subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
-    if "target_rate" in search:
-        raise EkgError("`search`: the target is given as `target_rate` of its own; leave it out here.")
+    if {"target_rate", "target_params", "target"} & set(search):
+        raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
     if "seed" in _given("run", choices.run):
         raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
     run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
@@ -60,13 +63,24 @@ def make_settings(choices, data, num_outputs, replicas):
     search = {"val_per_class": min(SearchSettings.val_per_class, max(smallest // 2, 1)),
               "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
-    made = JobSettings(subset, SearchSettings.make({"target_rate": choices.target_rate, **search}),
+    targets = _targets(choices)
+    own = targets.pop("target", None)
+    made = JobSettings(subset, SearchSettings.make({**targets, **search}),
                        FineTuneSettings.make(tuning), run_settings, fine_tunes=choices.epochs is not None,
-                       writes_page=False)
+                       writes_page=False, target=own)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
     check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})
     return made
+
+
+def _targets(choices):
+    """Returns {name: value} of SearchSettings, and "target" where there is one of the user's own."""
+    if choices.target is None:
+        return {"target_rate": 0.5 if choices.target_rate is None else choices.target_rate}
+    if choices.target_rate is not None:
+        raise EkgError("`target_rate` and `target` exclude each other: write `target`={\"flops\": ...}.")
+    return read_targets(choices.target)
 
 
 def _given(name, values):

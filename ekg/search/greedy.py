@@ -15,17 +15,10 @@ from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.objective import Objective
 from ekg.search.proposals import combine, propose
+from ekg.search.targets import Target
 from ekg.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
-
-
-def check_target(supernet, target_rate):
-    """Raises EkgError if the target rate is below what one channel a group leaves."""
-    least = supernet.rate(supernet.smallest())
-    if target_rate < least:
-        raise EkgError(f"`target_rate` {target_rate:g} cannot be reached: one channel in every group still leaves "
-                       f"{least:.4f} of the FLOPs of {supernet.model.name}.")
 
 
 def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None, **changes):
@@ -45,27 +38,33 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         on_step: function that gets every new HistoryEntry.
         state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
             its history again; None keeps nothing.
-        changes: single settings by name, in place of `settings`.
+        changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of your own, which must be
+            reached besides that of the FLOPs.
 
     Raises:
-        EkgError: a setting is unknown or out of range, the target rate cannot be reached, a class has fewer images than
+        EkgError: a setting is unknown or out of range, a target cannot be reached, a class has fewer images than
             asked for, or a function for `criterion` returns no scores.
         FloatingPointError: an importance or a reward is not finite.
     """
+    own = changes.pop("target", None)
+    if own is not None and not isinstance(own, Target):
+        raise EkgError(f"`target` must be an ekg.Target; received {own!r}.")
     if settings is not None and changes:
         raise EkgError(f"`settings` and `{next(iter(changes))}` exclude each other; put it into the settings.")
     settings = SearchSettings.make(vars(settings) if settings is not None else changes)
-    check_target(supernet, settings.target_rate)
+    settings.targets(own).check(supernet)
     with full_float32():
-        return _Search(supernet, data, settings, seed, compute or Compute(), on_step, state_file).run(list(history))
+        search_ = _Search(supernet, data, settings, own, seed, compute or Compute())
+        return search_.run(list(history), on_step, state_file)
 
 
 class _Search:
     """A search under way."""
 
-    def __init__(self, supernet, data, settings, seed, compute, on_step, state_file):
+    def __init__(self, supernet, data, settings, target, seed, compute):
         self._supernet, self._settings, self._seed = supernet, settings, seed
-        self._team, self._on_step, self._state_file = compute.team, on_step, state_file
+        self._target, self._team = settings.targets(target), compute.team
+        self._on_step = self._state_file = None
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
         batches = data.batches(split, settings.search_batch_size)
         self._objective = Objective(supernet, batches, settings.search_teacher, compute)
@@ -74,14 +73,14 @@ class _Search:
             self._spectra = Spectra(supernet, batches, compute)
         self._history = []
 
-    def run(self, history):
-        """Returns the SearchResult behind these entries."""
-        self._history = history
+    def run(self, history, on_step, state_file):
+        """Returns the SearchResult behind these entries; see search()."""
+        self._history, self._on_step, self._state_file = history, on_step, state_file
         if history:
             _restore_knowledge(self._objective, history, self._state_file)
         else:
             self._start()
-        while history[-1].rate > self._settings.target_rate:
+        while not self._target.is_reached(self._supernet, history[-1].subnetwork):
             self._step()
         return SearchResult(history[-1].subnetwork, tuple(history))
 
@@ -96,7 +95,7 @@ class _Search:
         settings, start, present = self._settings, time.perf_counter(), self._history[-1].subnetwork
         importance = score_channels(settings.criterion, CriterionContext(self._objective, present, self._seed))
         narrowed = collections.Counter(name for entry in self._history for name in entry.narrowed)
-        present, candidates = propose(self._supernet, present, importance, settings.target_rate, settings.search_step,
+        present, candidates = propose(self._supernet, present, importance, self._target, settings.search_step,
                                       narrowed)
         scores = self._objective.scores(present, candidates)
         self._check_finite([group for group, _ in candidates], scores)
@@ -105,7 +104,7 @@ class _Search:
         (group, winner), score, groups = candidates[best], scores[best], ()
         if settings.groups_per_step > 1:
             listed = np.argsort(-np.array(rewards), kind="stable")[:settings.groups_per_step]
-            together, combined = combine(self._supernet, [candidates[i] for i in listed], settings.target_rate)
+            together, combined = combine(self._supernet, [candidates[i] for i in listed], self._target)
             if len(together) > 1:
                 winner, score = combined, self._objective.scores(combined, [(None, combined)])[0]
                 self._check_finite(together, [score] * len(together))

@@ -10,30 +10,30 @@ from ekg.network.subnetwork import count_kept
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
 
 
-def propose(supernet, present, scores, target_rate, search_step, narrowed=None):
+def propose(supernet, present, scores, target, search_step, narrowed=None):
     """Returns (present sub-network in its new order, candidates as list of (group, Subnetwork)) of one search step.
 
     Args:
         supernet: the Supernet.
         present: the present Subnetwork.
         scores: importance of every channel, finite, array [num_channels].
-        target_rate: no candidate falls below it by more than one channel.
+        target: targets.Target; no candidate falls below it by more than one channel.
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
         narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add up over steps. None
             stands for a present sub-network whose widths are those of whole channels.
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
-    targets, sums = {}, {}
+    next_counts, sums = {}, {}
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
         if num_kept <= group.counts[0]:
             continue  # closed: its last channel stays, or as many as must
         width = Fraction(num_kept, group.size) if narrowed is None else 1 - narrowed.get(group.name, 0) * step_of(
             group, search_step)
-        targets[i] = next_kept(width, group, search_step)
-        sums[i] = float(by_group[i][list(present.order[i][targets[i]:num_kept])].sum())
-    return present, [(i, _narrow(supernet, present, i, targets[i], target_rate)) for i in pick_groups(sums)]
+        next_counts[i] = next_kept(width, group, search_step)
+        sums[i] = float(by_group[i][list(present.order[i][next_counts[i]:num_kept])].sum())
+    return present, [(i, _narrow(supernet, present, i, next_counts[i], target)) for i in pick_groups(sums)]
 
 
 def step_of(group, search_step):
@@ -77,24 +77,24 @@ def otsu_threshold(values):
     return (values[split] + values[split + 1]) / 2
 
 
-def combine(supernet, candidates, target_rate):
+def combine(supernet, candidates, target):
     """Returns (groups, Subnetwork) of several candidates of one step narrowed together, or of as many as may be.
 
-    They are added in their order, until one would bring the whole below the target rate by a channel or more. Nothing is
+    They are added in their order, until one would bring the whole below the target by a channel or more. Nothing is
     added to what is at the target or below it, so the first is taken alone where it gets there.
 
     Args:
         supernet: the Supernet.
         candidates: list of (group, Subnetwork) of different groups, the best first.
-        target_rate: as of propose().
+        target: as of propose().
     """
     (first, together), *others = candidates
     groups = [first]
     for group, candidate in others:
-        if supernet.rate(together) <= target_rate:
+        if target.is_reached(supernet, together):
             break
         num_kept = candidate.num_kept(group)
-        narrowed = _narrow(supernet, together, group, num_kept, target_rate)
+        narrowed = _narrow(supernet, together, group, num_kept, target)
         if narrowed.num_kept(group) != num_kept:
             break
         groups.append(group)
@@ -102,12 +102,13 @@ def combine(supernet, candidates, target_rate):
     return groups, together
 
 
-def _narrow(supernet, present, group, num_kept, target_rate):
+def _narrow(supernet, present, group, num_kept, target):
     """Returns the present sub-network with so many channels of a group, or with the most at which it is at the target."""
     candidate = present.with_kept(group, num_kept)
-    if supernet.rate(candidate) >= target_rate:
+    if not target.is_passed(supernet, candidate):
         return candidate
     counts = [count for count in supernet.groups[group].counts if num_kept <= count < present.num_kept(group)]
-    # The rate rises with the channels; the narrowest of these is below the target.
-    reached = bisect.bisect_right(counts, target_rate, key=lambda count: supernet.rate(present.with_kept(group, count)))
+    # The cost rises with the channels; the narrowest of these is below the target.
+    reached = bisect.bisect_left(
+        counts, True, key=lambda count: not target.is_reached(supernet, present.with_kept(group, count)))
     return present.with_kept(group, counts[max(reached, 1) - 1])

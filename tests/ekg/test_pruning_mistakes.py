@@ -75,6 +75,16 @@ def test_data_that_cannot_be_used(data, message):
     refused(message, data)
 
 
+class Tall(ekg.Target):
+    name = "height"
+
+    def __init__(self, most):
+        self.most = most
+
+    def cost(self, supernet, subnetwork):
+        return subnetwork.num_kept(0) / supernet.groups[0].size
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"validation_data": (IMAGES[:, :5], LABELS)}, "`validation_data` has examples of shape .5, 8, 1."),
     ({"validation_data": (IMAGES, LABELS + 5)}, "labels of `validation_data` go from 5 to 14"),
@@ -89,10 +99,16 @@ def test_data_that_cannot_be_used(data, message):
     ({"augment": lambda images: images}, "`augment` fails on images of shape"),
     ({"target_rate": 0.0}, "`target_rate` must be in .0, 1.; received 0"),
     ({"target_rate": 0.001}, "`target_rate` 0.001 cannot be reached"),
+    ({"target_rate": 0.5, "target": {"flops": 0.5}}, "`target_rate` and `target` exclude each other"),
+    ({"target": 0.5}, "`target` must be a dict, as"),
+    ({"target": {"latency": 0.5}}, "`target` 'latency': there are .flops. and .params., and objects of ekg.Target"),
+    ({"target": {"params": 1.5}}, "`target_params` must be in .0, 1.; received 1.5"),
+    ({"target": {"params": 0.001}}, "`target_params` 0.001 cannot be reached: one channel in every group still leaves"),
+    ({"target": Tall(0.001)}, "`target` 0.001 of the height cannot be reached"),
     ({"epochs": 0}, "`train_epoch` must be at least 1"),
     ({"epochs": 2.5}, "`train_epoch` must be of type int; received 2.5"),
     ({"search": {"depth": 3}}, "`depth` is no setting here; there are target_rate, search_step"),
-    ({"search": {"target_rate": 0.3}}, "`search`: the target is given as `target_rate` of its own"),
+    ({"search": {"target_rate": 0.3}}, "`search`: the target is given as `target_rate` or `target` of its own"),
     ({"search": {"search_step": 0.0}}, "`search_step` must be in .0, 1."),
     ({"search": 0.4}, "`search` must be a dict of settings"),
     ({"search": {"val_per_class": 50}}, "lower `subset_per_class` or `val_per_class`"),

@@ -41,7 +41,7 @@ WHOLE_RANGES = [
 TINY, NEARLY_ONE, ABOVE_ONE = 1e-300, math.nextafter(1, 0), math.nextafter(1, 2)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 REAL_RANGES = [
-    (("target_rate", "search_step"), "in (0, 1]", (TINY, 1.0), (0.0, -TINY, ABOVE_ONE)),
+    (("target_rate", "target_params", "search_step"), "in (0, 1]", (TINY, 1.0), (0.0, -TINY, ABOVE_ONE)),
     (("decay_points",), "in (0, 1)", (TINY, NEARLY_ONE), (0.0, 1.0)),
     (("temperature", "learning_rate", "decay_rate"), "positive", (TINY, 1e300), (0.0, -TINY)),
     (("weight_decay", "checkpoint_minutes", "image_memory"), "0 or more", (0.0, 1e300), (-TINY,)),

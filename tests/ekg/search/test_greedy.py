@@ -10,6 +10,7 @@ from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.search import criteria
 from ekg.search.objective import Objective
 from ekg.search.proposals import propose
+from ekg.search.targets import Flops
 from tests.conftest import make_data, make_tiny_resnet
 from tests.helpers import mirrored
 
@@ -56,7 +57,7 @@ def test_a_search_ranks_anew_and_keeps_the_best_candidate(tiny_resnet, tiny_data
         for objective in (ranking, plain):
             objective.add_knowledge(present.subnetwork)
         scores = criteria.ekg(criteria.CriterionContext(ranking, present.subnetwork))
-        ranked, candidates = propose(supernet, present.subnetwork, scores, 0.4, 0.2)
+        ranked, candidates = propose(supernet, present.subnetwork, scores, Flops(0.4), 0.2)
         rewards = [score.reward for score in plain.scores(ranked, candidates, share_prefix=False)]
         group, winner = candidates[int(np.argsort(rewards)[-1])]
         assert (supernet.groups[group].name, winner) == (chosen.group, chosen.subnetwork)
@@ -77,7 +78,7 @@ def test_the_smoothest_of_the_shortlist_wins(tiny_resnet, tiny_data):
     for before, after in zip(history, history[1:]):
         objective.add_knowledge(before.subnetwork)
         scores = criteria.ekg(criteria.CriterionContext(objective, before.subnetwork))
-        present, candidates = propose(supernet, before.subnetwork, scores, 0.6, 0.2)
+        present, candidates = propose(supernet, before.subnetwork, scores, Flops(0.6), 0.2)
         rewards = [score.reward for score in objective.scores(present, candidates)]
         listed = sorted(range(len(candidates)), key=lambda i: -rewards[i])[:3]
         conditions = [landscapes(candidates[i][1]).spectrum().condition for i in listed]
@@ -154,7 +155,7 @@ def test_the_best_candidates_are_narrowed_together_and_that_is_scored(several):
     for before, after in zip(histories[2], histories[2][1:]):
         objective.add_knowledge(before.subnetwork)
         scores = criteria.ekg(criteria.CriterionContext(objective, before.subnetwork))
-        present, candidates = propose(supernet, before.subnetwork, scores, 0.4, 0.2, times)
+        present, candidates = propose(supernet, before.subnetwork, scores, Flops(0.4), 0.2, times)
         ranked = sorted(zip([score.reward for score in objective.scores(present, candidates)], candidates),
                         key=lambda pair: -pair[0])
         expected = [group for _, (group, _) in ranked[:2]][:len(after.narrowed)]

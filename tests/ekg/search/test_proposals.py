@@ -3,6 +3,7 @@ import pytest
 
 import ekg
 from ekg.search import proposals
+from ekg.search.targets import Flops
 
 
 def otsu_by_trial(values):
@@ -31,7 +32,7 @@ def test_few_groups_are_all_tried():
 
 def propose(supernet, present, target_rate, scores=None, search_step=0.2):
     scores = np.arange(supernet.layout.num_channels, dtype=float) if scores is None else scores
-    return proposals.propose(supernet, present, scores, target_rate, search_step)
+    return proposals.propose(supernet, present, scores, Flops(target_rate), search_step)
 
 
 def test_a_step_takes_the_larger_of_one_channel_and_the_search_step_over_the_writers(tiny_resnet, monkeypatch):
@@ -82,7 +83,7 @@ def test_parts_of_a_channel_add_up_over_steps(tiny_resnet, monkeypatch):
     monkeypatch.setattr(proposals, "pick_groups", list)
     present, kept, scores = supernet.whole(), [], np.zeros(supernet.layout.num_channels)
     for times in range(3):
-        _, candidates = proposals.propose(supernet, present, scores, 0.001, 0.3, {"b1": times})
+        _, candidates = proposals.propose(supernet, present, scores, Flops(0.001), 0.3, {"b1": times})
         present = dict(candidates)[2]
         kept.append(present.num_kept(2))
     assert kept == [4, 2, 1]
@@ -94,7 +95,7 @@ def test_candidates_are_combined_in_their_order_down_to_the_target_and_not_below
     whole, seen = supernet.whole(), set()
     for target in np.linspace(0.2, 0.99, 60):
         candidates = dict(propose_all(supernet, whole, target))
-        groups, together = proposals.combine(supernet, [(i, candidates[i]) for i in order], target)
+        groups, together = proposals.combine(supernet, [(i, candidates[i]) for i in order], Flops(target))
         assert groups == list(order[:len(groups)])
         assert all(together.num_kept(i) == (candidates[i] if i in groups else whole).num_kept(i) for i in order)
         without_last = together.with_kept(groups[-1], supernet.groups[groups[-1]].size)

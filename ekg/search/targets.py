@@ -1,0 +1,116 @@
+"""Targets of a search: what a sub-network costs, and whether that is little enough."""
+
+import dataclasses
+
+from ekg.errors import EkgError
+
+
+class Target:
+    """What a sub-network may cost. A target of your own is a subclass with cost().
+
+    Attributes:
+        most: the cost that a sub-network may have, as a share of the unpruned network's.
+        name: what to call the cost in messages.
+    """
+    name = "cost"
+    most = 1.0
+
+    def cost(self, supernet, subnetwork):
+        """Returns the cost of a Subnetwork as a share of the unpruned network's. It must not rise when channels go."""
+        raise NotImplementedError
+
+    def is_reached(self, supernet, subnetwork):
+        """Returns whether a Subnetwork costs as little as it should."""
+        return self.cost(supernet, subnetwork) <= self.most
+
+    def is_passed(self, supernet, subnetwork):
+        """Returns whether a Subnetwork costs even less."""
+        return self.cost(supernet, subnetwork) < self.most
+
+    def way(self, supernet, subnetwork):
+        """Returns how much of the way from the unpruned network to the target is done, in [0, 1]."""
+        if self.most >= 1:
+            return 1.0
+        return min(max((1 - self.cost(supernet, subnetwork)) / (1 - self.most), 0.0), 1.0)
+
+    def check(self, supernet):
+        """Raises EkgError if even the smallest sub-network costs more."""
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(f"`target` {self.most:g} of the {self.name} cannot be reached: the smallest sub-network of "
+                           f"{supernet.model.name} still has {least:.4f}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops(Target):
+    """A share of the FLOPs, in (0, 1]."""
+    most: float
+    name = "FLOPs"
+
+    def cost(self, supernet, subnetwork):
+        return supernet.rate(subnetwork)
+
+    def check(self, supernet):
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(f"`target_rate` {self.most:g} cannot be reached: one channel in every group still leaves "
+                           f"{least:.4f} of the FLOPs of {supernet.model.name}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Params(Target):
+    """A share of the parameters, in (0, 1]."""
+    most: float
+    name = "parameters"
+
+    def cost(self, supernet, subnetwork):
+        return supernet.complexity(subnetwork).params / supernet.complexity(supernet.whole()).params
+
+    def check(self, supernet):
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(f"`target_params` {self.most:g} cannot be reached: one channel in every group still leaves "
+                           f"{least:.4f} of the parameters of {supernet.model.name}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Every(Target):
+    """Several targets, all of which must be reached."""
+    parts: tuple[Target, ...]
+
+    def is_reached(self, supernet, subnetwork):
+        return all(part.is_reached(supernet, subnetwork) for part in self.parts)
+
+    def is_passed(self, supernet, subnetwork):
+        return all(part.is_passed(supernet, subnetwork) for part in self.parts)
+
+    def way(self, supernet, subnetwork):
+        return min(part.way(supernet, subnetwork) for part in self.parts)
+
+    def check(self, supernet):
+        for part in self.parts:
+            part.check(supernet)
+
+
+def read_targets(target):
+    """Returns {name of a search setting: value} for what a user gave as `target`.
+
+    Args:
+        target: {"flops": share, "params": share} with any of these, and Targets of the user's own under any other name; or
+            a Target.
+
+    Raises:
+        EkgError: it is neither.
+    """
+    given = {"own": target} if isinstance(target, Target) else target
+    if not isinstance(given, dict) or not given:
+        raise EkgError("`target` must be a dict, as {\"flops\": 0.5, \"params\": 0.5}, or an ekg.Target; received "
+                       f"{target!r}.")
+    own = [(name, value) for name, value in given.items() if name not in ("flops", "params")]
+    for name, value in own:
+        if not isinstance(value, Target):
+            raise EkgError(f"`target` {name!r}: there are \"flops\" and \"params\", and objects of ekg.Target; received "
+                           f"{value!r}.")
+    parts = tuple(value for _, value in own)
+    settings = {"target_rate": given.get("flops", 1.0), "target_params": given.get("params")}
+    return settings | ({"target": parts[0] if len(parts) == 1 else Every(parts)} if parts else {})
