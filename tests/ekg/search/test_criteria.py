@@ -5,6 +5,7 @@ import tensorflow as tf
 from scipy import optimize
 
 import ekg
+from ekg import files
 from ekg.network import channel_weights
 from ekg.search import criteria
 from tests.conftest import randomise_
@@ -223,6 +224,15 @@ def test_a_function_of_ones_own_searches_as_the_criterion_that_it_repeats(tiny_r
     own, named = (ekg.search(supernet, tiny_data, target_rate=0.6, criterion=criterion).history
                   for criterion in (magnitude, "l1"))
     assert [entry.subnetwork for entry in own] == [entry.subnetwork for entry in named]
+
+
+def test_a_job_with_a_function_of_ones_own_keeps_its_name_and_goes_on(tiny_resnet, tiny_data, tmp_path):
+    images, labels = tiny_data.train.images.astype(np.float32), tiny_data.train.labels
+    first, second = (ekg.prune(tiny_resnet, (images, labels), target_rate=0.6, epochs=None, run_dir=tmp_path / "run",
+                               search={"criterion": magnitude, "groups_per_step": 2}, verbose=False) for _ in range(2))
+    assert files.read_json(tmp_path / "run" / "arguments.json")["criterion"] == "magnitude"
+    assert first.history == second.history and first.history[-1].rate <= 0.6
+    assert any(len(entry.narrowed) == 2 for entry in first.history)
 
 
 def test_scores_of_channels_that_are_gone_are_ignored(tiny_resnet, tiny_data):

@@ -124,8 +124,8 @@ def test_compiled_and_plain_scores_agree(tiny_resnet, tiny_data):
     results = []
     for objective in (plain, compiled):
         objective.add_knowledge(present)
-        scores = criteria.ekg(criteria.CriterionContext(objective, present))
+        context = criteria.CriterionContext(objective, present)
         results.append([*(dataclasses.astuple(score) for score in objective.scores(present, candidates)),
-                        (scores / scores.max()).tolist()])
+                        *((scores / scores.max()).tolist() for scores in (criteria.ekg(context), criteria.taylor(context)))])
     for values, expected in zip(*results):
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-5)
