@@ -111,5 +111,5 @@ def test_candidates_are_combined_in_their_order_down_to_the_target_and_not_below
 
 def propose_all(supernet, present, target):
     """Returns the candidates of all groups, which lose half of their width a writer."""
-    return [(i, proposals._narrow(supernet, present, i, proposals.next_kept(1, group, 0.5), target))
+    return [(i, proposals._narrow(supernet, present, i, proposals.next_kept(1, group, 0.5), Flops(target)))
             for i, group in enumerate(supernet.groups)]
