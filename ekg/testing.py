@@ -18,7 +18,7 @@ from ekg.network.supernet import Supernet
 EXAMPLES = 12  # in a batch: batch norms need some
 # Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than this is wrong, not rounded.
 SMALLEST_TOLERANCE = 1e-2
-NORM_ROUNDINGS = 64  # units in the last place of a batch norm's input that its mean may be wrong by
+NORM_ROUNDINGS = 256  # units in the last place of a batch norm's input that its mean may be wrong by
 HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
 
