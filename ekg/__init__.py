@@ -13,6 +13,7 @@ from ekg.graph.records import LayerRecord, Weight, register_layer
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
+from ekg.own_data import make_data
 from ekg.pruning import PruneResult, prune
 from ekg.search.criteria import CriterionContext
 from ekg.search.greedy import search
@@ -20,9 +21,11 @@ from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.targets import Target
 from ekg.settings import SearchSettings
 from ekg.sources import Data
+from ekg.steps import build_bank, fine_tune, slim
 
 __version__ = "0.2.0"
 
 __all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "HistoryEntry",
            "Inspection", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet",
-           "Target", "Team", "Weight", "inspect", "prune", "register_layer", "search", "tasks", "testing"]
+           "Target", "Team", "Weight", "build_bank", "fine_tune", "inspect", "make_data", "prune", "register_layer",
+           "search", "slim", "tasks", "testing"]

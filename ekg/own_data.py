@@ -10,6 +10,9 @@ import tensorflow as tf
 from ekg import augment
 from ekg.data import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.errors import EkgError
+from ekg.graph.calls import Graph
+from ekg.sources import find_examples
+from ekg.task_choice import choose_task
 from ekg.tasks import Task
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
@@ -100,6 +103,7 @@ class OwnData(LabelledData):
         test: split of the final evaluations.
         task: Task that the labels are for.
         dtype: of the network's input.
+        image_shape: shape of an example.
         view: function (examples, draws) -> examples, or None for examples as they are.
     """
     name: str
@@ -107,6 +111,7 @@ class OwnData(LabelledData):
     test: Any
     task: Task
     dtype: str
+    image_shape: tuple[int, ...]
     view: Callable | None = None
 
     @property
@@ -137,3 +142,34 @@ class OwnData(LabelledData):
         if tuple(seen.shape) != tuple(images.shape):
             raise EkgError(f"`augment` makes {tuple(seen.shape)} of images of shape {tuple(images.shape)}; it must keep the "
                            "shape.")
+
+
+def make_data(model, data, *, validation_data=None, task="auto", augment=None):
+    """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
+
+    Args:
+        model: the keras.Model that it is for.
+        data: see ekg.prune; likewise the others.
+        validation_data: or None.
+        task: "auto", a name, or a Task.
+        augment: or None.
+
+    Raises:
+        EkgError: data, labels and network do not fit each other.
+    """
+    graph = Graph(model)
+    if len(graph.inputs) != 1:
+        raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
+    number, = graph.inputs
+    given = [(data, "data"), (validation_data, "validation_data")]
+    examples = [find_examples(source, graph.shapes[number][1:], name) for source, name in given
+                if source is not None or name == "data"]
+    graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
+    chosen = choose_task(task, graph, examples[0].labels)
+    chosen.check_output(graph)
+    splits = [FunctionSplit(part.read, chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`"))
+              for part, name in zip(examples, ("data", "validation_data"))]
+    dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
+                      examples[0].shape, make_view(augment))
+    dataset.check_view()
+    return dataset

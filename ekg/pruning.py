@@ -12,13 +12,14 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ekg import own_data, settings, stopping
+from ekg import settings, stopping
 from ekg.data import LabelledData
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.heads import without_head
+from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
 from ekg.report.page import FinishedRun
@@ -28,8 +29,6 @@ from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
-from ekg.sources import find_examples
-from ekg.task_choice import choose_task
 
 logger = logging.getLogger(__name__)
 
@@ -158,45 +157,18 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
     """Returns (data set, Networks) of what a user gave."""
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
-    graph = Graph(model)
     if isinstance(data, LabelledData):
         for name, value in (("validation_data", validation_data), ("augment", augment)):
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
-        chosen, examples = data.task, []
-        size = data.image_shape
     else:
-        examples = _find_examples(graph, data, validation_data)
-        size = examples[0].shape
-        graph = Graph(model, size)
-        chosen = choose_task(task, graph, examples[0].labels)
-    chosen.tensor(graph)  # before the head is looked for
+        data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
+    chosen, size = data.task, data.image_shape
     logits, head = without_head(model, chosen.output, size)
     chosen.check_network(Graph(logits, size))
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
-    networks = Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
-    return (_make_data(graph, examples, chosen, augment) if examples else data), networks
-
-
-def _find_examples(graph, data, validation_data):
-    """Returns [sources.Examples of the data, and of the validation data if there are any]."""
-    if len(graph.inputs) != 1:
-        raise EkgError(f"`model` {graph.model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
-    shape = graph.shapes[graph.inputs[0]][1:]
-    given = [(data, "data"), (validation_data, "validation_data")]
-    return [find_examples(source, shape, name) for source, name in given if source is not None or name == "data"]
-
-
-def _make_data(graph, examples, task, augment):
-    """Returns the OwnData of examples for a network and a task."""
-    shape = task.shape(graph)
-    splits = [own_data.FunctionSplit(part.read, task.prepare_labels(part.labels, shape, f"labels of `{name}`"))
-              for part, name in zip(examples, ("data", "validation_data"))]
-    dataset = own_data.OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, task,
-                               str(graph.dtype(graph.inputs[0])), own_data.make_view(augment))
-    dataset.check_view()
-    return dataset
+    return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
 
 
 def _with_test_images(data, settings):

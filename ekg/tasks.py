@@ -80,11 +80,15 @@ class Task:
         return tuple(graph.shapes[self.tensor(graph)][1:])
 
     def check_network(self, graph):
-        """Raises EkgError unless a network's output is what the task takes.
+        """Raises EkgError unless a network's output is what the losses take.
 
         Args:
             graph: graph.calls.Graph of the keras.Model.
         """
+        self.check_output(graph)
+
+    def check_output(self, graph):
+        """Raises EkgError unless a network's output has a shape that the task knows; see check_network."""
         shape = graph.shapes[self.tensor(graph)]
         problem = self._problem(shape)
         if problem:

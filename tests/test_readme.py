@@ -69,3 +69,7 @@ def test_a_network_of_keras_is_pruned_on_a_folder_of_images_in_twelve_lines(tmp_
              "print(m.output_shape, m.count_params())")
     shape, params = run(check, tmp_path).splitlines()[-1].rsplit(" ", 1)
     assert 0.3 < rate <= 0.5 and shape == "(None, 3)" and int(params) < 400_000
+
+
+def test_the_page_of_the_librarys_names_is_that_of_its_docstrings():
+    subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT, check=True, timeout=300)  # noqa: S603
