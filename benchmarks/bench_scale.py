@@ -26,6 +26,7 @@ from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.network.supernet import Supernet
 from ekg.progress import peak_memory_mib
+from ekg.search.targets import Flops
 from ekg.search import criteria
 from ekg.search.objective import Objective
 from ekg.search.proposals import propose
@@ -72,7 +73,7 @@ def search_seconds(args, team, data, accum):
 
     def step():
         scores = criteria.ekg(criteria.CriterionContext(objective, whole))
-        present, candidates = propose(supernet, whole, scores, 0.01, 0.2)
+        present, candidates = propose(supernet, whole, scores, Flops(0.01), 0.2)
         spread = candidates[::max(len(candidates) // args.candidates, 1)][:args.candidates]
         objective.scores(present, spread)
         objective.add_knowledge(whole)

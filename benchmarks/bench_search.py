@@ -17,6 +17,7 @@ from benchmarks import common
 from ekg import files
 from ekg.data import Batches
 from ekg.network.supernet import Gate, Supernet
+from ekg.search.targets import Flops
 from ekg.search import criteria
 from ekg.search.history import HistoryEntry
 from ekg.search.objective import Objective
@@ -67,7 +68,7 @@ def main(args):
 
     def step(share_prefix):
         scores = criteria.ekg(criteria.CriterionContext(objective, present))
-        ranked, candidates = propose(supernet, present, scores, 0.01, 0.2)
+        ranked, candidates = propose(supernet, present, scores, Flops(0.01), 0.2)
         results = objective.scores(ranked, candidates, share_prefix)
         winner = candidates[int(np.argmax([result.reward for result in results]))][1]
         if share_prefix:

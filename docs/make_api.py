@@ -17,8 +17,8 @@ import ekg  # noqa: E402
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# The library's names
 
-What `import ekg` gives, made from the docstrings by `docs/make_api.py`. A mistake of the caller raises `ekg.EkgError` with one
-line.
+What `import ekg` gives, made from the docstrings by `docs/make_api.py`. A mistake of the caller raises
+`ekg.EkgError` with one line.
 """
 
 

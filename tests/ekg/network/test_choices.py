@@ -7,6 +7,7 @@ from keras import layers
 
 import ekg
 from ekg.search import proposals
+from ekg.search.targets import Flops
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 
 
@@ -116,7 +117,7 @@ def test_a_candidate_at_the_target_has_the_widest_allowed_width():
     scores = np.ones(supernet.layout.num_channels)
     scores[supernet.layout.channels(1)] = 0.01  # the threshold leaves this group to be tried
     target = supernet.rate(supernet.whole().with_kept(1, 12)) + 1e-6
-    _, candidates = proposals.propose(supernet, supernet.whole(), scores, target, search_step=0.9)
+    _, candidates = proposals.propose(supernet, supernet.whole(), scores, Flops(target), search_step=0.9)
     by_group = {supernet.groups[group].name: candidate.kept_counts for group, candidate in candidates}
     assert by_group["two"] == (16, 12, 6)
 
