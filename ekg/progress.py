@@ -1,6 +1,7 @@
 """What a person at the terminal watches: progress bars and the memory that is used."""
 
 import contextlib
+import logging
 import re
 import resource
 from pathlib import Path
@@ -21,12 +22,25 @@ def progress_bar(name, total, unit):
 
 @contextlib.contextmanager
 def shown(is_on):
-    """Shows progress bars while it lasts, or none."""
+    """Shows progress bars and what the library logs while it lasts, or neither.
+
+    Where the program has set up logging itself, so that it shows such messages, they go there alone.
+    """
+    log, handler = logging.getLogger("ekg"), logging.StreamHandler()
+    level, propagates = log.level, log.propagate
+    speaks = is_on and log.getEffectiveLevel() > logging.INFO
     before, _Shown.is_on = _Shown.is_on, is_on
+    if speaks:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
     try:
         yield
     finally:
         _Shown.is_on = before
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
 
 
 def peak_memory_mib():

@@ -115,7 +115,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         seed: of order, views and choice of images.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
-        verbose: whether progress bars are shown.
+        verbose: whether progress bars are shown, and what is decided and done is told.
 
     Returns:
         PruneResult.

@@ -277,3 +277,12 @@ print(peak_memory_mib() - before)
 """
     (code, output), = runs.finish(runs.start("-c", program, TF_CPP_MIN_LOG_LEVEL="3"))
     assert code == 0 and float(output.splitlines()[-1]) < 256, output
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_what_is_decided_is_told_unless_it_should_not_be(verbose, capfd):
+    with pytest.raises(EkgError, match="`target_rate` 0.001 cannot be reached"):
+        ekg.prune(network(softmax), digits(), target_rate=0.001, verbose=verbose)
+    told = capfd.readouterr().err
+    assert ("task: classification, by an output of shape" in told) == verbose
+    assert ("'fc' (softmax) is taken off" in told) == verbose
