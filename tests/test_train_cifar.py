@@ -97,21 +97,26 @@ def test_a_finished_run_writes_its_page_again_if_it_is_gone(finished):
     assert train(*SHORT, "--train_path", folder) == rows and (folder / "report.html").read_text() == page
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path):
+SMALL = ("--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2", "--batch_size", "40", "--subset_per_class", "40",
+         "--search_batch_size", "60", "--val_batch_size", "40")
+
+
+def train_small(folder, *argv):
+    return small_jobs.run(train_cifar, small_jobs.make_large_data(), *SMALL, *argv, "--train_path", folder)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     """Stopped after a search step and again after the first epoch of fine-tuning."""
-    folder, _ = finished
-    other = tmp_path / "run"
-    command = [*SHORT, "--train_path", other]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "log_curves", stop_at("search", 2))
-        with pytest.raises(KeyboardInterrupt):
-            train(*command)
-    assert len(runs.read_history(other)) == 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stop_after_saving("fine-tune"))
-        with pytest.raises(KeyboardInterrupt):
-            train(*command)
-    train(*command)
+    folder, other = tmp_path / "undisturbed", tmp_path / "run"
+    train_small(folder, "--target_rate", "0.5")
+    for owner, name, function in ((RunFolder, "log_curves", stop_at("search", 2)),
+                                  (Checkpoints, "save", stop_after_saving("fine-tune"))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, function)
+            with pytest.raises(KeyboardInterrupt):
+                train_small(other, "--target_rate", "0.5")
+        assert len(runs.read_history(other)) >= 3
+    train_small(other, "--target_rate", "0.5")
     assert runs.read_curves(folder) == runs.read_curves(other)
     for name in ("slimmed_param.pkl", "trained_param.pkl"):
         expected, params = (utils.load_params(path / name) for path in (folder, other))
@@ -140,10 +145,9 @@ def stop_after_saving(phase):
 
 @pytest.mark.parametrize("teacher", ["single", "none"])
 def test_other_teachers_need_no_bank(tmp_path, teacher):
-    argv = ["--target_rate", "0.8", "--baseline_epoch", "1", "--train_epoch", "1", "--search_teacher", teacher,
-            "--finetune_teacher", teacher, "--accum", "2", "--batch_size", "40", "--subset_per_class", "40",
-            "--search_batch_size", "60", "--val_batch_size", "40"]
-    rows = small_jobs.run(train_cifar, small_jobs.make_large_data(), *argv, "--train_path", tmp_path / "run")
+    rows = small_jobs.run(train_cifar, small_jobs.make_large_data(), *SMALL[:4], *SMALL[6:],
+                          "--target_rate", "0.8", "--search_teacher", teacher, "--finetune_teacher", teacher, "--accum", "2",
+                          "--train_path", tmp_path / "run")
     assert not (tmp_path / "run" / "memory_bank").exists()
     assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"] and rows[2].flops <= 0.8 * rows[0].flops
 

@@ -88,10 +88,8 @@ def test_the_smoothest_of_the_shortlist_wins(tiny_resnet, tiny_data):
     assert others > 0  # it was not the reward alone
 
 
-@pytest.mark.parametrize("criterion", ["l1", "fpgm", "gbn"])
-def test_other_criteria_end_at_the_target(tiny_resnet, tiny_data, criterion):
-    history = ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.6, criterion=criterion,
-                         log_condition=True).history
+def test_condition_numbers_are_kept_with_the_history(tiny_resnet, tiny_data):
+    history = ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.6, criterion="l1", log_condition=True).history
     assert history[-1].rate <= 0.6 < history[-2].rate and all(entry.condition > 0 for entry in history)
     stored = ekg.HistoryEntry.from_json(json.loads(json.dumps(history[-1].to_json())))
     assert stored == history[-1]
