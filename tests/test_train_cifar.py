@@ -97,8 +97,8 @@ def test_a_finished_run_writes_its_page_again_if_it_is_gone(finished):
     assert train(*SHORT, "--train_path", folder) == rows and (folder / "report.html").read_text() == page
 
 
-SMALL = ("--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2", "--batch_size", "40", "--subset_per_class", "40",
-         "--search_batch_size", "60", "--val_batch_size", "40")
+SMALL = ("--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2", "--batch_size", "40", "--subset_per_class",
+         "40", "--search_batch_size", "60", "--val_batch_size", "40")
 
 
 def train_small(folder, *argv):
