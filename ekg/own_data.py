@@ -1,6 +1,7 @@
 """A data set made of a user's own examples."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,11 @@ class OwnData(LabelledData):
     def num_views(self):
         """Random views of each example in fine-tuning. Where there are none, one is as good as two."""
         return 1 if self.view is None else NUM_VIEWS
+
+    @functools.cached_property
+    def strata(self):
+        """The class of every training example among those that there are, or the part of the data that it counts to."""
+        return np.unique(self.task.strata(self.train.labels), return_inverse=True)[1]
 
     def normalise(self, images):
         """Returns examples as tensors of the network's input type."""

@@ -39,8 +39,17 @@ def model_params(model):
 
 
 def save_params(model, path):
-    """Pickles the parameters of a model, with a checksum behind the pickle."""
-    save_pickle(path, model_params(model))
+    """Pickles the parameters of a model, with a checksum behind the pickle.
+
+    Raises:
+        FloatingPointError: a weight is not finite.
+    """
+    params = model_params(model)
+    broken = [name for name, array in params.items() if not np.isfinite(array).all()]
+    if broken:
+        raise FloatingPointError(f"{path}: {broken[:5]} became non-finite and are not written; lower the learning rate, or "
+                                 "look for examples with huge numbers or NaN.")
+    save_pickle(path, params)
 
 
 def load_params(path):

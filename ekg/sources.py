@@ -20,6 +20,7 @@ from ekg import stopping
 from ekg.errors import EkgError
 from ekg.progress import progress_bar
 
+CHECKED_TOGETHER = 1024  # examples that are looked at for NaN at a time, so that no copy of all is made
 PROBES = 4  # examples that are read twice of what is read by a user's function
 FORMS = ("a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches, or an ekg.Data")
 
@@ -101,6 +102,12 @@ def _check_numbers(array, what):
     """Raises EkgError if an array cannot be what a network reads."""
     if array.dtype.kind not in "biuf":
         raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")
+    for start in range(0, len(array) if array.ndim and array.dtype.kind == "f" else 0, CHECKED_TOGETHER):
+        part = array[start:start + CHECKED_TOGETHER]
+        if not np.isfinite(part).all():
+            broken = start + int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0])
+            raise EkgError(f"`{what}` holds numbers that are not finite, NaN or infinite; the first in example {broken} of "
+                           f"{len(array)}. Leave such examples out.")
 
 
 # ---------------------------------------------------------------- arrays and functions

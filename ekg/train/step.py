@@ -100,7 +100,8 @@ def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_d
             loss, metrics = loss_fn(network, {name: piece[number] for name, piece in pieces.items()}, constants)
             scaled = loss * loss_scale
         gradients = tape.gradient(scaled, trainable, unconnected_gradients="zero")
-        return gradients, updated[-1], {"loss": loss, **metrics}
+        # That of an embedding comes as the rows that were read.
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], updated[-1], {"loss": loss, **metrics}
 
     total = micro_batch(0)
     if accum > 1:

@@ -286,3 +286,30 @@ def test_what_is_decided_is_told_unless_it_should_not_be(verbose, capfd):
     told = capfd.readouterr().err
     assert ("task: classification, by an output of shape" in told) == verbose
     assert ("'fc' (softmax) is taken off" in told) == verbose
+
+
+def test_words_that_are_embedded_are_pruned_behind_the_embedding():
+    rng = np.random.default_rng(0)
+    words, labels = rng.integers(0, 50, (90, 12)), np.arange(90) % 2
+    model = randomise_(keras.Sequential([
+        keras.Input((12,), dtype="int32"), layers.Embedding(50, 8), layers.Conv1D(8, 3, activation="relu"),
+        layers.Conv1D(8, 3, activation="relu"), layers.GlobalMaxPooling1D(), layers.Dense(2)]))
+    result = ekg.prune(model, (words, labels), target_rate=0.7, epochs=1, verbose=False, bank={"num_teacher": 2},
+                       search={"search_step": 1.0})
+    assert result.rate <= 0.7 and result.model.layers[0].output_dim == 8
+    assert np.isfinite(result.model.predict(words, verbose=0)).all()
+
+
+def test_a_class_without_examples_is_left_out_of_the_draws():
+    images, labels = digits()
+    is_kept = labels != 3
+    result = ekg.prune(network(softmax), (images[is_kept], labels[is_kept]), epochs=None, target_rate=0.7, **QUICK)
+    assert result.rate <= 0.7 and np.isfinite(result.table[1].loss)
+
+
+def test_weights_that_become_infinite_are_said_and_not_written(tmp_path):
+    images, labels = digits()
+    with pytest.raises(FloatingPointError, match="not finite|non-finite"):
+        ekg.prune(network(softmax), (images * 1e30, labels), target_rate=0.7, epochs=1, verbose=False,
+                  run_dir=tmp_path / "r")
+    assert not (tmp_path / "r" / "trained_param.pkl").exists()
