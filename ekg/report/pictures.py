@@ -41,8 +41,12 @@ def draw_run(path, run):
         if axes.get_xlabel() in ("search step", "epoch"):
             axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     figure.suptitle(",  ".join(f"{row.name}: {metric.text(row.metrics[run.metric])}{' %' * metric.is_share} {metric.words}, "
-                               f"{row.flops / 1e6:,.1f} M FLOPs" for row in run.table))
+                               f"{_flops_text(row.flops)} FLOPs" for row in run.table))
     save(figure, path)
+
+
+def _flops_text(flops):
+    return f"{flops / 1e6:,.1f} M" if flops >= 1e5 else f"{flops:,}"
 
 
 def _draw_search(rates, losses, history, metric):
