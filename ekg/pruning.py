@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
 from ekg.own_data import make_data
 from ekg.progress import shown
@@ -164,8 +166,12 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
     else:
         data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
     chosen, size = data.task, data.image_shape
+    kept = Choices(**supernet_choices).excluded(Graph(model, size))
     logits, head = without_head(model, chosen.output, size)
-    chosen.check_network(Graph(logits, size))
+    graph = Graph(logits, size)
+    chosen.check_network(graph)
+    # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
+    supernet_choices["exclude"] = [f"^{re.escape(key)}$" for key in sorted(kept) if key in graph.layers]
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
     return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)

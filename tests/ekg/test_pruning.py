@@ -313,3 +313,11 @@ def test_weights_that_become_infinite_are_said_and_not_written(tmp_path):
         ekg.prune(network(softmax), (images * 1e30, labels), target_rate=0.7, epochs=1, verbose=False,
                   run_dir=tmp_path / "r")
     assert not (tmp_path / "r" / "trained_param.pkl").exists()
+
+
+@pytest.mark.parametrize("exclude", [lambda model: model.get_layer("one"), lambda _: "^one$",
+                                     lambda model: [lambda layer: layer is model.get_layer("one")]])
+def test_layers_of_the_users_own_network_are_excluded(exclude):
+    model = network(softmax)
+    result = ekg.prune(model, digits(), epochs=None, target_rate=0.8, exclude=exclude(model), **QUICK)
+    assert result.model.get_layer("one").filters == 6 and result.model.get_layer("two").filters < 8
