@@ -9,6 +9,7 @@ The pruned network stands in the run folder as trained_param.keras. The same com
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class OutputSettings(Settings):
 FLAGS = {"network": NetworkSettings, "data": DataSettings, "output": OutputSettings,
          "epoch before the search": settings.SubsetSettings, "search": settings.SearchSettings,
          "fine-tuning": settings.FineTuneSettings, "devices": op_utils.DeviceSettings, "run": settings.RunSettings}
+FLAG_OF = {"data": "data_path", "validation_data": "val_path", "run_dir": "train_path", "epochs": "train_epoch"}
 DEFAULTS = {"subset_per_class": None, "target_rate": 0.5, "train_epoch": 20}
 
 
@@ -166,10 +168,13 @@ def main(args):
     data, validation = _load_data(args, shape)
     search, tuning, run = (_given(args, *classes) for classes in (
         (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
-    result = ekg.prune(
-        model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
-        epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
-        augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, strategy=strategy)
+    try:
+        result = ekg.prune(
+            model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
+            epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
+            augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, strategy=strategy)
+    except EkgError as error:
+        raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
     print(result.summary())
     print(f"run folder: {args.train_path}", file=sys.stderr)
     return result

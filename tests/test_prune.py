@@ -87,6 +87,7 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
     (tmp_path / "broken.keras").write_bytes((place / "my.keras").read_bytes()[:500])
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "others.npz", a=np.zeros(3))
+    np.savez(tmp_path / "small.npz", x=np.zeros((20, 5, 5, 1)), y=np.arange(20) % 10)
     (tmp_path / "one_class" / "only").mkdir(parents=True)
     (tmp_path / "empty" / "a").mkdir(parents=True)
     data = ["--data_path", place / "digits.npz"]
@@ -97,7 +98,8 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
                           (["--data_path", tmp_path / "one_class"], "holds no images"),
                           (["--data_path", tmp_path / "empty"], "holds no images"),
                           (["--data_path", place], "holds 1 subfolders"),
-                          ([*data, "--val_path", place / "images"], "its classes are")):
+                          ([*data, "--val_path", place / "images"], "its classes are"),
+                          (["--data_path", tmp_path / "small.npz"], "^`data_path` has examples of shape")):
         with pytest.raises(EkgError, match=message):
             run(place, "--train_path", tmp_path / "run", *argv)
     (place / "images" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
