@@ -54,6 +54,9 @@ class Objective:
         if teacher not in SEARCH_TEACHERS:
             raise EkgError(f"`teacher` must be one of {list(SEARCH_TEACHERS)}; received {teacher!r}.")
         batches.task.check_network(supernet.graph)
+        if supernet.classifier is not None and not batches.task.has_class_logits:
+            raise EkgError(f"`supernet` takes the output of {supernet.model.name!r} for class logits, and the task is a "
+                           f"{batches.task.name}; make it by Supernet(model, class_logits=False).")
         batches.task.check_labels(batches.split.labels, batches.task.shape(supernet.graph),
                                   f"labels for {supernet.model.name!r}")
         compute = compute or Compute()

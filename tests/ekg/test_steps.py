@@ -37,3 +37,16 @@ def test_labels_alone_teach_without_a_bank_and_settings_are_checked():
         ekg.fine_tune(model, data, epochs=1, temperature=2.0)
     with pytest.raises(EkgError, match="`rate` is no setting here"):
         ekg.fine_tune(model, data, epochs=1, rate=2.0)
+
+
+def test_a_regression_of_several_numbers_needs_a_supernet_that_knows_of_no_classes():
+    model = network(lambda x: layers.Dense(4, name="numbers")(x))
+    images, _ = digits()
+    data = ekg.make_data(model, (images, np.random.default_rng(0).normal(size=(120, 4))))
+    settings = {"target_rate": 0.7, "search_step": 1.0, "val_per_class": 4, "search_batch_size": 20}
+    with pytest.raises(EkgError, match="takes the output of 'own' for class logits, and the task is a regression"):
+        ekg.search(ekg.Supernet(model), data, **settings)
+    supernet = ekg.Supernet(model, class_logits=False)
+    subnetwork = ekg.search(supernet, data, **settings).subnetwork
+    kernels = [own.get_layer("numbers").kernel.numpy() for own in (model, supernet.cut(subnetwork))]
+    assert np.array_equal(kernels[0][subnetwork.kept(1)], kernels[1])
