@@ -42,11 +42,10 @@ def parse_args(argv=None):
     """Returns the checked arguments."""
     argv = sys.argv[1:] if argv is None else list(argv)
     argv, rest = (argv[:argv.index("--")], argv[argv.index("--") + 1:]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = utils.Parser(description=__doc__.splitlines()[0])
     subparsers, commands = parser.add_subparsers(dest="command", required=True), {}
     for name, (_, text, groups) in COMMANDS.items():
-        commands[name] = subparsers.add_parser(name, help=text, description=text,
-                                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        commands[name] = subparsers.add_parser(name, help=text, description=text)
         for title, cls in groups.items():
             add_flags(commands[name], title, cls)
     for name in ("condition", "landscape"):

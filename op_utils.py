@@ -3,7 +3,6 @@
 Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -108,7 +107,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
         argv: the arguments; None takes those of the command line.
         defaults: {name: default} where they differ from those of the settings.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = utils.Parser(description=description)
     classes = {"data and network": script_settings, **SHARED_FLAGS}
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
     for title, cls in classes.items():

@@ -7,7 +7,6 @@
 The pruned network stands in the run folder as trained_param.keras. The same command again goes on where a run stopped.
 """
 
-import argparse
 import dataclasses
 import re
 import sys
@@ -78,8 +77,7 @@ DEFAULTS = {"subset_per_class": None, "target_rate": 0.5, "train_epoch": 20}
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = argparse.ArgumentParser(description="Prune a network of your own with EKG.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = utils.Parser(description="Prune a network of your own with EKG.")
     for title, cls in FLAGS.items():
         settings.add_flags(parser, title, cls, **DEFAULTS)
     args = parser.parse_args(argv)

@@ -4,7 +4,6 @@
     python test.py --arch ResNet-50 --dataset ILSVRC2012 --data_path ILSVRC2012 --trained_param resnet50.pkl
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -37,8 +36,7 @@ class TestSettings(Settings):
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = argparse.ArgumentParser(description="Evaluate a parameter file with moving statistics.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = utils.Parser(description="Evaluate a parameter file with moving statistics.")
     classes = {"network and data": TestSettings, "devices": op_utils.DeviceSettings}
     for title, cls in classes.items():
         add_flags(parser, title, cls)

@@ -3,6 +3,7 @@
 Import this module before TensorFlow: it sets TensorFlow's environment.
 """
 
+import argparse
 import functools
 import logging
 import os
@@ -66,6 +67,16 @@ def run_script(main, parse_args):
         _exit_stopped(stop.signal, how_to_go_on)
     except KeyboardInterrupt:
         _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_go_on}", at_once=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser of a script: --help shows defaults, and a mistake is one line without the usage before it."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"formatter_class": argparse.ArgumentDefaultsHelpFormatter, **options})
+
+    def error(self, message):
+        self.exit(EXIT_USER_ERROR, f"error: {message.rstrip('.')}. --help lists all arguments.\n")
 
 
 def with_flags(text, names):

@@ -280,6 +280,14 @@ class FineTuneSettings(Settings):
     batch_size: int = setting(128, "images a training step, over all devices", TRAINING, range=COUNT)
     train_epoch: int = setting(100, "epochs of fine-tuning", TRAINING, range=COUNT)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if any(later <= point for point, later in zip(self.decay_points, self.decay_points[1:])):
+            raise EkgError(f"`decay_points` must rise; received {' '.join(f'{point:g}' for point in self.decay_points)}.")
+        if self.warmup_epoch > self.train_epoch:
+            raise EkgError(f"`warmup_epoch` {self.warmup_epoch} is longer than the training, `train_epoch` "
+                           f"{self.train_epoch}; make it shorter.")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Settings):

@@ -6,7 +6,6 @@ Reads a PyTorch state dict (.pth, .pt: tensors only, no code is run) or .safeten
 safetensors must be installed for it; nothing else in this project needs them.
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -26,7 +25,7 @@ COUNTER = "num_batches_tracked"  # torchvision's batch norms count their batches
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = argparse.ArgumentParser(description="Turn torchvision-style weights into a parameter file.")
+    parser = utils.Parser(description="Turn torchvision-style weights into a parameter file.")
     parser.add_argument("source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.pkl", help="parameter file to write")
     large = [arch for arch, spec in resnet.SPECS.items() if spec.is_large]

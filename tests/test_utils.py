@@ -224,3 +224,13 @@ def test_weights_of_one_name_are_refused():
     model = keras.Model(inputs, layers.Dense(4, name="a-b")(inner(inputs)), name="doubled")
     with pytest.raises(EkgError, match="`model` 'doubled' has 4 weights and 2 names for them in a parameter file"):
         utils.model_params(model)
+
+
+def test_a_mistake_on_the_command_line_is_one_line_with_a_hint(capsys):
+    parser = utils.Parser(description="Something.")
+    parser.add_argument("--number", type=int, default=3, help="a number")
+    with pytest.raises(SystemExit) as exit_info:
+        parser.parse_args(["--number", "many"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: argument --number: invalid int value: 'many'. --help lists all arguments.\n"
+    assert "a number (default: 3)" in parser.format_help()

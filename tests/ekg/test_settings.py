@@ -36,7 +36,8 @@ REQUIRED = {train_imagenet.ImageNetSettings: {"data_path": "somewhere"},
 WHOLE_RANGES = [
     (("subset_per_class", "groups_per_step", "search_batch_size", "shortlist", "val_per_class", "num_teacher", "batch_size",
       "train_epoch", "val_batch_size", "accum", "baseline_epoch", "virtual_devices"), "at least 1", (1, 10**9), (0, -1)),
-    (("warmup_epoch", "test_every"), "0 or more", (0, 10**9), (-1,)),
+    (("warmup_epoch",), "0 or more", (0, 100), (-1,)),  # no more than the epochs of the training, 100 by default
+    (("test_every",), "0 or more", (0, 10**9), (-1,)),
     (("seed",), "from 0 to 4294967295", (0, 2**32 - 1), (-1, 2**32))]
 TINY, NEARLY_ONE, ABOVE_ONE = 1e-300, math.nextafter(1, 0), math.nextafter(1, 2)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
