@@ -16,6 +16,7 @@ import utils
 from ekg import files
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
+from ekg.run.lock import LOCK
 from ekg.train.checkpoints import Checkpoints
 from tests import runs, small_jobs
 from tests.damage import flip_bit_of
@@ -247,7 +248,7 @@ def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
     # A bank of 1438 x 2 x 10 float32, and nine copies of 78 714 parameters.
     with pytest.raises(EkgError, match="the run needs 2,948,744 bytes and 2,948,743 are free; make room"):
         train(*SHORT, "--preflight", "--train_path", tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json", LOCK}
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):

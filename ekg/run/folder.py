@@ -13,6 +13,7 @@ from ekg import files
 from ekg.errors import EkgError
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
+from ekg.run.lock import LOCK
 from ekg.search.history import HistoryEntry
 
 ARGUMENTS = "arguments.json"  # what the result depends on
@@ -61,7 +62,7 @@ class RunFolder:
         folder = cls(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()):
+            if not folder.is_empty():
                 raise EkgError(f"{path}: is not empty and holds no run; name a new folder.")
             files.write_json(folder / ARGUMENTS, arguments)
         except OSError as error:
@@ -127,6 +128,14 @@ class RunFolder:
         path = self / ARGUMENTS
         return path.is_file() and f'"{files.CHECKSUM}"'.encode() in path.read_bytes()
 
+    def may_begin(self):
+        """Returns whether a run may begin or go on here: the folder is not there, or empty, or holds one."""
+        return not self.path.exists() or self.holds_run() or (self.path.is_dir() and self.is_empty())
+
+    def is_empty(self):
+        """Returns whether the folder holds nothing but a lock."""
+        return all(path.name == LOCK for path in self.path.iterdir())
+
     def arguments(self):
         """Returns the arguments of the run.
 
@@ -163,8 +172,17 @@ class RunFolder:
     # ---------------------------------------------------------------- what is written and read line by line
 
     def history(self):
-        """Returns the list of HistoryEntry that is there by now."""
+        """Returns the list of HistoryEntry that is there by now.
+
+        Raises:
+            EkgError: the file is damaged, or its steps do not follow one another, as where two runs wrote it.
+        """
         lines = files.read_json_lines(self / HISTORY) if self.has(HISTORY) else []
+        steps = [line["step"] for line in lines]
+        if steps != list(range(len(lines))):
+            wrong = next(i for i, step in enumerate(steps) if step != i)
+            raise EkgError(f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} is due; was it "
+                           "written by two runs? Put a good copy there, or start anew in another folder.")
         return [HistoryEntry.from_json(line) for line in lines]
 
     def append_history(self, entry):

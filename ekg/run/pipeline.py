@@ -1,6 +1,7 @@
 """The whole job: search, memory bank, fine-tuning, table. Every phase leaves a file, and is skipped where that file is there
 already."""
 
+import contextlib
 import logging
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run import phases, preflight
+from ekg.run.lock import held
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,13 @@ def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=
         preflight: whether one step of every phase is tried first.
     """
     check(job.settings, job.data, job.networks.supernet)
-    job.team.on_chief(prepare_folder)
+    with contextlib.ExitStack() as stack:  # the chief owns the folder for all workers
+        job.team.on_chief(lambda: stack.enter_context(held(job.folder.path)) if job.folder.may_begin() else None)
+        job.team.on_chief(prepare_folder)
+        return _run_prepared(job, baseline, trained_file, preflight)
+
+
+def _run_prepared(job, baseline, trained_file, preflight):
     keras.utils.set_random_seed(job.settings.run.seed)  # op determinism needs one
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(job.settings.run.tf32)

@@ -1,0 +1,64 @@
+"""One run owns a folder: a lock of the operating system, which goes with the process that holds it."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import time
+
+from ekg.errors import EkgError
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def held(path):
+    """Holds the lock of a run folder, which is made if it is not there, while it lasts.
+
+    The file stays behind and means nothing by itself: the lock is the operating system's, and a process that was killed
+    holds none.
+
+    Args:
+        path: pathlib.Path of the folder.
+
+    Raises:
+        EkgError: another run holds it, or the folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / LOCK, "a+", encoding="utf-8")
+    except OSError as error:
+        raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EkgError(f"{path}: another run works in this folder{_described(file)}; wait for it, or name another "
+                           "folder.") from None
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s: cannot be locked (%s); see to it that no other run works there.", path, error.strerror)
+        else:
+            _describe(file)
+        yield
+
+
+def _describe(file):
+    """Writes whose lock it is; that is for people alone, so a full disk does not matter here."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        json.dump({"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
+        file.flush()
+
+
+def _described(file):
+    """Returns whose lock it is, as text."""
+    try:
+        file.seek(0)
+        owner = json.load(file)
+        return f" (process {owner['process']} on {owner['host']}, since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
