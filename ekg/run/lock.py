@@ -19,8 +19,8 @@ LOCK = ".lock"
 def held(path):
     """Holds the lock of a run folder, which is made if it is not there, while it lasts.
 
-    The file stays behind and means nothing by itself: the lock is the operating system's, and a process that was killed
-    holds none.
+    The file stays behind with the run and means nothing by itself: the lock is the operating system's, and a process that
+    was killed holds none. A folder that was made for it and stays empty goes again.
 
     Args:
         path: pathlib.Path of the folder.
@@ -28,6 +28,7 @@ def held(path):
     Raises:
         EkgError: another run holds it, or the folder cannot be written.
     """
+    is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = open(path / LOCK, "a+", encoding="utf-8")
@@ -43,7 +44,12 @@ def held(path):
             logger.warning("%s: cannot be locked (%s); see to it that no other run works there.", path, error.strerror)
         else:
             _describe(file)
-        yield
+        try:
+            yield
+        finally:
+            if is_new and path.is_dir() and [entry.name for entry in path.iterdir()] == [LOCK]:  # nothing began here
+                (path / LOCK).unlink()
+                path.rmdir()
 
 
 def _describe(file):
