@@ -1,4 +1,6 @@
 import dataclasses
+import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -108,6 +110,42 @@ def test_a_team_computes_the_same_bit_for_bit(tiny_resnet, tiny_data, monkeypatc
             results.append((objective.scores(present, candidates), criteria.ekg(context).tolist(),
                             criteria.taylor(context).tolist()))
         assert results[0] == results[1]
+
+
+class OneOfSeveral(ekg.Team):
+    """A worker with one member; the workers are threads, which meet to add up what they have."""
+
+    def __init__(self, worker, meeting, parts):
+        super().__init__()
+        self.size = self.num_workers = meeting.parties
+        self.worker, self.local_members = worker, range(worker, worker + 1)
+        self._devices, self._meeting, self._parts = (None,), meeting, parts
+
+    def sum_over_workers(self, array):
+        self._parts[self.worker] = np.array(array)
+        self._meeting.wait(60)
+        total = sum(self._parts[worker] for worker in range(self.size))
+        self._meeting.wait(60)  # nobody writes the next part before all have read
+        return total
+
+
+@pytest.mark.parametrize("workers", [2, 4])  # there are three batches: two workers take turns, and one of four has none
+def test_workers_compute_the_same_bit_for_bit(tiny_resnet, tiny_data, workers):
+    supernet = ekg.Supernet(tiny_resnet)
+    present = random_subnetwork(supernet, 3).with_widths({group.name: 0.8 for group in supernet.groups})
+    candidates = [(group, present.with_width(group, 0.3)) for group in range(len(supernet.groups))]
+
+    def compute(team):
+        objective = make_objective(tiny_resnet, tiny_data, team=team)
+        objective.add_knowledge(present)
+        products = [{site: values.tolist() for site, values in batch.items()} for batch in objective.gate_products(present)]
+        gradients = {place: values.tolist() for place, values in objective.weight_gradients(present).items()}
+        return (objective.scores(present, candidates), products, objective.image_sensitivities(present).tolist(), gradients)
+    meeting, parts = threading.Barrier(workers), {}
+    with futures.ThreadPoolExecutor(workers) as pool:
+        shared = list(pool.map(lambda worker: compute(OneOfSeveral(worker, meeting, parts)), range(workers)))
+    alone = compute(ekg.Team())
+    assert all(result == alone for result in shared) and any(np.any(values) for values in alone[-1].values())
 
 
 def test_members_work_on_their_own_devices(tiny_resnet, tiny_data):
