@@ -93,7 +93,8 @@ class BaselineRecipe:
 
 
 SHARED_FLAGS = {"network and run folder": FolderSettings, "epoch before the search": settings.SubsetSettings,
-                "search": settings.SearchSettings, "fine-tuning": settings.FineTuneSettings,
+                "search": settings.SearchSettings, "latency": settings.LatencySettings,
+                "fine-tuning": settings.FineTuneSettings,
                 "baseline training": BaselineSettings, "devices": DeviceSettings, "run": settings.RunSettings}
 
 
@@ -111,8 +112,9 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     classes = {"data and network": script_settings, **SHARED_FLAGS}
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
     for title, cls in classes.items():
-        settings.add_flags(parser, title, cls, **defaults)
+        settings.add_flags(parser, title, cls, **defaults | {"target_rate": None})
     args = parser.parse_args(argv)
+    settings.fill_in_rate_(args, defaults.get("target_rate", settings.SearchSettings.target_rate))
     args.settings_classes = tuple(classes.values())
     try:
         for cls in args.settings_classes:
@@ -122,11 +124,12 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{args.target_rate:g}"
+        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{settings.name_of_targets(args)}"
     return args
 
 
 def _check_combinations(args, recipe):
+    settings.from_args(settings.LatencySettings, args).target()
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError("`baseline_epoch` has no effect here: `trained_param` is given; leave it out.")
     if args.sync_bn and args.accum > 1:
@@ -304,7 +307,8 @@ def prune(args, recipe, load_data, build, from_params):
     if args.subset_per_class is None:
         args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
     job_settings = settings.JobSettings(*(settings.from_args(cls, args) for cls in (
-        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)))
+        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)),
+        target=settings.from_args(settings.LatencySettings, args).target())
     new_model = functools.partial(build, args.arch, data.num_classes)
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     compute = Compute(team, use_xla(args.compile), args.precision)

@@ -70,9 +70,11 @@ class OutputSettings(Settings):
 
 FLAGS = {"network": NetworkSettings, "data": DataSettings, "output": OutputSettings,
          "epoch before the search": settings.SubsetSettings, "search": settings.SearchSettings,
+         "latency": settings.LatencySettings,
          "fine-tuning": settings.FineTuneSettings, "devices": op_utils.DeviceSettings, "run": settings.RunSettings}
 FLAG_OF = {"data": "data_path", "validation_data": "val_path", "run_dir": "train_path", "epochs": "train_epoch"}
-DEFAULTS = {"subset_per_class": None, "target_rate": 0.5, "train_epoch": 20}
+RATE = 0.5
+DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20}
 
 
 def parse_args(argv=None):
@@ -81,15 +83,17 @@ def parse_args(argv=None):
     for title, cls in FLAGS.items():
         settings.add_flags(parser, title, cls, **DEFAULTS)
     args = parser.parse_args(argv)
+    settings.fill_in_rate_(args, RATE)
     try:
         for cls in FLAGS.values():
             settings.from_args(cls, args)
         settings.check_effects(tuple(FLAGS.values()), vars(args), DEFAULTS)
         _check_combinations(args)
+        _target(args)
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{Path(args.model).stem}_{args.target_rate:g}"
+        args.train_path = Path("runs") / f"{Path(args.model).stem}_{settings.name_of_targets(args)}"
     return args
 
 
@@ -107,13 +111,9 @@ def load_model(args):
     """Returns the trained keras.Model that the arguments name; a file is read without running code of its own."""
     if args.model in APPLICATIONS:
         return _make_application(args)
-    path = Path(args.model)
-    if not path.is_file():
-        raise EkgError(f"`model` {path}: no such file, and no network of keras.applications.")
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras, or a file from a stranger, raises
-        raise EkgError(f"`model` {path}: cannot be read as a .keras file ({first_line(error)[:200]}).") from None
+    if not Path(args.model).is_file():
+        raise EkgError(f"`model` {args.model}: no such file, and no network of keras.applications.")
+    return utils.load_keras(args.model)
 
 
 def _make_application(args):
@@ -148,7 +148,9 @@ def _given(args, *classes):
 
 
 def _target(args):
-    return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params})
+    latency = settings.from_args(settings.LatencySettings, args).target()
+    return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params}) | (
+        {} if latency is None else {"latency": latency})
 
 
 def main(args):

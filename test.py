@@ -15,7 +15,8 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.complexity import model_complexity
-from ekg.report.measure import measure
+from ekg.latency.runtimes import RUNTIMES
+from ekg.report.measure import conditions_for, measure, with_latencies
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
 
@@ -32,6 +33,9 @@ class TestSettings(Settings):
         False, "ILSVRC2012: read every file once before, and leave out those that cannot be decoded", MACHINE)
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
     val_batch_size: int = setting(256, "images a step", MACHINE, range=COUNT)
+    runtimes: tuple[str, ...] = setting(
+        ("tensorflow",), "in which latency is measured, in turn with the unpruned network: TensorFlow at batches of 1 and "
+        "256, others at 1 on one thread", MACHINE, choices=tuple(RUNTIMES))
 
 
 def parse_args(argv=None):
@@ -64,10 +68,13 @@ def main(args):
                        f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
-    row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size,
-                  data.batches(data.test, args.val_batch_size), Compute(team, op_utils.use_xla(args.compile)))
+    use_xla, batches = op_utils.use_xla(args.compile), data.batches(data.test, args.val_batch_size)
+    row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size, batches, Compute(team, use_xla))
+    whole = nets.build(args.arch, data.num_classes)
+    if args.runtimes:
+        _, row = with_latencies([row, row], [whole, model], conditions_for(args.runtimes), data.image_shape, use_xla)
     if team.is_chief:
-        print(format_table([row], model_complexity(nets.build(args.arch, data.num_classes)).flops))
+        print(format_table([row], model_complexity(whole).flops, with_ratios=True))
     return row
 
 

@@ -7,9 +7,11 @@ from ekg import tasks, testing
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.export.write import Export, export
 from ekg.graph.complexity import Complexity
 from ekg.graph.groups import ChannelGroup
 from ekg.graph.records import LayerRecord, Weight, register_layer
+from ekg.latency.timing import Timing, measure_latency
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
@@ -18,6 +20,7 @@ from ekg.pruning import PruneResult, prune
 from ekg.search.criteria import CriterionContext
 from ekg.search.greedy import search
 from ekg.search.history import HistoryEntry, SearchResult
+from ekg.search.latency import Latency
 from ekg.search.targets import Target
 from ekg.settings import SearchSettings
 from ekg.sources import Data
@@ -25,7 +28,7 @@ from ekg.steps import build_bank, fine_tune, slim
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "HistoryEntry",
-           "Inspection", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork", "Supernet",
-           "Target", "Team", "Weight", "build_bank", "fine_tune", "inspect", "make_data", "prune", "register_layer",
-           "search", "slim", "tasks", "testing"]
+__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "Export", "HistoryEntry",
+           "Inspection", "Latency", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork",
+           "Supernet", "Target", "Team", "Timing", "Weight", "build_bank", "export", "fine_tune", "inspect", "make_data",
+           "measure_latency", "prune", "register_layer", "search", "slim", "tasks", "testing"]

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ekg import settings, stopping
@@ -18,6 +19,8 @@ from ekg.data import LabelledData
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.export.accuracy import draw_examples
+from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
@@ -34,6 +37,7 @@ from ekg.run.networks import Networks
 
 logger = logging.getLogger(__name__)
 
+EXPORT_EXAMPLES = 256
 NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
 
 
@@ -54,6 +58,7 @@ class PruneResult:
     table: list
     note: str
     _run: FinishedRun = dataclasses.field(repr=False)
+    _data: object = dataclasses.field(repr=False)
 
     @property
     def rate(self):
@@ -63,6 +68,18 @@ class PruneResult:
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
         return f"{format_table(self.table)}\n{self.note}"
+
+    def export(self, path, format=None, *, quantize=None, tolerance=None):
+        """Writes the pruned network in a deployment format, proves it, and returns the Export; see ekg.export.
+
+        It is compared, and for int8 its ranges are taken, on training images.
+
+            result.export("pruned.tflite", quantize="int8")
+        """
+        examples = draw_examples(self._data, EXPORT_EXAMPLES)
+        if len(examples) < EXPORT_EXAMPLES:  # a small training set goes round
+            examples = np.resize(examples, (EXPORT_EXAMPLES, *examples.shape[1:]))
+        return export(self.model, path, format, quantize=quantize, examples=examples, tolerance=tolerance)
 
     def report(self, folder):
         """Writes report.html and report.png into a folder and returns a line that says what came out.
@@ -101,7 +118,8 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
             Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
-        target: {"flops": share, "params": share}, or an ekg.Target of your own, or a dict with some: all must be reached.
+        target: {"flops": share, "params": share, "latency": ekg.Latency(ratio=share)} with any of these, or an ekg.Target
+            of your own: all must be reached.
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says what it decided; or a name of tasks.TASKS, or
@@ -218,4 +236,4 @@ def _result(job, rows, note):
     run = folder.read_finished()
     found = run.history[-1].subnetwork
     path = folder / (names.TRAINED if job.settings.fine_tunes else names.SLIMMED)
-    return PruneResult(job.networks.finished(path, found), found, tuple(run.history), rows, note, run)
+    return PruneResult(job.networks.finished(path, found), found, tuple(run.history), rows, note, run, job.data)

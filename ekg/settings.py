@@ -10,10 +10,14 @@ import math
 import numbers
 import typing
 from collections.abc import Callable
+from pathlib import Path
 
 from ekg.devices.compute import DTYPES
 from ekg.errors import EkgError
+from ekg.export.write import FORMATS
+from ekg.latency.runtimes import RUNTIMES
 from ekg.search.criteria import CRITERIA
+from ekg.search.latency import Latency
 from ekg.search.targets import Every, Flops, Params, Target
 
 # What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
@@ -196,6 +200,20 @@ def add_flags(parser, title, cls, **defaults):
         group.add_argument(f"--{field.name}", **options)
 
 
+def fill_in_rate_(args, default):
+    """Sets the share of the FLOPs that a command line left out: all where another target is given, else a default."""
+    if args.target_rate is None:
+        others = (args.target_params, args.target_latency, args.target_ms)
+        args.target_rate = default if all(other is None for other in others) else 1.0
+
+
+def name_of_targets(args):
+    """Returns what tells the run folders of command lines with different targets apart, as "0.45" or "latency0.6"."""
+    given = {"": None if args.target_rate == 1.0 else args.target_rate, "params": args.target_params,
+             "latency": args.target_latency, "ms": args.target_ms}
+    return "_".join(f"{name}{value:g}" for name, value in given.items() if value is not None) or f"{args.target_rate:g}"
+
+
 def from_args(cls, args):
     """Returns the settings of a class that the parsed arguments hold.
 
@@ -244,7 +262,7 @@ class SearchSettings(Settings):
     val_per_class: int = setting(
         32, "training images of each class, its last ones, that the search evaluates on", SEARCH, range=COUNT)
     target_params: float | None = setting(
-        None, "share of the parameters to keep, besides that of the FLOPs; where the latter is 1 it counts alone", SEARCH,
+        None, "share of the parameters to keep, besides that of the FLOPs where that is below 1", SEARCH,
         range=SHARE, may_be_none=True)
 
     def targets(self, own=None):
@@ -252,6 +270,37 @@ class SearchSettings(Settings):
         further = [] if self.target_params is None else [Params(self.target_params)]
         further += [] if own is None else [own]
         return Every((Flops(self.target_rate), *further)) if further else Flops(self.target_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencySettings(Settings):
+    """Latency as a target."""
+    target_latency: float | None = setting(
+        None, "share of the unpruned network's latency to keep", SEARCH, range=INNER_SHARE, may_be_none=True)
+    target_ms: float | None = setting(
+        None, "milliseconds that a forward pass may take, in place of a share", SEARCH, range=POSITIVE, may_be_none=True)
+    latency_runtime: str | None = setting(
+        None, "that latency is aimed at in; without it litert", SEARCH, choices=tuple(RUNTIMES), may_be_none=True)
+    latency_batch: int | None = setting(
+        None, "examples in a pass; without it 1", SEARCH, range=COUNT, may_be_none=True)
+    latency_threads: int | None = setting(
+        None, "threads of a pass; without it one, and in TensorFlow those of the process", SEARCH, range=COUNT,
+        may_be_none=True)
+    latency_table: Path | None = setting(
+        None, "file of latency tables to read and to add to, so that several runs measure once", MACHINE, may_be_none=True)
+
+    def target(self):
+        """Returns the Latency that is aimed at, or None."""
+        if self.target_latency is None and self.target_ms is None:
+            given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+            if given:
+                raise EkgError(f"`{given[0]}` has no effect here: no latency is aimed at; name `target_latency`, or leave "
+                               "it out.")
+            return None
+        if self.target_latency is not None and self.target_ms is not None:
+            raise EkgError("`target_latency` and `target_ms` exclude each other.")
+        return Latency(self.target_latency, self.target_ms, self.latency_runtime or "litert", self.latency_batch or 1,
+                       self.latency_threads, self.latency_table)
 
 
 _DISTILS = Rule("finetune_teacher", ("ensemble", "single"), "nothing is distilled")
@@ -310,6 +359,12 @@ class RunSettings(Settings):
         range=NOT_NEGATIVE)
     checkpoint_minutes: float = setting(
         10.0, "minutes of training between checkpoints within an epoch", MACHINE, range=NOT_NEGATIVE)
+    runtimes: tuple[str, ...] = setting(
+        ("tensorflow",), "in which the final table shows latency: TensorFlow at batches of 1 and 256, others at 1 on one "
+        "thread", MACHINE, choices=tuple(RUNTIMES))
+    exports: tuple[str, ...] = setting(
+        (), "formats in which the unpruned and the pruned network are written, too, with proof that they compute the same",
+        MACHINE, choices=tuple(FORMATS))
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
 
 

@@ -54,6 +54,17 @@ def from_params(arch, params, num_classes, source="parameters"):
     return model
 
 
+def num_classes_of(params, source="parameters"):
+    """Returns how many logits the network of some parameters, {name: array}, has.
+
+    Raises:
+        EkgError: there is no entry of the last layer.
+    """
+    if "fc/biases:0" not in params:
+        raise EkgError(f"{source}: has no entry fc/biases:0, so it is none of this program's networks.")
+    return params["fc/biases:0"].size
+
+
 def _entry(conv):
     return f"{conv.replace('-', '/')}/kernel:0"
 

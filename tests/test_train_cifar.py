@@ -53,7 +53,10 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert slimmed.flops == tuned.flops <= 0.9 * baseline.flops
     assert tuned.file_size == (folder / "trained_param.pkl").stat().st_size < baseline.file_size
     for row in rows:
-        assert 0 <= row.top1 <= row.top5 <= 1 and row.latency_1 > 0 and row.latency_256 > 0
+        assert 0 <= row.top1 <= row.top5 <= 1
+        assert list(row.latencies) == ["tensorflow, batch 1", "tensorflow, batch 256"]
+        assert all(timing["milliseconds"] > 0 and timing["ratio_low"] <= timing["ratio"] <= timing["ratio_high"]
+                   for timing in row.latencies.values())
 
 
 def test_the_history_has_a_line_for_every_step(finished):

@@ -43,7 +43,7 @@ def arguments(pictures, folder, *more):
 def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "LATENCY_BATCHES", (1, 2))
+        patch.setattr(measure, "BATCHES", (1, 2))
         return folder, train_imagenet.main(arguments(pictures, folder, "--baseline_epoch", "1", "--warmup_epoch", "1",
                                                      "--label_smoothing", "0.1"))
 
@@ -78,7 +78,7 @@ def test_the_bank_holds_the_evaluation_views_of_every_image(finished, pictures):
 
 def test_the_evaluation_script_returns_the_tables_row(finished, pictures, monkeypatch, capsys):
     folder, rows = finished
-    monkeypatch.setattr(measure, "LATENCY_BATCHES", (1, 2))
+    monkeypatch.setattr(measure, "BATCHES", (1, 2))
     row = test_script.main(test_script.parse_args(
         ["--arch", "ResNet-18", "--dataset", "ILSVRC2012", "--data_path", str(pictures), "--trained_param",
          str(folder / "trained_param.pkl"), "--val_batch_size", "4"]))

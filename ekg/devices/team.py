@@ -99,6 +99,21 @@ class Team:
         """Returns the chief's value of a condition: files are looked up by one process, so that all decide alike."""
         return self.gather_texts("yes" if is_so else "")[0] == "yes"
 
+    def from_chief(self, make):
+        """Returns the JSON value that a function returns in the chief's process, in all processes.
+
+        Raises:
+            EkgError: in all processes, if the chief's call raised it or an OSError.
+        """
+        texts = []
+        self.on_chief(lambda: texts.append(json.dumps(make())))
+        if self.num_workers == 1:
+            return json.loads(texts[0])
+        text = texts[0] if texts else ""
+        length = int(self.gather_texts(str(len(text)))[0])
+        return json.loads("".join(self.gather_texts(text[begin:begin + MAX_TEXT] if self.is_chief else "")[0]
+                                  for begin in range(0, length, MAX_TEXT)))
+
     def stop_signal(self):
         """Returns the number of the signal that asked any process to end, or 0: the same in all, which call it together.
 

@@ -15,7 +15,7 @@ from ekg.graph.copying import copy_operation, refit_
 logger = logging.getLogger(__name__)
 
 
-def cut(graph, layout, mask, is_trial=False, keeps_norm=True):
+def cut(graph, layout, mask, is_trial=False, keeps_norm=True, replacements=None):
     """Returns a new keras.Model without the masked channels, nested and compiled as the original is.
 
     Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
@@ -27,10 +27,26 @@ def cut(graph, layout, mask, is_trial=False, keeps_norm=True):
         mask: bool array [num_channels + 1], the channels to keep.
         is_trial: whether the model is made to be thrown away: what is cut of its weights is zero then, which costs less.
         keeps_norm: whether the kernel that writes class logits keeps its norm: the output may be something else.
+        replacements: {id of a layer: the layer that stands in its place}, or None.
     """
-    model = _Cutter(graph, layout, mask, is_trial, keeps_norm).model(graph.model, graph.inputs, graph.outputs, graph.steps)
+    cutter = _Cutter(graph, layout, mask, is_trial, keeps_norm, replacements)
+    model = cutter.model(graph.model, graph.inputs, graph.outputs, graph.steps)
     _compile_like(model, graph.model)
     return model
+
+
+def cut_part(graph, layout, mask, calls, reads):
+    """Returns a keras.Model of a chain of calls alone, without the masked channels; what is cut of its weights is zero.
+
+    Args:
+        graph: Graph of the model.
+        layout: groups.Layout of the graph.
+        mask: bool array [num_channels + 1], the channels to keep.
+        calls: list of Calls, each of which reads what is in `reads` or what one before it wrote; the last one's outputs
+            are the model's.
+        reads: numbers of the tensors that are its inputs.
+    """
+    return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
 
 
 def copy(model, input_shape=None):
@@ -62,7 +78,8 @@ _OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile
 class _Cutter:
     """A cut under way."""
 
-    def __init__(self, graph, layout, mask, is_trial, keeps_norm):
+    def __init__(self, graph, layout, mask, is_trial, keeps_norm, replacements=None):
+        self._replacements = replacements or {}
         self._graph, self._layout, self._mask, self._is_trial = graph, layout, mask, is_trial
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
         self._classifier = layers.classifier_of(graph) if keeps_norm else None
@@ -89,6 +106,17 @@ class _Cutter:
                 setattr(copy, name, value)
         return copy
 
+    def part(self, calls, reads):
+        """Returns a model of some calls; see cut_part."""
+        rows = {number: self._graph.rows[number] for number in reads}
+        entries = [keras.Input(self._cut_shape(self._graph.shapes[number], number)[1:], dtype=self._graph.dtype(number))
+                   for number in rows]
+        tensors = dict(zip(rows, entries))
+        for call in calls:
+            args, kwargs = self._arguments(call, tensors)
+            tensors.update(zip(call.outputs, keras.tree.flatten(self._operation(call)(*args, **kwargs))))
+        return keras.Model(entries, [tensors[number] for number in calls[-1].outputs])
+
     def _cut_shape(self, shape, number):
         axis = self._layout.axes[number]
         shape = tuple(shape)
@@ -98,6 +126,8 @@ class _Cutter:
 
     def _arguments(self, step, tensors):
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
+        if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
+            return args, {}  # another layer need not know its arguments, as the mask of a batch norm
         record = None if isinstance(step, ModelCall) else records.record_of(step.layer)
         if record is None or record.arguments is None:
             return args, kwargs
@@ -109,6 +139,8 @@ class _Cutter:
             if id(step.model) not in self._models:
                 self._models[id(step.model)] = self.model(step.model, step.entries, step.outputs, step.steps)
             return self._models[id(step.model)]
+        if id(step.layer) in self._replacements:
+            return self._replacements[id(step.layer)]
         layer, record = step.layer, records.record_of(step.layer)
         kept = self._kept_by(step)
         changes = record.resize(layer, kept) if record is not None and record.resize is not None else {}

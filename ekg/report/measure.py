@@ -1,25 +1,25 @@
-"""What a network costs and how good it is: one row of the final table."""
+"""What networks cost and how good they are: the rows of the final table."""
 
-import statistics
-import time
+import dataclasses
+import logging
 
 import numpy as np
-import tensorflow as tf
 
-from ekg import stopping
-from ekg.devices.compute import compiled
 from ekg.graph.complexity import model_complexity
-from ekg.graph.execute import pure_forward, read_variables
+from ekg.latency.runtimes import TensorFlow
+from ekg.latency.timing import Conditions, measure_latency
 from ekg.progress import progress_bar
 from ekg.report.table import Row
 from ekg.train.evaluate import evaluate
 
-LATENCY_BATCHES = (1, 256)
-LATENCY_WARMUP, LATENCY_RUNS, LATENCY_SECONDS = 2, 9, 20.0
+logger = logging.getLogger(__name__)
+
+BATCHES = (1, 256)  # of the latency in TensorFlow; other runtimes serve one example at a time
+ROUNDS, SECONDS = 30, 20.0
 
 
 def measure(name, model, file_size, batches, compute):
-    """Returns the Row of a network: exact test metrics, complexity, file size and latency.
+    """Returns the Row of a network but for its latency: exact test metrics, complexity, file size.
 
     Args:
         name: first cell of the row.
@@ -30,30 +30,44 @@ def measure(name, model, file_size, batches, compute):
     """
     with progress_bar(f"test {name}", batches.num_images, "image") as progress:
         metrics = evaluate(model, batches, compute, progress)
-    shape = batches.split.read(np.zeros(1, np.int64)).shape[1:]  # a network may leave the size of its images open
-    cost = model_complexity(model, shape)
-    latencies = [measure_latency(model, size, compute.use_xla, shape) for size in LATENCY_BATCHES]
-    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size, *latencies)
+    cost = model_complexity(model, image_shape(batches))
+    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
 
 
-def measure_latency(model, batch_size, use_xla=False, shape=None):
-    """Returns the median milliseconds of one forward pass of a batch of zeros, with moving statistics.
+def image_shape(batches):
+    """Returns the shape of an image of data.Batches: a network may leave the size open."""
+    return batches.split.read(np.zeros(1, np.int64)).shape[1:]
 
-    A pass that takes seconds is not repeated as often as a fast one.
+
+def conditions_for(runtimes, target=None):
+    """Returns the list of Conditions under which the networks of a table are measured.
 
     Args:
-        model: functional keras.Model.
-        batch_size: images.
-        use_xla: whether to compile with XLA.
-        shape: of an image; None takes the model's.
+        runtimes: names of runtimes.RUNTIMES.
+        target: Conditions that a search aimed at, or None.
     """
-    forward = compiled(pure_forward(model), "forward pass", use_xla)
-    images = tf.zeros((batch_size, *(shape or model.input_shape[1:])), model.inputs[0].dtype)
-    variables, seconds = read_variables(model), []
-    while len(seconds) < LATENCY_WARMUP + 1 or (
-            len(seconds) < LATENCY_WARMUP + LATENCY_RUNS and sum(seconds) < LATENCY_SECONDS):
-        start = time.perf_counter()
-        tf.nest.flatten(forward(*variables, images, False)[0])[0].numpy()
-        seconds.append(time.perf_counter() - start)
-        stopping.check()
-    return 1000 * statistics.median(seconds[LATENCY_WARMUP:])
+    chosen = [] if target is None else [target]
+    for runtime in runtimes:
+        chosen += [Conditions(runtime, batch) for batch in BATCHES] if runtime == "tensorflow" else [Conditions(runtime)]
+    return list(dict.fromkeys(chosen))
+
+
+def with_latencies(rows, models, conditions, shape, use_xla=False):
+    """Returns the rows with their latency under each of the Conditions, all networks in turn.
+
+    Args:
+        rows: list of Row.
+        models: list of the keras.Model of each.
+        conditions: list of Conditions.
+        shape: of an image.
+        use_xla: whether TensorFlow compiles with XLA.
+    """
+    found = [dict(row.latencies) for row in rows]
+    with progress_bar("latency", len(conditions), "runtime") as progress:
+        for one in conditions:
+            runtime = TensorFlow(use_xla) if one.runtime == "tensorflow" else one.runtime
+            timings = measure_latency(dict(enumerate(models)), runtime, one.batch, one.num_threads, shape, ROUNDS, SECONDS)
+            for values, timing in zip(found, timings.values()):
+                values[str(one)] = dataclasses.asdict(timing)
+            progress.update(1)
+    return [dataclasses.replace(row, latencies=values) for row, values in zip(rows, found)]

@@ -5,6 +5,7 @@ import dataclasses
 import html
 from pathlib import Path
 
+from ekg.report.table import latency_text
 from ekg.tasks import METRICS
 
 
@@ -58,14 +59,28 @@ def write_report(run, picture, page):
     head = ["network", "loss", *(METRICS[name].title for name in run.table[0].metrics), "parameters", "FLOPs", "rate"]
     rows = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(value) for name, value in row.metrics.items()),
              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
+    costs = _costs_of(run.table)
     phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}"] for name, value in run.phases.items()]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
     write_page(page, title, picture,
-               {"Networks": (head, rows), "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
+               {"Networks": (head, rows), **costs, "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
     metric = METRICS[run.metric]
     before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[-1]))
     return (f"{title}: {metric.words} {before} before and {after} after, "
             f"{len(run.history) - 1} search steps")
+
+
+def _costs_of(table):
+    """Returns {heading: table} of latencies and exported files, where there are any."""
+    conditions, exports = list(table[0].latencies), list(table[0].exports)
+    tables = {}
+    if conditions:
+        rows = [[row.name, *(latency_text(row.latencies[name]) for name in conditions)] for row in table]
+        tables["Latency, ms = ratio to the unpruned network [first, last decile]"] = (["network", *conditions], rows)
+    if exports:
+        tables["Exported files, bytes"] = (["network", *exports], [
+            [row.name, *(f"{row.exports[name]:,}" for name in exports)] for row in table])
+    return tables
 
 
 def write_page(path, title, picture, tables):

@@ -29,14 +29,17 @@ def draw_run(path, run):
         path: of the PNG.
         run: page.FinishedRun.
     """
-    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
-    parts = figure.add_gridspec(3, 2)
+    has_latency = any("latency" in (entry.costs or {}) for entry in run.history)
+    figure = plt.figure(figsize=(13, 13 if has_latency else 9.5), layout="constrained")
+    parts = figure.add_gridspec(3 + has_latency, 2)
     metric = METRICS[run.metric]
     _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history, metric)
     _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
     shown = (("loss", 1, "loss"), (run.metric, metric.factor, metric.title.replace(" %", ", %")))
     for column, (value, factor, label) in enumerate(shown):
         _draw_curve(figure.add_subplot(parts[2, column]), run.curves, value, factor, label)
+    if has_latency:
+        _draw_latency(figure.add_subplot(parts[3, :]), run.history)
     for axes in figure.axes:
         if axes.get_xlabel() in ("search step", "epoch"):
             axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -62,6 +65,23 @@ def _draw_search(rates, losses, history, metric):
     accuracies.set_ylabel(f"validation {words}" + ", %" * metric.is_share)
     lines = [*losses.get_lines(), *accuracies.get_lines()]
     losses.legend(lines, [line.get_label() for line in lines], loc="best")
+
+
+def _draw_latency(axes, history):
+    """Draws the latency of the interim sub-networks against their FLOPs: predicted, and measured where it was."""
+    costs = [(entry.rate, entry.costs["latency"]) for entry in history if "latency" in (entry.costs or {})]
+    axes.plot([rate for rate, _ in costs], [cost["predicted"] for _, cost in costs], color=COLOURS[0], label="predicted")
+    measured = [(rate, cost["measured"]) for rate, cost in costs if "measured" in cost]
+    if measured:
+        spreads = [[one["ratio"] - one["ratio_low"] for _, one in measured],
+                   [one["ratio_high"] - one["ratio"] for _, one in measured]]
+        axes.errorbar([rate for rate, _ in measured], [one["ratio"] for _, one in measured], spreads, fmt="o", capsize=3,
+                      color=COLOURS[1], label="measured, with the first and last decile")
+    axes.plot([0, 1], [0, 1], ":", color=COLOURS[-1], label="as the FLOPs")
+    axes.set(xlabel="rate of FLOPs kept", ylabel="share of the unpruned latency", title=costs[-1][1]["conditions"],
+             xlim=(0, 1.02), ylim=(0, 1.08))
+    axes.legend()
+    axes.grid(alpha=0.3)
 
 
 def _draw_widths(axes, entry):

@@ -1,6 +1,7 @@
 """The final table of a run."""
 
 import dataclasses
+import re
 
 from ekg.tasks import METRICS
 
@@ -16,7 +17,8 @@ class Row:
         params: number of parameters.
         flops: multiply-accumulates of one image.
         file_size: of its parameter file, bytes.
-        latency_1: median milliseconds of a batch of one image; latency_256: of 256.
+        latencies: {timing.Conditions in words: timing.Timing as a dict}; ratios are to the first network of the table.
+        exports: {name of a format: bytes of the exported file}.
     """
     name: str
     loss: float
@@ -24,8 +26,8 @@ class Row:
     params: int
     flops: int
     file_size: int
-    latency_1: float
-    latency_256: float
+    latencies: dict[str, dict] = dataclasses.field(default_factory=dict)
+    exports: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def top1(self):
@@ -39,28 +41,55 @@ class Row:
 
     @classmethod
     def from_json(cls, value):
-        """Returns the row that dataclasses.asdict() turned into this dict; those of version 0.2 are understood."""
+        """Returns the row that dataclasses.asdict() turned into this dict; those of earlier versions are understood."""
+        value = dict(value)
         if "metrics" not in value:
             value = {name: entry for name, entry in value.items() if name not in ("top1", "top5")} | {
                 "metrics": {"top1": value["top1"], "top5": value["top5"]}}
-        return cls(**value)
+        former = {name: value.pop(name) for name in ("latency_1", "latency_256") if name in value}
+        return cls(**{"latencies": {f"tensorflow, batch {name.rpartition('_')[2]}": {"milliseconds": ms}
+                                    for name, ms in former.items()}, **value})
 
 
-def format_table(rows, whole_flops=None):
-    """Returns the rows as a Markdown table; images/s are those of batch 256.
+def format_table(rows, whole_flops=None, with_ratios=None):
+    """Returns the rows as a Markdown table.
+
+    A latency is a median, in milliseconds; beside it stands its ratio to the first network, both measured in turn, with the
+    first and last decile of the rounds.
 
     Args:
         rows: list of Row.
         whole_flops: FLOPs of the unpruned network, against which the rates stand; None takes those of the first row.
+        with_ratios: whether ratios of latencies are shown; None shows them where there are several networks.
     """
+    with_ratios = len(rows) > 1 if with_ratios is None else with_ratios
     whole_flops = whole_flops or next((row.flops for row in rows), None)
     metrics = [name for name in METRICS if all(name in row.metrics for row in rows)]
+    conditions = [name for name in (rows[0].latencies if rows else ()) if all(name in row.latencies for row in rows)]
+    exports = [name for name in (rows[0].exports if rows else ()) if all(name in row.exports for row in rows)]
     head = ["network", "loss", *(METRICS[name].title for name in metrics), "params", "FLOPs", "rate", "file KiB",
-            "ms, batch 1", "ms, batch 256", "images/s"]
+            *(f"{name} KiB" for name in exports), *(f"ms, {name}" for name in conditions),
+            *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1)]
     lines = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(row.metrics[name]) for name in metrics), f"{row.params:,}",
               f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
-              f"{row.latency_1:.2f}", f"{row.latency_256:.1f}", f"{256_000 / row.latency_256:,.0f}"] for row in rows]
+              *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
+              *(latency_text(row.latencies[name], with_ratios) for name in conditions),
+              *(f"{1000 * _batch_of(name) / row.latencies[name]['milliseconds']:,.0f}" for name in conditions
+                if _batch_of(name) > 1)] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     text = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *lines]]
     rule = "-|-".join("-" * width for width in widths)
     return "\n".join(f"| {line} |" for line in [text[0], rule, *text[1:]])
+
+
+def _batch_of(conditions):
+    """Returns the batch of timing.Conditions in words."""
+    return int(re.search(r"batch (\d+)", conditions)[1])
+
+
+def latency_text(timing, with_ratio=True):
+    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"."""
+    text = f"{timing['milliseconds']:.3g}"
+    if not with_ratio or "ratio" not in timing:
+        return text
+    return f"{text} = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"

@@ -21,6 +21,7 @@ BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
+LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
 SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where it ends so
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
@@ -29,12 +30,13 @@ CURVES, EVENTS = "curves.jsonl", "events"
 PHASES = "phases.jsonl"  # seconds and memory of each phase
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
+EXPORTED = "exported"  # the networks in deployment formats
 REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 CONDITION = "condition.json"  # of an analysis
 FORMER = ("search_state.pkl",)  # written by earlier versions
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
-OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
-             UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, SUMMARY, REPORT_PICTURE,
+OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
+             UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
              REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
 
 

@@ -58,5 +58,8 @@ class Networks:
 
     def finished(self, path, subnetwork=None):
         """Returns the keras.Model in a file as it is handed out, its head put back."""
-        model = self.load(path, subnetwork)
+        return self.with_head(self.load(path, subnetwork))
+
+    def with_head(self, model):
+        """Returns a network with its head put back; it may be changed."""
         return model if self._head is None else self._head.put_back(model)

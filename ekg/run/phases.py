@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import logging
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -13,12 +15,15 @@ from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.errors import first_line
+from ekg.export.accuracy import draw_examples
+from ekg.export.write import FORMATS, export
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.latency.runtimes import runtime_named
 from ekg.progress import progress_bar
 from ekg.report import page
-from ekg.report.measure import measure
+from ekg.report.measure import conditions_for, image_shape, measure, with_latencies
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
 from ekg.search.criteria import CriterionContext, score_channels
@@ -31,6 +36,7 @@ from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
+EXPORT_EXAMPLES = 64
 SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
 
 
@@ -77,6 +83,15 @@ class SearchPhase(Phase):
     """The greedy search; its history is there line by line, and the slimmed network says that it is over."""
     name, leaves = "search", names.SLIMMED
 
+    def __init__(self, job):
+        super().__init__(job)
+        self._own = job.settings.target
+
+    def prepare(self):
+        """Lets the target of the user's own measure what it needs."""
+        if self._own is not None and not self.is_done():
+            self._own = self._own.prepare(self.job.networks.supernet, self.job.team, self.job.folder / names.LATENCY_TABLE)
+
     @property
     def settings(self):
         """SearchSettings with the images that run together."""
@@ -102,8 +117,12 @@ class SearchPhase(Phase):
 
     def run(self, supernet):
         """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
-        job, target = self.job, self.job.settings.targets()
+        job, target = self.job, self.job.settings.search.targets(self._own)
         history = job.folder.history() if job.has(names.HISTORY) else []
+        if self.is_done():
+            return history
+        for entry in history:
+            target.recall(supernet, entry)
         if history:
             job.team.on_chief(lambda: self._log(history[-1]))
             if target.is_reached(supernet, history[-1].subnetwork):
@@ -123,7 +142,7 @@ class SearchPhase(Phase):
                 show(history[-1])
             result = search(supernet, job.data, self.settings, seed=job.settings.run.seed, compute=job.search_compute,
                             history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE,
-                            target=job.settings.target)
+                            target=self._own)
         return list(result.history)
 
     def _write(self, entry):
@@ -253,9 +272,14 @@ class ReportPhase(Phase):
     name, leaves = "report", names.SUMMARY
 
     def rehearse(self, model):
-        job = self.job
-        batches = job.test_batches
+        job, batches = self.job, self.job.test_batches
         evaluate(job.copy(model), batches.head(batches.batch_size), self._compute)
+        for one in self._conditions:
+            if one.runtime != "tensorflow":  # an operator may be missing there
+                runtime_named(one.runtime).load(model, one.batch, one.num_threads, image_shape(batches))()
+        with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
+            for form in job.settings.run.exports:
+                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form)
 
     def run(self, networks):
         """Returns the rows of the final table.
@@ -265,10 +289,39 @@ class ReportPhase(Phase):
         """
         job = self.job
         with job.timed(self.name):
-            rows = [measure(name, job.load(path, subnetwork), path.stat().st_size, job.test_batches, self._compute)
-                    for name, (path, subnetwork) in networks.items()]
+            models = [job.load(path, subnetwork) for path, subnetwork in networks.values()]
+            rows = [measure(name, model, path.stat().st_size, job.test_batches, self._compute)
+                    for (name, (path, _)), model in zip(networks.items(), models)]
+            rows = self._with_exports(rows, networks)
+            rows = with_latencies(rows, models, self._conditions, image_shape(job.test_batches), job.compute.use_xla)
         job.team.on_chief(lambda: self._write(rows))
         return rows
+
+    def _with_exports(self, rows, networks):
+        """Returns the rows with the bytes of the exported files; the chief writes them."""
+        job, formats = self.job, self.job.settings.run.exports
+        if not formats:
+            return rows
+        examples = draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
+        examples = np.resize(examples, (EXPORT_EXAMPLES, *examples.shape[1:]))  # a small training set goes round
+
+        def write():
+            sizes = []
+            for name, (path, subnetwork) in networks.items():
+                model = job.networks.finished(path, subnetwork)
+                made = [export(model, job.folder / names.EXPORTED / f"{name}{FORMATS[form].suffix}", form, examples=examples)
+                        for form in formats]
+                for one in made:
+                    logger.info("%s", one)
+                sizes.append({one.format: one.size for one in made})
+            return sizes
+        return [dataclasses.replace(row, exports=sizes) for row, sizes in zip(rows, job.team.from_chief(write))]
+
+    @property
+    def _conditions(self):
+        """What the latencies of the table are measured under."""
+        target = self.job.settings.target
+        return conditions_for(self.job.settings.run.runtimes, getattr(target, "conditions", None))
 
     @property
     def _compute(self):

@@ -42,6 +42,7 @@ class Pipeline:
         """
         last = self._fine_tune if self.job.settings.fine_tunes else self._slim
         if not last.is_done():
+            self._search.prepare()
             todo = [self._fine_tune if self.job.settings.fine_tunes else None, self._subset, self._baseline, self._search]
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
@@ -65,6 +66,7 @@ class Pipeline:
             if job.settings.writes_page and not job.has(names.REPORT_PAGE):  # stopped between the two
                 job.team.on_chief(self._report.write_page)
             return folder.table()
+        self._search.prepare()
         trained_file = trained_file or self._baseline.run()
         baseline = job.load(trained_file)
         supernet = self._subset.run(baseline)

@@ -38,8 +38,8 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         on_step: function that gets every new HistoryEntry.
         state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
             its history again; None keeps nothing.
-        changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of your own, which must be
-            reached besides that of the FLOPs.
+        changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of your own, as ekg.Latency.
+            Where another target is given, that of the FLOPs counts only if it is given, too.
 
     Raises:
         EkgError: a setting is unknown or out of range, a target cannot be reached, a class has fewer images than
@@ -51,10 +51,14 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         raise EkgError(f"`target` must be an ekg.Target; received {own!r}.")
     if settings is not None and changes:
         raise EkgError(f"`settings` and `{next(iter(changes))}` exclude each other; put it into the settings.")
+    if own is not None or changes.get("target_params") is not None:
+        changes = {"target_rate": 1.0, **changes}  # it counts where it is given
     settings = SearchSettings.make(vars(settings) if settings is not None else changes)
     settings.targets(own).check(supernet)
+    compute = compute or Compute()
+    target = settings.targets(own).prepare(supernet, compute.team)
     with full_float32():
-        search_ = _Search(supernet, data, settings, own, seed, compute or Compute())
+        search_ = _Search(supernet, data, settings, target, seed, compute)
         return search_.run(list(history), on_step, state_file)
 
 
@@ -63,7 +67,7 @@ class _Search:
 
     def __init__(self, supernet, data, settings, target, seed, compute):
         self._supernet, self._settings, self._seed = supernet, settings, seed
-        self._target, self._team = settings.targets(target), compute.team
+        self._target, self._team = target, compute.team
         self._on_step = self._state_file = None
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
         batches = data.batches(split, settings.search_batch_size)
@@ -76,6 +80,8 @@ class _Search:
     def run(self, history, on_step, state_file):
         """Returns the SearchResult behind these entries; see search()."""
         self._history, self._on_step, self._state_file = history, on_step, state_file
+        for entry in history:
+            self._target.recall(self._supernet, entry)
         if history:
             _restore_knowledge(self._objective, history, self._state_file)
         else:
@@ -134,6 +140,7 @@ class _Search:
         if self._settings.log_condition and spectrum is None:
             spectrum = self._spectra([subnetwork])[0]
         measured = {} if spectrum is None else {"condition": spectrum.condition, "spectrum": spectrum.to_json()}
+        measured["costs"] = self._target.observe(self._supernet, subnetwork) or None
         self._history.append(HistoryEntry(
             len(self._history), group, subnetwork, self._supernet.rate(subnetwork), score.loss, score.accuracy, score.reward,
             num_candidates, round(time.perf_counter() - start, 3), groups=groups, **measured))

@@ -23,6 +23,7 @@ class HistoryEntry:
         spectrum: the landscape.hessian.Spectrum behind it as a dict: both eigenvalues, residuals, products, parameters and
             mode.
         groups: names of the groups that were narrowed together, the best first; empty where it was one.
+        costs: {name of a target: what it kept of the sub-network's cost}, of targets that measure; see Target.observe.
     """
     step: int
     group: str | None
@@ -36,6 +37,7 @@ class HistoryEntry:
     condition: float | None = None
     spectrum: dict | None = None
     groups: tuple[str, ...] = ()
+    costs: dict | None = None
 
     @property
     def narrowed(self):
@@ -45,8 +47,9 @@ class HistoryEntry:
     def to_json(self):
         """Returns a dict for JSON: this entry with the kept channels by group name, and the order of the channels."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if value["spectrum"] is None:
-            del value["spectrum"]
+        for name in ("spectrum", "costs"):
+            if value[name] is None:
+                del value[name]
         groups = value.pop("groups")
         if groups:
             value["groups"] = list(groups)

@@ -7,6 +7,7 @@ import numpy as np
 
 from ekg.network.subnetwork import count_kept
 
+HALVINGS = 8  # of a step that saves too little with every group
 TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
 
 
@@ -24,16 +25,28 @@ def propose(supernet, present, scores, target, search_step, narrowed=None):
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
-    next_counts, sums = {}, {}
+    by_width = {}
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
         if num_kept <= group.counts[0]:
             continue  # closed: its last channel stays, or as many as must
         width = Fraction(num_kept, group.size) if narrowed is None else 1 - narrowed.get(group.name, 0) * step_of(
             group, search_step)
-        next_counts[i] = next_kept(width, group, search_step)
-        sums[i] = float(by_group[i][list(present.order[i][next_counts[i]:num_kept])].sum())
+        by_width[i] = next_kept(width, group, search_step)
+    next_counts = _next_counts(supernet, present, by_width, target, search_step)
+    sums = {i: float(by_group[i][list(present.order[i][count:present.num_kept(i)])].sum())
+            for i, count in next_counts.items()}
     return present, [(i, _narrow(supernet, present, i, next_counts[i], target)) for i in pick_groups(sums)]
+
+
+def _next_counts(supernet, present, by_width, target, search_step):
+    """Returns {group: how many channels it keeps behind one more step}; see Target.next_count."""
+    for halvings in range(HALVINGS):
+        counts = {i: target.next_count(supernet, present, i, count, search_step / 2**halvings)
+                  for i, count in by_width.items()}
+        if any(count is not None for count in counts.values()):
+            return {i: count for i, count in counts.items() if count is not None}
+    return by_width
 
 
 def step_of(group, search_step):
@@ -108,6 +121,9 @@ def _narrow(supernet, present, group, num_kept, target):
     if not target.is_passed(supernet, candidate):
         return candidate
     counts = [count for count in supernet.groups[group].counts if num_kept <= count < present.num_kept(group)]
+    if target.may_rise:
+        return next(narrowed for narrowed in (present.with_kept(group, count) for count in reversed(counts))
+                    if target.is_reached(supernet, narrowed))
     # The cost rises with the channels; the narrowest of these is below the target.
     reached = bisect.bisect_left(
         counts, True, key=lambda count: not target.is_reached(supernet, present.with_kept(group, count)))

@@ -11,13 +11,46 @@ class Target:
     Attributes:
         most: the cost that a sub-network may have, as a share of the unpruned network's.
         name: what to call the cost in messages.
+        may_rise: whether the cost may rise when a channel goes, as a time may.
     """
     name = "cost"
     most = 1.0
+    may_rise = False
 
     def cost(self, supernet, subnetwork):
-        """Returns the cost of a Subnetwork as a share of the unpruned network's. It must not rise when channels go."""
+        """Returns the cost of a Subnetwork as a share of the unpruned network's."""
         raise NotImplementedError
+
+    def prepare(self, supernet, team, path=None):
+        """Returns the Target that a search asks, after what must be measured first; called once by each search.
+
+        Args:
+            supernet: the Supernet that is searched.
+            team: Team of the search. Where processes could see different costs, that of the chief counts.
+            path: file that may keep what is measured, so that a search that goes on finds it; or None.
+        """
+        return self
+
+    def next_count(self, supernet, present, group, by_width, search_step):
+        """Returns how many channels a step leaves of a group, fewer than there are; None where it would not save enough.
+
+        Where no group saves enough, smaller steps are asked for, and in the end those of the width.
+
+        Args:
+            supernet: the Supernet.
+            present: the present Subnetwork.
+            group: position of the group.
+            by_width: the number that one step of the width leaves.
+            search_step: r.
+        """
+        return by_width
+
+    def observe(self, supernet, subnetwork):
+        """Returns what the history keeps of the cost of an interim Subnetwork, {name: dict for JSON}; it may be measured."""
+        return {}
+
+    def recall(self, supernet, entry):
+        """Takes up what observe() found in an earlier part of the search; called with each HistoryEntry in turn."""
 
     def is_reached(self, supernet, subnetwork):
         """Returns whether a Subnetwork costs as little as it should."""
@@ -77,6 +110,26 @@ class Params(Target):
 class Every(Target):
     """Several targets, all of which must be reached."""
     parts: tuple[Target, ...]
+
+    @property
+    def may_rise(self):
+        return any(part.may_rise for part in self.parts)
+
+    def prepare(self, supernet, team, path=None):
+        return Every(tuple(part.prepare(supernet, team, path) for part in self.parts))
+
+    def next_count(self, supernet, present, group, by_width, search_step):
+        """The fewest channels that a part which is not reached yet asks for."""
+        counts = [part.next_count(supernet, present, group, by_width, search_step) for part in self.parts
+                  if not part.is_reached(supernet, present)]
+        return min((count for count in counts if count is not None), default=None)
+
+    def observe(self, supernet, subnetwork):
+        return {name: value for part in self.parts for name, value in part.observe(supernet, subnetwork).items()}
+
+    def recall(self, supernet, entry):
+        for part in self.parts:
+            part.recall(supernet, entry)
 
     def is_reached(self, supernet, subnetwork):
         return all(part.is_reached(supernet, subnetwork) for part in self.parts)

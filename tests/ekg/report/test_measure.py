@@ -1,25 +1,32 @@
+import numpy as np
 import pytest
 
+from ekg.errors import EkgError
+from ekg.latency.timing import Conditions
 from ekg.report import measure
+from ekg.report.table import Row
 
 
-class Clock:
-    """A clock that a forward pass moves on by so many seconds."""
-
-    def __init__(self, seconds):
-        self.now, self._seconds = 0.0, iter(seconds)
-
-    def perf_counter(self):
-        self.now += next(self._seconds)
-        return self.now
+def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_at():
+    target = Conditions("litert")
+    assert measure.conditions_for(()) == []
+    assert measure.conditions_for(("tensorflow", "litert"), target) == [
+        target, Conditions("tensorflow", 1), Conditions("tensorflow", 256)]
+    assert [str(one) for one in measure.conditions_for(("tensorflow", "onnxruntime"))] == [
+        "tensorflow, batch 1", "tensorflow, batch 256", "onnxruntime, batch 1, 1 thread"]
 
 
-@pytest.mark.parametrize(("passes", "expected"), [
-    # Two passes warm up; of nine others, in milliseconds, the median is the fifth.
-    ([5.0, 4.0, .009, .001, .008, .002, .005, .003, .007, .004, .006], 5.0),
-    # Slow passes: behind the third, the 20 seconds are over.
-    ([9.0, 9.0, 8.0], 8000.0)])
-def test_latency_is_the_median_behind_the_warm_up(tiny_resnet, monkeypatch, passes, expected):
-    steps = [step for seconds in passes for step in (0.0, seconds)]
-    monkeypatch.setattr(measure.time, "perf_counter", Clock(steps).perf_counter)
-    assert measure.measure_latency(tiny_resnet, 2) == pytest.approx(expected)
+def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 3)
+    rows = [Row(name, 1.0, {"top1": 0.5}, 1, 2, 3) for name in "ab"]
+    rows = measure.with_latencies(rows, [tiny_resnet, tiny_resnet], [Conditions("tensorflow", 2)], None)
+    for row in rows:
+        (name, timing), = row.latencies.items()
+        assert name == "tensorflow, batch 2" and timing["rounds"] == 3
+        assert np.isfinite(timing["milliseconds"]) and timing["low"] <= timing["milliseconds"] <= timing["high"]
+    assert rows[0].latencies["tensorflow, batch 2"]["ratio"] == 1.0
+
+
+def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):
+    with pytest.raises(EkgError, match="`threads` has no effect here"):
+        measure.with_latencies([Row("a", 1.0, {}, 1, 2, 3)], [tiny_resnet], [Conditions("tensorflow", 1, 2)], None)

@@ -1,13 +1,38 @@
 from ekg.report.table import Row, format_table
 
 
-def rates(text):
+def column(text, name):
     head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    return [line[head.index("rate")] for line in lines]
+    return [line[head.index(name)] for line in lines]
+
+
+def rates(text):
+    return column(text, "rate")
 
 
 def test_rates_stand_against_the_first_row_or_the_unpruned_network():
-    rows = [Row(name, 1.0, {"top1": 0.5, "top5": 0.9}, 10, flops, 1024, 1.0, 2.0)
+    rows = [Row(name, 1.0, {"top1": 0.5, "top5": 0.9}, 10, flops, 1024)
             for name, flops in (("baseline", 400), ("fine-tuned", 180))]
     assert rates(format_table(rows)) == ["1.0000", "0.4500"]
     assert rates(format_table(rows[1:], whole_flops=400)) == ["0.4500"]
+
+
+def test_latencies_stand_beside_their_ratio_and_images_a_second_follow_from_them():
+    conditions = ("litert, batch 1, 1 thread", "tensorflow, batch 256")
+    rows = [Row(name, 1.0, {"top1": 0.5}, 10, 20, 1024, dict.fromkeys(conditions, timing),
+                {"litert": 2048})
+            for name, timing in (("a", {"milliseconds": 2.0, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}),
+                                 ("b", {"milliseconds": 1.0, "ratio": 0.5, "ratio_low": 0.45, "ratio_high": 0.56}))]
+    text = format_table(rows)
+    assert column(text, "ms, litert, batch 1, 1 thread") == ["2 = 1.000 [1.000, 1.000]", "1 = 0.500 [0.450, 0.560]"]
+    assert column(text, "images/s, tensorflow, batch 256") == ["128,000", "256,000"]
+    assert column(text, "litert KiB") == ["2", "2"]
+    assert column(format_table(rows[1:]), "ms, tensorflow, batch 256") == ["1"]
+
+
+def test_the_latencies_of_an_earlier_version_are_read():
+    row = Row.from_json({"name": "a", "loss": 1.0, "top1": 0.5, "top5": 0.9, "params": 1, "flops": 2, "file_size": 3,
+                         "latency_1": 4.0, "latency_256": 5.0})
+    assert row.metrics == {"top1": 0.5, "top5": 0.9} and row.exports == {}
+    assert row.latencies == {"tensorflow, batch 1": {"milliseconds": 4.0}, "tensorflow, batch 256": {"milliseconds": 5.0}}
+    assert column(format_table([row, row]), "ms, tensorflow, batch 1") == ["4", "4"]

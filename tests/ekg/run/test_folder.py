@@ -5,6 +5,7 @@ from ekg.errors import EkgError
 from ekg.report.table import Row
 from ekg.run.folder import OWN_NAMES, RunFolder, differences
 
+# As version 0.2 wrote it.
 ROW = {"name": "baseline", "loss": 0.5, "metrics": {"top1": 0.9, "top5": 1.0}, "params": 10, "flops": 20, "file_size": 30,
        "latency_1": 1.0, "latency_256": 2.0}
 
@@ -132,6 +133,6 @@ def test_a_finished_run_is_read_and_others_are_named(tmp_path):
     files.write_json(folder / "summary.json", {"table": [ROW, ROW, ROW | {"flops": 9}],
                                                "phases": {"search": {"seconds": 3.0}}})
     run = folder.read_finished()
-    assert run.table[0] == Row(**ROW) and run.rate == 0.45 and run.name == "ResNet-20 on DIGITS"
+    assert run.table[0] == Row.from_json(ROW) and run.rate == 0.45 and run.name == "ResNet-20 on DIGITS"
     assert run.curves == [{"phase": "fine-tune", "step": 1, "loss": 0.5}]
     assert run.seconds("search", "fine-tune") == 3.0  # a phase that was killed each time left none

@@ -1,0 +1,20 @@
+"""TensorFlow's SavedModel, for TensorFlow Serving and other converters."""
+
+from ekg.errors import EkgError, first_line
+from ekg.export import fresh
+from ekg.export.formats import Format
+
+
+class SavedModel(Format):
+    """A folder with the graph and the weights; its endpoint is serve()."""
+    name = "saved_model"
+
+    def write(self, source, path):
+        try:
+            source.model.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
+        except Exception as error:  # whatever Keras and TensorFlow raise
+            raise EkgError(f"`model` {source.model.name!r}: cannot be written as a SavedModel "
+                           f"({first_line(error)}).") from None
+
+    def open(self, path, source=None):
+        return fresh.FreshReader("saved_model", path, source)

@@ -1,0 +1,101 @@
+"""The latency of sub-networks, predicted from a table of kernels and from a few whole networks."""
+
+import functools
+import hashlib
+import json
+
+import numpy as np
+
+from ekg.latency import kernels as parts
+from ekg.latency.timing import time_in_turn
+
+CALIBRATION_WIDTHS = (1.0, 0.6, 0.3)  # of the whole networks that are measured
+ROUNDS, SECONDS = 60, 8.0
+
+
+class Predictor:
+    """Predicts the latency of the sub-networks of a supernet: a·Σ(times of its kernels) + b.
+
+    a and b are fitted to whole networks of a few widths, so that they hold what the kernels alone do not show: caches that
+    others have filled, and what a pass costs besides its kernels.
+
+    Attributes:
+        supernet: the Supernet.
+        table: table.Table that has a curve for every kernel.
+        kernels: list of kernels.Kernel.
+    """
+
+    def __init__(self, supernet, table):
+        self.supernet, self.table = supernet, table
+        self.kernels = parts.find_kernels(supernet.graph, supernet.layout)
+        self._factor, self._offset = 1.0, 0.0
+
+    @property
+    def input_shapes(self):
+        """Shape of an example of every input, without the batch."""
+        graph = self.supernet.graph
+        return [graph.shapes[number][1:] for number in graph.inputs]
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Tells networks of other kernels apart."""
+        value = [(kernel.kind, kernel.sizes) for kernel in self.kernels]
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+    def measure_(self, runtime):
+        """Measures what the table lacks: kernels, and the whole networks that it is fitted to."""
+        self.table.measure_(self.supernet, self.kernels, runtime)
+        if self.fingerprint not in self.table.calibrations:
+            self.table.calibrations[self.fingerprint] = self._calibrate(runtime)
+        self._factor, self._offset = self.table.calibrations[self.fingerprint]
+
+    def _calibrate(self, runtime):
+        """Returns [a, b] that fit the whole networks best, by least squares of the relative errors."""
+        conditions, whole = self.table.conditions, self.supernet.whole()
+        networks = list(dict.fromkeys(whole.with_widths(dict.fromkeys(whole.names, width)) for width in CALIBRATION_WIDTHS))
+        passes = [runtime.load(self.supernet.cut(network), conditions["batch"], conditions["threads"], self.input_shapes)
+                  for network in networks]
+        measured = np.median(time_in_turn(passes, ROUNDS, SECONDS), axis=0)
+        sums = np.array([self._sum(network) for network in networks])
+        if np.ptp(sums) < 0.1 * sums.max():  # nothing to tell a from b by
+            return [float(np.mean(measured / sums)), 0.0]
+        design = np.stack([sums / measured, 1 / measured], axis=1)
+        return list(map(float, np.linalg.lstsq(design, np.ones(len(networks)), rcond=None)[0]))
+
+    def seconds(self, subnetwork):
+        """Returns the seconds of one forward pass of a Subnetwork."""
+        return self._factor * self._sum(subnetwork) + self._offset
+
+    def seconds_by_count(self, subnetwork, group):
+        """Returns {number of channels: seconds} of a Subnetwork with fewer channels of the group at this position.
+
+        The numbers are those that may stay and are below the present one, the largest first.
+        """
+        channels = self.supernet.layout.channels(group)
+        touched = [kernel for kernel, groups in zip(self.kernels, self._groups) if group in groups]
+        mask = self.supernet.mask(subnetwork) > 0
+        rest = self.seconds(subnetwork) - self._factor * self._sum_of(touched, mask)
+        result, order = {}, np.array(subnetwork.order[group])
+        counts = [count for count in self.supernet.groups[group].counts if count < subnetwork.num_kept(group)]
+        for count in reversed(counts):
+            mask[channels] = False
+            mask[channels.start + order[:count]] = True
+            result[count] = rest + self._factor * self._sum_of(touched, mask)
+        return result
+
+    @functools.cached_property
+    def _groups(self):
+        """For each kernel the positions of the groups whose channels it reads or writes."""
+        ends = np.cumsum([group.size for group in self.supernet.groups])
+        return [set(np.searchsorted(ends, np.concatenate(kernel.dims), side="right").tolist()) if kernel.dims else set()
+                for kernel in self.kernels]
+
+    def _sum(self, subnetwork):
+        return self._sum_of(self.kernels, self.supernet.mask(subnetwork) > 0)
+
+    def _sum_of(self, kernels, mask):
+        return sum(self._kernel_seconds(kernel, kernel.counts(mask)) for kernel in kernels)
+
+    @functools.lru_cache(maxsize=2**16)  # noqa: B019  a predictor lives as long as its search
+    def _kernel_seconds(self, kernel, counts):
+        return self.table.curve(kernel).seconds(counts)

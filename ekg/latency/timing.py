@@ -1,0 +1,118 @@
+"""Latency measured: networks in turn within one process, so that a drift of the machine hits all alike."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from ekg import stopping
+from ekg.latency.runtimes import runtime_named
+
+SAMPLE_SECONDS = 2e-4  # what runs faster is repeated within a sample
+WARMUP_SECONDS = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What a latency is measured under.
+
+    Attributes:
+        runtime: name of one of runtimes.RUNTIMES.
+        batch: examples in one pass.
+        threads: that a pass may use; None stands for one, and in TensorFlow for those of the process.
+    """
+    runtime: str
+    batch: int = 1
+    threads: int | None = None
+
+    @property
+    def num_threads(self):
+        """Threads of a pass, as a runtime takes them."""
+        return 1 if self.threads is None and self.runtime != "tensorflow" else self.threads
+
+    def __str__(self):
+        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' * (self.num_threads > 1)}"
+        return f"{self.runtime}, batch {self.batch}{threads}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long one forward pass takes.
+
+    Attributes:
+        milliseconds: the median of all rounds.
+        low, high: first and last decile.
+        ratio: median over the rounds of its time divided by that of the first network in the same round.
+        ratio_low, ratio_high: first and last decile of these.
+        rounds: how many there were.
+    """
+    milliseconds: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+
+
+def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS):
+    """Returns the seconds of one call of each function, float array [rounds, functions].
+
+    Each round calls every function once, or so often in a row that a sample is no shorter than SAMPLE_SECONDS.
+
+    Args:
+        functions: list of functions without arguments.
+        rounds: how often they are timed.
+        seconds: rounds that begin later than this are left out, but for the first three.
+        warmup: seconds that each function runs before the first round, at least once.
+    """
+    repeats = [_warm_up(function, warmup) for function in functions]
+    start, samples = time.perf_counter(), []
+    while len(samples) < rounds and (len(samples) < 3 or time.perf_counter() - start < seconds):
+        samples.append([_sample(function, count) for function, count in zip(functions, repeats)])
+        stopping.check()
+    return np.array(samples)
+
+
+def measure_latency(models, runtime, batch=1, threads=None, input_shape=None, rounds=60, seconds=20.0):
+    """Returns {name: Timing} of several networks, measured in turn.
+
+    Args:
+        models: {name: functional keras.Model}; ratios are to the first.
+        runtime: name of one of runtimes.RUNTIMES, or a Runtime.
+        batch: examples in one pass.
+        threads: that one pass may use; None takes what the runtime takes by itself.
+        input_shape: of an example, where the models take any size.
+        rounds, seconds: see time_in_turn.
+
+    Raises:
+        EkgError: the runtime is unknown, not installed, or does not know an operator.
+    """
+    runtime = runtime_named(runtime) if isinstance(runtime, str) else runtime
+    passes = [runtime.load(model, batch, threads, input_shape) for model in models.values()]
+    return dict(zip(models, summarise(time_in_turn(passes, rounds, seconds))))
+
+
+def summarise(samples):
+    """Returns a list of a Timing for each column of samples, seconds [rounds, functions]."""
+    ratios = samples / samples[:, :1]
+    (low, middle, high), (ratio_low, ratio, ratio_high) = (np.quantile(values, (0.1, 0.5, 0.9), axis=0)
+                                                           for values in (1000 * samples, ratios))
+    return [Timing(*map(float, values), len(samples))
+            for values in zip(middle, low, high, ratio, ratio_low, ratio_high)]
+
+
+def _warm_up(function, seconds):
+    """Returns how often a function is called in one sample."""
+    begin = time.perf_counter()
+    times = [_sample(function, 1)]
+    while time.perf_counter() - begin < seconds and len(times) < 50:
+        times.append(_sample(function, 1))
+    return max(round(SAMPLE_SECONDS / max(min(times), 1e-7)), 1)
+
+
+def _sample(function, count):
+    start = time.perf_counter()
+    for _ in range(count):
+        function()
+    return (time.perf_counter() - start) / count
