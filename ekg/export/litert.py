@@ -23,7 +23,7 @@ class LiteRT(Format):
                 source.model.export(path, format="litert", verbose=False, input_signature=[source.signature],
                                     **_options(source))
         except Exception as error:  # the converter's own kinds, and Keras'
-            raise EkgError(f"`model` {source.model.name!r}: LiteRT cannot take it ({_reason(error)}).") from None
+            raise EkgError(f"`model` {source.model.name!r}: LiteRT cannot take it ({why_not(error)}).") from None
 
     def open(self, path, source=None):
         return LiteRTReader(path, source)
@@ -49,10 +49,10 @@ def _one_by_one(source):
         yield dict(zip(source.input_names, (array[place:place + 1] for array in source.examples)))
 
 
-def _reason(error):
-    """Returns why the converter failed; the operators that LiteRT does not know by their names."""
-    text = str(error)
-    unknown = sorted(set(re.findall(r"\btf\.(\w+)\b", text.split("Details:")[-1]))) if "not supported" in text else []
+def why_not(error):
+    """Returns why the converter failed; operators that LiteRT does not know by their names."""
+    unknown = [name for names in re.findall(r"^(?:Custom|Flex) ops: (.+)$", str(error), re.MULTILINE)
+               for name in names.split(", ")]
     return f"it has no operator for {', '.join(unknown)}" if unknown else first_line(error)[:300]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import compiled
-from ekg.errors import EkgError, first_line
+from ekg.errors import EkgError
+from ekg.export.litert import why_not
 from ekg.export.packages import require
 from ekg.graph.calls import Graph
 from ekg.graph.execute import pure_forward, read_variables
@@ -147,7 +148,7 @@ def _convert(model, batch, input_shape):
     try:
         return converter.convert()
     except Exception as error:  # the converter's own kinds
-        raise EkgError(f"`model` {model.name!r}: LiteRT cannot take it ({first_line(error)}).") from None
+        raise EkgError(f"`model` {model.name!r}: LiteRT cannot take it ({why_not(error)}).") from None
 
 
 def _batched(graph, number, batch):
