@@ -21,6 +21,7 @@ from dataloader import own
 from ekg import settings
 from ekg.errors import EkgError, first_line
 from ekg.own_data import VIEWS
+from ekg.pruning import AUTO
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
 
@@ -39,7 +40,8 @@ class NetworkSettings(Settings):
         None, "height and width of its images, where the network does not say", SEARCH, range=COUNT, may_be_none=True)
     exclude: tuple[str, ...] = setting((), "patterns of the names of layers that keep their channels", SEARCH)
     min_channels: int = setting(1, "channels of every group that stay at least", SEARCH, range=COUNT)
-    multiple_of: int = setting(1, "what the number of channels that stay is a multiple of", SEARCH, range=COUNT)
+    multiple_of: str = setting(
+        "1", "what the number of channels that stay is a multiple of; auto: measured, where time jumps", SEARCH)
     inspect: bool = setting(False, "print what can be pruned, and why the rest cannot, and end", MACHINE)
 
 
@@ -90,6 +92,7 @@ def parse_args(argv=None):
         settings.check_effects(tuple(FLAGS.values()), vars(args), DEFAULTS)
         _check_combinations(args)
         _target(args)
+        _multiple(args)
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
@@ -147,6 +150,16 @@ def _given(args, *classes):
             if name not in apart and value != DEFAULTS.get(name, getattr(cls, name))}
 
 
+def _multiple(args):
+    if args.multiple_of == AUTO:
+        if args.inspect:
+            raise EkgError("`multiple_of` auto is measured when a network is pruned; name a number for `inspect`.")
+        return AUTO
+    if not args.multiple_of.isdecimal() or int(args.multiple_of) < 1:
+        raise EkgError(f"`multiple_of` must be auto or a whole number of at least 1; received {args.multiple_of}.")
+    return int(args.multiple_of)
+
+
 def _target(args):
     latency = settings.from_args(settings.LatencySettings, args).target()
     return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params}) | (
@@ -159,7 +172,7 @@ def main(args):
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
         shape = (*args.image_size, shape[-1])
-    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": args.multiple_of}
+    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args)}
     if args.inspect:
         inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
         print(inspection)

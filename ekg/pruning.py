@@ -24,6 +24,9 @@ from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
+from ekg.latency.runtimes import runtime_named
+from ekg.latency.steps import find_multiple
+from ekg.latency.timing import Conditions
 from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
@@ -34,10 +37,12 @@ from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
+from ekg.search.latency import Latency
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 256
+AUTO = "auto"
 NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
 
 
@@ -118,13 +123,12 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
             Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
-        target: {"flops": share, "params": share, "latency": ekg.Latency(ratio=share)} with any of these, or an ekg.Target
-            of your own: all must be reached.
+        target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says what it decided; or a name of tasks.TASKS, or
             a tasks.Task.
-        exclude, min_channels, multiple_of: see Supernet.
+        exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
         bank: {"num_teacher": K}, or False for no memory bank.
@@ -141,12 +145,12 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         PruneResult.
 
     Raises:
-        EkgError: anything that is asked for cannot be done; before the first phase, in one line.
+        EkgError: what is asked for cannot be done; before the first phase, in one line.
         FloatingPointError: a loss or a reward is not finite.
         Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
     """
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
-    stays = {"exclude": exclude, "min_channels": min_channels, "multiple_of": multiple_of}
+    stays = {"exclude": exclude, "min_channels": min_channels}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
         path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
@@ -154,11 +158,29 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
             stack.enter_context(stopping.handled())
         team = Team(strategy or _default_strategy())
         data, networks = _understand(model, data, validation_data, task, augment, stays)
+        found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
+        networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
-        made_of = _arguments(job, epochs, augment)
+        made_of = _arguments(job, epochs, augment) | found
         team.check_same({name: json.dumps(value) for name, value in made_of.items()})
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of), trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
+
+
+def _find_multiple(networks, target, team, path):
+    """Returns the multiple of channels that the runtime likes, measured by the chief; a run that goes on keeps its own."""
+    def find():
+        folder = RunFolder(path)
+        known = folder.arguments().get("auto_multiple_of") if folder.holds_run() else None
+        if known is not None:
+            return known
+        given = target.values() if isinstance(target, dict) else [target]
+        conditions = next((one.conditions for one in given if isinstance(one, Latency)), Conditions("litert"))
+        multiple = find_multiple(networks.supernet, runtime_named(conditions.runtime), conditions.batch,
+                                 conditions.num_threads)
+        logger.info("multiples of %d channels stay: that is where the time of %s jumps", multiple, conditions)
+        return multiple
+    return team.from_chief(find)
 
 
 def _make_job(choices, data, networks, team, path):

@@ -1,14 +1,13 @@
 """LiteRT's .tflite file, for phones, small boards and microcontrollers."""
 
 import re
-import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
 from ekg.export.formats import Format, Reader, check_float32
-from ekg.export.packages import require
+from ekg.export.packages import quiet, require
 
 
 class LiteRT(Format):
@@ -18,8 +17,7 @@ class LiteRT(Format):
     def write(self, source, path):
         check_float32(source, "LiteRT")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 source.model.export(path, format="litert", verbose=False, input_signature=[source.signature],
                                     **_options(source))
         except Exception as error:  # the converter's own kinds, and Keras'

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ekg.errors import EkgError, first_line
 from ekg.export.formats import Format, Reader, check_float32
-from ekg.export.packages import require
+from ekg.export.packages import quiet, require
 
 
 class Onnx(Format):
@@ -15,7 +15,8 @@ class Onnx(Format):
         check_float32(source, "ONNX")
         onnx = require("onnx")
         try:
-            source.model.export(path, format="onnx", verbose=False, input_signature=[source.signature])
+            with quiet():
+                source.model.export(path, format="onnx", verbose=False, input_signature=[source.signature])
             proto = onnx.load(path)
         except Exception as error:  # whatever Keras and tf2onnx raise
             raise EkgError(f"`model` {source.model.name!r}: cannot be written as ONNX "

@@ -3,6 +3,7 @@
 from ekg.errors import EkgError, first_line
 from ekg.export import fresh
 from ekg.export.formats import Format
+from ekg.export.packages import quiet
 
 
 class SavedModel(Format):
@@ -11,7 +12,8 @@ class SavedModel(Format):
 
     def write(self, source, path):
         try:
-            source.model.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
+            with quiet():
+                source.model.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
         except Exception as error:  # whatever Keras and TensorFlow raise
             raise EkgError(f"`model` {source.model.name!r}: cannot be written as a SavedModel "
                            f"({first_line(error)}).") from None

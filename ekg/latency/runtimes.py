@@ -10,11 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import compiled
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.export.litert import why_not
-from ekg.export.packages import require
+from ekg.export.packages import quiet, require
 from ekg.graph.calls import Graph
 from ekg.graph.execute import pure_forward, read_variables
+
+OPSET = 17  # of ONNX
 
 
 class Runtime:
@@ -91,7 +93,11 @@ class OnnxRuntime(Runtime):
     def load(self, model, batch, threads, input_shape=None):
         runtime, converter = require("onnxruntime"), require("tf2onnx")
         graph, function, spec = _frozen(model, batch, input_shape)
-        proto, _ = converter.convert.from_function(function, spec, opset=17)
+        try:
+            with quiet():
+                proto, _ = converter.convert.from_function(function, spec, opset=OPSET)
+        except Exception as error:  # tf2onnx raises whatever it meets
+            raise EkgError(f"`model` {model.name!r}: cannot be written as ONNX ({first_line(error)[:300]}).") from None
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         session = runtime.InferenceSession(proto.SerializeToString(), options, runtime.get_available_providers())
@@ -146,7 +152,8 @@ def _convert(model, batch, input_shape):
     _, function, _ = _frozen(model, batch, input_shape)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
     try:
-        return converter.convert()
+        with quiet():
+            return converter.convert()
     except Exception as error:  # the converter's own kinds
         raise EkgError(f"`model` {model.name!r}: LiteRT cannot take it ({why_not(error)}).") from None
 

@@ -24,6 +24,10 @@ class Networks:
         """
         self.model, self.choices, self._head = model, choices or {}, head
 
+    def with_choices(self, choices):
+        """Returns the same with other arguments of Supernet."""
+        return Networks(self.model, self.choices | choices, self._head)
+
     @functools.cached_property
     def supernet(self):
         """The Supernet of the unpruned network."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from ekg.errors import EkgError
 from ekg.train.checkpoints import Checkpoints
 from tests import runs
 from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
+from tests.ekg.latency.helpers import install, seconds_of
 
 QUICK = {"verbose": False, "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8}}
 TUNED = {**QUICK, "epochs": 1, "target_rate": 0.7, "augment": "flip", "bank": {"num_teacher": 2}}
@@ -321,3 +323,39 @@ def test_layers_of_the_users_own_network_are_excluded(exclude):
     model = network(softmax)
     result = ekg.prune(model, digits(), epochs=None, target_rate=0.8, exclude=exclude(model), **QUICK)
     assert result.model.get_layer("one").filters == 6 and result.model.get_layer("two").filters < 8
+
+
+def test_a_result_is_exported_and_proved_on_training_images(pruned, tmp_path):
+    _, _, _, result = pruned
+    whole = result.export(tmp_path / "a.tflite")
+    assert whole.examples == 256 and whole.difference < 1e-5 and whole.agreement == 1
+    small = result.export(tmp_path / "small.tflite", quantize="int8")
+    assert small.examples == 128 and small.agreement > 0.9 and small.difference > whole.difference
+
+
+def test_latency_is_a_target_beside_others_and_measuring_goes_on_where_it_was(tmp_path, monkeypatch):
+    clock = install(monkeypatch)
+    arguments = {**QUICK, "epochs": None, "run_dir": tmp_path / "run", "target": {"latency": ekg.Latency(ratio=0.8)},
+                 "run": {"runtimes": ()}}  # TensorFlow's time would be real
+    model, data = network(softmax), digits()
+    result = ekg.prune(model, data, **arguments)
+    supernet = ekg.Supernet(network(lambda x: layers.Dense(10, name="fc")(x)))
+    shares = [seconds_of(supernet.cut(entry.subnetwork)) / seconds_of(supernet.model) for entry in result.history]
+    assert shares[-1] <= 0.8 < min(shares[:-1])
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "slimmed_param.pkl").unlink()
+    loads = clock.loads
+    again = ekg.prune(model, data, **arguments)
+    assert again.history == result.history and clock.loads - loads < 10  # no kernel is measured again
+    result.report(tmp_path / "report")
+    assert "litert, batch 1, 1 thread" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_multiple_that_a_runtime_likes_is_measured_once(tmp_path, monkeypatch):
+    answers = [4, 2]
+    monkeypatch.setattr(sys.modules["ekg.pruning"], "find_multiple", lambda *_: answers.pop(0))
+    arguments = {**QUICK, "epochs": None, "run_dir": tmp_path / "run", "target_rate": 0.7, "multiple_of": "auto"}
+    results = [ekg.prune(network(softmax), digits(), **arguments) for _ in range(2)]
+    assert answers == [2] and results[0].subnetwork == results[1].subnetwork
+    assert all(count % 4 == 0 or count == len(order)
+               for count, order in zip(results[0].subnetwork.kept_counts, results[0].subnetwork.order))
