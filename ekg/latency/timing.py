@@ -55,7 +55,7 @@ class Timing:
     rounds: int
 
 
-def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS):
+def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS, own_caches=True):
     """Returns the seconds of one call of each function, float array [rounds, functions].
 
     Each round calls every function once, or so often in a row that a sample is no shorter than SAMPLE_SECONDS.
@@ -65,11 +65,13 @@ def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS)
         rounds: how often they are timed.
         seconds: rounds that begin later than this are left out, but for the first three.
         warmup: seconds that each function runs before the first round, at least once.
+        own_caches: whether each sample follows an untimed call of the same function, as where one network serves alone; else
+            it finds the caches as the functions before it left them.
     """
     repeats = [_warm_up(function, warmup) for function in functions]
     start, samples = time.perf_counter(), []
     while len(samples) < rounds and (len(samples) < 3 or time.perf_counter() - start < seconds):
-        samples.append([_sample(function, count) for function, count in zip(functions, repeats)])
+        samples.append([_sample(function, count, own_caches) for function, count in zip(functions, repeats)])
         stopping.check()
     return np.array(samples)
 
@@ -111,7 +113,9 @@ def _warm_up(function, seconds):
     return max(round(SAMPLE_SECONDS / max(min(times), 1e-7)), 1)
 
 
-def _sample(function, count):
+def _sample(function, count, is_after_itself=False):
+    if is_after_itself:
+        function()
     start = time.perf_counter()
     for _ in range(count):
         function()

@@ -89,7 +89,7 @@ class SearchPhase(Phase):
 
     def prepare(self):
         """Lets the target of the user's own measure what it needs."""
-        if self._own is not None and not self.is_done():
+        if self._own is not None:
             self._own = self._own.prepare(self.job.networks.supernet, self.job.team, self.job.folder / names.LATENCY_TABLE)
 
     @property
@@ -119,8 +119,6 @@ class SearchPhase(Phase):
         """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
         job, target = self.job, self.job.settings.search.targets(self._own)
         history = job.folder.history() if job.has(names.HISTORY) else []
-        if self.is_done():
-            return history
         for entry in history:
             target.recall(supernet, entry)
         if history:

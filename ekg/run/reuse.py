@@ -8,6 +8,8 @@ from ekg.run.folder import differences
 SEARCH_PHASES = ("subset", "search", "slim")
 SEARCH_FILES = (names.SUPERNET, names.HISTORY, names.CURVES, names.PHASES, names.SLIMMED)
 
+MAY_BE_THERE = (names.LATENCY_TABLE,)  # where latency was aimed at
+
 
 def check_search(source, arguments, training_settings):
     """Checks that a run with these arguments would search as the run in another folder did.
@@ -48,7 +50,7 @@ def take_search(target, source):
         target: RunFolder of this run.
         source: RunFolder of the other.
     """
-    for name in SEARCH_FILES:
+    for name in (*SEARCH_FILES, *(name for name in MAY_BE_THERE if source.has(name))):
         if name == names.CURVES:
             (target / name).unlink(missing_ok=True)
             for line in _search_lines(source / name):

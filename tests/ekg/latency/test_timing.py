@@ -29,6 +29,9 @@ def test_networks_run_in_turn(clock):
     order = []
     functions = [moving(clock, [0.1], order, name) for name in "ab"]
     samples = time_in_turn(functions, 3, warmup=0)
+    assert "".join(order) == "ab" + 3 * "aabb"  # each sample behind an untimed call
+    order.clear()
+    time_in_turn(functions, 3, warmup=0, own_caches=False)
     assert "".join(order) == "ab" + "ababab"
     np.testing.assert_allclose(samples, 0.1)
 
@@ -37,12 +40,12 @@ def test_what_is_fast_is_repeated_within_a_sample(clock):
     calls = []
     samples = time_in_turn([moving(clock, [2e-5], calls)], 4, warmup=0)
     np.testing.assert_allclose(samples, 2e-5)
-    assert len(calls) == 1 + 4 * 10
+    assert len(calls) == 1 + 4 * (1 + 10)
 
 
 def test_rounds_end_with_the_time_but_there_are_three(clock):
     assert len(time_in_turn([moving(clock, [5.0])], 100, seconds=7, warmup=0)) == 3
-    assert len(time_in_turn([moving(clock, [1.0])], 100, seconds=7.5, warmup=0)) == 8
+    assert len(time_in_turn([moving(clock, [1.0])], 100, seconds=7.5, warmup=0, own_caches=False)) == 8
 
 
 def test_a_drift_of_the_machine_hits_all_alike():
