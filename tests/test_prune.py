@@ -7,6 +7,7 @@ import pytest
 import prune
 from ekg.errors import EkgError
 from tests import runs
+from tests.ekg.latency.helpers import install
 from tests.ekg.test_pruning import as_folder, digits, network, softmax
 
 QUICK = ["--target_rate", "0.7", "--search_step", "1.0", "--val_per_class", "4", "--subset_per_class", "6"]
@@ -109,3 +110,35 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
     finally:
         (place / "images" / "0" / "broken.png").unlink()
     assert not (tmp_path / "run").exists()
+
+
+def test_latency_is_aimed_at_and_the_result_is_exported(place, tmp_path, monkeypatch, capsys):
+    clock = install(monkeypatch)
+    result = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK[2:], "--search_only",
+                 "--target_latency", "0.8", "--latency_table", tmp_path / "table.json", "--runtimes", "litert",
+                 "--exports", "onnx")
+    assert result.history[-1].costs["latency"]["measured"]["ratio"] <= 0.8 and clock.loads > 50
+    out = capsys.readouterr().out
+    assert "ms, litert, batch 1, 1 thread" in out and "onnx KiB" in out
+    assert (tmp_path / "table.json").exists() and (tmp_path / "run" / "exported" / "slimmed.onnx").exists()
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--target_latency", "1.0"], "--target_latency must be in (0, 1); received 1"),
+    (["--target_latency", "0.5", "--target_ms", "3"], "--target_latency and --target_ms exclude each other"),
+    (["--latency_runtime", "litert"], "--latency_runtime has no effect here: no latency is aimed at"),
+    (["--multiple_of", "0"], "--multiple_of must be auto or a whole number of at least 1; received 0"),
+    (["--multiple_of", "auto", "--inspect"], "--multiple_of auto is measured when a network is pruned"),
+    (["--exports", "pytorch"], "--exports: invalid choice")])
+def test_mistakes_about_latency_are_one_line(place, argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        prune.parse_args(["--model", str(place / "my.keras"), "--data_path", "x.npz", *argv])
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_target_gives_the_run_folder_its_name():
+    for argv, name in (([], "my_0.5"), (["--target_latency", "0.6"], "my_latency0.6"), (["--target_ms", "4"], "my_ms4"),
+                       (["--target_rate", "0.5", "--target_params", "0.3"], "my_0.5_params0.3"),
+                       (["--target_rate", "1"], "my_1")):
+        args = prune.parse_args(["--model", "my.keras", "--data_path", "x.npz", *argv])
+        assert str(args.train_path) == f"runs/{name}"

@@ -70,10 +70,18 @@ def find_kernels(graph, layout):
 
 
 def part(graph, layout, kernel, counts):
-    """Returns a keras.Model of a kernel alone, with so many channels of each of its dims; its weights mean nothing."""
+    """Returns a keras.Model of a kernel alone, with so many channels of each of its dims; its weights mean nothing.
+
+    The channels are spread over all of a dim, and every tensor keeps one at least, as in a sub-network.
+    """
     mask = np.ones(layout.num_channels + 1, bool)
     for channels, count in zip(kernel.dims, counts):
-        mask[channels[count:]] = False
+        mask[channels] = False
+        mask[channels[np.arange(count) * len(channels) // count]] = True
+    for number in (*kernel.reads, *(number for call in kernel.calls for number in call.outputs)):
+        index = layout.index[number]
+        if len(index) and not mask[index].any():
+            mask[index[0]] = True
     return cutting.cut_part(graph, layout, mask, kernel.calls, kernel.reads)
 
 

@@ -150,10 +150,9 @@ def _frozen(model, batch, input_shape):
 def _convert(model, batch, input_shape):
     """Returns a model of a fixed batch as the bytes of a .tflite file, without operators of TensorFlow's own."""
     _, function, _ = _frozen(model, batch, input_shape)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
     try:
         with quiet():
-            return converter.convert()
+            return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()]).convert()
     except Exception as error:  # the converter's own kinds
         raise EkgError(f"`model` {model.name!r}: LiteRT cannot take it ({why_not(error)}).") from None
 

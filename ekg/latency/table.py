@@ -75,7 +75,8 @@ class Table:
         with progress_bar(f"latency table, {runtime.name}", len(points), "kernel") as progress:
             for begin in range(0, len(points), TOGETHER):
                 passes = [load(parts.part(graph, layout, *point)) for point in points[begin:begin + TOGETHER]]
-                medians = np.median(time_in_turn([yardstick, idle, *passes], ROUNDS, SECONDS, WARMUP, own_caches=False), axis=0)
+                samples = time_in_turn([yardstick, idle, *passes], ROUNDS, SECONDS, WARMUP, own_caches=False)
+                medians = np.median(samples, axis=0)
                 base, nothing, times = medians[0], medians[1], medians[2:]
                 first = first or base
                 result += [max(float(time - nothing), 1e-9) * first / base for time in times]
@@ -84,7 +85,8 @@ class Table:
 
     def to_json(self):
         """Returns a dict for JSON."""
-        kernels = [{"kind": kind, **curve.to_json()} for kind, curves in self.curves.items() for curve in curves.values()]
+        kernels = [{"kind": kind, **curve.to_json()} for kind, curves in self.curves.items()
+                   for curve in curves.values()]
         return {"conditions": self.conditions, "kernels": kernels, "calibrations": self.calibrations}
 
     @classmethod

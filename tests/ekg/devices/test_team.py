@@ -1,5 +1,6 @@
 import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -52,3 +53,23 @@ def test_a_worker_that_was_started_otherwise_is_named(monkeypatch):
     with pytest.raises(EkgError, match=r"worker 1: was started otherwise .*\(seed 2 there, 1 at the chief"):
         Team().check_same({"seed": 1, "code": "a"})
     Team().check_same({"seed": 2, "code": "a"})
+
+
+def test_what_the_chief_says_reaches_all_in_pieces(monkeypatch):
+    """The chief's texts, one after the other, are what the other worker gets."""
+    monkeypatch.setattr(sys.modules["ekg.devices.team"], "MAX_TEXT", 10)
+    chief, other, said = Team(), Team(), []
+    for worker, team in enumerate((chief, other)):
+        team.num_workers, team.worker = 2, worker
+    chief.gather_texts = lambda text: said.append(text) or [text, ""]
+    value = {"table": ["ü" * 30, 1.5], "none": None}
+    assert chief.from_chief(lambda: value) == value and max(map(len, said)) <= 10 < len(said) * 10
+    other.gather_texts = lambda text: [said.pop(0), text]
+    assert other.from_chief(lambda: 1 / 0) == value and said == []
+
+
+def test_a_mistake_of_the_chief_ends_all():
+    def fail():
+        raise EkgError("no table")
+    with pytest.raises(EkgError, match="no table"):
+        Team().from_chief(fail)
