@@ -117,7 +117,7 @@ def test_latency_is_aimed_at_and_the_result_is_exported(place, tmp_path, monkeyp
     result = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK[2:], "--search_only",
                  "--target_latency", "0.8", "--latency_table", tmp_path / "table.json", "--runtimes", "litert",
                  "--exports", "onnx")
-    assert result.history[-1].costs["latency"]["measured"]["ratio"] <= 0.8 and clock.loads > 50
+    assert result.history[-1].costs["latency"]["measured"]["ratio"] <= 0.8 and clock.loads > 20
     out = capsys.readouterr().out
     assert "ms, litert, batch 1, 1 thread" in out and "onnx KiB" in out
     assert (tmp_path / "table.json").exists() and (tmp_path / "run" / "exported" / "slimmed.onnx").exists()
