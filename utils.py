@@ -5,16 +5,42 @@ Import this module before TensorFlow: it sets TensorFlow's environment.
 
 import argparse
 import functools
+import importlib
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 
 # TensorFlow reads this when it is first imported. Without it, CPUs that lack VNNI get kernels whose convolution
 # gradients take several times as long.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# What TensorFlow's C++ code writes while it is imported, before its own log level counts.
+FIRST_LINES = (b"All log messages before absl::InitializeLog() is called", b"oneDNN custom operations are on")
+
+
+def _import_tensorflow():
+    """Imports TensorFlow without FIRST_LINES; whatever else is written to the standard error stream is passed on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            written.seek(0)
+            for line in written:
+                if not any(known in line for known in FIRST_LINES):
+                    os.write(2, line)
+
+
+if "tensorflow" not in sys.modules and sys.stderr is not None:
+    _import_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 

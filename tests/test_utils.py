@@ -3,6 +3,9 @@ import io
 import os
 import pickle
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +18,8 @@ from ekg import files, stopping
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -234,3 +239,22 @@ def test_a_mistake_on_the_command_line_is_one_line_with_a_hint(capsys):
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: argument --number: invalid int value: 'many'. --help lists all arguments.\n"
     assert "a number (default: 3)" in parser.format_help()
+
+
+def test_tensorflow_is_imported_without_its_first_lines_and_others_are_passed_on():
+    """In a process of its own; what else is written to the error stream meanwhile is seen."""
+    program = ("import os, sys; sys.path.insert(0, os.getcwd()); import utils; os.write(2, b'after\\n');"
+               "print(utils.tf.__version__)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == tf.__version__ and done.stderr == "after\n"
+
+
+def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(tmp_path):
+    """A stand-in for it that writes its first lines and one more, and then fails."""
+    (tmp_path / "tensorflow.py").write_text(
+        "import os; os.write(2, b'I0000 oneDNN custom operations are on. You\\nE0000 no driver\\n'); raise ImportError('x')")
+    program = "import sys; sys.path[:0] = sys.argv[1:]; import utils"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path), str(ROOT)], capture_output=True, text=True,  # noqa: S603
+                          check=False)
+    assert done.returncode == 1 and done.stderr.startswith("E0000 no driver\nTraceback")
+    assert done.stderr.endswith("ImportError: x\n")

@@ -126,10 +126,13 @@ class SearchPhase(Phase):
             if target.is_reached(supernet, history[-1].subnetwork):
                 return history
         metric = METRICS[job.data.task.metrics[0]]
-        with job.timed(self.name), progress_bar(self.name, 1000, "‰ of the way") as progress:
+        with job.timed(self.name), progress_bar(self.name, None, "step") as progress:
             def show(entry):
-                progress.update(round(1000 * target.way(supernet, entry.subnetwork)) - progress.n)
-                progress.set_postfix({"step": entry.step, "rate": f"{entry.rate:.4f}", "loss": f"{entry.loss:.4f}",
+                way = target.way(supernet, entry.subnetwork)
+                if way > 0:  # as many more as the way that is left takes at the pace so far
+                    progress.total = max(round(entry.step / way), entry.step)
+                progress.update(entry.step - progress.n)
+                progress.set_postfix({"rate": f"{entry.rate:.4f}", "loss": f"{entry.loss:.4f}",
                                       metric.words: metric.text(entry.accuracy) + "%" * metric.is_share})
 
             def keep(entry):
@@ -137,6 +140,7 @@ class SearchPhase(Phase):
                 show(entry)
 
             if history:
+                progress.n = progress.initial = history[-1].step  # the pace is that of this start
                 show(history[-1])
             result = search(supernet, job.data, self.settings, seed=job.settings.run.seed, compute=job.search_compute,
                             history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE,
