@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import zlib
 from pathlib import Path
 
 from ekg.errors import EkgError
+
+logger = logging.getLogger(__name__)
 
 CHECKSUM = "crc32"  # name of the last entry of a JSON object written here
 SEAL = b"\nsha256:"
@@ -129,6 +132,23 @@ def read_json_lines(path, until_damage=False):
                 break
             raise EkgError(f"{path}: line {number} is damaged; delete it and those behind it, and the run goes on from "
                            "there, or put the file back.") from None
+    return values
+
+
+def read_report_lines(path):
+    """Returns the list of dicts in a file of append_json_line that only tells what was: damaged lines are left out.
+
+    A warning names them; a file that is not there holds none.
+    """
+    values, damaged = [], []
+    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(_without_checksum(line))
+        except ValueError:
+            damaged.append(str(number))
+    if damaged:
+        logger.warning("%s: line %s is damaged and left out; it only tells what was.", path, ", ".join(damaged))
     return values
 
 

@@ -198,7 +198,7 @@ class RunFolder:
     def phases(self):
         """Returns {phase: {"seconds", "peak_memory_mib"}}, its parts taken together."""
         phases = {}
-        for line in files.read_json_lines(self / PHASES):
+        for line in files.read_report_lines(self / PHASES):
             phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0})
             phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
             phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
@@ -211,7 +211,7 @@ class RunFolder:
         """
         file = self / CURVES
         if self._logged is None:
-            lines = files.read_json_lines(file) if file.exists() else []
+            lines = files.read_report_lines(file)
             self._logged = {(line["phase"], line["step"]) for line in lines}
             has_tensorboard = importlib.util.find_spec("tensorboard") is not None
             self._events = tf.summary.create_file_writer(str(self / EVENTS)) if has_tensorboard else None
@@ -245,7 +245,7 @@ class RunFolder:
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
             raise EkgError(f"{self.path}: the run is not finished; start it again with the same command.")
-        return FinishedRun(arguments, self.history(), files.read_json_lines(self / CURVES), self.table(),
+        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
                            files.read_json(self / SUMMARY)["phases"])
 
 

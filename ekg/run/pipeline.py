@@ -10,6 +10,7 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run import phases, preflight
+from ekg.run.finished import is_whole
 from ekg.run.lock import held
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,9 @@ class Pipeline:
             Stopped: a signal asked the run to end.
         """
         job, folder = self.job, self.job.folder
-        if self._report.is_done():
+        if self._report.is_done() and job.team.from_chief(lambda: is_whole(job)):
             logger.info("this run is finished; its table is")
-            if job.settings.writes_page and not job.has(names.REPORT_PAGE):  # stopped between the two
-                job.team.on_chief(self._report.write_page)
+            job.team.on_chief(self._complete)
             return folder.table()
         self._search.prepare()
         trained_file = trained_file or self._baseline.run()
@@ -78,6 +78,17 @@ class Pipeline:
             self._run_fine_tuning(model, baseline, supernet, history)
             rows["fine-tuned"] = (folder / names.TRAINED, found)
         return self._report.run(rows)
+
+    def _complete(self):
+        """Makes again what a finished run's result and numbers are enough for."""
+        job, folder = self.job, self.job.folder
+        result, made = (names.TRAINED, names.TRAINED_KERAS) if job.settings.fine_tunes else (
+            names.SLIMMED, names.SLIMMED_KERAS)
+        if not job.has(made):
+            found = folder.history()[-1].subnetwork
+            phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
+        if job.settings.writes_page and not (job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)):
+            self._report.write_page()  # stopped between the two, or removed
 
     def _run_fine_tuning(self, model, baseline, supernet, history):
         job, memory_bank = self.job, None

@@ -35,7 +35,8 @@ def check_search(source, arguments, training_settings):
     if differing:
         raise EkgError(f"{what}: was searched with other arguments; repeat those, or leave `search_from` out:{differing}")
     for name in SEARCH_FILES:
-        (files.read_json_lines if name.endswith(".jsonl") else files.read_sealed)(source / name)
+        if not name.endswith(".jsonl"):  # the history is read below, and the others only tell what was
+            files.read_sealed(source / name)
     history = source.history()
     if not history or history[-1].rate > arguments["target_rate"]:
         raise EkgError(f"{what}: its {names.HISTORY} is cut short; put the file back.")
@@ -65,4 +66,4 @@ def take_search(target, source):
 
 
 def _search_lines(path):
-    return [line for line in files.read_json_lines(path) if line["phase"] in SEARCH_PHASES]
+    return [line for line in files.read_report_lines(path) if line["phase"] in SEARCH_PHASES]

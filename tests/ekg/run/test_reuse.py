@@ -56,7 +56,6 @@ def test_a_search_that_is_taken_comes_without_the_training_behind_it(searched, t
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda folder: (folder / "curves.jsonl").unlink(), "its search is not finished"),
-    (lambda folder: (folder / "phases.jsonl").write_text("{}\n"), "phases.jsonl: line 1 is damaged"),
     (lambda folder: (folder / "history.jsonl").write_bytes((folder / "history.jsonl").read_bytes()[:-5]), "is cut short"),
     (lambda folder: (folder / "history.jsonl").write_text(""), "is cut short"),
     (lambda folder: (folder / "slimmed_param.pkl").write_bytes(b"x"), "slimmed_param.pkl: damaged")])

@@ -1,0 +1,80 @@
+"""What a finished run promises: that its result is there and whole. What is left makes again what can be made."""
+
+import logging
+import zipfile
+
+from ekg import files
+from ekg.errors import EkgError
+from ekg.run import folder as names
+
+logger = logging.getLogger(__name__)
+
+
+def is_whole(job):
+    """Returns whether a run that left its summary is finished.
+
+    What is damaged, or must be made anew, is removed with a warning, so that the phases make it again; then it is not.
+
+    Args:
+        job: Job, of the chief's process.
+
+    Raises:
+        EkgError: the result is gone or damaged, and what it could be made of is gone, too.
+    """
+    folder, whole = job.folder, True
+    try:
+        folder.table()
+    except (EkgError, KeyError, TypeError) as error:
+        logger.warning("%s The networks are measured again.", error if isinstance(error, EkgError) else
+                       f"{folder / names.SUMMARY}: holds no table.")
+        whole = False
+    result, keras_file = ((names.TRAINED, names.TRAINED_KERAS) if job.settings.fine_tunes
+                          else (names.SLIMMED, names.SLIMMED_KERAS))
+    problem = _problem(folder / result)
+    if problem:
+        _check_sources(job, folder / result, problem)
+        logger.warning("%s: %s; it is made again of what is left.", folder / result, problem)
+        (folder / result).unlink(missing_ok=True)
+        (folder / keras_file).unlink(missing_ok=True)
+        whole = False
+    elif not _is_archive(folder / keras_file):
+        logger.warning("%s: gone or damaged; it is made again of %s.", folder / keras_file, result)
+        (folder / keras_file).unlink(missing_ok=True)
+    if not whole:
+        (folder / names.SUMMARY).unlink(missing_ok=True)
+    return whole
+
+
+def _problem(path):
+    """Returns what is wrong with a parameter file, or None."""
+    if not path.exists():
+        return "is gone"
+    try:
+        files.read_sealed(path)
+    except EkgError:
+        return "is damaged"
+    return None
+
+
+def _check_sources(job, result, problem):
+    """Raises EkgError unless what a result is made of is there."""
+    folder = job.folder
+    if job.settings.fine_tunes:
+        needed = [folder.checkpoints("fine-tune"), folder / names.SLIMMED, folder / names.HISTORY, folder / names.SUPERNET]
+        if job.settings.fine_tuning.finetune_teacher == "ensemble":
+            needed.append(folder / names.BANK)
+    else:
+        needed = [folder / names.HISTORY, folder / names.SUPERNET]
+    missing = [path.name for path in needed if not path.exists()]
+    if missing:
+        raise EkgError(f"{result}: {problem}, and so is what it could be made of ({', '.join(missing)}); put the file back, "
+                       "or start anew in another folder.")
+
+
+def _is_archive(path):
+    """Returns whether a .keras file is there and whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False

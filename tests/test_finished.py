@@ -1,0 +1,110 @@
+"""A finished run whose result or numbers are gone or damaged: what can be made again is, the rest is named."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+import train_cifar
+import utils
+from ekg.errors import EkgError
+from ekg.run.folder import RunFolder
+from tests import small_jobs
+from tests.conftest import randomise_
+from tests.damage import flip_bit_of
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of a finished run, its arguments, its data)."""
+    place = tmp_path_factory.mktemp("finished")
+    utils.save_params(randomise_(small_jobs.build(None, 3)), place / "p.pkl")
+    argv = ["--trained_param", place / "p.pkl", "--target_rate", "0.6", "--train_epoch", 1, "--num_teacher", 2, "--runtimes"]
+    data = small_jobs.make_large_data()
+    small_jobs.run(train_cifar, data, *argv, "--train_path", place / "run")
+    return place / "run", argv, data
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """(copy of the folder, function that gives the same command again and returns the table's rows)."""
+    source, argv, data = finished
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    return folder, lambda: small_jobs.run(train_cifar, data, *argv, "--train_path", folder)
+
+
+def remove(path):
+    path.unlink()
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def check_same(folder, source):
+    """The same parameters, a .keras file of them, and the same figures but for time."""
+    ours, theirs = (utils.load_params(place / "trained_param.pkl") for place in (folder, source))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    stored, expected = (keras.models.load_model(place / "trained_param.keras") for place in (folder, source))
+    np.testing.assert_array_equal(stored(images), expected(images))
+    rows = [RunFolder.open(place).table() for place in (folder, source)]
+    assert [(row.loss, row.metrics, row.flops) for row in rows[0]] == [(row.loss, row.metrics, row.flops) for row in rows[1]]
+
+
+@pytest.mark.parametrize("damage", [remove, cut_short, flip_bit_of])
+@pytest.mark.parametrize("name", ["trained_param.pkl", "trained_param.keras", "summary.json"])
+def test_what_is_left_makes_the_rest_again(finished, again, name, damage, caplog):
+    folder, run = again
+    damage(folder / name)
+    rows = run()
+    assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"]
+    check_same(folder, finished[0])
+    assert name in caplog.text or (name, damage) == ("summary.json", remove)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.png"])
+def test_a_report_that_is_gone_is_drawn_again(again, name):
+    folder, run = again
+    before = (folder / name).stat().st_size
+    (folder / name).unlink()
+    run()
+    assert (folder / name).stat().st_size == pytest.approx(before, rel=0.1)
+
+
+def test_a_whole_run_is_left_as_it_is(again):
+    folder, run = again
+    before = {path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"}
+    run()
+    assert {path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"} == before
+
+
+def test_what_cannot_be_made_again_is_named_and_nothing_is_lost(again):
+    folder, run = again
+    (folder / "trained_param.pkl").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    before = {path.name for path in folder.iterdir()} | {".lock"}
+    with pytest.raises(EkgError, match=r"trained_param.pkl: is gone, and so is what it could be made of \(fine-tune\); put"):
+        run()
+    assert {path.name for path in folder.iterdir()} | {".lock"} == before
+
+
+def test_what_a_user_removed_to_save_room_is_not_missed(again):
+    folder, run = again
+    shutil.rmtree(folder / "memory_bank")
+    shutil.rmtree(folder / "checkpoints")
+    assert run()[2].name == "fine-tuned" and not (folder / "memory_bank").exists()
+
+
+@pytest.mark.parametrize("name", ["curves.jsonl", "phases.jsonl"])
+def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplog):
+    """A flipped bit in a line, before the result is made again and the report drawn."""
+    folder, run = again
+    flip_bit_of(folder / name)
+    (folder / "trained_param.pkl").unlink()
+    run()
+    check_same(folder, finished[0])
+    assert f"{name}: line " in caplog.text and "is damaged and left out" in caplog.text
+    assert (folder / "report.html").exists()
