@@ -72,6 +72,9 @@ class FolderSettings(settings.Settings):
     search_from: Path | None = setting(
         None, "reuse this run's finished search; it must have pruned the same --trained_param", MACHINE, may_be_none=True)
     overwrite: bool = setting(False, "remove an earlier run in --train_path and start anew", MACHINE)
+    restart: str | None = setting(
+        None, "phase that begins anew, with all behind it, where a run goes on; what they left is removed", MACHINE,
+        choices=tuple(names.PHASE_FILES), may_be_none=True)
     preflight: bool = setting(
         True, "before the first long phase, run one step of every phase and check room on disk", MACHINE)
 
@@ -134,6 +137,8 @@ def _check_combinations(args, recipe):
         raise EkgError("`baseline_epoch` has no effect here: `trained_param` is given; leave it out.")
     if args.sync_bn and args.accum > 1:
         raise EkgError("`sync_bn` and `accum` exclude each other: statistics of the whole batch need it at once.")
+    if args.restart == "baseline" and args.trained_param:
+        raise EkgError("`restart` baseline has no effect here: `trained_param` is given; name another phase.")
     if args.search_from and not args.trained_param:
         raise EkgError("`search_from` needs `trained_param`, the network that was searched; a run that trained it itself "
                        f"keeps it as {names.BASELINE}.")
@@ -355,6 +360,8 @@ def _prepare_folder(args, arguments):
         reuse.check_search(source, arguments, training)
     folder = RunFolder.prepare(args.train_path, arguments, args.overwrite,
                                "name a new `train_path`, or start anew with `overwrite`")
+    if args.restart:
+        folder.restart(args.restart)
     if takes_search:
         reuse.take_search(folder, source)
 

@@ -22,6 +22,7 @@ from ekg import settings
 from ekg.errors import EkgError, first_line
 from ekg.own_data import VIEWS
 from ekg.pruning import AUTO
+from ekg.run.folder import PHASE_FILES
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
 
@@ -67,6 +68,9 @@ class OutputSettings(Settings):
     """What is left."""
     train_path: Path | None = setting(
         None, "run folder; without it runs/MODEL_RATE; the same command again goes on there", MACHINE, may_be_none=True)
+    restart: str | None = setting(
+        None, "phase that begins anew, with all behind it, where a run goes on", MACHINE,
+        choices=tuple(phase for phase in PHASE_FILES if phase != "baseline"), may_be_none=True)
     search_only: bool = setting(False, "end with the network that is cut out, without fine-tuning", SEARCH)
 
 
@@ -185,7 +189,8 @@ def main(args):
         result = ekg.prune(
             model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
             epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
-            augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, strategy=strategy)
+            augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,
+            strategy=strategy)
     except EkgError as error:
         raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
     print(result.summary())

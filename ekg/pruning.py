@@ -106,8 +106,8 @@ class PruneResult:
 
 
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
-          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None, seed=0,
-          strategy=None, verbose=True):
+          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None,
+          restart=None, seed=0, strategy=None, verbose=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)
@@ -126,17 +126,16 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
-        task: "auto" decides from the network's output and the labels, and says what it decided; or a name of tasks.TASKS, or
-            a tasks.Task.
+        task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS; or a tasks.Task.
         exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
         run: {name: value} of RunSettings, as precision, accum.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images of TensorFlow
-            operations; None trains on the images as they are.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
+        restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
         seed: of order, views and choice of images.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
         verbose: whether progress bars are shown, and what is decided and done is told.
@@ -149,6 +148,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         FloatingPointError: a loss or a reward is not finite.
         Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
     """
+    plan.check_restart(restart, run_dir)
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
     stays = {"exclude": exclude, "min_channels": min_channels}
     with contextlib.ExitStack() as stack:
@@ -163,7 +163,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         job, note = _make_job(choices, data, networks, team, Path(path))
         made_of = _arguments(job, epochs, augment) | found
         team.check_same({name: json.dumps(value) for name, value in made_of.items()})
-        rows = pipeline.run_job(job, lambda: _prepare(job, made_of), trained_file=job.folder / names.BASELINE)
+        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, restart), trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
 
 
@@ -246,9 +246,11 @@ def _named(function):
     return getattr(function, "__qualname__", repr(type(function)))
 
 
-def _prepare(job, made_of):
+def _prepare(job, made_of, restart):
     """Makes or opens the run folder, and puts the trained network into it."""
     folder = RunFolder.prepare(job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`")
+    if restart is not None:
+        folder.restart(restart)
     if not folder.has(names.BASELINE):
         job.networks.save(job.networks.model, folder / names.BASELINE)
 

@@ -8,6 +8,7 @@ import pytest
 
 import train_cifar
 import utils
+from ekg import files
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from tests import small_jobs
@@ -108,3 +109,34 @@ def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplo
     check_same(folder, finished[0])
     assert f"{name}: line " in caplog.text and "is damaged and left out" in caplog.text
     assert (folder / "report.html").exists()
+
+
+def test_a_phase_begins_anew_with_all_behind_it(finished, again):
+    """Every checkpoint of fine-tuning damaged: the message says what to do, and that does it."""
+    folder, _ = again
+    argv, data = finished[1:]
+    for name in ("trained_param.pkl", "summary.json"):
+        (folder / name).unlink()
+    for path in (folder / "checkpoints" / "fine-tune").glob("ckpt-*.index"):
+        flip_bit_of(path)
+
+    def run(*more):
+        return small_jobs.run(train_cifar, data, *argv, "--train_path", folder, *more)
+    with pytest.raises(EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew with "
+                                       "`restart` fine-tune"):
+        run()
+    before = (folder / "slimmed_param.pkl").stat().st_mtime
+    run("--restart", "fine-tune")
+    check_same(folder, finished[0])
+    assert (folder / "slimmed_param.pkl").stat().st_mtime == before
+    curves = [line for line in files.read_json_lines(folder / "curves.jsonl") if line["phase"] == "fine-tune"]
+    assert [line["step"] for line in curves] == [1]
+    run("--restart", "search")
+    check_same(folder, finished[0])
+    assert (folder / "slimmed_param.pkl").stat().st_mtime > before
+
+
+def test_a_baseline_that_was_given_cannot_begin_anew(finished, capsys):
+    with pytest.raises(SystemExit):
+        train_cifar.parse_args([*map(str, finished[1]), "--restart", "baseline"])
+    assert "--restart baseline has no effect here" in capsys.readouterr().err

@@ -33,6 +33,11 @@ SUMMARY = "summary.json"
 EXPORTED = "exported"  # the networks in deployment formats
 REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 CONDITION = "condition.json"  # of an analysis
+# What each phase leaves, besides its checkpoints, in the order in which they run.
+PHASE_FILES = {"baseline": (BASELINE,), "subset": (SUPERNET,), "search": (HISTORY, SEARCH_STATE, LATENCY_TABLE),
+               "slim": (SLIMMED, SLIMMED_KERAS), "bank": (BANK,),
+               "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
+               "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE)}
 FORMER = ("search_state.pkl",)  # written by earlier versions
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
 OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
@@ -165,11 +170,25 @@ class RunFolder:
     def remove_run(self):
         """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
         for name in OWN_NAMES[:-1]:
-            path = self / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(self / name)
+
+    def restart(self, phase):
+        """Removes what a phase and all behind it left, so that they begin anew.
+
+        Args:
+            phase: one of PHASE_FILES.
+        """
+        order = list(PHASE_FILES)
+        gone = order[order.index(phase):]
+        for file in (self / CURVES, self / PHASES):
+            kept = [line for line in files.read_report_lines(file) if line["phase"] not in gone]
+            file.unlink(missing_ok=True)
+            for line in kept:
+                files.append_json_line(file, line)
+        for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
+            for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
+                _remove(path)
+        self._logged = None
 
     # ---------------------------------------------------------------- what is written and read line by line
 
@@ -247,6 +266,13 @@ class RunFolder:
             raise EkgError(f"{self.path}: the run is not finished; start it again with the same command.")
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
                            files.read_json(self / SUMMARY)["phases"])
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def differences(old, new):

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
+from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
 from ekg.settings import SUBSET_PER_CLASS, FineTuneSettings, JobSettings, RunSettings, SearchSettings, SubsetSettings
 
@@ -141,3 +142,12 @@ def check_batch(name, batch_size, parts):
     if batch_size % count:
         product = " x ".join(f"{number} {what}" for what, number in parts.items())
         raise EkgError(f"`{name}` {batch_size} must be a multiple of {count} = {product}.")
+
+
+def check_restart(restart, run_dir):
+    """Raises EkgError unless `restart` names a phase of a run in a folder that is kept, or is None."""
+    phases = [phase for phase in PHASE_FILES if phase != "baseline"]
+    if restart is not None and restart not in phases:
+        raise EkgError(f"`restart` must be one of {phases}; received {restart!r}.")
+    if restart is not None and run_dir is None:
+        raise EkgError("`restart` has no effect here: without `run_dir` nothing is kept; leave it out.")

@@ -44,8 +44,8 @@ class Checkpoints:
                 logger.warning("%s: this checkpoint is damaged; %s.", prefix, following)
         if not good:
             if prefixes:
-                raise EkgError(f"{self._folder}: every checkpoint there is damaged; put them back, or remove that "
-                               "folder to start this phase anew.")
+                raise EkgError(f"{self._folder}: every checkpoint there is damaged; put them back, or start this phase "
+                               f"anew with `restart` {self._folder.name}.")
             return None
         self._checkpoint.read(str(good[0])).assert_existing_objects_matched()
         return json.loads(self._position.numpy())

@@ -256,7 +256,7 @@ def test_a_run_folder_that_is_not_named_has_the_name_of_the_job():
 # ---------------------------------------------------------------- what a run folder keeps
 
 # Where a run begins and goes on; the tests below give them all the time.
-PLACES = {"train_path", "trained_param", "search_from", "overwrite"}
+PLACES = {"train_path", "trained_param", "search_from", "overwrite", "restart"}
 CIFAR_FLAGS = [(cls, field) for script, cls, field in FLAGS if script is train_cifar and field.name not in PLACES]
 
 

@@ -65,7 +65,7 @@ def test_where_all_are_damaged_it_is_said(tmp_path, weights):
     save(tmp_path, weights, 2)
     for path in tmp_path.glob("*.index"):
         path.write_bytes(b"")
-    with pytest.raises(EkgError, match="every checkpoint there is damaged; put them back, or remove that folder"):
+    with pytest.raises(EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew"):
         restore(tmp_path, weights)
 
 
