@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ekg import stopping
 from ekg.errors import EkgError
 from ekg.export.formats import Reader
 
@@ -43,8 +44,11 @@ class FreshReader(Reader):
             np.savez(given, **{str(place): array for place, array in enumerate(arrays)})
             command = [sys.executable, "-I", "-c", PROGRAM, self._form, str(self._path.absolute()), str(given), str(result)]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+            stopping.check()  # a signal to the group ends the process, too
             if done.returncode:
                 reason = [line for line in done.stderr.strip().splitlines() if line.strip()][-1:] or ["no message"]
+                if done.returncode < 0:
+                    reason = [f"it was ended by signal {-done.returncode}"]
                 raise EkgError(f"{self._path}: a Python process that has TensorFlow alone cannot read it "
                                f"({reason[0].strip()[:300]}).")
             with np.load(result) as file:
