@@ -64,7 +64,7 @@ def _draw_search(rates, losses, history, metric):
     accuracies.plot(steps, [metric.factor * entry.accuracy for entry in history], color=COLOURS[1], label=f"{words} (right)")
     accuracies.set_ylabel(f"validation {words}" + ", %" * metric.is_share)
     lines = [*losses.get_lines(), *accuracies.get_lines()]
-    losses.legend(lines, [line.get_label() for line in lines], loc="best")
+    losses.legend(lines, [line.get_label() for line in lines], loc="center left")
 
 
 def _draw_latency(axes, history):
