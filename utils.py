@@ -45,7 +45,8 @@ if "tensorflow" not in sys.modules and sys.stderr is not None:
 import tensorflow as tf  # noqa: E402
 
 from ekg import stopping  # noqa: E402
-from ekg.errors import EkgError, first_line  # noqa: E402
+from ekg.errors import EkgError  # noqa: E402
+from ekg.keras_files import load_keras  # noqa: E402
 from ekg.parameters import assign_params_, find_mismatches, load_params, mismatch, model_params, save_params  # noqa: E402
 from ekg.pickles import load_pickle, parse_pickle, save_pickle  # noqa: E402
 from ekg.stopping import Stopped  # noqa: E402
@@ -59,22 +60,6 @@ EXIT_LOST_WORKER = 3
 EXIT_STOPPED = 128  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
-
-
-def load_keras(path):
-    """Returns the keras.Model in a .keras file; it is read without running code of its own.
-
-    Raises:
-        EkgError: there is no such file, or it cannot be read.
-    """
-    import keras  # behind TensorFlow's environment
-
-    if not os.path.isfile(path):
-        raise EkgError(f"`model` {path}: no such file.")
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras, or a file from a stranger, raises
-        raise EkgError(f"`model` {path}: cannot be read as a .keras file ({first_line(error)[:200]}).") from None
 
 
 # ---------------------------------------------------------------- running a script
