@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dataloader.headers import problem_of
 from ekg.errors import EkgError, first_line
 from ekg.sources import Data
 
@@ -87,7 +88,11 @@ def _read_file(file, image_shape):
     height, width, channels = image_shape
     try:
         with tf.device("CPU"):
-            image = tf.io.decode_image(tf.io.read_file(file), channels=channels or 3, expand_animations=False)
+            data = tf.io.read_file(file)
+            problem = problem_of(data.numpy())
+            if problem:
+                raise EkgError(f"{file}: is not decoded: {problem}; make it smaller, or remove it.")
+            image = tf.io.decode_image(data, channels=channels or 3, expand_animations=False)
             return tf.image.resize(image, (height, width)).numpy()
     except tf.errors.OpError as error:
         raise EkgError(f"{file}: cannot be read as an image ({first_line(error)[:100]}); put a good copy there, or remove "

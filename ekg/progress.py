@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import resource
+import sys
 from pathlib import Path
 
 import tqdm
@@ -14,10 +15,30 @@ class _Shown:
     is_on = True
 
 
+LINE_SECONDS = 60  # between two lines of a bar in a file
+
+
+class _Lines:
+    """An error stream that is no terminal: every state of a bar is a line of its own."""
+
+    def write(self, text):
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self):
+        sys.stderr.flush()
+
+
 def progress_bar(name, total, unit):
-    """Returns a tqdm progress bar on the standard error stream."""
-    return tqdm.tqdm(total=total, desc=name, unit=unit, dynamic_ncols=True, mininterval=0.5, smoothing=0.1,
-                     disable=not _Shown.is_on)
+    """Returns a tqdm progress bar on the standard error stream.
+
+    Where that is no terminal but a file, it is a line a minute, and none of what is over within a minute.
+    """
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    where = {"mininterval": 0.5, "dynamic_ncols": True} if is_terminal else {
+        "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS, "delay": LINE_SECONDS, "ncols": 120, "file": _Lines()}
+    return tqdm.tqdm(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
 
 
 @contextlib.contextmanager

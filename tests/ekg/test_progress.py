@@ -17,3 +17,30 @@ print(before, progress.peak_memory_mib() - before)"""
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout  # noqa: S603
     before, growth = map(float, output.split())
     assert 50 < before < large.nbytes / 2**20 < progress.peak_memory_mib() and 240 < growth < 300
+
+
+def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 1e-9)
+    with progress.progress_bar("search", 3, "step") as bar:
+        for _ in range(3):
+            bar.update(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3 and all(line.startswith("search: ") for line in lines) and "3/3" in lines[-1]
+    monkeypatch.setattr(progress, "LINE_SECONDS", 60)
+    with progress.progress_bar("short", 3, "step") as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_at_a_terminal_a_bar_is_one_line_that_is_written_over(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with progress.progress_bar("search", 3, "step") as bar:
+        bar.update(3)
+    text = capsys.readouterr().err
+    assert text.count("\r") >= 1 and text.count("\n") == 1
+
+
+def test_nothing_is_shown_where_nothing_is_asked_for(capsys):
+    with progress.shown(False), progress.progress_bar("search", 3, "step") as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
