@@ -318,13 +318,29 @@ def prune(args, recipe, load_data, build, from_params):
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     compute = Compute(team, use_xla(args.compile), args.precision)
     job = Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path))
-    rows = pipeline.run_job(
-        job, lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)), trained_file=args.trained_param,
-        baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model), preflight=args.preflight)
+    try:
+        rows = pipeline.run_job(
+            job, lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)),
+            trained_file=args.trained_param, preflight=args.preflight,
+            baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model))
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error} {_what_is_whole(args)}") from None
     if team.is_chief:
         print(format_table(rows))
         print(f"run folder: {args.train_path}", file=sys.stderr)
     return rows
+
+
+def _what_is_whole(args):
+    """Returns what a run whose loss diverged leaves to go on from, as a sentence."""
+    folder = RunFolder(args.train_path)
+    trained = args.trained_param or folder / names.BASELINE
+    if folder.is_searched():
+        return (f"The search is whole: --trained_param {trained} --search_from {args.train_path} with a new --train_path "
+                "and a lower --learning_rate goes on from it.")
+    if not args.trained_param and folder.has(names.BASELINE):
+        return f"The trained network is whole: --trained_param {trained} goes on from it."
+    return "Nothing before it is worth going on from."
 
 
 def _check_devices(args, team):

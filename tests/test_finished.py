@@ -140,3 +140,13 @@ def test_a_baseline_that_was_given_cannot_begin_anew(finished, capsys):
     with pytest.raises(SystemExit):
         train_cifar.parse_args([*map(str, finished[1]), "--restart", "baseline"])
     assert "--restart baseline has no effect here" in capsys.readouterr().err
+
+
+def test_a_loss_that_diverges_says_what_to_go_on_from(finished, tmp_path):
+    _, argv, data = finished
+    message = ("became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from .*run with a new "
+               "--train_path and a lower --learning_rate")
+    with pytest.raises(FloatingPointError, match=message):
+        small_jobs.run(train_cifar, data, *argv, "--train_path", tmp_path / "run", "--learning_rate", 1e30)
+    small_jobs.run(train_cifar, data, *argv, "--train_path", tmp_path / "new", "--search_from", tmp_path / "run")
+    check_same(tmp_path / "new", finished[0])
