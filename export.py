@@ -107,6 +107,9 @@ def load_model(args):
 def load_data(args, model, dataset):
     """Returns the data set to compare and measure on, or None where none is named."""
     shape = tuple(model.inputs[0].shape[1:])
+    if None in shape and (args.dataset or args.data_path):
+        raise EkgError(f"`model` {args.model} takes images of any size; export it in a program, with ekg.export(model, "
+                       "path, examples=images).")
     dataset = args.dataset or dataset
     if dataset is not None and (args.dataset or args.data_path):
         data = dataloader.load(dataset, args.data_path)
@@ -134,8 +137,9 @@ def main(args):
         measured = measure_exported(result.reader, data.batches(data.test or data.train, 1))
         print(", ".join(f"{METRICS[name].title} {METRICS[name].text(value)}" for name, value in measured.items())
               + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} examples, in its own runtime")
-    one = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs]
-    timed = result.reader.make_pass(one)
+    has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
+    one = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs] if has_sizes else []
+    timed = result.reader.make_pass(one) if has_sizes else None
     if timed is not None:
         timing = summarise(time_in_turn([timed], ROUNDS, 10))[0]
         print(f"{timing.milliseconds:.3g} ms for one example [{timing.low:.3g}, {timing.high:.3g}]")

@@ -145,7 +145,9 @@ def _read_examples(graph, examples, quantize):
     """Returns a list of an array for each input."""
     if examples is None:
         generator = np.random.default_rng(0)
-        graph.check_sizes()
+        if any(None in graph.shapes[number][1:] for number in graph.inputs):
+            raise EkgError(f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, and they "
+                           "tell one to compare at.")
         return [_random(generator, graph, number) for number in graph.inputs]
     several = isinstance(examples, (list, tuple, dict))
     arrays = [np.asarray(array) for array in (keras.tree.flatten(examples) if several else [examples])]
