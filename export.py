@@ -129,7 +129,7 @@ def main(args):
     data = load_data(args, model, dataset)
     examples = None
     if data is not None:
-        examples = np.resize(draw_examples(data, EXAMPLES), (EXAMPLES, *model.inputs[0].shape[1:]))
+        examples = draw_examples(data, EXAMPLES)
     result = ekg.export(model, args.out, args.format, quantize=args.quantize, examples=examples, tolerance=args.tolerance)
     print(result)
     measured = {}

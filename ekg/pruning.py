@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ekg import settings, stopping
@@ -82,8 +81,6 @@ class PruneResult:
             result.export("pruned.tflite", quantize="int8")
         """
         examples = draw_examples(self._data, EXPORT_EXAMPLES)
-        if len(examples) < EXPORT_EXAMPLES:  # a small training set goes round
-            examples = np.resize(examples, (EXPORT_EXAMPLES, *examples.shape[1:]))
         return export(self.model, path, format, quantize=quantize, examples=examples, tolerance=tolerance)
 
     def report(self, folder):
@@ -259,5 +256,5 @@ def _result(job, rows, note):
     folder = job.folder
     run = folder.read_finished()
     found = run.history[-1].subnetwork
-    path = folder / (names.TRAINED if job.settings.fine_tunes else names.SLIMMED)
-    return PruneResult(job.networks.finished(path, found), found, tuple(run.history), rows, note, run, job.data)
+    model = job.networks.finished(folder / job.result_names[0], found)
+    return PruneResult(model, found, tuple(run.history), rows, note, run, job.data)

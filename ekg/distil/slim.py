@@ -7,6 +7,7 @@ import numpy as np
 
 from ekg.devices.compute import Compute
 from ekg.graph.calls import Graph
+from ekg.graph.readers import sole_readers
 from ekg.train.evaluate import estimate_statistics_
 
 logger = logging.getLogger(__name__)
@@ -89,15 +90,7 @@ def restore_norms_(model, original):
 
 def _normalised_convolutions(graph):
     """Yields (key, convolution, batch norm) where the output of the one is read by the other alone, both called once."""
-    readers, keys = {}, [call.key for call in graph.calls]
-    for call in graph.calls:
-        for tensor in call.inputs:
-            readers.setdefault(tensor, []).append(call)
-    for call in graph.calls:
-        behind = readers.get(call.output, [])
-        is_convolution = type(call.layer) in _CONVOLUTIONS and call.output not in graph.outputs
-        if not is_convolution or len(behind) != 1 or call.layer.activation is not keras.activations.linear:
-            continue
-        norm = behind[0]
-        if type(norm.layer) is keras.layers.BatchNormalization and keys.count(call.key) == keys.count(norm.key) == 1:
+    for call, norm in sole_readers(graph).items():
+        if type(call.layer) in _CONVOLUTIONS and call.layer.activation is keras.activations.linear and (
+                type(norm.layer) is keras.layers.BatchNormalization):
             yield call.key, call.layer, norm.layer

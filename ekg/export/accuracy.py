@@ -36,8 +36,12 @@ def measure_exported(reader, batches):
 
 
 def draw_examples(data, number, seed=0):
-    """Returns up to so many training images of a data set, drawn from all of them, as the network takes them."""
+    """Returns so many training images of a data set, drawn from all of them, as the network takes them.
+
+    Where there are fewer, they go round.
+    """
     places = np.sort(np.random.default_rng(seed).permutation(len(data.train))[:number])
     images = data.train.read(places)
     images = np.asarray(data.batches(data.train, 1).normalise(images))
-    return images[np.random.default_rng(seed + 1).permutation(len(images))]
+    images = images[np.random.default_rng(seed + 1).permutation(len(images))]
+    return np.resize(images, (number, *images.shape[1:]))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ekg.graph import cutting, groups, norms
 from ekg.graph.calls import Graph
+from ekg.graph.readers import sole_readers
 
 KINDS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense, keras.layers.DepthwiseConv1D,
          keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose,
@@ -49,19 +50,8 @@ def _as_factor(norm):
 
 def _pairs(graph):
     """Returns a list of (Call of a layer, Call of the batch norm that alone reads what it writes)."""
-    readers, calls_of = {}, {}
-    for call in graph.calls:
-        calls_of.setdefault(id(call.layer), []).append(call)
-        for number in call.inputs:
-            readers.setdefault(number, []).append(call)
-    pairs = []
-    for call in graph.calls:
-        behind = readers.get(call.output, [])
-        if type(call.layer) in KINDS and len(behind) == 1 and call.output not in graph.outputs and (
-                len(calls_of[id(call.layer)]) == len(calls_of[id(behind[0].layer)]) == 1) and (
-                _is_foldable(call.layer, behind[0].layer, len(graph.shapes[call.output]))):
-            pairs.append((call, behind[0]))
-    return pairs
+    return [(call, norm) for call, norm in sole_readers(graph).items()
+            if type(call.layer) in KINDS and _is_foldable(call.layer, norm.layer, len(graph.shapes[call.output]))]
 
 
 def _is_foldable(layer, norm, rank):

@@ -140,6 +140,11 @@ class Graph:
         """Size of the last axis of what the model returns: the number of classes."""
         return self.shapes[self.output][-1]
 
+    @property
+    def input_shapes(self):
+        """Shape of an example of every input, without the batch."""
+        return [self.shapes[number][1:] for number in self.inputs]
+
     def is_last(self, call):
         """Returns whether a call writes what the model returns."""
         return any(number in self.outputs for number in call.outputs)
@@ -171,7 +176,7 @@ class Graph:
 
     def check_sizes(self):
         """Raises EkgError if the size of an input is not known, and with it the FLOPs."""
-        shapes = [self.shapes[number][1:] for number in self.inputs]
+        shapes = self.input_shapes
         if any(size is None for shape in shapes for size in shape):
             raise EkgError(f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs are not known; "
                            "give the size that they are counted for, as in `input_shape`=(224, 224, 3).")

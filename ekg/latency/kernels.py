@@ -5,7 +5,6 @@ belong to it, and so does a padding before it.
 """
 
 import dataclasses
-import functools
 import json
 
 import keras
@@ -13,6 +12,7 @@ import numpy as np
 
 from ekg.graph import cutting, norms
 from ekg.graph.activations import is_elementwise
+from ekg.graph.readers import find_readers
 
 # What a configuration holds that the time does not depend on, or that follows from the channels.
 _NO_PART = ("name", "trainable", "filters", "units", "seed", "momentum", "epsilon", "activity_regularizer")
@@ -36,11 +36,6 @@ class Kernel:
     dims: tuple[np.ndarray, ...]
 
     @property
-    def name(self):
-        """Name of the layer that does most of the work: the first with weights, or the first of all."""
-        return next((call.key for call in self.calls if getattr(call.layer, "weights", ())), self.calls[0].key)
-
-    @property
     def sizes(self):
         """Numbers of channels of the unpruned network, one for each of dims."""
         return tuple(len(channels) for channels in self.dims)
@@ -52,11 +47,7 @@ class Kernel:
 
 def find_kernels(graph, layout):
     """Returns the list of Kernels of a network, in the order in which they run."""
-    readers = {}
-    for call in graph.calls:
-        for number in call.inputs:
-            readers.setdefault(number, []).append(call)
-    chains, chain_of = [], {}
+    chains, chain_of, readers = [], {}, find_readers(graph)
     for call in graph.calls:
         chain = chain_of.get(call.inputs[0]) if len(call.inputs) == 1 else None
         if chain is not None and len(readers[call.inputs[0]]) == 1 and call.inputs[0] not in graph.outputs and (
@@ -143,11 +134,3 @@ def _config(call):
     except NotImplementedError:
         return call.key
     return {name: value for name, value in config.items() if name not in _NO_PART and not name.endswith(_NO_PARTS)}
-
-
-@functools.cache
-def describe(kind):
-    """Returns a kernel's kind in a few words, for people."""
-    calls, tensors = json.loads(kind)
-    size = "x".join(map(str, tensors[0][0])) or "1"
-    return f"{'+'.join(name for name, *_ in calls)} at {size}"

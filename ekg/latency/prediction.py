@@ -30,12 +30,6 @@ class Predictor:
         self.kernels = parts.find_kernels(supernet.graph, supernet.layout)
         self._factor, self._offset = 1.0, 0.0
 
-    @property
-    def input_shapes(self):
-        """Shape of an example of every input, without the batch."""
-        graph = self.supernet.graph
-        return [graph.shapes[number][1:] for number in graph.inputs]
-
     @functools.cached_property
     def fingerprint(self):
         """Tells networks of other kernels apart."""
@@ -53,8 +47,8 @@ class Predictor:
         """Returns [a, b] that fit the whole networks best, by least squares of the relative errors."""
         conditions, whole = self.table.conditions, self.supernet.whole()
         networks = list(dict.fromkeys(whole.with_widths(dict.fromkeys(whole.names, width)) for width in CALIBRATION_WIDTHS))
-        passes = [runtime.load(self.supernet.cut(network), conditions["batch"], conditions["threads"], self.input_shapes)
-                  for network in networks]
+        passes = [runtime.load(self.supernet.cut(network), conditions["batch"], conditions["threads"],
+                               self.supernet.graph.input_shapes) for network in networks]
         measured = np.median(time_in_turn(passes, ROUNDS, SECONDS), axis=0)
         sums = np.array([self._sum(network) for network in networks])
         if np.ptp(sums) < 0.1 * sums.max():  # nothing to tell a from b by

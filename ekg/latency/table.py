@@ -1,6 +1,5 @@
 """A table of the times of kernels, measured on this machine and kept in a file."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -160,8 +159,3 @@ def _read_tables(path):
         return [Table.from_json(entry) for entry in value["tables"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise EkgError(f"{path}: no file of latency tables; name another.") from None
-
-
-def same_json(value):
-    """Returns a value as it comes back from JSON: tuples as lists."""
-    return json.loads(json.dumps(value))

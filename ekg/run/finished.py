@@ -28,8 +28,7 @@ def is_whole(job):
         logger.warning("%s The networks are measured again.", error if isinstance(error, EkgError) else
                        f"{folder / names.SUMMARY}: holds no table.")
         whole = False
-    result, keras_file = ((names.TRAINED, names.TRAINED_KERAS) if job.settings.fine_tunes
-                          else (names.SLIMMED, names.SLIMMED_KERAS))
+    result, keras_file = job.result_names
     problem = _problem(folder / result)
     if problem:
         _check_sources(job, folder / result, problem)

@@ -11,6 +11,7 @@ from typing import Any
 from ekg.data import mixed_order
 from ekg.devices.compute import Compute
 from ekg.progress import peak_memory_mib
+from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.networks import Networks
 from ekg.settings import JobSettings
@@ -45,6 +46,11 @@ class Job:
     def search_compute(self):
         """Compute of search and memory bank."""
         return dataclasses.replace(self.compute, dtype=self.settings.run.search_precision)
+
+    @property
+    def result_names(self):
+        """Names of the parameter file and the .keras file that the job ends with."""
+        return (names.TRAINED, names.TRAINED_KERAS) if self.settings.fine_tunes else (names.SLIMMED, names.SLIMMED_KERAS)
 
     @property
     def output_shape(self):

@@ -305,7 +305,6 @@ class ReportPhase(Phase):
         if not formats:
             return rows
         examples = draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
-        examples = np.resize(examples, (EXPORT_EXAMPLES, *examples.shape[1:]))  # a small training set goes round
 
         def write():
             sizes = []

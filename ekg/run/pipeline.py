@@ -82,8 +82,7 @@ class Pipeline:
     def _complete(self):
         """Makes again what a finished run's result and numbers are enough for."""
         job, folder = self.job, self.job.folder
-        result, made = (names.TRAINED, names.TRAINED_KERAS) if job.settings.fine_tunes else (
-            names.SLIMMED, names.SLIMMED_KERAS)
+        result, made = job.result_names
         if not job.has(made):
             found = folder.history()[-1].subnetwork
             phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)

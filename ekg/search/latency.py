@@ -7,7 +7,7 @@ from pathlib import Path
 from ekg.errors import EkgError
 from ekg.latency.prediction import Predictor
 from ekg.latency.runtimes import runtime_named
-from ekg.latency.table import Table, conditions_of, load_table, same_json, save_table
+from ekg.latency.table import Table, conditions_of, load_table, save_table
 from ekg.latency.timing import Conditions, measure_latency
 from ekg.search.targets import Target
 
@@ -70,11 +70,10 @@ class Latency(Target):
 
     def measure(self, supernet, subnetworks):
         """Returns a list of timing.Timing of Subnetworks, measured in turn; ratios are to the first."""
-        graph = supernet.graph
-        shapes = [graph.shapes[number][1:] for number in graph.inputs]
         networks = {number: supernet.cut(subnetwork) for number, subnetwork in enumerate(subnetworks)}
         threads = self.conditions.num_threads
-        return list(measure_latency(networks, self.runtime, self.batch, threads, shapes, ROUNDS, SECONDS).values())
+        return list(measure_latency(networks, self.runtime, self.batch, threads, supernet.graph.input_shapes, ROUNDS,
+                                    SECONDS).values())
 
     def cost(self, supernet, subnetwork):
         raise EkgError("`target` latency: prepare() measures what the cost is predicted from; ask what it returns.")
@@ -108,7 +107,7 @@ class Latency(Target):
         """Returns the table for a supernet as a dict for JSON; it is kept in both files."""
         self._check_reachable(supernet)
         runtime = runtime_named(self.runtime)
-        conditions = same_json(conditions_of(runtime, self.batch, self.conditions.num_threads))
+        conditions = conditions_of(runtime, self.batch, self.conditions.num_threads)
         paths = [path for path in (path, self.table) if path is not None]
         table = load_table(next((path for path in paths if Path(path).exists()), None), conditions)
         Predictor(supernet, table).measure_(runtime)

@@ -8,7 +8,7 @@ from ekg import files
 from ekg.errors import EkgError
 from ekg.latency.prediction import Predictor
 from ekg.latency.runtimes import RUNTIMES
-from ekg.latency.table import Table, conditions_of, load_table, same_json, save_table
+from ekg.latency.table import Table, conditions_of, load_table, save_table
 from tests import networks
 from tests.conftest import make_tiny_resnet
 from tests.ekg.latency.helpers import install, seconds_of
@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 def measured(model, table=None):
     supernet = ekg.Supernet(model)
-    table = table or Table(same_json(conditions_of(RUNTIMES["litert"], 1, 1)))
+    table = table or Table(conditions_of(RUNTIMES["litert"], 1, 1))
     predictor = Predictor(supernet, table)
     predictor.measure_(RUNTIMES["litert"])
     return supernet, predictor
@@ -99,6 +99,6 @@ def test_a_file_of_something_else_is_no_table(tmp_path, value):
 
 def test_conditions_name_runtime_versions_and_machine():
     conditions = conditions_of(RUNTIMES["litert"], 1, 2)
-    assert json.loads(json.dumps(conditions)) == same_json(conditions)
+    assert json.loads(json.dumps(conditions)) == conditions
     assert conditions["threads"] == 2 and conditions["runtime"] == "litert" and conditions["machine"]["processor"]
     assert set(conditions["versions"]) == {"tensorflow", "ai-edge-litert"}
