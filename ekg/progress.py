@@ -30,6 +30,13 @@ class _Lines:
         sys.stderr.flush()
 
 
+class _LineBar(tqdm.tqdm):
+    """A bar in a file: what it says besides its number waits for the next line."""
+
+    def set_postfix(self, ordered_dict=None, refresh=True, **kwargs):
+        super().set_postfix(ordered_dict, refresh=False, **kwargs)
+
+
 def progress_bar(name, total, unit):
     """Returns a tqdm progress bar on the standard error stream.
 
@@ -38,7 +45,8 @@ def progress_bar(name, total, unit):
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     where = {"mininterval": 0.5, "dynamic_ncols": True} if is_terminal else {
         "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS, "delay": LINE_SECONDS, "ncols": 120, "file": _Lines()}
-    return tqdm.tqdm(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
+    make = tqdm.tqdm if is_terminal else _LineBar
+    return make(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
 
 
 @contextlib.contextmanager

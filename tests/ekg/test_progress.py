@@ -28,7 +28,9 @@ def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
     assert len(lines) >= 3 and all(line.startswith("search: ") for line in lines) and "3/3" in lines[-1]
     monkeypatch.setattr(progress, "LINE_SECONDS", 60)
     with progress.progress_bar("short", 3, "step") as bar:
-        bar.update(3)
+        for loss in range(3):
+            bar.update(1)
+            bar.set_postfix({"loss": loss})
     assert capsys.readouterr().err == ""
 
 
