@@ -45,6 +45,7 @@ if "tensorflow" not in sys.modules and sys.stderr is not None:
 import tensorflow as tf  # noqa: E402
 
 from ekg import stopping  # noqa: E402
+from ekg.devices.team import LOST_WORKER  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
 from ekg.keras_files import load_keras  # noqa: E402
 from ekg.parameters import assign_params_, find_mismatches, load_params, mismatch, model_params, save_params  # noqa: E402
@@ -59,7 +60,6 @@ EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
 EXIT_STOPPED = 128  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
-LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 # ---------------------------------------------------------------- running a script

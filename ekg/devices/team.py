@@ -1,5 +1,6 @@
 """The replicas of a job, on one machine or on several, as a team that shares out pure work."""
 
+import contextlib
 import json
 from concurrent import futures
 
@@ -10,6 +11,8 @@ from ekg import stopping
 from ekg.errors import EkgError
 
 MAX_TEXT = 2**20  # bytes of a text that workers exchange
+# What a process gets where another one has ended or cannot be reached.
+LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 class Team:
@@ -142,7 +145,7 @@ class Team:
                 failure = str(error)
         failure = self.gather_texts(failure)[0]
         if failure:
-            raise EkgError(failure)
+            self._refuse(failure)
 
     def check_same(self, values):
         """Raises EkgError in all processes if one was started otherwise than the chief.
@@ -156,8 +159,18 @@ class Team:
             if names:
                 differing = "; ".join(f"{name} {other.get(name)!r} there, {started[0][name]!r} at the chief"
                                       for name in names)
-                raise EkgError(f"worker {worker}: was started otherwise than the chief ({differing}); start all workers "
-                               "with the same code and arguments.")
+                self._refuse(f"worker {worker}: was started otherwise than the chief ({differing}); start all workers "
+                             "with the same code and arguments.")
+
+    def _refuse(self, reason):
+        """Raises EkgError for a reason that all processes learn in one exchange, whichever of them is the first to leave.
+
+        Who ends takes its connections with it, perhaps while another still reads. So all wait once more: who gets out of
+        that knows that the others have read, and for the others it does not matter whether it breaks off.
+        """
+        with contextlib.suppress(*LOST_WORKER):
+            self.wait()
+        raise EkgError(reason)
 
 
 def _replica_number():
