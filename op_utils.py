@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
-import sys
 from pathlib import Path
 
 import tensorflow as tf
@@ -32,6 +32,8 @@ from ekg.run.plan import check_batch, check_precision
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.loop import fit
 from ekg.train.step import Schedule
+
+logger = logging.getLogger(__name__)
 
 COMPILE_CHOICES = ("auto", "on", "off")
 STRATEGIES = ("mirrored", "multi_worker")
@@ -305,6 +307,7 @@ def prune(args, recipe, load_data, build, from_params):
         build: (arch, num_classes) -> unpruned keras.Model.
         from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
     """
+    logger.info("%s on %s, to %s; run folder %s", args.arch, args.dataset, settings.describe_targets(args), args.train_path)
     team = Team(make_strategy(settings.from_args(DeviceSettings, args)))
     _check_devices(args, team)
     params = utils.load_params(args.trained_param) if args.trained_param else None
@@ -327,7 +330,7 @@ def prune(args, recipe, load_data, build, from_params):
         raise FloatingPointError(f"{error} {_what_is_whole(args)}") from None
     if team.is_chief:
         print(format_table(rows))
-        print(f"run folder: {args.train_path}", file=sys.stderr)
+        logger.info("run folder: %s", args.train_path)
     return rows
 
 

@@ -8,15 +8,14 @@ The pruned network stands in the run folder as trained_param.keras. The same com
 """
 
 import dataclasses
+import logging
 import re
-import sys
 from pathlib import Path
 
+import utils  # before TensorFlow: it sets TensorFlow's environment
 import keras
-
 import ekg
 import op_utils
-import utils  # before TensorFlow: it sets TensorFlow's environment
 from dataloader import own
 from ekg import settings
 from ekg.errors import EkgError, first_line
@@ -25,6 +24,8 @@ from ekg.pruning import AUTO
 from ekg.run.folder import PHASE_FILES
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0].isupper()))
 
@@ -172,6 +173,9 @@ def _target(args):
 
 def main(args):
     """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
+    if not args.inspect:
+        logger.info("%s on %s, to %s; run folder %s", args.model, args.data_path, settings.describe_targets(args),
+                    args.train_path)
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
@@ -190,11 +194,11 @@ def main(args):
             model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
             epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
             augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,
-            strategy=strategy)
+            strategy=strategy, verbose=not args.quiet)
     except EkgError as error:
         raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
     print(result.summary())
-    print(f"run folder: {args.train_path}", file=sys.stderr)
+    logger.info("run folder: %s", args.train_path)
     return result
 
 

@@ -9,9 +9,11 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 # TensorFlow reads this when it is first imported. Without it, CPUs that lack VNNI get kernels whose convolution
 # gradients take several times as long.
@@ -20,6 +22,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # What TensorFlow's C++ code writes while it is imported, before its own log level counts.
 FIRST_LINES = (b"All log messages before absl::InitializeLog() is called", b"oneDNN custom operations are on")
+
+
+def _say_at_once():
+    """Says what a script of this project was asked for, as TensorFlow takes seconds before it can say more."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if script.resolve().parent == Path(__file__).resolve().parent and not {"-h", "--help", "--quiet"} & set(sys.argv):
+        print(f"{shlex.join([script.name, *sys.argv[1:]])}: loading TensorFlow", file=sys.stderr, flush=True)
 
 
 def _import_tensorflow():
@@ -40,11 +49,13 @@ def _import_tensorflow():
 
 
 if "tensorflow" not in sys.modules and sys.stderr is not None:
+    _say_at_once()
     _import_tensorflow()
 
 import tensorflow as tf  # noqa: E402
+from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
-from ekg import stopping  # noqa: E402
+from ekg import progress, stopping  # noqa: E402
 from ekg.devices.team import LOST_WORKER  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
 from ekg.keras_files import load_keras  # noqa: E402
@@ -74,9 +85,11 @@ def run_script(main, parse_args):
     # What is left of a cluster would wait for a process that is shutting down.
     end = functools.partial(_exit, at_once=getattr(args, "strategy", None) == "multi_worker")
     how_to_go_on = HOW_TO_GO_ON.format(" without --overwrite" if getattr(args, "overwrite", False) else "")
-    _set_up_process()
+    is_quiet = getattr(args, "quiet", False)
+    _set_up_process(is_quiet, getattr(args, "verbose", False))
     try:
-        main(args)
+        with progress.shown(not is_quiet), logging_redirect_tqdm():
+            main(args)
     except (EkgError, OSError) as error:  # OSError: a full disk, say; its text names the file
         end(EXIT_USER_ERROR, f"error: {with_flags(str(error), vars(args))}")
     except tf.errors.ResourceExhaustedError:
@@ -97,10 +110,16 @@ def run_script(main, parse_args):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser of a script: --help shows defaults, and a mistake is one line without the usage before it."""
+    """An argument parser of a script: --help shows defaults, and a mistake is one line without the usage before it.
+
+    Every script has --quiet and --verbose.
+    """
 
     def __init__(self, *args, **options):
         super().__init__(*args, **{"formatter_class": argparse.ArgumentDefaultsHelpFormatter, **options})
+        told = self.add_mutually_exclusive_group()
+        told.add_argument("--quiet", action="store_true", help="tell the result, warnings and errors alone")
+        told.add_argument("--verbose", action="store_true", help="tell also what each search step tried")
 
     def error(self, message):
         self.exit(EXIT_USER_ERROR, f"error: {message.rstrip('.')}. --help lists all arguments.\n")
@@ -111,11 +130,13 @@ def with_flags(text, names):
     return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in names else match[0], text)
 
 
-def _set_up_process():
+def _set_up_process(is_quiet, is_verbose):
     """Sets loggers and signal handlers."""
     tf.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,
+                        level=logging.WARNING if is_quiet else logging.INFO)
+    logging.getLogger("ekg").setLevel(logging.DEBUG if is_verbose else logging.NOTSET)
     for number in stopping.STOP_SIGNALS:
         signal.signal(number, stopping.handle_signal)
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import math
 import re
 import resource
 import sys
 from pathlib import Path
 
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 class _Shown:
@@ -16,6 +18,8 @@ class _Shown:
 
 
 LINE_SECONDS = 60  # between two lines of a bar in a file
+NARROW = 110  # columns of a terminal, below which the figures need the bar's own place
+WITHOUT_BAR = "{desc}: {n_fmt}/{total_fmt} {elapsed}<{remaining}, {rate_fmt}{postfix}"
 
 
 class _Lines:
@@ -30,7 +34,20 @@ class _Lines:
         sys.stderr.flush()
 
 
-class _LineBar(tqdm.tqdm):
+class _Bar(tqdm.tqdm):
+    """A bar that fits its terminal: of what is told beside it, as many figures as can stand there whole."""
+
+    @property
+    def format_dict(self):
+        values = super().format_dict
+        if values["ncols"] and values["ncols"] < NARROW:
+            values["bar_format"] = WITHOUT_BAR
+        while values["postfix"] and len(self.format_meter(**values | {"ncols": None})) > (values["ncols"] or math.inf):
+            values["postfix"] = values["postfix"].rpartition(", ")[0]
+        return values
+
+
+class _LineBar(_Bar):
     """A bar in a file: what it says besides its number waits for the next line."""
 
     def set_postfix(self, ordered_dict=None, refresh=True, **kwargs):
@@ -45,7 +62,7 @@ def progress_bar(name, total, unit):
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     where = {"mininterval": 0.5, "dynamic_ncols": True} if is_terminal else {
         "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS, "delay": LINE_SECONDS, "ncols": 120, "file": _Lines()}
-    make = tqdm.tqdm if is_terminal else _LineBar
+    make = _Bar if is_terminal else _LineBar
     return make(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
 
 
@@ -64,7 +81,8 @@ def shown(is_on):
         log.setLevel(logging.INFO)
         log.propagate = False
     try:
-        yield
+        with logging_redirect_tqdm([log]) if speaks else contextlib.nullcontext():  # above a bar and not behind it
+            yield
     finally:
         _Shown.is_on = before
         log.removeHandler(handler)

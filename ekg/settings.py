@@ -214,6 +214,14 @@ def name_of_targets(args):
     return "_".join(f"{name}{value:g}" for name, value in given.items() if value is not None) or f"{args.target_rate:g}"
 
 
+def describe_targets(args):
+    """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
+    given = {"{:.4g} % of its FLOPs": 100 * args.target_rate if args.target_rate < 1 else None,
+             "{:.4g} % of its parameters": args.target_params and 100 * args.target_params,
+             "{:.4g} % of its latency": args.target_latency and 100 * args.target_latency, "{:g} ms": args.target_ms}
+    return " and ".join(words.format(value) for words, value in given.items() if value is not None) or "all of its FLOPs"
+
+
 def from_args(cls, args):
     """Returns the settings of a class that the parsed arguments hold.
 

@@ -73,6 +73,22 @@ def test_optional_packages_are_imported_where_they_are_used(trees):
     assert not wrong
 
 
+def test_scripts_import_utils_before_anything_that_brings_tensorflow(trees):
+    """It sets TensorFlow's environment, leaves its first lines out, and says at once what a script was asked for."""
+    scripts = [(path, tree) for path, tree in trees if path.parent == ROOT and "run_script" in path.read_text()]
+    light = {"numpy", *sys.stdlib_module_names}
+    first = {path.name: next(name for _, name in imports(tree) if name.split(".")[0] not in light)
+             for path, tree in scripts if path.name != "utils.py"}
+    assert len(first) >= 6 and set(first.values()) == {"utils"}, first
+
+
+def test_nothing_depends_on_the_clock_on_the_wall(trees):
+    """It jumps: durations are taken from clocks that do not. (strftime is for people.)"""
+    wrong = [place(path, node) for path, tree in trees for node in ast.walk(tree)
+             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")]
+    assert not wrong
+
+
 def test_every_import_points_down(trees):
     ours = {name for name in (*PACKAGES, *(path.stem for path in ROOT.glob("*.py")))}
     wrong = []

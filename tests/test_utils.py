@@ -1,5 +1,6 @@
 import argparse
 import io
+import logging
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 import utils
-from ekg import files, stopping
+from ekg import files, progress, stopping
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of
@@ -247,6 +248,34 @@ def test_tensorflow_is_imported_without_its_first_lines_and_others_are_passed_on
                "print(utils.tf.__version__)")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == tf.__version__ and done.stderr == "after\n"
+
+
+@pytest.mark.parametrize("told", ["", "--quiet"])
+def test_a_script_says_at_once_what_it_was_asked_for_and_one_line_where_it_fails(told):
+    done = subprocess.run([sys.executable, "export.py", "--model", "no such file", "--out", "x", *told.split()],  # noqa: S603
+                          cwd=ROOT, capture_output=True, text=True, check=False)
+    first, *others = done.stderr.splitlines()
+    if not told:
+        assert first == "export.py --model 'no such file' --out x: loading TensorFlow"
+        first, *others = others
+    assert first.startswith("error: ") and "no such file" in first and not others and done.returncode == 2
+
+
+@pytest.mark.parametrize("flag, expected", [("--quiet", ["W"]), ("", ["I", "W"]), ("--verbose", ["D", "I", "W"])])
+def test_the_parser_of_every_script_says_how_much_is_told(flag, expected, capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("ekg"), "level", logging.NOTSET)
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+
+    def main(args):
+        log = logging.getLogger("ekg.something")
+        log.debug("D")
+        log.info("I")
+        log.warning("W")
+        with progress.progress_bar("bar", 1, "step") as bar:
+            assert bar.disable == args.quiet
+    utils.run_script(main, lambda: utils.Parser().parse_args(flag.split()))
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == expected
 
 
 def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(tmp_path):

@@ -107,6 +107,7 @@ class _Search:
         self._check_finite([group for group, _ in candidates], scores)
         rewards = [score.reward for score in scores]
         best, spectrum = self._choose(candidates, rewards)
+        self._tell(present, candidates, scores, best)
         (group, winner), score, groups = candidates[best], scores[best], ()
         if settings.groups_per_step > 1:
             listed = np.argsort(-np.array(rewards), kind="stable")[:settings.groups_per_step]
@@ -127,6 +128,13 @@ class _Search:
         spectra = self._spectra([candidates[i][1] for i in listed])
         smoothest = int(np.argmin([spectrum.condition for spectrum in spectra]))
         return int(listed[smoothest]), spectra[smoothest]
+
+    def _tell(self, present, candidates, scores, best):
+        """Tells what the step tried and chose."""
+        groups = self._supernet.groups
+        tried = ", ".join(f"{groups[group].name} {present.num_kept(group)} -> {candidate.num_kept(group)} {score.reward:.4g}"
+                          for (group, candidate), score in zip(candidates, scores))
+        logger.debug("step %d: takes %s; rewards: %s", len(self._history), groups[candidates[best][0]].name, tried)
 
     def _check_finite(self, groups, scores):
         broken = [self._supernet.groups[group].name for group, score in zip(groups, scores)

@@ -1,3 +1,5 @@
+import io
+import logging
 import subprocess
 import sys
 
@@ -46,3 +48,23 @@ def test_nothing_is_shown_where_nothing_is_asked_for(capsys):
     with progress.shown(False), progress.progress_bar("search", 3, "step") as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_a_narrow_terminal_shows_only_figures_that_fit_whole():
+    with progress._Bar(total=390, desc="fine-tune 12/300", unit="step", ncols=80, file=io.StringIO()) as bar:
+        bar.set_postfix({"loss": "2.0148", "top1": "31.76%", "val_top1": "30.11%", "images/s": "1234"})
+        narrow = str(bar)
+        bar.ncols = 130
+        wide = str(bar)
+    assert len(narrow) <= 80 and narrow.endswith("top1=31.76%") and "|" not in narrow
+    assert 100 < len(wide) <= 130 and wide.endswith("images/s=1234]") and "|" in wide
+
+
+def test_what_is_told_stands_above_a_bar_and_once(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with progress.shown(True), progress.progress_bar("search", 3, "step") as bar:
+        bar.update(1)
+        logging.getLogger("ekg.search").info("a word")
+        bar.update(2)
+    lines = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines.count("a word") == 1 and lines[-1].startswith("search: ")
