@@ -4,6 +4,7 @@ Import this module before TensorFlow: it sets TensorFlow's environment.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import logging
@@ -146,9 +147,9 @@ def _exit_stopped(number, how_to_go_on):
 
 
 def _exit(code, text, at_once=False):
-    print(text, file=sys.stderr)
-    if at_once:
+    with contextlib.suppress(OSError):  # the disk that is full may hold the log, too
+        print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
-        sys.stderr.flush()
+    if at_once:
         os._exit(code)
     sys.exit(code)

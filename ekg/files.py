@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, and that tell when they are damaged."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -14,6 +16,21 @@ logger = logging.getLogger(__name__)
 
 CHECKSUM = "crc32"  # name of the last entry of a JSON object written here
 SEAL = b"\nsha256:"
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that cannot force data to its disk
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Names the file, and says what to do, where it cannot be written: no room, no permission, a lost disk.
+
+    Raises:
+        EkgError: the body raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EkgError(f"{path}: cannot be written ({error.strerror or error}); see to it, and start the same command "
+                       "again.") from None
 
 
 def write_whole(path, write):
@@ -22,19 +39,33 @@ def write_whole(path, write):
     Args:
         path: where it will stand.
         write: function that writes into the binary file it is given.
+
+    Raises:
+        EkgError: it cannot be written.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                sync(file)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong is what was raised
+                os.unlink(temporary)
+            raise
+
+
+def sync(file):
+    """Brings what was written into an open file to its disk, where its file system can."""
+    file.flush()
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def _umask():
@@ -153,10 +184,13 @@ def read_report_lines(path):
 
 
 def append_json_line(path, value):
-    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line is cut off first."""
-    with open(path, "ab+") as file:
+    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line is cut off first.
+
+    Raises:
+        EkgError: it cannot be written.
+    """
+    with writing(path), open(path, "ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write((json.dumps(_with_checksum(value)) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)

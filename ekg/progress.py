@@ -28,10 +28,12 @@ class _Lines:
     def write(self, text):
         text = text.strip("\r\n ")
         if text:
-            sys.stderr.write(f"{text}\n")
+            with contextlib.suppress(OSError):  # a full disk that holds the log, too
+                sys.stderr.write(f"{text}\n")
 
     def flush(self):
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 class _Bar(tqdm.tqdm):

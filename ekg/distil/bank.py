@@ -1,6 +1,7 @@
 """The memory bank: what chosen interim sub-networks know of every training image, in one array file on disk."""
 
 import dataclasses
+import errno
 import logging
 import mmap
 
@@ -59,19 +60,27 @@ class MemoryBank:
         for start in range(0, len(index), GATHERED_ROWS):
             part = slice(start, start + GATHERED_ROWS)
             self.logits.take(index[part], axis=0, out=rows[part])
-            # What was read counts as memory of this process until it is given back; the system's cache keeps it.
-            self.logits.base.madvise(mmap.MADV_DONTNEED)
+            if isinstance(self.logits, np.memmap):
+                # What was read counts as memory of this process until it is given back; the system's cache keeps it.
+                self.logits.base.madvise(mmap.MADV_DONTNEED)
         return rows
 
 
 def open_bank(folder, batches=None):
-    """Returns the MemoryBank in a folder, as a memory map.
+    """Returns the MemoryBank in a folder, as a memory map, or in memory where its file system has no maps.
 
     Args:
         folder: pathlib.Path of the bank.
         batches: data.Batches that it was built of; None stands for images in their own order.
     """
-    logits = np.load(folder / bank_files.ARRAY_FILE, mmap_mode="r", allow_pickle=False)
+    path = folder / bank_files.ARRAY_FILE
+    try:
+        logits = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ENOTSUP, errno.EINVAL):
+            raise
+        logger.warning("%s: its file system maps no files (%s); the bank stays in memory.", path, error.strerror)
+        logits = np.load(path, allow_pickle=False)
     return MemoryBank(logits, None if batches is None else np.argsort(np.concatenate(batches.indices)))
 
 

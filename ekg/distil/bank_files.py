@@ -1,11 +1,9 @@
 """The files of a memory bank: one array written front to back in blocks, each with its checksum."""
 
-import contextlib
 import hashlib
 import io
 import logging
 import math
-import os
 import shutil
 
 import numpy as np
@@ -126,7 +124,7 @@ class BankWriter:
         """
         shape, dtype = shape_of(self._info), np.dtype(self._info["dtype"])
         head, row_bytes = header(shape, dtype), math.prod(shape[1:]) * dtype.itemsize
-        with _named_errors(self._folder):
+        with files.writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             array, blocks = self._folder / ARRAY_FILE, self._folder / BLOCKS_FILE
             size = len(head) + self._stop * row_bytes
@@ -156,8 +154,9 @@ class BankWriter:
     def close(self):
         """Writes what is left and closes the file."""
         if self._file is not None:
-            self._write_block()
-            self._file.close()
+            with files.writing(self._folder / ARRAY_FILE):
+                self._write_block()
+                self._file.close()
 
     def _write_block(self):
         if not self._rows:
@@ -165,17 +164,8 @@ class BankWriter:
         data = b"".join(rows.tobytes() for rows in self._rows)
         self._stop += sum(map(len, self._rows))
         self._rows = []
-        with _named_errors(self._folder):
+        with files.writing(self._folder / ARRAY_FILE):
             self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            files.sync(self._file)
             files.append_json_line(self._folder / BLOCKS_FILE, {"stop": self._stop,
                                                                "sha256": hashlib.sha256(data).hexdigest()})
-
-
-@contextlib.contextmanager
-def _named_errors(folder):
-    try:
-        yield
-    except OSError as error:
-        raise EkgError(f"{folder}: the memory bank cannot be written ({error.strerror}).") from None

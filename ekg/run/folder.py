@@ -3,18 +3,22 @@
 The names of its files stand here and nowhere else.
 """
 
+import contextlib
 import importlib.util
+import logging
 import shutil
 from pathlib import Path
 
 import tensorflow as tf
 
 from ekg import files
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.lock import LOCK
 from ekg.search.history import HistoryEntry
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.json"  # what the result depends on
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
@@ -232,18 +236,32 @@ class RunFolder:
         if self._logged is None:
             lines = files.read_report_lines(file)
             self._logged = {(line["phase"], line["step"]) for line in lines}
-            has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-            self._events = tf.summary.create_file_writer(str(self / EVENTS)) if has_tensorboard else None
+            self._events = self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
         if (phase, step) in self._logged:
             return
         files.append_json_line(file, {"phase": phase, "step": step, **values})
         self._logged.add((phase, step))
         if self._events is None:  # the curves are in their own file
             return
-        with self._events.as_default():
+        with self._tolerating_events(), self._events.as_default():
             for name, value in values.items():
                 tf.summary.scalar(f"{phase}/{name}", value, step=step)
-        self._events.flush()
+            self._events.flush()
+
+    def _open_events(self):
+        """Returns the writer of TensorBoard's files, or None where they cannot be written."""
+        with self._tolerating_events():
+            return tf.summary.create_file_writer(str(self / EVENTS))
+
+    @contextlib.contextmanager
+    def _tolerating_events(self):
+        """Goes on without TensorBoard's files where they cannot be written."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            logger.warning("%s: cannot be written (%s); the curves are in %s alone.", self / EVENTS,
+                           first_line(error.message), CURVES)
+            self._events = None
 
     # ---------------------------------------------------------------- a finished run
 

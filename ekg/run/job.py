@@ -10,6 +10,7 @@ from typing import Any
 
 from ekg.data import mixed_order
 from ekg.devices.compute import Compute
+from ekg.errors import EkgError
 from ekg.progress import peak_memory_mib
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
@@ -127,13 +128,19 @@ class Job:
         """Logs a phase and keeps its seconds, also of one that is stopped."""
         logger.info("phase %s", phase)
         start = time.perf_counter()
-        try:
-            yield
-        finally:
+
+        def keep():
             seconds, peak = time.perf_counter() - start, peak_memory_mib()
             if self.team.is_chief:
                 self.folder.log_phase(phase, seconds, peak)
-        logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", phase, seconds, peak)
+            return seconds, peak
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(EkgError):  # what ended the phase is what matters
+                keep()
+            raise
+        logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", phase, *keep())
 
 
 class Phase:

@@ -14,7 +14,7 @@ from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
 from ekg.distil.slim import fit_statistics_, slim
-from ekg.errors import first_line
+from ekg.errors import EkgError, first_line
 from ekg.export.accuracy import draw_examples
 from ekg.export.write import FORMATS, export
 from ekg.graph.execute import pure_forward
@@ -188,8 +188,9 @@ def write_keras(model, folder, name, weights):
         weights: name of the parameter file that holds its weights.
     """
     try:
-        model.save(folder / names.UNFINISHED_KERAS)
-    except OSError:
+        with files.writing(folder / names.UNFINISHED_KERAS):
+            model.save(folder / names.UNFINISHED_KERAS)
+    except EkgError:
         raise
     except Exception as error:  # whatever Keras, or a layer of the user's own, raises
         logger.warning("the network cannot be written as %s (%s); %s holds its weights.", name, first_line(error), weights)

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import re
 
 import tensorflow as tf
 
 from ekg import files
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +54,15 @@ class Checkpoints:
 
         Args:
             position: dict that goes to JSON; restore() returns it.
+
+        Raises:
+            EkgError: it cannot be written.
         """
         self._position.assign(json.dumps(position))
-        self._folder.mkdir(parents=True, exist_ok=True)
         prefix = self._folder / f"ckpt-{max(map(_number, self._find(finished=False)), default=0) + 1}"
-        self._checkpoint.write(str(prefix))
-        sums = {}
-        for path in self._files(prefix):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            sums[path.name] = files.sha256(path)
+        with files.writing(prefix):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            sums = self._write(prefix)
         files.write_json(_sums_file(prefix), sums)  # without it the checkpoint does not count
         if self._good is None:
             self._good = [old for old in self._find() if old != prefix and self._is_good(old)]
@@ -73,6 +71,20 @@ class Checkpoints:
             if old not in self._good:
                 for path in [_sums_file(old), *self._files(old)]:  # without its checksums it does not count
                     path.unlink(missing_ok=True)
+
+    def _write(self, prefix):
+        """Writes the files of a checkpoint and returns {name: checksum}; raises OSError where they cannot be written."""
+        try:
+            self._checkpoint.write(str(prefix))
+        except tf.errors.OpError as error:  # a full disk is ResourceExhaustedError there
+            reason = first_line(error.message).rpartition("; ")[2].removesuffix(" [Op:SaveV2]")  # behind the file's name
+            raise OSError(reason) from None
+        sums = {}
+        for path in self._files(prefix):
+            with open(path, "rb+") as file:
+                files.sync(file)
+            sums[path.name] = files.sha256(path)
+        return sums
 
     def _find(self, finished=True):
         """Returns the checkpoints, newest first: those whose checksums were written, or all."""

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from ekg import files
@@ -93,3 +95,20 @@ def test_damaged_json_is_named(tmp_path):
 def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2
     assert files.sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("code, is_tolerated", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False),
+                                                (errno.EDQUOT, False)])
+def test_a_file_system_may_lack_synchronisation_but_not_fail(code, is_tolerated, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(code, "a reason")
+    monkeypatch.setattr(files.os, "fsync", fail)
+    for name, write in (("whole", lambda path: files.write_json(path, {"a": 1})),
+                        ("lines", lambda path: files.append_json_line(path, {"a": 1}))):
+        if is_tolerated:
+            write(tmp_path / name)
+            assert (tmp_path / name).stat().st_size > 0
+        else:
+            with pytest.raises(EkgError, match=rf"{name}: cannot be written \(a reason\); see to it, and start the same"):
+                write(tmp_path / name)
+    assert not list(tmp_path.glob(".*"))

@@ -1,3 +1,4 @@
+import errno
 import shutil
 
 import numpy as np
@@ -163,5 +164,19 @@ def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, tiny_
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ekg.EkgError, match="file/bank: the memory bank cannot be written"):
+    with pytest.raises(ekg.EkgError, match="file/bank: cannot be written"):
         build(tmp_path / "file" / "bank", teachers, tiny_data)
+
+
+def test_a_file_system_without_memory_maps_will_do(tmp_path, tiny_data, teachers, monkeypatch, caplog):
+    built, index = build(tmp_path / "bank", teachers, tiny_data), np.array([5, 3, 95])
+    load = np.load
+
+    def load_without_maps(path, mmap_mode=None, **options):
+        if mmap_mode:
+            raise OSError(errno.ENODEV, "No such device")
+        return load(path, **options)
+    monkeypatch.setattr(np, "load", load_without_maps)
+    other = bank.open_bank(tmp_path / "bank")
+    assert "maps no files (No such device)" in caplog.text and not isinstance(other.logits, np.memmap)
+    np.testing.assert_array_equal(other.rows(index), built.rows(index))
