@@ -93,9 +93,8 @@ def run_script(main, parse_args):
             main(args)
     except (EkgError, OSError) as error:  # OSError: a full disk, say; its text names the file
         end(EXIT_USER_ERROR, f"error: {with_flags(str(error), vars(args))}")
-    except tf.errors.ResourceExhaustedError:
-        end(EXIT_USER_ERROR, "error: out of memory; lower --batch_size or the batch of the phase that ran, or raise "
-                             "--accum.")
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        end(EXIT_USER_ERROR, "error: out of memory; lower the size of the batches, or raise --accum where there is one.")
     except LOST_WORKER as error:
         if stopping.requested():  # the others were told to stop, too
             _exit_stopped(stopping.requested(), how_to_go_on)

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import tensorflow as tf
 from benchmarks import common
 from ekg.logits import kl_divergence
 from ekg.distil import bank, bank_files, losses
-from ekg.progress import peak_memory_mib
+from ekg.memory import peak_memory_mib, resident_mib
 
 BLOCK = 1000  # images written at a time
 LABEL_LOGIT, SPREAD, DISAGREEMENT = 10.0, 2.5, 0.7  # roughly those of trained ImageNet networks
@@ -38,11 +37,6 @@ def make_logits(rng, count, num_teacher, classes):
     logits = SPREAD * rng.standard_normal((count, 1, classes), np.float32)
     logits[np.arange(count), 0, rng.integers(0, classes, count)] += LABEL_LOGIT
     return logits + DISAGREEMENT * rng.standard_normal((count, num_teacher, classes), np.float32)
-
-
-def resident_mib():
-    """Returns the resident memory of this process, mapped files included."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def distillation_loss(logits, student, temperature):

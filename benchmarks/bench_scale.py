@@ -25,7 +25,7 @@ from ekg.devices.team import Team
 from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.network.supernet import Supernet
-from ekg.progress import peak_memory_mib
+from ekg.memory import peak_memory_mib
 from ekg.search.targets import Flops
 from ekg.search import criteria
 from ekg.search.objective import Objective

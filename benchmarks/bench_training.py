@@ -18,7 +18,7 @@ from ekg.data import NUM_VIEWS
 from ekg.distil import losses
 from ekg.graph.execute import read_variables
 from ekg.network.supernet import Supernet
-from ekg.progress import peak_memory_mib
+from ekg.memory import peak_memory_mib
 from ekg.train import step
 
 

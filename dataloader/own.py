@@ -42,9 +42,9 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
             if missing:
                 raise EkgError(f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and y, labels.")
             images, labels = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, EkgError):
-            raise
+    except EkgError:
+        raise
+    except Exception as error:  # whatever NumPy and zipfile raise of a damaged file
         raise EkgError(f"`{name}` {path}: cannot be read ({first_line(error)}).") from None
     return (_rescaled(images, rescale), labels), None
 

@@ -1,12 +1,9 @@
-"""What a person at the terminal watches: progress bars and the memory that is used."""
+"""What a person at the terminal watches: progress bars and what is told beside them."""
 
 import contextlib
 import logging
 import math
-import re
-import resource
 import sys
-from pathlib import Path
 
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -90,15 +87,3 @@ def shown(is_on):
         log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagates
-
-
-def peak_memory_mib():
-    """Returns the most memory, in MiB, that this process has had resident.
-
-    It is read from Linux' own record of this program: getrusage() would count the memory of the parent process, too.
-    """
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    if peak:
-        return int(peak.group(1)) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -15,6 +15,7 @@ import utils
 from dataloader import cifar
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet
+from tests.damage import mutate
 
 
 class Attack:
@@ -109,23 +110,6 @@ def good(tmp_path_factory):
     path = tmp_path_factory.mktemp("params") / "p.pkl"
     utils.save_params(make_tiny_resnet(), path)
     return path
-
-
-def mutate(data, rng):
-    """Returns the data with a byte or a stretch changed, inserted, removed, repeated, or cut off."""
-    start = int(rng.integers(len(data)))
-    size = int(rng.choice([1, 1, 1, 4, 64]))
-    stretch = rng.integers(0, 256, size).astype(np.uint8).tobytes()
-    kind = rng.integers(5)
-    if kind == 0:
-        return data[:start] + stretch + data[start + size:]
-    if kind == 1:
-        return data[:start] + stretch + data[start:]
-    if kind == 2:
-        return data[:start] + data[start + size:]
-    if kind == 3:
-        return data[:start] + data[start:start + size] + data[start:]
-    return data[:start]
 
 
 @pytest.mark.parametrize("is_sealed", [True, False])

@@ -18,7 +18,7 @@ class FinishedRun:
         history: list of HistoryEntry.
         curves: list of {"phase", "step", ...}, a line a search step or epoch.
         table: list of table.Row: baseline, slimmed and, unless the run ends there, fine-tuned.
-        phases: {phase: {"seconds", "peak_memory_mib"}}.
+        phases: {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}.
     """
     arguments: dict
     history: list
@@ -60,10 +60,11 @@ def write_report(run, picture, page):
     rows = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(value) for name, value in row.metrics.items()),
              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
     costs = _costs_of(run.table)
-    phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}"] for name, value in run.phases.items()]
+    phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}", f"{value.get('peak_gpu_mib', 0):,}"]
+              for name, value in run.phases.items()]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
-    write_page(page, title, picture,
-               {"Networks": (head, rows), **costs, "Phases": (["phase", "seconds", "peak memory, MiB"], phases)})
+    write_page(page, title, picture, {"Networks": (head, rows), **costs, "Phases": (
+        ["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases)})
     metric = METRICS[run.metric]
     before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[-1]))
     return (f"{title}: {metric.words} {before} before and {after} after, "

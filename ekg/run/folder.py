@@ -213,18 +213,19 @@ class RunFolder:
     def append_history(self, entry):
         files.append_json_line(self / HISTORY, entry.to_json())
 
-    def log_phase(self, phase, seconds, peak_memory_mib):
-        """Appends what a phase, or a part of it, took."""
+    def log_phase(self, phase, seconds, peak):
+        """Appends what a phase, or a part of it, took: seconds and memory.Peak."""
         files.append_json_line(self / PHASES, {"phase": phase, "seconds": round(seconds, 1),
-                                               "peak_memory_mib": round(peak_memory_mib)})
+                                               "peak_memory_mib": round(peak.host_mib), "peak_gpu_mib": round(peak.gpu_mib)})
 
     def phases(self):
-        """Returns {phase: {"seconds", "peak_memory_mib"}}, its parts taken together."""
+        """Returns {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, its parts taken together."""
         phases = {}
         for line in files.read_report_lines(self / PHASES):
-            phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0})
+            phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0})
             phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
-            phase["peak_memory_mib"] = max(phase["peak_memory_mib"], line["peak_memory_mib"])
+            for name in ("peak_memory_mib", "peak_gpu_mib"):
+                phase[name] = max(phase[name], line.get(name, 0))  # earlier versions did not keep that of a GPU
         return phases
 
     def log_curves(self, phase, step, values):

@@ -8,10 +8,13 @@ import math
 import time
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from ekg.data import mixed_order
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
-from ekg.progress import peak_memory_mib
+from ekg.memory import Peak
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.networks import Networks
@@ -20,6 +23,13 @@ from ekg.train.evaluate import Evaluation
 from ekg.train.step import StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
+
+_LESS_FOR_SEARCH = "lower `search_batch_size` or raise `accum`"
+_LESS_FOR_TRAINING = "lower `batch_size` or raise `accum`"
+# What lowers the memory that a phase needs.
+LESS_MEMORY = {"baseline": _LESS_FOR_TRAINING, "subset": _LESS_FOR_SEARCH, "search": _LESS_FOR_SEARCH,
+               "slim": _LESS_FOR_SEARCH, "bank": _LESS_FOR_SEARCH, "fine-tune": _LESS_FOR_TRAINING,
+               "report": "lower `val_batch_size`"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +64,11 @@ class Job:
         return (names.TRAINED, names.TRAINED_KERAS) if self.settings.fine_tunes else (names.SLIMMED, names.SLIMMED_KERAS)
 
     @property
+    def has_bank(self):
+        """Whether fine-tuning reads a memory bank."""
+        return self.settings.fine_tunes and self.settings.fine_tuning.finetune_teacher == "ensemble"
+
+    @property
     def output_shape(self):
         """Shape of what the networks say of one example."""
         return self.data.task.shape(self.networks.supernet.graph)
@@ -78,6 +93,12 @@ class Job:
         """data.Batches of D_val, for evaluations."""
         split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed).in_memory()
         return self.data.batches(split, self.settings.run.val_batch_size)
+
+    def val_bytes(self):
+        """Returns the bytes of the images of D_val, or 0 where they are read again each time."""
+        split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed)
+        size = len(split) * split.read(np.array([0])).nbytes
+        return size if size <= getattr(split, "memory_budget", size) else 0
 
     def curve_measure(self, model):
         """Returns a function from the number of epochs done to what the curves hold of a model in training.
@@ -125,22 +146,23 @@ class Job:
 
     @contextlib.contextmanager
     def timed(self, phase):
-        """Logs a phase and keeps its seconds, also of one that is stopped."""
+        """Logs a phase and keeps its seconds and its peak memory, also of one that is stopped."""
         logger.info("phase %s", phase)
-        start = time.perf_counter()
+        start, peak = time.perf_counter(), Peak()
 
         def keep():
-            seconds, peak = time.perf_counter() - start, peak_memory_mib()
+            seconds = time.perf_counter() - start
             if self.team.is_chief:
                 self.folder.log_phase(phase, seconds, peak)
-            return seconds, peak
+            return seconds
         try:
-            yield
+            with peak, out_of_memory(phase):
+                yield
         except BaseException:
             with contextlib.suppress(EkgError):  # what ended the phase is what matters
                 keep()
             raise
-        logger.info("phase %s took %.1f s, peak memory so far %.0f MiB", phase, *keep())
+        logger.info("phase %s took %.1f s, peak memory %s", phase, keep(), peak)
 
 
 class Phase:
@@ -162,6 +184,23 @@ class Phase:
     def rehearse(self, model):
         """Runs one step of the phase on the unpruned network, which needs the most memory; leaves it as it is."""
         raise NotImplementedError
+
+    def further_bytes(self):
+        """Returns the memory that the whole phase takes besides that of one step: what it keeps of all examples."""
+        return 0
+
+
+@contextlib.contextmanager
+def out_of_memory(phase):
+    """Says which phase needs too much memory, and what lowers it.
+
+    Raises:
+        EkgError: TensorFlow or NumPy got no memory.
+    """
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        raise EkgError(f"phase {phase}: out of memory; {LESS_MEMORY[phase]}.") from None
 
 
 def check_finite(phase, metrics):

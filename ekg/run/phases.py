@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ekg.report.measure import conditions_for, image_shape, measure, with_latenc
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
 from ekg.search.criteria import CriterionContext, score_channels
+from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
 from ekg.tasks import METRICS
@@ -115,6 +117,13 @@ class SearchPhase(Phase):
             size = len(job.team.local_members) * lanczos.basis_bytes(landscape.dimension)
             logger.info("preflight: condition numbers take at most %.2f GiB of memory for their bases", size / 2**30)
 
+    def further_bytes(self):
+        """The states of D_val that every member keeps, and its images."""
+        job, supernet = self.job, self.job.networks.supernet
+        num_images = self.settings.val_per_class * job.data.num_strata
+        states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self.settings.search_batch_size)
+        return len(job.team.local_members) * max(states, 0) + job.val_bytes()
+
     def run(self, supernet):
         """Returns the history, a list of HistoryEntry from Θ₀ to Θ*."""
         job, target = self.job, self.job.settings.search.targets(self._own)
@@ -202,6 +211,15 @@ class BankPhase(Phase):
     """What the chosen interim sub-networks know of every training image."""
     name, leaves = "bank", names.BANK
 
+    def rehearse(self, model):
+        """Its step is a forward pass of the supernet, as of the search."""
+
+    def further_bytes(self):
+        """Rows of a block, once as they came and once together."""
+        job = self.job
+        rows = min(bank_files.BLOCK_ROWS, len(job.data.train)) * job.settings.fine_tuning.num_teacher
+        return 2 * rows * math.prod(job.output_shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
+
     def run(self, supernet, history):
         """Returns the MemoryBank."""
         job, folder = self.job, self.job.folder / self.leaves
@@ -234,6 +252,9 @@ class FineTunePhase(Phase):
         return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, self.job.data.num_views,
                                phase=self.name, complete=None if memory_bank is None else
                                lambda batch: {"bank": memory_bank.rows(batch["index"])})
+
+    def further_bytes(self):
+        return self.job.val_bytes()
 
     def rehearse(self, model):
         job, settings = self.job, self.job.settings.fine_tuning

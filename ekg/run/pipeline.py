@@ -44,7 +44,8 @@ class Pipeline:
         last = self._fine_tune if self.job.settings.fine_tunes else self._slim
         if not last.is_done():
             self._search.prepare()
-            todo = [self._fine_tune if self.job.settings.fine_tunes else None, self._subset, self._baseline, self._search]
+            todo = [self._fine_tune if self.job.settings.fine_tunes else None, self._subset, self._baseline, self._search,
+                    self._bank if self.job.has_bank else None]
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
 
@@ -91,7 +92,7 @@ class Pipeline:
 
     def _run_fine_tuning(self, model, baseline, supernet, history):
         job, memory_bank = self.job, None
-        if job.settings.fine_tuning.finetune_teacher == "ensemble":
+        if job.has_bank:
             memory_bank = self._bank.run(supernet, history)
         if not self._fine_tune.is_done():
             self._fine_tune.run(model, baseline, memory_bank, history[-1].subnetwork)

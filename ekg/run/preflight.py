@@ -1,5 +1,5 @@
-"""Before the first long phase: one step of every phase, and room on disk, so that a run of days does not fail on its
-last one."""
+"""Before the first long phase: one step of every phase, its memory, and room on disk, so that a run of days does not fail
+on its last one."""
 
 import logging
 import math
@@ -11,7 +11,9 @@ import numpy as np
 from ekg import stopping
 from ekg.distil import bank_files
 from ekg.errors import EkgError
+from ekg.memory import MIB, Peak, machine_memory_mib, resident_mib
 from ekg.run import folder as names
+from ekg.run.job import LESS_MEMORY, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +30,37 @@ def rehearse(job, phases, model):
         model: the unpruned keras.Model; it stays as it is.
 
     Raises:
-        EkgError: the disk has no room, or data cannot be read.
+        EkgError: the disk has no room, memory does not suffice, or data cannot be read.
         FloatingPointError: a number of a first step is not finite.
     """
-    start = time.perf_counter()
+    start, needed = time.perf_counter(), {}
     job.team.on_chief(lambda: check_disk(job, model.count_params()))
     for phase in phases:
-        phase.rehearse(model)
+        with out_of_memory(phase.name), Peak() as peak:
+            phase.rehearse(model)
+        needed[phase.name] = peak.host_mib - resident_mib() + phase.further_bytes() / MIB  # besides what stays
         stopping.check()
     logger.info("preflight: one step of every phase ran, %.1f s", time.perf_counter() - start)
+    stays = resident_mib()  # what was traced, above all
+    check_memory({phase: stays + mib for phase, mib in needed.items()})
+
+
+def check_memory(needed):
+    """Logs the peak memory of each phase, and what there is.
+
+    Args:
+        needed: {phase: MiB of this process}.
+
+    Raises:
+        EkgError: a phase needs more than there is.
+    """
+    most = machine_memory_mib()
+    logger.info("preflight: peak memory about %s of %.0f MiB", ", ".join(
+        f"{phase} {mib:.0f}" for phase, mib in needed.items()), most)
+    phase = max(needed, key=needed.get)
+    if needed[phase] > most:
+        raise EkgError(f"phase {phase}: needs about {needed[phase]:.0f} MiB of memory and {most:.0f} MiB are there; "
+                       f"{LESS_MEMORY[phase]}.")
 
 
 def check_disk(job, num_params):
@@ -50,7 +74,7 @@ def check_disk(job, num_params):
         EkgError: it needs more than there are.
     """
     settings, data, folder, bank_bytes = job.settings, job.data, job.folder, 0
-    if settings.fine_tunes and settings.fine_tuning.finetune_teacher == "ensemble":
+    if job.has_bank:
         shape = (len(data.train), settings.fine_tuning.num_teacher, *job.output_shape)
         bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
         array = folder / names.BANK / bank_files.ARRAY_FILE

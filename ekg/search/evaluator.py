@@ -13,6 +13,19 @@ SEGMENTS_TOGETHER = 5  # segments that run as one where none of their inner bord
 STATE_BUDGET = 2**30  # bytes of activations of the present sub-network that are kept for its candidates
 
 
+def segment_starts(supernet):
+    """Returns where the segments of a supernet's program begin: at the first step, and at the first use of each group."""
+    return [0, *sorted({supernet.first_use(group) for group in range(len(supernet.groups))})]
+
+
+def kept_state_bytes(supernet, num_images):
+    """Returns the bytes of the states of so many images that an Evaluator keeps, float32; 0 where they exceed its budget."""
+    shapes = supernet.graph.shapes
+    tensors = [tensor for start in segment_starts(supernet) for tensor in supernet.tensors_read_from(start)]
+    size = 4 * num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
+    return size if size <= STATE_BUDGET else 0
+
+
 class Evaluator:
     """Evaluates sub-networks of one supernet on D_val. Batch norms use batch statistics throughout.
 
@@ -41,14 +54,14 @@ class Evaluator:
         self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
         self._first_uses = [supernet.first_use(group) for group in range(len(supernet.groups))]
-        self._starts = [0, *sorted(set(self._first_uses))]
+        self._starts = segment_starts(supernet)
         edges = [*self._starts, len(supernet.program)]
         self._segments = [self._make_segment(start, stop, use_xla) for start, stop in zip(edges, edges[1:])]
         # Runs of several segments as one, by the number of their first
         self._runs = {first: self._make_segment(edges[first], edges[first + SEGMENTS_TOGETHER], use_xla)
                       for first in range(0, len(self._segments) - SEGMENTS_TOGETHER + 1, SEGMENTS_TOGETHER)}
         self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
-        self._caches_states = self._count_state_bytes() <= STATE_BUDGET
+        self._caches_states = kept_state_bytes(supernet, batches.num_images) > 0
         self._normalise = compiled(batches.normalise, "normalisation", use_xla)
         self._sums = compiled(self._batch_loss_sums, "sum of the search's losses", use_xla)
         self._products = compiled(self._batch_gate_products, "importance", use_xla)
@@ -237,12 +250,6 @@ class Evaluator:
             state = function(weights, mask, state)
             first += SEGMENTS_TOGETHER if is_run else 1
         return state[0]
-
-    def _count_state_bytes(self):
-        """Returns the bytes of all states of all images, float32."""
-        shapes = self.supernet.graph.shapes
-        tensors = [tensor for start in self._starts for tensor in self.supernet.tensors_read_from(start)]
-        return 4 * self._batches.num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
 
     # ---------------------------------------------------------------- pure functions of a batch
 

@@ -263,7 +263,7 @@ def test_what_comes_in_batches_is_never_in_memory_together():
     """In a process of its own: 1.2 GiB of images take no more memory than a few of them."""
     program = """
 import utils, sys, numpy as np, tensorflow as tf
-from ekg.progress import peak_memory_mib
+from ekg.memory import peak_memory_mib
 from ekg.sources import find_examples
 def examples(number):
     def batches():

@@ -2,6 +2,7 @@ import pytest
 
 from ekg import files
 from ekg.errors import EkgError
+from ekg.memory import Peak
 from ekg.report.table import Row
 from ekg.run.folder import OWN_NAMES, RunFolder, differences
 
@@ -117,10 +118,13 @@ def test_curves_are_kept_as_lines_and_events(tmp_path):
 
 def test_parts_of_a_phase_are_taken_together(tmp_path):
     folder = RunFolder.create(tmp_path, {})
-    for phase, seconds, peak in (("search", 1.04, 10.4), ("bank", 2, 30), ("search", 3.11, 20.6), ("search", 0.5, 5)):
+    for phase, seconds, host, gpu in (("search", 1.04, 10.4, 7), ("bank", 2, 30, 0), ("search", 3.11, 20.6, 5),
+                                      ("search", 0.5, 5, 0)):
+        peak = Peak()
+        peak.host_mib, peak.gpu_mib = host, gpu
         folder.log_phase(phase, seconds, peak)
-    assert folder.phases() == {"search": {"seconds": 4.6, "peak_memory_mib": 21},
-                               "bank": {"seconds": 2, "peak_memory_mib": 30}}
+    assert folder.phases() == {"search": {"seconds": 4.6, "peak_memory_mib": 21, "peak_gpu_mib": 7},
+                               "bank": {"seconds": 2, "peak_memory_mib": 30, "peak_gpu_mib": 0}}
 
 
 def test_a_finished_run_is_read_and_others_are_named(tmp_path):

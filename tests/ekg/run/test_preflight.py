@@ -16,7 +16,8 @@ WEIGHTS = 9 * 4 * 1000  # three parameter files, and weights and momentum of thr
 def check(folder, free, monkeypatch, teacher="ensemble"):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
     settings = JobSettings(fine_tuning=FineTuneSettings(finetune_teacher=teacher, num_teacher=4))
-    job = types.SimpleNamespace(settings=settings, data=make_data(), folder=folder, output_shape=(3,))
+    job = types.SimpleNamespace(settings=settings, data=make_data(), folder=folder, output_shape=(3,),
+                                has_bank=teacher == "ensemble")
     preflight.check_disk(job, num_params=1000)
 
 

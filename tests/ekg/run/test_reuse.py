@@ -4,6 +4,7 @@ import pytest
 import utils
 from ekg import files
 from ekg.errors import EkgError
+from ekg.memory import Peak
 from ekg.network.subnetwork import Subnetwork
 from ekg.run import reuse
 from ekg.run.folder import RunFolder
@@ -25,7 +26,7 @@ def searched(tmp_path):
         folder.log_curves("search", step, {"rate": rate})
     folder.log_curves("fine-tune", 1, {"loss": 0.5})
     for phase in ("search", "slim", "fine-tune"):
-        folder.log_phase(phase, 1.0, 100)
+        folder.log_phase(phase, 1.0, Peak())
     return folder
 
 

@@ -1,0 +1,65 @@
+"""The memory that a process and its GPUs use, and that a machine has."""
+
+import contextlib
+import os
+import re
+import resource
+from pathlib import Path
+
+import tensorflow as tf
+
+MIB = 2**20
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory_mib():
+    """Returns the most memory, in MiB, that this process has had resident, since the last Peak began.
+
+    It is read from Linux' own record of this program: getrusage() would count the memory of the parent process, too.
+    """
+    return _read_status("VmHWM")
+
+
+def resident_mib():
+    """Returns the memory, in MiB, that this process has resident now; the most so far where the system does not tell."""
+    return _read_status("VmRSS")
+
+
+def _read_status(name):
+    value = re.search(rf"{name}:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return (int(value.group(1)) if value else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+class Peak:
+    """The most memory that was in use while its block ran; what was in use before counts, if it stays.
+
+    Where the system cannot begin its record anew (other systems than Linux), it is that since the program began.
+
+    Attributes:
+        host_mib: of this process, in MiB.
+        gpu_mib: of TensorFlow on the GPU that used most of it, in MiB; 0 without a GPU.
+    """
+    host_mib, gpu_mib = 0.0, 0.0
+
+    def __enter__(self):
+        with contextlib.suppress(OSError):
+            RESET.write_text("5")  # proc(5): resets the record of the peak
+        self._gpus = [f"GPU:{number}" for number, _ in enumerate(tf.config.list_logical_devices("GPU"))]
+        for gpu in self._gpus:
+            tf.config.experimental.reset_memory_stats(gpu)
+        return self
+
+    def __exit__(self, *_):
+        self.host_mib = peak_memory_mib()
+        self.gpu_mib = max((tf.config.experimental.get_memory_info(gpu)["peak"] / MIB for gpu in self._gpus), default=0.0)
+
+    def __str__(self):
+        return f"{self.host_mib:,.0f} MiB" + (f", {self.gpu_mib:,.0f} MiB of a GPU" if self.gpu_mib else "")
+
+
+def machine_memory_mib():
+    """Returns the memory, in MiB, that processes here can have: the machine's, or what a container or job may take."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / MIB
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else ""
+    return min(most, int(limit) / MIB) if limit.isdecimal() else most
