@@ -1,24 +1,13 @@
-"""Kills a small run again and again (SIGKILL), starts it each time, and compares its end with an undisturbed run's.
+"""A small run that ends itself at an event, and how its end is compared with an undisturbed run's.
 
-    python -m tests.stress_resume --kills 100
-
-Kills come at random instants, in turn in search, memory bank and fine-tuning. Prints how many runs were resumed, and
-whether the ends are identical: search history, memory bank and trained parameters, bit for bit.
+    python -m tests.stress_resume EVENT -- ARGUMENTS OF train_cifar.py
 """
 
-import argparse
-import json
 import os
-import re
 import signal
 import sys
-import tempfile
-import threading
-import time
-from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-import numpy as np
 import train_cifar
 from ekg import files
 from ekg.distil import bank_files
@@ -30,9 +19,6 @@ ARGUMENTS = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.85
              "3", "--train_epoch", "2", "--batch_size", "32", "--subset_per_class", "32", "--val_per_class", "8",
              "--search_batch_size", "160", "--checkpoint_minutes", "0.01", "--no-preflight"]
 BLOCK_ROWS = 300  # so that the bank of 1 438 images has several blocks
-PHASES = ("search", "bank", "fine-tune")
-KILLS_OF_A_RUN = ("search",) * 4 + ("bank",) * 3 + ("fine-tune",) * 3
-DELAYS = {"search": 5, "bank": 3, "fine-tune": 12}  # seconds into a phase, at most
 
 
 # ---------------------------------------------------------------- the process that is killed
@@ -119,10 +105,10 @@ def child(event, argv):
 
 # ---------------------------------------------------------------- the process that kills
 
-def start(params, folder, event="none"):
+def start(params, folder, event="none", more=(), **environment):
     """Starts the run in a process of its own."""
-    return runs.start("-m", "tests.stress_resume", "--child", event, "--", *ARGUMENTS, "--trained_param", params,
-                      "--train_path", folder)
+    return runs.start("-m", "tests.stress_resume", event, "--", *ARGUMENTS, *more, "--trained_param", params,
+                      "--train_path", folder, **environment)
 
 
 def run_to_event(params, folder, event="none"):
@@ -136,75 +122,5 @@ def end_of(folder):
     return [runs.read_history(folder), runs.read_curves(folder), *((folder / name).read_bytes() for name in names)]
 
 
-def kill_in_phase(process, phase, delay):
-    """Kills the process so many seconds after it entered the phase; returns the phase it was in, or None if it had ended."""
-    now, entered = [None], threading.Event()
-
-    def read():
-        for line in process.stdout:
-            begun = re.search(r"phase (\S+)$", line.strip())
-            now[0] = begun.group(1) if begun else now[0]
-            if begun and (begun.group(1) == phase or PHASES.index(phase) < _order(begun.group(1))):
-                entered.set()
-        entered.set()
-    reader = threading.Thread(target=read)
-    reader.start()
-    entered.wait(600)
-    time.sleep(delay)
-    is_running = process.poll() is None
-    process.kill()
-    process.wait()
-    reader.join()
-    return now[0] if is_running else None
-
-
-def _order(phase):
-    return PHASES.index(phase) if phase in PHASES else (-1 if phase in ("subset", "slim") else len(PHASES))
-
-
-def stress(kills, seed, root):
-    """Returns {kills, kills by phase, runs started, runs finished, identical ends}."""
-    params, rng = root / "params.pkl", np.random.default_rng(seed)
-    runs.write_params(params)
-    code, output = run_to_event(params, root / "undisturbed")
-    if code:
-        raise RuntimeError(output)
-    expected, by_phase = end_of(root / "undisturbed"), {}
-    result = {"kills": 0, "started": 0, "finished": 0, "identical": 0}
-    while result["kills"] < kills:
-        folder = root / f"run{result['finished']}"
-        for phase in KILLS_OF_A_RUN:
-            if result["kills"] == kills:
-                break
-            killed_in = kill_in_phase(start(params, folder), phase, rng.uniform(0, DELAYS[phase]))
-            result["started"] += 1
-            if killed_in is not None:
-                result["kills"] += 1
-                by_phase[killed_in] = by_phase.get(killed_in, 0) + 1
-        code, output = run_to_event(params, folder)
-        if code:
-            raise RuntimeError(output)
-        result["started"] += 1
-        result["finished"] += 1
-        result["identical"] += end_of(folder) == expected
-        print(json.dumps(result | by_phase), flush=True)
-    return result | by_phase
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Kill a run at random instants and compare its end.")
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.child:
-        return child(args.child, args.arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        result = stress(args.kills, args.seed, Path(folder))
-    print(json.dumps(result))
-    return int(result["identical"] != result["finished"])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    child(sys.argv[1], sys.argv[3:])
