@@ -13,6 +13,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from dataloader.headers import MOST_PIXELS, declared_size, problem_of
 from ekg import augment
 from ekg.data import Dataset, Split, prefetched
 from ekg.errors import EkgError
@@ -29,13 +30,35 @@ MAX_VIEWS, MAX_PHASES = 2**40, 2**20  # so that a view and a phase do
 
 # ---------------------------------------------------------------- from bytes to pixels
 
+def checked(contents):
+    """Returns the bytes of an image file, a scalar string tensor, if their header declares no more than MOST_PIXELS.
+
+    An image of a few kilobytes may declare gigabytes, which a decoder would fill. Nothing is decoded here.
+
+    Raises:
+        tf.errors.InvalidArgumentError: it declares more.
+    """
+    if tf.io.is_jpeg(contents):
+        size = tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.float64)
+    else:
+        size = tf.numpy_function(_size_of, [contents], tf.float64)
+    height, width = tf.unstack(tf.ensure_shape(size, [2]))  # float64: the product of two large integers would overflow
+    with tf.control_dependencies([tf.debugging.Assert(height * width <= MOST_PIXELS, [height, width])]):
+        return tf.identity(contents)
+
+
+def _size_of(contents):
+    contents = np.asarray(contents, object).item()  # of bytes, or of an array of them where there is no graph
+    return np.array(declared_size(contents) or (0, 0), np.float64)  # what tells no size is the decoder's to refuse
+
+
 def evaluation_view(contents):
     """Returns the middle of an image as uint8 [SIZE, SIZE, 3]: shorter side to 256 (bicubic, antialiased), centre 224.
 
     Args:
         contents: scalar string tensor, the bytes of a JPEG (grey-scale and CMYK too), PNG, GIF or BMP file.
     """
-    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    image = tf.io.decode_image(checked(contents), channels=3, expand_animations=False)
     size = tf.shape(image)[:2]
     size = size * SHORTER_SIDE // tf.reduce_min(size)
     image = tf.image.resize(image, size, "bicubic", antialias=True)
@@ -53,6 +76,7 @@ def random_view(contents, key):
         contents: see evaluation_view.
         key: int64 [2], of the draw.
     """
+    contents = checked(contents)
     if tf.io.is_jpeg(contents):
         window = sample_window(tf.image.extract_jpeg_shape(contents), key)
         image = tf.io.decode_and_crop_jpeg(contents, window, channels=3)
@@ -157,7 +181,7 @@ class FileSplit:
 
         def decode(index):
             # The size is asked for so that the decoding is not optimised away.
-            return index, tf.size(tf.io.decode_image(read(index), channels=3, expand_animations=False))
+            return index, tf.size(tf.io.decode_image(checked(read(index)), channels=3, expand_animations=False))
 
         is_good = np.zeros(len(self), bool)
         examples = tf.data.Dataset.range(len(self)).map(decode, tf.data.AUTOTUNE).ignore_errors().batch(256)
@@ -205,11 +229,14 @@ class FileSplit:
         """Raises EkgError for the first image that cannot be read."""
         read = self._make_reader()
         for index in indices:
+            reason = None
             try:
-                evaluation_view(read(index))
+                contents = read(index)
+                reason = problem_of(contents.numpy())
+                evaluation_view(contents)
             except tf.errors.OpError as error:
-                raise EkgError(f"{self.name(index)}: cannot be read as an image ({_reason(error)}); put a good copy "
-                               "there, or give `skip_bad_images` to go on without such files.") from None
+                raise EkgError(f"{self.name(index)}: cannot be read as an image ({reason or _reason(error)}); put a good "
+                               "copy there, or give `skip_bad_images` to go on without such files.") from None
 
 
 def _reason(error):

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from dataloader import headers, own
+from dataloader.photographs import FileSplit
 from ekg.errors import EkgError
+from ekg.progress import progress_bar
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (13, 37, 3), np.uint8)
 
@@ -51,6 +53,28 @@ def test_a_bomb_is_refused_by_its_header_and_one_pixel_is_an_image(tmp_path):
     data, _ = own.load(tmp_path, (4, 4, 3))
     with pytest.raises(EkgError, match="bomb.png: is not decoded: it declares 20000 x 20000 pixels, more than 134,217,728"):
         data.read([1])
+
+
+def jpeg(width, height):
+    """A JPEG file of a small image whose header declares another size."""
+    data = tf.io.encode_jpeg(IMAGE).numpy()
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4:]
+
+
+@pytest.mark.parametrize("bomb", [png(20_000, 20_000), png(2**32 - 1, 2**32 - 1), jpeg(20_000, 20_000)])
+def test_photographs_are_decoded_only_where_their_header_declares_few_pixels(tmp_path, bomb):
+    good = [tf.io.encode_png(IMAGE).numpy(), tf.io.encode_jpeg(IMAGE).numpy(), tf.io.encode_png(IMAGE[:1, :1]).numpy()]
+    for number, data in enumerate([*good, bomb]):
+        (tmp_path / f"{number}.png").write_bytes(data)
+    split = FileSplit(np.array([str(tmp_path / f"{i}.png").encode() for i in range(4)]), np.zeros(4, np.int32), 0)
+    assert split.read(np.arange(3)).shape == (3, 224, 224, 3)
+    with pytest.raises(EkgError, match=r"3.png: cannot be read as an image \(it declares \d+ x \d+ pixels, more than 134,"):
+        split.read(np.arange(4))
+    with pytest.raises(EkgError, match="3.png: cannot be read"):
+        list(split.stream_views([np.arange(4)], 2, (0, 0)))
+    with progress_bar("read", 4, "image") as progress:
+        assert split.find_damaged(progress).tolist() == [3]
 
 
 def test_of_an_animation_the_first_picture_counts(tmp_path):
