@@ -173,6 +173,12 @@ def make_strategy(chosen=None):
                        "all workers.") from None
 
 
+def describe_devices(strategy):
+    """Returns what a strategy computes on, as "2 GPUs"."""
+    count, kind = strategy.num_replicas_in_sync, "GPU" if "GPU" in strategy.extended.worker_devices[0] else "CPU"
+    return f"{count} {kind}{'s' * (count > 1)}"
+
+
 def _split_cpu(count):
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
@@ -307,8 +313,9 @@ def prune(args, recipe, load_data, build, from_params):
         build: (arch, num_classes) -> unpruned keras.Model.
         from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
     """
-    logger.info("%s on %s, to %s; run folder %s", args.arch, args.dataset, settings.describe_targets(args), args.train_path)
     team = Team(make_strategy(settings.from_args(DeviceSettings, args)))
+    logger.info("%s on %s, to %s, on %s; run folder %s", args.arch, args.dataset, settings.describe_targets(args),
+                describe_devices(team.strategy), args.train_path)
     _check_devices(args, team)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()

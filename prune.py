@@ -173,9 +173,6 @@ def _target(args):
 
 def main(args):
     """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
-    if not args.inspect:
-        logger.info("%s on %s, to %s; run folder %s", args.model, args.data_path, settings.describe_targets(args),
-                    args.train_path)
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
@@ -186,6 +183,8 @@ def main(args):
         print(inspection)
         return inspection
     strategy = op_utils.make_strategy(settings.from_args(op_utils.DeviceSettings, args))
+    logger.info("%s on %s, to %s, on %s; run folder %s", args.model, args.data_path, settings.describe_targets(args),
+                op_utils.describe_devices(strategy), args.train_path)
     data, validation = _load_data(args, shape)
     search, tuning, run = (_given(args, *classes) for classes in (
         (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))

@@ -21,8 +21,8 @@ from pathlib import Path
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# What TensorFlow's C++ code writes while it is imported, before its own log level counts.
-FIRST_LINES = (b"All log messages before absl::InitializeLog() is called", b"oneDNN custom operations are on")
+# What TensorFlow's C++ code writes while it is imported, before it reads its own log level: messages of the level INFO.
+FIRST_LINES = re.compile(rb"WARNING: All log messages before absl::InitializeLog\(\) is called|I\d{4} [\d:.]+ ")
 
 
 def _say_at_once():
@@ -33,7 +33,8 @@ def _say_at_once():
 
 
 def _import_tensorflow():
-    """Imports TensorFlow without FIRST_LINES; whatever else is written to the standard error stream is passed on."""
+    """Imports TensorFlow without FIRST_LINES, unless its log level asks for them; all else that is written is passed on."""
+    shows_all = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as written:
@@ -45,7 +46,7 @@ def _import_tensorflow():
             os.close(kept)
             written.seek(0)
             for line in written:
-                if not any(known in line for known in FIRST_LINES):
+                if shows_all or not FIRST_LINES.match(line):
                     os.write(2, line)
 
 

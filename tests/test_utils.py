@@ -278,12 +278,13 @@ def test_the_parser_of_every_script_says_how_much_is_told(flag, expected, capsys
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == expected
 
 
-def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(tmp_path):
+@pytest.mark.parametrize("level, expected", [("2", ""), ("0", "I0000 00:00:17.1 12 a.cc:5] oneDNN\n")])
+def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(level, expected, tmp_path):
     """A stand-in for it that writes its first lines and one more, and then fails."""
     (tmp_path / "tensorflow.py").write_text(
-        "import os; os.write(2, b'I0000 oneDNN custom operations are on. You\\nE0000 no driver\\n'); raise ImportError('x')")
+        "import os; os.write(2, b'I0000 00:00:17.1 12 a.cc:5] oneDNN\\nE0000 no driver\\n'); raise ImportError('x')")
     program = "import sys; sys.path[:0] = sys.argv[1:]; import utils"
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path), str(ROOT)], capture_output=True, text=True,  # noqa: S603
-                          check=False)
-    assert done.returncode == 1 and done.stderr.startswith("E0000 no driver\nTraceback")
+                          check=False, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": level})
+    assert done.returncode == 1 and done.stderr.startswith(f"{expected}E0000 no driver\nTraceback")
     assert done.stderr.endswith("ImportError: x\n")
