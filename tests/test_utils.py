@@ -132,7 +132,8 @@ def test_arguments_that_an_error_names_get_their_flags():
 @pytest.mark.parametrize(("error", "code", "line"), [
     (EkgError("`seed` and `steps` are wrong."), 2, "error: --seed and `steps` are wrong."),
     (OSError(28, "No space left on device", "/x"), 2, "error: [Errno 28] No space left on device: '/x'"),
-    (tf.errors.ResourceExhaustedError(None, None, "OOM"), 2, "error: out of memory; lower the size of the batches, or raise --accum where there is one."),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM"), 2, "error: out of memory; lower the size of the batches, or "
+     "raise --accum where there is one."),
     (FloatingPointError("loss became non-finite."), 1, "error: loss became non-finite.")])
 def test_errors_are_one_line_and_an_exit_code(capsys, handlers, error, code, line):
     def main(_):
