@@ -191,7 +191,8 @@ def correlate(first, second, seed=0):
 def _text(coefficients):
     """Returns Pearson's coefficient of correlate() with its interval, as text."""
     low, high = coefficients["pearson_interval"]
-    return f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f})"
+    text = f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f}"
+    return f"{text})" if low > 0 or high < 0 else f"{text}, which says nothing, not even the sign)"
 
 
 def _pearson(first, second):

@@ -9,6 +9,7 @@ import numpy as np
 from ekg.report.pictures import COLOURS, save
 
 SURFACES_IN_A_ROW = 5
+LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
 
 def draw_conditions(path, names, conditions):
@@ -25,42 +26,49 @@ def draw_conditions(path, names, conditions):
     save(figure, path)
 
 
-def draw_surfaces(path, names, steps, surfaces):
+def draw_surfaces(path, names, steps, surfaces, scale="log"):
     """Draws the loss surfaces of several networks with one scale: in three dimensions above, contours below.
 
     Args:
         path: of the PNG.
         names: of the networks.
         steps: multiples of the two filter-normalised directions.
-        surfaces: list of arrays [len(steps), len(steps)].
+        surfaces: list of arrays [len(steps), len(steps)] of losses of 0 or more.
+        scale: "log" or "linear"; of the log one, losses below LOWEST of the highest are drawn as that.
     """
     columns = min(len(names), SURFACES_IN_A_ROW)
     rows = -(-len(names) // columns)
+    losses = [surface[len(steps) // 2, len(steps) // 2] for surface in surfaces]
+    if scale == "log":
+        floor = LOWEST * max(surface.max() for surface in surfaces)
+        surfaces = [np.log10(np.maximum(surface, max(floor, np.finfo(float).tiny))) for surface in surfaces]
+        label, shown = "cross-entropy, nats, logarithmic scale", lambda exponent, _=None: f"{10**exponent:.3g}"
+    else:
+        label, shown = "cross-entropy, nats", lambda loss, _=None: f"{loss:.3g}"
     low, high = min(surface.min() for surface in surfaces), max(surface.max() for surface in surfaces)
     high = max(high, low + 1e-6)
     figure = plt.figure(figsize=(4.4 * columns + 0.6, 8 * rows + 0.8), layout="constrained")
     places = figure.add_gridspec(2 * rows, columns)
     grid = np.meshgrid(steps, steps, indexing="ij")
-    for i, (name, surface) in enumerate(zip(names, surfaces)):
+    for i, (name, loss, surface) in enumerate(zip(names, losses, surfaces)):
         row, column = 2 * (i // columns), i % columns
         axes = figure.add_subplot(places[row, column], projection="3d")
         axes.plot_surface(*grid, surface, cmap="viridis", vmin=low, vmax=high, linewidth=0)
         axes.set_zlim(low, high)
-        axes.set_title(f"{name}\nloss at the network {surface[len(steps) // 2, len(steps) // 2]:.3f}", fontsize=11)
+        axes.set_title(f"{name}\nloss at the network {loss:.3f}", fontsize=11)
         axes.set_xlabel("first direction")
         axes.set_ylabel("second direction")
-        axes.set_zlabel("cross-entropy, nats")
+        axes.zaxis.set_major_formatter(shown)
         axes = figure.add_subplot(places[row + 1, column])
         drawn = axes.contourf(*grid, surface, levels=np.linspace(low, high, 25), cmap="viridis")
-        axes.contour(*grid, surface, levels=np.linspace(low, high, 13), colors="white", linewidths=0.5)
+        axes.contour(*grid, surface, levels=np.linspace(low, high, 13), colors="white", linewidths=0.5, linestyles="solid")
         axes.plot(0, 0, "r+", markersize=10)
         axes.set_aspect("equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks(np.linspace(steps[0], steps[-1], 5))
         axes.set_xlabel("first direction")
         axes.set_ylabel("second direction" if column == 0 else "")
-    figure.colorbar(drawn, ax=figure.axes, label="cross-entropy, nats", location="bottom", format="%.3g", shrink=0.8,
-                    aspect=20 * columns)
+    figure.colorbar(drawn, ax=figure.axes, label=label, location="bottom", format=shown, shrink=0.8, aspect=20 * columns)
     save(figure, path)
 
 
@@ -87,7 +95,8 @@ def draw_correlation(path, title, rows, statistics):
 
 def _coefficient_text(coefficients, kind):
     low, high = coefficients[f"{kind.lower()}_interval"]
-    return f"{kind} {coefficients[kind.lower()]:.2f}, 95 % [{low:.2f}, {high:.2f}]"
+    text = f"{kind} {coefficients[kind.lower()]:.2f}, 95 % [{low:.2f}, {high:.2f}]"
+    return text if low > 0 or high < 0 else f"{text}: says nothing, not even the sign"
 
 
 def draw_comparison(path, title, names, panels):

@@ -10,7 +10,7 @@ from ekg.errors import EkgError
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.surfaces import surface
 from ekg.progress import progress_bar
-from ekg.settings import COUNT, POSITIVE, SEARCH, Settings, setting
+from ekg.settings import COUNT, MACHINE, POSITIVE, SEARCH, Settings, setting
 
 DIRECTIONS_SEED = 0
 
@@ -18,8 +18,11 @@ DIRECTIONS_SEED = 0
 @dataclasses.dataclass(frozen=True)
 class GridSettings(Settings):
     """The grid of a loss surface."""
-    grid: int = setting(15, "points along each direction, an odd number", SEARCH, range=COUNT)
+    grid: int = setting(25, "points along each direction, an odd number", SEARCH, range=COUNT)
     span: float = setting(1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH, range=POSITIVE)
+
+    scale: str = setting("log", "of the picture's losses; on a linear one a high corner hides what lies near the network",
+                         MACHINE, choices=("log", "linear"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +62,7 @@ def measure_surfaces(subject, paths, images, settings, out):
         rows.append({"network": name, "loss": losses[middle, middle], "lowest": losses.min(), "highest": losses.max(),
                      "surface": known[key]["surface"]})
     pictures.draw_surfaces(out / "landscape.png", [row["network"] for row in rows], steps,
-                           [np.array(row["surface"]) for row in rows])
+                           [np.array(row["surface"]) for row in rows], settings.scale)
     text = "; ".join(f"{row['network']}: loss {row['loss']:.4f} at the network, {row['lowest']:.4f} to "
                      f"{row['highest']:.4f} on the grid" for row in rows)
     write_results(out, "landscape", rows, text, steps=steps.tolist())

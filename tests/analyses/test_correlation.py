@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 import dataloader
-from analyses import correlation
+from analyses import correlation, pictures
 from analyses.correlation import correlate, random_subnetwork
 from analyses.subject import Subject
 from ekg import files
@@ -96,3 +96,11 @@ def test_coefficients_equal_scipys_and_intervals_hold_them():
     expected = stats.bootstrap((first, second), lambda x, y: stats.pearsonr(x, y).statistic, paired=True, vectorized=False,
                                n_resamples=2000, method="percentile", rng=1).confidence_interval
     assert coefficients["pearson_interval"] == pytest.approx([expected.low, expected.high], abs=0.05)
+
+
+@pytest.mark.parametrize("interval, says_nothing", [((-1, 1), True), ((0.1, 0.9), False), ((-0.9, -0.2), False),
+                                                    ((0, 1), True)])
+def test_an_interval_that_holds_both_signs_is_said_to_say_nothing(interval, says_nothing):
+    coefficients = {"pearson": 0.3, "pearson_interval": interval}
+    for text in (correlation._text(coefficients), pictures._coefficient_text(coefficients, "Pearson")):
+        assert ("says nothing" in text) == says_nothing

@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import numpy as np
 
 from analyses import pictures
@@ -25,3 +26,18 @@ def test_many_surfaces_stand_in_rows(tmp_path):
                                [np.eye(3) + i for i in range(count)])
         sizes[count] = picture_size(tmp_path / "s.png")
     assert abs(sizes[7][0] - sizes[5][0]) < 100 and sizes[7][1] > 1.7 * sizes[5][1]
+
+
+def test_a_high_corner_hides_nothing_on_the_logarithmic_scale(tmp_path):
+    """Near the network the colours differ; a loss of zero is drawn, too. On a linear scale they are all one."""
+    colours = {}
+    steps = np.linspace(-1, 1, 25)
+    surface = np.add.outer(steps**2, steps**2)
+    surface[0, 0] = 550.0
+    for scale in ("log", "linear"):
+        path = tmp_path / f"{scale}.png"
+        pictures.draw_surfaces(path, ["network"], steps, [surface], scale)
+        image = plt.imread(path)[..., :3]
+        below = image[int(0.47 * len(image)):int(0.8 * len(image)), image.shape[1] // 4:3 * image.shape[1] // 4]
+        colours[scale] = len(np.unique(below.reshape(-1, 3).round(2), axis=0))
+    assert colours["log"] > 2 * colours["linear"]
