@@ -1,7 +1,9 @@
 """What the result of every run depends on besides its settings, as it stands in arguments.json."""
 
 import hashlib
+import os
 import platform
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ import tensorflow as tf
 
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
+from ekg.latency.runtimes import machine
 
 RESULTS_VERSION = 2  # raised where the same arguments lead to other numbers than before
 VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
@@ -24,6 +27,29 @@ def describe(data, is_compiled):
     """
     return {"results_version": RESULTS_VERSION, "data": bank_files.fingerprint(data.train), "use_xla": is_compiled,
             "versions": VERSIONS}
+
+
+def origin():
+    """Returns what a result came out of besides its arguments: {"revision", "machine", "cores"}, for summary.json.
+
+    The revision is that of the git checkout that this program lies in; None where it lies in none.
+    """
+    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": os.cpu_count()}
+
+
+def _revision(git):
+    """Returns the commit that a .git folder has checked out, or None; it is read, as a library starts no process."""
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text().strip()
+        packed = (line.split(" ", 1) for line in (git / "packed-refs").read_text().splitlines() if " " in line)
+        return next((commit for commit, ref in packed if ref == name), None)
+    except OSError:
+        return None
 
 
 def model_fingerprint(model):

@@ -26,6 +26,7 @@ from ekg.progress import progress_bar
 from ekg.report import page
 from ekg.report.measure import conditions_for, image_shape, measure, with_latencies
 from ekg.run import folder as names
+from ekg.run.arguments import origin
 from ekg.run.job import Phase, check_finite
 from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.evaluator import kept_state_bytes
@@ -353,7 +354,7 @@ class ReportPhase(Phase):
     def _write(self, rows):
         folder = self.job.folder
         files.write_json(folder / names.SUMMARY, {"table": [dataclasses.asdict(row) for row in rows],
-                                                  "phases": folder.phases()})
+                                                  "phases": folder.phases(), "origin": origin()})
         if self.job.settings.writes_page:
             self.write_page()
 
