@@ -54,8 +54,10 @@ def parse_args(argv=None):
     commands["criteria"].add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
     commands["ablation"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each")
     commands["run"].add_argument("folder", type=Path, help="run folder")
-    commands["tables"].add_argument("folders", nargs="+", type=Path, help="run folders")
-    commands["tables"].add_argument("--out", type=Path, help="folder for tables.md; without it the tables are printed alone")
+    commands["tables"].add_argument("runs", nargs="*", type=Path, help="run folders, and records of runs, .json files")
+    commands["tables"].add_argument("--out", type=Path, help="folder that keeps a record of each run in results/, and gets "
+                                    "results.md, made of all records there; without it the tables are printed alone")
+    commands["tables"].add_argument("--readme", type=Path, help="page whose table of the published figures is made anew")
     args = parser.parse_args(argv, argparse.Namespace(rest=rest))
     if rest and args.command not in ("criteria", "ablation"):
         parser.error(f"{args.command} starts no runs: {' '.join(rest)} has no effect; leave it out.")
@@ -64,6 +66,8 @@ def parse_args(argv=None):
             from_args(cls, args)
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
+    if args.command == "tables" and not (args.runs or args.out):
+        parser.error("tables needs run folders or records, or --out with a folder that holds records.")
     if args.command not in ("run", "tables") and args.out is None:
         args.out = Path("analysis") / args.command
     return args
@@ -132,7 +136,7 @@ COMMANDS = {  # name: (function, what it does, {title: settings})
     "criteria": (criteria, "prune with each criterion", NETWORK | TRAINED | SPECTRUM),
     "ablation": (ablation, "search teacher x fine-tuning teacher", NETWORK | TRAINED),
     "run": (lambda args: report_run(args.folder), "a finished run as a page of pictures in its folder", {}),
-    "tables": (lambda args: write_tables(args.folders, args.out),
+    "tables": (lambda args: write_tables(args.runs, args.out, args.readme),
                "Markdown tables of finished runs next to the published figures", {})}
 
 

@@ -1,45 +1,98 @@
 """Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
 
-from analyses import published
+from analyses import evidence, published
 from analyses.results import mean_and_deviation
-from ekg.run.folder import RunFolder
+from ekg.errors import EkgError
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
-           "published", "rate", "pruned top-1 %", "published", "hours")
+           "published", "rate", "pruned top-1 %", "published", "parameters %", "hours")
+EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
+HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 # Runs that differ in none of these are repetitions of each other.
-REPEATED = ("arch", "dataset", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch",
-            "trained_param")
+REPEATED = ("arch", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch", "trained_param")
+RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
+BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
 
-def write_tables(paths, out=None):
-    """Prints the table of finished runs and returns it.
+def write_tables(paths, out=None, readme=None):
+    """Prints the tables of finished runs and returns them.
 
     Args:
-        paths: run folders.
-        out: pathlib.Path of the folder that gets tables.md; None writes none.
+        paths: run folders, and files of evidence.Record.
+        out: pathlib.Path of the folder that keeps a record of each run folder in results/, and gets results.md, of all
+            records there; None writes nothing.
+        readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is made anew; or None.
 
     Raises:
-        EkgError: a folder holds no finished run.
+        EkgError: a folder holds no finished run, or a page has no place for its table.
     """
-    text = format_runs([RunFolder(path).read_finished() for path in paths])
+    records = evidence.collect(paths, out and out / RECORDS)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "tables.md").write_text(text + "\n")
+        records = evidence.collect(sorted((out / RECORDS).glob("*.json")))
+    text = f"{format_runs(records)}\n\n{format_each(records)}"
+    if out is not None:
+        replace_part(out / PAGE, text)
+    if readme is not None:
+        replace_part(readme, format_headlines(records))
     print(text)
     return text
 
 
-def format_runs(runs):
-    """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation.
+def replace_part(page, text):
+    """Puts text between the lines BEGIN and END of a page; a page that is not there is made.
 
-    Args:
-        runs: list of page.FinishedRun.
+    Raises:
+        EkgError: the page lacks the lines.
     """
+    old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise EkgError(f"{page}: must hold the lines {BEGIN} and {END} once, in this order.")
+    page.write_text(f"{old[:old.index(BEGIN)]}{BEGIN}\n\n{text}\n\n{old[old.index(END):]}")
+
+
+# ---------------------------------------------------------------- tables
+
+def format_runs(records):
+    """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation."""
+    return _table(COLUMNS, [_cells(group) for group in _repeated(records)])
+
+
+def format_each(records):
+    """Returns a Markdown table with a row for each run: how long, where, and by which command."""
+    return _table(EACH, [_each(record) for record in records])
+
+
+def format_headlines(records):
+    """Returns a Markdown table of the paper's main figures and of our runs of the same, on the original images."""
+    rows = []
+    for figures in published.FIGURES:
+        if (figures.search_teacher, figures.finetune_teacher, figures.criterion) != ("ensemble", "ensemble", "ekg"):
+            continue
+        ours = [group for group in _repeated(records) if published.find(group[0].arguments) == figures
+                and group[0].is_original]
+        baseline = published.BASELINES.get((figures.arch, figures.dataset))
+        deviation = "" if figures.deviation is None else f" ± {figures.deviation:.2f}"
+        rows.append([f"{figures.arch}, {figures.dataset}", "" if baseline is None else f"{baseline:.2f}",
+                     f"{figures.top1:.2f}{deviation}", f"{100 * figures.rate:.1f} %",
+                     "; ".join(f"{_pruned(group)}, {_count(len(group), 'seed')}, "
+                               f"{_count(group[0].arguments['train_epoch'], 'epoch')}" for group in ours) or "not run"])
+    return _table(HEADLINES, rows)
+
+
+def _repeated(records):
+    """Returns lists of records that are repetitions of each other."""
     groups = {}
-    for run in runs:
-        groups.setdefault(tuple(run.arguments[name] for name in REPEATED), []).append(run)
-    lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
-    return "\n".join(lines + [_line(_cells(group)) for group in groups.values()])
+    for record in records:
+        groups.setdefault((record.data, *(record.arguments[name] for name in REPEATED)), []).append(record)
+    return list(groups.values())
+
+
+def _count(number, noun):
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _table(columns, rows):
+    return "\n".join([_line(columns), "|" + "---|" * len(columns), *map(_line, rows)])
 
 
 def _line(cells):
@@ -48,16 +101,22 @@ def _line(cells):
 
 def _cells(group):
     """Returns the cells of a list of repeated runs."""
-    arguments, paper = group[0].arguments, published.find(group[0].arguments)
-    before, _ = mean_and_deviation([100 * run.table[0].top1 for run in group])
-    after, deviation = mean_and_deviation([100 * run.table[2].top1 for run in group])
-    rate, _ = mean_and_deviation([run.rate for run in group])
-    hours, _ = mean_and_deviation([run.seconds(*run.phases) / 3600 for run in group])
-    pruned = f"{after:.2f}" + (f" ± {deviation:.2f}" if len(group) > 1 else "")
+    first, paper = group[0], published.find(group[0].arguments)
+    arguments = first.arguments
+    before, _ = mean_and_deviation([record.top1(0) for record in group])
+    rate, _ = mean_and_deviation([record.rate for record in group])
+    params, _ = mean_and_deviation([100 * record.table[-1]["params"] / record.table[0]["params"] for record in group])
+    hours, _ = mean_and_deviation([sum(record.minutes.values()) / 60 for record in group])
     paper_baseline, paper_pruned = _published_cells(paper)
-    return [arguments["arch"], arguments["dataset"], f"{arguments['search_teacher']} / {arguments['finetune_teacher']}",
+    return [arguments["arch"], first.data, f"{arguments['search_teacher']} / {arguments['finetune_teacher']}",
             arguments["criterion"], len(group), arguments["train_epoch"], f"{before:.2f}", paper_baseline, f"{rate:.3f}",
-            pruned, paper_pruned, f"{hours:.2f}"]
+            _pruned(group), paper_pruned, f"{params:.1f}", f"{hours:.2f}"]
+
+
+def _pruned(group):
+    """Returns the top-1 of a list of repeated runs, as mean ± deviation."""
+    after, deviation = mean_and_deviation([record.top1(-1) for record in group])
+    return f"{after:.2f}" + (f" ± {deviation:.2f}" if len(group) > 1 else "")
 
 
 def _published_cells(paper):
@@ -66,3 +125,13 @@ def _published_cells(paper):
         return "", ""
     baseline = published.BASELINES.get((paper.arch, paper.dataset))
     return "" if baseline is None else f"{baseline:.2f}", f"{paper.top1:.2f} at {paper.rate:.3f}"
+
+
+def _each(record):
+    versions, origin = record.arguments.get("versions", {}), record.origin
+    machine = origin.get("machine", {})
+    devices = ", ".join(machine.get("gpus", [])) or f"{origin['cores']} cores, {machine['processor']}" if machine else ""
+    minutes = ", ".join(f"{phase} {value:.1f}" for phase, value in record.minutes.items())
+    return [record.name, record.arguments.get("seed", ""), f"{record.top1(-1):.2f}", minutes, devices,
+            ", ".join(f"{name} {value}" for name, value in versions.items()), (origin.get("revision") or "")[:7],
+            f"`{record.command}`"]

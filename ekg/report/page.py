@@ -19,12 +19,14 @@ class FinishedRun:
         curves: list of {"phase", "step", ...}, a line a search step or epoch.
         table: list of table.Row: baseline, slimmed and, unless the run ends there, fine-tuned.
         phases: {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}.
+        origin: {"revision", "machine", "cores"}; empty of a run of an earlier version.
     """
     arguments: dict
     history: list
     curves: list
     table: list
     phases: dict
+    origin: dict = dataclasses.field(default_factory=dict)
 
     @property
     def name(self):

@@ -283,8 +283,9 @@ class RunFolder:
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
             raise EkgError(f"{self.path}: the run is not finished; start it again with the same command.")
+        summary = files.read_json(self / SUMMARY)
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
-                           files.read_json(self / SUMMARY)["phases"])
+                           summary["phases"], summary.get("origin", {}))
 
 
 def _remove(path):

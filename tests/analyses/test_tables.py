@@ -1,8 +1,11 @@
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 
-from analyses import published
+from analyses import evidence, published, tables
+from ekg import files
 from ekg.errors import EkgError
 from tests.analyses.helpers import make_run, run_analysis
 
@@ -19,14 +22,59 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
                for seed in range(2)]
     text = run_analysis("tables", *folders, "--out", tmp_path / "out")
     assert cells(text.splitlines()[2]) == ["ResNet-56", "CIFAR10", "ensemble / none", "ekg", "2", "1", "95.00", "93.84",
-                                           "0.450", "90.50 ± 0.71", "93.85 at 0.450", "1.00"]
-    assert (tmp_path / "out" / "tables.md").read_text() == text + "\n"
+                                           "0.450", "90.50 ± 0.71", "93.85 at 0.450", "100.0", "1.00"]
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
+
+
+def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_tables(params, tmp_path):
+    out = tmp_path / "docs"
+    folder = make_run(tmp_path / "run1", params, arch="ResNet-56", finetune_teacher="ensemble", seed=4,
+                      versions={"keras": "3.15.1"}, num_teacher=3, decay_points=[0.5, 0.7], trained_param="hash")
+    summary = files.read_json(folder / "summary.json")
+    origin = {"revision": "abcdef0123", "machine": {"processor": "Some CPU", "gpus": []}, "cores": 2}
+    files.write_json(folder / "summary.json", summary | {"origin": origin})
+    (tmp_path / "README.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nbehind\n")
+    run_analysis("tables", folder, "--out", out, "--readme", tmp_path / "README.md")
+    shutil.rmtree(folder)
+    first = (out / "results.md").read_text()
+    run_analysis("tables", "--out", out)
+    assert (out / "results.md").read_text() == first
+    each = cells(first.splitlines()[8])
+    assert each == ["run1", "4", "90.00", "search 30.0, fine-tune 30.0", "2 cores, Some CPU", "keras 3.15.1", "abcdef0",
+                    "`python train_cifar.py --arch ResNet-56 --dataset CIFAR10 --trained_param PARAMS --num_teacher 3 "
+                    "--decay_points 0.5 0.7 --train_epoch 1 --seed 4`"]
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(f"before\n{tables.BEGIN}\n") and readme.endswith(f"{tables.END}\nbehind\n")
+    rows = {tuple(row[:1] + row[3:]) for row in map(cells, readme.splitlines()[5:-2])}
+    assert ("ResNet-56, CIFAR10", "45.0 %", "90.00, 1 seed, 1 epoch") in rows and "old" not in readme
+    assert ("ResNet-50, ILSVRC2012", "55.0 %", "not run") in rows
+
+
+def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "ALTERED", {"f" * 16: "CIFAR10 in grey"})
+    folders = [make_run(tmp_path / str(i), params, arch="ResNet-56", finetune_teacher="ensemble", data={"sample": mark * 64})
+               for i, mark in enumerate("af")]
+    text = run_analysis("tables", *folders)
+    assert [cells(line)[1] for line in text.splitlines()[2:4]] == ["CIFAR10", "CIFAR10 in grey"]
+    headlines = tables.format_headlines(evidence.collect(folders))
+    assert "90.00, 1 seed, 1 epoch" in headlines and "90.00" not in tables.format_headlines(evidence.collect(folders[1:]))
+
+
+def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("text")
+    with pytest.raises(EkgError, match="page.md: must hold the lines"):
+        tables.replace_part(page, "table")
+    files.write_json(tmp_path / "other.json", {"a": 1})
+    with pytest.raises(EkgError, match="other.json: is no record of a run"):
+        run_analysis("tables", tmp_path / "other.json")
 
 
 def test_every_run_stands_next_to_its_like_in_the_paper_or_to_nothing(params, tmp_path):
     folders = [make_run(tmp_path / f"{teacher}{arch}", params, arch=arch, search_teacher=teacher, finetune_teacher=teacher)
                for arch, teacher in (("ResNet-56", "none"), ("ResNet-56", "single"), ("ResNet-8", "none"))]
-    rows = [cells(line) for line in run_analysis("tables", *folders).splitlines()[2:]]
+    rows = [cells(line) for line in run_analysis("tables", *folders).splitlines()[2:5]]
     assert [(row[2], row[7], row[10]) for row in rows] == [
         ("none / none", "93.84", "93.78 at 0.450"), ("single / single", "", ""), ("none / none", "", "")]
 
@@ -56,3 +104,11 @@ def test_what_is_no_finished_run_is_named(params, tmp_path):
     (folder / "summary.json").unlink()
     with pytest.raises(EkgError, match="the run is not finished"):
         run_analysis("tables", folder)
+
+
+def test_the_pages_tables_are_those_of_the_records_that_lie_beside_them():
+    root = Path(tables.__file__).parents[1]
+    records = evidence.collect(sorted((root / "docs" / tables.RECORDS).glob("*.json")))
+    assert f"{tables.BEGIN}\n\n{tables.format_headlines(records)}\n\n{tables.END}" in (root / "README.md").read_text()
+    page = f"{tables.BEGIN}\n\n{tables.format_runs(records)}\n\n{tables.format_each(records)}\n\n{tables.END}"
+    assert not records or page in (root / "docs" / tables.PAGE).read_text()

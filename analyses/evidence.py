@@ -1,0 +1,132 @@
+"""What stays of a finished run as evidence: a small JSON file that tells what was run, how it ended, where and how long."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import op_utils
+from analyses.published import ILSVRC
+from ekg import files
+from ekg.errors import EkgError
+from ekg.run.folder import RunFolder
+
+NETWORK, GIVEN = ("arch", "dataset"), "PARAMS"
+# Images that bear a data set's name and are not the original ones, by the start of the hash of some of them.
+ALTERED = {"3d6231d845eb6f21": "CIFAR10 after JPEG compression"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+        name: of its folder.
+        arguments: all that its result depends on.
+        table: list of the rows of its final table, dicts: baseline, slimmed and, unless the run ends there, fine-tuned.
+        steps: of the search.
+        phases: {phase: {"seconds", "peak_memory_mib"}}.
+        curve: list of the first metric on D_val behind every epoch of fine-tuning.
+        origin: {"revision", "machine", "cores"}; empty of a run that did not keep them.
+    """
+    name: str
+    arguments: dict
+    table: list
+    steps: int
+    phases: dict
+    curve: list
+    origin: dict
+
+    @classmethod
+    def of_run(cls, path):
+        """Returns the record of a run folder.
+
+        Raises:
+            EkgError: it holds no finished run.
+        """
+        run = RunFolder(path).read_finished()
+        name = f"val_{run.metric}"
+        curve = [line[name] for line in run.curves if line["phase"] == "fine-tune" and name in line]
+        return cls(Path(path).resolve().name, run.arguments, [dataclasses.asdict(row) for row in run.table],
+                   len(run.history) - 1, run.phases, curve, run.origin)
+
+    @classmethod
+    def read(cls, path):
+        """Returns the record in a file of write().
+
+        Raises:
+            EkgError: the file is damaged, or holds no record.
+        """
+        try:
+            return cls(**files.read_json(path))
+        except TypeError:
+            raise EkgError(f"{path}: is no record of a run.") from None
+
+    def write(self, path):
+        files.write_json(path, dataclasses.asdict(self))
+
+    # ---------------------------------------------------------------- what tables show
+
+    @property
+    def rate(self):
+        """Share of the FLOPs that is kept."""
+        return self.table[-1]["flops"] / self.table[0]["flops"]
+
+    def top1(self, row):
+        """Returns the top-1 of a row of the table in %."""
+        return 100 * self.table[row]["metrics"]["top1"]
+
+    @property
+    def minutes(self):
+        """{phase: minutes}."""
+        return {phase: value["seconds"] / 60 for phase, value in self.phases.items()}
+
+    @property
+    def data(self):
+        """What the data is called; images that are not the original ones are told from those."""
+        return ALTERED.get(self.arguments.get("data", {}).get("sample", "")[:16], self.arguments["dataset"])
+
+    @property
+    def is_original(self):
+        return self.data == self.arguments["dataset"]
+
+    @property
+    def command(self):
+        """The command line of the run, without the places of files."""
+        script = "train_imagenet.py" if self.arguments["dataset"] == ILSVRC else "train_cifar.py"
+        flags = [f"--{name} {self.arguments[name]}" for name in NETWORK]
+        if self.arguments["trained_param"]:
+            flags.append(f"--trained_param {GIVEN}")
+        for cls in op_utils.SHARED_FLAGS.values():
+            flags += [_flag(field, self.arguments[field.name]) for field in dataclasses.fields(cls)
+                      if field.name in self.arguments and field.name != "trained_param"
+                      and _plain(self.arguments[field.name]) != _plain(field.default)]
+        return f"python {script} {' '.join(flags)}"
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flag(field, value):
+    if isinstance(value, bool):
+        return f"--{field.name}" if value else f"--no-{field.name}"
+    return f"--{field.name} {' '.join(shlex.quote(str(entry)) for entry in (value if isinstance(value, list) else [value]))}"
+
+
+def collect(paths, out=None):
+    """Returns the Records of run folders and of files; with `out`, those of folders are kept there as NAME.json.
+
+    Args:
+        paths: run folders and files of Record.write, pathlib.Path each.
+        out: pathlib.Path of a folder, or None.
+    """
+    records = []
+    for path in paths:
+        if path.is_file():
+            records.append(Record.read(path))
+            continue
+        records.append(Record.of_run(path))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            records[-1].write(out / f"{records[-1].name}.json")
+    return records
