@@ -125,7 +125,7 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
 
 
 def random_subnetwork(supernet, scores, rate, rng):
-    """Returns a sub-network of random widths whose rate is as close below `rate` as one factor on all widths gets it.
+    """Returns a sub-network of random widths; see scaled_subnetwork().
 
     Args:
         supernet: the Supernet.
@@ -133,8 +133,19 @@ def random_subnetwork(supernet, scores, rate, rng):
         rate: share of the FLOPs.
         rng: numpy Generator.
     """
+    return scaled_subnetwork(supernet, scores, rate, rng.uniform(*WIDTHS, len(supernet.groups)))
+
+
+def scaled_subnetwork(supernet, scores, rate, widths):
+    """Returns the sub-network whose rate is as close below `rate` as one factor on given widths gets it.
+
+    Args:
+        supernet: the Supernet.
+        scores: importance of every channel, float array [num_channels]; the most important ones stay.
+        rate: share of the FLOPs.
+        widths: share of each group's channels, before the factor.
+    """
     ranked = supernet.whole().ranked([scores[supernet.layout.channels(i)] for i in range(len(supernet.groups))])
-    widths = rng.uniform(*WIDTHS, len(supernet.groups))
 
     def scaled(factor):
         return ranked.with_widths({group.name: min(factor * width, 1.0) for group, width in zip(supernet.groups, widths)})

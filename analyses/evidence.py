@@ -27,6 +27,7 @@ class Record:
         phases: {phase: {"seconds", "peak_memory_mib"}}.
         curve: list of the first metric on D_val behind every epoch of fine-tuning.
         origin: {"revision", "machine", "cores"}; empty of a run that did not keep them.
+        given_command: command line, where it is none of the training scripts.
     """
     name: str
     arguments: dict
@@ -35,6 +36,7 @@ class Record:
     phases: dict
     curve: list
     origin: dict
+    given_command: str | None = None
 
     @classmethod
     def of_run(cls, path):
@@ -92,6 +94,8 @@ class Record:
     @property
     def command(self):
         """The command line of the run, without the places of files."""
+        if self.given_command is not None:
+            return self.given_command
         script = "train_imagenet.py" if self.arguments["dataset"] == ILSVRC else "train_cifar.py"
         flags = [f"--{name} {self.arguments[name]}" for name in NETWORK]
         if self.arguments["trained_param"]:
