@@ -13,7 +13,6 @@ import re
 import shlex
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 # TensorFlow reads this when it is first imported. Without it, CPUs that lack VNNI get kernels whose convolution
@@ -29,28 +28,59 @@ def _say_at_once():
     """Says what a script of this project was asked for, as TensorFlow takes seconds before it can say more."""
     script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
     if script.resolve().parent == Path(__file__).resolve().parent and not {"-h", "--help", "--quiet"} & set(sys.argv):
-        print(f"{shlex.join([script.name, *sys.argv[1:]])}: loading TensorFlow", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk that holds the log
+            print(f"{shlex.join([script.name, *sys.argv[1:]])}: loading TensorFlow", file=sys.stderr, flush=True)
+
+
+def _open_closed_streams():
+    """Opens standard streams that are closed, to nowhere: the next file that is opened would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _import_tensorflow():
-    """Imports TensorFlow without FIRST_LINES, unless its log level asks for them; all else that is written is passed on."""
-    shows_all = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), 2)
-        try:
-            importlib.import_module("tensorflow")
-        finally:
+    """Imports TensorFlow without FIRST_LINES, unless its log level asks for them; all else that is written is passed on.
+
+    A process of its own passes it on, so that the last words of an import that aborts are seen.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
+        sys.stderr.flush()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _pass_on(reading, writing)
+        kept = os.dup(2)
+        os.dup2(writing, 2)
+        for descriptor in (reading, writing):
+            os.close(descriptor)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
             os.dup2(kept, 2)
             os.close(kept)
-            written.seek(0)
-            for line in written:
-                if shows_all or not FIRST_LINES.match(line):
+            os.waitpid(child, 0)
+
+
+def _pass_on(reading, writing):
+    """Writes the lines that come through a pipe, but for FIRST_LINES, to the standard error stream, and ends the process."""
+    try:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if not FIRST_LINES.match(line):
                     os.write(2, line)
+    finally:
+        os._exit(0)
 
 
-if "tensorflow" not in sys.modules and sys.stderr is not None:
+_open_closed_streams()
+if "tensorflow" not in sys.modules:
     _say_at_once()
     _import_tensorflow()
 
@@ -92,8 +122,13 @@ def run_script(main, parse_args):
     try:
         with progress.shown(not is_quiet), logging_redirect_tqdm():
             main(args)
-    except (EkgError, OSError) as error:  # OSError: a full disk, say; its text names the file
+    except EkgError as error:
         end(EXIT_USER_ERROR, f"error: {with_flags(str(error), vars(args))}")
+    except OSError as error:
+        if error.filename is not None:
+            end(EXIT_USER_ERROR, f"error: {error}")
+        # What is written without a name is above all the output; at once, as Python would try it again.
+        _exit(EXIT_USER_ERROR, f"error: the output cannot be written ({error.strerror or error}).", at_once=True)
     except (tf.errors.ResourceExhaustedError, MemoryError):
         end(EXIT_USER_ERROR, "error: out of memory; lower the size of the batches, or raise --accum where there is one.")
     except LOST_WORKER as error:

@@ -16,16 +16,38 @@ def declared_size(data):
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             width, height = struct.unpack(">II", data[16:24])
         elif data.startswith((b"GIF87a", b"GIF89a")):
-            width, height = struct.unpack("<HH", data[6:10])
+            return _gif_size(data)
         elif data.startswith(b"BM"):
             width, height = map(abs, struct.unpack("<ii", data[18:26]))
         elif data.startswith(b"\xff\xd8"):
             return _jpeg_size(data)
         else:
             return None
-    except struct.error:
+    except (struct.error, IndexError):
         return None
     return height, width
+
+
+def _gif_size(data):
+    """Returns (height of all frames together, greatest width): a decoder makes every frame, of its own size."""
+    width, height = struct.unpack("<HH", data[6:10])  # of the screen, which need not be that of a frame
+    place, heights = 13 + _colours(data[10]), []
+    while data[place:place + 1] in (b"!", b","):
+        if data[place] == ord("!"):  # an extension: its label, and blocks
+            place += 2
+        else:
+            frame_width, frame_height, flags = struct.unpack("<HHB", data[place + 5:place + 10])
+            width, place = max(width, frame_width), place + 11 + _colours(flags)
+            heights.append(frame_height)
+        while place < len(data) and data[place]:
+            place += 1 + data[place]
+        place += 1
+    return max(height, sum(heights)), width
+
+
+def _colours(flags):
+    """Returns the bytes of a GIF's table of colours."""
+    return 3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0
 
 
 def _jpeg_size(data):

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ def writing(path):
     except OSError as error:
         raise EkgError(f"{path}: cannot be written ({error.strerror or error}); see to it, and start the same command "
                        "again.") from None
+
+
+def reason_of(error):
+    """Returns why TensorFlow could not write a file, of its tf.errors.OpError: what stands behind the file's name."""
+    return first_line(error.message).rpartition("; ")[2].removesuffix(" [Op:SaveV2]")
 
 
 def write_whole(path, write):
@@ -181,6 +186,12 @@ def read_report_lines(path):
     if damaged:
         logger.warning("%s: line %s is damaged and left out; it only tells what was.", path, ", ".join(damaged))
     return values
+
+
+def write_json_lines(path, values):
+    """Writes a file that append_json_line() would have made of these dicts; it appears whole or not at all."""
+    text = "".join(json.dumps(_with_checksum(value)) + "\n" for value in values)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def append_json_line(path, value):

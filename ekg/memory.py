@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 MIB = 2**20
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -59,7 +59,26 @@ class Peak:
 
 
 def machine_memory_mib():
-    """Returns the memory, in MiB, that processes here can have: the machine's, or what a container or job may take."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / MIB
-    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else ""
-    return min(most, int(limit) / MIB) if limit.isdecimal() else most
+    """Returns the memory, in MiB, that this process can have: the machine's, or what its limits and control groups leave."""
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits()]
+    return min([*limits, *([] if address_space == resource.RLIM_INFINITY else [address_space])]) / MIB
+
+
+def _group_limits():
+    """Yields the bytes that the process's control groups, as of a container or a job, and those around them may take."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []:
+        number, controllers, name = line.split(":", 2)
+        if number == "0":
+            root, file = GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, file = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            text = (folder / file).read_text().strip() if (folder / file).is_file() else ""
+            if text.isdecimal():
+                yield int(text)

@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -288,3 +289,29 @@ def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(level, expec
                           check=False, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": level})
     assert done.returncode == 1 and done.stderr.startswith(f"{expected}E0000 no driver\nTraceback")
     assert done.stderr.endswith("ImportError: x\n")
+
+
+def test_the_last_words_of_an_import_that_aborts_are_seen(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'F0000 needs AVX512\\n'); os.abort()")
+    program = "import sys; sys.path[:0] = sys.argv[1:]; import utils"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path), str(ROOT)], capture_output=True, text=True,  # noqa: S603
+                          check=False, env=os.environ | {"TMPDIR": "/nowhere"})
+    assert done.returncode == -signal.SIGABRT and done.stderr.startswith("F0000 needs AVX512\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("redirection", ["2>/dev/full", ">&- 2>&1", "2>&-", ">&- 2>&-", "<&- >&- 2>&-",
+                                         ">/dev/full 2>/dev/full"])
+def test_streams_that_are_closed_or_full_change_no_exit_code(redirection):
+    command = f"{shlex.quote(sys.executable)} export.py --model 'no such file' --out x {redirection}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S602
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
+    program = ("import os, sys; sys.path.insert(0, os.getcwd()); import utils; from ekg import progress;"
+               f"file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno(), flush=True);"
+               "progress._Lines().write('a line'); print('nothing', file=sys.stderr); os.write(2, b'nothing')")
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} 2>&-", shell=True, cwd=ROOT,  # noqa: S602
+                          stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) > 2 and (tmp_path / "file").read_text() == ""

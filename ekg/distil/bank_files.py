@@ -135,9 +135,7 @@ class BankWriter:
                                "or lower `num_teacher`.")
             kept = files.read_json_lines(blocks, until_damage=True) if self._stop else []
             kept = [block for block in kept if block["stop"] <= self._stop]
-            blocks.unlink(missing_ok=True)  # without it no row counts
-            for block in kept:
-                files.append_json_line(blocks, block)
+            files.write_json_lines(blocks, kept)
             files.write_json(self._folder / INFO_FILE, self._info)
             self._file = open(array, "r+b" if self._stop else "wb")
             if not self._stop:

@@ -12,6 +12,8 @@ class KerasFile(Format):
     def write(self, source, path):
         try:
             source.model.save(path)
+        except OSError:  # a full disk: it is named where the file is
+            raise
         except Exception as error:  # whatever Keras, or a layer of the user's own, raises
             raise EkgError(f"`model` {source.model.name!r}: cannot be written as a .keras file "
                            f"({first_line(error)}).") from None

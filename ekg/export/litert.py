@@ -20,6 +20,8 @@ class LiteRT(Format):
             with quiet():
                 source.model.export(path, format="litert", verbose=False, input_signature=[source.signature],
                                     **_options(source))
+        except OSError:  # a full disk: it is named where the file is
+            raise
         except Exception as error:  # the converter's own kinds, and Keras'
             raise EkgError(f"`model` {source.model.name!r}: LiteRT cannot take it ({why_not(error)}).") from None
 

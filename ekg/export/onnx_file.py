@@ -18,6 +18,8 @@ class Onnx(Format):
             with quiet():
                 source.model.export(path, format="onnx", verbose=False, input_signature=[source.signature])
             proto = onnx.load(path)
+        except OSError:  # a full disk: it is named where the file is
+            raise
         except Exception as error:  # whatever Keras and tf2onnx raise
             raise EkgError(f"`model` {source.model.name!r}: cannot be written as ONNX "
                            f"({first_line(error)[:300]}).") from None

@@ -1,5 +1,8 @@
 """TensorFlow's SavedModel, for TensorFlow Serving and other converters."""
 
+import tensorflow as tf
+
+from ekg import files
 from ekg.errors import EkgError, first_line
 from ekg.export import fresh
 from ekg.export.formats import Format
@@ -14,6 +17,10 @@ class SavedModel(Format):
         try:
             with quiet():
                 source.model.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
+        except tf.errors.ResourceExhaustedError as error:  # a full disk: it is named where the file is
+            raise OSError(files.reason_of(error)) from None
+        except OSError:
+            raise
         except Exception as error:  # whatever Keras and TensorFlow raise
             raise EkgError(f"`model` {source.model.name!r}: cannot be written as a SavedModel "
                            f"({first_line(error)}).") from None

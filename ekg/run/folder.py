@@ -185,10 +185,8 @@ class RunFolder:
         order = list(PHASE_FILES)
         gone = order[order.index(phase):]
         for file in (self / CURVES, self / PHASES):
-            kept = [line for line in files.read_report_lines(file) if line["phase"] not in gone]
-            file.unlink(missing_ok=True)
-            for line in kept:
-                files.append_json_line(file, line)
+            if file.exists():
+                files.write_json_lines(file, [line for line in files.read_report_lines(file) if line["phase"] not in gone])
         for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
             for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
                 _remove(path)

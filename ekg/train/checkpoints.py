@@ -7,7 +7,7 @@ import re
 import tensorflow as tf
 
 from ekg import files
-from ekg.errors import EkgError, first_line
+from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ class Checkpoints:
         try:
             self._checkpoint.write(str(prefix))
         except tf.errors.OpError as error:  # a full disk is ResourceExhaustedError there
-            reason = first_line(error.message).rpartition("; ")[2].removesuffix(" [Op:SaveV2]")  # behind the file's name
-            raise OSError(reason) from None
+            raise OSError(files.reason_of(error)) from None
         sums = {}
         for path in self._files(prefix):
             with open(path, "rb+") as file:

@@ -62,7 +62,23 @@ def jpeg(width, height):
     return data[:place] + struct.pack(">HH", height, width) + data[place + 4:]
 
 
-@pytest.mark.parametrize("bomb", [png(20_000, 20_000), png(2**32 - 1, 2**32 - 1), jpeg(20_000, 20_000)])
+def gif(width, height, frames=1, colours=True):
+    """A GIF file whose screen is small and whose frames declare another size; they hold no pixels."""
+    table = bytes(6)
+    frame = b"!\xf9\x04" + bytes(5) + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0x80 if colours else 0) + (
+        table if colours else b"") + b"\x02\x01\x44\x00"
+    return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + table + frame * frames + b";"
+
+
+def test_the_frames_of_a_gif_count_and_not_its_screen():
+    assert headers.declared_size(gif(12_000, 11_000)) == (11_000, 12_000)
+    assert headers.declared_size(gif(500, 400, frames=3, colours=False)) == (1200, 500)
+    assert headers.problem_of(gif(1000, 1000, frames=200)) and headers.problem_of(gif(1000, 1000, frames=20)) is None
+    for cut in range(len(gif(5, 5))):
+        headers.problem_of(gif(5, 5)[:cut])
+
+
+@pytest.mark.parametrize("bomb", [png(20_000, 20_000), png(2**32 - 1, 2**32 - 1), jpeg(20_000, 20_000), gif(12_000, 12_000)])
 def test_photographs_are_decoded_only_where_their_header_declares_few_pixels(tmp_path, bomb):
     good = [tf.io.encode_png(IMAGE).numpy(), tf.io.encode_jpeg(IMAGE).numpy(), tf.io.encode_png(IMAGE[:1, :1]).numpy()]
     for number, data in enumerate([*good, bomb]):

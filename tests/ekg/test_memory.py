@@ -42,10 +42,18 @@ print(small.host_mib - before, smaller.host_mib - before, small.gpu_mib)"""
     assert 110 < small < 160 and smaller < 30 and gpu == 0.0
 
 
-@pytest.mark.parametrize("text, expected", [("max\n", None), ("1073741824\n", 1024)])
-def test_the_memory_of_a_container_is_what_it_may_take(text, expected, tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text(text)
-    monkeypatch.setattr(memory, "CGROUP_LIMIT", tmp_path / "memory.max")
+@pytest.mark.parametrize("groups, limits, expected", [
+    ("0::/\n", {"memory.max": "max\n"}, None), ("0::/\n", {"memory.max": "1073741824\n"}, 1024),
+    ("0::/job/step\n", {"job/memory.max": "536870912\n", "job/step/memory.max": "max\n", "memory.max": "1073741824\n"}, 512),
+    ("3:cpu:/\n4:memory,pids:/box\n0::/\n", {"memory/box/memory.limit_in_bytes": "268435456\n"}, 256),
+    ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None), ("0::/gone\n", {}, None)])
+def test_the_memory_is_what_the_control_groups_leave(groups, limits, expected, tmp_path, monkeypatch):
+    (tmp_path / "own").write_text(groups)
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
     with open("/proc/meminfo", encoding="utf-8") as file:
         total = int(file.readline().split()[1]) / 1024
     assert memory.machine_memory_mib() == pytest.approx(expected or total, rel=0.01)

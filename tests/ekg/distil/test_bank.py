@@ -180,3 +180,17 @@ def test_a_file_system_without_memory_maps_will_do(tmp_path, tiny_data, teachers
     other = bank.open_bank(tmp_path / "bank")
     assert "maps no files (No such device)" in caplog.text and not isinstance(other.logits, np.memmap)
     np.testing.assert_array_equal(other.rows(index), built.rows(index))
+
+
+def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(tmp_path, tiny_data, teachers, monkeypatch):
+    build(tmp_path, teachers, tiny_data)
+    info = describe(teachers[0], tiny_data, teachers[1])
+    assert bank_files.count_good(tmp_path, info) == 96
+    for name in ("write_json", "write_json_lines"):
+        with monkeypatch.context() as patch:
+            def fail(path, _):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            patch.setattr(bank_files.files, name, fail)
+            with pytest.raises(ekg.EkgError, match="cannot be written"):
+                bank_files.BankWriter(tmp_path, info, 96).open()
+        assert bank_files.count_good(tmp_path, info) == 96
