@@ -90,14 +90,16 @@ class Stress:
         done: collections.Counter of what was done.
     """
 
-    def __init__(self, start, folder, rng):
+    def __init__(self, start, haste, folder, rng):
         """
         Args:
             start: function of a run folder that starts a process.
+            haste: how many times as fast as train_cifar.py's phases are those of these runs.
             folder: pathlib.Path for the runs.
             rng: numpy.random.Generator.
         """
-        self._start, self._folder, self._rng, self.done = start, folder, rng, collections.Counter()
+        self._start, self._haste, self._folder, self._rng = start, haste, folder, rng
+        self.done = collections.Counter()
         code, output = Watched(start(folder / "undisturbed")).finish()
         check(code == 0, output)
         self._expected = stress_resume.end_of(folder / "undisturbed")
@@ -114,7 +116,7 @@ class Stress:
     def _disturb(self, folder, aim, number):
         watched = Watched(self._start(folder))
         watched.wait_for_phase(aim)
-        time.sleep(self._rng.uniform(0, DELAYS[aim]))
+        time.sleep(self._rng.uniform(0, DELAYS[aim]) / self._haste)
         was_running, code, output = watched.end(number)
         at_the_end = code == -number and "phase report took" in output  # while Python ended, where signals have no handler
         check(not was_running or code in (0, *ENDS[number]) or at_the_end, output)
@@ -135,6 +137,7 @@ class Stress:
         check(code == 0 and "Traceback" not in output, output)
         self.done["runs"] += 1
         self.done["identical"] += stress_resume.end_of(folder) == self._expected
+        print(json.dumps(self.done), file=sys.stderr, flush=True)
 
 
 def stress_workers(params, folder, count, rng):
@@ -187,15 +190,15 @@ def main(argv=None):
         root, rng = Path(name), np.random.default_rng(args.seed)
         params = root / "params.pkl"
         runs.write_params(params)
-        kinds = {"one device": lambda folder: stress_resume.start(params, folder),
-                 "two devices": lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")),
-                 "ekg.prune": lambda folder: runs.start("-m", "tests.stress_own", folder)}
+        kinds = {"one device": (lambda folder: stress_resume.start(params, folder), 1),
+                 "two devices": (lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")), 1),
+                 "ekg.prune": (lambda folder: runs.start("-m", "tests.stress_own", folder), 10)}
         for number, kind in enumerate(args.kinds):
             share = len(args.kinds)
             kills, signals = (count // share + (number < count % share) for count in (args.kills, args.signals))
             signals_in_turn = [(signal.SIGTERM, signal.SIGUSR1)[i % 2] for i in range(signals)]
             if kills or signals:
-                stress = Stress(kinds[kind], root / kind.replace(" ", "_"), rng)
+                stress = Stress(*kinds[kind], root / kind.replace(" ", "_"), rng)
                 stress.run([*[signal.SIGKILL] * kills, *signals_in_turn])
                 print(json.dumps({"kind": kind} | stress.done), flush=True)
                 differing += stress.done["runs"] - stress.done["identical"]
