@@ -43,28 +43,27 @@ def _open_closed_streams():
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
-def _import_tensorflow():
-    """Imports TensorFlow without FIRST_LINES, unless its log level asks for them; all else that is written is passed on.
+@contextlib.contextmanager
+def _without_first_lines():
+    """Leaves FIRST_LINES out of the standard error stream while it lasts; all else that is written is passed on.
 
     A process of its own passes it on, so that the last words of an import that aborts are seen.
     """
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
-        sys.stderr.flush()
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _pass_on(reading, writing)
-        kept = os.dup(2)
-        os.dup2(writing, 2)
-        for descriptor in (reading, writing):
-            os.close(descriptor)
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _pass_on(reading, writing)
+    kept = os.dup(2)
+    os.dup2(writing, 2)
+    for descriptor in (reading, writing):
+        os.close(descriptor)
     try:
-        importlib.import_module("tensorflow")
+        yield
     finally:
-        if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.waitpid(child, 0)
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.waitpid(child, 0)
 
 
 def _pass_on(reading, writing):
@@ -82,7 +81,8 @@ def _pass_on(reading, writing):
 _open_closed_streams()
 if "tensorflow" not in sys.modules:
     _say_at_once()
-    _import_tensorflow()
+    with contextlib.nullcontext() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" else _without_first_lines():
+        importlib.import_module("tensorflow")
 
 import tensorflow as tf  # noqa: E402
 from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402

@@ -8,7 +8,7 @@ import numpy as np
 
 from analyses import published
 from analyses.conditions import check_converged, spectrum_values
-from analyses.results import data_key, known_rows, write_results
+from analyses.results import data_key, known_rows, tells_sign, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
 from ekg.data import TrainingBatches, mixed_order
@@ -203,7 +203,7 @@ def _text(coefficients):
     """Returns Pearson's coefficient of correlate() with its interval, as text."""
     low, high = coefficients["pearson_interval"]
     text = f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f}"
-    return f"{text})" if low > 0 or high < 0 else f"{text}, which says nothing, not even the sign)"
+    return f"{text})" if tells_sign((low, high)) else f"{text}, which says nothing, not even the sign)"
 
 
 def _pearson(first, second):

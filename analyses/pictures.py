@@ -6,6 +6,7 @@ Importing this module imports matplotlib.
 import matplotlib.pyplot as plt
 import numpy as np
 
+from analyses.results import tells_sign
 from ekg.report.pictures import COLOURS, save
 
 SURFACES_IN_A_ROW = 5
@@ -96,7 +97,7 @@ def draw_correlation(path, title, rows, statistics):
 def _coefficient_text(coefficients, kind):
     low, high = coefficients[f"{kind.lower()}_interval"]
     text = f"{kind} {coefficients[kind.lower()]:.2f}, 95 % [{low:.2f}, {high:.2f}]"
-    return text if low > 0 or high < 0 else f"{text}: says nothing, not even the sign"
+    return text if tells_sign((low, high)) else f"{text}: says nothing, not even the sign"
 
 
 def draw_comparison(path, title, names, panels):

@@ -53,6 +53,12 @@ def data_key(split):
     return "".join(fingerprint[name][:16] for name in ("labels", "sample"))
 
 
+def tells_sign(interval):
+    """Returns whether an interval (low, high) of a coefficient holds numbers of one sign alone."""
+    low, high = interval
+    return low > 0 or high < 0
+
+
 def mean_and_deviation(values):
     """Returns (mean, sample standard deviation) of a list; the deviation of one value is 0."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -20,7 +20,6 @@ class GridSettings(Settings):
     """The grid of a loss surface."""
     grid: int = setting(25, "points along each direction, an odd number", SEARCH, range=COUNT)
     span: float = setting(1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH, range=POSITIVE)
-
     scale: str = setting("log", "of the picture's losses; on a linear one a high corner hides what lies near the network",
                          MACHINE, choices=("log", "linear"))
 

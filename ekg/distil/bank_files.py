@@ -152,8 +152,8 @@ class BankWriter:
     def close(self):
         """Writes what is left and closes the file."""
         if self._file is not None:
+            self._write_block()
             with files.writing(self._folder / ARRAY_FILE):
-                self._write_block()
                 self._file.close()
 
     def _write_block(self):
