@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import logging
 import mmap
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 from ekg import stopping
 from ekg.devices.compute import Compute, compiled
 from ekg.distil import bank_files
-from ekg.graph.execute import ExecutionOptions
+from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 logger = logging.getLogger(__name__)
 
@@ -137,23 +138,22 @@ def _teach(supernet, teachers, batches, compute, num_good):
     largest = max(len(batches.indices[number]) for number in todo)
     output_shape = batches.task.shape(supernet.graph)
     shape, dtype = (largest, len(teachers), *output_shape), np.dtype(bank_files.dtype_for(output_shape))
-    supernet = supernet.with_options(ExecutionOptions(compute.dtype))
-
-    def say(weights, mask, images):
-        return batches.task.of(supernet.forward(weights, mask, batches.normalise(images)))
+    subnetworks, options = [entry.subnetwork for entry in teachers], ExecutionOptions(compute.dtype, norms_alone=True)
+    if compute.use_xla:  # which compiles for each network anew
+        make_teachers = functools.partial(_masked_teachers, supernet.with_options(options), subnetworks, batches)
+    else:
+        make_teachers = functools.partial(_cut_teachers, list(map(supernet.cut, subnetworks)), batches, options)
 
     def make_teach(member):
         """Returns a function that gives the rows of the next batch of this member, who takes every team.size-th one."""
-        forward = compiled(say, "forward pass of the memory bank", compute.use_xla)
-        weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
-        masks = [tf.constant(supernet.mask(entry.subnetwork)) for entry in teachers]
-        stream = batches.images(todo[member::team.size])
+        members_teachers, stream = make_teachers(), batches.images(todo[member::team.size])
 
         def teach():
             rows, images = np.zeros(shape, dtype), next(stream, None)
-            for k, mask in enumerate(masks if images is not None else []):
+            images = None if images is None else tf.constant(images)
+            for k, teacher in enumerate(members_teachers if images is not None else []):
                 with np.errstate(over="ignore"):  # numbers that are not finite are said where the rows are taken
-                    rows[:len(images), k] = forward(weights, mask, tf.constant(images)).numpy()
+                    rows[:len(images), k] = teacher(images).numpy()
             return rows
         return teach
 
@@ -165,3 +165,21 @@ def _teach(supernet, teachers, batches, compute, num_good):
         table = team.sum_over_workers(table)
         for number, rows in zip(todo[first:first + team.size], table):
             yield batches.indices[number], rows[:len(batches.indices[number])]
+
+
+def _masked_teachers(supernet, subnetworks, batches):
+    """Returns for each teacher a function from stored images to outputs on this device: one network, compiled once by XLA."""
+    forward = compiled(lambda weights, mask, images: batches.task.of(supernet.forward(weights, mask, batches.normalise(images))),
+                       "forward pass of the memory bank", use_xla=True)
+    weights = tf.nest.map_structure(tf.identity, supernet.weights())
+    return [functools.partial(forward, weights, tf.constant(supernet.mask(subnetwork))) for subnetwork in subnetworks]
+
+
+def _cut_teachers(models, batches, options):
+    """Returns for each teacher a function from stored images to outputs on this device: of its own cut network."""
+    def teacher(model):
+        forward = pure_forward(model, options)
+        function = tf.function(lambda trainable, non_trainable, images: batches.task.of(
+            forward(trainable, non_trainable, batches.normalise(images), True)[0]))
+        return functools.partial(function, *tf.nest.map_structure(tf.identity, read_variables(model)))
+    return [teacher(model) for model in models]

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from ekg.graph import narrow_norms
+
 
 def batch_norm(layer, weights, x, training, options):
     """Returns (output, new moving statistics) of a Keras BatchNormalization.
@@ -23,10 +25,12 @@ def batch_norm(layer, weights, x, training, options):
     named = dict(zip([name for name, has in (("gamma", layer.scale), ("beta", layer.center)) if has], weights))
     gamma, beta, (mean, variance) = named.get("gamma"), named.get("beta"), weights[-2:]
     axis = layer.axis % len(x.shape)
-    can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3 and layer.scale and layer.center
+    can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3
+    if can_fuse:
+        gamma, beta = tf.ones_like(mean) if gamma is None else gamma, tf.zeros_like(mean) if beta is None else beta
     if not (training and layer.trainable):
         if can_fuse:
-            y = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=layer.epsilon, is_training=False)[0]
+            y = narrow_norms.normalise_by(x, narrow_norms.tiles(x), gamma, beta, mean, variance, layer.epsilon)
         else:
             y = _normalise(x, axis, (mean, variance, gamma, beta), layer.epsilon)
         return y, [mean, variance]
@@ -79,6 +83,9 @@ def _normalise(x, axis, parameters, epsilon):
 
 def _fused(x, gamma, beta, epsilon):
     """Returns (output, mean, variance) by TensorFlow's fused operation."""
+    k = narrow_norms.tiles(x)
+    if k > 1:
+        return narrow_norms.normalise(x, k, gamma, beta, epsilon)
     y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)
     # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)

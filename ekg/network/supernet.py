@@ -6,6 +6,7 @@ the next and nothing needs restoring after a trial.
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,7 @@ from ekg.network.subnetwork import Subnetwork
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A place in the program where a tensor's channels are multiplied by the mask."""
+    """A place in the program from which on the mask of a tensor's channels counts, and where they may be multiplied by it."""
     tensor: int
 
 
@@ -131,7 +132,7 @@ class Supernet:
         """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all channels."""
         return {site: tf.gather(mask, self.layout.index[site]) for site in self.layout.sites}
 
-    def execute(self, weights, mask, tensors, start=0, stop=None, training=True, gates=None):
+    def execute(self, weights, mask, tensors, start=0, stop=None, training=True, gates=None, at_gate=None):
         """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read or updated.
 
         Args:
@@ -141,23 +142,27 @@ class Supernet:
             start: first position of the program.
             stop: position behind the last one; None runs to the end.
             training: whether batch norms use the statistics of the batch.
-            gates: {site: mask}; None takes them from `mask`. Given apart where they are differentiated.
+            gates: {site: mask}, to multiply activations by where the activations are what is differentiated. None masks the
+                rows of the kernels behind the gates: the same numbers for less, and channels that are not kept hold anything.
+            at_gate: function that gets (site, its activation) wherever the mask of a tensor begins to count, or None.
         """
         tensors = dict(tensors)
-        gates = self.gates(mask) if gates is None else gates
         for step in self.program[start:stop]:
-            if isinstance(step, Gate):
+            if not isinstance(step, Gate):
+                tensors.update(zip(step.outputs, self._call(step, weights, mask, tensors, training, gates is None)))
+                continue
+            if gates is not None:
                 tensors[step.tensor] = self._gated(tensors[step.tensor], gates[step.tensor], step.tensor)
-            else:
-                tensors.update(zip(step.outputs, self._call(step, weights, mask, tensors, training)))
+            if at_gate is not None:
+                at_gate(step.tensor, tensors[step.tensor])
         return tensors
 
-    def forward(self, weights, mask, images, training=True, gates=None):
+    def forward(self, weights, mask, images, training=True, gates=None, at_gate=None):
         """Returns the masked network's output, logits [batch, classes], for images [batch, height, width, channels].
 
         For a network of several inputs and outputs, both have the structure that the model gives them.
         """
-        tensors = self.execute(weights, mask, self.graph.tensors_of(images), training=training, gates=gates)
+        tensors = self.execute(weights, mask, self.graph.tensors_of(images), training=training, gates=gates, at_gate=at_gate)
         return self.graph.structured(tensors)
 
     def logits(self, images, subnetwork, training=True):
@@ -178,15 +183,34 @@ class Supernet:
             gate = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
         return value * tf.cast(gate, value.dtype)
 
-    def _call(self, call, weights, mask, tensors, training):
+    def _call(self, call, weights, mask, tensors, training, masks_rows):
         values = weights.get(call.key, [])
         if call is self.classifier:
             values = self.with_restored_norm(call, values, mask)
+        if masks_rows and records.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
+            values, tensors = self._without_rows(call, values, mask, tensors)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
         options = execute.LOGITS_OPTIONS if self.graph.is_last(call) else self.options
         kept = tf.gather(mask, self.layout.index[call.inputs[0]]) if call in self._asking else None
         return execute.run_call(call, values, tensors, is_training, options, kept)[0]
+
+    def _without_rows(self, call, values, mask, tensors):
+        """Returns (weights, tensors) with which a mixing call computes as if masked channels of what it reads were zero.
+
+        That masks the rows of its kernel, or what it reads where that is smaller.
+        """
+        number, record, kernel = call.inputs[0], records.record_of(call.layer), records.kernel_of(call.layer)
+        gate = tf.gather(mask, self.layout.index[number])
+        if math.prod(kernel.shape) > math.prod(size or 1 for size in tensors[number].shape):
+            return values, {**tensors, number: self._gated(tensors[number], gate, number)}
+        axis = record.weights[record.kernel].axes.index(records.IN)
+        size, rank = kernel.shape[axis], len(kernel.shape)
+        # Of a layer that works in groups the rows are those of each group; else a channel may have several; see Weight.
+        rows = gate[:size] if size < len(gate) else tf.repeat(gate, size // len(gate))
+        rows = tf.reshape(rows, [-1 if i == axis else 1 for i in range(rank)])
+        return [value * tf.cast(rows, value.dtype) if variable is kernel else value
+                for variable, value in zip(layer_variables(call.layer), values)], tensors
 
     def _asks_mask(self, call):
         """Returns whether what a call does to a channel depends on which others are kept."""

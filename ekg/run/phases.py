@@ -216,10 +216,11 @@ class BankPhase(Phase):
         """Its step is a forward pass of the supernet, as of the search."""
 
     def further_bytes(self):
-        """Rows of a block, once as they came and once together."""
-        job = self.job
-        rows = min(bank_files.BLOCK_ROWS, len(job.data.train)) * job.settings.fine_tuning.num_teacher
-        return 2 * rows * math.prod(job.output_shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
+        """Rows of a block, once as they came and once together, and the teachers' weights."""
+        job, num_teacher = self.job, self.job.settings.fine_tuning.num_teacher
+        rows = min(bank_files.BLOCK_ROWS, len(job.data.train)) * num_teacher
+        weights = 2 * 4 * num_teacher * job.networks.supernet.model.count_params()  # as variables, and on their device
+        return weights + 2 * rows * math.prod(job.output_shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
 
     def run(self, supernet, history):
         """Returns the MemoryBank."""

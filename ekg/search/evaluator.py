@@ -138,7 +138,7 @@ class Evaluator:
     def gate_products(self, subnetwork, numbers):
         """Returns {number of a batch: {site: |Σ over batch, height, width of (∂L/∂y)·y|, array [channels of the site]}}.
 
-        L = −reward, y the activation at a gate after the mask. With the mask m as a factor that sum is m·∂L/∂m.
+        L = −reward, y the activation at a gate; ∂L/∂y is 0 where the mask is.
 
         Args:
             subnetwork: the Subnetwork.
@@ -253,8 +253,8 @@ class Evaluator:
 
     # ---------------------------------------------------------------- pure functions of a batch
 
-    def _forward(self, weights, mask, images, gates):
-        return self._task.of(self.supernet.forward(weights, mask, images, gates=gates))
+    def _forward(self, weights, mask, images, **options):
+        return self._task.of(self.supernet.forward(weights, mask, images, **options))
 
     def _batch_loss_sums(self, outputs, labels, teacher):
         """Returns sums over a batch: [loss with the labels, distance to the teacher, first metric], float64."""
@@ -263,16 +263,23 @@ class Evaluator:
         return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
 
     def _batch_gate_products(self, weights, mask, images, labels, teacher):
-        gates = self.supernet.gates(mask)
+        activations, layout = {}, self.supernet.layout
         with tf.GradientTape() as tape:
-            tape.watch(gates)
-            outputs = self._forward(weights, mask, images, gates)
+            def watch(site, activation):
+                tape.watch(activation)
+                activations[site] = activation
+            outputs = self._forward(weights, mask, images, at_gate=watch)
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
-        gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
-        # Divided here and not before: the gradients of a mean over many images are too small for float16.
-        return {site: tf.abs(gradients[site] * gates[site]) / self._batches.num_images for site in gates}
+        gradients = tape.gradient(loss, activations, unconnected_gradients="zero")
+        products = {}
+        for site, activation in activations.items():
+            others = [axis for axis in range(len(activation.shape)) if axis != layout.axes[site]]
+            product = tf.cast(gradients[site], tf.float32) * tf.cast(activation, tf.float32)
+            # Divided here and not before: the gradients of a mean over many images are too small for float16.
+            products[site] = tf.abs(tf.reduce_sum(product, others)) / self._batches.num_images
+        return products
 
     def _batch_sensitivities(self, weights, mask, images, labels):
         batch, layout = tf.shape(images)[0], self.supernet.layout
@@ -283,7 +290,7 @@ class Evaluator:
             gates[site] = tf.tile(tf.reshape(gate, shape), [batch] + [1] * (rank - 1))
         with tf.GradientTape() as tape:
             tape.watch(gates)
-            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images, gates)))
+            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images, gates=gates)))
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
         sums = tf.zeros([layout.num_channels + 1, batch])
         for site, gate in gates.items():
@@ -295,7 +302,7 @@ class Evaluator:
         places = [(place.call.key, place.position) for place in channel_weights.find_places(self.supernet)]
         with tf.GradientTape() as tape:
             tape.watch([weights[key][position] for key, position in places])
-            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images, gates=None)))
+            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images)))
         gradients = tape.gradient(loss, [weights[key][position] for key, position in places],
                                   unconnected_gradients="zero")
         return tf.concat([tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients], axis=0)
