@@ -4,6 +4,7 @@ import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from ekg.graph import flow, norms
@@ -31,12 +32,24 @@ def _run_convolution(layer, variables, args, context):
     x, *values = (keras.ops.cast(value, dtype) for value in (args[0], *variables))
     strides = layer.strides
     if is_strided_pointwise:
-        x, strides = x[:, ::strides[0], ::strides[1]], (1, 1)
+        x, strides = _every(x, strides), (1, 1)
     y = keras.ops.conv(x, values[0], strides, layer.padding, layer.data_format, layer.dilation_rate)
     if layer.use_bias:
         is_last = layer.data_format == "channels_last"
         y = y + (values[1] if is_last else keras.ops.reshape(values[1], (-1, *[1] * layer.rank)))
     return layer.activation(y) if layer.activation is not None else y, []
+
+
+def _every(x, strides):
+    """Returns x[:, ::rows, ::columns] for strides (rows, columns) of x [batch, height, width, channels].
+
+    Where they divide the size, as the first part of longer pixels: on CPUs a slice without strides is three times as fast.
+    """
+    (rows, columns), (height, width, channels) = strides, x.shape[1:]
+    if None in (height, width) or height % rows or width % columns:
+        return x[:, ::rows, ::columns]
+    tiles = tf.reshape(x, [-1, height // rows, rows, width // columns, columns * channels])
+    return tiles[:, :, 0, :, :channels]
 
 
 def _input_positions(_layer, shape, _written, axis):
