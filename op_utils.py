@@ -284,8 +284,8 @@ class BaselinePhase(Phase):
 
     def rehearse(self, model):
         team = self.job.team
-        trainer = self._make_trainer(self.job.copy(model))
-        check_finite(self.name, trainer.step(next(self._batches().epoch(0, team.shard)), 0.0))
+        self.rehearsed = self._make_trainer(self.job.copy(model))
+        check_finite(self.name, self.rehearsed.step(next(self._batches().epoch(0, team.shard)), 0.0))
 
     def run(self):
         """Returns the parameter file of the trained network."""
@@ -295,11 +295,11 @@ class BaselinePhase(Phase):
                                 job.settings.fine_tuning.warmup_epoch)
             with job.timed(self.name):
                 with job.team.strategy.scope():
-                    model = self._build()
-                fit(self.name, self._make_trainer(model), self._batches(), schedule, folder=job.folder, team=job.team,
-                    checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
-                fit_statistics_(model, job.train_batches, job.compute.use_xla)
-                job.save(model, self.leaves)
+                    trainer = self.trainer_from(self._build(), self._make_trainer)
+                fit(self.name, trainer, self._batches(), schedule, folder=job.folder, team=job.team,
+                    checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(trainer.model))
+                fit_statistics_(trainer.model, job.train_batches, job.compute.use_xla)
+                job.save(trainer.model, self.leaves)
         return job.folder / self.leaves
 
 

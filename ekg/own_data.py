@@ -91,7 +91,8 @@ def make_view(augmentation):
     if not callable(augmentation):
         raise EkgError(f"`augment` must be one of {list(VIEWS)}, a function (images, seed), or None; received "
                        f"{augmentation!r}.")
-    return lambda images, draws: augmentation(images, tf.bitcast(draws[0, :2], tf.int32))
+    converted = tf.function(augmentation)  # it may ask tensors by Python's `if` and `for`, as in a tf.data pipeline
+    return lambda images, draws: converted(images, tf.bitcast(draws[0, :2], tf.int32))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class OwnData(LabelledData):
         images = self.normalise(self.train.read(np.arange(min(PROBE, len(self.train)))))
         draws = tf.constant(np.random.default_rng(0).random((len(images), augment.NUM_DRAWS), np.float32))
         try:
-            seen = tf.function(self.view)(images, draws)
+            seen = self.view(images, draws)
         except Exception as error:  # whatever a function of the user's own raises
             raise EkgError(f"`augment` fails on images of shape {tuple(images.shape)}: {' '.join(str(error).split())[:200]}"
                            ) from error

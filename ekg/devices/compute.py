@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 
@@ -95,9 +96,17 @@ class Compiled:
         return self._function.experimental_get_tracing_count()
 
 
+def in_graph(function, use_xla=None, **options):
+    """Returns a tf.function whose Python runs as it stands while a graph is made, as in Keras' own training.
+
+    Converting `if` and `for` for tensors, which nothing here needs, takes several times as long as all else of that.
+    """
+    return tf.function(function, jit_compile=use_xla, autograph=False, **options)
+
+
 def compiled(function, name, use_xla):
     """Returns a pure function as Compiled; see there."""
-    return Compiled(lambda use_xla: tf.function(function, jit_compile=use_xla), name, use_xla)
+    return Compiled(functools.partial(in_graph, function), name, use_xla)
 
 
 def split_batch(strategy, batch):

@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import stopping
-from ekg.devices.compute import Compute, compiled
+from ekg.devices.compute import Compute, compiled, in_graph
 from ekg.distil import bank_files
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 logger = logging.getLogger(__name__)
 
+FEW_BATCHES = 32  # of which every teacher sees fewer than it takes to trace a network of its own
 GATHERED_ROWS = 64  # read at a time: a file system may map up to 2 MiB around each of them
 
 
@@ -139,8 +140,9 @@ def _teach(supernet, teachers, batches, compute, num_good):
     output_shape = batches.task.shape(supernet.graph)
     shape, dtype = (largest, len(teachers), *output_shape), np.dtype(bank_files.dtype_for(output_shape))
     subnetworks, options = [entry.subnetwork for entry in teachers], ExecutionOptions(compute.dtype, norms_alone=True)
-    if compute.use_xla:  # which compiles for each network anew
-        make_teachers = functools.partial(_masked_teachers, supernet.with_options(options), subnetworks, batches)
+    if compute.use_xla or len(batches) < FEW_BATCHES:  # a graph for each network would cost more than it saves
+        make_teachers = functools.partial(_masked_teachers, supernet.with_options(options), subnetworks, batches,
+                                          compute.use_xla)
     else:
         make_teachers = functools.partial(_cut_teachers, list(map(supernet.cut, subnetworks)), batches, options)
 
@@ -167,19 +169,20 @@ def _teach(supernet, teachers, batches, compute, num_good):
             yield batches.indices[number], rows[:len(batches.indices[number])]
 
 
-def _masked_teachers(supernet, subnetworks, batches):
-    """Returns for each teacher a function from stored images to outputs on this device: one network, compiled once by XLA."""
-    forward = compiled(lambda weights, mask, images: batches.task.of(supernet.forward(weights, mask, batches.normalise(images))),
-                       "forward pass of the memory bank", use_xla=True)
+def _masked_teachers(supernet, subnetworks, batches, use_xla):
+    """Returns for each teacher a function from stored images to outputs on this device: one network with its mask."""
+    def forward(weights, mask, images):
+        return batches.task.of(supernet.forward(weights, mask, batches.normalise(images)))
+    function = compiled(forward, "forward pass of the memory bank", use_xla)
     weights = tf.nest.map_structure(tf.identity, supernet.weights())
-    return [functools.partial(forward, weights, tf.constant(supernet.mask(subnetwork))) for subnetwork in subnetworks]
+    return [functools.partial(function, weights, tf.constant(supernet.mask(subnetwork))) for subnetwork in subnetworks]
 
 
 def _cut_teachers(models, batches, options):
     """Returns for each teacher a function from stored images to outputs on this device: of its own cut network."""
     def teacher(model):
         forward = pure_forward(model, options)
-        function = tf.function(lambda trainable, non_trainable, images: batches.task.of(
+        function = in_graph(lambda trainable, non_trainable, images: batches.task.of(
             forward(trainable, non_trainable, batches.normalise(images), True)[0]))
         return functools.partial(function, *tf.nest.map_structure(tf.identity, read_variables(model)))
     return [teacher(model) for model in models]

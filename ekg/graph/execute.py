@@ -23,12 +23,15 @@ class ExecutionOptions:
         collect_moments: whether batch norms in training return the mean and variance of the batch in place of new moving
             statistics.
         norms_alone: whether in training it is the batch norms alone that work so; dropout and its like stay off.
+        tile_norms: whether fused batch norms may take several positions as one; see narrow_norms. Off where the graph is
+            to be what another program runs.
     """
     dtype: str = "float32"
     sync_norms: bool = False
     fuse_norms: bool = True
     collect_moments: bool = False
     norms_alone: bool = False
+    tile_norms: bool = True
 
 
 LOGITS_OPTIONS = ExecutionOptions()  # logits are float32

@@ -32,10 +32,10 @@ def normalise_by(x, k, gamma, beta, mean, variance, epsilon):
         gamma, beta, mean, variance: float32 [channels] each.
         epsilon: ε.
     """
-    tiled = [tf.tile(value, [k]) for value in (gamma, beta, mean, variance)]
-    wide = tf.reshape(x, [-1, 1, 1, k * x.shape[-1]])
+    tiled = [tf.tile(value, [k]) if k > 1 else value for value in (gamma, beta, mean, variance)]
+    wide = tf.reshape(x, [-1, 1, 1, k * x.shape[-1]]) if k > 1 else x
     y = tf.compat.v1.nn.fused_batch_norm(wide, *tiled, epsilon=epsilon, is_training=False)[0]
-    return tf.reshape(y, tf.shape(x))
+    return tf.reshape(y, tf.shape(x)) if k > 1 else y
 
 
 def normalise(x, k, gamma, beta, epsilon):

@@ -28,14 +28,15 @@ def batch_norm(layer, weights, x, training, options):
     can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3
     if can_fuse:
         gamma, beta = tf.ones_like(mean) if gamma is None else gamma, tf.zeros_like(mean) if beta is None else beta
+        k = narrow_norms.tiles(x) if options.tile_norms else 1
     if not (training and layer.trainable):
         if can_fuse:
-            y = narrow_norms.normalise_by(x, narrow_norms.tiles(x), gamma, beta, mean, variance, layer.epsilon)
+            y = narrow_norms.normalise_by(x, k, gamma, beta, mean, variance, layer.epsilon)
         else:
             y = _normalise(x, axis, (mean, variance, gamma, beta), layer.epsilon)
         return y, [mean, variance]
     if can_fuse and not options.sync_norms:
-        y, batch_mean, batch_variance = _fused(x, gamma, beta, layer.epsilon)
+        y, batch_mean, batch_variance = _fused(x, k, gamma, beta, layer.epsilon)
     else:
         batch_mean, batch_variance = _moments(x, axis, options.sync_norms)
         y = _normalise(x, axis, (batch_mean, batch_variance, gamma, beta), layer.epsilon)
@@ -81,9 +82,8 @@ def _normalise(x, axis, parameters, epsilon):
     return tf.cast(y if beta is None else y + _along(beta, axis, x), x.dtype)
 
 
-def _fused(x, gamma, beta, epsilon):
-    """Returns (output, mean, variance) by TensorFlow's fused operation."""
-    k = narrow_norms.tiles(x)
+def _fused(x, k, gamma, beta, epsilon):
+    """Returns (output, mean, variance) by TensorFlow's fused operation, over k positions at once."""
     if k > 1:
         return narrow_norms.normalise(x, k, gamma, beta, epsilon)
     y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)

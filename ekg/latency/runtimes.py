@@ -3,20 +3,22 @@
 Optional packages are imported where they are used.
 """
 
+import functools
 import importlib.metadata
 import platform
 
 import numpy as np
 import tensorflow as tf
 
-from ekg.devices.compute import compiled
+from ekg.devices.compute import compiled, in_graph
 from ekg.errors import EkgError, first_line
 from ekg.export.litert import why_not
 from ekg.export.packages import quiet, require
 from ekg.graph.calls import Graph
-from ekg.graph.execute import pure_forward, read_variables
+from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 OPSET = 17  # of ONNX
+AS_DEPLOYED = ExecutionOptions(tile_norms=False)
 
 
 class Runtime:
@@ -62,7 +64,7 @@ class TensorFlow(Runtime):
     def load(self, model, batch, threads, input_shape=None):
         if threads is not None:
             raise EkgError("`threads` has no effect here: TensorFlow's threads are those of the process; leave it out.")
-        forward, variables = compiled(pure_forward(model), "forward pass", self._use_xla), read_variables(model)
+        forward, variables = compiled(pure_forward(model, AS_DEPLOYED), "forward pass", self._use_xla), read_variables(model)
         graph = Graph(model, input_shape)
         inputs = graph.structured_inputs(list(map(tf.constant, _random_inputs(graph, batch))))
 
@@ -135,12 +137,12 @@ def machine():
 
 def _frozen(model, batch, input_shape):
     """Returns (Graph, tf.function of the model with its weights as constants, list of a TensorSpec for each input)."""
-    graph, forward = Graph(model, input_shape), pure_forward(model)
+    graph, forward = Graph(model, input_shape), pure_forward(model, AS_DEPLOYED)
     trainable, other = ([value.numpy() for value in values] for values in read_variables(model))
     specs = [tf.TensorSpec(_batched(graph, number, batch), graph.dtype(number), name=f"input_{place}")
              for place, number in enumerate(graph.inputs)]
 
-    @tf.function(input_signature=specs)
+    @functools.partial(in_graph, input_signature=specs)
     def function(*inputs):
         constants = ([tf.constant(value) for value in values] for values in (trainable, other))
         return tf.nest.flatten(forward(*constants, graph.structured_inputs(list(inputs)), False)[0])

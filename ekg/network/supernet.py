@@ -11,7 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from ekg.devices.compute import full_float32
+from ekg.devices.compute import full_float32, in_graph
 from ekg.graph import checks, complexity, cutting, execute, groups, layers, norms, records
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.choices import Choices
@@ -20,7 +20,7 @@ from ekg.network.subnetwork import Subnetwork
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A place in the program from which on the mask of a tensor's channels counts, and where they may be multiplied by it."""
+    """A place in the program from which on the mask of a tensor's channels counts; they may be multiplied by it here."""
     tensor: int
 
 
@@ -72,7 +72,7 @@ class Supernet:
         self.classifier = layers.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
-        self._forward = tf.function(self.forward)
+        self._forward = in_graph(self.forward)
         checks.try_cut(self)
 
     @property
@@ -87,7 +87,7 @@ class Supernet:
     def with_options(self, options):
         """Returns a Supernet of the same model that computes with other execute.ExecutionOptions."""
         other = copy.copy(self)
-        other.options, other._forward = options, tf.function(other.forward)
+        other.options, other._forward = options, in_graph(other.forward)
         return other
 
     # ---------------------------------------------------------------- sub-networks and their cost
@@ -143,7 +143,7 @@ class Supernet:
             stop: position behind the last one; None runs to the end.
             training: whether batch norms use the statistics of the batch.
             gates: {site: mask}, to multiply activations by where the activations are what is differentiated. None masks the
-                rows of the kernels behind the gates: the same numbers for less, and channels that are not kept hold anything.
+                rows of the kernels behind the gates: the same numbers for less; channels that are not kept hold anything.
             at_gate: function that gets (site, its activation) wherever the mask of a tensor begins to count, or None.
         """
         tensors = dict(tensors)
@@ -207,8 +207,9 @@ class Supernet:
         axis = record.weights[record.kernel].axes.index(records.IN)
         size, rank = kernel.shape[axis], len(kernel.shape)
         # Of a layer that works in groups the rows are those of each group; else a channel may have several; see Weight.
-        rows = gate[:size] if size < len(gate) else tf.repeat(gate, size // len(gate))
-        rows = tf.reshape(rows, [-1 if i == axis else 1 for i in range(rank)])
+        if size != gate.shape[0]:
+            gate = gate[:size] if size < gate.shape[0] else tf.repeat(gate, size // gate.shape[0])
+        rows = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
         return [value * tf.cast(rows, value.dtype) if variable is kernel else value
                 for variable, value in zip(layer_variables(call.layer), values)], tensors
 

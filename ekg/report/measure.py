@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from ekg.train.evaluate import evaluate
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 256)  # of the latency in TensorFlow; other runtimes serve one example at a time
-ROUNDS, SECONDS = 30, 20.0
+ROUNDS, SECONDS = 30, 20.0  # of a latency, at most
+SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
 def measure(name, model, file_size, batches, compute):
@@ -52,7 +54,7 @@ def conditions_for(runtimes, target=None):
     return list(dict.fromkeys(chosen))
 
 
-def with_latencies(rows, models, conditions, shape, use_xla=False):
+def with_latencies(rows, models, conditions, shape, use_xla=False, run_seconds=math.inf):
     """Returns the rows with their latency under each of the Conditions, all networks in turn.
 
     Args:
@@ -61,12 +63,14 @@ def with_latencies(rows, models, conditions, shape, use_xla=False):
         conditions: list of Conditions.
         shape: of an image.
         use_xla: whether TensorFlow compiles with XLA.
+        run_seconds: of the run that the networks come from; a short one is measured in few rounds.
     """
+    seconds = min(max(SHARE * run_seconds / max(len(conditions), 1), LEAST_SECONDS), SECONDS)
     found = [dict(row.latencies) for row in rows]
     with progress_bar("latency", len(conditions), "runtime") as progress:
         for one in conditions:
             runtime = TensorFlow(use_xla) if one.runtime == "tensorflow" else one.runtime
-            timings = measure_latency(dict(enumerate(models)), runtime, one.batch, one.num_threads, shape, ROUNDS, SECONDS)
+            timings = measure_latency(dict(enumerate(models)), runtime, one.batch, one.num_threads, shape, ROUNDS, seconds)
             for values, timing in zip(found, timings.values()):
                 values[str(one)] = dataclasses.asdict(timing)
             progress.update(1)

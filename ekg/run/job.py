@@ -174,6 +174,7 @@ class Phase:
     """
     name: str
     leaves: str
+    rehearsed = None  # what a rehearsal leaves to the phase, so that nothing is traced or compiled twice
 
     def __init__(self, job):
         self.job = job
@@ -184,6 +185,12 @@ class Phase:
     def rehearse(self, model):
         """Runs one step of the phase on the unpruned network, which needs the most memory; leaves it as it is."""
         raise NotImplementedError
+
+    def trainer_from(self, model, make_trainer):
+        """Returns the Trainer of the rehearsal, or a new one, as it begins with the weights of this model."""
+        trainer, self.rehearsed = self.rehearsed or make_trainer(model), None
+        trainer.start_from(model)
+        return trainer
 
     def further_bytes(self):
         """Returns the memory that the whole phase takes besides that of one step: what it keeps of all examples."""

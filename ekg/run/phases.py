@@ -65,7 +65,8 @@ class SubsetPhase(Phase):
                                phase=self.name, even_pieces=settings.run.accum)
 
     def rehearse(self, model):
-        check_finite(self.name, self.make_trainer(model).step(next(self.batches().epoch(0)), 0.0))
+        self.rehearsed = self.make_trainer(model)
+        check_finite(self.name, self.rehearsed.step(next(self.batches().epoch(0)), 0.0))
 
     def run(self, baseline):
         """Returns the Supernet of the network behind the epoch."""
@@ -73,10 +74,11 @@ class SubsetPhase(Phase):
         if not self.is_done():
             with job.timed(self.name):
                 job.team.on_chief(lambda: self._train(baseline))
+        self.rehearsed = None
         return job.networks.make_supernet(job.load(job.folder / self.leaves))
 
     def _train(self, baseline):
-        job, trainer = self.job, self.make_trainer(baseline)
+        job, trainer = self.job, self.trainer_from(baseline, self.make_trainer)
         fit(self.name, trainer, self.batches(), Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1), folder=job.folder,
             checkpoint_minutes=job.settings.run.checkpoint_minutes)
         job.networks.save(trainer.model, job.folder / self.leaves)
@@ -103,9 +105,8 @@ class SearchPhase(Phase):
     def rehearse(self, model):
         """Runs importance, one candidate, the knowledge, and what is asked of the landscape on the first batch of D_val."""
         job, settings, supernet = self.job, self.settings, self.job.networks.make_supernet(model)
-        split = job.data.last_of_each_class(settings.val_per_class, job.settings.run.seed)
-        batches = job.data.batches(split, settings.search_batch_size).head(settings.search_batch_size)
-        objective = Objective(supernet, batches, settings.search_teacher, job.search_compute)
+        batches = self._val_batches().head(self._images_rehearsed())
+        objective = self.rehearsed = Objective(supernet, batches, settings.search_teacher, job.search_compute)
         whole = supernet.whole()
         objective.add_knowledge(whole)
         scores = score_channels(settings.criterion, CriterionContext(objective, whole, job.settings.run.seed))
@@ -118,11 +119,19 @@ class SearchPhase(Phase):
             size = len(job.team.local_members) * lanczos.basis_bytes(landscape.dimension)
             logger.info("preflight: condition numbers take at most %.2f GiB of memory for their bases", size / 2**30)
 
+    def _val_batches(self):
+        """Returns the data.Batches of D_val as the search runs them."""
+        split = self.job.data.last_of_each_class(self.settings.val_per_class, self.job.settings.run.seed)
+        return self.job.data.batches(split, self.settings.search_batch_size)
+
+    def _images_rehearsed(self):
+        return len(self._val_batches().indices[0])
+
     def further_bytes(self):
         """The states of D_val that every member keeps, and its images."""
         job, supernet = self.job, self.job.networks.supernet
         num_images = self.settings.val_per_class * job.data.num_strata
-        states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self.settings.search_batch_size)
+        states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self._images_rehearsed())
         return len(job.team.local_members) * max(states, 0) + job.val_bytes()
 
     def run(self, supernet):
@@ -152,9 +161,10 @@ class SearchPhase(Phase):
             if history:
                 progress.n = progress.initial = history[-1].step  # the pace is that of this start
                 show(history[-1])
+            objective, self.rehearsed = self.rehearsed, None
             result = search(supernet, job.data, self.settings, seed=job.settings.run.seed, compute=job.search_compute,
                             history=history, on_step=keep, state_file=job.folder / names.SEARCH_STATE,
-                            target=self._own)
+                            target=self._own, objective=objective)
         return list(result.history)
 
     def _write(self, entry):
@@ -319,7 +329,8 @@ class ReportPhase(Phase):
             rows = [measure(name, model, path.stat().st_size, job.test_batches, self._compute)
                     for (name, (path, _)), model in zip(networks.items(), models)]
             rows = self._with_exports(rows, networks)
-            rows = with_latencies(rows, models, self._conditions, image_shape(job.test_batches), job.compute.use_xla)
+            rows = with_latencies(rows, models, self._conditions, image_shape(job.test_batches), job.compute.use_xla,
+                                  sum(phase["seconds"] for phase in job.folder.phases().values()))
         job.team.on_chief(lambda: self._write(rows))
         return rows
 

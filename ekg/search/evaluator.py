@@ -48,11 +48,8 @@ class Evaluator:
             teacher: "ensemble", "single" or "none".
             use_xla: whether to compile with XLA.
         """
-        self.supernet, self._batches, self._teacher_kind, self._task = supernet, batches, teacher, batches.task
-        self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
-        self._num_added = 0  # sub-networks in the knowledge
-        self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
-        self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
+        self._teacher_kind, self._task = teacher, batches.task
+        self.start_from(supernet, batches)
         self._first_uses = [supernet.first_use(group) for group in range(len(supernet.groups))]
         self._starts = segment_starts(supernet)
         edges = [*self._starts, len(supernet.program)]
@@ -60,13 +57,24 @@ class Evaluator:
         # Runs of several segments as one, by the number of their first
         self._runs = {first: self._make_segment(edges[first], edges[first + SEGMENTS_TOGETHER], use_xla)
                       for first in range(0, len(self._segments) - SEGMENTS_TOGETHER + 1, SEGMENTS_TOGETHER)}
-        self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
-        self._caches_states = kept_state_bytes(supernet, batches.num_images) > 0
         self._normalise = compiled(batches.normalise, "normalisation", use_xla)
         self._sums = compiled(self._batch_loss_sums, "sum of the search's losses", use_xla)
         self._products = compiled(self._batch_gate_products, "importance", use_xla)
         self._sensitivities = compiled(self._batch_sensitivities, "sensitivity of single images", use_xla)
         self._gradients = compiled(self._batch_weight_gradients, "gradients of the weights", use_xla)
+
+    def start_from(self, supernet, batches):
+        """Begins anew: with the weights of a Supernet of this structure, other batches of these examples, and no knowledge.
+
+        What was traced and compiled stays, and serves batches of the sizes that it served.
+        """
+        self.supernet, self._batches = supernet, batches
+        self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
+        self._num_added = 0  # sub-networks in the knowledge
+        self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
+        self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
+        self._states = None  # (mask, for every batch the state before each segment) of the present sub-network
+        self._caches_states = kept_state_bytes(supernet, batches.num_images) > 0
 
     # ---------------------------------------------------------------- losses of candidates
 
@@ -148,7 +156,8 @@ class Evaluator:
         for number, images in zip(numbers, self._images(numbers)):
             stopping.check()
             products = self._products(self._weights, mask, images, self.labels[number], self._teacher(number))
-            by_number[number] = {site: product.numpy() for site, product in products.items()}
+            # Divided here and not before: the gradients of a mean over many images are too small for float16.
+            by_number[number] = {site: product.numpy() / self._batches.num_images for site, product in products.items()}
         return by_number
 
     def image_sensitivities(self, subnetwork, numbers):
@@ -208,7 +217,7 @@ class Evaluator:
         return 0 if group is None else self._starts.index(self._first_uses[group])
 
     def _make_segment(self, start, stop, use_xla):
-        """Returns (function of weights, mask and state that runs a part of the program, the weights that it reads).
+        """Returns (function of weights, mask and state that runs a part of the program, the layers whose weights it reads).
 
         A state is the list of the tensors that are read behind a border of the program.
         """
@@ -216,12 +225,11 @@ class Evaluator:
         reads = supernet.tensors_read_from(start)
         leaves = supernet.tensors_read_from(stop) or [self._task.tensor(supernet.graph)]
         names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
-        weights = {name: values for name, values in self._weights.items() if name in names}
 
         def segment(weights, mask, state):
             tensors = supernet.execute(weights, mask, dict(zip(reads, state)), start, stop)
             return [tensors[tensor] for tensor in leaves]
-        return compiled(segment, f"part {start} to {stop} of the supernet", use_xla), weights
+        return compiled(segment, f"part {start} to {stop} of the supernet", use_xla), sorted(names & self._weights.keys())
 
     def _walk(self, subnetwork, batch, images, last):
         """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind the last: [logits]."""
@@ -229,9 +237,14 @@ class Evaluator:
         known = self._known_states(mask, batch)[:last + 1] or [[images]]
         yield from known
         mask, state = tf.constant(mask), known[-1]
-        for function, weights in self._segments[len(known) - 1:last]:
-            state = function(weights, mask, state)
+        for segment in self._segments[len(known) - 1:last]:
+            state = self._run_segment(segment, mask, state)
             yield state
+
+    def _run_segment(self, segment, mask, state):
+        """Returns the state behind a segment, as _make_segment gives it, from that before it."""
+        function, names = segment
+        return function({name: self._weights[name] for name in names}, mask, state)
 
     def _known_states(self, mask, batch):
         """Returns the first states of a mask on a batch as far as they are known: all up to the first changed gate."""
@@ -246,8 +259,7 @@ class Evaluator:
         """Returns the logits from the state before segment `first`."""
         while first < len(self._segments):
             is_run = first in self._runs
-            function, weights = self._runs[first] if is_run else self._segments[first]
-            state = function(weights, mask, state)
+            state = self._run_segment(self._runs[first] if is_run else self._segments[first], mask, state)
             first += SEGMENTS_TOGETHER if is_run else 1
         return state[0]
 
@@ -277,8 +289,7 @@ class Evaluator:
         for site, activation in activations.items():
             others = [axis for axis in range(len(activation.shape)) if axis != layout.axes[site]]
             product = tf.cast(gradients[site], tf.float32) * tf.cast(activation, tf.float32)
-            # Divided here and not before: the gradients of a mean over many images are too small for float16.
-            products[site] = tf.abs(tf.reduce_sum(product, others)) / self._batches.num_images
+            products[site] = tf.abs(tf.reduce_sum(product, others))
         return products
 
     def _batch_sensitivities(self, weights, mask, images, labels):

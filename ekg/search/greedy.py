@@ -21,7 +21,8 @@ from ekg.settings import SearchSettings
 logger = logging.getLogger(__name__)
 
 
-def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None, **changes):
+def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None,
+           objective=None, **changes):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
         ekg.search(supernet, data, target_rate=0.45, search_teacher="none")
@@ -38,6 +39,7 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         on_step: function that gets every new HistoryEntry.
         state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
             its history again; None keeps nothing.
+        objective: Objective of a rehearsal with these settings, whose graphs are used again; None makes one.
         changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of your own, as ekg.Latency.
             Where another target is given, that of the FLOPs counts only if it is given, too.
 
@@ -58,20 +60,22 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
     compute = compute or Compute()
     target = settings.targets(own).prepare(supernet, compute.team)
     with full_float32():
-        search_ = _Search(supernet, data, settings, target, seed, compute)
+        search_ = _Search(supernet, data, settings, target, seed, compute, objective)
         return search_.run(list(history), on_step, state_file)
 
 
 class _Search:
     """A search under way."""
 
-    def __init__(self, supernet, data, settings, target, seed, compute):
+    def __init__(self, supernet, data, settings, target, seed, compute, objective):
         self._supernet, self._settings, self._seed = supernet, settings, seed
         self._target, self._team = target, compute.team
         self._on_step = self._state_file = None
         split = data.last_of_each_class(settings.val_per_class, seed).in_memory()
         batches = data.batches(split, settings.search_batch_size)
-        self._objective = Objective(supernet, batches, settings.search_teacher, compute)
+        self._objective = objective or Objective(supernet, batches, settings.search_teacher, compute)
+        if objective is not None:
+            objective.start_from(supernet, batches)
         self._spectra = None
         if settings.reward == "condition_number" or settings.log_condition:
             self._spectra = Spectra(supernet, batches, compute)

@@ -60,11 +60,16 @@ class Objective:
         batches.task.check_labels(batches.split.labels, batches.task.shape(supernet.graph),
                                   f"labels for {supernet.model.name!r}")
         compute = compute or Compute()
-        self.supernet = supernet.with_options(ExecutionOptions(compute.dtype))
-        self._team = compute.team
+        self._options, self._team = ExecutionOptions(compute.dtype), compute.team
+        self.supernet = supernet.with_options(self._options)
         self._use_knowledge, self._batches = teacher != "none", batches
         self.evaluators = self._team.map_members(
             lambda _: Evaluator(self.supernet, batches, teacher, compute.use_xla))
+
+    def start_from(self, supernet, batches):
+        """Begins anew with the weights of a Supernet of this structure and other batches; see Evaluator.start_from."""
+        self.supernet, self._batches = supernet.with_options(self._options), batches
+        self._team.map_members(lambda member: self.evaluators[member].start_from(self.supernet, batches))
 
     @property
     def num_images(self):

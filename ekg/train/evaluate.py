@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg import stopping
-from ekg.devices.compute import Compiled, Compute, compiled, full_float32, split_batch
+from ekg.devices.compute import Compiled, Compute, compiled, full_float32, in_graph, split_batch
 from ekg.graph import norms
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
@@ -76,12 +76,12 @@ class Evaluation:
         return Metrics(loss, dict(zip(self._task.metrics, values)))
 
     def _make_step(self, use_xla):
-        strategy, sums = self._team.strategy, tf.function(self._replica_sums, jit_compile=use_xla)
+        strategy, sums = self._team.strategy, in_graph(self._replica_sums, use_xla)
 
         def step(batch):
             result = strategy.run(lambda part: sums(*read_variables(self._model), part), args=(batch,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
-        return tf.function(step)
+        return in_graph(step)
 
     def _replica_sums(self, trainable, non_trainable, batch):
         """Returns [loss, metric, ...] summed over the images that count. Pure."""

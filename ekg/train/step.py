@@ -10,7 +10,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from ekg.devices.compute import Compiled, split_batch
+from ekg.devices.compute import Compiled, in_graph, split_batch
 from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
@@ -157,11 +157,23 @@ class Trainer:
             return [gradient / replicas for gradient in gradients], new, metrics
 
         def make_step(use_xla):
-            function = replica_step if options.sync_norms else tf.function(replica_step, jit_compile=use_xla)
-            return tf.function(functools.partial(self._distributed_step, function))
+            function = replica_step if options.sync_norms else in_graph(replica_step, use_xla)
+            return in_graph(functools.partial(self._distributed_step, function))
 
         self._step = Compiled(make_step, "training step", options.use_xla)
         self._learning_rate = None
+
+    def start_from(self, model):
+        """Begins anew: weights and all other variables of another model of this structure, no momentum, nothing counted.
+
+        What was compiled stays, so a training that follows a rehearsal need not compile again.
+        """
+        for variable, value in zip(self.model.variables, model.variables, strict=True):
+            variable.assign(value.value)
+        for variable in self.optimizer.variables:
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self._learning_rate = None
+        self._assign_scale(LOSS_SCALE if self._scales_loss else 1.0, 0)
 
     def step(self, batch, learning_rate):
         """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.
