@@ -44,7 +44,7 @@ def executed(supernet, groups, share_prefix):
     """
     flops = common.call_flops(supernet.graph)
     until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
-    total, gates = until[-1], [supernet.first_gate(group) for group in groups]
+    total, gates = until[-1], [supernet.first_use(group) for group in groups]
     candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
     return (2.5 if share_prefix else 3) * total + candidates
 

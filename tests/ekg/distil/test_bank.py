@@ -28,6 +28,14 @@ def test_no_subnetwork_teaches_twice(caplog):
 
 # ---------------------------------------------------------------- what a bank holds
 
+def test_cut_teachers_say_what_masked_ones_say(tmp_path, tiny_data, teachers, monkeypatch):
+    masked = build(tmp_path / "masked", teachers, tiny_data)  # five batches are few
+    monkeypatch.setattr(bank, "FEW_BATCHES", 5)
+    cut = build(tmp_path / "cut", teachers, tiny_data)
+    np.testing.assert_allclose(cut.logits, masked.logits, rtol=1e-4, atol=1e-5)
+    assert (cut.logits != masked.logits).any()
+
+
 def entry_of(step, subnetwork):
     return ekg.HistoryEntry(step, None, subnetwork, 1.0, 0.1 * step, 0.5, 0.0, 1, 0.0)
 

@@ -1,8 +1,9 @@
+import keras
 import numpy as np
 import pytest
 
 from ekg.errors import EkgError
-from ekg.latency import timing
+from ekg.latency import runtimes, timing
 from ekg.latency.timing import Conditions, measure_latency, summarise, time_in_turn
 from tests.ekg.latency.helpers import Clock
 
@@ -23,6 +24,15 @@ def moving(clock, seconds, order=None, name=None):
         if order is not None:
             order.append(name)
     return run
+
+
+def test_the_graph_that_is_timed_has_the_norms_that_are_deployed():
+    """In training a norm of 5 channels takes 16 positions as one; a converter could not fold that into the convolution."""
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, padding="same")(inputs)))
+    operations = {operation.type for operation in runtimes._frozen(model, 2, None)[1].get_concrete_function().graph
+                  .get_operations()}
+    assert "FusedBatchNormV3" in operations and "Tile" not in operations
 
 
 def test_networks_run_in_turn(clock):

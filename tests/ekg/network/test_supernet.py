@@ -5,7 +5,8 @@ import tensorflow as tf
 from keras import layers
 
 import ekg
-from tests.conftest import conv_bn
+from tests import networks
+from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 from tests.helpers import check_masked_is_cut, random_subnetwork, relative_difference
 
 
@@ -39,6 +40,22 @@ def test_a_part_of_the_program_goes_on_where_another_ended(tiny_resnet, images):
         state = {tensor: tensors[tensor] for tensor in supernet.tensors_read_from(position)}
         logits = supernet.execute(weights, mask, state, start=position)[supernet.graph.output]
         np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize("make", [make_tiny_resnet, networks.regnet, networks.shufflenet, networks.unet])
+@pytest.mark.parametrize("num_images", [1, 32])  # of few images what a kernel reads is smaller than its rows
+def test_masked_rows_of_kernels_are_masked_activations(make, num_images):
+    model = randomise_(make())
+    supernet = ekg.Supernet(model, class_logits=False)
+    images = tf.constant(np.random.default_rng(0).normal(size=(num_images, *model.input_shape[1:])), tf.float32)
+    weights, seen = supernet.weights(), []
+    for seed in range(2):
+        mask = tf.constant(supernet.mask(random_subnetwork(supernet, seed)))
+        by_rows = supernet.forward(weights, mask, images, at_gate=lambda site, _: seen.append(site))
+        by_gates = supernet.forward(weights, mask, images, gates=supernet.gates(mask))
+        assert relative_difference(by_rows, by_gates) < 1e-4
+        assert relative_difference(by_rows, supernet.forward(weights, tf.ones_like(mask), images)) > 1e-3
+    assert sorted(seen) == sorted(2 * supernet.layout.sites)
 
 
 def test_dropout_is_off_in_the_supernet():

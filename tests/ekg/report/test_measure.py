@@ -27,6 +27,14 @@ def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, mon
     assert rows[0].latencies["tensorflow, batch 2"]["ratio"] == 1.0
 
 
+@pytest.mark.parametrize(("run_seconds", "expected"), [(10, 1.0), (100, 2.5), (400, 10.0), (4000, 20.0), (np.inf, 20.0)])
+def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minute_each(monkeypatch, run_seconds, expected):
+    asked = []
+    monkeypatch.setattr(measure, "measure_latency", lambda *args: asked.append(args[-1]) or {})
+    measure.with_latencies([], [], [Conditions("tensorflow", batch) for batch in (1, 256)], None, run_seconds=run_seconds)
+    assert asked == [expected, expected]
+
+
 def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):
     with pytest.raises(EkgError, match="`threads` has no effect here"):
         measure.with_latencies([Row("a", 1.0, {}, 1, 2, 3)], [tiny_resnet], [Conditions("tensorflow", 1, 2)], None)

@@ -7,7 +7,8 @@ import pytest
 
 import ekg
 from ekg.search import criteria, evaluator
-from tests.helpers import log_softmax, make_objective, mirrored, random_subnetwork
+from tests.conftest import make_tiny_resnet, randomise_
+from tests.helpers import evaluation_batches, log_softmax, make_objective, mirrored, random_subnetwork
 
 
 def test_reward_is_minus_both_cross_entropies(tiny_resnet, tiny_data):
@@ -90,6 +91,29 @@ def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data, m
     assert set(counts.values()) == {2}
     num_groups = len(supernet.groups)
     assert len(counts) <= (num_groups + 1) * 3 // 2 + 3  # segments, runs of two of them, and three more
+
+
+def test_graphs_of_a_rehearsal_serve_the_search_and_change_none_of_its_numbers(tiny_resnet, tiny_data):
+    """An Objective that ran other weights on other images begins anew as a new one does, and traces nothing for it."""
+    rehearsed, new = make_objective(randomise_(make_tiny_resnet(), 7), tiny_data), make_objective(tiny_resnet, tiny_data)
+    whole = new.supernet.whole()
+    present = random_subnetwork(new.supernet, 1)
+    candidates = [(0, present.with_width(0, 0.2))]
+
+    def numbers(objective):
+        objective.add_knowledge(whole)
+        objective.add_knowledge(present)
+        products = [values for batch in objective.gate_products(present) for values in batch.values()]
+        return [*products, objective.knowledge, dataclasses.astuple(objective.scores(present, candidates)[0])]
+
+    others = numbers(rehearsed)
+    counts = rehearsed.evaluators[0].count_traces()
+    rehearsed.start_from(new.supernet, evaluation_batches(tiny_data))
+    expected = numbers(new)
+    for value, expected_value, other in zip(numbers(rehearsed), expected, others):
+        np.testing.assert_array_equal(value, expected_value)
+        assert (np.asarray(other) != np.asarray(expected_value)).any()
+    assert rehearsed.evaluators[0].count_traces() == counts
 
 
 @pytest.mark.parametrize("replicas", [2, 3])

@@ -41,6 +41,25 @@ def largest_difference(trainer, expected):
                for weights, others in zip(trainer.model.get_weights(), expected.model.get_weights()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_trainer_that_begins_anew_trains_as_a_new_one(dtype):
+    """Also where it trained another network before: weights, statistics, momentum, random generators and loss scale."""
+    data = make_data()
+
+    def make():
+        inputs = keras.Input((8, 8, 3))
+        x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(inputs))
+        x = layers.Dropout(0.4, seed=3, name="drop")(layers.Flatten(name="flat")(x))
+        return randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(x)))
+    new, used = (make_trainer(make, data, dtype=dtype) for _ in range(2))
+    randomise_(used.model, 5)
+    train(used, data)
+    used.start_from(make())
+    assert [value["loss"] for value in train(used, data)] == [value["loss"] for value in train(new, data)]
+    assert largest_difference(used, new) == 0
+    assert used.loss_scale.numpy() == new.loss_scale.numpy() and used.good_steps.numpy() == new.good_steps.numpy()
+
+
 def test_sgd_is_nesterov_with_weight_decay_in_the_gradient():
     """Two steps against NumPy on a model whose gradient is the mean input, kernel [3, 2]."""
     with mirrored(1).scope():

@@ -1,0 +1,130 @@
+"""Training step, search step and memory bank on a GPU: XLA on and off, in every number format. Needs no data.
+
+    python -m benchmarks.bench_gpu --arch ResNet-56
+
+Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which says nothing of one.
+"""
+
+import argparse
+import itertools
+import tempfile
+from pathlib import Path
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import keras
+import nets
+import numpy as np
+import op_utils
+import tensorflow as tf
+from benchmarks import common
+from ekg import augment
+from ekg.data import NUM_VIEWS, Batches
+from ekg.devices.compute import Compute
+from ekg.devices.team import Team
+from ekg.distil import bank, losses
+from ekg.memory import Peak
+from ekg.network.supernet import Supernet
+from ekg.search import criteria
+from ekg.search.history import HistoryEntry
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from ekg.search.targets import Flops
+from ekg.train.step import StepOptions, Trainer
+
+FORMATS = {"float32": ("float32", False), "TF32": ("float32", True), "bfloat16": ("bfloat16", False),
+           "float16": ("float16", False)}
+PEAK_SIZE, TEACHERS, WIDTHS = 8192, 5, (1.0, 0.9, 0.8, 0.7, 0.6)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Time a GPU.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off", "on"])
+    parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
+    parser.add_argument("--images", type=int, default=512, help="images of D_val")
+    parser.add_argument("--candidates", type=int, default=16, help="candidates of the search step, at most")
+    parser.add_argument("--bank_images", type=int, default=16_384)
+    parser.add_argument("--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak")
+    parser.add_argument("--runs", type=int, default=5)
+    return parser.parse_args(argv)
+
+
+def measure_peak(args, dtype):
+    """Returns floating-point operations a second, two for a multiply-accumulate, of a matrix product in a format."""
+    matrix = tf.cast(tf.random.stateless_normal((args.peak_size, args.peak_size), (0, 0)), dtype)
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
+    return 2 * args.peak_size**3 / common.seconds(lambda: product().numpy(), args.runs)
+
+
+def training(args, strategy, data, dtype, use_xla):
+    """Returns (seconds of a fine-tuning step, multiply-accumulates of it, images of it)."""
+    with strategy.scope():
+        model = nets.build(args.arch, 10)
+    rng, supernet = np.random.default_rng(0), Supernet(model)
+    batch = {"images": data.train.images[:args.batch_size], "labels": data.train.labels[:args.batch_size],
+             "draws": rng.random((args.batch_size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+             "bank": rng.normal(size=(args.batch_size, TEACHERS, 10)).astype(np.float32)}
+    trainer = Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
+                      options=StepOptions(1, use_xla, dtype))
+    seconds = common.seconds(lambda: trainer.step(batch, 0.01)["loss"].numpy(), args.runs)
+    images = NUM_VIEWS * args.batch_size
+    return seconds, 3 * supernet.complexity(supernet.whole()).flops * images, images
+
+
+def searching(args, strategy, data, dtype, use_xla):
+    """Returns (seconds of a search step, multiply-accumulates of it, candidates of it)."""
+    supernet = Supernet(nets.build(args.arch, 10))
+    batches = Batches(data.train.take(np.arange(args.images)), data.normalise, 256)
+    objective, whole = Objective(supernet, batches, compute=Compute(Team(strategy), use_xla, dtype)), supernet.whole()
+    objective.add_knowledge(whole)
+    scores = criteria.score_channels("ekg", criteria.CriterionContext(objective, whole, 0))
+    present, candidates = propose(supernet, whole, scores, Flops(0.01), 0.2)
+    candidates = candidates[:args.candidates]
+
+    def step():
+        criteria.score_channels("ekg", criteria.CriterionContext(objective, whole, 0))
+        objective.scores(present, candidates)
+        objective.add_knowledge(whole)
+    flops = common.call_flops(supernet.graph)
+    behind = [sum(flops.get(getattr(item, "output", None), 0) for item in supernet.program[supernet.first_use(group):])
+              for group, _ in candidates]
+    return common.seconds(step, args.runs), args.images * (2.5 * sum(flops.values()) + sum(behind)), len(candidates)
+
+
+def banking(args, strategy, data, dtype, use_xla):
+    """Returns (seconds of a bank, multiply-accumulates of it as if nothing were masked, rows of it)."""
+    supernet = Supernet(nets.build(args.arch, 10))
+    teachers = [HistoryEntry(step, None, supernet.whole().with_widths({group.name: width for group in supernet.groups}),
+                             1.0, 0.0, 0.0, 0.0, 1, 0.0) for step, width in enumerate(WIDTHS)]
+    batches = Batches(data.train.take(np.arange(args.bank_images) % len(data.train)), data.normalise, 256)
+
+    def build():
+        with tempfile.TemporaryDirectory() as folder:
+            bank.build_bank(Path(folder) / "bank", supernet, teachers, batches, Compute(Team(strategy), use_xla, dtype))
+    rows = args.bank_images * len(teachers)
+    return common.seconds(build, 1), rows * supernet.complexity(supernet.whole()).flops, rows
+
+
+def main(args):
+    keras.utils.set_random_seed(0)
+    strategy = op_utils.make_strategy()
+    data, rows = common.random_data(max(args.batch_size, args.images)), []
+    for name, compiles in itertools.product(args.formats, args.compile):
+        dtype, is_tf32 = FORMATS[name]
+        tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
+        peak = measure_peak(args, dtype)
+        for what, measure, unit in (("training step, two views", training, "views/s"),
+                                    ("search step", searching, "candidates"),
+                                    ("memory bank with its compilation", banking, "rows/s")):
+            with Peak() as memory:
+                seconds, work, count = measure(args, strategy, data, dtype, compiles == "on")
+            rate = f"{count} {unit}" if unit == "candidates" else f"{count / seconds:,.0f} {unit}"
+            rows.append([what, name, compiles, f"{seconds:.3f}", rate, f"{2 * work / seconds / peak:.3f}", str(memory)])
+            print(" | ".join(rows[-1]), flush=True)
+    print(f"\n{args.arch}, {op_utils.describe_devices(strategy)}; TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    common.print_table(["work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"], rows)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

@@ -1,0 +1,31 @@
+import numpy as np
+import tensorflow as tf
+
+from ekg.devices.compute import in_graph
+from ekg.own_data import make_view
+
+
+def test_python_runs_as_it_stands_while_a_graph_is_made():
+    lengths = []
+
+    def function(x):
+        lengths.append(x.shape[0])
+        if len(lengths) > 5:  # of Python, not of tensors
+            raise AssertionError
+        return 2 * x
+    made = in_graph(function)
+    for _ in range(3):
+        np.testing.assert_array_equal(made(tf.constant([1.0, 2.0])), [2, 4])
+    assert lengths == [2]
+
+
+def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
+    """As in a tf.data pipeline: such a function worked within a training step, so it must go on working."""
+    def dim(images, _seed):
+        if tf.reduce_mean(images) > 1:
+            images = images / 2
+        return images
+    view, draws = make_view(dim), np.zeros((2, 8), np.float32)
+    seen = in_graph(lambda images: view(images, tf.constant(draws)))
+    np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 8.0)), np.full((2, 4, 4, 3), 4.0))
+    np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 0.5)), np.full((2, 4, 4, 3), 0.5))
