@@ -58,9 +58,9 @@ def measure(args, checkout):
 def small_run(checkout):
     """Returns the seconds of a small run on DIGITS with the code of a checkout, whole and of its parts."""
     with tempfile.TemporaryDirectory() as folder:
-        command, start = [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"], time.time()
+        command, start = [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"], time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=checkout)  # noqa: S603
-        whole = time.time() - start
+        whole = time.perf_counter() - start
         phases = {line["phase"]: line["seconds"] for line in files.read_report_lines(Path(folder) / "run" / "phases.jsonl")}
         steps = files.read_json_lines(Path(folder) / "run" / "history.jsonl")
     return {"whole": whole, "report": phases["report"], "without": whole - sum(phases.values()), "phases": phases,

@@ -24,7 +24,8 @@ def result(factor):
 def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     curves = [{"name": "images", "counts": [1, 2], "seconds": [1.0, 2.0]}]
     record = {"arch": "ResNet-56", "before": {"revision": "a" * 40, "results": [result(2), result(2), result(9)]},
-              "after": {"origin": {"revision": "b" * 40, "machine": {"processor": "a machine"}, "cores": 2}, "results": [result(1)]},
+              "after": {"origin": {"revision": "b" * 40, "machine": {"processor": "a machine"}, "cores": 2},
+                        "results": [result(1)]},
               "growth": curves}
     page = performance.markdown(record)
     assert "| search step 8, 3 candidates | 4.00 s | 2.00 s | 2.00 | 0.25 | 0.50 |" in page

@@ -33,11 +33,15 @@ class ExecutionOptions:
     norms_alone: bool = False
     tile_norms: bool = True
 
+    def of(self, is_last):
+        """Returns the options of a call: those of the last one are the same in float32."""
+        return dataclasses.replace(self, dtype="float32") if is_last else self
 
-LOGITS_OPTIONS = ExecutionOptions()  # logits are float32
+
+FLOAT32 = ExecutionOptions()
 
 
-def run_call(call, variables, tensors, training, options=LOGITS_OPTIONS, kept=None):
+def run_call(call, variables, tensors, training, options=FLOAT32, kept=None):
     """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
 
     Args:
@@ -79,7 +83,7 @@ def _to_float32(value):
     return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype.is_floating else value
 
 
-def pure_forward(model, options=LOGITS_OPTIONS, on_call=None):
+def pure_forward(model, options=FLOAT32, on_call=None):
     """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch norms.
 
     The function is (trainable, non_trainable, images, training) -> (output, new non-trainable values), with the values of
@@ -100,7 +104,7 @@ def pure_forward(model, options=LOGITS_OPTIONS, on_call=None):
             variables = layer_variables(call.layer)
             outputs, new = run_call(call, [values[id(variable)] for variable in variables], tensors,
                                     is_in_training(call, training, options),
-                                    LOGITS_OPTIONS if graph.is_last(call) else options)
+                                    options.of(graph.is_last(call)))
             tensors.update(zip(call.outputs, outputs))
             values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
             if on_call is not None:

@@ -191,7 +191,7 @@ class Supernet:
             values, tensors = self._without_rows(call, values, mask, tensors)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
-        options = execute.LOGITS_OPTIONS if self.graph.is_last(call) else self.options
+        options = self.options.of(self.graph.is_last(call))
         kept = tf.gather(mask, self.layout.index[call.inputs[0]]) if call in self._asking else None
         return execute.run_call(call, values, tensors, is_training, options, kept)[0]
 

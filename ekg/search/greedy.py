@@ -21,8 +21,7 @@ from ekg.settings import SearchSettings
 logger = logging.getLogger(__name__)
 
 
-def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None,
-           objective=None, **changes):
+def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), on_step=None, state_file=None, **changes):
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
         ekg.search(supernet, data, target_rate=0.45, search_teacher="none")
@@ -39,16 +38,16 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         on_step: function that gets every new HistoryEntry.
         state_file: where the knowledge is kept after every step, so that a search that goes on need not take it from all of
             its history again; None keeps nothing.
-        objective: Objective of a rehearsal with these settings, whose graphs are used again; None makes one.
         changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of your own, as ekg.Latency.
-            Where another target is given, that of the FLOPs counts only if it is given, too.
+            Where another target is given, that of the FLOPs counts only if it is given, too. And `objective`, the Objective
+            of a rehearsal with these settings, whose graphs are used again.
 
     Raises:
         EkgError: a setting is unknown or out of range, a target cannot be reached, a class has fewer images than
             asked for, or a function for `criterion` returns no scores.
         FloatingPointError: an importance or a reward is not finite.
     """
-    own = changes.pop("target", None)
+    own, objective = changes.pop("target", None), changes.pop("objective", None)
     if own is not None and not isinstance(own, Target):
         raise EkgError(f"`target` must be an ekg.Target; received {own!r}.")
     if settings is not None and changes:

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -59,3 +60,13 @@ def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data, use_xla):
     norm = tiny_resnet.get_layer("stem_bn")
     np.testing.assert_allclose(norm.moving_mean, stem.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, stem.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_statistics_of_a_norm_that_ends_the_network_are_those_of_all_images(tiny_data):
+    inputs = keras.Input((8, 8, 3))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(keras.layers.Conv2D(4, 3, name="conv")(inputs)))
+    estimate_statistics_(model, Batches(tiny_data.train, tiny_data.normalise, 20))
+    read = model.get_layer("conv")(tiny_data.normalise(tiny_data.train.images)).numpy().astype(np.float64)
+    np.testing.assert_allclose(norm.moving_mean, read.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, read.var(axis=(0, 1, 2)), rtol=1e-4)
