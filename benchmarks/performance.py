@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-import numpy as np
 from benchmarks import growth
 from ekg import files
 from ekg.run.arguments import origin
@@ -36,84 +35,109 @@ def parse_args(argv=None):
     parser.add_argument("--data_path", type=Path, required=True, help="CIFAR-10")
     parser.add_argument("--history", type=Path, required=True, help="history.jsonl of a search of that network")
     parser.add_argument("--arch", default="ResNet-56")
-    parser.add_argument("--rounds", type=int, default=2, help="times each revision is measured, in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="times each revision runs each phase, in turn")
+    parser.add_argument("--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn")
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
     parser.add_argument("--out", type=Path, default=HERE / "docs")
     return parser.parse_args(argv)
 
 
-def measure(args, checkout):
-    """Returns what benchmarks/phases.py finds with the code of a checkout, and the seconds of a small run's phases."""
-    command = [sys.executable, str(HERE / "benchmarks" / "phases.py"), "--arch", args.arch]
-    for name in ("trained_param", "data_path", "history"):
-        command += [f"--{name}", str(getattr(args, name).resolve())]
-    environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=checkout)  # noqa: S603
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{checkout}: {done.stderr[-2000:]}")
-    return json.loads(lines[0].removeprefix("RESULT ")) | {"small run": small_run(checkout)}
+class Revision:
+    """A process that runs phases with the code of a checkout, one when asked."""
+
+    def __init__(self, args, checkout):
+        command = [sys.executable, str(HERE / "benchmarks" / "phases.py"), "--arch", args.arch]
+        for name in ("trained_param", "data_path", "history"):
+            command += [f"--{name}", str(getattr(args, name).resolve())]
+        environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,  # noqa: S603
+                                         env=environment, cwd=checkout)
+        self.phases = self._answer()
+
+    def _answer(self):
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        raise RuntimeError("a revision ended before it answered; what it said stands above.")
+
+    def seconds(self, name):
+        """Returns the seconds of a phase."""
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure_phases(args):
+    """Returns a list of {"name", "work", "count", "unit", "before", "after"}: seconds of every round, the two in turn."""
+    before, after = revisions = [Revision(args, checkout) for checkout in (args.before, HERE)]
+    found = []
+    for name, (work, count, unit) in after.phases.items():
+        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(args.rounds + 1)][1:]
+        found.append({"name": name, "work": work, "count": count, "unit": unit, "before": [first for first, _ in rounds],
+                      "after": [second for _, second in rounds]})
+        print(json.dumps(found[-1]), flush=True)
+    for revision in revisions:
+        revision.end()
+    return found
 
 
 def small_run(checkout):
-    """Returns the seconds of a small run on DIGITS with the code of a checkout, whole and of its parts."""
+    """Returns {part: seconds} of a small run on DIGITS with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         command, start = [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"], time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=checkout)  # noqa: S603
         whole = time.perf_counter() - start
         phases = {line["phase"]: line["seconds"] for line in files.read_report_lines(Path(folder) / "run" / "phases.jsonl")}
-        steps = files.read_json_lines(Path(folder) / "run" / "history.jsonl")
-    return {"whole": whole, "report": phases["report"], "without": whole - sum(phases.values()), "phases": phases,
-            "first step": steps[0]["seconds"]}
+    return {"whole": whole, "report": phases["report"], "start and what is between the phases": whole - sum(phases.values())}
 
 
-def middle(results, *path):
-    """Returns the median of one figure of several results."""
-    values = []
-    for result in results:
-        for key in path:
-            result = result[key]
-        values.append(result)
-    return statistics.median(values)
+def measure_small_runs(args):
+    """Returns a list like that of measure_phases() of the parts of a small run."""
+    rounds = [[small_run(checkout) for checkout in (args.before, HERE)] for _ in range(args.small_rounds)]
+    return [{"name": f"small run on DIGITS: {part}", "work": None, "count": 0, "unit": "s",
+             "before": [first[part] for first, _ in rounds], "after": [second[part] for _, second in rounds]}
+            for part in (rounds[0][0] if rounds else ())]
 
 
-def table(before, after):
-    """Returns the rows [what, before, after, ratio, share of peak before, after] of a pair of lists of results."""
+def table(phases):
+    """Returns the rows [what, before, after, times as fast, share of peak before, after] of what measure_phases() found.
+
+    "Times as fast" is the median of the ratios of the rounds, in each of which both revisions ran one after the other.
+    """
+    peak = next(phase for phase in phases if phase["name"] == "peak")
     rows = []
-
-    def add(name, path, unit, per_second=None):
-        times = [middle(results, *path, "seconds") for results in (before, after)]
-        shares = [2 * middle(results, *path, "work") / spent / middle(results, "peak")
-                  for results, spent in zip((before, after), times)]
-        shown = [f"{spent:.2f} s" if per_second is None else f"{per_second / spent:,.0f} {unit}" for spent in times]
-        rows.append([name, *shown, f"{times[0] / times[1]:.2f}", *(f"{share:.2f}" for share in shares)])
-
-    for number, step in enumerate(after[0]["search"]):
-        add(f"search step {step['step']}, {step['candidates']} candidates", ("search", number), "s")
-    add("training the unpruned network, one view", ("baseline",), "images/s", after[0]["baseline"]["images"])
-    add("fine-tuning the pruned network, two views", ("fine-tune",), "views/s", after[0]["fine-tune"]["images"])
-    add("memory bank", ("bank",), "rows/s", after[0]["bank"]["images"])
-    for name, key in (("small run on DIGITS, whole", "whole"), ("its start: all outside its phases", "without"),
-                      ("its report", "report")):
-        times = [middle(results, "small run", key) for results in (before, after)]
-        rows.append([name, *(f"{spent:.1f} s" for spent in times), f"{times[0] / times[1]:.2f}", "", ""])
+    for phase in phases:
+        if phase is peak:
+            continue
+        ratio = statistics.median(first / second for first, second in zip(phase["before"], phase["after"]))
+        cells, shares = [], []
+        for side in ("before", "after"):
+            seconds = statistics.median(phase[side])
+            cells.append(f"{phase['count'] / seconds:,.0f} {phase['unit']}" if phase["count"] else f"{seconds:.1f} s")
+            per_second = peak["work"] / statistics.median(peak[side])
+            shares.append(f"{phase['work'] / seconds / per_second:.2f}" if phase["work"] else "")
+        rows.append([phase["name"], *cells, f"{ratio:.2f}", *shares])
     return rows
 
 
 def markdown(record):
     """Returns the page of a record."""
     head = ["what", "before", "after", "times as fast", "share of peak before", "share of peak after"]
-    rows = [head, ["---"] * len(head), *table(record["before"]["results"], record["after"]["results"])]
-    now = record["after"]["origin"]
-    machine, cores = now["machine"]["processor"], now["cores"]
-    lines = ["# Speed", "", "Made by `python -m benchmarks.performance`; the figures are in "
-             f"[{NAMES}]({NAMES}). Two revisions of the code, {record['before']['revision'][:7]} and "
-             f"{(now['revision'] or 'unknown')[:7]}, ran in turn on one machine ({machine}, "
-             f"{cores} cores), {len(record['after']['results'])} times each; medians. {record['arch']} on "
-             "CIFAR-10 in float32. The peak is that of a float32 matrix product, "
-             f"{middle(record['after']['results'], 'peak') / 1e9:.0f} GFLOP/s. A search step counts its "
-             "multiply-accumulates as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
-             *("| " + " | ".join(row) + " |" for row in rows), ""]
+    rows = [head, ["---"] * len(head), *table(record["phases"])]
+    now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == "peak")
+    gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
+    lines = [
+        "# Speed", "", f"Made by `python -m benchmarks.performance`; the figures are in [{NAMES}]({NAMES}). Two revisions of "
+        f"the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one machine "
+        f"({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each. Seconds and rates are "
+        "medians; \"times as fast\" is the median of the ratios within each round, so that a drift of the machine hits "
+        f"both alike. {record['arch']} on CIFAR-10 in float32. The peak is that of a float32 matrix product, {gflops:.0f} "
+        "GFLOP/s. A search step counts its multiply-accumulates as if nothing were masked; fine-tuning and the bank "
+        "count those of the cut networks.", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
     if record.get("growth"):
         lines += growth.markdown(record["growth"], PICTURE)
     return "\n".join([*lines, *NOT_RUN])
@@ -126,20 +150,15 @@ NOT_RUN = ("## Not run", "",
 
 
 def main(args):
-    results = {"before": [], "after": []}
-    for _ in range(args.rounds):
-        for name, checkout in (("before", args.before), ("after", HERE)):
-            results[name].append(measure(args, checkout))
-            print(name, json.dumps(results[name][-1]), flush=True)
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.before, capture_output=True, text=True)  # noqa: S603,S607
-    record = {"arch": args.arch, "before": {"revision": revision.stdout.strip() or "unknown", "results": results["before"]},
-              "after": {"origin": origin(), "results": results["after"]}}
+    record = {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": origin(),
+              "phases": [*measure_phases(args), *measure_small_runs(args)]}
     if args.growth:
         record["growth"] = growth.measure()
         growth.draw(record["growth"], args.out / PICTURE)
     files.write_json(args.out / NAMES, record)
     files.write_whole(args.out / "performance.md", lambda file: file.write(markdown(record).encode()))
-    print(np.array2string(np.array(table(record["before"]["results"], record["after"]["results"])), max_line_width=200))
+    print(markdown(record))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Seconds of every phase of a run, as one JSON line; of the revision that stands first on PYTHONPATH.
+"""Runs the phases whose names it reads, and says how long each took; of the revision that stands first on PYTHONPATH.
 
-    PYTHONPATH=CHECKOUT python benchmarks/phases.py --trained_param resnet56.pkl --data_path cifar-10-batches-py \
-        --history history.jsonl
-
-benchmarks/performance.py runs it for two revisions in turn. It uses nothing that both do not have: so no other benchmark.
+benchmarks/performance.py lets two such processes, one a revision, work in turn. It uses nothing that both do not have, so no
+other benchmark. It says first, as JSON, what there is: {name: [multiply-accumulates, what is counted, unit of its rate]}.
 """
 
 import argparse
+import dataclasses
 import json
 import math
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
@@ -24,7 +24,6 @@ import tensorflow as tf
 from ekg import augment, files
 from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
-from ekg.devices.team import Team
 from ekg.distil import bank, losses
 from ekg.graph import records
 from ekg.network.supernet import Supernet
@@ -50,26 +49,31 @@ def parse_args():
     parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 0.9], help="shares of the search")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--bank_images", type=int, default=8192)
-    parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--precision", default="float32")
     return parser.parse_args()
 
 
-def median_seconds(function, runs):
-    """Returns the median seconds of a call, after one that is not timed."""
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is timed.
+
+    Attributes:
+        run: does it once.
+        multiply_accumulates: that it takes.
+        count: of what it makes, or 0.
+        unit: of their rate.
+    """
+    run: Callable
+    multiply_accumulates: float
+    count: int = 0
+    unit: str = "s"
 
 
-def measure_peak():
-    """Returns floating-point operations a second, two for a multiply-accumulate, of a float32 matrix product."""
+def matrix_product():
+    """Returns the Work of a float32 matrix product: the peak of the machine."""
     matrix = tf.random.stateless_normal((PEAK_SIZE, PEAK_SIZE), (0, 0))
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
-    return 2 * PEAK_SIZE**3 / median_seconds(lambda: product().numpy(), 5)
+    return Work(lambda: product().numpy(), float(PEAK_SIZE) ** 3)
 
 
 def call_flops(supernet):
@@ -85,32 +89,31 @@ def call_flops(supernet):
 
 
 def search_steps(args, supernet, history, data):
-    """Returns a list of {"step", "candidates", "seconds", "work"} of a search step at each place asked for."""
+    """Returns {name: Work} of one search step at each place asked for."""
     split = data.last_of_each_class(SearchSettings().val_per_class, 0).in_memory()
     objective = Objective(supernet, Batches(split, data.normalise, SearchSettings().search_batch_size),
                           compute=Compute(dtype=args.precision))
-    flops, found = call_flops(supernet), []
     objective.add_knowledge(supernet.whole())
+    flops, found = call_flops(supernet), {}
     for share in args.steps:
-        number, tried = round(share * (len(history) - 1)), []
+        number = round(share * (len(history) - 1))
         present = history[number].subnetwork
 
-        def step(present=present, tried=tried):
+        def step(present=present):
             objective.add_knowledge(present)
             scores = criteria.score_channels("ekg", criteria.CriterionContext(objective, present, 0))
             ranked, candidates = propose(supernet, present, scores, Flops(0.01), 0.2)
             objective.scores(ranked, candidates)
-            tried[:] = [group for group, _ in candidates]
-        seconds = median_seconds(step, args.runs)
+            return [group for group, _ in candidates]
+        tried = step()
         # Importance goes forward and back to the activations; the knowledge of the winner counts half a pass.
         work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group):].sum() for group in tried)
-        found.append({"step": number, "candidates": len(tried), "seconds": seconds,
-                      "work": float(work * objective.num_images)})
+        found[f"search step {number}, {len(tried)} candidates"] = Work(step, float(work * objective.num_images))
     return found
 
 
-def training_seconds(args, data, model_of, num_views, loss_fn):
-    """Returns (seconds of a step of one batch, multiply-accumulates of it)."""
+def training_step(args, data, model_of, num_views, loss_fn):
+    """Returns the Work of a training step of one batch."""
     strategy, rng = op_utils.make_strategy(), np.random.default_rng(0)
     with strategy.scope():
         model = model_of()
@@ -120,13 +123,13 @@ def training_seconds(args, data, model_of, num_views, loss_fn):
         batch["bank"] = rng.normal(size=(args.batch_size, TEACHERS, data.num_classes)).astype(np.float32)
     trainer = Trainer(strategy, model, loss_fn, weight_decay=5e-4,
                       options=StepOptions(1, op_utils.use_xla("auto"), args.precision))
-    supernet = Supernet(model)
-    work = 3 * supernet.complexity(supernet.whole()).flops * args.batch_size * num_views
-    return median_seconds(lambda: trainer.step(batch, 0.01)["loss"].numpy(), args.runs + 2), work
+    supernet, images = Supernet(model), args.batch_size * num_views
+    return Work(lambda: trainer.step(batch, 0.01)["loss"].numpy(), 3 * supernet.complexity(supernet.whole()).flops * images,
+                images, "images/s" if num_views == 1 else "views/s")
 
 
-def bank_seconds(args, supernet, history, data):
-    """Returns (seconds of a bank of some images, multiply-accumulates of it without the masked channels)."""
+def memory_bank(args, supernet, history, data):
+    """Returns the Work of a bank of some images; masked channels do not count."""
     teachers = [history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)]
     batches = Batches(data.train.take(np.arange(args.bank_images)), data.normalise, 256)
 
@@ -134,31 +137,35 @@ def bank_seconds(args, supernet, history, data):
         with tempfile.TemporaryDirectory() as folder:
             bank.build_bank(Path(folder) / "bank", supernet, teachers, batches, Compute(dtype=args.precision))
     work = args.bank_images * sum(supernet.complexity(entry.subnetwork).flops for entry in teachers)
-    start = time.perf_counter()
-    build()
-    return time.perf_counter() - start, work
+    return Work(build, work, args.bank_images * len(teachers), "rows/s")
+
+
+def make_work(args):
+    """Returns {name: Work} of all phases."""
+    data = dataloader.load("CIFAR10", args.data_path)
+    params = utils.load_params(args.trained_param)
+    supernet = Supernet(nets.from_params(args.arch, params, data.num_classes, args.trained_param))
+    history = [HistoryEntry.from_json(line) for line in files.read_json_lines(Path(args.history))]
+    found = history[-1].subnetwork
+    return {"peak": matrix_product(),
+            **search_steps(args, supernet, history, data),
+            "training the unpruned network, one view": training_step(
+                args, data, lambda: nets.build(args.arch, data.num_classes), 1, losses.baseline(data)),
+            "fine-tuning the pruned network, two views": training_step(
+                args, data, lambda: supernet.cut(found), NUM_VIEWS, losses.fine_tuning(data, "ensemble", TEMPERATURE)),
+            "memory bank": memory_bank(args, supernet, history, data)}
 
 
 def main():
     args = parse_args()
     keras.utils.set_random_seed(0)
-    data = dataloader.load("CIFAR10", args.data_path)
-    params = utils.load_params(args.trained_param)
-    supernet = Supernet(nets.from_params(args.arch, params, data.num_classes, args.trained_param))
-    history = [HistoryEntry.from_json(line) for line in files.read_json_lines(Path(args.history))]
-    op_utils.make_strategy()
-    Team()
-    peak, result = measure_peak(), {}
-    result["search"] = search_steps(args, supernet, history, data)
-    found = history[-1].subnetwork
-    for name, model_of, num_views, loss_fn in (
-            ("baseline", lambda: nets.build(args.arch, data.num_classes), 1, losses.baseline(data)),
-            ("fine-tune", lambda: supernet.cut(found), NUM_VIEWS, losses.fine_tuning(data, "ensemble", TEMPERATURE))):
-        seconds, work = training_seconds(args, data, model_of, num_views, loss_fn)
-        result[name] = {"seconds": seconds, "images": args.batch_size * num_views, "work": work}
-    seconds, work = bank_seconds(args, supernet, history, data)
-    result["bank"] = {"seconds": seconds, "images": TEACHERS * args.bank_images, "work": work}
-    print("RESULT " + json.dumps(result | {"peak": (peak + measure_peak()) / 2, "arch": args.arch}))
+    phases = make_work(args)
+    print("RESULT " + json.dumps({name: [one.multiply_accumulates, one.count, one.unit] for name, one in phases.items()}),
+          flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        phases[line.strip()].run()
+        print("RESULT " + json.dumps(time.perf_counter() - start), flush=True)
 
 
 if __name__ == "__main__":

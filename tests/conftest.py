@@ -14,10 +14,11 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
                                            [tf.config.LogicalDeviceConfiguration()] * 3)
 tf.config.experimental.enable_op_determinism()
 
-# Files with a test of a minute or more, begun first: a file is one process's, so a long one at the end keeps the other waiting
-LONG_FILES = ("test_readme", "test_multi_worker", "test_full_disk", "test_resume", "test_real_data", "test_applications_deep",
-              "test_applications", "test_random_graphs", "test_train_cifar", "test_train_imagenet", "test_prune",
-              "test_export", "test_networks")
+# Files with a test of a minute or more, begun first: a file is one process's, so that a long one at the end would keep the
+# other waiting
+LONG_FILES = ("test_readme", "test_multi_worker", "test_full_disk", "test_resume", "test_real_data",
+              "test_applications_deep", "test_applications", "test_random_graphs", "test_train_cifar",
+              "test_train_imagenet", "test_prune", "test_export", "test_networks")
 
 
 def pytest_collection_modifyitems(items):
