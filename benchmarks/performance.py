@@ -131,9 +131,9 @@ def markdown(record):
     now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == "peak")
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
-        "# Speed", "", f"Made by `python -m benchmarks.performance`; the figures are in [{NAMES}]({NAMES}). Two revisions of "
-        f"the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one machine "
-        f"({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each. Seconds and rates are "
+        "# Speed", "", f"Made by `python -m benchmarks.performance`; the figures are in [{NAMES}]({NAMES}). Two "
+        f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one "
+        f"machine ({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each. Seconds and rates are "
         "medians; \"times as fast\" is the median of the ratios within each round, so that a drift of the machine hits "
         f"both alike. {record['arch']} on CIFAR-10 in float32. The peak is that of a float32 matrix product, {gflops:.0f} "
         "GFLOP/s. A search step counts its multiply-accumulates as if nothing were masked; fine-tuning and the bank "
