@@ -133,8 +133,8 @@ def markdown(record):
     lines = [
         "# Speed", "", f"Made by `python -m benchmarks.performance`; the figures are in [{NAMES}]({NAMES}). Two "
         f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one "
-        f"machine ({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each. Seconds and rates are "
-        "medians; \"times as fast\" is the median of the ratios within each round, so that a drift of the machine hits "
+        f"machine ({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each. Seconds and rates "
+        "are medians; \"times as fast\" is the median of the ratios within each round, so that a drift of the machine hits "
         f"both alike. {record['arch']} on CIFAR-10 in float32. The peak is that of a float32 matrix product, {gflops:.0f} "
         "GFLOP/s. A search step counts its multiply-accumulates as if nothing were masked; fine-tuning and the bank "
         "count those of the cut networks.", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
