@@ -134,10 +134,10 @@ def markdown(record):
     now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == "peak")
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
-        "# Speed", "", f"Made by `python -m benchmarks.performance`; the figures are in [{NAMES}]({NAMES}). Two "
+        "# Speed", "", f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
         f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one "
-        f"machine ({now['machine']['processor']}, {now['cores']} cores), {len(peak['after'])} times each, what takes over "
-        f"{LONG_SECONDS:.0f} s once. Seconds and rates are medians; \"times as fast\" is the median of the ratios within "
+        f"machine ({now['machine']['processor']}, {now['cores']} cores). Seconds and rates are medians; "
+        f"\"times as fast\" is the median of the ratios within "
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on CIFAR-10 in float32. The "
         f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts its multiply-accumulates "
         "as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
