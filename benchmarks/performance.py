@@ -78,8 +78,8 @@ def measure_phases(args):
     found = []
     for name, (work, count, unit) in after.phases.items():
         first = [revision.seconds(name) for revision in revisions]
-        count = args.rounds if max(first) < LONG_SECONDS else 0
-        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(count)] or [first]
+        more = args.rounds if max(first) < LONG_SECONDS else 0
+        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(more)] or [first]
         found.append({"name": name, "work": work, "count": count, "unit": unit, "before": [first for first, _ in rounds],
                       "after": [second for _, second in rounds]})
         print(json.dumps(found[-1]), flush=True)
