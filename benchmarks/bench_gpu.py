@@ -17,7 +17,7 @@ import numpy as np
 import op_utils
 import tensorflow as tf
 from benchmarks import common
-from ekg import augment
+from benchmarks.bench_scale import make_batch
 from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
@@ -33,7 +33,7 @@ from ekg.train.step import StepOptions, Trainer
 
 FORMATS = {"float32": ("float32", False), "TF32": ("float32", True), "bfloat16": ("bfloat16", False),
            "float16": ("float16", False)}
-PEAK_SIZE, TEACHERS, WIDTHS = 8192, 5, (1.0, 0.9, 0.8, 0.7, 0.6)
+PEAK_SIZE, WIDTHS = 8192, (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
 def parse_args(argv=None):
@@ -50,21 +50,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def measure_peak(args, dtype):
-    """Returns floating-point operations a second, two for a multiply-accumulate, of a matrix product in a format."""
-    matrix = tf.cast(tf.random.stateless_normal((args.peak_size, args.peak_size), (0, 0)), dtype)
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
-    return 2 * args.peak_size**3 / common.seconds(lambda: product().numpy(), args.runs)
-
-
 def training(args, strategy, data, dtype, use_xla):
     """Returns (seconds of a fine-tuning step, multiply-accumulates of it, images of it)."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    rng, supernet = np.random.default_rng(0), Supernet(model)
-    batch = {"images": data.train.images[:args.batch_size], "labels": data.train.labels[:args.batch_size],
-             "draws": rng.random((args.batch_size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
-             "bank": rng.normal(size=(args.batch_size, TEACHERS, 10)).astype(np.float32)}
+    supernet, batch = Supernet(model), make_batch(data.train, args.batch_size)
     trainer = Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
                       options=StepOptions(1, use_xla, dtype))
     seconds = common.seconds(lambda: trainer.step(batch, 0.01)["loss"].numpy(), args.runs)
@@ -113,7 +103,7 @@ def main(args):
     for name, compiles in itertools.product(args.formats, args.compile):
         dtype, is_tf32 = FORMATS[name]
         tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
-        peak = measure_peak(args, dtype)
+        peak = common.measure_peak(dtype, args.peak_size)
         for what, measure, unit in (("training step, two views", training, "views/s"),
                                     ("search step", searching, "candidates"),
                                     ("memory bank with its compilation", banking, "rows/s")):

@@ -41,11 +41,11 @@ def paired_seconds(first, second, runs=5, prepare=lambda: None):
     return tuple(statistics.median(function_times) for function_times in times)
 
 
-def measure_peak():
-    """Returns floating-point operations a second (two for a multiply-accumulate) of a float32 matrix product."""
-    matrix = tf.random.stateless_normal((PEAK_SIZE, PEAK_SIZE), (0, 0))
+def measure_peak(dtype="float32", size=PEAK_SIZE):
+    """Returns floating-point operations a second (two for a multiply-accumulate) of a matrix product in a format."""
+    matrix = tf.cast(tf.random.stateless_normal((size, size), (0, 0)), dtype)
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
-    return 2 * PEAK_SIZE**3 / seconds(lambda: product().numpy(), PEAK_RUNS)
+    return 2 * size**3 / seconds(lambda: product().numpy(), PEAK_RUNS)
 
 
 def call_flops(graph):
@@ -58,10 +58,15 @@ def call_flops(graph):
     return flops
 
 
+def table_lines(head, rows):
+    """Returns rows of cells as the lines of a Markdown table."""
+    cells = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in row) + " |" for row in cells]
+
+
 def print_table(head, rows):
     """Prints rows of cells as a Markdown table."""
-    cells = [head, ["---"] * len(head), *rows]
-    print("\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in cells))
+    print("\n".join(table_lines(head, rows)))
 
 
 def random_data(count, size=32, classes=10):

@@ -91,13 +91,13 @@ def draw(curves, path):
 
 def markdown(curves, picture):
     """Returns the lines of a page about the curves as plain data."""
-    rows = [f"| {curve.name} | {curve.counts[0]:,} to {curve.counts[-1]:,} | "
-            f"{curve.seconds[0]:.2f} to {curve.seconds[-1]:.2f} | {curve.slope:.2f} |"
+    rows = [[curve.name, f"{curve.counts[0]:,} to {curve.counts[-1]:,}",
+             f"{curve.seconds[0]:.2f} to {curve.seconds[-1]:.2f}", f"{curve.slope:.2f}"]
             for curve in (Curve(**values) for values in curves)]
     return ["## Growth", "", f"Seconds in which candidates are scored on {SIZE}x{SIZE} images, from the input on, and the "
             "slope of their logarithm: 1 where twice as much takes twice as long.", "",
             f"![growth of the cost]({picture})", "",
-            "| what grows | from, to | seconds | slope |", "|---|---|---|---|", *rows, ""]
+            *common.table_lines(["what grows", "from, to", "seconds", "slope"], rows), ""]
 
 
 def main(args):

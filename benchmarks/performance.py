@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-from benchmarks import growth
+from benchmarks import common, growth
 from ekg import files
 from ekg.run.arguments import origin
 
@@ -130,7 +130,6 @@ def table(phases):
 def markdown(record):
     """Returns the page of a record."""
     head = ["what", "before", "after", "times as fast", "share of peak before", "share of peak after"]
-    rows = [head, ["---"] * len(head), *table(record["phases"])]
     now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == "peak")
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
@@ -141,7 +140,7 @@ def markdown(record):
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on CIFAR-10 in float32. The "
         f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts its multiply-accumulates "
         "as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
-        *("| " + " | ".join(row) + " |" for row in rows), ""]
+        *common.table_lines(head, table(record["phases"])), ""]
     if record.get("growth"):
         lines += growth.markdown(record["growth"], PICTURE)
     return "\n".join([*lines, *NOT_RUN])

@@ -152,8 +152,10 @@ def _teach(supernet, teachers, batches, compute, num_good):
 
         def teach():
             rows, images = np.zeros(shape, dtype), next(stream, None)
-            images = None if images is None else tf.constant(images)
-            for k, teacher in enumerate(members_teachers if images is not None else []):
+            if images is None:
+                return rows
+            images = tf.constant(images)
+            for k, teacher in enumerate(members_teachers):
                 with np.errstate(over="ignore"):  # numbers that are not finite are said where the rows are taken
                     rows[:len(images), k] = teacher(images).numpy()
             return rows
