@@ -23,7 +23,7 @@ from ekg.distil.slim import fit_statistics_
 from ekg.errors import EkgError
 from ekg.report.table import format_table
 from ekg.run import folder as names
-from ekg.run import pipeline, reuse
+from ekg.run import pipeline, precision, reuse
 from ekg.run.arguments import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job, Phase, check_finite
@@ -159,10 +159,7 @@ def make_strategy(chosen=None):
     """
     chosen = chosen or DeviceSettings()
     resolver = _make_resolver() if chosen.strategy == "multi_worker" else None
-    if chosen.virtual_devices:
-        devices = _split_cpu(chosen.virtual_devices)
-    else:
-        devices = _choose_gpus(chosen.gpu_id) or ["CPU:0"]
+    devices = _split_cpu(chosen.virtual_devices) if chosen.virtual_devices else _choose_gpus(chosen.gpu_id) or ["CPU:0"]
     if resolver is None:
         return tf.distribute.MirroredStrategy(devices)
     try:
@@ -327,7 +324,8 @@ def prune(args, recipe, load_data, build, from_params):
     new_model = functools.partial(build, args.arch, data.num_classes)
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     compute = Compute(team, use_xla(args.compile), args.precision)
-    job = Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path))
+    job = precision.resolved(Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path)), args.overwrite)
+    args.precision = job.compute.dtype
     try:
         rows = pipeline.run_job(
             job, lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)),

@@ -45,11 +45,15 @@ class Record:
         Raises:
             EkgError: it holds no finished run.
         """
-        run = RunFolder(path).read_finished()
-        name = f"val_{run.metric}"
-        curve = [line[name] for line in run.curves if line["phase"] == "fine-tune" and name in line]
-        return cls(Path(path).resolve().name, run.arguments, [dataclasses.asdict(row) for row in run.table],
-                   len(run.history) - 1, run.phases, curve, run.origin)
+        return cls.of_finished(Path(path).resolve().name, RunFolder(path).read_finished())
+
+    @classmethod
+    def of_finished(cls, name, run, **changes):
+        """Returns the record of a page.FinishedRun; `changes` are attributes that it gets in place of the run's."""
+        measured = f"val_{run.metric}"
+        curve = [line[measured] for line in run.curves if line["phase"] == "fine-tune" and measured in line]
+        return cls(**{"name": name, "arguments": run.arguments, "table": [dataclasses.asdict(row) for row in run.table],
+                      "steps": len(run.history) - 1, "phases": run.phases, "curve": curve, "origin": run.origin} | changes)
 
     @classmethod
     def read(cls, path):
@@ -76,6 +80,12 @@ class Record:
     def top1(self, row):
         """Returns the top-1 of a row of the table in %."""
         return 100 * self.table[row]["metrics"]["top1"]
+
+    @property
+    def method(self):
+        """What found the sub-network and what taught it, in words."""
+        teachers = [self.arguments[name] for name in ("search_teacher", "finetune_teacher")]
+        return f"{self.arguments['criterion']}, {' / '.join(filter(None, teachers))}"
 
     @property
     def minutes(self):

@@ -5,10 +5,12 @@ Importing this module imports matplotlib.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from analyses.results import tells_sign
 from ekg.report.pictures import COLOURS, save
 
+MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
 LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
@@ -122,4 +124,57 @@ def draw_comparison(path, title, names, panels):
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
     grid[0][0].invert_yaxis()
     figure.suptitle(title)
+    save(figure, path)
+
+
+def draw_rates(path, networks):
+    """Draws accuracy over the FLOPs kept, a panel a network, with error bars where there are several seeds.
+
+    Args:
+        path: of the PNG.
+        networks: {title: (top-1 of the unpruned network in %, {method: list of (rate, mean top-1 in %, standard
+            deviation)})}.
+    """
+    figure, panels = _panels(len(networks))
+    for axes, (title, (baseline, methods)) in zip(panels, networks.items()):
+        axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1, label="unpruned")
+        for i, (method, points) in enumerate(methods.items()):
+            rates, means, deviations = zip(*points)
+            axes.errorbar(rates, means, yerr=deviations, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+                          capsize=3, label=method)
+        axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %")
+        axes.margins(x=0.15, y=0.15)
+    _finish(figure, panels, path)
+
+
+def draw_curves(path, networks):
+    """Draws accuracy on the validation images over the epochs of fine-tuning, a panel a network, a line a run.
+
+    Args:
+        path: of the PNG.
+        networks: {title: list of (method, list of its runs' top-1 in % behind each epoch)}.
+    """
+    networks = {title: drawn for title, methods in networks.items()
+                if (drawn := [(method, runs) for method, runs in methods if runs])}
+    figure, panels = _panels(max(1, len(networks)))
+    for axes, (title, methods) in zip(panels, networks.items()):
+        for i, (method, runs) in enumerate(methods):
+            for number, curve in enumerate(runs):
+                axes.plot(range(1, len(curve) + 1), curve, color=COLOURS[i % len(COLOURS)], linewidth=1.2,
+                          linestyle=LINES[i // len(COLOURS) % len(LINES)], label=None if number else method)
+        axes.set(title=title, xlabel="epoch of fine-tuning", ylabel="top-1 on D_val, %")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    _finish(figure, panels, path)
+
+
+def _panels(number):
+    figure, grid = plt.subplots(1, number, figsize=(7.5 * number, 5.5), layout="constrained", squeeze=False)
+    return figure, grid[0]
+
+
+def _finish(figure, panels, path):
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(fontsize=8)
     save(figure, path)

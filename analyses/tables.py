@@ -6,11 +6,13 @@ from ekg.errors import EkgError
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
            "published", "rate", "pruned top-1 %", "published", "parameters %", "hours")
+COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 # Runs that differ in none of these are repetitions of each other.
 REPEATED = ("arch", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch", "trained_param")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
+RATES, CURVES = "rates.png", "curves.png"  # pictures beside the records
 BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
 
@@ -29,8 +31,9 @@ def write_tables(paths, out=None, readme=None):
     records = evidence.collect(paths, out and out / RECORDS)
     if out is not None:
         records = evidence.collect(sorted((out / RECORDS).glob("*.json")))
-    text = f"{format_runs(records)}\n\n{format_each(records)}"
+    text = format_page(records)
     if out is not None:
+        draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
     if readme is not None:
         replace_part(readme, format_headlines(records))
@@ -50,7 +53,44 @@ def replace_part(page, text):
     page.write_text(f"{old[:old.index(BEGIN)]}{BEGIN}\n\n{text}\n\n{old[old.index(END):]}")
 
 
+# ---------------------------------------------------------------- pictures
+
+def draw(records, folder):
+    """Draws top-1 over the FLOPs kept, and over the epochs of fine-tuning, into PNG files of a folder."""
+    if not records:
+        return
+    from analyses import pictures  # imports matplotlib
+
+    networks = {}
+    for group in _repeated(records):
+        networks.setdefault(_network(group[0]), []).append(group)
+    rates, curves = {}, {}
+    for title, groups in networks.items():
+        baseline, _ = mean_and_deviation([record.top1(0) for group in groups for record in group])
+        points = {}
+        for group in groups:
+            rate, _ = mean_and_deviation([record.rate for record in group])
+            points.setdefault(group[0].method, []).append(
+                (rate, *mean_and_deviation([record.top1(-1) for record in group])))
+        rates[title] = baseline, {method: sorted(values) for method, values in points.items()}
+        curves[title] = [(group[0].method, [[100 * value for value in record.curve] for record in group if record.curve])
+                         for group in groups]
+    pictures.draw_rates(folder / RATES, rates)
+    pictures.draw_curves(folder / CURVES, curves)
+
+
+def _network(record):
+    return f"{record.arguments['arch']}, {record.data}, {_count(record.arguments['train_epoch'], 'epoch')}"
+
+
 # ---------------------------------------------------------------- tables
+
+def format_page(records):
+    """Returns the part of a page that is made of records: tables, and pictures that lie beside these."""
+    parts = [format_runs(records), *[f"![{words}]({RECORDS}/{name})" for name, words in (
+        (RATES, "top-1 over the FLOPs kept"), (CURVES, "top-1 over the epochs of fine-tuning")) if records]]
+    return "\n\n".join([*parts, format_costs(records), format_each(records)])
+
 
 def format_runs(records):
     """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation."""
@@ -60,6 +100,11 @@ def format_runs(records):
 def format_each(records):
     """Returns a Markdown table with a row for each run: how long, where, and by which command."""
     return _table(EACH, [_each(record) for record in records])
+
+
+def format_costs(records):
+    """Returns a Markdown table of latency and exported files, before and after; rows for runs that measured them."""
+    return _table(COSTS, [row for record in records for row in _costs(record)])
 
 
 def format_headlines(records):
@@ -125,6 +170,19 @@ def _published_cells(paper):
         return "", ""
     baseline = published.BASELINES.get((paper.arch, paper.dataset))
     return "" if baseline is None else f"{baseline:.2f}", f"{paper.top1:.2f} at {paper.rate:.3f}"
+
+
+def _costs(record):
+    """Returns the rows of format_costs() of one record: of its latencies, and of its exported files."""
+    before, after = record.table[0], record.table[-1]
+    rows = []
+    for where, timing in after["latencies"].items():
+        old, new = before["latencies"][where]["milliseconds"], timing["milliseconds"]
+        rows.append([record.name, where, f"{old:.3g}", f"{new:.3g}", f"{timing.get('ratio', new / old):.2f}", "", ""])
+    for form, size in after["exports"].items():
+        old = before["exports"][form]
+        rows.append([record.name, f"file, {form}", "", "", f"{size / old:.2f}", f"{old:,}", f"{size:,}"])
+    return rows
 
 
 def _each(record):

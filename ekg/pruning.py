@@ -31,7 +31,7 @@ from ekg.progress import shown
 from ekg.report import page
 from ekg.report.page import FinishedRun
 from ekg.report.table import format_table
-from ekg.run import arguments, pipeline, plan
+from ekg.run import arguments, pipeline, plan, precision
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
@@ -185,7 +185,7 @@ def _make_job(choices, data, networks, team, path):
     job_settings = plan.make_settings(choices, data, math.prod(data.task.shape(networks.supernet.graph)), team.size)
     data, note = _with_test_images(data, job_settings)
     compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
-    return Job(job_settings, data, networks, compute, RunFolder(path)), note
+    return precision.resolved(Job(job_settings, data, networks, compute, RunFolder(path))), note
 
 
 def _default_strategy():

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from ekg.devices.compute import DTYPES
+from ekg.devices.compute import AUTO_FORMAT, DTYPES
 from ekg.errors import EkgError
 from ekg.export.write import FORMATS
 from ekg.latency.runtimes import RUNTIMES
@@ -356,8 +356,8 @@ class RunSettings(Settings):
         1, "micro-batches that a device's part of a batch is cut into, in training, search and memory bank", SEARCH,
         range=COUNT)
     precision: str = setting(
-        "float32", "of convolutions and activations in baseline training and fine-tuning; weights are float32", TRAINING,
-        choices=DTYPES)
+        "float32", "of convolutions and activations in baseline training and fine-tuning; weights are float32; auto: "
+        "bfloat16 where the processor has it and a step is faster", TRAINING, choices=(*DTYPES, AUTO_FORMAT))
     search_precision: str = setting("float32", "the same of search and memory bank", SEARCH, choices=DTYPES)
     tf32: bool = setting(
         True, "let GPUs that can multiply float32 in TensorFloat-32, in training and memory bank; the search and second "

@@ -1,5 +1,11 @@
 """Small networks and data that the tests share. Everything runs on a CPU in seconds and needs no download."""
 
+import os
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 import utils  # noqa: F401, I001  first: it sets TensorFlow's environment
 import keras
 import numpy as np

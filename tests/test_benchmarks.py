@@ -2,9 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks import growth, performance
+from benchmarks import agreement, growth, own_network, performance
+from ekg import search
+from ekg.network.supernet import Supernet
+from ekg.settings import SearchSettings
+from tests.conftest import make_data, make_tiny_resnet
 
 
 def test_a_slope_is_that_of_the_logarithms():
@@ -33,3 +39,21 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
     growth.draw(curves, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_steps_in_float32_are_those_of_the_search():
+    supernet, data = Supernet(make_tiny_resnet()), make_data()
+    settings = SearchSettings(target_rate=0.4, val_per_class=16, search_batch_size=40)
+    history = search(supernet, data, settings).history
+    batches = data.batches(data.last_of_each_class(settings.val_per_class, 0).in_memory(), settings.search_batch_size)
+    steps = len(history) - 1
+    assert agreement.compare(supernet, batches, settings, history, "float32", 0) == (steps, steps, steps) and steps > 2
+
+
+def test_a_view_moves_each_image_by_itself():
+    images = np.full((4, own_network.SIZE, own_network.SIZE, 3), -1, np.float32)
+    images[:, 40:56, 40:56] = 1
+    seen = own_network.shifted(images, tf.constant([1, 2])).numpy()
+    assert (seen.sum(axis=(1, 2, 3)) == images[0].sum()).all()  # nothing left the picture
+    places = [tuple(np.argwhere(image[..., 0] > 0)[0]) for image in seen]
+    assert len(set(places)) > 1 and all(28 <= place <= 52 for pair in places for place in pair)

@@ -14,6 +14,7 @@ from ekg.errors import EkgError
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTO_FORMAT = "auto"  # stands for one of them until run.precision has chosen it
 XLA_FAILURES = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
 
 

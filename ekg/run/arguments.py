@@ -34,7 +34,12 @@ def origin():
 
     The revision is that of the git checkout that this program lies in; None where it lies in none.
     """
-    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": os.cpu_count()}
+    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": _count_cores()}
+
+
+def _count_cores():
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _revision(git):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from analyses import evidence, published, tables
 from ekg import files
 from ekg.errors import EkgError
-from tests.analyses.helpers import make_run, run_analysis
+from tests.analyses.helpers import make_run, picture_size, run_analysis
 
 PAPER = {"arch": "ResNet-56", "dataset": "CIFAR10", "search_teacher": "ensemble", "finetune_teacher": "ensemble",
          "criterion": "ekg", "target_rate": 0.45}
@@ -38,9 +39,11 @@ def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_
     run_analysis("tables", folder, "--out", out, "--readme", tmp_path / "README.md")
     shutil.rmtree(folder)
     first = (out / "results.md").read_text()
+    assert all(f"(results/{name})" in first and picture_size(out / "results" / name)[0] > 400
+               for name in ("rates.png", "curves.png"))
     run_analysis("tables", "--out", out)
     assert (out / "results.md").read_text() == first
-    each = cells(first.splitlines()[8])
+    each = cells(first.splitlines()[-3])
     assert each == ["run1", "4", "90.00", "search 30.0, fine-tune 30.0", "2 cores, Some CPU", "keras 3.15.1", "abcdef0",
                     "`python train_cifar.py --arch ResNet-56 --dataset CIFAR10 --trained_param PARAMS --num_teacher 3 "
                     "--decay_points 0.5 0.7 --train_epoch 1 --seed 4`"]
@@ -49,6 +52,19 @@ def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_
     rows = {tuple(row[:1] + row[3:]) for row in map(cells, readme.splitlines()[5:-2])}
     assert ("ResNet-56, CIFAR10", "45.0 %", "90.00, 1 seed, 1 epoch") in rows and "old" not in readme
     assert ("ResNet-50, ILSVRC2012", "55.0 %", "not run") in rows
+
+
+def test_latency_and_files_stand_before_and_after(params, tmp_path):
+    record = evidence.Record.of_run(make_run(tmp_path / "run", params))
+    assert tables.format_costs([record]).count("\n") == 1
+    table = [dict(row) for row in record.table]
+    for row, milliseconds, size in zip(table, (4.0, 3.9, 3.0), (2000, 1500, 1000)):
+        row["latencies"] = {"litert, batch 1": {"milliseconds": milliseconds, "ratio": 0.7}}
+        row["exports"] = {"litert": size}
+    measured = dataclasses.replace(record, table=table)
+    rows = [cells(line) for line in tables.format_costs([record, measured]).splitlines()[2:]]
+    assert rows == [["run", "litert, batch 1", "4", "3", "0.70", "", ""],
+                    ["run", "file, litert", "", "", "0.50", "2,000", "1,000"]]
 
 
 def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
@@ -110,5 +126,5 @@ def test_the_pages_tables_are_those_of_the_records_that_lie_beside_them():
     root = Path(tables.__file__).parents[1]
     records = evidence.collect(sorted((root / "docs" / tables.RECORDS).glob("*.json")))
     assert f"{tables.BEGIN}\n\n{tables.format_headlines(records)}\n\n{tables.END}" in (root / "README.md").read_text()
-    page = f"{tables.BEGIN}\n\n{tables.format_runs(records)}\n\n{tables.format_each(records)}\n\n{tables.END}"
+    page = f"{tables.BEGIN}\n\n{tables.format_page(records)}\n\n{tables.END}"
     assert not records or page in (root / "docs" / tables.PAGE).read_text()

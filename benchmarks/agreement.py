@@ -1,0 +1,96 @@
+"""How often a search in another number format decides as a search in float32 did.
+
+    python -m benchmarks.agreement runs/r56 --data_path ... --formats bfloat16
+
+Follows the history of a search of train_cifar.py: at each of its interim sub-networks one step is taken in each format, with
+the knowledge of all that came before, and compared with what the search chose there. Naming float32, too, shows that the
+steps are those of the search. How another format ends when it goes its own way, a run with --search_precision says.
+"""
+
+import collections
+from pathlib import Path
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import dataloader
+import nets
+import numpy as np
+from benchmarks import common
+from ekg.devices.compute import DTYPES, Compute
+from ekg.errors import EkgError
+from ekg.network.supernet import Supernet
+from ekg.run import folder as names
+from ekg.run.folder import RunFolder
+from ekg.search.criteria import CriterionContext, score_channels
+from ekg.search.objective import Objective
+from ekg.search.proposals import propose
+from ekg.settings import SearchSettings
+
+FEW = ("groups_per_step", "reward")  # settings of which one step here is not one of the search, unless they are the default
+
+
+def parse_args(argv=None):
+    parser = utils.Parser(description="Compare the decisions of a search in other number formats.")
+    parser.add_argument("run", type=Path, help="run folder of train_cifar.py whose search is finished")
+    parser.add_argument("--data_path", help="of the data set, as the run had it")
+    parser.add_argument("--formats", nargs="+", default=["bfloat16"], choices=DTYPES)
+    return parser.parse_args(argv)
+
+
+def load_search(path, data_path):
+    """Returns (Supernet, D_val's batches, SearchSettings, history) of a run.
+
+    Raises:
+        EkgError: the folder holds no run, its search is of another kind, or the data is not that of the run.
+    """
+    run = RunFolder.open(path)
+    arguments = run.arguments()
+    settings = SearchSettings.make({name: arguments[name] for name in vars(SearchSettings()) if name in arguments})
+    for name in FEW:
+        if getattr(settings, name) != getattr(SearchSettings(), name):
+            raise EkgError(f"{path}: was searched with {name} {getattr(settings, name)}; only single steps can be compared.")
+    data = dataloader.load(arguments["dataset"], data_path)
+    model = nets.from_params(arguments["arch"], utils.load_params(run / names.SUPERNET), data.num_classes)
+    split = data.last_of_each_class(settings.val_per_class, arguments["seed"]).in_memory()
+    return Supernet(model), data.batches(split, settings.search_batch_size), settings, run.history()
+
+
+def decide(objective, supernet, history, settings, seed):
+    """Returns the Subnetwork that one search step chooses behind a history whose last entry is newly known."""
+    present = history[-1].subnetwork
+    objective.add_knowledge(present)
+    importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
+    narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
+    target = settings.targets(None).prepare(supernet, Compute().team)
+    present, candidates = propose(supernet, present, importance, target, settings.search_step, narrowed)
+    rewards = [score.reward for score in objective.scores(present, candidates)]
+    group, winner = candidates[int(np.argmax(rewards))]
+    return group, winner
+
+
+def compare(supernet, batches, settings, history, dtype, seed):
+    """Returns (steps that narrow the same group, those that keep the same channels, too, steps) in a number format."""
+    objective = Objective(supernet, batches, settings.search_teacher, Compute(dtype=dtype))
+    same_group = same_channels = 0
+    for step in range(1, len(history)):
+        group, winner = decide(objective, supernet, history[:step], settings, seed)
+        same_group += supernet.groups[group].name == history[step].group
+        same_channels += np.array_equal(supernet.mask(winner), supernet.mask(history[step].subnetwork))
+        print(f"{dtype}: {same_group} groups and {same_channels} sub-networks of {step} agree", end="\r", flush=True)
+    print()
+    return same_group, same_channels, len(history) - 1
+
+
+def main(args):
+    """Prints the table and returns its rows."""
+    supernet, batches, settings, history = load_search(args.run, args.data_path)
+    seed = RunFolder(args.run).arguments()["seed"]
+    rows = []
+    for dtype in args.formats:
+        group, channels, steps = compare(supernet, batches, settings, history, dtype, seed)
+        rows.append([dtype, steps, f"{group / steps:.1%}", f"{channels / steps:.1%}"])
+    common.print_table(["format", "steps", "same group", "same sub-network"], rows)
+    return rows
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

@@ -1,0 +1,105 @@
+"""A network from Keras' shelf, trained on images that a package ships, pruned by `ekg.prune` as a user would.
+
+    python -m benchmarks.own_network --out runs/own
+
+MobileNetV2 of width 0.35 learns scikit-learn's handwritten digits at 96x96 pixels from new weights, is pruned to a share of
+its FLOPs and of its latency in LiteRT, and both networks are written as .tflite files. The result is a record for
+`analyze.py tables`; the same command goes on where it stopped.
+"""
+
+import time
+from pathlib import Path
+
+import utils  # before TensorFlow: it sets TensorFlow's environment
+import ekg
+import keras
+import numpy as np
+import tensorflow as tf
+from analyses.evidence import Record
+from dataloader import digits
+from ekg import files
+from ekg.memory import Peak
+from ekg.run.arguments import VERSIONS
+from ekg.run.folder import RunFolder
+
+SIZE, WIDTH, BATCH, LEARNING_RATE = 96, 0.35, 32, 0.05
+NETWORK, TRAINED = f"MobileNetV2-{WIDTH}", "trained.keras"
+
+
+def parse_args(argv=None):
+    parser = utils.Parser(description="Prune MobileNetV2 on handwritten digits, for FLOPs and latency.")
+    parser.add_argument("--flops", type=float, default=0.5, help="share of the FLOPs to keep")
+    parser.add_argument("--latency", type=float, default=0.6, help="share of the latency in LiteRT to keep")
+    parser.add_argument("--baseline_epoch", type=int, default=40, help="epochs of the network that is pruned")
+    parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/own"), help="folder of the run and of the record")
+    return parser.parse_args(argv)
+
+
+def load_images():
+    """Returns ((images, labels) for training, the same for validation); float32 images [n, 96, 96, 3] in [-1, 1]."""
+    data = digits.load()
+    return tuple((tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, np.asarray(split.labels))
+                 for split in (data.train, data.test))
+
+
+def shifted(images, seed):
+    """Returns images that are moved by up to an eighth of their size."""
+    count = tf.shape(images)[0]
+    moves = tf.cast(tf.random.stateless_uniform([count, 2], seed, -SIZE // 8, SIZE // 8 + 1, tf.int32), tf.float32)
+    ones, zeros = tf.ones([count]), tf.zeros([count])
+    transforms = tf.stack([ones, zeros, moves[:, 0], zeros, ones, moves[:, 1], zeros, zeros], axis=1)
+    return tf.raw_ops.ImageProjectiveTransformV3(images=images, transforms=transforms, output_shape=[SIZE, SIZE],
+                                                 fill_value=-1.0, interpolation="NEAREST", fill_mode="CONSTANT")
+
+
+def train_baseline(train, epochs):
+    """Returns MobileNetV2, with logits at its end, trained with Keras' own loop."""
+    model = keras.applications.MobileNetV2(weights=None, classes=10, alpha=WIDTH, input_shape=(SIZE, SIZE, 3),
+                                           classifier_activation=None)
+    steps = epochs * -(-len(train[0]) // BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+                  keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=2)
+    return model
+
+
+def main(args):
+    """Trains, prunes and measures; writes and returns the Record."""
+    keras.utils.set_random_seed(args.seed)
+    train, validation = load_images()
+    folder = RunFolder.prepare(args.out, {"baseline_epoch": args.baseline_epoch, "seed": args.seed, **VERSIONS})
+    trained, start = args.out / TRAINED, time.perf_counter()
+    if not trained.exists():
+        with Peak() as peak:
+            train_baseline(train, args.baseline_epoch).save(trained)
+        folder.log_phase("baseline", time.perf_counter() - start, peak)
+    result = ekg.prune(keras.models.load_model(trained), train, validation_data=validation, epochs=args.train_epoch,
+                       target={"flops": args.flops, "latency": ekg.Latency(ratio=args.latency)}, augment=shifted,
+                       run={"runtimes": ["tensorflow", "litert"], "exports": ["litert"]}, run_dir=args.out / "run",
+                       seed=args.seed)
+    record = to_record(args, RunFolder(args.out / "run").read_finished(), folder.phases())
+    record.write(args.out / "record.json")
+    print(result.summary())
+    return record
+
+
+def to_record(args, run, phases):
+    """Returns the Record of a page.FinishedRun of ekg.prune.
+
+    Args:
+        args: of the command line.
+        run: the FinishedRun.
+        phases: {phase before those of the run: what the folder keeps of it}.
+    """
+    arguments = run.arguments | {"arch": NETWORK, "dataset": f"DIGITS at {SIZE}x{SIZE}", "target_rate": args.flops,
+                                 "train_epoch": args.train_epoch, "trained_param": files.sha256(args.out / TRAINED)}
+    flags = " ".join(f"--{name} {value}" for name, value in vars(args).items() if name != "out")
+    return Record.of_finished(args.out.resolve().name, run, arguments=arguments, phases=phases | run.phases,
+                              given_command=f"python -m benchmarks.own_network {flags}")
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

@@ -1,0 +1,81 @@
+"""Which number format training computes in where the user leaves it open: the one in which a step is faster here."""
+
+import dataclasses
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from ekg.data import TrainingBatches
+from ekg.devices.compute import AUTO_FORMAT
+from ekg.distil import losses
+from ekg.run.job import out_of_memory
+
+logger = logging.getLogger(__name__)
+
+PROCESSORS = Path("/proc/cpuinfo")
+CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # what x86 and ARM processors call instructions for bfloat16
+GPU_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16
+ROUNDS = 5
+GAIN = 1.05  # a step must be so many times as fast for its rounding to be worth it
+
+
+def has_bfloat16():
+    """Returns whether all devices that this process computes on have instructions for bfloat16."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
+        return all(detail.get("compute_capability", (0, 0)) >= GPU_CAPABILITY for detail in details)
+    return PROCESSORS.exists() and bool(CPU_FLAGS & set(PROCESSORS.read_text().split()))
+
+
+def resolved(job, starts_anew=False):
+    """Returns a Job that knows its number format: a run that goes on keeps its own, a new one takes the faster.
+
+    Args:
+        job: Job; it is returned as it is unless its precision is AUTO_FORMAT.
+        starts_anew: whether a run that is in the folder does not count.
+    """
+    if job.settings.run.precision != AUTO_FORMAT:
+        return job
+    known = job.folder.arguments().get("precision") if not starts_anew and job.folder.holds_run() else None
+    known = job.team.from_chief(lambda: known)
+    return _with_precision(job, known or _fastest(job))
+
+
+def _fastest(job):
+    """Returns the number format in which a training step takes less time."""
+    if "no" in job.team.gather_texts("yes" if has_bfloat16() else "no"):
+        logger.info("precision float32: there are no instructions for bfloat16")
+        return "float32"
+    with out_of_memory("fine-tune"):
+        seconds = measure_steps(job, ("float32", "bfloat16"))
+    chosen = "bfloat16" if seconds["float32"] >= GAIN * seconds["bfloat16"] else "float32"
+    logger.info("precision %s: a training step takes %s", chosen, ", ".join(
+        f"{value:.3g} s in {dtype}" for dtype, value in seconds.items()))
+    return job.team.from_chief(lambda: chosen)
+
+
+def measure_steps(job, dtypes):
+    """Returns {number format: median seconds of a training step of the unpruned network}, taken in turn."""
+    tuning, team = job.settings.fine_tuning, job.team
+    batches = TrainingBatches(job.data, tuning.batch_size, job.settings.run.seed, num_views=1, phase="precision")
+    batch = next(batches.epoch(0, team.shard))
+    trainers = {dtype: _with_precision(job, dtype).make_trainer(job.copy(job.networks.model), losses.baseline(job.data), 0.0)
+                for dtype in dtypes}
+    seconds = {dtype: [] for dtype in dtypes}
+    for number in range(ROUNDS + 1):
+        for dtype, trainer in trainers.items():
+            start = time.perf_counter()
+            float(trainer.step(batch, 0.0)["loss"])
+            if number:  # the first ones trace and compile
+                seconds[dtype].append(time.perf_counter() - start)
+    return {dtype: statistics.median(values) for dtype, values in seconds.items()}
+
+
+def _with_precision(job, dtype):
+    run = dataclasses.replace(job.settings.run, precision=dtype)
+    return dataclasses.replace(job, settings=dataclasses.replace(job.settings, run=run),
+                               compute=dataclasses.replace(job.compute, dtype=dtype))
