@@ -13,6 +13,7 @@ import sys
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import train_cifar
 from ekg.run.job import Job
+from tests import stress_resume
 
 FILLER = "filler"
 
@@ -36,7 +37,7 @@ OBSTACLES = {"fill": fill, "limit": limit}
 
 
 def main(how, obstructed, argv):
-    """Runs train_cifar.py in this process."""
+    """Runs the job of stress_resume in this process."""
     timed = Job.timed
 
     @contextlib.contextmanager
@@ -46,7 +47,7 @@ def main(how, obstructed, argv):
                 OBSTACLES[how](self.folder.path.parent)
             yield
     Job.timed = obstructing
-    utils.run_script(train_cifar.main, lambda: train_cifar.parse_args(argv))
+    utils.run_script(stress_resume.run_job, lambda: train_cifar.parse_args(argv))
 
 
 if __name__ == "__main__":

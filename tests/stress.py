@@ -142,7 +142,7 @@ class Stress:
 
 def stress_workers(params, folder, count, rng):
     """Kills one of two processes of a job so many times; returns what was done."""
-    arguments = [*stress_resume.ARGUMENTS, "--trained_param", params]
+    arguments = [*test_multi_worker.SHORT, "--checkpoint_minutes", "0.01", "--trained_param", params]
     done = collections.Counter()
 
     def start(name):
@@ -188,8 +188,9 @@ def main(argv=None):
     differing = 0
     with tempfile.TemporaryDirectory() as name:
         root, rng = Path(name), np.random.default_rng(args.seed)
-        params = root / "params.pkl"
-        runs.write_params(params)
+        params, large_params = root / "params.pkl", root / "large_params.pkl"
+        stress_resume.write_params(params)
+        runs.write_params(large_params)
         kinds = {"one device": (lambda folder: stress_resume.start(params, folder), 1),
                  "two devices": (lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")), 1),
                  "ekg.prune": (lambda folder: runs.start("-m", "tests.stress_own", folder), 10)}
@@ -203,7 +204,7 @@ def main(argv=None):
                 print(json.dumps({"kind": kind} | stress.done), flush=True)
                 differing += stress.done["runs"] - stress.done["identical"]
         if args.workers:
-            done = stress_workers(params, root / "workers", args.workers, rng)
+            done = stress_workers(large_params, root / "workers", args.workers, rng)
             print(json.dumps({"kind": "two workers"} | done), flush=True)
             differing += done["runs"] - done["identical"]
     return int(differing > 0)

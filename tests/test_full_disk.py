@@ -14,7 +14,7 @@ PHASES = ("subset", "search", "slim", "bank", "fine-tune", "report")
 @pytest.fixture(scope="module")
 def params(tmp_path_factory):
     path = tmp_path_factory.mktemp("params") / "p.pkl"
-    runs.write_params(path)
+    stress_resume.write_params(path)
     return path
 
 

@@ -26,7 +26,7 @@ KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "hi
 @pytest.fixture(scope="module")
 def params(tmp_path_factory):
     path = tmp_path_factory.mktemp("params") / "p.pkl"
-    runs.write_params(path)
+    stress_resume.write_params(path)
     return path
 
 
@@ -99,7 +99,7 @@ def times_of(folder):
 
 
 def resume(params, folder, *more):
-    return train_cifar.main(train_cifar.parse_args(
+    return stress_resume.run_job(train_cifar.parse_args(
         [*stress_resume.ARGUMENTS, "--trained_param", str(params), "--train_path", str(folder), *more]))
 
 
