@@ -18,6 +18,7 @@ from benchmarks import common
 from ekg.devices.compute import DTYPES, Compute
 from ekg.errors import EkgError
 from ekg.network.supernet import Supernet
+from ekg.progress import progress_bar
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.search.criteria import CriterionContext, score_channels
@@ -33,6 +34,7 @@ def parse_args(argv=None):
     parser.add_argument("run", type=Path, help="run folder of train_cifar.py whose search is finished")
     parser.add_argument("--data_path", help="of the data set, as the run had it")
     parser.add_argument("--formats", nargs="+", default=["bfloat16"], choices=DTYPES)
+    parser.add_argument("--every", type=int, default=1, help="steps of the search from one that is compared to the next")
     return parser.parse_args(argv)
 
 
@@ -55,9 +57,8 @@ def load_search(path, data_path):
 
 
 def decide(objective, supernet, history, settings, seed):
-    """Returns the Subnetwork that one search step chooses behind a history whose last entry is newly known."""
+    """Returns (group, Subnetwork) that one search step chooses behind a history that is known."""
     present = history[-1].subnetwork
-    objective.add_knowledge(present)
     importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
     narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
     target = settings.targets(None).prepare(supernet, Compute().team)
@@ -67,17 +68,20 @@ def decide(objective, supernet, history, settings, seed):
     return group, winner
 
 
-def compare(supernet, batches, settings, history, dtype, seed):
+def compare(supernet, batches, settings, history, dtype, seed, every=1):
     """Returns (steps that narrow the same group, those that keep the same channels, too, steps) in a number format."""
     objective = Objective(supernet, batches, settings.search_teacher, Compute(dtype=dtype))
-    same_group = same_channels = 0
-    for step in range(1, len(history)):
-        group, winner = decide(objective, supernet, history[:step], settings, seed)
-        same_group += supernet.groups[group].name == history[step].group
-        same_channels += np.array_equal(supernet.mask(winner), supernet.mask(history[step].subnetwork))
-        print(f"{dtype}: {same_group} groups and {same_channels} sub-networks of {step} agree", end="\r", flush=True)
-    print()
-    return same_group, same_channels, len(history) - 1
+    steps = same_group = same_channels = 0
+    with progress_bar(f"steps in {dtype}", len(history) - 1, "step") as progress:
+        for step in range(1, len(history)):
+            objective.add_knowledge(history[step - 1].subnetwork)
+            if step % every == 0:
+                group, winner = decide(objective, supernet, history[:step], settings, seed)
+                steps += 1
+                same_group += supernet.groups[group].name == history[step].group
+                same_channels += np.array_equal(supernet.mask(winner), supernet.mask(history[step].subnetwork))
+            progress.update(1)
+    return same_group, same_channels, steps
 
 
 def main(args):
@@ -86,7 +90,7 @@ def main(args):
     seed = RunFolder(args.run).arguments()["seed"]
     rows = []
     for dtype in args.formats:
-        group, channels, steps = compare(supernet, batches, settings, history, dtype, seed)
+        group, channels, steps = compare(supernet, batches, settings, history, dtype, seed, args.every)
         rows.append([dtype, steps, f"{group / steps:.1%}", f"{channels / steps:.1%}"])
     common.print_table(["format", "steps", "same group", "same sub-network"], rows)
     return rows

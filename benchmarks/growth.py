@@ -11,13 +11,15 @@ import keras
 import nets
 import numpy as np
 from benchmarks import common
-from ekg.data import Batches
+from ekg.data import Batches, Split
+from ekg.memory import MIB, Peak, resident_mib
 from ekg.network.supernet import Supernet
 from ekg.search.objective import Objective
 
 RUNS, IMAGES, SIZE = 3, 256, 32
 CANDIDATES, IMAGE_COUNTS = (1, 2, 4, 8, 16), (128, 256, 512, 1024)
 ARCHS, WIDTHS = ("ResNet-8", "ResNet-20", "ResNet-32", "ResNet-56"), (32, 64, 128, 256)
+LARGE_SIZE, LARGE_COUNTS = 224, (1000, 8000, 32000)  # images of the search on ImageNet: 32 of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,40 @@ def measure():
     return [dataclasses.asdict(curve) for curve in curves]
 
 
+def search_memory():
+    """Returns a list of {"images", "images_mib", "more_mib"}: of so many large images, and what their search takes besides.
+
+    It is that of scoring a network whose own activations are small, so that it does not hide what grows with the images.
+    """
+    x = inputs = keras.Input((LARGE_SIZE, LARGE_SIZE, 3))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 8, 8, use_bias=False)(x)))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, 4, use_bias=False)(x)))
+    supernet = Supernet(keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))))
+    whole, tile = supernet.whole(), common.random_data(IMAGES, LARGE_SIZE)
+    before, rows = resident_mib(), []
+    for count in LARGE_COUNTS:
+        images = np.resize(tile.train.images, (count, LARGE_SIZE, LARGE_SIZE, 3))
+        batches = Batches(Split(images, np.resize(tile.train.labels, count)), tile.normalise, IMAGES)
+        with Peak() as peak:
+            objective = Objective(supernet, batches)
+            objective.add_knowledge(whole)
+            list(objective.gate_products(whole))
+            objective.scores(whole, [(0, whole.with_widths({supernet.groups[0].name: 0.5}))])
+        held = images.nbytes / MIB
+        rows.append({"images": count, "images_mib": held, "more_mib": peak.host_mib - before - held})
+        del images, batches, objective
+    return rows
+
+
+def memory_markdown(rows):
+    """Returns the lines of a page about the rows of search_memory()."""
+    cells = [[f"{row['images']:,}", f"{row['images_mib']:,.0f}", f"{row['more_mib']:,.0f}"] for row in rows]
+    return [f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. States of the present "
+            "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they fit `--image_memory`, "
+            "and else decoded batch by batch.", "",
+            *common.table_lines(["images", "MiB of images", "MiB besides"], cells), ""]
+
+
 def draw(curves, path):
     """Draws the curves as plain data, each relative to its first point, on log-log axes."""
     from ekg.report.pictures import plt  # it imports matplotlib
@@ -102,7 +138,7 @@ def markdown(curves, picture):
 
 def main(args):
     curves = measure()
-    print("\n".join(markdown(curves, args.picture or "")))
+    print("\n".join([*markdown(curves, args.picture or ""), *memory_markdown(search_memory())]))
     if args.picture:
         draw(curves, args.picture)
 

@@ -143,6 +143,8 @@ def markdown(record):
         *common.table_lines(head, table(record["phases"])), ""]
     if record.get("growth"):
         lines += growth.markdown(record["growth"], PICTURE)
+    if record.get("memory"):
+        lines += growth.memory_markdown(record["memory"])
     return "\n".join([*lines, *NOT_RUN])
 
 
@@ -157,7 +159,7 @@ def main(args):
     record = {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": origin(),
               "phases": [*measure_phases(args), *measure_small_runs(args)]}
     if args.growth:
-        record["growth"] = growth.measure()
+        record["growth"], record["memory"] = growth.measure(), growth.search_memory()
         growth.draw(record["growth"], args.out / PICTURE)
     files.write_json(args.out / NAMES, record)
     files.write_whole(args.out / "performance.md", lambda file: file.write(markdown(record).encode()))

@@ -2,6 +2,7 @@
 
 import os
 
+# Each of pytest's processes has a core of its own: threads that wait for one another's cores get less done.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

@@ -11,7 +11,7 @@ import pytest
 import utils
 from ekg import files
 from ekg.train import loop
-from tests import runs
+from tests import runs, stress_resume
 
 SHORT = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.85", "--search_step", "0.5", "--num_teacher", "2",
          "--train_epoch", "1", "--no-preflight", "--batch_size", "32", "--subset_per_class", "64", "--val_per_class", "8"]
@@ -27,10 +27,14 @@ def free_ports(count):
     return ports
 
 
-def start_workers(arguments, further=((), ())):
+# The same job on a network and data that are small, for tests that start many processes
+SMALL_SCRIPT = ("-m", "tests.stress_resume", "none", "--")
+
+
+def start_workers(arguments, further=((), ()), script=("train_cifar.py",)):
     """Starts two workers of the same arguments and returns their processes; `further` are those of each besides."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
-    return [runs.start("train_cifar.py", "--strategy", "multi_worker", *arguments, *further[index],
+    return [runs.start(*script, "--strategy", "multi_worker", *arguments, *further[index],
                        TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}))
             for index in range(2)]
 
@@ -43,30 +47,31 @@ def trained(tmp_path_factory):
     return path
 
 
-def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path, trained):
+def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path):
     """Search and bank to the bit, trained parameters but for the order of sums; the chief alone writes and prints.
 
     One worker dies in the search, and one gets a signal in the training.
     """
-    one, two = tmp_path / "one", tmp_path / "two"
-    arguments = [*SHORT, "--trained_param", trained]
-    (code, output), = runs.finish(runs.start("train_cifar.py", *arguments, "--train_path", one, "--virtual_devices", "2"))
+    one, two, trained = tmp_path / "one", tmp_path / "two", tmp_path / "small.pkl"
+    stress_resume.write_params(trained)
+    arguments = [*stress_resume.ARGUMENTS, "--trained_param", trained]
+    (code, output), = runs.finish(runs.start(*SMALL_SCRIPT, *arguments, "--train_path", one, "--virtual_devices", "2"))
     assert code == 0, output
 
     arguments += ["--train_path", two]
-    chief, other = start_workers(arguments)
+    chief, other = start_workers(arguments, script=SMALL_SCRIPT)
     wait_for(chief, "phase search")
     other.kill()
     (code, output), _ = runs.finish(chief, other)
     assert code == 3 and runs.error_line(output).startswith("error: another worker ended or cannot be reached"), output
 
-    workers = start_workers(arguments)
+    workers = start_workers(arguments, script=SMALL_SCRIPT)
     assert not any("phase subset" in line for line in wait_for(workers[0], "phase fine-tune"))  # that was done
     workers[1].send_signal(signal.SIGUSR1)  # the chief itself gets none
     for code, output in runs.finish(*workers):
         assert code == 138 and "stopped by SIGUSR1; the same command goes on" in output and "Traceback" not in output, output
 
-    workers = runs.finish(*start_workers(arguments))
+    workers = runs.finish(*start_workers(arguments, script=SMALL_SCRIPT))
     assert [code for code, _ in workers] == [0, 0], workers
     message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
     assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers

@@ -102,7 +102,11 @@ def in_graph(function, use_xla=None, **options):
 
     Converting `if` and `for` for tensors, which nothing here needs, takes several times as long as all else of that.
     """
-    return tf.function(function, jit_compile=use_xla, autograph=False, **options)
+    made = tf.function(function, jit_compile=use_xla, autograph=False, **options)
+    # One line of code makes a function for every part of every network, each traced once for a batch shape. TensorFlow
+    # goes by the line, and would warn that one function is traced again and again.
+    made._omit_frequent_tracing_warning = True
+    return made
 
 
 def compiled(function, name, use_xla):

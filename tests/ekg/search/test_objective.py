@@ -116,8 +116,7 @@ def test_graphs_of_a_rehearsal_serve_the_search_and_change_none_of_its_numbers(t
     assert rehearsed.evaluators[0].count_traces() == counts
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
-@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize(("budget", "replicas"), [(0, 3), (10**9, 2)])
 def test_a_team_computes_the_same_bit_for_bit(tiny_resnet, tiny_data, monkeypatch, replicas, budget):
     monkeypatch.setattr(evaluator, "STATE_BUDGET", budget)
     alone, shared = (make_objective(tiny_resnet, tiny_data, team=team)
