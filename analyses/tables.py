@@ -6,6 +6,7 @@ from ekg.errors import EkgError
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
            "published", "rate", "pruned top-1 %", "published", "parameters %", "hours")
+SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
@@ -36,7 +37,7 @@ def write_tables(paths, out=None, readme=None):
         draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
     if readme is not None:
-        replace_part(readme, format_headlines(records))
+        replace_part(readme, format_readme(records))
     print(text)
     return text
 
@@ -122,6 +123,24 @@ def format_headlines(records):
                      "; ".join(f"{_pruned(group)}, {_count(len(group), 'seed')}, "
                                f"{_count(group[0].arguments['train_epoch'], 'epoch')}" for group in ours) or "not run"])
     return _table(HEADLINES, rows)
+
+
+def format_readme(records):
+    """Returns the published figures with our runs of the same, and below them what else was run."""
+    others = [group for group in _repeated(records) if not (published.find(group[0].arguments) and group[0].is_original)]
+    if not others:
+        return format_headlines(records)
+    rows = []
+    for group in sorted(others, key=lambda group: (_network(group[0]), -_mean_top1(group))):
+        rate, _ = mean_and_deviation([record.rate for record in group])
+        before, _ = mean_and_deviation([record.top1(0) for record in group])
+        rows.append([group[0].arguments["arch"], group[0].data, group[0].method, len(group),
+                     group[0].arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", _pruned(group)])
+    return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{_table(SHORT, rows)}"
+
+
+def _mean_top1(group):
+    return mean_and_deviation([record.top1(-1) for record in group])[0]
 
 
 def _repeated(records):

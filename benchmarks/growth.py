@@ -5,6 +5,9 @@
 
 import argparse
 import dataclasses
+import json
+import subprocess
+import sys
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import keras
@@ -75,8 +78,8 @@ def measure():
     return [dataclasses.asdict(curve) for curve in curves]
 
 
-def search_memory():
-    """Returns a list of {"images", "images_mib", "more_mib"}: of so many large images, and what their search takes besides.
+def search_memory(count):
+    """Returns {"images", "images_mib", "more_mib"}: of so many large images, and the most that their search takes besides.
 
     It is that of scoring a network whose own activations are small, so that it does not hide what grows with the images.
     """
@@ -84,24 +87,31 @@ def search_memory():
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 8, 8, use_bias=False)(x)))
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, 4, use_bias=False)(x)))
     supernet = Supernet(keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))))
-    whole, tile = supernet.whole(), common.random_data(IMAGES, LARGE_SIZE)
-    before, rows = resident_mib(), []
-    for count in LARGE_COUNTS:
-        images = np.resize(tile.train.images, (count, LARGE_SIZE, LARGE_SIZE, 3))
-        batches = Batches(Split(images, np.resize(tile.train.labels, count)), tile.normalise, IMAGES)
-        with Peak() as peak:
-            objective = Objective(supernet, batches)
-            objective.add_knowledge(whole)
-            list(objective.gate_products(whole))
-            objective.scores(whole, [(0, whole.with_widths({supernet.groups[0].name: 0.5}))])
-        held = images.nbytes / MIB
-        rows.append({"images": count, "images_mib": held, "more_mib": peak.host_mib - before - held})
-        del images, batches, objective
-    return rows
+    images = np.zeros((count, LARGE_SIZE, LARGE_SIZE, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, images.shape[1:]).astype(np.uint8)
+    for number, image in enumerate(images):
+        image[:] = np.roll(noise, number)
+    data, whole = common.random_data(IMAGES, LARGE_SIZE), supernet.whole()
+    batches = Batches(Split(images, np.arange(count, dtype=np.int32) % 10), data.normalise, IMAGES)
+    before = resident_mib()
+    with Peak() as peak:
+        objective = Objective(supernet, batches)
+        objective.add_knowledge(whole)
+        list(objective.gate_products(whole))
+        objective.scores(whole, [(0, whole.with_widths({supernet.groups[0].name: 0.5}))])
+    return {"images": count, "images_mib": images.nbytes / MIB, "more_mib": peak.host_mib - before}
+
+
+def measure_memory():
+    """Returns a list of what search_memory() returns for each of LARGE_COUNTS, each in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.growth", "--memory_of"]
+    done = [subprocess.run([*command, str(count)], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+            for count in LARGE_COUNTS]
+    return [json.loads(one.stdout.splitlines()[-1]) for one in done]
 
 
 def memory_markdown(rows):
-    """Returns the lines of a page about the rows of search_memory()."""
+    """Returns the lines of a page about the rows of measure_memory()."""
     cells = [[f"{row['images']:,}", f"{row['images_mib']:,.0f}", f"{row['more_mib']:,.0f}"] for row in rows]
     return [f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. States of the present "
             "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they fit `--image_memory`, "
@@ -137,8 +147,11 @@ def markdown(curves, picture):
 
 
 def main(args):
+    if args.memory_of:
+        print(json.dumps(search_memory(args.memory_of)))
+        return
     curves = measure()
-    print("\n".join([*markdown(curves, args.picture or ""), *memory_markdown(search_memory())]))
+    print("\n".join([*markdown(curves, args.picture or ""), *memory_markdown(measure_memory())]))
     if args.picture:
         draw(curves, args.picture)
 
@@ -146,6 +159,7 @@ def main(args):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Measure how the cost of a search step grows.")
     parser.add_argument("--picture", help="file that the curves are drawn into")
+    parser.add_argument("--memory_of", type=int, help="tell, as JSON, what a search with so many large images takes")
     return parser.parse_args(argv)
 
 

@@ -159,7 +159,7 @@ def main(args):
     record = {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": origin(),
               "phases": [*measure_phases(args), *measure_small_runs(args)]}
     if args.growth:
-        record["growth"], record["memory"] = growth.measure(), growth.search_memory()
+        record["growth"], record["memory"] = growth.measure(), growth.measure_memory()
         growth.draw(record["growth"], args.out / PICTURE)
     files.write_json(args.out / NAMES, record)
     files.write_whole(args.out / "performance.md", lambda file: file.write(markdown(record).encode()))

@@ -79,13 +79,13 @@ def plan_kill(event):
 
 def cut_block(count):
     """Arranges that block number `count` of the memory bank is half written when this process is killed."""
-    original, calls = bank_files.BankWriter._write_block, iter(range(1, 10**9))
+    original, calls = bank_files.BankWriter._store, iter(range(1, 10**9))
 
-    def write_block(self):
+    def store(self, rows, stop):
         if next(calls) == count:
             self._file = HalfWriter(self._file)
-        original(self)
-    bank_files.BankWriter._write_block = write_block
+        original(self, rows, stop)
+    bank_files.BankWriter._store = store
 
 
 def cut_line(count):

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import shutil
+from concurrent import futures
 
 import numpy as np
 
@@ -104,7 +105,10 @@ def header(shape, dtype):
 
 
 class BankWriter:
-    """Appends rows to a bank in blocks of at most BLOCK_ROWS, each with its checksum."""
+    """Appends rows to a bank in blocks of at most BLOCK_ROWS, each with its checksum.
+
+    A block goes to the disk in a thread of its own, while the rows of the next one are computed.
+    """
 
     def __init__(self, folder, info, num_good):
         """
@@ -115,6 +119,7 @@ class BankWriter:
         """
         self._folder, self._info, self._stop = folder, info, num_good
         self._file, self._rows = None, []
+        self._disk, self._pending = futures.ThreadPoolExecutor(1), None  # the block that is being written
 
     def open(self):
         """Opens the files behind the last good row; a new bank's description is written first.
@@ -144,26 +149,50 @@ class BankWriter:
             self._file.seek(size)
 
     def write(self, rows):
-        """Takes the next rows, [number, K, ...]."""
+        """Takes the next rows, [number, K, ...].
+
+        Raises:
+            EkgError: the block before them could not be written.
+        """
         if sum(map(len, self._rows)) + len(rows) > BLOCK_ROWS:
             self._write_block()
         self._rows.append(rows)
 
     def close(self):
-        """Writes what is left and closes the file."""
-        if self._file is not None:
-            self._write_block()
-            with files.writing(self._folder / ARRAY_FILE):
-                self._file.close()
+        """Writes what is left and closes the file; returns when all is on disk.
+
+        Raises:
+            EkgError: a block could not be written.
+        """
+        try:
+            if self._file is not None:
+                self._write_block()
+                self._wait()
+        finally:
+            self._disk.shutdown()
+            if self._file is not None:
+                with files.writing(self._folder / ARRAY_FILE):
+                    self._file.close()
 
     def _write_block(self):
-        if not self._rows:
-            return
-        data = b"".join(rows.tobytes() for rows in self._rows)
-        self._stop += sum(map(len, self._rows))
-        self._rows = []
+        self._wait()
+        if self._rows:
+            self._stop += sum(map(len, self._rows))
+            rows, self._rows = self._rows, []
+            self._pending = self._disk.submit(self._store, rows, self._stop)
+
+    def _wait(self):
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        except BaseException:
+            self._rows = []  # nothing may follow a block that is not whole
+            raise
+
+    def _store(self, rows, stop):
+        data = b"".join(part.tobytes() for part in rows)
         with files.writing(self._folder / ARRAY_FILE):
             self._file.write(data)
             files.sync(self._file)
-            files.append_json_line(self._folder / BLOCKS_FILE, {"stop": self._stop,
-                                                               "sha256": hashlib.sha256(data).hexdigest()})
+            files.append_json_line(self._folder / BLOCKS_FILE, {"stop": stop, "sha256": hashlib.sha256(data).hexdigest()})

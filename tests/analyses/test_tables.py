@@ -73,6 +73,8 @@ def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path,
                for i, mark in enumerate("af")]
     text = run_analysis("tables", *folders)
     assert [cells(line)[1] for line in text.splitlines()[2:4]] == ["CIFAR10", "CIFAR10 in grey"]
+    *_, grey = map(cells, tables.format_readme(evidence.collect(folders)).splitlines())
+    assert grey == ["ResNet-56", "CIFAR10 in grey", "ekg, ensemble / ensemble", "1", "1", "45.0 %", "95.00", "90.00"]
     headlines = tables.format_headlines(evidence.collect(folders))
     assert "90.00, 1 seed, 1 epoch" in headlines and "90.00" not in tables.format_headlines(evidence.collect(folders[1:]))
 
@@ -125,6 +127,6 @@ def test_what_is_no_finished_run_is_named(params, tmp_path):
 def test_the_pages_tables_are_those_of_the_records_that_lie_beside_them():
     root = Path(tables.__file__).parents[1]
     records = evidence.collect(sorted((root / "docs" / tables.RECORDS).glob("*.json")))
-    assert f"{tables.BEGIN}\n\n{tables.format_headlines(records)}\n\n{tables.END}" in (root / "README.md").read_text()
+    assert f"{tables.BEGIN}\n\n{tables.format_readme(records)}\n\n{tables.END}" in (root / "README.md").read_text()
     page = f"{tables.BEGIN}\n\n{tables.format_page(records)}\n\n{tables.END}"
     assert not records or page in (root / "docs" / tables.PAGE).read_text()

@@ -202,3 +202,38 @@ def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(tmp_path, t
             with pytest.raises(ekg.EkgError, match="cannot be written"):
                 bank_files.BankWriter(tmp_path, info, 96).open()
         assert bank_files.count_good(tmp_path, info) == 96
+
+
+def test_a_block_that_cannot_be_written_ends_the_bank_behind_what_is_whole(tmp_path, monkeypatch):
+    info = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
+    parts, original, written = np.split(np.arange(240, dtype=np.float32).reshape(40, 2, 3), 4), bank_files.files.sync, []
+
+    def sync(file):
+        if str(file.name).endswith(bank_files.ARRAY_FILE):
+            written.append(file)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        original(file)
+    monkeypatch.setattr(bank_files.files, "sync", sync)
+    monkeypatch.setattr(bank_files, "BLOCK_ROWS", 10)
+    writer = bank_files.BankWriter(tmp_path, info, 0)
+    writer.open()
+    with pytest.raises(ekg.EkgError, match="logits.npy: cannot be written \\(No space left on device\\)"):
+        for part in parts:
+            writer.write(part)
+    writer.close()
+    assert len(written) == 2 and bank_files.count_good(tmp_path, info) == 10
+
+
+def test_the_last_block_that_cannot_be_written_is_told_by_close(tmp_path, monkeypatch):
+    info = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
+    writer = bank_files.BankWriter(tmp_path, info, 0)
+    writer.open()
+    writer.write(np.zeros((40, 2, 3), np.float32))
+
+    def sync(_):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(bank_files.files, "sync", sync)
+    with pytest.raises(ekg.EkgError, match="logits.npy: cannot be written"):
+        writer.close()
+    assert bank_files.count_good(tmp_path, info) == 0
