@@ -14,7 +14,7 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
 import numpy as np
-from benchmarks import common
+from benchmarks import common, performance
 from ekg.devices.compute import DTYPES, Compute
 from ekg.errors import EkgError
 from ekg.network.supernet import Supernet
@@ -35,6 +35,7 @@ def parse_args(argv=None):
     parser.add_argument("--data_path", help="of the data set, as the run had it")
     parser.add_argument("--formats", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--every", type=int, default=1, help="steps of the search from one that is compared to the next")
+    parser.add_argument("--page", type=Path, help="folder of a page of benchmarks.performance, which gets the table, too")
     return parser.parse_args(argv)
 
 
@@ -87,12 +88,13 @@ def compare(supernet, batches, settings, history, dtype, seed, every=1):
 def main(args):
     """Prints the table and returns its rows."""
     supernet, batches, settings, history = load_search(args.run, args.data_path)
-    seed = RunFolder(args.run).arguments()["seed"]
-    rows = []
+    arguments, rows = RunFolder(args.run).arguments(), []
     for dtype in args.formats:
-        group, channels, steps = compare(supernet, batches, settings, history, dtype, seed, args.every)
+        group, channels, steps = compare(supernet, batches, settings, history, dtype, arguments["seed"], args.every)
         rows.append([dtype, steps, f"{group / steps:.1%}", f"{channels / steps:.1%}"])
-    common.print_table(["format", "steps", "same group", "same sub-network"], rows)
+    common.print_table(performance.AGREEMENT[1:], rows)
+    if args.page is not None:
+        performance.add_agreement(args.page, f"{arguments['arch']} on {arguments['dataset']}", rows)
     return rows
 
 

@@ -25,7 +25,8 @@ HERE = Path(__file__).resolve().parent.parent
 START_COMMAND = ("train_cifar.py", "--dataset", "DIGITS", "--arch", "ResNet-20", "--target_rate", "0.8",
                  "--baseline_epoch", "1", "--train_epoch", "1", "--batch_size", "16", "--search_step", "0.5")
 LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rounds that count
-NAMES, PICTURE = "performance.json", "growth.png"
+NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
+AGREEMENT = ("network", "format", "steps", "same group", "same sub-network")
 
 
 def parse_args(argv=None):
@@ -145,13 +146,35 @@ def markdown(record):
         lines += growth.markdown(record["growth"], PICTURE)
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
+    if record.get("agreement"):
+        rows = [[name, *row] for name, found in record["agreement"].items() for row in found]
+        lines += ["## Searches in other formats", "", "At so many steps of a float32 search, from its own sub-network and "
+                  "knowledge: how often a format chooses the same group of channels, and ends with the same ones.", "",
+                  *common.table_lines(AGREEMENT, rows), ""]
     return "\n".join([*lines, *NOT_RUN])
+
+
+def add_agreement(folder, name, rows):
+    """Puts the rows [format, steps, shares] of benchmarks.agreement about a network into the page of a folder.
+
+    Raises:
+        EkgError: there is no page of this program.
+    """
+    record = files.read_json(folder / NAMES)
+    record["agreement"] = record.get("agreement", {}) | {name: rows}
+    write_page(folder, record)
+
+
+def write_page(folder, record):
+    """Writes the record and its page."""
+    files.write_json(folder / NAMES, record)
+    files.write_whole(folder / PAGE, lambda file: file.write(markdown(record).encode()))
 
 
 NOT_RUN = ("## Not run", "",
            "On GPUs nothing of this was measured. `python -m benchmarks.bench_gpu` prints the table of a card: training "
-           "step, search step and bank, with and without XLA, in float32, TF32, bfloat16 and float16. bfloat16 was not "
-           "measured here: the processor has no instructions for it.", "")
+           "step, search step and bank, with and without XLA, in float32, TF32, bfloat16 and float16. The speed of bfloat16 "
+           "was not measured here: the processor has no instructions for it.", "")
 
 
 def main(args):
@@ -161,8 +184,7 @@ def main(args):
     if args.growth:
         record["growth"], record["memory"] = growth.measure(), growth.measure_memory()
         growth.draw(record["growth"], args.out / PICTURE)
-    files.write_json(args.out / NAMES, record)
-    files.write_whole(args.out / "performance.md", lambda file: file.write(markdown(record).encode()))
+    write_page(args.out, record)
     print(markdown(record))
 
 

@@ -37,6 +37,9 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert "| small run on DIGITS: whole | 40.0 s | 20.0 s | 2.00 |  |  |" in page
     assert "aaaaaaa and bbbbbbb, ran in turn on one machine (a machine, 2 cores)" in page
     assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
+    performance.write_page(tmp_path, record)
+    performance.add_agreement(tmp_path, "ResNet-8 on DIGITS", [["bfloat16", 17, "88.2%", "70.6%"]])
+    assert "| ResNet-8 on DIGITS | bfloat16 | 17 | 88.2% | 70.6% |" in (tmp_path / "performance.md").read_text()
     growth.draw(curves, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
