@@ -29,3 +29,16 @@ def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
     seen = in_graph(lambda images: view(images, tf.constant(draws)))
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 8.0)), np.full((2, 4, 4, 3), 4.0))
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 0.5)), np.full((2, 4, 4, 3), 0.5))
+
+
+def test_functions_that_one_line_makes_are_not_taken_for_one_that_is_traced_again_and_again(caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    caplog.set_level("WARNING", logger="tensorflow")
+
+    def count_warnings(make):
+        caplog.clear()
+        for number in range(12):
+            make(lambda x, number=number: x + number)(tf.constant(1.0))
+        return caplog.text.count("triggered tf.function retracing")
+    assert count_warnings(in_graph) == 0
+    assert count_warnings(tf.function) > 0  # so TensorFlow says of plain ones
