@@ -67,12 +67,11 @@ def draw(records, folder):
         networks.setdefault(_network(group[0]), []).append(group)
     rates, curves = {}, {}
     for title, groups in networks.items():
-        baseline, _ = mean_and_deviation([record.top1(0) for group in groups for record in group])
+        baseline = _mean(record.top1(0) for group in groups for record in group)
         points = {}
         for group in groups:
-            rate, _ = mean_and_deviation([record.rate for record in group])
             points.setdefault(group[0].method, []).append(
-                (rate, *mean_and_deviation([record.top1(-1) for record in group])))
+                (_mean(record.rate for record in group), *mean_and_deviation([record.top1(-1) for record in group])))
         rates[title] = baseline, {method: sorted(values) for method, values in points.items()}
         curves[title] = [(group[0].method, [[100 * value for value in record.curve] for record in group if record.curve])
                          for group in groups]
@@ -131,16 +130,15 @@ def format_readme(records):
     if not others:
         return format_headlines(records)
     rows = []
-    for group in sorted(others, key=lambda group: (_network(group[0]), -_mean_top1(group))):
-        rate, _ = mean_and_deviation([record.rate for record in group])
-        before, _ = mean_and_deviation([record.top1(0) for record in group])
+    for group in sorted(others, key=lambda group: (_network(group[0]), -_mean(record.top1(-1) for record in group))):
+        rate, before = _mean(record.rate for record in group), _mean(record.top1(0) for record in group)
         rows.append([group[0].arguments["arch"], group[0].data, group[0].method, len(group),
                      group[0].arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", _pruned(group)])
     return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{_table(SHORT, rows)}"
 
 
-def _mean_top1(group):
-    return mean_and_deviation([record.top1(-1) for record in group])[0]
+def _mean(values):
+    return mean_and_deviation(list(values))[0]
 
 
 def _repeated(records):
@@ -167,10 +165,9 @@ def _cells(group):
     """Returns the cells of a list of repeated runs."""
     first, paper = group[0], published.find(group[0].arguments)
     arguments = first.arguments
-    before, _ = mean_and_deviation([record.top1(0) for record in group])
-    rate, _ = mean_and_deviation([record.rate for record in group])
-    params, _ = mean_and_deviation([100 * record.table[-1]["params"] / record.table[0]["params"] for record in group])
-    hours, _ = mean_and_deviation([sum(record.minutes.values()) / 60 for record in group])
+    before, rate = _mean(record.top1(0) for record in group), _mean(record.rate for record in group)
+    params = _mean(100 * record.table[-1]["params"] / record.table[0]["params"] for record in group)
+    hours = _mean(sum(record.minutes.values()) / 60 for record in group)
     paper_baseline, paper_pruned = _published_cells(paper)
     return [arguments["arch"], first.data, f"{arguments['search_teacher']} / {arguments['finetune_teacher']}",
             arguments["criterion"], len(group), arguments["train_epoch"], f"{before:.2f}", paper_baseline, f"{rate:.3f}",

@@ -7,7 +7,6 @@ the knowledge of all that came before, and compared with what the search chose t
 steps are those of the search. How another format ends when it goes its own way, a run with --search_precision says.
 """
 
-import collections
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
@@ -21,9 +20,8 @@ from ekg.network.supernet import Supernet
 from ekg.progress import progress_bar
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
-from ekg.search.criteria import CriterionContext, score_channels
+from ekg.search.greedy import try_groups
 from ekg.search.objective import Objective
-from ekg.search.proposals import propose
 from ekg.settings import SearchSettings
 
 FEW = ("groups_per_step", "reward")  # settings of which one step here is not one of the search, unless they are the default
@@ -57,27 +55,18 @@ def load_search(path, data_path):
     return Supernet(model), data.batches(split, settings.search_batch_size), settings, run.history()
 
 
-def decide(objective, supernet, history, settings, seed):
-    """Returns (group, Subnetwork) that one search step chooses behind a history that is known."""
-    present = history[-1].subnetwork
-    importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
-    narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
-    target = settings.targets(None).prepare(supernet, Compute().team)
-    present, candidates = propose(supernet, present, importance, target, settings.search_step, narrowed)
-    rewards = [score.reward for score in objective.scores(present, candidates)]
-    group, winner = candidates[int(np.argmax(rewards))]
-    return group, winner
-
-
 def compare(supernet, batches, settings, history, dtype, seed, every=1):
     """Returns (steps that narrow the same group, those that keep the same channels, too, steps) in a number format."""
-    objective = Objective(supernet, batches, settings.search_teacher, Compute(dtype=dtype))
+    compute = Compute(dtype=dtype)
+    objective = Objective(supernet, batches, settings.search_teacher, compute)
+    target = settings.targets().prepare(supernet, compute.team)
     steps = same_group = same_channels = 0
     with progress_bar(f"steps in {dtype}", len(history) - 1, "step") as progress:
         for step in range(1, len(history)):
             objective.add_knowledge(history[step - 1].subnetwork)
             if step % every == 0:
-                group, winner = decide(objective, supernet, history[:step], settings, seed)
+                _, candidates, scores = try_groups(supernet, objective, history[:step], target, settings, seed)
+                group, winner = candidates[int(np.argmax([score.reward for score in scores]))]
                 steps += 1
                 same_group += supernet.groups[group].name == history[step].group
                 same_channels += np.array_equal(supernet.mask(winner), supernet.mask(history[step].subnetwork))

@@ -13,7 +13,6 @@ from pathlib import Path
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import ekg
 import keras
-import numpy as np
 import tensorflow as tf
 from analyses.evidence import Record
 from dataloader import digits
@@ -40,7 +39,7 @@ def parse_args(argv=None):
 def load_images():
     """Returns ((images, labels) for training, the same for validation); float32 images [n, 96, 96, 3] in [-1, 1]."""
     data = digits.load()
-    return tuple((tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, np.asarray(split.labels))
+    return tuple((tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, split.labels)
                  for split in (data.train, data.test))
 
 

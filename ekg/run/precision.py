@@ -40,8 +40,8 @@ def resolved(job, starts_anew=False):
     """
     if job.settings.run.precision != AUTO_FORMAT:
         return job
-    known = job.folder.arguments().get("precision") if not starts_anew and job.folder.holds_run() else None
-    known = job.team.from_chief(lambda: known)
+    goes_on = not starts_anew and job.team.as_chief_sees(job.folder.holds_run())
+    known = job.team.from_chief(lambda: job.folder.arguments().get("precision")) if goes_on else None
     return _with_precision(job, known or _fastest(job))
 
 

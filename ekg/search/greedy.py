@@ -63,6 +63,26 @@ def search(supernet, data, settings=None, *, seed=0, compute=None, history=(), o
         return search_.run(list(history), on_step, state_file)
 
 
+def try_groups(supernet, objective, history, target, settings, seed):
+    """Returns (present Subnetwork, candidates of the next search step, list of the Score of each).
+
+    The present one is the last of the history, or that from which the proposals begin; a candidate is (group, Subnetwork).
+
+    Args:
+        supernet: the Supernet.
+        objective: Objective that knows the whole history.
+        history: list of HistoryEntry.
+        target: Target that is prepared.
+        settings: SearchSettings.
+        seed: of the search.
+    """
+    present = history[-1].subnetwork
+    importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
+    narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
+    present, candidates = propose(supernet, present, importance, target, settings.search_step, narrowed)
+    return present, candidates, objective.scores(present, candidates)
+
+
 class _Search:
     """A search under way."""
 
@@ -101,12 +121,9 @@ class _Search:
 
     def _step(self):
         """Narrows one group, or the best few together: ranks the channels anew, tries the groups, keeps the best."""
-        settings, start, present = self._settings, time.perf_counter(), self._history[-1].subnetwork
-        importance = score_channels(settings.criterion, CriterionContext(self._objective, present, self._seed))
-        narrowed = collections.Counter(name for entry in self._history for name in entry.narrowed)
-        present, candidates = propose(self._supernet, present, importance, self._target, settings.search_step,
-                                      narrowed)
-        scores = self._objective.scores(present, candidates)
+        settings, start = self._settings, time.perf_counter()
+        present, candidates, scores = try_groups(self._supernet, self._objective, self._history, self._target, settings,
+                                                 self._seed)
         self._check_finite([group for group, _ in candidates], scores)
         rewards = [score.reward for score in scores]
         best, spectrum = self._choose(candidates, rewards)
