@@ -19,6 +19,7 @@ from ekg.latency.runtimes import RUNTIMES
 from ekg.report.measure import conditions_for, measure, with_latencies
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
+from ekg.train.evaluate import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def main(args):
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
     use_xla, batches = op_utils.use_xla(args.compile), data.batches(data.test, args.val_batch_size)
-    row = measure(args.trained_param.stem, model, args.trained_param.stat().st_size, batches, Compute(team, use_xla))
+    evaluation = Evaluation(model, batches, Compute(team, use_xla))
+    row = measure(args.trained_param.stem, evaluation, args.trained_param.stat().st_size)
     whole = nets.build(args.arch, data.num_classes)
     if args.runtimes:
         _, row = with_latencies([row, row], [whole, model], conditions_for(args.runtimes), data.image_shape, use_xla)

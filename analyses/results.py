@@ -31,6 +31,12 @@ def write_results(out, name, rows, text, **more):
     print(f"results: {out}", file=sys.stderr)
 
 
+def markdown_table(head, rows):
+    """Returns rows of cells, of any kind, as a Markdown table."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
 def known_rows(path, key):
     """Returns {row[key]: row} of the lines that an earlier call left in a file; none if there is no such file."""
     return {row[key]: row for row in files.read_json_lines(path)} if path.exists() else {}

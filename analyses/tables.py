@@ -1,7 +1,7 @@
 """Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
 
 from analyses import evidence, published
-from analyses.results import mean_and_deviation
+from analyses.results import markdown_table, mean_and_deviation
 from ekg.errors import EkgError
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
@@ -94,17 +94,17 @@ def format_page(records):
 
 def format_runs(records):
     """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation."""
-    return _table(COLUMNS, [_cells(group) for group in _repeated(records)])
+    return markdown_table(COLUMNS, [_cells(group) for group in _repeated(records)])
 
 
 def format_each(records):
     """Returns a Markdown table with a row for each run: how long, where, and by which command."""
-    return _table(EACH, [_each(record) for record in records])
+    return markdown_table(EACH, [_each(record) for record in records])
 
 
 def format_costs(records):
     """Returns a Markdown table of latency and exported files, before and after; rows for runs that measured them."""
-    return _table(COSTS, [row for record in records for row in _costs(record)])
+    return markdown_table(COSTS, [row for record in records for row in _costs(record)])
 
 
 def format_headlines(records):
@@ -121,7 +121,7 @@ def format_headlines(records):
                      f"{figures.top1:.2f}{deviation}", f"{100 * figures.rate:.1f} %",
                      "; ".join(f"{_pruned(group)}, {_count(len(group), 'seed')}, "
                                f"{_count(group[0].arguments['train_epoch'], 'epoch')}" for group in ours) or "not run"])
-    return _table(HEADLINES, rows)
+    return markdown_table(HEADLINES, rows)
 
 
 def format_readme(records):
@@ -134,7 +134,7 @@ def format_readme(records):
         rate, before = _mean(record.rate for record in group), _mean(record.top1(0) for record in group)
         rows.append([group[0].arguments["arch"], group[0].data, group[0].method, len(group),
                      group[0].arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", _pruned(group)])
-    return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{_table(SHORT, rows)}"
+    return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{markdown_table(SHORT, rows)}"
 
 
 def _mean(values):
@@ -151,14 +151,6 @@ def _repeated(records):
 
 def _count(number, noun):
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _table(columns, rows):
-    return "\n".join([_line(columns), "|" + "---|" * len(columns), *map(_line, rows)])
-
-
-def _line(cells):
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _cells(group):

@@ -34,7 +34,10 @@ def parse_args(argv=None):
     parser.add_argument("--formats", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--every", type=int, default=1, help="steps of the search from one that is compared to the next")
     parser.add_argument("--page", type=Path, help="folder of a page of benchmarks.performance, which gets the table, too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.every < 1:
+        parser.error(f"argument --every: {args.every} is less than 1.")
+    return args
 
 
 def load_search(path, data_path):

@@ -8,6 +8,7 @@ import dataloader
 import nets
 import numpy as np
 import tensorflow as tf
+from analyses.results import markdown_table
 from ekg.data import Dataset, Split
 from ekg.graph import records
 from ekg.settings import SearchSettings
@@ -58,15 +59,9 @@ def call_flops(graph):
     return flops
 
 
-def table_lines(head, rows):
-    """Returns rows of cells as the lines of a Markdown table."""
-    cells = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell) for cell in row) + " |" for row in cells]
-
-
 def print_table(head, rows):
     """Prints rows of cells as a Markdown table."""
-    print("\n".join(table_lines(head, rows)))
+    print(markdown_table(head, rows))
 
 
 def random_data(count, size=32, classes=10):

@@ -13,6 +13,7 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import keras
 import nets
 import numpy as np
+from analyses.results import markdown_table
 from benchmarks import common
 from ekg.data import Batches, Split
 from ekg.memory import MIB, Peak, resident_mib
@@ -116,7 +117,7 @@ def memory_markdown(rows):
     return [f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. States of the present "
             "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they fit `--image_memory`, "
             "and else decoded batch by batch.", "",
-            *common.table_lines(["images", "MiB of images", "MiB besides"], cells), ""]
+            markdown_table(["images", "MiB of images", "MiB besides"], cells), ""]
 
 
 def draw(curves, path):
@@ -135,15 +136,15 @@ def draw(curves, path):
     plt.close(figure)
 
 
-def markdown(curves, picture):
-    """Returns the lines of a page about the curves as plain data."""
+def markdown(curves, picture, revision):
+    """Returns the lines of a page about the curves as plain data, which a revision of the code gave."""
     rows = [[curve.name, f"{curve.counts[0]:,} to {curve.counts[-1]:,}",
              f"{curve.seconds[0]:.2f} to {curve.seconds[-1]:.2f}", f"{curve.slope:.2f}"]
             for curve in (Curve(**values) for values in curves)]
-    return ["## Growth", "", f"Seconds in which candidates are scored on {SIZE}x{SIZE} images, from the input on, and the "
-            "slope of their logarithm: 1 where twice as much takes twice as long.", "",
+    return ["## Growth", "", f"Of revision {revision}. Seconds in which candidates are scored on {SIZE}x{SIZE} images, from "
+            "the input on, and the slope of their logarithm: 1 where twice as much takes twice as long.", "",
             f"![growth of the cost]({picture})", "",
-            *common.table_lines(["what grows", "from, to", "seconds", "slope"], rows), ""]
+            markdown_table(["what grows", "from, to", "seconds", "slope"], rows), ""]
 
 
 def main(args):

@@ -42,6 +42,7 @@ from ekg.run.folder import RunFolder
 from ekg.search import criteria
 from ekg.search.objective import Objective
 from ekg.settings import FineTuneSettings
+from ekg.train.evaluate import Evaluation
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
@@ -176,14 +177,15 @@ def main(args):
     slimmed = files_of["slimmed"]
     with team.strategy.scope():
         model = load(args, data, slimmed)
-    rows = [measure("baseline", unpruned, args.trained_param.stat().st_size, test, Compute(team)),
-            measure("slimmed", model, slimmed.stat().st_size, test, Compute(team))]
+    evaluation = Evaluation(model, test, Compute(team))
+    rows = [measure("baseline", Evaluation(unpruned, test, Compute(team)), args.trained_param.stat().st_size),
+            measure("slimmed", evaluation, slimmed.stat().st_size)]
     start = time.perf_counter()
     with Peak() as peak:
         train(args, data, model, unpruned, compute)
     utils.save_params(model, files_of["trained"])
     phases.log_phase("fine-tune", time.perf_counter() - start, peak)
-    rows.append(measure("fine-tuned", model, files_of["trained"].stat().st_size, test, Compute(team)))
+    rows.append(measure("fine-tuned", evaluation, files_of["trained"].stat().st_size))
     record = Record(args.out.resolve().name, _arguments(args, data, compute), [dataclasses.asdict(row) for row in rows], 0,
                     phases.phases(), [], origin(), _command(args))
     record.write(args.out / "record.json")

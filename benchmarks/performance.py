@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
-from benchmarks import common, growth
+from analyses.results import markdown_table
+from benchmarks import growth
 from ekg import files
 from ekg.run.arguments import origin
 
@@ -39,7 +40,8 @@ def parse_args(argv=None):
     parser.add_argument("--arch", default="ResNet-56")
     parser.add_argument("--rounds", type=int, default=5, help="times each revision runs each phase, in turn")
     parser.add_argument("--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn")
-    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="measure growth, too")
+    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True,
+                        help="measure growth, too; else the page keeps what it has of it")
     parser.add_argument("--out", type=Path, default=HERE / "docs")
     return parser.parse_args(argv)
 
@@ -141,16 +143,16 @@ def markdown(record):
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on CIFAR-10 in float32. The "
         f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts its multiply-accumulates "
         "as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
-        *common.table_lines(head, table(record["phases"])), ""]
+        markdown_table(head, table(record["phases"])), ""]
     if record.get("growth"):
-        lines += growth.markdown(record["growth"], PICTURE)
+        lines += growth.markdown(record["growth"], PICTURE, (record.get("growth_of") or "unknown")[:7])
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
     if record.get("agreement"):
         rows = [[name, *row] for name, found in record["agreement"].items() for row in found]
         lines += ["## Searches in other formats", "", "At so many steps of a float32 search, from its own sub-network and "
                   "knowledge: how often a format chooses the same group of channels, and ends with the same ones.", "",
-                  *common.table_lines(AGREEMENT, rows), ""]
+                  markdown_table(AGREEMENT, rows), ""]
     return "\n".join([*lines, *NOT_RUN])
 
 
@@ -179,10 +181,11 @@ NOT_RUN = ("## Not run", "",
 
 def main(args):
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.before, capture_output=True, text=True)  # noqa: S603,S607
-    record = {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": origin(),
-              "phases": [*measure_phases(args), *measure_small_runs(args)]}
+    former, now = files.read_json(args.out / NAMES) if (args.out / NAMES).exists() else {}, origin()
+    record = former | {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": now,
+                       "phases": [*measure_phases(args), *measure_small_runs(args)]}
     if args.growth:
-        record["growth"], record["memory"] = growth.measure(), growth.measure_memory()
+        record |= {"growth": growth.measure(), "memory": growth.measure_memory(), "growth_of": now["revision"]}
         growth.draw(record["growth"], args.out / PICTURE)
     write_page(args.out, record)
     print(markdown(record))

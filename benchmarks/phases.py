@@ -26,6 +26,7 @@ from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, losses
 from ekg.graph import records
+from ekg.graph.execute import pure_forward, read_variables
 from ekg.network.supernet import Supernet
 from ekg.search import criteria
 from ekg.search.history import HistoryEntry
@@ -129,15 +130,28 @@ def training_step(args, data, model_of, num_views, loss_fn):
 
 
 def memory_bank(args, supernet, history, data):
-    """Returns the Work of a bank of some images; masked channels do not count."""
+    """Returns {name: Work} of a bank of some images, and of its networks alone; masked channels do not count."""
     teachers = [history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)]
     batches = Batches(data.train.take(np.arange(args.bank_images)), data.normalise, 256)
+    ready = [data.normalise(images) for images in batches.images()]
 
     def build():
         with tempfile.TemporaryDirectory() as folder:
             bank.build_bank(Path(folder) / "bank", supernet, teachers, batches, Compute(dtype=args.precision))
+
+    def forward_alone(entry):
+        model = supernet.cut(entry.subnetwork)
+        forward = pure_forward(model)
+        return tf.function(lambda images: forward(*read_variables(model), images, True)[0])
+    functions = [forward_alone(entry) for entry in teachers]
+
+    def run_alone():
+        for function in functions:
+            for images in ready:
+                function(images).numpy()
     work = args.bank_images * sum(supernet.complexity(entry.subnetwork).flops for entry in teachers)
-    return Work(build, work, args.bank_images * len(teachers), "rows/s")
+    return {name: Work(run, work, args.bank_images * len(teachers), "rows/s") for name, run in (
+        ("memory bank", build), ("memory bank, forward passes of its cut networks alone", run_alone))}
 
 
 def make_work(args):
@@ -153,7 +167,7 @@ def make_work(args):
                 args, data, lambda: nets.build(args.arch, data.num_classes), 1, losses.baseline(data)),
             "fine-tuning the pruned network, two views": training_step(
                 args, data, lambda: supernet.cut(found), NUM_VIEWS, losses.fine_tuning(data, "ensemble", TEMPERATURE)),
-            "memory bank": memory_bank(args, supernet, history, data)}
+            **memory_bank(args, supernet, history, data)}
 
 
 def main():

@@ -29,13 +29,14 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
               phase("search step 8, 3 candidates", [4.0, 8.0, 3.0], [2.0, 2.0, 2.0]),  # ratios 2, 4 and 1.5
               phase("memory bank", [4.0] * 3, [2.0] * 3, 100, unit="rows/s"),
               phase("small run on DIGITS: whole", [40.0], [20.0], work=None)]
-    record = {"arch": "ResNet-56", "before": "a" * 40, "phases": phases, "growth": curves,
+    record = {"arch": "ResNet-56", "before": "a" * 40, "phases": phases, "growth": curves, "growth_of": "c" * 40,
               "after": {"revision": "b" * 40, "machine": {"processor": "a machine"}, "cores": 2}}
     page = performance.markdown(record)
     assert "| search step 8, 3 candidates | 4.0 s | 2.0 s | 2.00 | 0.25 | 0.50 |" in page
     assert "| memory bank | 25 rows/s | 50 rows/s | 2.00 | 0.25 | 0.50 |" in page
     assert "| small run on DIGITS: whole | 40.0 s | 20.0 s | 2.00 |  |  |" in page
     assert "aaaaaaa and bbbbbbb, ran in turn on one machine (a machine, 2 cores)" in page
+    assert "Of revision ccccccc. Seconds" in page
     assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
     performance.write_page(tmp_path, record)
     performance.add_agreement(tmp_path, "ResNet-8 on DIGITS", [["bfloat16", 17, "88.2%", "70.6%"]])

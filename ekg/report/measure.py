@@ -11,7 +11,6 @@ from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
 from ekg.progress import progress_bar
 from ekg.report.table import Row
-from ekg.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -20,19 +19,17 @@ ROUNDS, SECONDS = 30, 20.0  # of a latency, at most
 SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
-def measure(name, model, file_size, batches, compute):
+def measure(name, evaluation, file_size):
     """Returns the Row of a network but for its latency: exact test metrics, complexity, file size.
 
     Args:
         name: first cell of the row.
-        model: functional keras.Model.
+        evaluation: evaluate.Evaluation of the network on the test images.
         file_size: of its parameter file, bytes.
-        batches: data.Batches of the test images.
-        compute: Compute of the evaluation.
     """
-    with progress_bar(f"test {name}", batches.num_images, "image") as progress:
-        metrics = evaluate(model, batches, compute, progress)
-    cost = model_complexity(model, image_shape(batches))
+    with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
+        metrics = evaluation(progress)
+    cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
     return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
 
 
@@ -59,7 +56,7 @@ def with_latencies(rows, models, conditions, shape, use_xla=False, run_seconds=m
 
     Args:
         rows: list of Row.
-        models: list of the keras.Model of each.
+        models: list of the keras.Model of each; one that stands for several rows is measured once.
         conditions: list of Conditions.
         shape: of an image.
         use_xla: whether TensorFlow compiles with XLA.
@@ -67,11 +64,12 @@ def with_latencies(rows, models, conditions, shape, use_xla=False, run_seconds=m
     """
     seconds = min(max(SHARE * run_seconds / max(len(conditions), 1), LEAST_SECONDS), SECONDS)
     found = [dict(row.latencies) for row in rows]
+    distinct = {id(model): model for model in models}
     with progress_bar("latency", len(conditions), "runtime") as progress:
         for one in conditions:
             runtime = TensorFlow(use_xla) if one.runtime == "tensorflow" else one.runtime
-            timings = measure_latency(dict(enumerate(models)), runtime, one.batch, one.num_threads, shape, ROUNDS, seconds)
-            for values, timing in zip(found, timings.values()):
-                values[str(one)] = dataclasses.asdict(timing)
+            timings = measure_latency(distinct, runtime, one.batch, one.num_threads, shape, ROUNDS, seconds)
+            for values, model in zip(found, models):
+                values[str(one)] = dataclasses.asdict(timings[id(model)])
             progress.update(1)
     return [dataclasses.replace(row, latencies=values) for row, values in zip(rows, found)]

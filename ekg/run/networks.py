@@ -56,6 +56,10 @@ class Networks:
         parameters.assign_params_(model, params, path)
         return model
 
+    def load_(self, model, path):
+        """Gives a network of the same structure the weights in a file; raises what load() does."""
+        parameters.assign_params_(model, parameters.load_params(path), path)
+
     def save(self, model, path):
         """Writes the weights of a network."""
         parameters.save_params(model, path)

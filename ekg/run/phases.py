@@ -33,7 +33,7 @@ from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
 from ekg.tasks import METRICS
-from ekg.train.evaluate import evaluate
+from ekg.train.evaluate import Evaluation
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
@@ -309,7 +309,8 @@ class ReportPhase(Phase):
 
     def rehearse(self, model):
         job, batches = self.job, self.job.test_batches
-        evaluate(job.copy(model), batches.head(batches.batch_size), self._compute)
+        self.rehearsed = Evaluation(job.copy(model), batches, self._compute)
+        self.rehearsed(batches=batches.head(batches.batch_size))
         for one in self._conditions:
             if one.runtime != "tensorflow":  # an operator may be missing there
                 runtime_named(one.runtime).load(model, one.batch, one.num_threads, image_shape(batches))()
@@ -325,14 +326,29 @@ class ReportPhase(Phase):
         """
         job = self.job
         with job.timed(self.name):
-            models = [job.load(path, subnetwork) for path, subnetwork in networks.values()]
-            rows = [measure(name, model, path.stat().st_size, job.test_batches, self._compute)
-                    for (name, (path, _)), model in zip(networks.items(), models)]
+            # Networks of one sub-network differ in their weights alone: they share a compilation, and their latency.
+            evaluations = {None: self.rehearsed} if self.rehearsed else {}
+            rows = [self._measure(name, path, subnetwork, evaluations) for name, (path, subnetwork) in networks.items()]
             rows = self._with_exports(rows, networks)
-            rows = with_latencies(rows, models, self._conditions, image_shape(job.test_batches), job.compute.use_xla,
+            rows = with_latencies(rows, [evaluations[subnetwork].model for _, subnetwork in networks.values()],
+                                  self._conditions, image_shape(job.test_batches), job.compute.use_xla,
                                   sum(phase["seconds"] for phase in job.folder.phases().values()))
         job.team.on_chief(lambda: self._write(rows))
         return rows
+
+    def _measure(self, name, path, subnetwork, evaluations):
+        """Returns the Row of the network in a file, but for latency and exports.
+
+        Args:
+            evaluations: {Subnetwork or None: Evaluation} of what was measured before; it gets what it lacks.
+        """
+        job = self.job
+        if subnetwork in evaluations:
+            with job.team.strategy.scope():
+                job.networks.load_(evaluations[subnetwork].model, path)
+        else:
+            evaluations[subnetwork] = Evaluation(job.load(path, subnetwork), job.test_batches, self._compute)
+        return measure(name, evaluations[subnetwork], path.stat().st_size)
 
     def _with_exports(self, rows, networks):
         """Returns the rows with the bytes of the exported files; the chief writes them."""

@@ -46,20 +46,25 @@ class Evaluation:
 
     Losses and hits are summed; the last short batch is filled up with images that count nothing, so all batches have one
     shape and no mean of means is taken.
+
+    Attributes:
+        model: the keras.Model; its weights may change between calls.
+        batches: data.Batches of the split.
     """
 
     def __init__(self, model, batches, compute=None):
         """See evaluate()."""
-        self._model, self._batches, self._team = model, batches, (compute or Compute()).team
+        self.model, self.batches, self._team = model, batches, (compute or Compute()).team
         graph, self._task = Graph(model), batches.task
         self._task.check_network(graph)
         self._task.check_labels(batches.split.labels, self._task.shape(graph), f"labels for {model.name!r}")
         self._forward = pure_forward(model)
         self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
 
-    def __call__(self, progress=None):
-        """Returns the Metrics of the model as it is now."""
-        split, batch_size, (worker, num_workers) = self._batches.split, self._batches.batch_size, self._team.shard
+    def __call__(self, progress=None, batches=None):
+        """Returns the Metrics of the model as it is now, on its split or on other data.Batches of the same shape."""
+        batches = batches or self.batches
+        split, batch_size, (worker, num_workers) = batches.split, batches.batch_size, self._team.shard
         index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
         index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
         padded = [np.minimum(indices, len(split) - 1) for indices in index_batches]
@@ -79,13 +84,13 @@ class Evaluation:
         strategy, sums = self._team.strategy, in_graph(self._replica_sums, use_xla)
 
         def step(batch):
-            result = strategy.run(lambda part: sums(*read_variables(self._model), part), args=(batch,))
+            result = strategy.run(lambda part: sums(*read_variables(self.model), part), args=(batch,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
         return in_graph(step)
 
     def _replica_sums(self, trainable, non_trainable, batch):
         """Returns [loss, metric, ...] summed over the images that count. Pure."""
-        outputs = self._forward(trainable, non_trainable, self._batches.normalise(batch["images"]), False)[0]
+        outputs = self._forward(trainable, non_trainable, self.batches.normalise(batch["images"]), False)[0]
         outputs, labels = tf.cast(self._task.of(outputs), tf.float32), batch["labels"]
         measured = self._task.measure(labels, outputs)
         values = tf.stack([self._task.loss(labels, outputs), *(measured[name] for name in self._task.metrics)])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ekg.errors import EkgError
+from ekg.graph import cutting
 from ekg.latency.timing import Conditions
 from ekg.report import measure
 from ekg.report.table import Row
@@ -18,8 +19,10 @@ def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_
 
 def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 3)
-    rows = [Row(name, 1.0, {"top1": 0.5}, 1, 2, 3) for name in "ab"]
-    rows = measure.with_latencies(rows, [tiny_resnet, tiny_resnet], [Conditions("tensorflow", 2)], None)
+    rows = [Row(name, 1.0, {"top1": 0.5}, 1, 2, 3) for name in "abc"]
+    copied = cutting.copy(tiny_resnet)
+    rows = measure.with_latencies(rows, [tiny_resnet, copied, copied], [Conditions("tensorflow", 2)], None)
+    assert rows[1].latencies == rows[2].latencies != rows[0].latencies  # one network is measured once
     for row in rows:
         (name, timing), = row.latencies.items()
         assert name == "tensorflow, batch 2" and timing["rounds"] == 3

@@ -1,4 +1,4 @@
-"""A search that was stopped goes on, whatever became of the file in which it kept what it knows."""
+"""A search that was stopped goes on, whatever became of the file in which it kept what it knows; the report's figures."""
 
 import dataclasses
 import io
@@ -11,14 +11,19 @@ import pytest
 import utils
 from ekg import files, stopping
 from ekg.devices.compute import Compute
+from ekg.graph import cutting
 from ekg.network.supernet import Supernet
+from ekg.report.measure import measure
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.run.phases import SearchPhase
+from ekg.run.networks import Networks
+from ekg.run.phases import ReportPhase, SearchPhase
 from ekg.search.objective import Objective
-from ekg.settings import JobSettings, SearchSettings
-from tests.conftest import make_data, make_tiny_resnet
+from ekg.settings import JobSettings, RunSettings, SearchSettings
+from ekg.train.evaluate import Evaluation
+from tests.conftest import make_data, make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of
+from tests.helpers import random_subnetwork
 
 SETTINGS = JobSettings(search=SearchSettings(target_rate=0.4, search_batch_size=40, val_per_class=16))
 STOPPED_BEHIND = 2  # search step
@@ -98,3 +103,26 @@ def test_a_search_goes_on_with_its_state_or_without(undisturbed, stopped, tmp_pa
 def test_a_finished_search_is_read_and_not_made_again(undisturbed, monkeypatch):
     monkeypatch.setattr("ekg.run.phases.search", None)
     assert search(undisturbed[0]) == undisturbed[1]
+
+
+@pytest.mark.parametrize("is_rehearsed", [True, False])
+def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_figures(tmp_path, monkeypatch, is_rehearsed):
+    settings = dataclasses.replace(SETTINGS, run=RunSettings(val_batch_size=20, runtimes=()), writes_page=False)
+    networks = Networks(make_tiny_resnet())
+    job = Job(settings, make_data(), networks, Compute(), RunFolder.create(tmp_path / "run", {}))
+    found = random_subnetwork(networks.supernet, 0)
+    rows = {name: (tmp_path / f"{name}.pkl", subnetwork) for name, subnetwork in (
+        ("baseline", None), ("slimmed", found), ("fine-tuned", found))}
+    for seed, (path, subnetwork) in enumerate(rows.values()):
+        model = networks.model if subnetwork is None else networks.supernet.cut(subnetwork)
+        networks.save(randomise_(cutting.copy(model), seed), path)
+    expected = [measure(name, Evaluation(networks.load(path, subnetwork), job.test_batches), path.stat().st_size)
+                for name, (path, subnetwork) in rows.items()]
+    assert len({row.loss for row in expected}) == 3
+    made = []
+    monkeypatch.setattr("ekg.run.phases.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1])
+    phase = ReportPhase(job)
+    if is_rehearsed:
+        phase.rehearse(networks.model)
+    assert phase.run(rows) == expected
+    assert [one._step.count_traces() for one in made] == [1, 1]
