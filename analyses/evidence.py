@@ -28,6 +28,7 @@ class Record:
         curve: list of the first metric on D_val behind every epoch of fine-tuning.
         origin: {"revision", "machine", "cores"}; empty of a run that did not keep them.
         given_command: command line, where it is none of the training scripts.
+        val_loss: of the search's last sub-network, nats; None where nothing was searched.
     """
     name: str
     arguments: dict
@@ -37,6 +38,7 @@ class Record:
     curve: list
     origin: dict
     given_command: str | None = None
+    val_loss: float | None = None
 
     @classmethod
     def of_run(cls, path):
@@ -53,7 +55,8 @@ class Record:
         measured = f"val_{run.metric}"
         curve = [line[measured] for line in run.curves if line["phase"] == "fine-tune" and measured in line]
         return cls(**{"name": name, "arguments": run.arguments, "table": [dataclasses.asdict(row) for row in run.table],
-                      "steps": len(run.history) - 1, "phases": run.phases, "curve": curve, "origin": run.origin} | changes)
+                      "steps": len(run.history) - 1, "phases": run.phases, "curve": curve, "origin": run.origin,
+                      "val_loss": run.history[-1].loss} | changes)
 
     @classmethod
     def read(cls, path):
@@ -84,8 +87,12 @@ class Record:
     @property
     def method(self):
         """What found the sub-network and what taught it, in words."""
-        teachers = [self.arguments[name] for name in ("search_teacher", "finetune_teacher")]
-        return f"{self.arguments['criterion']}, {' / '.join(filter(None, teachers))}"
+        return f"{self.arguments['criterion']}, {self.teachers}"
+
+    @property
+    def teachers(self):
+        """Those of search and fine-tuning; of what was not searched that of fine-tuning alone."""
+        return " / ".join(filter(None, (self.arguments[name] for name in ("search_teacher", "finetune_teacher"))))
 
     @property
     def minutes(self):

@@ -5,7 +5,7 @@ from analyses.results import markdown_table, mean_and_deviation
 from ekg.errors import EkgError
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
-           "published", "rate", "pruned top-1 %", "published", "parameters %", "hours")
+           "published", "rate", "search's loss", "cut top-1 %", "fine-tuned top-1 %", "published", "parameters %", "hours")
 SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
@@ -94,7 +94,7 @@ def format_page(records):
 
 def format_runs(records):
     """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation."""
-    return markdown_table(COLUMNS, [_cells(group) for group in _repeated(records)])
+    return markdown_table(COLUMNS, [_cells(group) for group in _ranked(_repeated(records))])
 
 
 def format_each(records):
@@ -130,7 +130,7 @@ def format_readme(records):
     if not others:
         return format_headlines(records)
     rows = []
-    for group in sorted(others, key=lambda group: (_network(group[0]), -_mean(record.top1(-1) for record in group))):
+    for group in _ranked(others):
         rate, before = _mean(record.rate for record in group), _mean(record.top1(0) for record in group)
         rows.append([group[0].arguments["arch"], group[0].data, group[0].method, len(group),
                      group[0].arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", _pruned(group)])
@@ -149,6 +149,11 @@ def _repeated(records):
     return list(groups.values())
 
 
+def _ranked(groups):
+    """Returns lists of repeated runs by network, and of one network the best first."""
+    return sorted(groups, key=lambda group: (_network(group[0]), -_mean(record.top1(-1) for record in group)))
+
+
 def _count(number, noun):
     return f"{number} {noun}{'s' * (number != 1)}"
 
@@ -161,15 +166,22 @@ def _cells(group):
     params = _mean(100 * record.table[-1]["params"] / record.table[0]["params"] for record in group)
     hours = _mean(sum(record.minutes.values()) / 60 for record in group)
     paper_baseline, paper_pruned = _published_cells(paper)
-    return [arguments["arch"], first.data, f"{arguments['search_teacher']} / {arguments['finetune_teacher']}",
-            arguments["criterion"], len(group), arguments["train_epoch"], f"{before:.2f}", paper_baseline, f"{rate:.3f}",
-            _pruned(group), paper_pruned, f"{params:.1f}", f"{hours:.2f}"]
+    losses = [record.val_loss for record in group if record.val_loss is not None]
+    loss = f"{_mean(losses):.3f}" if losses else ""
+    cut = "" if len(first.table) < 3 else _with_deviation([record.top1(1) for record in group])
+    return [arguments["arch"], first.data, first.teachers, arguments["criterion"], len(group), arguments["train_epoch"],
+            f"{before:.2f}", paper_baseline, f"{rate:.3f}", loss, cut, _pruned(group), paper_pruned, f"{params:.1f}",
+            f"{hours:.2f}"]
 
 
 def _pruned(group):
     """Returns the top-1 of a list of repeated runs, as mean ± deviation."""
-    after, deviation = mean_and_deviation([record.top1(-1) for record in group])
-    return f"{after:.2f}" + (f" ± {deviation:.2f}" if len(group) > 1 else "")
+    return _with_deviation([record.top1(-1) for record in group])
+
+
+def _with_deviation(values):
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(values) > 1 else "")
 
 
 def _published_cells(paper):

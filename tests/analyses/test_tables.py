@@ -23,7 +23,8 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
                for seed in range(2)]
     text = run_analysis("tables", *folders, "--out", tmp_path / "out")
     assert cells(text.splitlines()[2]) == ["ResNet-56", "CIFAR10", "ensemble / none", "ekg", "2", "1", "95.00", "93.84",
-                                           "0.450", "90.50 ± 0.71", "93.85 at 0.450", "100.0", "1.00"]
+                                           "0.450", "0.200", "50.00 ± 0.00", "90.50 ± 0.71", "93.85 at 0.450", "100.0",
+                                           "1.00"]
     page = (tmp_path / "out" / "results.md").read_text()
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
@@ -93,8 +94,22 @@ def test_every_run_stands_next_to_its_like_in_the_paper_or_to_nothing(params, tm
     folders = [make_run(tmp_path / f"{teacher}{arch}", params, arch=arch, search_teacher=teacher, finetune_teacher=teacher)
                for arch, teacher in (("ResNet-56", "none"), ("ResNet-56", "single"), ("ResNet-8", "none"))]
     rows = [cells(line) for line in run_analysis("tables", *folders).splitlines()[2:5]]
-    assert [(row[2], row[7], row[10]) for row in rows] == [
-        ("none / none", "93.84", "93.78 at 0.450"), ("single / single", "", ""), ("none / none", "", "")]
+    assert [(row[0], row[2], row[7], row[12]) for row in rows] == [
+        ("ResNet-56", "none / none", "93.84", "93.78 at 0.450"), ("ResNet-56", "single / single", "", ""),
+        ("ResNet-8", "none / none", "", "")]
+
+
+def test_rows_of_a_network_stand_together_the_best_first_and_only_what_was_searched_has_its_loss(params, tmp_path):
+    runs = [make_run(tmp_path / f"{arch}{teacher}", params, top1, arch=arch, finetune_teacher=teacher)
+            for arch, teacher, top1 in (("ResNet-8", "none", 0.7), ("ResNet-56", "none", 0.8),
+                                        ("ResNet-8", "ensemble", 0.9))]
+    records = evidence.collect(runs)
+    peer = dataclasses.replace(records[0], val_loss=None, arguments=records[0].arguments | {
+        "search_teacher": "", "criterion": "equal widths"}, table=records[1].table)
+    rows = [cells(line) for line in tables.format_runs([*records, peer]).splitlines()[2:]]
+    assert [(row[0], row[2], row[9], row[11]) for row in rows] == [
+        ("ResNet-56", "ensemble / none", "0.200", "80.00"), ("ResNet-8", "ensemble / ensemble", "0.200", "90.00"),
+        ("ResNet-8", "none", "", "80.00"), ("ResNet-8", "ensemble / none", "0.200", "70.00")]
 
 
 @pytest.mark.parametrize(("change", "top1"), [
