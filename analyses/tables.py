@@ -151,7 +151,8 @@ def _repeated(records):
 
 def _ranked(groups):
     """Returns lists of repeated runs by network, and of one network the best first."""
-    return sorted(groups, key=lambda group: (_network(group[0]), -_mean(record.top1(-1) for record in group)))
+    return sorted(groups, key=lambda group: (group[0].arguments["arch"], group[0].data, group[0].arguments["train_epoch"],
+                                             -_mean(record.top1(-1) for record in group)))
 
 
 def _count(number, noun):
