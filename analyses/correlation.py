@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
+from ekg.run.arguments import VERSIONS, origin
 from ekg.run.folder import HISTORY, RunFolder
 from ekg.search import criteria
 from ekg.search.objective import Objective
@@ -28,7 +30,7 @@ from ekg.train.step import Schedule, Trainer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the lines in the folder; an older folder is refused, never mixed
+FORMAT = 4  # of the lines in the folder; an older folder is refused, never mixed
 FINE_TUNING = FineTuneSettings()  # the recipe of every sub-network, but for the epochs and the teacher
 SUBNETWORKS_SEED = 7
 BOOTSTRAP_SAMPLES = 2000
@@ -61,7 +63,8 @@ def study_correlation(subject, study, spectrum, out, compute):
 
     supernet = Supernet(subject.load(study.trained_param))
     Flops(study.target_rate).check(supernet)
-    folder = RunFolder.prepare(out, _arguments(subject, study, spectrum), advice="name a new `out`")
+    arguments = _arguments(subject, study, spectrum)
+    folder = RunFolder.prepare(out, arguments, advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
     statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
                   for name in ("val_loss", "condition")}
@@ -72,7 +75,8 @@ def study_correlation(subject, study, spectrum, out, compute):
     text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
             f"condition number {_text(statistics['condition'])}; published for {paper['subnetworks']} sub-networks: "
             f"{paper['val_loss']:.2f} and {paper['condition']:.2f}")
-    write_results(out, "correlation", rows, text, statistics=statistics)
+    write_results(out, "correlation", rows, text, statistics=statistics, arguments=arguments, versions=VERSIONS,
+                  origin=origin())
     check_converged(rows, "number", out, "raise `max_products` and name a new `out`")
     return rows
 
@@ -108,6 +112,7 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
             scores = criteria.ekg(criteria.CriterionContext(objective, supernet.whole()))
         make_landscape = MaskedLandscapes(supernet, batches)
     for number in missing:
+        start = time.perf_counter()
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,
                                        np.random.default_rng([SUBNETWORKS_SEED, number]))
         with full_float32():
@@ -117,7 +122,7 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
                           compute)
         known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": val_loss,
                          "condition": ends.condition, **spectrum_values(ends), "tuned_loss": tuned.loss,
-                         "tuned_top1": tuned.top1}
+                         "tuned_top1": tuned.top1, "seconds": time.perf_counter() - start}
         files.append_json_line(folder / HISTORY, known[number])
         logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
                     val_loss, ends.condition, tuned.loss)

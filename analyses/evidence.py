@@ -1,7 +1,9 @@
-"""What stays of a finished run as evidence: a small JSON file that tells what was run, how it ended, where and how long."""
+"""What stays of a finished run or study as evidence: a small JSON file that tells what was run, how it ended, where and how
+long."""
 
 import dataclasses
 import shlex
+import shutil
 from pathlib import Path
 
 import op_utils
@@ -102,7 +104,7 @@ class Record:
     @property
     def data(self):
         """What the data is called; images that are not the original ones are told from those."""
-        return ALTERED.get(self.arguments.get("data", {}).get("sample", "")[:16], self.arguments["dataset"])
+        return _data_name(self.arguments["dataset"], self.arguments.get("data", {}).get("sample", "")[:16])
 
     @property
     def is_original(self):
@@ -122,6 +124,10 @@ class Record:
                       if field.name in self.arguments and field.name != "trained_param"
                       and _plain(self.arguments[field.name]) != _plain(field.default)]
         return f"python {script} {' '.join(flags)}"
+
+
+def _data_name(dataset, mark):
+    return ALTERED.get(mark, dataset)
 
 
 def _plain(value):
@@ -151,3 +157,74 @@ def collect(paths, out=None):
             out.mkdir(parents=True, exist_ok=True)
             records[-1].write(out / f"{records[-1].name}.json")
     return records
+
+
+# ---------------------------------------------------------------- studies of sub-networks
+
+STUDY = "correlation.json"  # in the folder of `analyze.py correlation`; beside it lies its picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What `analyze.py correlation` found.
+
+    Attributes:
+        name: of its folder.
+        arguments: all that its rows depend on.
+        statistics: {"val_loss" and "condition": the coefficients of correlation.correlate()}.
+        count: of sub-networks.
+        minutes: that they took together.
+        origin: {"revision", "machine", "cores"}.
+        versions: {package: version}.
+    """
+    name: str
+    arguments: dict
+    statistics: dict
+    count: int
+    minutes: float
+    origin: dict
+    versions: dict
+
+    @classmethod
+    def read(cls, path):
+        """Returns the study in a file STUDY, or in a copy of it whose name is that of the folder.
+
+        Raises:
+            EkgError: the file is damaged, or holds no study.
+        """
+        found, name = files.read_json(path), path.parent.resolve().name if path.name == STUDY else path.stem
+        try:
+            return cls(name, found["arguments"], found["statistics"], len(found["rows"]),
+                       sum(row["seconds"] for row in found["rows"]) / 60, found["origin"], found["versions"])
+        except (KeyError, TypeError):
+            raise EkgError(f"{path}: is no study of sub-networks.") from None
+
+    @property
+    def data(self):
+        """What the data is called; see Record."""
+        return _data_name(self.arguments["dataset"], self.arguments["data"][16:32])
+
+    @property
+    def command(self):
+        """The command line of the study, without the places of files."""
+        asked = {name: self.arguments[name] for name in ("arch", "dataset", "target_rate", "train_epoch", "max_products",
+                                                         "tolerance")}
+        return (f"python analyze.py correlation --trained_param {GIVEN} --subnetworks {self.count} "
+                + " ".join(f"--{name} {value}" for name, value in asked.items()))
+
+
+def collect_studies(paths, out=None):
+    """Returns the Studies in folders and files; with `out`, those of folders are kept there as NAME.json and NAME.png.
+
+    Args:
+        paths: folders of `analyze.py correlation`, and files that were kept of such, pathlib.Path each.
+        out: pathlib.Path of a folder, or None.
+    """
+    studies = []
+    for path in paths:
+        studies.append(Study.read(path if path.is_file() else path / STUDY))
+        if path.is_dir() and out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / STUDY, out / f"{studies[-1].name}.json")
+            shutil.copyfile((path / STUDY).with_suffix(".png"), out / f"{studies[-1].name}.png")
+    return studies

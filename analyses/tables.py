@@ -9,10 +9,14 @@ COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seed
 SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
+STUDIES = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
+           "Spearman, 95 %", "published", "minutes", "machine", "versions", "revision", "command")
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 # Runs that differ in none of these are repetitions of each other.
 REPEATED = ("arch", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch", "trained_param")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
+STUDIED = "studies"  # in the folder of the records: files and pictures of studies
+PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
 RATES, CURVES = "rates.png", "curves.png"  # pictures beside the records
 BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
@@ -21,18 +25,20 @@ def write_tables(paths, out=None, readme=None):
     """Prints the tables of finished runs and returns them.
 
     Args:
-        paths: run folders, and files of evidence.Record.
-        out: pathlib.Path of the folder that keeps a record of each run folder in results/, and gets results.md, of all
-            records there; None writes nothing.
+        paths: run folders, files of evidence.Record, and folders of `analyze.py correlation`.
+        out: pathlib.Path of the folder that keeps a record of each run folder and study in results/, and gets results.md,
+            of all records there; None writes nothing.
         readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is made anew; or None.
 
     Raises:
         EkgError: a folder holds no finished run, or a page has no place for its table.
     """
-    records = evidence.collect(paths, out and out / RECORDS)
+    studied = [path for path in paths if (path / evidence.STUDY).exists()]
+    records = evidence.collect([path for path in paths if path not in studied], out and out / RECORDS)
+    studies = evidence.collect_studies(studied, out and out / RECORDS / STUDIED)
     if out is not None:
-        records = evidence.collect(sorted((out / RECORDS).glob("*.json")))
-    text = format_page(records)
+        records, studies = kept(out)
+    text = format_page(records, studies)
     if out is not None:
         draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
@@ -40,6 +46,12 @@ def write_tables(paths, out=None, readme=None):
         replace_part(readme, format_readme(records))
     print(text)
     return text
+
+
+def kept(folder):
+    """Returns (Records, Studies) that the folder of --out keeps."""
+    return (evidence.collect(sorted((folder / RECORDS).glob("*.json"))),
+            evidence.collect_studies(sorted((folder / RECORDS / STUDIED).glob("*.json"))))
 
 
 def replace_part(page, text):
@@ -85,11 +97,19 @@ def _network(record):
 
 # ---------------------------------------------------------------- tables
 
-def format_page(records):
-    """Returns the part of a page that is made of records: tables, and pictures that lie beside these."""
-    parts = [format_runs(records), *[f"![{words}]({RECORDS}/{name})" for name, words in (
-        (RATES, "top-1 over the FLOPs kept"), (CURVES, "top-1 over the epochs of fine-tuning")) if records]]
-    return "\n\n".join([*parts, format_costs(records), format_each(records)])
+def format_page(records, studies=()):
+    """Returns the part of a page that is made of records and studies: tables, and pictures that lie beside these."""
+    parts = []
+    if records:
+        parts += [format_runs(records), f"![top-1 over the FLOPs kept]({RECORDS}/{RATES})",
+                  f"![top-1 over the epochs of fine-tuning]({RECORDS}/{CURVES})"]
+    if any(map(_costs, records)):
+        parts.append(format_costs(records))
+    if studies:
+        parts += [format_studies(studies), *(f"![{study.name}]({RECORDS}/{STUDIED}/{study.name}.png)" for study in studies)]
+    if records:
+        parts.append(format_each(records))
+    return "\n\n".join(parts) or "Nothing was run yet."
 
 
 def format_runs(records):
@@ -105,6 +125,11 @@ def format_each(records):
 def format_costs(records):
     """Returns a Markdown table of latency and exported files, before and after; rows for runs that measured them."""
     return markdown_table(COSTS, [row for record in records for row in _costs(record)])
+
+
+def format_studies(studies):
+    """Returns a Markdown table of how losses after fine-tuning go with what was known before; two rows for a study."""
+    return markdown_table(STUDIES, [_study(study, name) for study in studies for name in PREDICTORS])
 
 
 def format_headlines(records):
@@ -207,10 +232,23 @@ def _costs(record):
 
 
 def _each(record):
-    versions, origin = record.arguments.get("versions", {}), record.origin
+    minutes = ", ".join(f"{phase} {value:.1f}" for phase, value in record.minutes.items())
+    return [record.name, record.arguments.get("seed", ""), f"{record.top1(-1):.2f}", minutes,
+            *_came_of(record.origin, record.arguments.get("versions", {})), f"`{record.command}`"]
+
+
+def _study(study, name):
+    arguments, found = study.arguments, study.statistics[name]
+    coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
+                    for kind in ("pearson", "spearman"))
+    return [study.name, arguments["arch"], study.data, study.count, f"{arguments['target_rate']:.2f}",
+            arguments["train_epoch"], PREDICTORS[name], *coefficients,
+            f"{published.CORRELATION[name]:.2f}, {published.CORRELATION['subnetworks']} sub-networks",
+            f"{study.minutes:.0f}", *_came_of(study.origin, study.versions), f"`{study.command}`"]
+
+
+def _came_of(origin, versions):
+    """Returns the cells of machine, versions and revision."""
     machine = origin.get("machine", {})
     devices = ", ".join(machine.get("gpus", [])) or f"{origin['cores']} cores, {machine['processor']}" if machine else ""
-    minutes = ", ".join(f"{phase} {value:.1f}" for phase, value in record.minutes.items())
-    return [record.name, record.arguments.get("seed", ""), f"{record.top1(-1):.2f}", minutes, devices,
-            ", ".join(f"{name} {value}" for name, value in versions.items()), (origin.get("revision") or "")[:7],
-            f"`{record.command}`"]
+    return devices, ", ".join(f"{name} {value}" for name, value in versions.items()), (origin.get("revision") or "")[:7]
