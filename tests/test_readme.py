@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import keras
 import ekg
 
 data = keras.utils.image_dataset_from_directory("images", image_size=(96, 96), batch_size=8, shuffle=False)
-base = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=3)
+base = keras.applications.MobileNet((96, 96, 3), alpha=0.25, weights=None, classes=3)
 inputs = keras.Input((96, 96, 3))
 model = keras.Model(inputs, base(keras.layers.Rescaling(1 / 127.5, -1)(inputs)))
 result = ekg.prune(model, data, target_rate=0.5, epochs=1, search={"search_step": 1.0}, bank={"num_teacher": 2})
@@ -68,8 +69,9 @@ def test_a_network_of_keras_is_pruned_on_a_folder_of_images_in_twelve_lines(tmp_
     check = ("import keras, sys; sys.modules['ekg'] = None; m = keras.models.load_model('pruned.keras', safe_mode=True); "
              "print(m.output_shape, m.count_params())")
     shape, params = run(check, tmp_path).splitlines()[-1].rsplit(" ", 1)
-    assert 0.3 < rate <= 0.5 and shape == "(None, 3)" and int(params) < 400_000
+    assert 0.3 < rate <= 0.5 and shape == "(None, 3)" and int(params) < 200_000
 
 
 def test_the_page_of_the_librarys_names_is_that_of_its_docstrings():
-    subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT, check=True, timeout=300)  # noqa: S603
+    make_api = runpy.run_path(ROOT / "docs" / "make_api.py")
+    assert make_api["make_page"]() == make_api["PAGE"].read_text(), "run docs/make_api.py"
