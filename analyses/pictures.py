@@ -12,6 +12,7 @@ from ekg.report.pictures import COLOURS, save
 
 MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
+RATE_MARGIN = 0.1  # beside the rates: methods at one rate stand above one another
 LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
 
@@ -142,8 +143,10 @@ def draw_rates(path, networks):
             rates, means, deviations = zip(*points)
             axes.errorbar(rates, means, yerr=deviations, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
                           capsize=3, label=method)
-        axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %")
-        axes.margins(x=0.15, y=0.15)
+        rates = [rate for points in methods.values() for rate, *_ in points]
+        axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %",
+                 xlim=(max(min(rates) - RATE_MARGIN, 0), min(max(rates) + RATE_MARGIN, 1.02)))
+        axes.margins(y=0.15)
     _finish(figure, panels, path)
 
 

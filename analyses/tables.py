@@ -3,6 +3,7 @@
 from analyses import evidence, published
 from analyses.results import markdown_table, mean_and_deviation
 from ekg.errors import EkgError
+from ekg.report.table import milliseconds_text
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
            "published", "rate", "search's loss", "cut top-1 %", "fine-tuned top-1 %", "published", "parameters %", "hours")
@@ -224,7 +225,8 @@ def _costs(record):
     rows = []
     for where, timing in after["latencies"].items():
         old, new = before["latencies"][where]["milliseconds"], timing["milliseconds"]
-        rows.append([record.name, where, f"{old:.3g}", f"{new:.3g}", f"{timing.get('ratio', new / old):.2f}", "", ""])
+        ratio = timing.get("ratio", new / old)
+        rows.append([record.name, where, milliseconds_text(old), milliseconds_text(new), f"{ratio:.2f}", "", ""])
     for form, size in after["exports"].items():
         old = before["exports"][form]
         rows.append([record.name, f"file, {form}", "", "", f"{size / old:.2f}", f"{old:,}", f"{size:,}"])
@@ -249,6 +251,8 @@ def _study(study, name):
 
 def _came_of(origin, versions):
     """Returns the cells of machine, versions and revision."""
-    machine = origin.get("machine", {})
-    devices = ", ".join(machine.get("gpus", [])) or f"{origin['cores']} cores, {machine['processor']}" if machine else ""
+    devices = ""
+    if origin:
+        machine = origin["machine"]
+        devices = ", ".join(machine["gpus"]) or f"{_count(origin['cores'], 'core')}, {machine['processor']}"
     return devices, ", ".join(f"{name} {value}" for name, value in versions.items()), (origin.get("revision") or "")[:7]

@@ -87,9 +87,14 @@ def _batch_of(conditions):
     return int(re.search(r"batch (\d+)", conditions)[1])
 
 
+def milliseconds_text(value):
+    """Returns milliseconds to three digits, and without an exponent."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def latency_text(timing, with_ratio=True):
     """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"."""
-    text = f"{timing['milliseconds']:.3g}"
+    text = milliseconds_text(timing["milliseconds"])
     if not with_ratio or "ratio" not in timing:
         return text
     return f"{text} = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"

@@ -1,4 +1,6 @@
-from ekg.report.table import Row, format_table
+import pytest
+
+from ekg.report.table import Row, format_table, milliseconds_text
 
 
 def column(text, name):
@@ -36,3 +38,9 @@ def test_the_latencies_of_an_earlier_version_are_read():
     assert row.metrics == {"top1": 0.5, "top5": 0.9} and row.exports == {}
     assert row.latencies == {"tensorflow, batch 1": {"milliseconds": 4.0}, "tensorflow, batch 256": {"milliseconds": 5.0}}
     assert column(format_table([row, row]), "ms, tensorflow, batch 1") == ["4", "4"]
+
+
+@pytest.mark.parametrize("value, text", [(0.01234, "0.0123"), (4.305, "4.3"), (999.4, "999"), (999.6, "1,000"),
+                                         (1234.5, "1,234")])
+def test_milliseconds_have_three_digits_and_no_exponent(value, text):
+    assert milliseconds_text(value) == text
