@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from analyses.results import tells_sign
+from analyses.results import mean_and_deviation, tells_sign
 from ekg.report.pictures import COLOURS, save
 
 MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
@@ -133,14 +133,14 @@ def draw_rates(path, networks):
 
     Args:
         path: of the PNG.
-        networks: {title: (top-1 of the unpruned network in %, {method: list of (rate, mean top-1 in %, standard
-            deviation)})}.
+        networks: {title: (top-1 of the unpruned networks in %, {method: list of (rate, top-1 of its runs in %)})}.
     """
     figure, panels = _panels(len(networks))
-    for axes, (title, (baseline, methods)) in zip(panels, networks.items()):
-        axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1, label="unpruned")
+    for axes, (title, (baselines, methods)) in zip(panels, networks.items()):
+        axes.axhline(np.mean(baselines), color="0.4", linestyle="--", linewidth=1, label="unpruned")
         for i, (method, points) in enumerate(methods.items()):
-            rates, means, deviations = zip(*points)
+            rates, runs = zip(*points)
+            means, deviations = zip(*map(mean_and_deviation, runs))
             axes.errorbar(rates, means, yerr=deviations, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
                           capsize=3, label=method)
         rates = [rate for points in methods.values() for rate, *_ in points]

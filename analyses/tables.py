@@ -1,7 +1,7 @@
 """Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
 
-from analyses import evidence, published
-from analyses.results import markdown_table, mean_and_deviation
+from analyses import evidence, published, repetitions
+from analyses.results import markdown_table
 from ekg.errors import EkgError
 from ekg.report.table import milliseconds_text
 
@@ -13,8 +13,6 @@ EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", 
 STUDIES = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
            "Spearman, 95 %", "published", "minutes", "machine", "versions", "revision", "command")
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
-# Runs that differ in none of these are repetitions of each other.
-REPEATED = ("arch", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch", "trained_param")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
 STUDIED = "studies"  # in the folder of the records: files and pictures of studies
 PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
@@ -76,18 +74,18 @@ def draw(records, folder):
     from analyses import pictures  # imports matplotlib
 
     networks = {}
-    for group in _repeated(records):
-        networks.setdefault(_network(group[0]), []).append(group)
+    for group in repetitions.group(records):
+        networks.setdefault(_network(group.first), []).append(group)
     rates, curves = {}, {}
     for title, groups in networks.items():
-        baseline = _mean(record.top1(0) for group in groups for record in group)
         points = {}
         for group in groups:
-            points.setdefault(group[0].method, []).append(
-                (_mean(record.rate for record in group), *mean_and_deviation([record.top1(-1) for record in group])))
-        rates[title] = baseline, {method: sorted(values) for method, values in points.items()}
-        curves[title] = [(group[0].method, [[100 * value for value in record.curve] for record in group if record.curve])
-                         for group in groups]
+            points.setdefault(group.method, []).append(
+                (group.mean(lambda record: record.rate), [record.top1(-1) for record in group.records]))
+        baselines = [record.top1(0) for group in groups for record in group.records]
+        rates[title] = baselines, {method: sorted(values) for method, values in points.items()}
+        curves[title] = [(group.method, [[100 * value for value in record.curve] for record in group.records
+                                         if record.curve]) for group in groups]
     pictures.draw_rates(folder / RATES, rates)
     pictures.draw_curves(folder / CURVES, curves)
 
@@ -115,7 +113,7 @@ def format_page(records, studies=()):
 
 def format_runs(records):
     """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ± deviation."""
-    return markdown_table(COLUMNS, [_cells(group) for group in _ranked(_repeated(records))])
+    return markdown_table(COLUMNS, [_cells(group) for group in repetitions.group(records)])
 
 
 def format_each(records):
@@ -139,46 +137,30 @@ def format_headlines(records):
     for figures in published.FIGURES:
         if (figures.search_teacher, figures.finetune_teacher, figures.criterion) != ("ensemble", "ensemble", "ekg"):
             continue
-        ours = [group for group in _repeated(records) if published.find(group[0].arguments) == figures
-                and group[0].is_original]
+        ours = [group for group in repetitions.group(records) if published.find(group.arguments) == figures
+                and group.first.is_original]
         baseline = published.BASELINES.get((figures.arch, figures.dataset))
         deviation = "" if figures.deviation is None else f" ± {figures.deviation:.2f}"
         rows.append([f"{figures.arch}, {figures.dataset}", "" if baseline is None else f"{baseline:.2f}",
                      f"{figures.top1:.2f}{deviation}", f"{100 * figures.rate:.1f} %",
-                     "; ".join(f"{_pruned(group)}, {_count(len(group), 'seed')}, "
-                               f"{_count(group[0].arguments['train_epoch'], 'epoch')}" for group in ours) or "not run"])
+                     "; ".join(", ".join(filter(None, (
+                         group.top1(-1), _count(len(group.records), "seed"),
+                         _count(group.arguments["train_epoch"], "epoch"), group.special))) for group in ours) or "not run"])
     return markdown_table(HEADLINES, rows)
 
 
 def format_readme(records):
     """Returns the published figures with our runs of the same, and below them what else was run."""
-    others = [group for group in _repeated(records) if not (published.find(group[0].arguments) and group[0].is_original)]
+    others = [group for group in repetitions.group(records)
+              if not (published.find(group.arguments) and group.first.is_original)]
     if not others:
         return format_headlines(records)
     rows = []
-    for group in _ranked(others):
-        rate, before = _mean(record.rate for record in group), _mean(record.top1(0) for record in group)
-        rows.append([group[0].arguments["arch"], group[0].data, group[0].method, len(group),
-                     group[0].arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", _pruned(group)])
+    for group in others:
+        rate, before = group.mean(lambda record: record.rate), group.mean(lambda record: record.top1(0))
+        rows.append([group.arguments["arch"], group.first.data, group.method, len(group.records),
+                     group.arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", group.top1(-1)])
     return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{markdown_table(SHORT, rows)}"
-
-
-def _mean(values):
-    return mean_and_deviation(list(values))[0]
-
-
-def _repeated(records):
-    """Returns lists of records that are repetitions of each other."""
-    groups = {}
-    for record in records:
-        groups.setdefault((record.data, *(record.arguments[name] for name in REPEATED)), []).append(record)
-    return list(groups.values())
-
-
-def _ranked(groups):
-    """Returns lists of repeated runs by network, and of one network the best first."""
-    return sorted(groups, key=lambda group: (group[0].arguments["arch"], group[0].data, group[0].arguments["train_epoch"],
-                                             -_mean(record.top1(-1) for record in group)))
 
 
 def _count(number, noun):
@@ -186,29 +168,17 @@ def _count(number, noun):
 
 
 def _cells(group):
-    """Returns the cells of a list of repeated runs."""
-    first, paper = group[0], published.find(group[0].arguments)
-    arguments = first.arguments
-    before, rate = _mean(record.top1(0) for record in group), _mean(record.rate for record in group)
-    params = _mean(100 * record.table[-1]["params"] / record.table[0]["params"] for record in group)
-    hours = _mean(sum(record.minutes.values()) / 60 for record in group)
-    paper_baseline, paper_pruned = _published_cells(paper)
-    losses = [record.val_loss for record in group if record.val_loss is not None]
-    loss = f"{_mean(losses):.3f}" if losses else ""
-    cut = "" if len(first.table) < 3 else _with_deviation([record.top1(1) for record in group])
-    return [arguments["arch"], first.data, first.teachers, arguments["criterion"], len(group), arguments["train_epoch"],
-            f"{before:.2f}", paper_baseline, f"{rate:.3f}", loss, cut, _pruned(group), paper_pruned, f"{params:.1f}",
+    """Returns the cells of Repetitions."""
+    first, arguments = group.first, group.arguments
+    rate, before = group.mean(lambda record: record.rate), group.mean(lambda record: record.top1(0))
+    params = group.mean(lambda record: 100 * record.table[-1]["params"] / record.table[0]["params"])
+    hours = group.mean(lambda record: sum(record.minutes.values()) / 60)
+    paper_baseline, paper_pruned = _published_cells(published.find(arguments))
+    loss = "" if first.val_loss is None else f"{group.mean(lambda record: record.val_loss):.3f}"
+    cut = "" if len(first.table) < 3 else group.top1(1)
+    return [arguments["arch"], first.data, first.teachers, group.criterion, len(group.records), arguments["train_epoch"],
+            f"{before:.2f}", paper_baseline, f"{rate:.3f}", loss, cut, group.top1(-1), paper_pruned, f"{params:.1f}",
             f"{hours:.2f}"]
-
-
-def _pruned(group):
-    """Returns the top-1 of a list of repeated runs, as mean ± deviation."""
-    return _with_deviation([record.top1(-1) for record in group])
-
-
-def _with_deviation(values):
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(values) > 1 else "")
 
 
 def _published_cells(paper):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses import evidence, published, tables
+from analyses import evidence, published, repetitions, tables
 from ekg import files
 from ekg.errors import EkgError
 from tests.analyses.helpers import make_run, picture_size, run_analysis
@@ -78,6 +78,19 @@ def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path,
     assert grey == ["ResNet-56", "CIFAR10 in grey", "ekg, ensemble / ensemble", "1", "1", "45.0 %", "95.00", "90.00"]
     headlines = tables.format_headlines(evidence.collect(folders))
     assert "90.00, 1 seed, 1 epoch" in headlines and "90.00" not in tables.format_headlines(evidence.collect(folders[1:]))
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_told(params, tmp_path):
+    changes = ({"versions": {"keras": "3.15.1"}}, {"versions": {"keras": "3.16.0"}},
+               {"search_step": 0.4, "trained_param": "0123456789"}, {"arch": "ResNet-20", "search_step": 0.3})
+    records = evidence.collect([
+        make_run(tmp_path / str(i), params, 0.9 - 0.1 * (i > 1), **{"seed": i, "search_step": 0.2} | change)
+        for i, change in enumerate(changes)])
+    groups = [(group.arguments["arch"], len(group.records), group.special) for group in repetitions.group(records)]
+    assert groups == [("ResNet-20", 1, ""), ("ResNet-8", 2, "trained_param x, search_step 0.2"),
+                      ("ResNet-8", 1, "trained_param 01234567, search_step 0.4")]
+    criteria = [cells(line)[3] for line in tables.format_runs(records).splitlines()[2:]]
+    assert criteria == ["ekg", *(f"ekg, {special}" for *_, special in groups[1:])]
 
 
 def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, tmp_path):

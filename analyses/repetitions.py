@@ -1,0 +1,76 @@
+"""Runs that are repetitions of each other: all that their results depend on is the same but the seed."""
+
+import dataclasses
+import json
+
+from analyses.results import mean_and_deviation
+
+FREE = ("seed", "versions", "use_xla")  # arguments in which repetitions may differ: the seed, and what they ran with
+# Arguments that tables show anyway.
+SHOWN = ("arch", "dataset", "data", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch")
+HASH_DIGITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Repetitions:
+    """Records of runs that differ in their seed.
+
+    Attributes:
+        records: list of evidence.Record, at least one.
+        special: in words, the arguments that tell them from other runs of the same network and data, but for those SHOWN.
+    """
+    records: list
+    special: str = ""
+
+    @property
+    def first(self):
+        return self.records[0]
+
+    @property
+    def arguments(self):
+        return self.first.arguments
+
+    @property
+    def criterion(self):
+        """What ranked the channels, and what else is special."""
+        return ", ".join(filter(None, (self.arguments["criterion"], self.special)))
+
+    @property
+    def method(self):
+        """What found the sub-network, what taught it, and what else is special."""
+        return ", ".join(filter(None, (self.first.method, self.special)))
+
+    def mean(self, value):
+        """Returns the mean of value(record)."""
+        return mean_and_deviation(list(map(value, self.records)))[0]
+
+    def top1(self, row):
+        """Returns the top-1 of a row of the tables in %, as "mean ± deviation"."""
+        mean, deviation = mean_and_deviation([record.top1(row) for record in self.records])
+        return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(self.records) > 1 else "")
+
+
+def group(records):
+    """Returns a list of Repetitions, by network, data and epochs, the best first."""
+    groups = {}
+    for record in records:
+        groups.setdefault(json.dumps(_fixed(record.arguments), sort_keys=True), []).append(record)
+    made = [Repetitions(own, _special(own[0], [other[0] for other in groups.values()])) for own in groups.values()]
+    return sorted(made, key=lambda one: (one.arguments["arch"], one.first.data, one.arguments["train_epoch"],
+                                         -one.mean(lambda record: record.top1(-1))))
+
+
+def _fixed(arguments):
+    return {name: value for name, value in arguments.items() if name not in FREE}
+
+
+def _special(record, others):
+    """Returns the arguments of a record that differ among those of its network and data, as text."""
+    alike = [_fixed(other.arguments) for other in others
+             if (other.arguments["arch"], other.data) == (record.arguments["arch"], record.data)]
+    return ", ".join(f"{name} {_short(name, value)}" for name, value in _fixed(record.arguments).items() if name not in SHOWN
+                     and any(other.get(name, value) != value for other in alike))
+
+
+def _short(name, value):
+    return value[:HASH_DIGITS] if name == "trained_param" and value else value
