@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 
 import keras
 import numpy as np
@@ -75,8 +74,8 @@ def study_correlation(subject, study, spectrum, out, compute):
     text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
             f"condition number {_text(statistics['condition'])}; published for {paper['subnetworks']} sub-networks: "
             f"{paper['val_loss']:.2f} and {paper['condition']:.2f}")
-    write_results(out, "correlation", rows, text, statistics=statistics, arguments=arguments, versions=VERSIONS,
-                  origin=origin())
+    write_results(out, "correlation", rows, text, statistics=statistics, arguments=arguments,
+                  minutes=sum(phase["seconds"] for phase in folder.phases().values()) / 60)
     check_converged(rows, "number", out, "raise `max_products` and name a new `out`")
     return rows
 
@@ -112,17 +111,17 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
             scores = criteria.ekg(criteria.CriterionContext(objective, supernet.whole()))
         make_landscape = MaskedLandscapes(supernet, batches)
     for number in missing:
-        start = time.perf_counter()
         subnetwork = random_subnetwork(supernet, scores, study.target_rate,
                                        np.random.default_rng([SUBNETWORKS_SEED, number]))
-        with full_float32():
-            val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
-        ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
-        tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
-                          compute)
+        with folder.timed("sub-networks"):
+            with full_float32():
+                val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
+            ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
+            tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
+                              compute)
         known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": val_loss,
                          "condition": ends.condition, **spectrum_values(ends), "tuned_loss": tuned.loss,
-                         "tuned_top1": tuned.top1, "seconds": time.perf_counter() - start}
+                         "tuned_top1": tuned.top1, "origin": origin(), "versions": VERSIONS}
         files.append_json_line(folder / HISTORY, known[number])
         logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
                     val_loss, ends.condition, tuned.loss)

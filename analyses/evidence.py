@@ -2,6 +2,7 @@
 long."""
 
 import dataclasses
+import functools
 import shlex
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 
 NETWORK, GIVEN = ("arch", "dataset"), "PARAMS"
+RECORD = "record.json"  # in the folder of a benchmark that is no run of the training scripts
 # Images that bear a data set's name and are not the original ones, by the start of the hash of some of them.
 ALTERED = {"3d6231d845eb6f21": "CIFAR10 after JPEG compression"}
 
@@ -140,25 +142,6 @@ def _flag(field, value):
     return f"--{field.name} {' '.join(shlex.quote(str(entry)) for entry in (value if isinstance(value, list) else [value]))}"
 
 
-def collect(paths, out=None):
-    """Returns the Records of run folders and of files; with `out`, those of folders are kept there as NAME.json.
-
-    Args:
-        paths: run folders and files of Record.write, pathlib.Path each.
-        out: pathlib.Path of a folder, or None.
-    """
-    records = []
-    for path in paths:
-        if path.is_file():
-            records.append(Record.read(path))
-            continue
-        records.append(Record.of_run(path))
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            records[-1].write(out / f"{records[-1].name}.json")
-    return records
-
-
 # ---------------------------------------------------------------- studies of sub-networks
 
 STUDY = "correlation.json"  # in the folder of `analyze.py correlation`; beside it lies its picture
@@ -172,32 +155,27 @@ class Study:
         name: of its folder.
         arguments: all that its rows depend on.
         statistics: {"val_loss" and "condition": the coefficients of correlation.correlate()}.
-        count: of sub-networks.
-        minutes: that they took together.
-        origin: {"revision", "machine", "cores"}.
-        versions: {package: version}.
+        minutes: that the sub-networks took together.
+        rows: list of a dict for each sub-network.
     """
     name: str
     arguments: dict
     statistics: dict
-    count: int
     minutes: float
-    origin: dict
-    versions: dict
+    rows: list
 
     @classmethod
-    def read(cls, path):
-        """Returns the study in a file STUDY, or in a copy of it whose name is that of the folder.
+    def read(cls, path, name):
+        """Returns the study in a file.
 
         Raises:
             EkgError: the file is damaged, or holds no study.
         """
-        found, name = files.read_json(path), path.parent.resolve().name if path.name == STUDY else path.stem
+        found = files.read_json(path)
         try:
-            return cls(name, found["arguments"], found["statistics"], len(found["rows"]),
-                       sum(row["seconds"] for row in found["rows"]) / 60, found["origin"], found["versions"])
-        except (KeyError, TypeError):
-            raise EkgError(f"{path}: is no study of sub-networks.") from None
+            return cls(name, **{field.name: found[field.name] for field in dataclasses.fields(cls)[1:]})
+        except KeyError:
+            raise EkgError(f"{path}: is no study of sub-networks of this version.") from None
 
     @property
     def data(self):
@@ -205,26 +183,65 @@ class Study:
         return _data_name(self.arguments["dataset"], self.arguments["data"][16:32])
 
     @property
+    def count(self):
+        """How many sub-networks there are, and of how many the condition number is not as exact as was asked for."""
+        left = sum(not row["converged"] for row in self.rows)
+        return f"{len(self.rows)}" + (f", {left} not converged" if left else "")
+
+    @property
     def command(self):
         """The command line of the study, without the places of files."""
-        asked = {name: self.arguments[name] for name in ("arch", "dataset", "target_rate", "train_epoch", "max_products",
-                                                         "tolerance")}
-        return (f"python analyze.py correlation --trained_param {GIVEN} --subnetworks {self.count} "
-                + " ".join(f"--{name} {value}" for name, value in asked.items()))
+        asked = ("arch", "dataset", "target_rate", "train_epoch", "batch_size", "max_products", "tolerance")
+        return (f"python analyze.py correlation --trained_param {GIVEN} --subnetworks {len(self.rows)} "
+                + " ".join(f"--{name} {self.arguments[name]}" for name in asked))
+
+
+# ---------------------------------------------------------------- what is kept
+
+def collect(paths, out=None):
+    """Returns the Records of run folders, of folders that hold a record, and of files.
+
+    Args:
+        paths: folders, and files of Record.write, pathlib.Path each.
+        out: pathlib.Path of a folder that keeps each as NAME.json, or None.
+
+    Raises:
+        EkgError: there is no record, or another one of this name is kept already.
+    """
+    records = []
+    for path in paths:
+        place = path / RECORD if path.is_dir() and (path / RECORD).exists() else path
+        records.append(Record.read(place) if place.is_file() else Record.of_run(place))
+        if out is not None:
+            _keep(records[-1].write, out / f"{records[-1].name}.json", Record.read, records[-1])
+    return records
 
 
 def collect_studies(paths, out=None):
-    """Returns the Studies in folders and files; with `out`, those of folders are kept there as NAME.json and NAME.png.
+    """Returns the Studies in folders of `analyze.py correlation`, and in files that were kept of such.
 
     Args:
-        paths: folders of `analyze.py correlation`, and files that were kept of such, pathlib.Path each.
-        out: pathlib.Path of a folder, or None.
+        paths: pathlib.Path each.
+        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or None.
+
+    Raises:
+        EkgError: there is no study, or another one of this name is kept already.
     """
     studies = []
     for path in paths:
-        studies.append(Study.read(path if path.is_file() else path / STUDY))
+        place, name = (path / STUDY, path.resolve().name) if path.is_dir() else (path, path.stem)
+        studies.append(Study.read(place, name))
         if path.is_dir() and out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / STUDY, out / f"{studies[-1].name}.json")
-            shutil.copyfile((path / STUDY).with_suffix(".png"), out / f"{studies[-1].name}.png")
+            _keep(functools.partial(shutil.copyfile, place), out / f"{name}.json", lambda file: Study.read(file, file.stem),
+                  studies[-1])
+            shutil.copyfile(place.with_suffix(".png"), out / f"{name}.png")
     return studies
+
+
+def _keep(write, place, read, new):
+    """Writes what is new into a file, unless that holds another of this name."""
+    if place.exists() and (old := read(place)).arguments != new.arguments:
+        differing = [name for name in new.arguments | old.arguments if new.arguments.get(name) != old.arguments.get(name)]
+        raise EkgError(f"{place}: another {new.name} is kept there, with other {', '.join(differing)}; rename a folder.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write(place)

@@ -137,7 +137,8 @@ def draw_rates(path, networks):
     """
     figure, panels = _panels(len(networks))
     for axes, (title, (baselines, methods)) in zip(panels, networks.items()):
-        axes.axhline(np.mean(baselines), color="0.4", linestyle="--", linewidth=1, label="unpruned")
+        for number, baseline in enumerate(sorted(set(baselines))):
+            axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1, label=None if number else "unpruned")
         for i, (method, points) in enumerate(methods.items()):
             rates, runs = zip(*points)
             means, deviations = zip(*map(mean_and_deviation, runs))

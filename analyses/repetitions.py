@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 from analyses.results import mean_and_deviation
+from ekg.errors import EkgError
 
-FREE = ("seed", "versions", "use_xla")  # arguments in which repetitions may differ: the seed, and what they ran with
 # Arguments that tables show anyway.
 SHOWN = ("arch", "dataset", "data", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch")
-HASH_DIGITS = 8
+HASHES, HASH_DIGITS = ("trained_param", "searched"), 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +51,30 @@ class Repetitions:
 
 
 def group(records):
-    """Returns a list of Repetitions, by network, data and epochs, the best first."""
+    """Returns a list of Repetitions, by network, data and epochs, the best first.
+
+    Raises:
+        EkgError: two records are of the same run, or of one that was run twice.
+    """
     groups = {}
     for record in records:
         groups.setdefault(json.dumps(_fixed(record.arguments), sort_keys=True), []).append(record)
+    for own in groups.values():
+        names = {}
+        for record in own:
+            names.setdefault(record.arguments.get("seed"), []).append(record.name)
+        twice = next((" and ".join(found) for found in names.values() if len(found) > 1), None)
+        if twice:
+            raise EkgError(f"{twice}: differ in nothing, not even in their seed; name one of them.")
     made = [Repetitions(own, _special(own[0], [other[0] for other in groups.values()])) for own in groups.values()]
     return sorted(made, key=lambda one: (one.arguments["arch"], one.first.data, one.arguments["train_epoch"],
                                          -one.mean(lambda record: record.top1(-1))))
 
 
 def _fixed(arguments):
-    return {name: value for name, value in arguments.items() if name not in FREE}
+    """Returns all arguments but the seed; those of versions one by one."""
+    others = {name: value for name, value in arguments.items() if name not in ("seed", "versions")}
+    return others | arguments.get("versions", {})
 
 
 def _special(record, others):
@@ -73,4 +86,4 @@ def _special(record, others):
 
 
 def _short(name, value):
-    return value[:HASH_DIGITS] if name == "trained_param" and value else value
+    return value[:HASH_DIGITS] if name in HASHES and value else value

@@ -6,7 +6,8 @@ from ekg.errors import EkgError
 from ekg.report.table import milliseconds_text
 
 COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seeds", "epochs", "baseline top-1 %",
-           "published", "rate", "search's loss", "cut top-1 %", "fine-tuned top-1 %", "published", "parameters %", "hours")
+           "published", "rate", "search's loss", "cut top-1 %", "fine-tuned top-1 %", "published", "parameters %", "hours",
+           "runs")
 SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
@@ -24,7 +25,7 @@ def write_tables(paths, out=None, readme=None):
     """Prints the tables of finished runs and returns them.
 
     Args:
-        paths: run folders, files of evidence.Record, and folders of `analyze.py correlation`.
+        paths: run folders, folders and files of evidence.Record, and folders of `analyze.py correlation`.
         out: pathlib.Path of the folder that keeps a record of each run folder and study in results/, and gets results.md,
             of all records there; None writes nothing.
         readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is made anew; or None.
@@ -174,11 +175,12 @@ def _cells(group):
     params = group.mean(lambda record: 100 * record.table[-1]["params"] / record.table[0]["params"])
     hours = group.mean(lambda record: sum(record.minutes.values()) / 60)
     paper_baseline, paper_pruned = _published_cells(published.find(arguments))
-    loss = "" if first.val_loss is None else f"{group.mean(lambda record: record.val_loss):.3f}"
+    has_losses = all(record.val_loss is not None for record in group.records)
+    loss = f"{group.mean(lambda record: record.val_loss):.3f}" if has_losses else ""
     cut = "" if len(first.table) < 3 else group.top1(1)
     return [arguments["arch"], first.data, first.teachers, group.criterion, len(group.records), arguments["train_epoch"],
             f"{before:.2f}", paper_baseline, f"{rate:.3f}", loss, cut, group.top1(-1), paper_pruned, f"{params:.1f}",
-            f"{hours:.2f}"]
+            f"{hours:.2f}", ", ".join(record.name for record in group.records)]
 
 
 def _published_cells(paper):
@@ -206,23 +208,28 @@ def _costs(record):
 def _each(record):
     minutes = ", ".join(f"{phase} {value:.1f}" for phase, value in record.minutes.items())
     return [record.name, record.arguments.get("seed", ""), f"{record.top1(-1):.2f}", minutes,
-            *_came_of(record.origin, record.arguments.get("versions", {})), f"`{record.command}`"]
+            *_came_of([(record.origin, record.arguments.get("versions", {}))]), f"`{record.command}`"]
 
 
 def _study(study, name):
     arguments, found = study.arguments, study.statistics[name]
+    origins = [(row["origin"], row["versions"]) for row in study.rows]
     coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
                     for kind in ("pearson", "spearman"))
     return [study.name, arguments["arch"], study.data, study.count, f"{arguments['target_rate']:.2f}",
             arguments["train_epoch"], PREDICTORS[name], *coefficients,
             f"{published.CORRELATION[name]:.2f}, {published.CORRELATION['subnetworks']} sub-networks",
-            f"{study.minutes:.0f}", *_came_of(study.origin, study.versions), f"`{study.command}`"]
+            f"{study.minutes:.0f}", *_came_of(origins), f"`{study.command}`"]
 
 
-def _came_of(origin, versions):
-    """Returns the cells of machine, versions and revision."""
-    devices = ""
-    if origin:
-        machine = origin["machine"]
-        devices = ", ".join(machine["gpus"]) or f"{_count(origin['cores'], 'core')}, {machine['processor']}"
-    return devices, ", ".join(f"{name} {value}" for name, value in versions.items()), (origin.get("revision") or "")[:7]
+def _came_of(origins):
+    """Returns the cells of machine, versions and revision of a list of (origin, versions)."""
+    cells = []
+    for origin, versions in origins:
+        devices = ""
+        if origin:
+            machine = origin["machine"]
+            devices = ", ".join(machine["gpus"]) or f"{_count(origin['cores'], 'core')}, {machine['processor']}"
+        cells.append((devices, ", ".join(f"{name} {value}" for name, value in versions.items()),
+                      (origin.get("revision") or "")[:7]))
+    return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]

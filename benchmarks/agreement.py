@@ -80,6 +80,8 @@ def compare(supernet, batches, settings, history, dtype, seed, every=1):
 def main(args):
     """Prints the table and returns its rows."""
     supernet, batches, settings, history = load_search(args.run, args.data_path)
+    if args.every >= len(history):
+        raise EkgError(f"`every` {args.every}: the search took {len(history) - 1} steps; name at most as many.")
     arguments, rows = RunFolder(args.run).arguments(), []
     for dtype in args.formats:
         group, channels, steps = compare(supernet, batches, settings, history, dtype, arguments["seed"], args.every)

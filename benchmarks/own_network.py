@@ -7,17 +7,15 @@ its FLOPs and of its latency in LiteRT, and both networks are written as .tflite
 `analyze.py tables`; the same command goes on where it stopped.
 """
 
-import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import ekg
 import keras
 import tensorflow as tf
-from analyses.evidence import Record
+from analyses.evidence import RECORD, Record
 from dataloader import digits
 from ekg import files
-from ekg.memory import Peak
 from ekg.run.arguments import VERSIONS
 from ekg.run.folder import RunFolder
 
@@ -70,17 +68,16 @@ def main(args):
     keras.utils.set_random_seed(args.seed)
     train, validation = load_images()
     folder = RunFolder.prepare(args.out, {"baseline_epoch": args.baseline_epoch, "seed": args.seed, **VERSIONS})
-    trained, start = args.out / TRAINED, time.perf_counter()
+    trained = args.out / TRAINED
     if not trained.exists():
-        with Peak() as peak:
+        with folder.timed("baseline"):
             train_baseline(train, args.baseline_epoch).save(trained)
-        folder.log_phase("baseline", time.perf_counter() - start, peak)
     result = ekg.prune(keras.models.load_model(trained), train, validation_data=validation, epochs=args.train_epoch,
                        target={"flops": args.flops, "latency": ekg.Latency(ratio=args.latency)}, augment=shifted,
                        run={"runtimes": ["tensorflow", "litert"], "exports": ["litert"]}, run_dir=args.out / "run",
                        seed=args.seed)
     record = to_record(args, RunFolder(args.out / "run").read_finished(), folder.phases())
-    record.write(args.out / "record.json")
+    record.write(args.out / RECORD)
     print(result.summary())
     return record
 

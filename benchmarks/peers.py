@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
@@ -23,7 +22,7 @@ import nets
 import numpy as np
 import op_utils
 from analyses.correlation import random_subnetwork, scaled_subnetwork
-from analyses.evidence import Record
+from analyses.evidence import RECORD, Record
 from analyses.subject import Subject
 from dataloader import cifar
 from ekg import files
@@ -33,7 +32,6 @@ from ekg.devices.team import Team
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.graph.execute import pure_forward
-from ekg.memory import Peak
 from ekg.network.supernet import Supernet
 from ekg.report.measure import measure
 from ekg.run import folder as names
@@ -169,26 +167,23 @@ def main(args):
     RunFolder.prepare(args.out, {"method": args.method, **_arguments(args, data, compute)})
     with team.strategy.scope():
         unpruned = load(args, data, args.trained_param)
-    phases, start = RunFolder(args.out), time.perf_counter()
+    phases = RunFolder(args.out)
     if not files_of["slimmed"].exists():
-        with Peak() as peak:
+        with phases.timed("prune"):
             utils.save_params(make_network(args, data, unpruned, compute), files_of["slimmed"])
-        phases.log_phase("prune", time.perf_counter() - start, peak)
     slimmed = files_of["slimmed"]
     with team.strategy.scope():
         model = load(args, data, slimmed)
     evaluation = Evaluation(model, test, Compute(team))
     rows = [measure("baseline", Evaluation(unpruned, test, Compute(team)), args.trained_param.stat().st_size),
             measure("slimmed", evaluation, slimmed.stat().st_size)]
-    start = time.perf_counter()
-    with Peak() as peak:
+    with phases.timed("fine-tune"):
         train(args, data, model, unpruned, compute)
-    utils.save_params(model, files_of["trained"])
-    phases.log_phase("fine-tune", time.perf_counter() - start, peak)
+        utils.save_params(model, files_of["trained"])
     rows.append(measure("fine-tuned", evaluation, files_of["trained"].stat().st_size))
     record = Record(args.out.resolve().name, _arguments(args, data, compute), [dataclasses.asdict(row) for row in rows], 0,
                     phases.phases(), [], origin(), _command(args))
-    record.write(args.out / "record.json")
+    record.write(args.out / RECORD)
     print(f"{record.name}: {record.rate:.4f} of the FLOPs, top-1 {record.top1(0):.2f} unpruned, {record.top1(1):.2f} "
           f"pruned, {record.top1(2):.2f} fine-tuned")
     return record
@@ -199,13 +194,14 @@ def _arguments(args, data, compute):
     return {"arch": args.arch, "dataset": args.dataset, "search_teacher": "", "finetune_teacher": args.finetune_teacher,
             "criterion": TITLES[args.method], "target_rate": args.target_rate, "train_epoch": args.train_epoch,
             "batch_size": args.batch_size, "precision": args.precision, "seed": args.seed,
-            "trained_param": files.sha256(args.trained_param), **describe(data, compute.use_xla)}
+            "trained_param": files.sha256(args.trained_param), **describe(data, compute.use_xla),
+            **({"searched": files.sha256(args.searched / names.SLIMMED)} if args.searched else {})}
 
 
 def _command(args):
     flags = {"arch": args.arch, "dataset": args.dataset, "trained_param": "PARAMS", "target_rate": args.target_rate,
-             "train_epoch": args.train_epoch, "finetune_teacher": args.finetune_teacher, "precision": args.precision,
-             "seed": args.seed} | ({"searched": "RUN"} if args.searched else {})
+             "train_epoch": args.train_epoch, "batch_size": args.batch_size, "finetune_teacher": args.finetune_teacher,
+             "precision": args.precision, "seed": args.seed} | ({"searched": "RUN"} if args.searched else {})
     return f"python -m benchmarks.peers {args.method} " + " ".join(f"--{name} {value}" for name, value in flags.items())
 
 

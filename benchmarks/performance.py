@@ -27,6 +27,8 @@ START_COMMAND = ("train_cifar.py", "--dataset", "DIGITS", "--arch", "ResNet-20",
                  "--baseline_epoch", "1", "--train_epoch", "1", "--batch_size", "16", "--search_step", "0.5")
 LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rounds that count
 NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
+HEAD = ("what", "before", "after", "times as fast", "share of peak before", "share of peak after")
+PEAK = "peak"  # the phase that is a matrix product
 AGREEMENT = ("network", "format", "steps", "same group", "same sub-network")
 
 
@@ -42,6 +44,7 @@ def parse_args(argv=None):
     parser.add_argument("--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn")
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True,
                         help="measure growth, too; else the page keeps what it has of it")
+    parser.add_argument("--only", help="times the phases alone whose names begin with this, and writes no page")
     parser.add_argument("--out", type=Path, default=HERE / "docs")
     return parser.parse_args(argv)
 
@@ -80,6 +83,8 @@ def measure_phases(args):
     before, after = revisions = [Revision(args, checkout) for checkout in (args.before, HERE)]
     found = []
     for name, (work, count, unit) in after.phases.items():
+        if name != PEAK and not name.startswith(args.only or ""):
+            continue
         first = [revision.seconds(name) for revision in revisions]
         more = args.rounds if max(first) < LONG_SECONDS else 0
         rounds = [[revision.seconds(name) for revision in revisions] for _ in range(more)] or [first]
@@ -114,7 +119,7 @@ def table(phases):
 
     "Times as fast" is the median of the ratios of the rounds, in each of which both revisions ran one after the other.
     """
-    peak = next(phase for phase in phases if phase["name"] == "peak")
+    peak = next(phase for phase in phases if phase["name"] == PEAK)
     rows = []
     for phase in phases:
         if phase is peak:
@@ -132,8 +137,7 @@ def table(phases):
 
 def markdown(record):
     """Returns the page of a record."""
-    head = ["what", "before", "after", "times as fast", "share of peak before", "share of peak after"]
-    now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == "peak")
+    now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == PEAK)
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
         "# Speed", "", f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
@@ -143,7 +147,7 @@ def markdown(record):
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on CIFAR-10 in float32. The "
         f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts its multiply-accumulates "
         "as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
-        markdown_table(head, table(record["phases"])), ""]
+        markdown_table(HEAD, table(record["phases"])), ""]
     if record.get("growth"):
         lines += growth.markdown(record["growth"], PICTURE, (record.get("growth_of") or "unknown")[:7])
     if record.get("memory"):
@@ -181,6 +185,9 @@ NOT_RUN = ("## Not run", "",
 
 def main(args):
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.before, capture_output=True, text=True)  # noqa: S603,S607
+    if args.only:
+        print(markdown_table(HEAD, table(measure_phases(args))))
+        return
     former, now = files.read_json(args.out / NAMES) if (args.out / NAMES).exists() else {}, origin()
     record = former | {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": now,
                        "phases": [*measure_phases(args), *measure_small_runs(args)]}

@@ -26,7 +26,7 @@ from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, losses
 from ekg.graph import records
-from ekg.graph.execute import pure_forward, read_variables
+from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 from ekg.network.supernet import Supernet
 from ekg.search import criteria
 from ekg.search.history import HistoryEntry
@@ -141,8 +141,11 @@ def memory_bank(args, supernet, history, data):
 
     def forward_alone(entry):
         model = supernet.cut(entry.subnetwork)
-        forward = pure_forward(model)
-        return tf.function(lambda images: forward(*read_variables(model), images, True)[0])
+        forward = pure_forward(model, ExecutionOptions(args.precision, norms_alone=True))
+        function = tf.function(lambda images: forward(*read_variables(model), images, True)[0])
+        for images in (ready[0], ready[-1]):  # so that the time is without that of making the graphs
+            function(images)
+        return function
     functions = [forward_alone(entry) for entry in teachers]
 
     def run_alone():

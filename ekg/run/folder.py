@@ -7,12 +7,14 @@ import contextlib
 import importlib.util
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import tensorflow as tf
 
 from ekg import files
 from ekg.errors import EkgError, first_line
+from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.lock import LOCK
@@ -210,6 +212,16 @@ class RunFolder:
 
     def append_history(self, entry):
         files.append_json_line(self / HISTORY, entry.to_json())
+
+    @contextlib.contextmanager
+    def timed(self, phase):
+        """Keeps what a phase took, also of one that is stopped."""
+        start, peak = time.perf_counter(), Peak()
+        try:
+            with peak:
+                yield
+        finally:
+            self.log_phase(phase, time.perf_counter() - start, peak)
 
     def log_phase(self, phase, seconds, peak):
         """Appends what a phase, or a part of it, took: seconds and memory.Peak."""

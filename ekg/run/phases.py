@@ -327,7 +327,7 @@ class ReportPhase(Phase):
         job = self.job
         with job.timed(self.name):
             # Networks of one sub-network differ in their weights alone: they share a compilation, and their latency.
-            evaluations = {None: self.rehearsed} if self.rehearsed else {}
+            evaluations, self.rehearsed = {None: self.rehearsed} if self.rehearsed else {}, None
             rows = [self._measure(name, path, subnetwork, evaluations) for name, (path, subnetwork) in networks.items()]
             rows = self._with_exports(rows, networks)
             rows = with_latencies(rows, [evaluations[subnetwork].model for _, subnetwork in networks.values()],

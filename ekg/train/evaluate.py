@@ -62,8 +62,13 @@ class Evaluation:
         self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
 
     def __call__(self, progress=None, batches=None):
-        """Returns the Metrics of the model as it is now, on its split or on other data.Batches of the same shape."""
-        batches = batches or self.batches
+        """Returns the Metrics of the model as it is now.
+
+        Args:
+            progress: see evaluate().
+            batches: data.Batches of some of the images, of the same batch size; None stands for all.
+        """
+        batches = self.batches if batches is None else batches
         split, batch_size, (worker, num_workers) = batches.split, batches.batch_size, self._team.shard
         index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
         index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]

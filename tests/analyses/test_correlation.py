@@ -15,16 +15,16 @@ from ekg.settings import FineTuneSettings
 from tests.analyses.helpers import DIGITS, SPECTRUM, make_supernet, picture_size, run_analysis
 
 
-def check_page(folder, out):
+def check_page(folder, out, count="2"):
     """Checks that a study stands in a page with its coefficients and its command, and that what is kept makes the page."""
     run_analysis("tables", folder, "--out", out)
     page, studied = (out / "results.md").read_text(), files.read_json(folder / "correlation.json")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if folder.name in line][:2]
     assert [row[6] for row in rows] == ["validation loss", "condition number"] and len(rows[0]) == len(tables.STUDIES)
     for row, name in zip(rows, ("val_loss", "condition")):
-        assert row[7].startswith(f"{studied['statistics'][name]['pearson']:.2f} (") and row[3] == "2"
+        assert row[7].startswith(f"{studied['statistics'][name]['pearson']:.2f} (") and row[3] == count
         assert row[-1] == ("`python analyze.py correlation --trained_param PARAMS --subnetworks 2 --arch ResNet-8 --dataset "
-                           "DIGITS --target_rate 0.5 --train_epoch 1 --max_products 100 --tolerance 100.0`")
+                           "DIGITS --target_rate 0.5 --train_epoch 1 --batch_size 256 --max_products 100 --tolerance 100.0`")
     assert picture_size(out / "results" / "studies" / f"{folder.name}.png")[0] > 300
     run_analysis("tables", "--out", out)
     assert (out / "results.md").read_text() == page
@@ -32,24 +32,25 @@ def check_page(folder, out):
 
 def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
     argv = ("correlation", "--trained_param", params / "one.pkl", *DIGITS, "--subnetworks", 2, "--target_rate", 0.5,
-            "--tolerance", 100, "--out", tmp_path)
+            "--tolerance", 100, "--out", tmp_path / "correlation")
     rows = run_analysis(*argv)
     assert [row["number"] for row in rows] == [0, 1] and len({row["val_loss"] for row in rows}) == 2
     assert all(0.4 < row["rate"] <= 0.5 and row["condition"] > 0 for row in rows)
-    assert all(set(row) == SPECTRUM | {"number", "rate", "val_loss", "condition", "tuned_loss", "tuned_top1", "seconds"}
-               and row["batch_statistics"] for row in rows)
-    assert run_analysis(*argv) == rows and min(picture_size(tmp_path / "correlation.png")) > 300
-    check_page(tmp_path, tmp_path / "docs")
+    assert all(set(row) == SPECTRUM | {"number", "rate", "val_loss", "condition", "tuned_loss", "tuned_top1", "origin",
+                                       "versions"} and row["batch_statistics"] for row in rows)
+    assert run_analysis(*argv) == rows and min(picture_size(tmp_path / "correlation" / "correlation.png")) > 300
+    check_page(tmp_path / "correlation", tmp_path / "docs")
     with pytest.raises(EkgError, match="target_rate: 0.5 there, 0.6 here"):
         run_analysis(*argv, "--target_rate", 0.6)
-    arguments = files.read_json(tmp_path / "arguments.json")
-    files.write_json(tmp_path / "arguments.json", arguments | {"format": 2})
+    arguments = files.read_json(tmp_path / "correlation" / "arguments.json")
+    files.write_json(tmp_path / "correlation" / "arguments.json", arguments | {"format": 2})
     with pytest.raises(EkgError, match="name a new `out`:\n  format: 2 there, 4 here"):
         run_analysis(*argv)
-    monkeypatch.setattr(correlation, "measure_subnetworks", lambda *_: [rows[0] | {"converged": False}])
+    monkeypatch.setattr(correlation, "measure_subnetworks", lambda *_: [rows[0] | {"converged": False}, rows[1]])
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(*argv[:-1], tmp_path / "one")
-    assert exit_info.value.code == 4 and len(files.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 1
+    assert exit_info.value.code == 4 and len(files.read_json(tmp_path / "one" / "correlation.json")["rows"]) == 2
+    check_page(tmp_path / "one", tmp_path / "more", "2, 1 not converged")
 
 
 def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(params, tmp_path, monkeypatch):

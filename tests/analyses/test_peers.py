@@ -13,7 +13,7 @@ def test_another_way_to_the_rate_is_trained_and_stands_in_the_tables(method, par
     assert 0.2 < record.rate <= 0.45 and [row["name"] for row in record.table] == ["baseline", "slimmed", "fine-tuned"]
     assert record.table[1]["loss"] != record.table[2]["loss"]
     assert peers.main(peers.parse_args(argv)).table == record.table  # the same command goes on, here from the end
-    text = run_analysis("tables", tmp_path / "out" / "record.json")
+    text = run_analysis("tables", tmp_path / "out")
     assert f"| {peers.TITLES[method]} | 1 | 1 |" in text and f"`python -m benchmarks.peers {method} --arch ResNet-8" in text
 
 

@@ -24,7 +24,7 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
     text = run_analysis("tables", *folders, "--out", tmp_path / "out")
     assert cells(text.splitlines()[2]) == ["ResNet-56", "CIFAR10", "ensemble / none", "ekg", "2", "1", "95.00", "93.84",
                                            "0.450", "0.200", "50.00 ± 0.00", "90.50 ± 0.71", "93.85 at 0.450", "100.0",
-                                           "1.00"]
+                                           "1.00", "run0, run1"]
     page = (tmp_path / "out" / "results.md").read_text()
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
@@ -81,16 +81,34 @@ def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path,
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_told(params, tmp_path):
-    changes = ({"versions": {"keras": "3.15.1"}}, {"versions": {"keras": "3.16.0"}},
-               {"search_step": 0.4, "trained_param": "0123456789"}, {"arch": "ResNet-20", "search_step": 0.3})
+    changes = ({"versions": {"keras": "3.15.1"}}, {"versions": {"keras": "3.15.1"}},
+               {"search_step": 0.4, "trained_param": "0123456789", "versions": {"keras": "3.16.0"}},
+               {"arch": "ResNet-20", "search_step": 0.3})
     records = evidence.collect([
         make_run(tmp_path / str(i), params, 0.9 - 0.1 * (i > 1), **{"seed": i, "search_step": 0.2} | change)
         for i, change in enumerate(changes)])
     groups = [(group.arguments["arch"], len(group.records), group.special) for group in repetitions.group(records)]
-    assert groups == [("ResNet-20", 1, ""), ("ResNet-8", 2, "trained_param x, search_step 0.2"),
-                      ("ResNet-8", 1, "trained_param 01234567, search_step 0.4")]
+    assert groups == [("ResNet-20", 1, ""), ("ResNet-8", 2, "trained_param x, search_step 0.2, keras 3.15.1"),
+                      ("ResNet-8", 1, "trained_param 01234567, search_step 0.4, keras 3.16.0")]
     criteria = [cells(line)[3] for line in tables.format_runs(records).splitlines()[2:]]
     assert criteria == ["ekg", *(f"ekg, {special}" for *_, special in groups[1:])]
+    again = dataclasses.replace(records[0], name="again")
+    with pytest.raises(EkgError, match="0 and again: differ in nothing, not even in their seed; name one of them"):
+        tables.format_runs([*records, again])
+
+
+def test_records_in_files_and_folders_are_kept_and_another_run_of_a_name_is_refused(params, tmp_path):
+    out, record = tmp_path / "docs", evidence.Record.of_run(make_run(tmp_path / "one", params))
+    for name in ("peer", "other"):
+        (tmp_path / name).mkdir()
+        dataclasses.replace(record, name=name, arguments=record.arguments | {"criterion": name}).write(
+            tmp_path / name / "record.json")
+    run_analysis("tables", tmp_path / "one", tmp_path / "peer", tmp_path / "other" / "record.json", "--out", out)
+    assert [kept.name for kept in tables.kept(out)[0]] == ["one", "other", "peer"]
+    run_analysis("tables", tmp_path / "one", "--out", out)  # the same again
+    another = make_run(tmp_path / "elsewhere" / "one", params, seed=7)
+    with pytest.raises(EkgError, match="one.json: another one is kept there, with other seed; rename a folder"):
+        run_analysis("tables", another, "--out", out)
 
 
 def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, tmp_path):
