@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -61,3 +62,16 @@ def test_a_view_moves_each_image_by_itself():
     assert (seen.sum(axis=(1, 2, 3)) == images[0].sum()).all()  # nothing left the picture
     places = [tuple(np.argwhere(image[..., 0] > 0)[0]) for image in seen]
     assert len(set(places)) > 1 and all(28 <= place <= 52 for pair in places for place in pair)
+
+
+def test_a_baseline_of_ones_own_learns_on_moved_images_with_statistics_that_keep_up(monkeypatch):
+    seen = []
+    monkeypatch.setattr(own_network.keras.Model, "fit", lambda _, data, **options: seen.append((list(data), options)))
+    images = np.full((40, own_network.SIZE, own_network.SIZE, 3), -1, np.float32)
+    images[:, 40:56, 40:56] = 1
+    model = own_network.train_baseline((images, np.arange(40)), 3, 0)
+    (batches, options), = seen
+    assert options["epochs"] == 3 and sorted(np.concatenate([labels for _, labels in batches])) == list(range(40))
+    assert len({tuple(np.argwhere(image[..., 0] > 0)[0]) for moved, _ in batches for image in moved.numpy()}) > 10
+    assert {layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+    assert model.output_shape == (None, 10)
