@@ -106,7 +106,7 @@ class Record:
     @property
     def data(self):
         """What the data is called; images that are not the original ones are told from those."""
-        return _data_name(self.arguments["dataset"], self.arguments.get("data", {}).get("sample", "")[:16])
+        return ALTERED.get(self.arguments.get("data", {}).get("sample", "")[:16], self.arguments["dataset"])
 
     @property
     def is_original(self):
@@ -126,10 +126,6 @@ class Record:
                       if field.name in self.arguments and field.name != "trained_param"
                       and _plain(self.arguments[field.name]) != _plain(field.default)]
         return f"python {script} {' '.join(flags)}"
-
-
-def _data_name(dataset, mark):
-    return ALTERED.get(mark, dataset)
 
 
 def _plain(value):
@@ -180,7 +176,7 @@ class Study:
     @property
     def data(self):
         """What the data is called; see Record."""
-        return _data_name(self.arguments["dataset"], self.arguments["data"][16:32])
+        return ALTERED.get(self.arguments["data"][16:32], self.arguments["dataset"])
 
     @property
     def count(self):

@@ -134,11 +134,11 @@ def format_studies(studies):
 
 def format_headlines(records):
     """Returns a Markdown table of the paper's main figures and of our runs of the same, on the original images."""
-    rows = []
+    rows, groups = [], repetitions.group(records)
     for figures in published.FIGURES:
         if (figures.search_teacher, figures.finetune_teacher, figures.criterion) != ("ensemble", "ensemble", "ekg"):
             continue
-        ours = [group for group in repetitions.group(records) if published.find(group.arguments) == figures
+        ours = [group for group in groups if published.find(group.arguments) == figures
                 and group.first.is_original]
         baseline = published.BASELINES.get((figures.arch, figures.dataset))
         deviation = "" if figures.deviation is None else f" ± {figures.deviation:.2f}"

@@ -51,9 +51,8 @@ class Networks:
         Raises:
             EkgError: the file cannot be read, or holds another network.
         """
-        params = parameters.load_params(path)
         model = self.copy(self.model) if subnetwork is None else self.supernet.cut(subnetwork)
-        parameters.assign_params_(model, params, path)
+        self.load_(model, path)
         return model
 
     def load_(self, model, path):
