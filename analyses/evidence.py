@@ -2,7 +2,6 @@
 long."""
 
 import dataclasses
-import functools
 import shlex
 import shutil
 from pathlib import Path
@@ -19,8 +18,42 @@ RECORD = "record.json"  # in the folder of a benchmark that is no run of the tra
 ALTERED = {"3d6231d845eb6f21": "CIFAR10 after JPEG compression"}
 
 
+class Kept:
+    """What is kept in a file of its own: a dataclass with a name and with the arguments that it depends on."""
+    KIND: str  # in words
+
+    @classmethod
+    def read(cls, path):
+        """Returns what write() wrote.
+
+        Raises:
+            EkgError: the file is damaged, or holds something else.
+        """
+        try:
+            return cls(**files.read_json(path))
+        except TypeError:
+            raise EkgError(f"{path}: is no {cls.KIND}.") from None
+
+    def write(self, path):
+        files.write_json(path, dataclasses.asdict(self))
+
+    def keep(self, folder):
+        """Writes it into a folder as NAME.json.
+
+        Raises:
+            EkgError: another one of this name is kept there.
+        """
+        place = folder / f"{self.name}.json"
+        if place.exists() and (old := self.read(place)).arguments != self.arguments:
+            differing = ", ".join(name for name in self.arguments | old.arguments
+                                  if self.arguments.get(name) != old.arguments.get(name))
+            raise EkgError(f"{place}: another {self.name} is kept there, with other {differing}; rename a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write(place)
+
+
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Record(Kept):
     """A finished run.
 
     Attributes:
@@ -44,6 +77,8 @@ class Record:
     given_command: str | None = None
     val_loss: float | None = None
 
+    KIND = "record of a run"
+
     @classmethod
     def of_run(cls, path):
         """Returns the record of a run folder.
@@ -61,21 +96,6 @@ class Record:
         return cls(**{"name": name, "arguments": run.arguments, "table": [dataclasses.asdict(row) for row in run.table],
                       "steps": len(run.history) - 1, "phases": run.phases, "curve": curve, "origin": run.origin,
                       "val_loss": run.history[-1].loss} | changes)
-
-    @classmethod
-    def read(cls, path):
-        """Returns the record in a file of write().
-
-        Raises:
-            EkgError: the file is damaged, or holds no record.
-        """
-        try:
-            return cls(**files.read_json(path))
-        except TypeError:
-            raise EkgError(f"{path}: is no record of a run.") from None
-
-    def write(self, path):
-        files.write_json(path, dataclasses.asdict(self))
 
     # ---------------------------------------------------------------- what tables show
 
@@ -144,7 +164,7 @@ STUDY = "correlation.json"  # in the folder of `analyze.py correlation`; beside 
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Study(Kept):
     """What `analyze.py correlation` found.
 
     Attributes:
@@ -160,18 +180,20 @@ class Study:
     minutes: float
     rows: list
 
+    KIND = "study of sub-networks"
+
     @classmethod
-    def read(cls, path, name):
-        """Returns the study in a file.
+    def of_folder(cls, path):
+        """Returns the study in a folder of `analyze.py correlation`.
 
         Raises:
-            EkgError: the file is damaged, or holds no study.
+            EkgError: the file is damaged, or holds no such study.
         """
-        found = files.read_json(path)
+        found = files.read_json(path / STUDY)
         try:
-            return cls(name, **{field.name: found[field.name] for field in dataclasses.fields(cls)[1:]})
+            return cls(path.resolve().name, *(found[field.name] for field in dataclasses.fields(cls)[1:]))
         except KeyError:
-            raise EkgError(f"{path}: is no study of sub-networks of this version.") from None
+            raise EkgError(f"{path / STUDY}: is no {cls.KIND} of this version.") from None
 
     @property
     def data(self):
@@ -209,7 +231,7 @@ def collect(paths, out=None):
         place = path / RECORD if path.is_dir() and (path / RECORD).exists() else path
         records.append(Record.read(place) if place.is_file() else Record.of_run(place))
         if out is not None:
-            _keep(records[-1].write, out / f"{records[-1].name}.json", Record.read, records[-1])
+            records[-1].keep(out)
     return records
 
 
@@ -225,19 +247,8 @@ def collect_studies(paths, out=None):
     """
     studies = []
     for path in paths:
-        place, name = (path / STUDY, path.resolve().name) if path.is_dir() else (path, path.stem)
-        studies.append(Study.read(place, name))
+        studies.append(Study.of_folder(path) if path.is_dir() else Study.read(path))
         if path.is_dir() and out is not None:
-            _keep(functools.partial(shutil.copyfile, place), out / f"{name}.json", lambda file: Study.read(file, file.stem),
-                  studies[-1])
-            shutil.copyfile(place.with_suffix(".png"), out / f"{name}.png")
+            studies[-1].keep(out)
+            shutil.copyfile((path / STUDY).with_suffix(".png"), out / f"{studies[-1].name}.png")
     return studies
-
-
-def _keep(write, place, read, new):
-    """Writes what is new into a file, unless that holds another of this name."""
-    if place.exists() and (old := read(place)).arguments != new.arguments:
-        differing = [name for name in new.arguments | old.arguments if new.arguments.get(name) != old.arguments.get(name)]
-        raise EkgError(f"{place}: another {new.name} is kept there, with other {', '.join(differing)}; rename a folder.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write(place)

@@ -214,14 +214,27 @@ class RunFolder:
         files.append_json_line(self / HISTORY, entry.to_json())
 
     @contextlib.contextmanager
-    def timed(self, phase):
-        """Keeps what a phase took, also of one that is stopped."""
-        start, peak = time.perf_counter(), Peak()
+    def timed(self, phase, is_kept=True):
+        """Keeps what a phase took, also of one that is stopped; gives a dict that has "seconds" and "peak" behind the block.
+
+        Args:
+            phase: its name.
+            is_kept: whether it is written into the folder: of several processes the chief alone writes.
+        """
+        start, taken = time.perf_counter(), {"peak": Peak()}
+
+        def keep():
+            taken["seconds"] = time.perf_counter() - start
+            if is_kept:
+                self.log_phase(phase, **taken)
         try:
-            with peak:
-                yield
-        finally:
-            self.log_phase(phase, time.perf_counter() - start, peak)
+            with taken["peak"]:
+                yield taken
+        except BaseException:
+            with contextlib.suppress(EkgError):  # what ended the phase is what matters
+                keep()
+            raise
+        keep()
 
     def log_phase(self, phase, seconds, peak):
         """Appends what a phase, or a part of it, took: seconds and memory.Peak."""

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import tensorflow as tf
 from ekg.data import mixed_order
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
-from ekg.memory import Peak
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.run.networks import Networks
@@ -148,21 +146,9 @@ class Job:
     def timed(self, phase):
         """Logs a phase and keeps its seconds and its peak memory, also of one that is stopped."""
         logger.info("phase %s", phase)
-        start, peak = time.perf_counter(), Peak()
-
-        def keep():
-            seconds = time.perf_counter() - start
-            if self.team.is_chief:
-                self.folder.log_phase(phase, seconds, peak)
-            return seconds
-        try:
-            with peak, out_of_memory(phase):
-                yield
-        except BaseException:
-            with contextlib.suppress(EkgError):  # what ended the phase is what matters
-                keep()
-            raise
-        logger.info("phase %s took %.1f s, peak memory %s", phase, keep(), peak)
+        with self.folder.timed(phase, self.team.is_chief) as taken, out_of_memory(phase):
+            yield
+        logger.info("phase %s took %.1f s, peak memory %s", phase, taken["seconds"], taken["peak"])
 
 
 class Phase:
