@@ -54,8 +54,8 @@ def parse_args(argv=None):
     commands["criteria"].add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
     commands["ablation"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each")
     commands["run"].add_argument("folder", type=Path, help="run folder")
-    commands["tables"].add_argument("runs", nargs="*", type=Path, help="run folders, folders of correlation, and records "
-                                    "of runs, .json files")
+    commands["tables"].add_argument("runs", nargs="*", type=Path, help="run folders, folders of condition, correlation and "
+                                    "landscape, and records of runs, .json files")
     commands["tables"].add_argument("--out", type=Path, help="folder that keeps a record of each run in results/, and gets "
                                     "results.md, made of all records there; without it the tables are printed alone")
     commands["tables"].add_argument("--readme", type=Path, help="page whose table of the published figures is made anew")
@@ -110,7 +110,8 @@ def landscape(args):
 
 def correlation(args):
     """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
-    compute = Compute(Team(op_utils.make_strategy()))  # before anything else touches a device
+    # Before anything else touches a device.
+    compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"), args.precision)
     return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
                              compute)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from analyses.results import known_rows, row_key, write_results
+from analyses.results import write_results
+from analyses.stored import measure_networks, minutes
 from ekg import files
 from ekg.landscape import lanczos
 from ekg.landscape.hessian import model_landscape
@@ -38,24 +39,17 @@ def measure_conditions(subject, paths, images, settings, parameters, out):
     """
     from analyses import pictures  # imports matplotlib
 
-    batches, models, batch_statistics = subject.batches(images.images), subject.load_all(paths), images.batch_statistics
-    out.mkdir(parents=True, exist_ok=True)
-    lines, rows = out / "conditions.jsonl", []
-    known = known_rows(lines, "key")
-    for (name, model), path in zip(models.items(), paths):
-        key = row_key(path, batches, parameters, batch_statistics, settings.tolerance, settings.max_products)
-        if key not in known:
-            landscape = model_landscape(model, batches, parameters=parameters, batch_statistics=batch_statistics)
-            spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
-            known[key] = {"key": key, "condition": spectrum.condition, "loss": landscape.loss(landscape.point)}
-            known[key] |= spectrum_values(spectrum)
-            files.append_json_line(lines, known[key])
-        rows.append({"network": name} | {field: value for field, value in known[key].items() if field != "key"})
+    def measure(model, batches, name):
+        landscape = model_landscape(model, batches, parameters=parameters, batch_statistics=images.batch_statistics)
+        spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
+        return {"condition": spectrum.condition, "loss": landscape.loss(landscape.point)} | spectrum_values(spectrum)
+    asked = {"parameters": parameters, **dataclasses.asdict(settings)}
+    rows, arguments = measure_networks(subject, paths, images, asked, out / "conditions.jsonl", measure)
     pictures.draw_conditions(out / "condition.png", [row["network"] for row in rows], [row["condition"] for row in rows])
     text = "; ".join(f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
                      f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g}, "
                      f"{row['products']} products)" for row in rows)
-    write_results(out, "condition", rows, text)
+    write_results(out, "condition", rows, text, arguments=arguments, minutes=minutes(rows))
     check_converged(rows, "network", out)
     return rows
 

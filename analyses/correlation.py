@@ -12,7 +12,7 @@ from analyses.results import data_key, known_rows, tells_sign, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
 from ekg.data import TrainingBatches, mixed_order
-from ekg.devices.compute import full_float32
+from ekg.devices.compute import DTYPES, full_float32
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
@@ -25,11 +25,11 @@ from ekg.search.targets import Flops
 from ekg.settings import COUNT, SEARCH, FineTuneSettings, setting
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
-from ekg.train.step import Schedule, Trainer
+from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # of the lines in the folder; an older folder is refused, never mixed
+FORMAT = 5  # of the lines in the folder; an older folder is refused, never mixed
 FINE_TUNING = FineTuneSettings()  # the recipe of every sub-network, but for the epochs and the teacher
 SUBNETWORKS_SEED = 7
 BOOTSTRAP_SAMPLES = 2000
@@ -42,6 +42,7 @@ class StudySettings(TrainedSettings):
     """What is asked of the random sub-networks of a trained network."""
     subnetworks: int = setting(50, "how many", SEARCH, range=COUNT)
     train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
+    precision: str = setting("float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES)
 
 
 def study_correlation(subject, study, spectrum, out, compute):
@@ -84,8 +85,8 @@ def _arguments(subject, study, spectrum):
     """Returns what the rows of a study depend on, as its folder keeps it."""
     return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
             "dataset": subject.data.name, "data": data_key(subject.data.train),
-            "train_epoch": study.train_epoch, "batch_size": subject.batch_size, **dataclasses.asdict(spectrum),
-            "format": FORMAT}
+            "train_epoch": study.train_epoch, "precision": study.precision, "batch_size": subject.batch_size,
+            **dataclasses.asdict(spectrum), "format": FORMAT}
 
 
 # ---------------------------------------------------------------- sub-networks
@@ -176,7 +177,8 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     train_batches = data.batches(data.train, subject.batch_size, mixed_order(data.strata))
     model = slim(supernet, subnetwork, train_batches, compute)
     loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
-    trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay)
+    trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay,
+                      options=StepOptions(1, compute.use_xla, compute.dtype))
     batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, data.num_views, phase="fine-tune")
     schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)

@@ -1,9 +1,7 @@
-"""What stays of a finished run or study as evidence: a small JSON file that tells what was run, how it ended, where and how
-long."""
+"""What stays of a finished run as evidence: a small JSON file that tells what was run, how it ended, where and how long."""
 
 import dataclasses
 import shlex
-import shutil
 from pathlib import Path
 
 import op_utils
@@ -16,6 +14,11 @@ NETWORK, GIVEN = ("arch", "dataset"), "PARAMS"
 RECORD = "record.json"  # in the folder of a benchmark that is no run of the training scripts
 # Images that bear a data set's name and are not the original ones, by the start of the hash of some of them.
 ALTERED = {"3d6231d845eb6f21": "CIFAR10 after JPEG compression"}
+
+
+def data_name(sample, dataset):
+    """Returns what data is called: a data set's name, unless the hash of some of its images is that of altered ones."""
+    return ALTERED.get(sample[:16], dataset)
 
 
 class Kept:
@@ -126,7 +129,7 @@ class Record(Kept):
     @property
     def data(self):
         """What the data is called; images that are not the original ones are told from those."""
-        return ALTERED.get(self.arguments.get("data", {}).get("sample", "")[:16], self.arguments["dataset"])
+        return data_name(self.arguments.get("data", {}).get("sample", ""), self.arguments["dataset"])
 
     @property
     def is_original(self):
@@ -142,7 +145,7 @@ class Record(Kept):
         if self.arguments["trained_param"]:
             flags.append(f"--trained_param {GIVEN}")
         for cls in op_utils.SHARED_FLAGS.values():
-            flags += [_flag(field, self.arguments[field.name]) for field in dataclasses.fields(cls)
+            flags += [flag(field.name, self.arguments[field.name]) for field in dataclasses.fields(cls)
                       if field.name in self.arguments and field.name != "trained_param"
                       and _plain(self.arguments[field.name]) != _plain(field.default)]
         return f"python {script} {' '.join(flags)}"
@@ -152,66 +155,29 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _flag(field, value):
+def came_of(origins):
+    """Returns the cells of machine, versions and revision of a list of (origin, versions)."""
+    cells = []
+    for origin, versions in origins:
+        devices = ""
+        if origin:
+            machine = origin["machine"]
+            devices = ", ".join(machine["gpus"]) or f"{count(origin['cores'], 'core')}, {machine['processor']}"
+        cells.append((devices, ", ".join(f"{name} {value}" for name, value in versions.items()),
+                      (origin.get("revision") or "")[:7]))
+    return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]
+
+
+def count(number, noun):
+    """Returns a number of things in words, "1 core" or "2 cores"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def flag(name, value):
+    """Returns an argument of a command line, as text."""
     if isinstance(value, bool):
-        return f"--{field.name}" if value else f"--no-{field.name}"
-    return f"--{field.name} {' '.join(shlex.quote(str(entry)) for entry in (value if isinstance(value, list) else [value]))}"
-
-
-# ---------------------------------------------------------------- studies of sub-networks
-
-STUDY = "correlation.json"  # in the folder of `analyze.py correlation`; beside it lies its picture
-
-
-@dataclasses.dataclass(frozen=True)
-class Study(Kept):
-    """What `analyze.py correlation` found.
-
-    Attributes:
-        name: of its folder.
-        arguments: all that its rows depend on.
-        statistics: {"val_loss" and "condition": the coefficients of correlation.correlate()}.
-        minutes: that the sub-networks took together.
-        rows: list of a dict for each sub-network.
-    """
-    name: str
-    arguments: dict
-    statistics: dict
-    minutes: float
-    rows: list
-
-    KIND = "study of sub-networks"
-
-    @classmethod
-    def of_folder(cls, path):
-        """Returns the study in a folder of `analyze.py correlation`.
-
-        Raises:
-            EkgError: the file is damaged, or holds no such study.
-        """
-        found = files.read_json(path / STUDY)
-        try:
-            return cls(path.resolve().name, *(found[field.name] for field in dataclasses.fields(cls)[1:]))
-        except KeyError:
-            raise EkgError(f"{path / STUDY}: is no {cls.KIND} of this version.") from None
-
-    @property
-    def data(self):
-        """What the data is called; see Record."""
-        return ALTERED.get(self.arguments["data"][16:32], self.arguments["dataset"])
-
-    @property
-    def count(self):
-        """How many sub-networks there are, and of how many the condition number is not as exact as was asked for."""
-        left = sum(not row["converged"] for row in self.rows)
-        return f"{len(self.rows)}" + (f", {left} not converged" if left else "")
-
-    @property
-    def command(self):
-        """The command line of the study, without the places of files."""
-        asked = ("arch", "dataset", "target_rate", "train_epoch", "batch_size", "max_products", "tolerance")
-        return (f"python analyze.py correlation --trained_param {GIVEN} --subnetworks {len(self.rows)} "
-                + " ".join(f"--{name} {self.arguments[name]}" for name in asked))
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {' '.join(shlex.quote(str(entry)) for entry in (value if isinstance(value, list) else [value]))}"
 
 
 # ---------------------------------------------------------------- what is kept
@@ -233,22 +199,3 @@ def collect(paths, out=None):
         if out is not None:
             records[-1].keep(out)
     return records
-
-
-def collect_studies(paths, out=None):
-    """Returns the Studies in folders of `analyze.py correlation`, and in files that were kept of such.
-
-    Args:
-        paths: pathlib.Path each.
-        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or None.
-
-    Raises:
-        EkgError: there is no study, or another one of this name is kept already.
-    """
-    studies = []
-    for path in paths:
-        studies.append(Study.of_folder(path) if path.is_dir() else Study.read(path))
-        if path.is_dir() and out is not None:
-            studies[-1].keep(out)
-            shutil.copyfile((path / STUDY).with_suffix(".png"), out / f"{studies[-1].name}.png")
-    return studies

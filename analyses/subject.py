@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ekg.errors import EkgError
 from ekg.settings import COUNT, MACHINE, SEARCH, SHARE, SUBSET_PER_CLASS, SearchSettings, Settings, setting
 
 IMAGES = ("val", "subset", "test")
@@ -65,12 +66,24 @@ class Subject:
         return data.batches(split, self.batch_size)
 
     def load_all(self, paths):
-        """Returns {name: keras.Model} of parameter files; the name is the file's, or its path if another has that name.
+        """Returns {name: keras.Model} of parameter files, by the names of short_names().
 
         Raises:
-            EkgError: a file is no parameter file of the network.
+            EkgError: a file is no parameter file of the network, or is given twice.
         """
-        models = {}
-        for path in paths:
-            models[path.stem if path.stem not in models else str(path)] = self.load(path)
-        return models
+        return {name: self.load(path) for name, path in zip(short_names(paths), paths)}
+
+
+def short_names(paths):
+    """Returns a name for each file: as many of its path's last parts as tell all of them apart, without ".pkl".
+
+    Raises:
+        EkgError: a file is given twice.
+    """
+    places = [path.resolve() for path in paths]
+    for count in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-count:]).removesuffix(".pkl") for place in places]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(path for i, path in enumerate(paths) if places[i] in places[:i])
+    raise EkgError(f"{twice}: is given twice; name each network once.")

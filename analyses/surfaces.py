@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from analyses.results import known_rows, row_key, write_results
-from ekg import files
+from analyses.results import write_results
+from analyses.stored import measure_networks, minutes
 from ekg.errors import EkgError
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.surfaces import surface
@@ -46,25 +46,19 @@ def measure_surfaces(subject, paths, images, settings, out):
     """
     from analyses import pictures  # imports matplotlib
 
-    batches, models, batch_statistics = subject.batches(images.images), subject.load_all(paths), images.batch_statistics
-    out.mkdir(parents=True, exist_ok=True)
     steps, middle = settings.steps, settings.grid // 2
-    lines, rows = out / "surfaces.jsonl", []
-    known = known_rows(lines, "key")
-    for (name, model), path in zip(models.items(), paths):
-        key = row_key(path, batches, batch_statistics, settings.grid, settings.span)
-        if key not in known:
-            losses = _measure(model_landscape(model, batches, batch_statistics=batch_statistics), name, steps)
-            known[key] = {"key": key, "surface": losses.tolist()}
-            files.append_json_line(lines, known[key])
-        losses = np.array(known[key]["surface"])
-        rows.append({"network": name, "loss": losses[middle, middle], "lowest": losses.min(), "highest": losses.max(),
-                     "surface": known[key]["surface"]})
+
+    def measure(model, batches, name):
+        losses = _measure(model_landscape(model, batches, batch_statistics=images.batch_statistics), name, steps)
+        return {"loss": losses[middle, middle], "lowest": losses.min(), "highest": losses.max(), "surface": losses.tolist()}
+    rows, arguments = measure_networks(subject, paths, images, {"grid": settings.grid, "span": settings.span},
+                                       out / "surfaces.jsonl", measure)
     pictures.draw_surfaces(out / "landscape.png", [row["network"] for row in rows], steps,
                            [np.array(row["surface"]) for row in rows], settings.scale)
     text = "; ".join(f"{row['network']}: loss {row['loss']:.4f} at the network, {row['lowest']:.4f} to "
                      f"{row['highest']:.4f} on the grid" for row in rows)
-    write_results(out, "landscape", rows, text, steps=steps.tolist())
+    write_results(out, "landscape", rows, text, steps=steps.tolist(), minutes=minutes(rows),
+                  arguments=arguments | {"scale": settings.scale})
     return rows
 
 

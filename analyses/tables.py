@@ -1,6 +1,7 @@
 """Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
 
-from analyses import evidence, published, repetitions
+from analyses import evidence, published, repetitions, studies
+from analyses.evidence import came_of, count
 from analyses.results import markdown_table
 from ekg.errors import EkgError
 from ekg.report.table import milliseconds_text
@@ -11,12 +12,9 @@ COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seed
 SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
-STUDIES = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
-           "Spearman, 95 %", "published", "minutes", "machine", "versions", "revision", "command")
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
 STUDIED = "studies"  # in the folder of the records: files and pictures of studies
-PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
 RATES, CURVES = "rates.png", "curves.png"  # pictures beside the records
 BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
@@ -25,7 +23,7 @@ def write_tables(paths, out=None, readme=None):
     """Prints the tables of finished runs and returns them.
 
     Args:
-        paths: run folders, folders and files of evidence.Record, and folders of `analyze.py correlation`.
+        paths: run folders, folders and files of evidence.Record, and folders of studies.ANALYSES.
         out: pathlib.Path of the folder that keeps a record of each run folder and study in results/, and gets results.md,
             of all records there; None writes nothing.
         readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is made anew; or None.
@@ -33,12 +31,12 @@ def write_tables(paths, out=None, readme=None):
     Raises:
         EkgError: a folder holds no finished run, or a page has no place for its table.
     """
-    studied = [path for path in paths if (path / evidence.STUDY).exists()]
+    studied = [path for path in paths if studies.results_of(path)]
     records = evidence.collect([path for path in paths if path not in studied], out and out / RECORDS)
-    studies = evidence.collect_studies(studied, out and out / RECORDS / STUDIED)
+    found = studies.collect(studied, out and out / RECORDS / STUDIED)
     if out is not None:
-        records, studies = kept(out)
-    text = format_page(records, studies)
+        records, found = kept(out)
+    text = format_page(records, found)
     if out is not None:
         draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
@@ -51,7 +49,7 @@ def write_tables(paths, out=None, readme=None):
 def kept(folder):
     """Returns (Records, Studies) that the folder of --out keeps."""
     return (evidence.collect(sorted((folder / RECORDS).glob("*.json"))),
-            evidence.collect_studies(sorted((folder / RECORDS / STUDIED).glob("*.json"))))
+            studies.collect(sorted((folder / RECORDS / STUDIED).glob("*.json"))))
 
 
 def replace_part(page, text):
@@ -92,21 +90,21 @@ def draw(records, folder):
 
 
 def _network(record):
-    return f"{record.arguments['arch']}, {record.data}, {_count(record.arguments['train_epoch'], 'epoch')}"
+    return f"{record.arguments['arch']}, {record.data}, {count(record.arguments['train_epoch'], 'epoch')}"
 
 
 # ---------------------------------------------------------------- tables
 
-def format_page(records, studies=()):
-    """Returns the part of a page that is made of records and studies: tables, and pictures that lie beside these."""
+def format_page(records, found=()):
+    """Returns the part of a page that is made of Records and Studies: tables, and pictures that lie beside these."""
     parts = []
     if records:
         parts += [format_runs(records), f"![top-1 over the FLOPs kept]({RECORDS}/{RATES})",
                   f"![top-1 over the epochs of fine-tuning]({RECORDS}/{CURVES})"]
     if any(map(_costs, records)):
         parts.append(format_costs(records))
-    if studies:
-        parts += [format_studies(studies), *(f"![{study.name}]({RECORDS}/{STUDIED}/{study.name}.png)" for study in studies)]
+    if found:
+        parts.append(studies.format_studies(found, f"{RECORDS}/{STUDIED}"))
     if records:
         parts.append(format_each(records))
     return "\n\n".join(parts) or "Nothing was run yet."
@@ -127,11 +125,6 @@ def format_costs(records):
     return markdown_table(COSTS, [row for record in records for row in _costs(record)])
 
 
-def format_studies(studies):
-    """Returns a Markdown table of how losses after fine-tuning go with what was known before; two rows for a study."""
-    return markdown_table(STUDIES, [_study(study, name) for study in studies for name in PREDICTORS])
-
-
 def format_headlines(records):
     """Returns a Markdown table of the paper's main figures and of our runs of the same, on the original images."""
     rows, groups = [], repetitions.group(records)
@@ -145,8 +138,8 @@ def format_headlines(records):
         rows.append([f"{figures.arch}, {figures.dataset}", "" if baseline is None else f"{baseline:.2f}",
                      f"{figures.top1:.2f}{deviation}", f"{100 * figures.rate:.1f} %",
                      "; ".join(", ".join(filter(None, (
-                         group.top1(-1), _count(len(group.records), "seed"),
-                         _count(group.arguments["train_epoch"], "epoch"), group.special))) for group in ours) or "not run"])
+                         group.top1(-1), count(len(group.records), "seed"),
+                         count(group.arguments["train_epoch"], "epoch"), group.special))) for group in ours) or "not run"])
     return markdown_table(HEADLINES, rows)
 
 
@@ -162,10 +155,6 @@ def format_readme(records):
         rows.append([group.arguments["arch"], group.first.data, group.method, len(group.records),
                      group.arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", group.top1(-1)])
     return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{markdown_table(SHORT, rows)}"
-
-
-def _count(number, noun):
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _cells(group):
@@ -208,28 +197,4 @@ def _costs(record):
 def _each(record):
     minutes = ", ".join(f"{phase} {value:.1f}" for phase, value in record.minutes.items())
     return [record.name, record.arguments.get("seed", ""), f"{record.top1(-1):.2f}", minutes,
-            *_came_of([(record.origin, record.arguments.get("versions", {}))]), f"`{record.command}`"]
-
-
-def _study(study, name):
-    arguments, found = study.arguments, study.statistics[name]
-    origins = [(row["origin"], row["versions"]) for row in study.rows]
-    coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
-                    for kind in ("pearson", "spearman"))
-    return [study.name, arguments["arch"], study.data, study.count, f"{arguments['target_rate']:.2f}",
-            arguments["train_epoch"], PREDICTORS[name], *coefficients,
-            f"{published.CORRELATION[name]:.2f}, {published.CORRELATION['subnetworks']} sub-networks",
-            f"{study.minutes:.0f}", *_came_of(origins), f"`{study.command}`"]
-
-
-def _came_of(origins):
-    """Returns the cells of machine, versions and revision of a list of (origin, versions)."""
-    cells = []
-    for origin, versions in origins:
-        devices = ""
-        if origin:
-            machine = origin["machine"]
-            devices = ", ".join(machine["gpus"]) or f"{_count(origin['cores'], 'core')}, {machine['processor']}"
-        cells.append((devices, ", ".join(f"{name} {value}" for name, value in versions.items()),
-                      (origin.get("revision") or "")[:7]))
-    return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]
+            *came_of([(record.origin, record.arguments.get("versions", {}))]), f"`{record.command}`"]

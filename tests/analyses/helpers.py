@@ -22,6 +22,11 @@ def run_analysis(*argv):
     return analyze.main(analyze.parse_args([str(value) for value in argv]))
 
 
+def cells(line):
+    """Returns the cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def picture_size(path):
     return Image.open(path).size
 

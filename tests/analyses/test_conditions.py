@@ -1,7 +1,11 @@
 import pytest
 
+import analyze
+from analyses import studies
+from analyses.subject import short_names
 from ekg import files
-from tests.analyses.helpers import DIGITS, SPECTRUM, picture_size, run_analysis
+from ekg.errors import EkgError
+from tests.analyses.helpers import DIGITS, SPECTRUM, cells, picture_size, run_analysis
 
 
 def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
@@ -11,7 +15,8 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
     assert [row["network"] for row in rows] == ["one", "two"] and all(row["converged"] for row in rows)
     for row in rows:
         assert row["condition"] == abs(row["smallest"] / row["largest"]) and row["num_images"] == 40
-        assert set(row) == SPECTRUM | {"network", "condition", "loss"} and row["parameters"] == "kernels"
+        assert set(row) == SPECTRUM | {"network", "condition", "loss", "seconds", "origin", "versions"}
+        assert row["parameters"] == "kernels"
     stored = files.read_json(tmp_path / "condition.json")
     assert stored["rows"] == rows and min(picture_size(tmp_path / "condition.png")) > 100
     assert (tmp_path / "condition.csv").read_text().startswith("network,condition,loss")
@@ -19,6 +24,13 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
     before = (tmp_path / "conditions.jsonl").read_bytes()
     assert run_analysis(*argv) == rows
     assert (tmp_path / "conditions.jsonl").read_bytes() == before  # nothing was computed again
+    run_analysis("tables", tmp_path, "--out", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    *of_networks, each = (cells(line) for line in page.splitlines() if line.startswith(f"| {tmp_path.name} "))
+    assert [row[1] for row in of_networks] == ["one", "two"] and len(of_networks[0]) == len(studies.CONDITIONS)
+    assert [row[5] for row in of_networks] == [f"{row['condition']:.4f}" for row in rows]
+    assert each[-1].startswith("`python analyze.py condition one.pkl two.pkl --arch ResNet-8 --dataset DIGITS ")
+    analyze.parse_args(each[-1].strip("`").split()[2:])  # it can be asked for so
 
 
 def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, capsys):
@@ -29,3 +41,12 @@ def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, ca
     assert "not known to the tolerance: those of network one (residuals" in error and "raise --max_products" in error
     row, = files.read_json(tmp_path / "condition.json")["rows"]
     assert row["products"] == 2 and not row["converged"] and row["residual_smallest"] > 0
+    run_analysis("tables", tmp_path, "--out", tmp_path / "docs")
+    assert ", not converged |" in (tmp_path / "docs" / "results.md").read_text()
+
+
+def test_networks_are_named_by_as_little_of_their_paths_as_tells_them_apart(tmp_path):
+    paths = [tmp_path / name for name in ("a/slimmed.pkl", "b/slimmed.pkl", "b/trained.pkl")]
+    assert short_names(paths) == ["a/slimmed", "b/slimmed", "b/trained"] and short_names(paths[1:]) == ["slimmed", "trained"]
+    with pytest.raises(EkgError, match="slimmed.pkl: is given twice"):
+        short_names([*paths, tmp_path / "a" / ".." / "b" / "slimmed.pkl"])

@@ -5,26 +5,28 @@ import pytest
 from scipy import stats
 
 import dataloader
-from analyses import correlation, pictures, tables
+from analyses import correlation, pictures, studies
 from analyses.correlation import correlate, random_subnetwork
 from analyses.subject import Subject
 from ekg import files
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.settings import FineTuneSettings
-from tests.analyses.helpers import DIGITS, SPECTRUM, make_supernet, picture_size, run_analysis
+from ekg.train.step import StepOptions
+from tests.analyses.helpers import DIGITS, SPECTRUM, cells, make_supernet, picture_size, run_analysis
 
 
 def check_page(folder, out, count="2"):
     """Checks that a study stands in a page with its coefficients and its command, and that what is kept makes the page."""
     run_analysis("tables", folder, "--out", out)
     page, studied = (out / "results.md").read_text(), files.read_json(folder / "correlation.json")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if folder.name in line][:2]
-    assert [row[6] for row in rows] == ["validation loss", "condition number"] and len(rows[0]) == len(tables.STUDIES)
-    for row, name in zip(rows, ("val_loss", "condition")):
-        assert row[7].startswith(f"{studied['statistics'][name]['pearson']:.2f} (") and row[3] == count
-        assert row[-1] == ("`python analyze.py correlation --trained_param PARAMS --subnetworks 2 --arch ResNet-8 --dataset "
-                           "DIGITS --target_rate 0.5 --train_epoch 1 --batch_size 256 --max_products 100 --tolerance 100.0`")
+    loss, condition, each = (cells(line) for line in page.splitlines() if line.startswith(f"| {folder.name} "))
+    assert len(loss) == len(studies.CORRELATIONS) and len(each) == len(studies.EACH)
+    for row, name, text in ((loss, "val_loss", "validation loss"), (condition, "condition", "condition number")):
+        assert row[7].startswith(f"{studied['statistics'][name]['pearson']:.2f} (") and (row[3], row[6]) == (count, text)
+    assert each[-1] == ("`python analyze.py correlation --trained_param PARAMS --subnetworks 2 --target_rate 0.5 --arch "
+                        "ResNet-8 --dataset DIGITS --train_epoch 1 --precision bfloat16 --batch_size 256 --tolerance 100.0 "
+                        "--max_products 100`")
     assert picture_size(out / "results" / "studies" / f"{folder.name}.png")[0] > 300
     run_analysis("tables", "--out", out)
     assert (out / "results.md").read_text() == page
@@ -32,7 +34,7 @@ def check_page(folder, out, count="2"):
 
 def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
     argv = ("correlation", "--trained_param", params / "one.pkl", *DIGITS, "--subnetworks", 2, "--target_rate", 0.5,
-            "--tolerance", 100, "--out", tmp_path / "correlation")
+            "--tolerance", 100, "--precision", "bfloat16", "--out", tmp_path / "correlation")
     rows = run_analysis(*argv)
     assert [row["number"] for row in rows] == [0, 1] and len({row["val_loss"] for row in rows}) == 2
     assert all(0.4 < row["rate"] <= 0.5 and row["condition"] > 0 for row in rows)
@@ -44,7 +46,7 @@ def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
         run_analysis(*argv, "--target_rate", 0.6)
     arguments = files.read_json(tmp_path / "correlation" / "arguments.json")
     files.write_json(tmp_path / "correlation" / "arguments.json", arguments | {"format": 2})
-    with pytest.raises(EkgError, match="name a new `out`:\n  format: 2 there, 4 here"):
+    with pytest.raises(EkgError, match="name a new `out`:\n  format: 2 there, 5 here"):
         run_analysis(*argv)
     monkeypatch.setattr(correlation, "measure_subnetworks", lambda *_: [rows[0] | {"converged": False}, rows[1]])
     with pytest.raises(SystemExit) as exit_info:
@@ -56,12 +58,12 @@ def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
 def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(params, tmp_path, monkeypatch):
     calls, supernet = [], make_supernet(params)
     monkeypatch.setattr(correlation, "fit", lambda *args, **_: calls.append(args))
-    make_trainer, weight_decays = correlation.Trainer, []
-    monkeypatch.setattr(correlation, "Trainer", lambda *args, **options: weight_decays.append(options["weight_decay"])
-                        or make_trainer(*args, **options))
+    make_trainer, asked = correlation.Trainer, []
+    monkeypatch.setattr(correlation, "Trainer",
+                        lambda *args, **options: asked.append(options) or make_trainer(*args, **options))
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     subject = Subject("ResNet-8", dataloader.load("DIGITS"), None, 256)
-    metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute())
+    metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute(dtype="bfloat16"))
     (_, trainer, batches, schedule), = calls
     name = supernet.groups[0].name
     kernels = [model.get_layer(name).kernel.numpy() for model in (trainer.model, supernet.model)]
@@ -70,7 +72,8 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(par
     usual = FineTuneSettings()
     assert (schedule.learning_rate, schedule.decay_points, schedule.decay_rate, schedule.epochs) == (
         usual.learning_rate, usual.decay_points, usual.decay_rate, 3)
-    assert weight_decays == [usual.weight_decay] and batches.batch_size == usual.batch_size
+    assert asked == [{"weight_decay": usual.weight_decay, "options": StepOptions(dtype="bfloat16")}]
+    assert batches.batch_size == usual.batch_size
     assert 0 < metrics.loss < 20
 
 

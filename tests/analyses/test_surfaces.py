@@ -1,8 +1,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+import analyze
 from analyses import pictures
-from tests.analyses.helpers import DIGITS, picture_size, run_analysis
+from ekg import files
+from tests.analyses.helpers import DIGITS, cells, picture_size, run_analysis
 
 
 def test_surfaces_share_one_scale(params, tmp_path):
@@ -17,6 +19,24 @@ def test_surfaces_share_one_scale(params, tmp_path):
     before = (tmp_path / "surfaces.jsonl").read_bytes()
     assert run_analysis(*argv) == rows
     assert (tmp_path / "surfaces.jsonl").read_bytes() == before  # nothing was computed again
+
+
+def test_surfaces_stand_in_the_page_of_results(params, tmp_path):
+    argv = ("landscape", params / "one.pkl", *DIGITS, "--images", "test", "--grid", 3, "--span", 0.3)
+    row, = run_analysis(*argv, "--out", tmp_path / "flat")
+    run_analysis("tables", tmp_path / "flat", "--out", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    surface, each = (cells(line) for line in page.splitlines() if line.startswith("| flat "))
+    assert surface[1:3] == ["one", "DIGITS"] and surface[3] == f"{row['loss']:.3g}"
+    assert surface[-1] == f"{row['highest']:.3g}"
+    assert each[-1] == ("`python analyze.py landscape one.pkl --arch ResNet-8 --dataset DIGITS --images test "
+                        "--batch_size 256 --grid 3 --span 0.3 --scale log`")
+    analyze.parse_args(each[-1].strip("`").split()[2:])  # it can be asked for so
+    assert picture_size(tmp_path / "docs" / "results" / "studies" / "flat.png")[0] > 300
+    kept = files.read_json(tmp_path / "docs" / "results" / "studies" / "flat.json")
+    assert "surface" not in kept["rows"][0] and kept["rows"][0]["seconds"] > 0  # a whole surface stays where it was made
+    run_analysis("tables", "--out", tmp_path / "docs")
+    assert (tmp_path / "docs" / "results.md").read_text() == page
 
 
 def test_many_surfaces_stand_in_rows(tmp_path):

@@ -8,14 +8,10 @@ import pytest
 from analyses import evidence, published, repetitions, tables
 from ekg import files
 from ekg.errors import EkgError
-from tests.analyses.helpers import make_run, picture_size, run_analysis
+from tests.analyses.helpers import cells, make_run, picture_size, run_analysis
 
 PAPER = {"arch": "ResNet-56", "dataset": "CIFAR10", "search_teacher": "ensemble", "finetune_teacher": "ensemble",
          "criterion": "ekg", "target_rate": 0.45}
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_tables_stand_next_to_the_published_figures(params, tmp_path):

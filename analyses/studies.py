@@ -1,0 +1,163 @@
+"""Studies: what `analyze.py condition`, `correlation` and `landscape` found, kept as evidence, and the tables made of it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from analyses import published
+from analyses.evidence import GIVEN, Kept, came_of, data_name, flag
+from analyses.results import markdown_table
+from ekg import files
+from ekg.errors import EkgError
+
+ANALYSES = ("correlation", "condition", "landscape")
+NO_FLAGS = ("trained_param", "networks", "data", "format")  # of the arguments of a study
+PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
+
+CORRELATIONS = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
+                "Spearman, 95 %", "published")
+CONDITIONS = ("study", "network", "data", "parameters", "loss", "condition number", "smallest eigenvalue",
+              "largest eigenvalue", "residuals")
+SURFACES = ("study", "network", "data", "loss at the network", "lowest on the grid", "highest on the grid")
+EACH = ("study", "minutes", "machine", "versions", "revision", "command")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Kept):
+    """What an analysis found.
+
+    Attributes:
+        name: of its folder.
+        analysis: one of ANALYSES.
+        arguments: all that its rows depend on.
+        minutes: that the rows took together.
+        rows: list of a dict for each network, each with its "origin" and "versions".
+        statistics: of a correlation {"val_loss" and "condition": the coefficients of correlation.correlate()}.
+    """
+    name: str
+    analysis: str
+    arguments: dict
+    minutes: float
+    rows: list
+    statistics: dict = dataclasses.field(default_factory=dict)
+
+    KIND = "study of networks"
+
+    @classmethod
+    def of_folder(cls, path):
+        """Returns the study in a folder of analyze.py; whole surfaces stay there.
+
+        Raises:
+            EkgError: the file is damaged, or holds no such study.
+        """
+        place = results_of(path)
+        found = files.read_json(place)
+        try:
+            rows = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in found["rows"]]
+            return cls(path.resolve().name, place.stem, found["arguments"], found["minutes"], rows,
+                       found.get("statistics", {}))
+        except KeyError:
+            raise EkgError(f"{place}: is no {cls.KIND} of this version; run the analysis again.") from None
+
+    @property
+    def arch(self):
+        return self.arguments["arch"]
+
+    @property
+    def data(self):
+        """What the data is called; see evidence.data_name()."""
+        return data_name(self.arguments["data"][16:], self.arguments["dataset"])
+
+    @property
+    def count(self):
+        """How many sub-networks there are, and of how many the condition number is not as exact as was asked for."""
+        left = sum(not row["converged"] for row in self.rows)
+        return f"{len(self.rows)}" + (f", {left} not converged" if left else "")
+
+    @property
+    def command(self):
+        """The command line of the study, without the places of files."""
+        given = " ".join(f"{name}.pkl" for name in self.arguments.get("networks", ())) or (
+            f"--trained_param {GIVEN} --subnetworks {len(self.rows)}")
+        flags = (flag(name, value) for name, value in self.arguments.items()
+                 if name not in NO_FLAGS and value is not False)  # which has no flag
+        return f"python analyze.py {self.analysis} {given} {' '.join(flags)}"
+
+
+def results_of(folder):
+    """Returns the path of the results of an analysis in a folder, or None if there are none of ANALYSES."""
+    return next((place for name in ANALYSES if (place := Path(folder) / f"{name}.json").is_file()), None)
+
+
+def collect(paths, out=None):
+    """Returns the Studies in folders of analyze.py, and in files that were kept of such.
+
+    Args:
+        paths: pathlib.Path each.
+        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or None.
+
+    Raises:
+        EkgError: there is no study, or another one of this name is kept already.
+    """
+    studies = []
+    for path in paths:
+        studies.append(Study.of_folder(path) if path.is_dir() else Study.read(path))
+        if path.is_dir() and out is not None:
+            studies[-1].keep(out)
+            shutil.copyfile(results_of(path).with_suffix(".png"), out / f"{studies[-1].name}.png")
+    return studies
+
+
+# ---------------------------------------------------------------- tables
+
+def format_studies(studies, pictures):
+    """Returns Markdown tables of studies, with their pictures.
+
+    Args:
+        studies: list of Study.
+        pictures: where these lie, from the page on, as text.
+    """
+    parts = []
+    for analysis, (head, rows) in TABLES.items():
+        own = [study for study in studies if study.analysis == analysis]
+        if own:
+            parts += [markdown_table(head, [row for study in own for row in rows(study)]),
+                      *(f"![{analysis}: {study.name}]({pictures}/{study.name}.png)" for study in own)]
+    return "\n\n".join([*parts, markdown_table(EACH, map(_each, studies))])
+
+
+def _correlations(study):
+    """Returns two rows: how the loss after fine-tuning goes with either of the PREDICTORS."""
+    arguments, rows = study.arguments, []
+    for name, text in PREDICTORS.items():
+        found = study.statistics[name]
+        coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
+                        for kind in ("pearson", "spearman"))
+        rows.append([study.name, study.arch, study.data, study.count, f"{arguments['target_rate']:.2f}",
+                     arguments["train_epoch"], text, *coefficients,
+                     f"{published.CORRELATION[name]:.2f}, {published.CORRELATION['subnetworks']} sub-networks"])
+    return rows
+
+
+def _conditions(study):
+    rows = []
+    for row in study.rows:
+        residuals = f"{row['residual_smallest']:.2g}, {row['residual_largest']:.2g}"
+        rows.append([study.name, row["network"], study.data, row["parameters"], f"{row['loss']:.4f}",
+                     f"{row['condition']:.4f}", f"{row['smallest']:.4g}", f"{row['largest']:.4g}",
+                     residuals if row["converged"] else f"{residuals}, not converged"])
+    return rows
+
+
+def _surfaces(study):
+    return [[study.name, row["network"], study.data, *(f"{row[name]:.3g}" for name in ("loss", "lowest", "highest"))]
+            for row in study.rows]
+
+
+def _each(study):
+    return [study.name, f"{study.minutes:.0f}", *came_of([(row["origin"], row["versions"]) for row in study.rows]),
+            f"`{study.command}`"]
+
+
+TABLES = {"correlation": (CORRELATIONS, _correlations), "condition": (CONDITIONS, _conditions),
+          "landscape": (SURFACES, _surfaces)}
