@@ -12,7 +12,7 @@ from ekg.report.pictures import COLOURS, save
 
 MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
-RATE_MARGIN = 0.1  # beside the rates: methods at one rate stand above one another
+IN_A_LEGEND = 6  # lines; a longer one would hide some of them, and stands beside the axes
 LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
 
@@ -128,6 +128,31 @@ def draw_comparison(path, title, names, panels):
     save(figure, path)
 
 
+def draw_methods(path, networks):
+    """Draws what each method ends with, a panel a network, a line a method: every seed, and mean with deviation of several.
+
+    Args:
+        path: of the PNG.
+        networks: {title: (top-1 of the unpruned networks in %, list of (method, list of its runs' top-1 in %))}.
+    """
+    counts = [len(methods) for _, methods in networks.values()]
+    figure, grid = plt.subplots(len(counts), 1, figsize=(9, 0.3 * sum(counts) + 1.3 * len(counts)), layout="constrained",
+                                squeeze=False, height_ratios=[count + 1 for count in counts])
+    for axes, (title, (baselines, methods)) in zip(grid[:, 0], networks.items()):
+        _draw_baselines(axes.axvline, baselines)
+        for place, (_, runs) in enumerate(methods):
+            mean, deviation = mean_and_deviation(runs)
+            axes.plot(runs, [place] * len(runs), "o", color=COLOURS[0], markersize=4, alpha=0.5)
+            if len(runs) > 1:
+                axes.errorbar(mean, place, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11)
+        axes.set_yticks(range(len(methods)), [f"{method} ({len(runs)})" if len(runs) > 1 else method
+                                              for method, runs in methods], fontsize=9)
+        axes.set(title=title, xlabel="top-1, %", ylim=(len(methods) - 0.4, -0.6))
+        axes.margins(x=0.08)
+        axes.ticklabel_format(axis="x", useOffset=False)
+    _finish(figure, grid[:, 0], path)
+
+
 def draw_rates(path, networks):
     """Draws accuracy over the FLOPs kept, a panel a network, with error bars where there are several seeds.
 
@@ -137,18 +162,20 @@ def draw_rates(path, networks):
     """
     figure, panels = _panels(len(networks))
     for axes, (title, (baselines, methods)) in zip(panels, networks.items()):
-        for number, baseline in enumerate(sorted(set(baselines))):
-            axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1, label=None if number else "unpruned")
+        _draw_baselines(axes.axhline, baselines)
         for i, (method, points) in enumerate(methods.items()):
             rates, runs = zip(*points)
             means, deviations = zip(*map(mean_and_deviation, runs))
             axes.errorbar(rates, means, yerr=deviations, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
                           capsize=3, label=method)
-        rates = [rate for points in methods.values() for rate, *_ in points]
-        axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %",
-                 xlim=(max(min(rates) - RATE_MARGIN, 0), min(max(rates) + RATE_MARGIN, 1.02)))
+        axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %")
         axes.margins(y=0.15)
     _finish(figure, panels, path)
+
+
+def _draw_baselines(draw_line, baselines):
+    for number, baseline in enumerate(sorted(set(baselines))):
+        draw_line(baseline, color="0.4", linestyle="--", linewidth=1, label=None if number else "unpruned")
 
 
 def draw_curves(path, networks):
@@ -180,5 +207,6 @@ def _finish(figure, panels, path):
     for axes in panels:
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend(fontsize=8)
+            many = len(axes.get_legend_handles_labels()[0]) > IN_A_LEGEND
+            axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
     save(figure, path)

@@ -15,7 +15,9 @@ EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", 
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
 STUDIED = "studies"  # in the folder of the records: files and pictures of studies
-RATES, CURVES = "rates.png", "curves.png"  # pictures beside the records
+METHODS, RATES, CURVES = "methods.png", "rates.png", "curves.png"  # pictures beside the records
+PICTURES = {METHODS: "top-1 of every method", RATES: "top-1 over the FLOPs kept",
+            CURVES: "top-1 over the epochs of fine-tuning"}
 BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
 
@@ -67,30 +69,57 @@ def replace_part(page, text):
 # ---------------------------------------------------------------- pictures
 
 def draw(records, folder):
-    """Draws top-1 over the FLOPs kept, and over the epochs of fine-tuning, into PNG files of a folder."""
+    """Draws the PICTURES of records into PNG files of a folder; one that would show nothing is not drawn.
+
+    Args:
+        records: list of evidence.Record.
+        folder: pathlib.Path.
+    """
     if not records:
         return
     from analyses import pictures  # imports matplotlib
 
+    networks = _by_network(records)
+    baselines = {title: [record.top1(0) for group in groups for record in group.records]
+                 for title, groups in networks.items()}
+    pictures.draw_methods(folder / METHODS, {title: (baselines[title], list(map(_end, groups)))
+                                             for title, groups in networks.items()})
+    pictures.draw_curves(folder / CURVES, {title: list(map(_curves, groups)) for title, groups in networks.items()})
+    if lines := _lines(records):
+        pictures.draw_rates(folder / RATES, {title: (baselines[title], own) for title, own in lines.items()})
+
+
+def _by_network(records):
+    """Returns {network, data and epochs in words: list of its Repetitions}."""
     networks = {}
     for group in repetitions.group(records):
-        networks.setdefault(_network(group.first), []).append(group)
-    rates, curves = {}, {}
-    for title, groups in networks.items():
-        points = {}
+        first = group.first
+        title = f"{first.arguments['arch']}, {first.data}, {count(first.arguments['train_epoch'], 'epoch')}"
+        networks.setdefault(title, []).append(group)
+    return networks
+
+
+def _end(group):
+    """Returns (method and share of the FLOPs, top-1 of the runs in %)."""
+    rate = group.mean(lambda record: record.rate)
+    return f"{group.method}, {100 * rate:.0f} %", [record.top1(-1) for record in group.records]
+
+
+def _curves(group):
+    """Returns (method, lists of top-1 on D_val in % behind each epoch of those runs that kept them)."""
+    return group.method, [[100 * value for value in record.curve] for record in group.records if record.curve]
+
+
+def _lines(records):
+    """Returns {network: {method: list of (rate, top-1 of the runs in %)}} of methods that ran at several rates."""
+    lines = {}
+    for title, groups in _by_network(records).items():
         for group in groups:
-            points.setdefault(group.method, []).append(
+            lines.setdefault(title, {}).setdefault(group.method, []).append(
                 (group.mean(lambda record: record.rate), [record.top1(-1) for record in group.records]))
-        baselines = [record.top1(0) for group in groups for record in group.records]
-        rates[title] = baselines, {method: sorted(values) for method, values in points.items()}
-        curves[title] = [(group.method, [[100 * value for value in record.curve] for record in group.records
-                                         if record.curve]) for group in groups]
-    pictures.draw_rates(folder / RATES, rates)
-    pictures.draw_curves(folder / CURVES, curves)
-
-
-def _network(record):
-    return f"{record.arguments['arch']}, {record.data}, {count(record.arguments['train_epoch'], 'epoch')}"
+    several = {title: {method: sorted(points) for method, points in methods.items() if len(points) > 1}
+               for title, methods in lines.items()}
+    return {title: methods for title, methods in several.items() if methods}
 
 
 # ---------------------------------------------------------------- tables
@@ -99,8 +128,8 @@ def format_page(records, found=()):
     """Returns the part of a page that is made of Records and Studies: tables, and pictures that lie beside these."""
     parts = []
     if records:
-        parts += [format_runs(records), f"![top-1 over the FLOPs kept]({RECORDS}/{RATES})",
-                  f"![top-1 over the epochs of fine-tuning]({RECORDS}/{CURVES})"]
+        shown = [name for name in PICTURES if name != RATES or _lines(records)]
+        parts += [format_runs(records), *(f"![{PICTURES[name]}]({RECORDS}/{name})" for name in shown)]
     if any(map(_costs, records)):
         parts.append(format_costs(records))
     if found:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses import evidence, published, repetitions, tables
+from analyses import evidence, pictures, published, repetitions, tables
 from ekg import files
 from ekg.errors import EkgError
 from tests.analyses.helpers import cells, make_run, picture_size, run_analysis
@@ -37,7 +37,8 @@ def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_
     shutil.rmtree(folder)
     first = (out / "results.md").read_text()
     assert all(f"(results/{name})" in first and picture_size(out / "results" / name)[0] > 400
-               for name in ("rates.png", "curves.png"))
+               for name in ("methods.png", "curves.png"))
+    assert "rates.png" not in first and not (out / "results" / "rates.png").exists()  # one rate makes no line
     run_analysis("tables", "--out", out)
     assert (out / "results.md").read_text() == first
     each = cells(first.splitlines()[-3])
@@ -62,6 +63,23 @@ def test_latency_and_files_stand_before_and_after(params, tmp_path):
     rows = [cells(line) for line in tables.format_costs([record, measured]).splitlines()[2:]]
     assert rows == [["run", "litert, batch 1", "4", "3", "0.70", "", ""],
                     ["run", "file, litert", "", "", "0.50", "2,000", "1,000"]]
+
+
+def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_rates", lambda path, networks: drawn.append(networks))
+    record = evidence.Record.of_run(make_run(tmp_path / "run", params))
+
+    def at(rate, top1, **changes):
+        table = [dict(row) for row in record.table]
+        table[-1] |= {"flops": round(1000 * rate), "metrics": {"top1": top1}}
+        return dataclasses.replace(record, table=table, arguments=record.arguments | {"target_rate": rate} | changes)
+    records = [at(0.6, 0.92), at(0.3, 0.8), at(0.45, 0.9, seed=1), at(0.45, 0.91, seed=2), at(0.45, 0.5, criterion="l1")]
+    tables.draw(records, tmp_path)
+    network = "ResNet-8, CIFAR10, 1 epoch"
+    assert drawn == [{network: ([95.0] * 5, {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]})}]
+    assert "(results/rates.png)" in tables.format_page(records)
+    assert "(results/rates.png)" not in tables.format_page(records[2:])
 
 
 def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
