@@ -11,11 +11,13 @@ from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
 from ekg.progress import progress_bar
 from ekg.report.table import Row
+from ekg.tasks import METRICS
 
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 256)  # of the latency in TensorFlow; other runtimes serve one example at a time
 ROUNDS, SECONDS = 30, 20.0  # of a latency, at most
+LAG = 0.05  # share of right answers that lagging statistics cost, from which on it is worth a word
 SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
@@ -31,6 +33,25 @@ def measure(name, evaluation, file_size):
         metrics = evaluation(progress)
     cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
     return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
+
+
+def warn_of_lagging_statistics(evaluation, batches, found):
+    """Warns if a network is much worse with its moving statistics than the search found it with those of batches.
+
+    Slimmed networks have statistics of their own, so beside such a network they would look better than they are.
+
+    Args:
+        evaluation: evaluate.Evaluation of the unpruned network.
+        batches: data.Batches of D_val, of the evaluation's batch size.
+        found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of step 0.
+    """
+    name, value = next(iter(evaluation(batches=batches).values.items()))
+    metric = METRICS[name]
+    if metric.is_share and found - value > max(LAG, batches.num_images**-0.5):  # of few images chance may move more
+        logger.warning("the unpruned network's moving statistics lag behind: on the search's images it has %s %% %s with "
+                       "them, and %s %% with those of batches. Beside its row of the table a pruned network may look better "
+                       "than it is; train it on, or with a lower `momentum` of its batch norms, to compare.",
+                       metric.text(value), metric.words, metric.text(found))
 
 
 def image_shape(batches):

@@ -24,7 +24,7 @@ from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.latency.runtimes import runtime_named
 from ekg.progress import progress_bar
 from ekg.report import page
-from ekg.report.measure import conditions_for, image_shape, measure, with_latencies
+from ekg.report.measure import conditions_for, image_shape, measure, warn_of_lagging_statistics, with_latencies
 from ekg.run import folder as names
 from ekg.run.arguments import origin
 from ekg.run.job import Phase, check_finite
@@ -348,6 +348,8 @@ class ReportPhase(Phase):
                 job.networks.load_(evaluations[subnetwork].model, path)
         else:
             evaluations[subnetwork] = Evaluation(job.load(path, subnetwork), job.test_batches, self._compute)
+        if subnetwork is None:
+            warn_of_lagging_statistics(evaluations[None], job.val_batches, job.folder.history()[0].accuracy)
         return measure(name, evaluations[subnetwork], path.stat().st_size)
 
     def _with_exports(self, rows, networks):

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 
+from ekg.data import Split
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.latency.timing import Conditions
 from ekg.report import measure
 from ekg.report.table import Row
+from ekg.train.evaluate import Evaluation
+from tests.conftest import make_data
 
 
 def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_at():
@@ -36,6 +39,26 @@ def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minut
     monkeypatch.setattr(measure, "measure_latency", lambda *args: asked.append(args[-1]) or {})
     measure.with_latencies([], [], [Conditions("tensorflow", batch) for batch in (1, 256)], None, run_seconds=run_seconds)
     assert asked == [expected, expected]
+
+
+@pytest.mark.parametrize(("shift", "is_warned"), [(0.0, False), (3.0, True)])
+def test_moving_statistics_that_lag_behind_are_told(tiny_resnet, caplog, shift, is_warned):
+    """Labels are what the network says with right statistics; statistics that are far off give other answers."""
+    model, data = cutting.copy(tiny_resnet), make_data()
+    images = data.normalise(data.train.images)
+    bias = model.layers[-1].bias
+    bias.assign(bias - np.median(model(images, training=False), axis=0))  # no class is all of them
+    labels = np.argmax(model(images, training=False), axis=-1)
+    batches = data.batches(Split(data.train.images, labels.astype(np.int32)), 24)
+    for weight in model.weights:
+        if weight.name == "moving_mean":
+            weight.assign(weight + shift * np.random.default_rng(0).normal(size=weight.shape))
+    evaluation = Evaluation(model, batches)
+    measure.warn_of_lagging_statistics(evaluation, batches, 1.0)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    share = 100 * evaluation().top1
+    assert (share < 80) == is_warned and len(messages) == is_warned
+    assert all(f"images it has {share:.2f} % top-1 with them" in text and "100.00 % with" in text for text in messages)
 
 
 def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):

@@ -106,7 +106,8 @@ def test_a_finished_search_is_read_and_not_made_again(undisturbed, monkeypatch):
 
 
 @pytest.mark.parametrize("is_rehearsed", [True, False])
-def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_figures(tmp_path, monkeypatch, is_rehearsed):
+def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_figures(tmp_path, monkeypatch, is_rehearsed,
+                                                                                      undisturbed):
     settings = dataclasses.replace(SETTINGS, run=RunSettings(val_batch_size=20, runtimes=()), writes_page=False)
     networks = Networks(make_tiny_resnet())
     job = Job(settings, make_data(), networks, Compute(), RunFolder.create(tmp_path / "run", {}))
@@ -121,6 +122,7 @@ def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_f
     assert len({row.loss for row in expected}) == 3
     made = []
     monkeypatch.setattr("ekg.run.phases.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1])
+    shutil.copy(undisturbed[0] / "history.jsonl", job.folder.path)
     phase = ReportPhase(job)
     if is_rehearsed:
         phase.rehearse(networks.model)
