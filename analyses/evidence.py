@@ -155,15 +155,19 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+def device_name(origin):
+    """Returns the GPUs of an arguments.origin(), or its cores and processor, as text; "" of an empty one."""
+    if not origin:
+        return ""
+    machine = origin["machine"]
+    return ", ".join(machine["gpus"]) or f"{count(origin['cores'], 'core')}, {machine['processor']}"
+
+
 def came_of(origins):
     """Returns the cells of machine, versions and revision of a list of (origin, versions)."""
     cells = []
     for origin, versions in origins:
-        devices = ""
-        if origin:
-            machine = origin["machine"]
-            devices = ", ".join(machine["gpus"]) or f"{count(origin['cores'], 'core')}, {machine['processor']}"
-        cells.append((devices, ", ".join(f"{name} {value}" for name, value in versions.items()),
+        cells.append((device_name(origin), ", ".join(f"{name} {value}" for name, value in versions.items()),
                       (origin.get("revision") or "")[:7]))
     return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]
 

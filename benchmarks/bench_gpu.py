@@ -3,6 +3,7 @@
     python -m benchmarks.bench_gpu --arch ResNet-56
 
 Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which says nothing of one.
+--out docs adds the table to docs/performance.md.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import nets
 import numpy as np
 import op_utils
 import tensorflow as tf
-from benchmarks import common
+from analyses.evidence import device_name
+from benchmarks import common, performance
 from benchmarks.bench_scale import make_batch
 from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
@@ -24,6 +26,7 @@ from ekg.devices.team import Team
 from ekg.distil import bank, losses
 from ekg.memory import Peak
 from ekg.network.supernet import Supernet
+from ekg.run.arguments import origin
 from ekg.search import criteria
 from ekg.search.history import HistoryEntry
 from ekg.search.objective import Objective
@@ -47,6 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--bank_images", type=int, default=16_384)
     parser.add_argument("--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder whose performance.md gets the table, too")
     return parser.parse_args(argv)
 
 
@@ -112,8 +116,11 @@ def main(args):
             rate = f"{count} {unit}" if unit == "candidates" else f"{count / seconds:,.0f} {unit}"
             rows.append([what, name, compiles, f"{seconds:.3f}", rate, f"{2 * work / seconds / peak:.3f}", str(memory)])
             print(" | ".join(rows[-1]), flush=True)
-    print(f"\n{args.arch}, {op_utils.describe_devices(strategy)}; TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    common.print_table(["work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"], rows)
+    name = f"{args.arch}; {device_name(origin())}; TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    print(f"\n{name}")
+    common.print_table(performance.SECTIONS["formats"][-1][1:], rows)
+    if args.out:
+        performance.add_rows(args.out, "formats", name, rows)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,15 @@ LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rou
 NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
 HEAD = ("what", "before", "after", "times as fast", "share of peak before", "share of peak after")
 PEAK = "peak"  # the phase that is a matrix product
-AGREEMENT = ("network", "format", "steps", "same group", "same sub-network")
+SECTIONS = {  # {entry of the record: (title, what it says, head of its table)}; other programs add rows to them
+    "agreement": ("Searches in other formats",
+                  "At so many steps of a float32 search, from its own sub-network and knowledge: how often a format chooses "
+                  "the same group of channels, and ends with the same ones.",
+                  ("network", "format", "steps", "same group", "same sub-network")),
+    "formats": ("Number formats",
+                "Made by `python -m benchmarks.bench_gpu` on the device in the first column. Shares of peak are those "
+                "of the matrix product in the same format.",
+                ("network and device", "work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"))}
 
 
 def parse_args(argv=None):
@@ -152,22 +160,27 @@ def markdown(record):
         lines += growth.markdown(record["growth"], PICTURE, (record.get("growth_of") or "unknown")[:7])
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
-    if record.get("agreement"):
-        rows = [[name, *row] for name, found in record["agreement"].items() for row in found]
-        lines += ["## Searches in other formats", "", "At so many steps of a float32 search, from its own sub-network and "
-                  "knowledge: how often a format chooses the same group of channels, and ends with the same ones.", "",
-                  markdown_table(AGREEMENT, rows), ""]
+    for entry, (title, text, head) in SECTIONS.items():
+        if record.get(entry):
+            rows = [[name, *row] for name, found in record[entry].items() for row in found]
+            lines += [f"## {title}", "", text, "", markdown_table(head, rows), ""]
     return "\n".join([*lines, *NOT_RUN])
 
 
-def add_agreement(folder, name, rows):
-    """Puts the rows [format, steps, shares] of benchmarks.agreement about a network into the page of a folder.
+def add_rows(folder, section, name, rows):
+    """Puts the rows of another program about a network into the page of a folder.
+
+    Args:
+        folder: pathlib.Path of the page.
+        section: one of SECTIONS.
+        name: first cell of the rows; those that the page has of it are replaced.
+        rows: lists of the other cells.
 
     Raises:
         EkgError: there is no page of this program.
     """
     record = files.read_json(folder / NAMES)
-    record["agreement"] = record.get("agreement", {}) | {name: rows}
+    record[section] = record.get(section, {}) | {name: rows}
     write_page(folder, record)
 
 
@@ -178,9 +191,8 @@ def write_page(folder, record):
 
 
 NOT_RUN = ("## Not run", "",
-           "On GPUs nothing of this was measured. `python -m benchmarks.bench_gpu` prints the table of a card: training "
-           "step, search step and bank, with and without XLA, in float32, TF32, bfloat16 and float16. The speed of bfloat16 "
-           "was not measured here: the processor has no instructions for it.", "")
+           "On GPUs nothing of this was measured. `python -m benchmarks.bench_gpu --out docs` adds the table of a card: "
+           "training step, search step and bank, with and without XLA, in float32, TF32, bfloat16 and float16.", "")
 
 
 def main(args):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import agreement, growth, own_network, performance
+from benchmarks import agreement, bench_gpu, growth, own_network, performance
 from ekg import search
 from ekg.network.supernet import Supernet
 from ekg.settings import SearchSettings
@@ -40,8 +40,12 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert "Of revision ccccccc. Seconds" in page
     assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
     performance.write_page(tmp_path, record)
-    performance.add_agreement(tmp_path, "ResNet-8 on DIGITS", [["bfloat16", 17, "88.2%", "70.6%"]])
+    performance.add_rows(tmp_path, "agreement", "ResNet-8 on DIGITS", [["bfloat16", 17, "88.2%", "70.6%"]])
     assert "| ResNet-8 on DIGITS | bfloat16 | 17 | 88.2% | 70.6% |" in (tmp_path / "performance.md").read_text()
+    argv = ["--arch", "ResNet-8", "--formats", "bfloat16", "--compile", "off", "--batch_size", "4", "--images", "8",
+            "--candidates", "2", "--bank_images", "8", "--peak_size", "64", "--runs", "1", "--out", str(tmp_path)]
+    bench_gpu.main(bench_gpu.parse_args(argv))
+    assert (tmp_path / "performance.md").read_text().count("| ResNet-8; ") == 3  # training, search, bank
     growth.draw(curves, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
