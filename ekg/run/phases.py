@@ -1,45 +1,34 @@
-"""The phases of a pruning job: epoch on D_subset, search, slimming, memory bank, fine-tuning, report."""
+"""The phases of a pruning job up to its report: epoch on D_subset, search, slimming, memory bank, fine-tuning."""
 
 import dataclasses
 import functools
 import logging
 import math
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from ekg import files
 from ekg.data import TrainingBatches
-from ekg.devices.compute import Compute
 from ekg.distil import bank, bank_files, losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.errors import EkgError, first_line
-from ekg.export.accuracy import draw_examples
-from ekg.export.write import FORMATS, export
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.latency.runtimes import runtime_named
 from ekg.progress import progress_bar
-from ekg.report import page
-from ekg.report.measure import conditions_for, image_shape, measure, warn_of_lagging_statistics, with_latencies
 from ekg.run import folder as names
-from ekg.run.arguments import origin
 from ekg.run.job import Phase, check_finite
 from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
 from ekg.tasks import METRICS
-from ekg.train.evaluate import Evaluation
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
-EXPORT_EXAMPLES = 64
 SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
 
 
@@ -301,94 +290,3 @@ class FineTunePhase(Phase):
         networks.save(model, folder / names.UNFINISHED_PARAM)
         write_keras(networks.finished(folder / names.UNFINISHED_PARAM, subnetwork), folder, names.TRAINED_KERAS, self.leaves)
         (folder / names.UNFINISHED_PARAM).rename(folder / self.leaves)
-
-
-class ReportPhase(Phase):
-    """Measures the networks on the test images; writes summary and report."""
-    name, leaves = "report", names.SUMMARY
-
-    def rehearse(self, model):
-        job, batches = self.job, self.job.test_batches
-        self.rehearsed = Evaluation(job.copy(model), batches, self._compute)
-        self.rehearsed(batches=batches.head(batches.batch_size))
-        for one in self._conditions:
-            if one.runtime != "tensorflow":  # an operator may be missing there
-                runtime_named(one.runtime).load(model, one.batch, one.num_threads, image_shape(batches))()
-        with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
-            for form in job.settings.run.exports:
-                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form)
-
-    def run(self, networks):
-        """Returns the rows of the final table.
-
-        Args:
-            networks: {name of the row: (parameter file, Subnetwork that it holds or None for the unpruned network)}.
-        """
-        job = self.job
-        with job.timed(self.name):
-            # Networks of one sub-network differ in their weights alone: they share a compilation, and their latency.
-            evaluations, self.rehearsed = {None: self.rehearsed} if self.rehearsed else {}, None
-            rows = [self._measure(name, path, subnetwork, evaluations) for name, (path, subnetwork) in networks.items()]
-            rows = self._with_exports(rows, networks)
-            rows = with_latencies(rows, [evaluations[subnetwork].model for _, subnetwork in networks.values()],
-                                  self._conditions, image_shape(job.test_batches), job.compute.use_xla,
-                                  sum(phase["seconds"] for phase in job.folder.phases().values()))
-        job.team.on_chief(lambda: self._write(rows))
-        return rows
-
-    def _measure(self, name, path, subnetwork, evaluations):
-        """Returns the Row of the network in a file, but for latency and exports.
-
-        Args:
-            evaluations: {Subnetwork or None: Evaluation} of what was measured before; it gets what it lacks.
-        """
-        job = self.job
-        if subnetwork in evaluations:
-            with job.team.strategy.scope():
-                job.networks.load_(evaluations[subnetwork].model, path)
-        else:
-            evaluations[subnetwork] = Evaluation(job.load(path, subnetwork), job.test_batches, self._compute)
-        if subnetwork is None:
-            warn_of_lagging_statistics(evaluations[None], job.val_batches, job.folder.history()[0].accuracy)
-        return measure(name, evaluations[subnetwork], path.stat().st_size)
-
-    def _with_exports(self, rows, networks):
-        """Returns the rows with the bytes of the exported files; the chief writes them."""
-        job, formats = self.job, self.job.settings.run.exports
-        if not formats:
-            return rows
-        examples = draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
-
-        def write():
-            sizes = []
-            for name, (path, subnetwork) in networks.items():
-                model = job.networks.finished(path, subnetwork)
-                made = [export(model, job.folder / names.EXPORTED / f"{name}{FORMATS[form].suffix}", form, examples=examples)
-                        for form in formats]
-                for one in made:
-                    logger.info("%s", one)
-                sizes.append({one.format: one.size for one in made})
-            return sizes
-        return [dataclasses.replace(row, exports=sizes) for row, sizes in zip(rows, job.team.from_chief(write))]
-
-    @property
-    def _conditions(self):
-        """What the latencies of the table are measured under."""
-        target = self.job.settings.target
-        return conditions_for(self.job.settings.run.runtimes, getattr(target, "conditions", None))
-
-    @property
-    def _compute(self):
-        return Compute(self.job.team, self.job.compute.use_xla)  # logits are measured in float32
-
-    def _write(self, rows):
-        folder = self.job.folder
-        files.write_json(folder / names.SUMMARY, {"table": [dataclasses.asdict(row) for row in rows],
-                                                  "phases": folder.phases(), "origin": origin()})
-        if self.job.settings.writes_page:
-            self.write_page()
-
-    def write_page(self):
-        """Writes the report of a finished run."""
-        folder = self.job.folder
-        page.write_report(folder.read_finished(), folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE)

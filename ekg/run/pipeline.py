@@ -12,6 +12,7 @@ from ekg.run import folder as names
 from ekg.run import phases, preflight
 from ekg.run.finished import is_whole
 from ekg.run.lock import held
+from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Pipeline:
         self._subset, self._search, self._slim = (phase(job) for phase in (
             phases.SubsetPhase, phases.SearchPhase, phases.SlimPhase))
         self._bank, self._fine_tune, self._report = (phase(job) for phase in (
-            phases.BankPhase, phases.FineTunePhase, phases.ReportPhase))
+            phases.BankPhase, phases.FineTunePhase, ReportPhase))
 
     def preflight(self, model):
         """Runs one step of every phase that is not done yet, and checks the room on disk; see preflight.

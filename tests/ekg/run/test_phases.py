@@ -17,7 +17,8 @@ from ekg.report.measure import measure
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
-from ekg.run.phases import ReportPhase, SearchPhase
+from ekg.run.phases import SearchPhase
+from ekg.run.reporting import ReportPhase
 from ekg.search.objective import Objective
 from ekg.settings import JobSettings, RunSettings, SearchSettings
 from ekg.train.evaluate import Evaluation
@@ -121,7 +122,7 @@ def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_f
                 for name, (path, subnetwork) in rows.items()]
     assert len({row.loss for row in expected}) == 3
     made = []
-    monkeypatch.setattr("ekg.run.phases.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1])
+    monkeypatch.setattr("ekg.run.reporting.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1])
     shutil.copy(undisturbed[0] / "history.jsonl", job.folder.path)
     phase = ReportPhase(job)
     if is_rehearsed:
