@@ -1,5 +1,7 @@
 """Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
 
+import dataclasses
+
 from analyses import evidence, published, repetitions, studies
 from analyses.evidence import came_of, count
 from analyses.results import markdown_table
@@ -12,6 +14,7 @@ COLUMNS = ("network", "data", "search / fine-tuning teacher", "criterion", "seed
 SHORT = ("network", "data", "method", "seeds", "epochs", "FLOPs kept", "baseline top-1 %", "pruned top-1 %")
 COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes", "pruned, bytes")
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
+METHOD = ("ensemble", "ensemble", "ekg")  # teachers of search and fine-tuning, criterion
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
 STUDIED = "studies"  # in the folder of the records: files and pictures of studies
@@ -158,7 +161,7 @@ def format_headlines(records):
     """Returns a Markdown table of the paper's main figures and of our runs of the same, on the original images."""
     rows, groups = [], repetitions.group(records)
     for figures in published.FIGURES:
-        if (figures.search_teacher, figures.finetune_teacher, figures.criterion) != ("ensemble", "ensemble", "ekg"):
+        if not _is_method(dataclasses.asdict(figures)):
             continue
         ours = [group for group in groups if published.find(group.arguments) == figures
                 and group.first.is_original]
@@ -173,9 +176,12 @@ def format_headlines(records):
 
 
 def format_readme(records):
-    """Returns the published figures with our runs of the same, and below them what else was run."""
+    """Returns the published figures with our runs of the same, and below them the method's other runs and its peers'.
+
+    Other teachers and criteria are in the page of results alone.
+    """
     others = [group for group in repetitions.group(records)
-              if not (published.find(group.arguments) and group.first.is_original)]
+              if not (published.find(group.arguments) and group.first.is_original) and _is_method_or_peer(group.arguments)]
     if not others:
         return format_headlines(records)
     rows = []
@@ -183,7 +189,17 @@ def format_readme(records):
         rate, before = group.mean(lambda record: record.rate), group.mean(lambda record: record.top1(0))
         rows.append([group.arguments["arch"], group.first.data, group.method, len(group.records),
                      group.arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", group.top1(-1)])
-    return f"{format_headlines(records)}\n\nRuns of other lengths, or on other images:\n\n{markdown_table(SHORT, rows)}"
+    return (f"{format_headlines(records)}\n\nRuns of other lengths, or on other images, and other methods on the same "
+            f"networks:\n\n{markdown_table(SHORT, rows)}")
+
+
+def _is_method_or_peer(arguments):
+    """Returns whether a run is of the whole method, or of something that is compared with it and searches nothing."""
+    return not arguments["search_teacher"] or _is_method(arguments)
+
+
+def _is_method(arguments):
+    return (arguments["search_teacher"], arguments["finetune_teacher"], arguments["criterion"]) == METHOD
 
 
 def _cells(group):

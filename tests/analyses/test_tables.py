@@ -155,6 +155,8 @@ def test_rows_of_a_network_stand_together_the_best_first_and_only_what_was_searc
     assert [(row[0], row[2], row[9], row[11]) for row in rows] == [
         ("ResNet-56", "ensemble / none", "0.200", "80.00"), ("ResNet-8", "ensemble / ensemble", "0.200", "90.00"),
         ("ResNet-8", "none", "", "80.00"), ("ResNet-8", "ensemble / none", "0.200", "70.00")]
+    in_readme = [cells(line)[2] for line in tables.format_readme([*records, peer]).splitlines() if "| ResNet-8 |" in line]
+    assert in_readme == ["ekg, ensemble / ensemble", "equal widths, none"]  # other teachers are in the page alone
 
 
 @pytest.mark.parametrize(("change", "top1"), [
