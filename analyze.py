@@ -56,8 +56,8 @@ def parse_args(argv=None):
     commands["run"].add_argument("folder", type=Path, help="run folder")
     commands["tables"].add_argument("runs", nargs="*", type=Path, help="run folders, folders of condition, correlation and "
                                     "landscape, and records of runs, .json files")
-    commands["tables"].add_argument("--out", type=Path, help="folder that keeps a record of each run in results/, and gets "
-                                    "results.md, made of all records there; without it the tables are printed alone")
+    commands["tables"].add_argument("--out", type=Path, help="folder that keeps a record of each run and study in results/, "
+                                    "and gets results.md, made of all there; without it the tables are printed alone")
     commands["tables"].add_argument("--readme", type=Path, help="page whose table of the published figures is made anew")
     args = parser.parse_args(argv, argparse.Namespace(rest=rest))
     if rest and args.command not in ("criteria", "ablation"):

@@ -63,7 +63,7 @@ def study_correlation(subject, study, spectrum, out, compute):
 
     supernet = Supernet(subject.load(study.trained_param))
     Flops(study.target_rate).check(supernet)
-    arguments = _arguments(subject, study, spectrum)
+    arguments = _arguments(subject, study, spectrum, compute)
     folder = RunFolder.prepare(out, arguments, advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
     statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
@@ -81,12 +81,12 @@ def study_correlation(subject, study, spectrum, out, compute):
     return rows
 
 
-def _arguments(subject, study, spectrum):
+def _arguments(subject, study, spectrum, compute):
     """Returns what the rows of a study depend on, as its folder keeps it."""
     return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
             "dataset": subject.data.name, "data": data_key(subject.data.train),
-            "train_epoch": study.train_epoch, "precision": study.precision, "batch_size": subject.batch_size,
-            **dataclasses.asdict(spectrum), "format": FORMAT}
+            "train_epoch": study.train_epoch, "precision": compute.dtype, "use_xla": compute.use_xla,
+            "batch_size": subject.batch_size, **dataclasses.asdict(spectrum), "format": FORMAT}
 
 
 # ---------------------------------------------------------------- sub-networks

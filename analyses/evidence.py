@@ -50,7 +50,8 @@ class Kept:
         if place.exists() and (old := self.read(place)).arguments != self.arguments:
             differing = ", ".join(name for name in self.arguments | old.arguments
                                   if self.arguments.get(name) != old.arguments.get(name))
-            raise EkgError(f"{place}: another {self.name} is kept there, with other {differing}; rename a folder.")
+            raise EkgError(f"{place}: another {self.name} is kept there, with other {differing}; rename a folder, or remove "
+                           "that file first.")
         folder.mkdir(parents=True, exist_ok=True)
         self.write(place)
 
@@ -160,7 +161,7 @@ def device_name(origin):
     if not origin:
         return ""
     machine = origin["machine"]
-    return ", ".join(machine["gpus"]) or f"{count(origin['cores'], 'core')}, {machine['processor']}"
+    return ", ".join(machine["gpus"]) or f"{counted(origin['cores'], 'core')}, {machine['processor']}"
 
 
 def came_of(origins):
@@ -172,7 +173,7 @@ def came_of(origins):
     return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]
 
 
-def count(number, noun):
+def counted(number, noun):
     """Returns a number of things in words, "1 core" or "2 cores"."""
     return f"{number} {noun}{'s' * (number != 1)}"
 

@@ -1,24 +1,25 @@
 """Studies: what `analyze.py condition`, `correlation` and `landscape` found, kept as evidence, and the tables made of it."""
 
 import dataclasses
+import shlex
 import shutil
-from pathlib import Path
 
 from analyses import published
 from analyses.evidence import GIVEN, Kept, came_of, data_name, flag
 from analyses.results import markdown_table
 from ekg import files
 from ekg.errors import EkgError
+from ekg.run.folder import SUMMARY
 
 ANALYSES = ("correlation", "condition", "landscape")
-NO_FLAGS = ("trained_param", "networks", "data", "format")  # of the arguments of a study
+NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format")  # of the arguments of a study
 PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
 
 CORRELATIONS = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
                 "Spearman, 95 %", "published")
-CONDITIONS = ("study", "network", "data", "parameters", "loss", "condition number", "smallest eigenvalue",
-              "largest eigenvalue", "residuals")
-SURFACES = ("study", "network", "data", "loss at the network", "lowest on the grid", "highest on the grid")
+MEASURED = ("study", "network", "file", "data", "images", "batch norms take")
+CONDITIONS = (*MEASURED, "parameters", "loss", "condition number", "smallest eigenvalue", "largest eigenvalue", "residuals")
+SURFACES = (*MEASURED, "loss at the network", "lowest on the grid", "highest on the grid")
 EACH = ("study", "minutes", "machine", "versions", "revision", "command")
 
 
@@ -77,7 +78,7 @@ class Study(Kept):
     @property
     def command(self):
         """The command line of the study, without the places of files."""
-        given = " ".join(f"{name}.pkl" for name in self.arguments.get("networks", ())) or (
+        given = " ".join(map(shlex.quote, self.arguments.get("networks", ()))) or (
             f"--trained_param {GIVEN} --subnetworks {len(self.rows)}")
         flags = (flag(name, value) for name, value in self.arguments.items()
                  if name not in NO_FLAGS and value is not False)  # which has no flag
@@ -85,8 +86,18 @@ class Study(Kept):
 
 
 def results_of(folder):
-    """Returns the path of the results of an analysis in a folder, or None if there are none of ANALYSES."""
-    return next((place for name in ANALYSES if (place := Path(folder) / f"{name}.json").is_file()), None)
+    """Returns the path of the results of one of ANALYSES in a folder, or None if there are none, as in a run folder.
+
+    Raises:
+        EkgError: there are several.
+    """
+    places = [place for name in ANALYSES if (place := folder / f"{name}.json").is_file()]
+    if not places or (folder / SUMMARY).exists():  # a run may hold the condition number of its network
+        return None
+    if len(places) > 1:
+        raise EkgError(f"{folder}: holds {' and '.join(place.name for place in places)}; give each analysis an `out` of its "
+                       "own.")
+    return places[0]
 
 
 def collect(paths, out=None):
@@ -139,23 +150,29 @@ def _correlations(study):
     return rows
 
 
+def _measured(study, row):
+    """Returns the cells of MEASURED."""
+    statistics = "statistics of the batch" if study.arguments["batch_statistics"] else "moving statistics"
+    return [study.name, study.arch, row["network"], study.data, study.arguments["images"], statistics]
+
+
 def _conditions(study):
     rows = []
     for row in study.rows:
         residuals = f"{row['residual_smallest']:.2g}, {row['residual_largest']:.2g}"
-        rows.append([study.name, row["network"], study.data, row["parameters"], f"{row['loss']:.4f}",
+        rows.append([*_measured(study, row), row["parameters"], f"{row['loss']:.4f}",
                      f"{row['condition']:.4f}", f"{row['smallest']:.4g}", f"{row['largest']:.4g}",
                      residuals if row["converged"] else f"{residuals}, not converged"])
     return rows
 
 
 def _surfaces(study):
-    return [[study.name, row["network"], study.data, *(f"{row[name]:.3g}" for name in ("loss", "lowest", "highest"))]
+    return [[*_measured(study, row), *(f"{row[name]:.3g}" for name in ("loss", "lowest", "highest"))]
             for row in study.rows]
 
 
 def _each(study):
-    return [study.name, f"{study.minutes:.0f}", *came_of([(row["origin"], row["versions"]) for row in study.rows]),
+    return [study.name, f"{study.minutes:.1f}", *came_of([(row["origin"], row["versions"]) for row in study.rows]),
             f"`{study.command}`"]
 
 

@@ -75,15 +75,16 @@ class Subject:
 
 
 def short_names(paths):
-    """Returns a name for each file: as many of its path's last parts as tell all of them apart, without ".pkl".
+    """Returns a name for each file: as many of its path's last parts as tell all of them apart.
 
     Raises:
         EkgError: a file is given twice.
     """
     places = [path.resolve() for path in paths]
-    for count in range(1, max(len(place.parts) for place in places) + 1):
-        names = ["/".join(place.parts[-count:]).removesuffix(".pkl") for place in places]
-        if len(set(names)) == len(names):
-            return names
-    twice = next(path for i, path in enumerate(paths) if places[i] in places[:i])
-    raise EkgError(f"{twice}: is given twice; name each network once.")
+    twice = next((path for i, path in enumerate(paths) if places[i] in places[:i]), None)
+    if twice is not None:
+        raise EkgError(f"{twice}: is given twice; name each network once.")
+    parts = [path.absolute().parts for path in paths]  # a link goes by its own name
+    lengths = range(1, max(map(len, parts)) + 1)
+    return next(names for length in lengths
+                if len(set(names := ["/".join(place[-length:]) for place in parts])) == len(names))

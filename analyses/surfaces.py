@@ -57,8 +57,7 @@ def measure_surfaces(subject, paths, images, settings, out):
                            [np.array(row["surface"]) for row in rows], settings.scale)
     text = "; ".join(f"{row['network']}: loss {row['loss']:.4f} at the network, {row['lowest']:.4f} to "
                      f"{row['highest']:.4f} on the grid" for row in rows)
-    write_results(out, "landscape", rows, text, steps=steps.tolist(), minutes=minutes(rows),
-                  arguments=arguments | {"scale": settings.scale})
+    write_results(out, "landscape", rows, text, steps=steps.tolist(), arguments=arguments, minutes=minutes(rows))
     return rows
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from analyses import evidence, published, repetitions, studies
-from analyses.evidence import came_of, count
+from analyses import drawings, evidence, published, repetitions, studies
+from analyses.evidence import came_of, counted
 from analyses.results import markdown_table
 from ekg.errors import EkgError
 from ekg.report.table import milliseconds_text
@@ -18,9 +18,6 @@ METHOD = ("ensemble", "ensemble", "ekg")  # teachers of search and fine-tuning, 
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
 RECORDS, PAGE = "results", "results.md"  # in the folder of --out: files of records, and the page made of them
 STUDIED = "studies"  # in the folder of the records: files and pictures of studies
-METHODS, RATES, CURVES = "methods.png", "rates.png", "curves.png"  # pictures beside the records
-PICTURES = {METHODS: "top-1 of every method", RATES: "top-1 over the FLOPs kept",
-            CURVES: "top-1 over the epochs of fine-tuning"}
 BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
 
 
@@ -43,7 +40,7 @@ def write_tables(paths, out=None, readme=None):
         records, found = kept(out)
     text = format_page(records, found)
     if out is not None:
-        draw(records, out / RECORDS)
+        drawings.draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
     if readme is not None:
         replace_part(readme, format_readme(records))
@@ -69,70 +66,14 @@ def replace_part(page, text):
     page.write_text(f"{old[:old.index(BEGIN)]}{BEGIN}\n\n{text}\n\n{old[old.index(END):]}")
 
 
-# ---------------------------------------------------------------- pictures
-
-def draw(records, folder):
-    """Draws the PICTURES of records into PNG files of a folder; one that would show nothing is not drawn.
-
-    Args:
-        records: list of evidence.Record.
-        folder: pathlib.Path.
-    """
-    if not records:
-        return
-    from analyses import pictures  # imports matplotlib
-
-    networks = _by_network(records)
-    baselines = {title: [record.top1(0) for group in groups for record in group.records]
-                 for title, groups in networks.items()}
-    pictures.draw_methods(folder / METHODS, {title: (baselines[title], list(map(_end, groups)))
-                                             for title, groups in networks.items()})
-    pictures.draw_curves(folder / CURVES, {title: list(map(_curves, groups)) for title, groups in networks.items()})
-    if lines := _lines(records):
-        pictures.draw_rates(folder / RATES, {title: (baselines[title], own) for title, own in lines.items()})
-
-
-def _by_network(records):
-    """Returns {network, data and epochs in words: list of its Repetitions}."""
-    networks = {}
-    for group in repetitions.group(records):
-        first = group.first
-        title = f"{first.arguments['arch']}, {first.data}, {count(first.arguments['train_epoch'], 'epoch')}"
-        networks.setdefault(title, []).append(group)
-    return networks
-
-
-def _end(group):
-    """Returns (method and share of the FLOPs, top-1 of the runs in %)."""
-    rate = group.mean(lambda record: record.rate)
-    return f"{group.method}, {100 * rate:.0f} %", [record.top1(-1) for record in group.records]
-
-
-def _curves(group):
-    """Returns (method, lists of top-1 on D_val in % behind each epoch of those runs that kept them)."""
-    return group.method, [[100 * value for value in record.curve] for record in group.records if record.curve]
-
-
-def _lines(records):
-    """Returns {network: {method: list of (rate, top-1 of the runs in %)}} of methods that ran at several rates."""
-    lines = {}
-    for title, groups in _by_network(records).items():
-        for group in groups:
-            lines.setdefault(title, {}).setdefault(group.method, []).append(
-                (group.mean(lambda record: record.rate), [record.top1(-1) for record in group.records]))
-    several = {title: {method: sorted(points) for method, points in methods.items() if len(points) > 1}
-               for title, methods in lines.items()}
-    return {title: methods for title, methods in several.items() if methods}
-
-
 # ---------------------------------------------------------------- tables
 
 def format_page(records, found=()):
     """Returns the part of a page that is made of Records and Studies: tables, and pictures that lie beside these."""
     parts = []
     if records:
-        shown = [name for name in PICTURES if name != RATES or _lines(records)]
-        parts += [format_runs(records), *(f"![{PICTURES[name]}]({RECORDS}/{name})" for name in shown)]
+        parts += [format_runs(records),
+                  *(f"![{drawings.TEXTS[name]}]({RECORDS}/{name})" for name in drawings.shown(records))]
     if any(map(_costs, records)):
         parts.append(format_costs(records))
     if found:
@@ -170,8 +111,8 @@ def format_headlines(records):
         rows.append([f"{figures.arch}, {figures.dataset}", "" if baseline is None else f"{baseline:.2f}",
                      f"{figures.top1:.2f}{deviation}", f"{100 * figures.rate:.1f} %",
                      "; ".join(", ".join(filter(None, (
-                         group.top1(-1), count(len(group.records), "seed"),
-                         count(group.arguments["train_epoch"], "epoch"), group.special))) for group in ours) or "not run"])
+                         group.top1(-1), counted(len(group.records), "seed"),
+                         counted(group.arguments["train_epoch"], "epoch"), group.special))) for group in ours) or "not run"])
     return markdown_table(HEADLINES, rows)
 
 
@@ -189,8 +130,8 @@ def format_readme(records):
         rate, before = group.mean(lambda record: record.rate), group.mean(lambda record: record.top1(0))
         rows.append([group.arguments["arch"], group.first.data, group.method, len(group.records),
                      group.arguments["train_epoch"], f"{100 * rate:.1f} %", f"{before:.2f}", group.top1(-1)])
-    return (f"{format_headlines(records)}\n\nRuns of other lengths, or on other images, and other methods on the same "
-            f"networks:\n\n{markdown_table(SHORT, rows)}")
+    return (f"{format_headlines(records)}\n\nWhat else was run of the method and of others, with "
+            f"fewer epochs:\n\n{markdown_table(SHORT, rows)}")
 
 
 def _is_method_or_peer(arguments):

@@ -86,9 +86,9 @@ def main(args):
     for dtype in args.formats:
         group, channels, steps = compare(supernet, batches, settings, history, dtype, arguments["seed"], args.every)
         rows.append([dtype, steps, f"{group / steps:.1%}", f"{channels / steps:.1%}"])
-    common.print_table(performance.SECTIONS["agreement"][-1][1:], rows)
+    common.print_table(performance.SECTIONS["agreement"][-1], rows)
     if args.page is not None:
-        performance.add_rows(args.page, "agreement", f"{arguments['arch']} on {arguments['dataset']}", rows)
+        performance.add_rows(args.page, "agreement", f"{arguments['arch']} on {arguments['dataset']}:", rows)
     return rows
 
 

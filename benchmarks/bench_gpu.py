@@ -20,6 +20,7 @@ import tensorflow as tf
 from analyses.evidence import device_name
 from benchmarks import common, performance
 from benchmarks.bench_scale import make_batch
+from ekg import files
 from ekg.data import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
@@ -101,6 +102,8 @@ def banking(args, strategy, data, dtype, use_xla):
 
 
 def main(args):
+    if args.out:
+        files.read_json(args.out / performance.NAMES)  # a folder without it is told before all work
     keras.utils.set_random_seed(0)
     strategy = op_utils.make_strategy()
     data, rows = common.random_data(max(args.batch_size, args.images)), []
@@ -116,9 +119,12 @@ def main(args):
             rate = f"{count} {unit}" if unit == "candidates" else f"{count / seconds:,.0f} {unit}"
             rows.append([what, name, compiles, f"{seconds:.3f}", rate, f"{2 * work / seconds / peak:.3f}", str(memory)])
             print(" | ".join(rows[-1]), flush=True)
-    name = f"{args.arch}; {device_name(origin())}; TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    came_of = origin()
+    name = (f"{args.arch} on {device_name(came_of)}; TensorFlow {tf.__version__}, Keras {keras.__version__}, revision "
+            f"{(came_of['revision'] or 'unknown')[:7]}; {NUM_VIEWS * args.batch_size} views a training step, D_val of "
+            f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, medians of {args.runs}:")
     print(f"\n{name}")
-    common.print_table(performance.SECTIONS["formats"][-1][1:], rows)
+    common.print_table(performance.SECTIONS["formats"][-1], rows)
     if args.out:
         performance.add_rows(args.out, "formats", name, rows)
 

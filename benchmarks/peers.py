@@ -76,7 +76,7 @@ def parse_args(argv=None):
     if (args.method == "scratch") != (args.searched is not None):
         parser.error("--searched belongs to the method scratch, which needs it.")
     if args.out is None:
-        args.out = Path("runs") / f"{args.arch}_{args.method}_{args.finetune_teacher}_{args.seed}"
+        args.out = Path("runs") / f"{args.arch}_{args.method}_{args.target_rate}_{args.finetune_teacher}_{args.seed}"
     return args
 
 

@@ -29,15 +29,15 @@ LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rou
 NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
 HEAD = ("what", "before", "after", "times as fast", "share of peak before", "share of peak after")
 PEAK = "peak"  # the phase that is a matrix product
-SECTIONS = {  # {entry of the record: (title, what it says, head of its table)}; other programs add rows to them
+SECTIONS = {  # {entry of the record: (title, what it says, head of its tables)}; other programs fill them
     "agreement": ("Searches in other formats",
                   "At so many steps of a float32 search, from its own sub-network and knowledge: how often a format chooses "
                   "the same group of channels, and ends with the same ones.",
-                  ("network", "format", "steps", "same group", "same sub-network")),
+                  ("format", "steps", "same group", "same sub-network")),
     "formats": ("Number formats",
-                "Made by `python -m benchmarks.bench_gpu` on the device in the first column. Shares of peak are those "
-                "of the matrix product in the same format.",
-                ("network and device", "work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"))}
+                "Shares of peak are those of the matrix product in the same format. `python -m benchmarks.bench_gpu --out "
+                "docs` adds the table of a GPU: with and without XLA, in float32, TF32, bfloat16 and float16.",
+                ("work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"))}
 
 
 def parse_args(argv=None):
@@ -162,19 +162,20 @@ def markdown(record):
         lines += growth.memory_markdown(record["memory"])
     for entry, (title, text, head) in SECTIONS.items():
         if record.get(entry):
-            rows = [[name, *row] for name, found in record[entry].items() for row in found]
-            lines += [f"## {title}", "", text, "", markdown_table(head, rows), ""]
+            lines += [f"## {title}", "", text, ""]
+            for name, rows in record[entry].items():
+                lines += [name, "", markdown_table(head, rows), ""]
     return "\n".join([*lines, *NOT_RUN])
 
 
 def add_rows(folder, section, name, rows):
-    """Puts the rows of another program about a network into the page of a folder.
+    """Puts the table of another program into the page of a folder.
 
     Args:
         folder: pathlib.Path of the page.
         section: one of SECTIONS.
-        name: first cell of the rows; those that the page has of it are replaced.
-        rows: lists of the other cells.
+        name: what stands above the table; one that the page has under this name is replaced.
+        rows: lists of its cells.
 
     Raises:
         EkgError: there is no page of this program.
@@ -190,9 +191,7 @@ def write_page(folder, record):
     files.write_whole(folder / PAGE, lambda file: file.write(markdown(record).encode()))
 
 
-NOT_RUN = ("## Not run", "",
-           "On GPUs nothing of this was measured. `python -m benchmarks.bench_gpu --out docs` adds the table of a card: "
-           "training step, search step and bank, with and without XLA, in float32, TF32, bfloat16 and float16.", "")
+NOT_RUN = ("## Not run", "", "The two revisions were not compared on a GPU.", "")
 
 
 def main(args):

@@ -40,12 +40,17 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert "Of revision ccccccc. Seconds" in page
     assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
     performance.write_page(tmp_path, record)
-    performance.add_rows(tmp_path, "agreement", "ResNet-8 on DIGITS", [["bfloat16", 17, "88.2%", "70.6%"]])
-    assert "| ResNet-8 on DIGITS | bfloat16 | 17 | 88.2% | 70.6% |" in (tmp_path / "performance.md").read_text()
+    performance.add_rows(tmp_path, "agreement", "ResNet-8 on DIGITS:", [["bfloat16", 17, "88.2%", "70.6%"]])
+    assert ("\nResNet-8 on DIGITS:\n\n| format | steps | same group | same sub-network |\n|---|---|---|---|\n"
+            "| bfloat16 | 17 | 88.2% | 70.6% |\n") in (tmp_path / "performance.md").read_text()
     argv = ["--arch", "ResNet-8", "--formats", "bfloat16", "--compile", "off", "--batch_size", "4", "--images", "8",
             "--candidates", "2", "--bank_images", "8", "--peak_size", "64", "--runs", "1", "--out", str(tmp_path)]
     bench_gpu.main(bench_gpu.parse_args(argv))
-    assert (tmp_path / "performance.md").read_text().count("| ResNet-8; ") == 3  # training, search, bank
+    page = (tmp_path / "performance.md").read_text()
+    assert page.count("| bfloat16 | off | ") == 3  # training, search, bank
+    assert "8 views a training step, D_val of 8 images, a bank of 8 images and 5 teachers, medians of 1:" in page
+    with pytest.raises(FileNotFoundError, match="performance.json"):
+        bench_gpu.main(bench_gpu.parse_args([*argv[:-1], str(tmp_path / "none")]))
     growth.draw(curves, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 

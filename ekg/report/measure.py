@@ -41,9 +41,9 @@ def warn_of_lagging_statistics(evaluation, batches, found):
     Slimmed networks have statistics of their own, so beside such a network they would look better than they are.
 
     Args:
-        evaluation: evaluate.Evaluation of the unpruned network.
+        evaluation: evaluate.Evaluation of the network that was searched, Θ₀.
         batches: data.Batches of D_val, of the evaluation's batch size.
-        found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of step 0.
+        found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of Θ₀.
     """
     name, value = next(iter(evaluation(batches=batches).values.items()))
     metric = METRICS[name]

@@ -47,6 +47,9 @@ class ReportPhase(Phase):
         with job.timed(self.name):
             # Networks of one sub-network differ in their weights alone: they share a compilation, and their latency.
             evaluations, self.rehearsed = {None: self.rehearsed} if self.rehearsed else {}, None
+            if job.has(names.SUPERNET):  # an old run's table is made again without it
+                searched = self._evaluation(job.folder / names.SUPERNET, None, evaluations)
+                warn_of_lagging_statistics(searched, job.val_batches, job.folder.history()[0].accuracy)
             rows = [self._measure(name, path, subnetwork, evaluations) for name, (path, subnetwork) in networks.items()]
             rows = self._with_exports(rows, networks)
             rows = with_latencies(rows, [evaluations[subnetwork].model for _, subnetwork in networks.values()],
@@ -56,9 +59,15 @@ class ReportPhase(Phase):
         return rows
 
     def _measure(self, name, path, subnetwork, evaluations):
-        """Returns the Row of the network in a file, but for latency and exports.
+        """Returns the Row of the network in a file, but for latency and exports."""
+        return measure(name, self._evaluation(path, subnetwork, evaluations), path.stat().st_size)
+
+    def _evaluation(self, path, subnetwork, evaluations):
+        """Returns the Evaluation of the network in a file.
 
         Args:
+            path: pathlib.Path of the file.
+            subnetwork: Subnetwork that it holds, or None for the unpruned network.
             evaluations: {Subnetwork or None: Evaluation} of what was measured before; it gets what it lacks.
         """
         job = self.job
@@ -67,9 +76,7 @@ class ReportPhase(Phase):
                 job.networks.load_(evaluations[subnetwork].model, path)
         else:
             evaluations[subnetwork] = Evaluation(job.load(path, subnetwork), job.test_batches, self._compute)
-        if subnetwork is None:
-            warn_of_lagging_statistics(evaluations[None], job.val_batches, job.folder.history()[0].accuracy)
-        return measure(name, evaluations[subnetwork], path.stat().st_size)
+        return evaluations[subnetwork]
 
     def _with_exports(self, rows, networks):
         """Returns the rows with the bytes of the exported files; the chief writes them."""

@@ -48,7 +48,7 @@ def make_run(path, params, top1=0.9, **arguments):
         folder.append_history(ekg.HistoryEntry(step, None if step == 0 else "conv", subnetwork, supernet.rate(subnetwork),
                                                loss, 0.9, -loss, 3, 1.5))
     for phase in ("baseline", "fine-tune"):
-        files.append_json_line(folder / names.CURVES, {"phase": phase, "step": 1, "loss": 0.5, "top1": 0.8})
+        files.append_json_line(folder / names.CURVES, {"phase": phase, "step": 1, "loss": 0.5, "top1": 0.8, "val_top1": 0.7})
     utils.save_params(supernet.cut(last), folder / names.SLIMMED)
     rows = [Row(name, loss=0.3, metrics={"top1": value, "top5": 1.0}, params=1000, flops=flops, file_size=10)
             for name, value, flops in (("baseline", 0.95, 1000), ("slimmed", 0.5, 450), ("fine-tuned", top1, 450))]

@@ -12,7 +12,7 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
     argv = ("condition", params / "one.pkl", params / "two.pkl", *DIGITS, "--images", "test", "--tolerance", 0.6, "--out",
             tmp_path)
     rows = run_analysis(*argv)
-    assert [row["network"] for row in rows] == ["one", "two"] and all(row["converged"] for row in rows)
+    assert [row["network"] for row in rows] == ["one.pkl", "two.pkl"] and all(row["converged"] for row in rows)
     for row in rows:
         assert row["condition"] == abs(row["smallest"] / row["largest"]) and row["num_images"] == 40
         assert set(row) == SPECTRUM | {"network", "condition", "loss", "seconds", "origin", "versions"}
@@ -27,8 +27,8 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
     run_analysis("tables", tmp_path, "--out", tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
     *of_networks, each = (cells(line) for line in page.splitlines() if line.startswith(f"| {tmp_path.name} "))
-    assert [row[1] for row in of_networks] == ["one", "two"] and len(of_networks[0]) == len(studies.CONDITIONS)
-    assert [row[5] for row in of_networks] == [f"{row['condition']:.4f}" for row in rows]
+    assert [row[2] for row in of_networks] == ["one.pkl", "two.pkl"] and len(of_networks[0]) == len(studies.CONDITIONS)
+    assert [row[8] for row in of_networks] == [f"{row['condition']:.4f}" for row in rows]
     assert each[-1].startswith("`python analyze.py condition one.pkl two.pkl --arch ResNet-8 --dataset DIGITS ")
     analyze.parse_args(each[-1].strip("`").split()[2:])  # it can be asked for so
 
@@ -38,7 +38,7 @@ def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, ca
         run_analysis("condition", params / "one.pkl", *DIGITS, "--images", "test", "--max_products", 2, "--out", tmp_path)
     assert exit_info.value.code == 4
     error = capsys.readouterr().err
-    assert "not known to the tolerance: those of network one (residuals" in error and "raise --max_products" in error
+    assert "not known to the tolerance: those of network one.pkl (residuals" in error and "raise --max_products" in error
     row, = files.read_json(tmp_path / "condition.json")["rows"]
     assert row["products"] == 2 and not row["converged"] and row["residual_smallest"] > 0
     run_analysis("tables", tmp_path, "--out", tmp_path / "docs")
@@ -47,6 +47,14 @@ def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, ca
 
 def test_networks_are_named_by_as_little_of_their_paths_as_tells_them_apart(tmp_path):
     paths = [tmp_path / name for name in ("a/slimmed.pkl", "b/slimmed.pkl", "b/trained.pkl")]
-    assert short_names(paths) == ["a/slimmed", "b/slimmed", "b/trained"] and short_names(paths[1:]) == ["slimmed", "trained"]
+    assert short_names(paths) == ["a/slimmed.pkl", "b/slimmed.pkl", "b/trained.pkl"]
+    assert short_names(paths[1:]) == ["slimmed.pkl", "trained.pkl"]
+    for path in paths[:2]:
+        path.parent.mkdir()
+        path.touch()
+    (tmp_path / "mine.pkl").symlink_to(paths[0])
+    assert short_names([tmp_path / "mine.pkl", paths[1]]) == ["mine.pkl", "slimmed.pkl"]  # a link goes by its own name
+    with pytest.raises(EkgError, match="slimmed.pkl: is given twice"):
+        short_names([tmp_path / "mine.pkl", paths[0]])
     with pytest.raises(EkgError, match="slimmed.pkl: is given twice"):
         short_names([*paths, tmp_path / "a" / ".." / "b" / "slimmed.pkl"])

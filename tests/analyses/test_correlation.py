@@ -35,7 +35,11 @@ def check_page(folder, out, count="2"):
 def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
     argv = ("correlation", "--trained_param", params / "one.pkl", *DIGITS, "--subnetworks", 2, "--target_rate", 0.5,
             "--tolerance", 100, "--precision", "bfloat16", "--out", tmp_path / "correlation")
+    make_trainer, formats = correlation.Trainer, []
+    monkeypatch.setattr(correlation, "Trainer", lambda *args, **options: formats.append(options["options"].dtype)
+                        or make_trainer(*args, **options))
     rows = run_analysis(*argv)
+    assert formats == ["bfloat16"] * 2
     assert [row["number"] for row in rows] == [0, 1] and len({row["val_loss"] for row in rows}) == 2
     assert all(0.4 < row["rate"] <= 0.5 and row["condition"] > 0 for row in rows)
     assert all(set(row) == SPECTRUM | {"number", "rate", "val_loss", "condition", "tuned_loss", "tuned_top1", "origin",
@@ -63,7 +67,7 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(par
                         lambda *args, **options: asked.append(options) or make_trainer(*args, **options))
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     subject = Subject("ResNet-8", dataloader.load("DIGITS"), None, 256)
-    metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute(dtype="bfloat16"))
+    metrics = correlation.fine_tune(supernet, half, subject, 3, tmp_path / "tuned", Compute(use_xla=True, dtype="bfloat16"))
     (_, trainer, batches, schedule), = calls
     name = supernet.groups[0].name
     kernels = [model.get_layer(name).kernel.numpy() for model in (trainer.model, supernet.model)]
@@ -72,7 +76,7 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(par
     usual = FineTuneSettings()
     assert (schedule.learning_rate, schedule.decay_points, schedule.decay_rate, schedule.epochs) == (
         usual.learning_rate, usual.decay_points, usual.decay_rate, 3)
-    assert asked == [{"weight_decay": usual.weight_decay, "options": StepOptions(dtype="bfloat16")}]
+    assert asked == [{"weight_decay": usual.weight_decay, "options": StepOptions(use_xla=True, dtype="bfloat16")}]
     assert batches.batch_size == usual.batch_size
     assert 0 < metrics.loss < 20
 

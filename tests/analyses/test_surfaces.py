@@ -1,9 +1,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 import analyze
 from analyses import pictures
 from ekg import files
+from ekg.errors import EkgError
 from tests.analyses.helpers import DIGITS, cells, picture_size, run_analysis
 
 
@@ -27,16 +29,19 @@ def test_surfaces_stand_in_the_page_of_results(params, tmp_path):
     run_analysis("tables", tmp_path / "flat", "--out", tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
     surface, each = (cells(line) for line in page.splitlines() if line.startswith("| flat "))
-    assert surface[1:3] == ["one", "DIGITS"] and surface[3] == f"{row['loss']:.3g}"
-    assert surface[-1] == f"{row['highest']:.3g}"
+    assert surface[1:6] == ["ResNet-8", "one.pkl", "DIGITS", "test", "moving statistics"]
+    assert surface[6:] == [f"{row[name]:.3g}" for name in ("loss", "lowest", "highest")]
     assert each[-1] == ("`python analyze.py landscape one.pkl --arch ResNet-8 --dataset DIGITS --images test "
-                        "--batch_size 256 --grid 3 --span 0.3 --scale log`")
+                        "--batch_size 256 --grid 3 --span 0.3`")
     analyze.parse_args(each[-1].strip("`").split()[2:])  # it can be asked for so
     assert picture_size(tmp_path / "docs" / "results" / "studies" / "flat.png")[0] > 300
     kept = files.read_json(tmp_path / "docs" / "results" / "studies" / "flat.json")
     assert "surface" not in kept["rows"][0] and kept["rows"][0]["seconds"] > 0  # a whole surface stays where it was made
     run_analysis("tables", "--out", tmp_path / "docs")
     assert (tmp_path / "docs" / "results.md").read_text() == page
+    run_analysis("condition", *argv[1:-4], "--max_products", 3, "--tolerance", 9, "--out", tmp_path / "flat")
+    with pytest.raises(EkgError, match="flat: holds condition.json and landscape.json; give each analysis an `out`"):
+        run_analysis("tables", tmp_path / "flat")
 
 
 def test_many_surfaces_stand_in_rows(tmp_path):

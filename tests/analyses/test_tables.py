@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses import evidence, pictures, published, repetitions, tables
+from analyses import drawings, evidence, pictures, published, repetitions, tables
 from ekg import files
 from ekg.errors import EkgError
 from tests.analyses.helpers import cells, make_run, picture_size, run_analysis
@@ -66,8 +66,11 @@ def test_latency_and_files_stand_before_and_after(params, tmp_path):
 
 
 def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pictures, "draw_rates", lambda path, networks: drawn.append(networks))
+    drawn = {}
+    for name in ("draw_methods", "draw_rates"):
+        function = getattr(pictures, name)
+        monkeypatch.setattr(pictures, name, lambda path, networks, function=function: drawn.update({path.name: networks})
+                            or function(path, networks))
     record = evidence.Record.of_run(make_run(tmp_path / "run", params))
 
     def at(rate, top1, **changes):
@@ -75,11 +78,19 @@ def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypat
         table[-1] |= {"flops": round(1000 * rate), "metrics": {"top1": top1}}
         return dataclasses.replace(record, table=table, arguments=record.arguments | {"target_rate": rate} | changes)
     records = [at(0.6, 0.92), at(0.3, 0.8), at(0.45, 0.9, seed=1), at(0.45, 0.91, seed=2), at(0.45, 0.5, criterion="l1")]
-    tables.draw(records, tmp_path)
+    drawings.draw(records, tmp_path)
     network = "ResNet-8, CIFAR10, 1 epoch"
-    assert drawn == [{network: ([95.0] * 5, {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]})}]
+    assert drawn == {
+        "methods.png": {network: ([95.0] * 5, [
+            ("ekg, ensemble / none, 60 %", [92.0]), ("ekg, ensemble / none, 45 %", [90.0, 91.0]),
+            ("ekg, ensemble / none, 30 %", [80.0]), ("l1, ensemble / none, 45 %", [50.0])])},
+        "rates.png": {network: ([95.0] * 5, {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]})}}
+    assert all(picture_size(tmp_path / name)[0] > 400 for name in drawn)
     assert "(results/rates.png)" in tables.format_page(records)
-    assert "(results/rates.png)" not in tables.format_page(records[2:])
+    without = [dataclasses.replace(record, curve=[]) for record in records[2:]]  # one rate, and no curves
+    drawings.draw(without, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"methods.png"}
+    assert all(f"(results/{name})" not in tables.format_page(without) for name in ("rates.png", "curves.png"))
 
 
 def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
@@ -121,8 +132,14 @@ def test_records_in_files_and_folders_are_kept_and_another_run_of_a_name_is_refu
     assert [kept.name for kept in tables.kept(out)[0]] == ["one", "other", "peer"]
     run_analysis("tables", tmp_path / "one", "--out", out)  # the same again
     another = make_run(tmp_path / "elsewhere" / "one", params, seed=7)
-    with pytest.raises(EkgError, match="one.json: another one is kept there, with other seed; rename a folder"):
+    with pytest.raises(EkgError, match="one.json: another one is kept there, with other seed; rename a folder, or remove"):
         run_analysis("tables", another, "--out", out)
+
+
+def test_a_run_that_holds_a_condition_number_is_a_run(params, tmp_path):
+    folder = make_run(tmp_path / "run", params)
+    files.write_json(folder / "condition.json", {"condition": 0.5, "options": {}})
+    assert "| run |" in run_analysis("tables", folder)
 
 
 def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, tmp_path):

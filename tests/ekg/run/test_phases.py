@@ -124,8 +124,14 @@ def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_f
     made = []
     monkeypatch.setattr("ekg.run.reporting.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1])
     shutil.copy(undisturbed[0] / "history.jsonl", job.folder.path)
+    networks.save(randomise_(cutting.copy(networks.model), 7), job.folder / "supernet_param.pkl")
+    searched = Evaluation(networks.load(job.folder / "supernet_param.pkl"), job.val_batches)()
+    warned = []
+    monkeypatch.setattr("ekg.run.reporting.warn_of_lagging_statistics", lambda evaluation, batches, found: warned.append(
+        (evaluation(batches=batches), found)))
     phase = ReportPhase(job)
     if is_rehearsed:
         phase.rehearse(networks.model)
     assert phase.run(rows) == expected
+    assert warned == [(searched, undisturbed[1][0].accuracy)]  # once, with the weights that were searched
     assert [one._step.count_traces() for one in made] == [1, 1]
