@@ -74,8 +74,9 @@ def format_page(records, found=()):
     if records:
         parts += [format_runs(records),
                   *(f"![{drawings.TEXTS[name]}]({RECORDS}/{name})" for name in drawings.shown(records))]
-    if any(map(_costs, records)):
-        parts.append(format_costs(records))
+    of_method = [record for record in records if _is_method(record.arguments)]
+    if any(map(_costs, of_method)):
+        parts.append(format_costs(of_method))
     if found:
         parts.append(studies.format_studies(found, f"{RECORDS}/{STUDIED}"))
     if records:
@@ -94,7 +95,7 @@ def format_each(records):
 
 
 def format_costs(records):
-    """Returns a Markdown table of latency and exported files, before and after; rows for runs that measured them."""
+    """Returns a Markdown table of latency and exported files, before and after, of the runs that measured them."""
     return markdown_table(COSTS, [row for record in records for row in _costs(record)])
 
 
