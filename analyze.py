@@ -111,7 +111,7 @@ def landscape(args):
 def correlation(args):
     """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
     # Before anything else touches a device.
-    compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"), args.precision)
+    compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"))
     return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
                              compute)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from analyses import published
 from analyses.conditions import check_converged, spectrum_values
+from analyses.evidence import counted
 from analyses.results import data_key, known_rows, tells_sign, write_results
 from analyses.subject import TrainedSettings
 from ekg import files
@@ -53,7 +54,7 @@ def study_correlation(subject, study, spectrum, out, compute):
         study: StudySettings.
         spectrum: SpectrumSettings of the condition numbers.
         out: pathlib.Path of the folder for the results; the same study goes on there.
-        compute: Compute of fine-tuning and test.
+        compute: Compute of fine-tuning and test, but for the precision, which the study has.
 
     Raises:
         EkgError: no sub-network keeps so little, or the folder holds another study.
@@ -63,13 +64,14 @@ def study_correlation(subject, study, spectrum, out, compute):
 
     supernet = Supernet(subject.load(study.trained_param))
     Flops(study.target_rate).check(supernet)
+    compute = dataclasses.replace(compute, dtype=study.precision)
     arguments = _arguments(subject, study, spectrum, compute)
     folder = RunFolder.prepare(out, arguments, advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
     statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
                   for name in ("val_loss", "condition")}
     title = (f"{subject}: {len(rows)} random sub-networks at {study.target_rate:.0%} of the FLOPs, "
-             f"{study.train_epoch} epoch{'s' * (study.train_epoch > 1)} of fine-tuning")
+             f"{counted(study.train_epoch, 'epoch')} of fine-tuning")
     pictures.draw_correlation(out / "correlation.png", title, rows, statistics)
     paper = published.CORRELATION
     text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
