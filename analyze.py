@@ -27,12 +27,12 @@ from analyses.runs import PruningRuns, report_run
 from analyses.subject import ImageSettings, ResultSettings, Subject, TrainedSettings
 from analyses.surfaces import GridSettings, measure_surfaces
 from analyses.tables import write_tables
+from ekg.command_line import add_flags, from_args
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.landscape.hessian import PARAMETERS
 from ekg.search.criteria import CRITERIA
-from ekg.settings import add_flags, from_args
 from train_cifar import CifarSettings
 
 EXIT_NOT_CONVERGED = 4

@@ -15,7 +15,7 @@ import dataloader
 import ekg
 import nets
 from dataloader import own
-from ekg import settings
+from ekg import command_line, settings
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples, measure_exported
 from ekg.export.formats import QUANTIZATIONS
@@ -71,11 +71,11 @@ def parse_args(argv=None):
     """Returns the checked arguments."""
     parser = utils.Parser(description="Export a network, and prove that the file computes the same.")
     for title, cls in FLAGS.items():
-        settings.add_flags(parser, title, cls)
+        command_line.add_flags(parser, title, cls)
     args = parser.parse_args(argv)
     try:
         for cls in FLAGS.values():
-            settings.from_args(cls, args)
+            command_line.from_args(cls, args)
         if args.rescale is not None and len(args.rescale) != 2:
             raise EkgError("`rescale` takes 2 numbers.")
         if args.quantize == "int8" and args.data_path is None and args.dataset is None:

@@ -5,7 +5,6 @@ Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 import utils
-from ekg import files, settings
+from ekg import command_line, files, settings
 from ekg.data import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
@@ -24,7 +23,7 @@ from ekg.errors import EkgError
 from ekg.report.table import format_table
 from ekg.run import folder as names
 from ekg.run import pipeline, precision, reuse
-from ekg.run.arguments import describe
+from ekg.run.arguments import describe, hash_code
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job, Phase, check_finite
 from ekg.run.networks import Networks
@@ -116,29 +115,28 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     parser = utils.Parser(description=description)
     classes = {"data and network": script_settings, **SHARED_FLAGS}
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
+    rate = defaults.get("target_rate", settings.SearchSettings.target_rate)
     for title, cls in classes.items():
-        settings.add_flags(parser, title, cls, **defaults | {"target_rate": None})
+        command_line.add_flags(parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None})
     args = parser.parse_args(argv)
-    settings.fill_in_rate_(args, defaults.get("target_rate", settings.SearchSettings.target_rate))
+    command_line.fill_in_rate_(args, rate)
     args.settings_classes = tuple(classes.values())
     try:
         for cls in args.settings_classes:
-            settings.from_args(cls, args)
+            command_line.from_args(cls, args)
         settings.check_effects(args.settings_classes, vars(args), defaults)
         _check_combinations(args, recipe)
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{settings.name_of_targets(args)}"
+        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{command_line.name_of_targets(args)}"
     return args
 
 
 def _check_combinations(args, recipe):
-    settings.from_args(settings.LatencySettings, args).target()
+    command_line.from_args(settings.LatencySettings, args).target()
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError("`baseline_epoch` has no effect here: `trained_param` is given; leave it out.")
-    if args.sync_bn and args.accum > 1:
-        raise EkgError("`sync_bn` and `accum` exclude each other: statistics of the whole batch need it at once.")
     if args.restart == "baseline" and args.trained_param:
         raise EkgError("`restart` baseline has no effect here: `trained_param` is given; name another phase.")
     if args.search_from and not args.trained_param:
@@ -310,17 +308,17 @@ def prune(args, recipe, load_data, build, from_params):
         build: (arch, num_classes) -> unpruned keras.Model.
         from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
     """
-    team = Team(make_strategy(settings.from_args(DeviceSettings, args)))
-    logger.info("%s on %s, to %s, on %s; run folder %s", args.arch, args.dataset, settings.describe_targets(args),
+    team = Team(make_strategy(command_line.from_args(DeviceSettings, args)))
+    logger.info("%s on %s, to %s, on %s; run folder %s", args.arch, args.dataset, command_line.describe_targets(args),
                 describe_devices(team.strategy), args.train_path)
     _check_devices(args, team)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
         args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
-    job_settings = settings.JobSettings(*(settings.from_args(cls, args) for cls in (
+    job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
         settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)),
-        target=settings.from_args(settings.LatencySettings, args).target())
+        target=command_line.from_args(settings.LatencySettings, args).target())
     new_model = functools.partial(build, args.arch, data.num_classes)
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     compute = Compute(team, use_xla(args.compile), args.precision)
@@ -355,7 +353,8 @@ def _check_devices(args, team):
     """Raises EkgError if workers were started otherwise, or batches or formats do not suit the devices."""
     per_worker = settings.names_where(args.settings_classes, lambda details: details.is_per_worker)
     given = settings.names_where(args.settings_classes, lambda details: not details.is_per_worker)
-    team.check_same({name: str(getattr(args, name)) for name in given if name not in per_worker} | {"code": hash_code()})
+    team.check_same({name: str(getattr(args, name)) for name in given if name not in per_worker}
+                    | {"code": hash_code(Path(__file__).parent, SOURCES)})
     replicas, pieces = {"devices": team.size}, {"micro-batches (`accum`)": args.accum}
     check_batch("batch_size", args.batch_size, replicas | pieces)
     check_batch("search_batch_size", args.search_batch_size, pieces)
@@ -388,11 +387,3 @@ def _prepare_folder(args, arguments):
         folder.restart(args.restart)
     if takes_search:
         reuse.take_search(folder, source)
-
-
-def hash_code():
-    """Returns a hash of this project's source files."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted({path for pattern in SOURCES for path in root.glob(pattern)}):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -17,11 +17,13 @@ import keras
 import ekg
 import op_utils
 from dataloader import own
-from ekg import settings
+from ekg import command_line, settings
+from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
 from ekg.own_data import VIEWS
 from ekg.pruning import AUTO
 from ekg.run.folder import PHASE_FILES
+from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
 
@@ -86,14 +88,17 @@ DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20}
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = utils.Parser(description="Prune a network of your own with EKG.")
+    parser = utils.Parser(description="Prune a network of your own with EKG.", epilog=(
+        "Defaults of batch sizes and of val_per_class are the most that is taken: less where the data is smaller. The "
+        f"temperature is {MANY_CLASSES_TEMPERATURE:g} for networks of {MANY_CLASSES} outputs or more."))
     for title, cls in FLAGS.items():
-        settings.add_flags(parser, title, cls, **DEFAULTS)
+        command_line.add_flags(parser, title, cls, command_line.rate_note(RATE), **DEFAULTS)
     args = parser.parse_args(argv)
-    settings.fill_in_rate_(args, RATE)
+    args.given = parser.names_given(argv)
+    command_line.fill_in_rate_(args, RATE)
     try:
         for cls in FLAGS.values():
-            settings.from_args(cls, args)
+            command_line.from_args(cls, args)
         settings.check_effects(tuple(FLAGS.values()), vars(args), DEFAULTS)
         _check_combinations(args)
         _target(args)
@@ -101,7 +106,7 @@ def parse_args(argv=None):
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{Path(args.model).stem}_{settings.name_of_targets(args)}"
+        args.train_path = Path("runs") / f"{Path(args.model).stem}_{command_line.name_of_targets(args)}"
     return args
 
 
@@ -111,6 +116,9 @@ def _check_combinations(args):
     for name, count in (("rescale", 2), ("image_size", 2)):
         if getattr(args, name) is not None and len(getattr(args, name)) != count:
             raise EkgError(f"`{name}` takes {count} numbers.")
+    tuning = [field.name for field in dataclasses.fields(settings.FineTuneSettings) if field.name in args.given]
+    if args.search_only and tuning:
+        raise EkgError(f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave it out.")
     if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
         raise EkgError("`weights` and `classes` are for a network of keras.applications; a .keras file has its own.")
 
@@ -149,10 +157,10 @@ def _load_data(args, shape):
 
 
 def _given(args, *classes):
-    """Returns {name: value} of the settings that are not at their defaults; ekg.prune has defaults that suit the data."""
+    """Returns {name: value} of the settings that the command line names; ekg.prune has defaults that suit the data."""
     apart = ("target_rate", "target_params", "train_epoch", "seed")  # arguments of their own
-    return {name: value for cls in classes for name, value in vars(settings.from_args(cls, args)).items()
-            if name not in apart and value != DEFAULTS.get(name, getattr(cls, name))}
+    return {name: value for cls in classes for name, value in vars(command_line.from_args(cls, args)).items()
+            if name in args.given and name not in apart}
 
 
 def _multiple(args):
@@ -166,7 +174,7 @@ def _multiple(args):
 
 
 def _target(args):
-    latency = settings.from_args(settings.LatencySettings, args).target()
+    latency = command_line.from_args(settings.LatencySettings, args).target()
     return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params}) | (
         {} if latency is None else {"latency": latency})
 
@@ -182,8 +190,8 @@ def main(args):
         inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
         print(inspection)
         return inspection
-    strategy = op_utils.make_strategy(settings.from_args(op_utils.DeviceSettings, args))
-    logger.info("%s on %s, to %s, on %s; run folder %s", args.model, args.data_path, settings.describe_targets(args),
+    strategy = op_utils.make_strategy(command_line.from_args(op_utils.DeviceSettings, args))
+    logger.info("%s on %s, to %s, on %s; run folder %s", args.model, args.data_path, command_line.describe_targets(args),
                 op_utils.describe_devices(strategy), args.train_path)
     data, validation = _load_data(args, shape)
     search, tuning, run = (_given(args, *classes) for classes in (
@@ -197,6 +205,8 @@ def main(args):
     except EkgError as error:
         raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
     print(result.summary())
+    if Team(strategy).is_chief:
+        result.report(args.train_path)
     logger.info("run folder: %s", args.train_path)
     return result
 

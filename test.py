@@ -11,6 +11,7 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
 import op_utils
+from ekg.command_line import add_flags, from_args
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -18,7 +19,7 @@ from ekg.graph.complexity import model_complexity
 from ekg.latency.runtimes import RUNTIMES
 from ekg.report.measure import conditions_for, measure, with_latencies
 from ekg.report.table import format_table
-from ekg.settings import COUNT, MACHINE, SEARCH, Settings, add_flags, from_args, setting
+from ekg.settings import COUNT, MACHINE, SEARCH, Settings, setting
 from ekg.train.evaluate import Evaluation
 
 

@@ -157,6 +157,12 @@ class Parser(argparse.ArgumentParser):
         told.add_argument("--quiet", action="store_true", help="tell the result, warnings and errors alone")
         told.add_argument("--verbose", action="store_true", help="tell also what each search step tried")
 
+    def names_given(self, argv=None):
+        """Returns the set of the names of the arguments that a command line gives, at their defaults or not."""
+        not_given = object()
+        probe = argparse.Namespace(**{action.dest: not_given for action in self._actions})
+        return {name for name, value in vars(self.parse_args(argv, probe)).items() if value is not not_given}
+
     def error(self, message):
         self.exit(EXIT_USER_ERROR, f"error: {message.rstrip('.')}. --help lists all arguments.\n")
 

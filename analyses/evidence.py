@@ -1,6 +1,7 @@
 """What stays of a finished run as evidence: a small JSON file that tells what was run, how it ended, where and how long."""
 
 import dataclasses
+import logging
 import shlex
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import op_utils
 from analyses.published import ILSVRC
 from ekg import files
 from ekg.errors import EkgError
-from ekg.run.folder import RunFolder
+from ekg.run.folder import SUMMARY, RunFolder
+
+logger = logging.getLogger(__name__)
 
 NETWORK, GIVEN = ("arch", "dataset"), "PARAMS"
 RECORD = "record.json"  # in the folder of a benchmark that is no run of the training scripts
@@ -19,6 +22,10 @@ ALTERED = {"3d6231d845eb6f21": "CIFAR10 after JPEG compression"}
 def data_name(sample, dataset):
     """Returns what data is called: a data set's name, unless the hash of some of its images is that of altered ones."""
     return ALTERED.get(sample[:16], dataset)
+
+
+class NoRecord(EkgError):
+    """A run of which there is no record, for a reason that leaves others as they are."""
 
 
 class Kept:
@@ -88,9 +95,16 @@ class Record(Kept):
         """Returns the record of a run folder.
 
         Raises:
-            EkgError: it holds no finished run.
+            NoRecord: its run is not finished, or is none of a training script.
+            EkgError: it is no run folder, or a damaged one.
         """
-        return cls.of_finished(Path(path).resolve().name, RunFolder(path).read_finished())
+        folder = RunFolder(path)
+        if "trained_param" not in RunFolder.open(path).arguments():
+            raise NoRecord(f"{path}: is a run of `ekg.prune`, and the tables are of the training scripts; its report is "
+                           f"drawn by: python analyze.py run {path}")
+        if not folder.has(SUMMARY):
+            raise NoRecord(f"{path}: the run is not finished; start it again with the same command.")
+        return cls.of_finished(Path(path).resolve().name, folder.read_finished())
 
     @classmethod
     def of_finished(cls, name, run, **changes):
@@ -194,13 +208,28 @@ def collect(paths, out=None):
         paths: folders, and files of Record.write, pathlib.Path each.
         out: pathlib.Path of a folder that keeps each as NAME.json, or None.
 
+    Folders that hold no finished run of a training script are left out with a warning.
+
     Raises:
-        EkgError: there is no record, or another one of this name is kept already.
+        EkgError: there is no record, or another one of this name is kept already; all paths were left out.
     """
-    records = []
+    records, left_out = [], []
     for path in paths:
-        place = path / RECORD if path.is_dir() and (path / RECORD).exists() else path
-        records.append(Record.read(place) if place.is_file() else Record.of_run(place))
+        try:
+            records.append(_record_of(path))
+        except NoRecord as reason:
+            left_out.append(str(reason))
+            continue
         if out is not None:
             records[-1].keep(out)
+    if left_out and not records:
+        raise EkgError(left_out[0])
+    for reason in left_out:
+        logger.warning("left out: %s", reason)
     return records
+
+
+def _record_of(path):
+    """Returns the Record of a run folder, of a folder that holds a record, or of a file."""
+    place = path / RECORD if path.is_dir() and (path / RECORD).exists() else path
+    return Record.read(place) if place.is_file() else Record.of_run(place)

@@ -5,6 +5,7 @@ import dataclasses
 from analyses import drawings, evidence, published, repetitions, studies
 from analyses.evidence import came_of, counted
 from analyses.results import markdown_table
+from ekg import files
 from ekg.errors import EkgError
 from ekg.report.table import milliseconds_text
 
@@ -63,7 +64,8 @@ def replace_part(page, text):
     old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
         raise EkgError(f"{page}: must hold the lines {BEGIN} and {END} once, in this order.")
-    page.write_text(f"{old[:old.index(BEGIN)]}{BEGIN}\n\n{text}\n\n{old[old.index(END):]}")
+    new = f"{old[:old.index(BEGIN)]}{BEGIN}\n\n{text}\n\n{old[old.index(END):]}"
+    files.write_whole(page, lambda file: file.write(new.encode()))
 
 
 # ---------------------------------------------------------------- tables

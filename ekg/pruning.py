@@ -159,7 +159,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
         made_of = _arguments(job, epochs, augment) | found
-        team.check_same({name: json.dumps(value) for name, value in made_of.items()})
+        _check_workers(team, made_of)
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of, restart), trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
 
@@ -241,6 +241,12 @@ def _arguments(job, epochs, augment):
 def _named(function):
     """Returns what stands for a function in arguments.json."""
     return getattr(function, "__qualname__", repr(type(function)))
+
+
+def _check_workers(team, made_of):
+    """Raises EkgError if workers were started otherwise, or with another version of the library."""
+    code = arguments.hash_code(Path(__file__).parent, ("**/*.py",))
+    team.check_same({name: json.dumps(value) for name, value in made_of.items()} | {"code": code})
 
 
 def _prepare(job, made_of, restart):

@@ -1,10 +1,9 @@
 """Every setting once: its default, its help, its range and what it affects.
 
-A setting is a field of a frozen dataclass, made by setting(). Flags, checks, the arguments that a run folder keeps and the
-keyword arguments of the Python functions are derived from these fields.
+A setting is a field of a frozen dataclass, made by setting(). Flags (command_line.py), checks, the arguments that a run
+folder keeps and the keyword arguments of the Python functions are derived from these fields.
 """
 
-import argparse
 import dataclasses
 import math
 import numbers
@@ -127,7 +126,7 @@ class Settings:
 
 
 def _check(field, value):
-    details, (kind, is_list) = about(field), _kind(field)
+    details, (kind, is_list) = about(field), kind_of(field)
     if value is None and details.may_be_none:
         return
     if is_list and not isinstance(value, (tuple, list)):
@@ -161,7 +160,7 @@ def check_effects(classes, values, defaults=None):
             raise EkgError(f"`{field.name}` has no effect here: {rule.why_not}; leave it out.")
 
 
-def _kind(field):
+def kind_of(field):
     """Returns (type of a value or of its entries, whether there are several)."""
     kinds = [kind for kind in typing.get_args(field.type) if kind is not type(None)]
     if typing.get_origin(field.type) is tuple:
@@ -174,62 +173,6 @@ def _kind(field):
 def _takes_function(field):
     """Returns whether Python may give a function in place of a value; a command line cannot."""
     return Callable in typing.get_args(field.type)
-
-
-# ---------------------------------------------------------------- command lines
-
-def add_flags(parser, title, cls, **defaults):
-    """Adds a flag for every setting of a class to an argparse parser, as a group.
-
-    Args:
-        parser: argparse.ArgumentParser.
-        title: of the group.
-        cls: dataclass of settings.
-        defaults: {name: default} where they differ from those of the class.
-    """
-    group = parser.add_argument_group(title)
-    for field in dataclasses.fields(cls):
-        details, (kind, is_list), default = about(field), _kind(field), defaults.get(field.name, field.default)
-        options = {"help": details.help, "default": list(default) if isinstance(default, tuple) else default}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction if default else "store_true"
-        else:
-            options |= {"type": kind, "choices": details.choices, "required": details.is_required}
-        if is_list:
-            options["nargs"] = "+" if details.may_be_none else "*"
-        group.add_argument(f"--{field.name}", **options)
-
-
-def fill_in_rate_(args, default):
-    """Sets the share of the FLOPs that a command line left out: all where another target is given, else a default."""
-    if args.target_rate is None:
-        others = (args.target_params, args.target_latency, args.target_ms)
-        args.target_rate = default if all(other is None for other in others) else 1.0
-
-
-def name_of_targets(args):
-    """Returns what tells the run folders of command lines with different targets apart, as "0.45" or "latency0.6"."""
-    given = {"": None if args.target_rate == 1.0 else args.target_rate, "params": args.target_params,
-             "latency": args.target_latency, "ms": args.target_ms}
-    return "_".join(f"{name}{value:g}" for name, value in given.items() if value is not None) or f"{args.target_rate:g}"
-
-
-def describe_targets(args):
-    """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
-    given = {"{:.4g} % of its FLOPs": 100 * args.target_rate if args.target_rate < 1 else None,
-             "{:.4g} % of its parameters": args.target_params and 100 * args.target_params,
-             "{:.4g} % of its latency": args.target_latency and 100 * args.target_latency, "{:g} ms": args.target_ms}
-    return " and ".join(words.format(value) for words, value in given.items() if value is not None) or "all of its FLOPs"
-
-
-def from_args(cls, args):
-    """Returns the settings of a class that the parsed arguments hold.
-
-    Raises:
-        EkgError: a value is outside its range.
-    """
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def names_where(classes, is_wanted):
@@ -374,6 +317,11 @@ class RunSettings(Settings):
         (), "formats in which the unpruned and the pruned network are written, too, with proof that they compute the same",
         MACHINE, choices=tuple(FORMATS))
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sync_bn and self.accum > 1:
+            raise EkgError("`sync_bn` and `accum` exclude each other: statistics of the whole batch need it at once.")
 
 
 @dataclasses.dataclass(frozen=True)

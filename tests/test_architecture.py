@@ -166,7 +166,7 @@ def test_messages_name_arguments_and_not_flags(trees):
     assert not wrong
 
 
-SINGLE = {("argparse", "ekg.settings"),  # the one place where flags are derived
+SINGLE = {("argparse", "ekg.command_line"),  # the one place where flags are derived
           ("subprocess", "ekg.export.fresh")}  # a file is read back where nothing of this program is
 
 

@@ -75,20 +75,3 @@ def test_slurm_names_the_workers(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "many")
     with pytest.raises(EkgError, match="SLURM's variables cannot be understood"):
         op_utils._make_resolver()
-
-
-# ---------------------------------------------------------------- code
-
-def test_the_hash_of_the_code_is_of_every_source_file(monkeypatch, tmp_path):
-    """Workers compare it: a change in any folder of the sources is noticed, one beside them is not."""
-    monkeypatch.setattr(op_utils, "__file__", str(tmp_path / "op_utils.py"))
-    sources = ("op_utils.py", "ekg/files.py", "ekg/graph/calls.py", "nets/resnet.py", "dataloader/cifar.py")
-    for name in (*sources, "tests/test_op_utils.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("one")
-    hashes = [op_utils.hash_code()]
-    for name in sources:
-        (tmp_path / name).write_text("two")
-        hashes.append(op_utils.hash_code())
-    (tmp_path / "tests/test_op_utils.py").write_text("two")
-    assert len(set(hashes)) == 6 and op_utils.hash_code() == hashes[-1]

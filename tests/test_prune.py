@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+import ekg
 import prune
 from ekg.errors import EkgError
+from ekg.pruning import PruneResult
 from tests import runs
 from tests.ekg.latency.helpers import install
 from tests.ekg.test_pruning import as_folder, digits, network, softmax
@@ -49,6 +51,19 @@ def test_a_search_alone_leaves_the_network_that_was_cut_out(place, tmp_path):
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     np.testing.assert_allclose(stored(images), result.model(images), rtol=1e-6)
     assert [row.name for row in result.table] == ["baseline", "slimmed"]
+    assert "slimmed" in (tmp_path / "run" / "report.html").read_text() and (tmp_path / "run" / "report.png").exists()
+
+
+def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkeypatch):
+    """Defaults of ekg.prune suit the data: one that the command line repeats is not taken for one left out."""
+    taken = {}
+    monkeypatch.setattr(ekg, "prune", lambda *_, **given: taken.update(given) or PruneResult(*[()] * 4, "", None, None))
+    monkeypatch.setattr(PruneResult, "summary", lambda _: "")
+    monkeypatch.setattr(PruneResult, "report", lambda *_: "")
+    run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path, "--batch_size", 128, "--temperature", 4,
+        "--val_per_class", 32, "--accum", 1)
+    assert taken["fine_tune"] == {"batch_size": 128, "temperature": 4.0} and taken["search"] == {"val_per_class": 32}
+    assert taken["run"] == {"accum": 1} and taken["epochs"] == 20 and taken["target"] == {"flops": 0.5}
 
 
 def test_what_can_be_pruned_is_printed(place, capsys):
@@ -76,6 +91,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(place):
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "--data_path is needed"), (["--data_path", "x", "--rescale", "1"], "--rescale takes 2 numbers"),
     (["--data_path", "x", "--classes", "3"], "--weights and --classes are for a network of keras.applications"),
+    (["--data_path", "x", "--search_only", "--train_epoch", "20"], "--train_epoch has no effect here: --search_only ends"),
+    (["--data_path", "x", "--sync_bn", "--accum", "2"], "--sync_bn and --accum exclude each other"),
     (["--data_path", "x", "--task", "detection"], "invalid choice: 'detection'"),
     (["--data_path", "x", "--target_rate", "2"], "--target_rate must be in (0, 1]; received 2.")])
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):

@@ -5,6 +5,7 @@ import dataclasses
 import html
 from pathlib import Path
 
+from ekg import files
 from ekg.report.table import latency_text
 from ekg.tasks import METRICS
 
@@ -107,4 +108,4 @@ def write_page(path, title, picture, tables):
         names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
         parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
     parts.append(f"<img alt='search, widths and training curves' src='data:image/png;base64,{data}'></body></html>")
-    Path(path).write_text("\n".join(parts), encoding="utf-8")
+    files.write_whole(path, lambda file: file.write("\n".join(parts).encode()))

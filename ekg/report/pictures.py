@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
+from ekg import files  # noqa: E402
 from ekg.tasks import METRICS  # noqa: E402
 
 DPI = 110
@@ -18,7 +19,7 @@ COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
 
 def save(figure, path):
     """Writes a figure and closes it."""
-    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    files.write_whole(path, lambda file: figure.savefig(file, dpi=DPI, bbox_inches="tight", format="png"))
     plt.close(figure)
 
 

@@ -3,6 +3,7 @@
 from ekg import files
 from ekg.errors import EkgError
 from ekg.run import folder as names
+from ekg.run.arguments import TEST_DATA
 from ekg.run.folder import differences
 
 SEARCH_PHASES = ("subset", "search", "slim")
@@ -30,7 +31,8 @@ def check_search(source, arguments, training_settings):
     old = source.arguments()
     if old.get("trained_param") is None:  # that run trained the network itself
         old["trained_param"] = files.sha256(source / names.BASELINE)
-    differing = differences(*({name: value for name, value in values.items() if name not in training_settings}
+    apart = {*training_settings, TEST_DATA}
+    differing = differences(*({name: value for name, value in values.items() if name not in apart}
                               for values in (old, arguments)))
     if differing:
         raise EkgError(f"{what}: was searched with other arguments; repeat those, or leave `search_from` out:{differing}")

@@ -25,6 +25,21 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
 
+def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_path, caplog):
+    """`tables runs/*` meets runs that are not finished, and those of `ekg.prune`, whose arguments name no parameter file."""
+    whole, unfinished, own = (make_run(tmp_path / name, params) for name in ("whole", "unfinished", "own"))
+    (unfinished / "summary.json").unlink()
+    arguments = files.read_json(own / "arguments.json")
+    del arguments["trained_param"]
+    files.write_json(own / "arguments.json", arguments)
+    assert run_analysis("tables", unfinished, whole, own) == run_analysis("tables", whole)
+    assert [message.split(": ")[1:3] for message in caplog.messages if "left out" in message] == [
+        [str(unfinished), "the run is not finished; start it again with the same command."],
+        [str(own), "is a run of `ekg.prune`, and the tables are of the training scripts; its report is drawn by"]]
+    with pytest.raises(EkgError, match="own: is a run of `ekg.prune`"):
+        evidence.collect([own, unfinished])
+
+
 def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_tables(params, tmp_path):
     out = tmp_path / "docs"
     folder = make_run(tmp_path / "run1", params, arch="ResNet-56", finetune_teacher="ensemble", seed=4,

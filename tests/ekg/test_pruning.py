@@ -95,6 +95,8 @@ def test_other_settings_or_another_network_are_refused_in_a_run_folder(pruned):
         ekg.prune(other, data, validation_data=digits(60), run_dir=folder, **TUNED)
     with pytest.raises(EkgError, match="\n  groups: "):
         ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED, min_channels=2)
+    with pytest.raises(EkgError, match=r"\n  test_data: .*'images': 60.* there, .*'images': 50.* here$"):
+        ekg.prune(model, data, validation_data=digits(50), run_dir=folder, **TUNED)
 
 
 def test_a_stopped_job_goes_on_to_the_same_weights(pruned, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import op_utils
 import test as test_script
 import train_cifar
 import train_imagenet
-from ekg import files, settings
+from ekg import command_line, files, settings
 from ekg.errors import EkgError
 from ekg.run import pipeline
 from ekg.run.folder import RunFolder
@@ -92,7 +92,7 @@ def other_value(field):
         return next(choice for choice in about(field).choices if choice != field.default)
     if isinstance(field.default, bool):
         return not field.default
-    return 2 if settings._kind(field)[0] is int else 0.5
+    return 2 if settings.kind_of(field)[0] is int else 0.5
 
 
 def argv_for(field, value):
@@ -107,7 +107,7 @@ def parse(script, *argv):
 
 def read(script, args):
     """Returns {name: value} of all settings that a script's arguments hold."""
-    values = [settings.from_args(cls, args) for cls in SCRIPTS[script][0]]
+    values = [command_line.from_args(cls, args) for cls in SCRIPTS[script][0]]
     return {field.name: getattr(value, field.name) for value in values for field in dataclasses.fields(value)}
 
 
@@ -123,7 +123,7 @@ def test_every_setting_says_what_it_is_and_what_it_affects(cls, field):
 
 
 def test_every_number_has_a_range_that_is_tested_here():
-    numbers = {field.name for _, field in FIELDS if settings._kind(field)[0] in (int, float)}
+    numbers = {field.name for _, field in FIELDS if settings.kind_of(field)[0] in (int, float)}
     assert numbers == set(RANGES) | WITHOUT_RANGE
     assert {field.name for _, field in FIELDS if about(field).range} == set(RANGES)
 
@@ -153,7 +153,7 @@ WRONG = {int: (1.5, "1", True), float: ("0.5", True), bool: (1, "yes"), str: (1,
 
 @pytest.mark.parametrize(("cls", "field"), FIELDS, ids=name_of)
 def test_a_value_of_another_type_is_refused(cls, field):
-    kind = settings._kind(field)[0]
+    kind = settings.kind_of(field)[0]
     for value in WRONG[kind]:
         with pytest.raises(EkgError, match=f"^`{field.name}` must be (of type {kind.__name__}|one of .*); received"):
             make_with(cls, field, value)
@@ -224,7 +224,9 @@ def test_every_flag_is_that_of_one_setting(script, monkeypatch):
     for field in fields:
         action, details = actions[field.name], about(field)
         assert action.option_strings[0] == f"--{field.name}"
-        assert (action.help, action.required, action.choices) == (details.help, details.is_required, details.choices)
+        note = "; without any target " if field.name == "target_rate" else ""
+        assert action.help.startswith(details.help + note)
+        assert (action.required, action.choices) == (details.is_required, details.choices)
 
 
 @pytest.mark.parametrize(("script", "cls", "field"), [entry for entry in FLAGS if has_other_value(entry[2])], ids=name_of)
@@ -286,7 +288,7 @@ def test_the_arguments_are_all_that_the_result_depends_on(script, prepare, tmp_p
     classes, required = SCRIPTS[script]
     arguments = prepare(tmp_path / "run", *required, script=script)
     affecting = {field.name for cls in classes for field in dataclasses.fields(cls) if about(field).affects != MACHINE}
-    assert set(arguments) == affecting | {"data", "use_xla", "versions", "results_version"}
+    assert set(arguments) == affecting | {"data", "test_data", "use_xla", "versions", "results_version"}
     assert "weight_decay" in arguments and "val_batch_size" not in arguments
     assert set(arguments["versions"]) == {"python", "tensorflow", "keras", "numpy"} and arguments["data"]["images"] == 840
 

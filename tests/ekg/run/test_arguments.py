@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+import op_utils
 from ekg.run import arguments
 
 
@@ -26,3 +27,17 @@ def test_the_revision_is_that_of_the_checkout(state, tmp_path):
 def test_a_program_that_lies_in_no_checkout_has_no_revision(tmp_path):
     assert arguments._revision(tmp_path / ".git") is None
     assert set(arguments.origin()) == {"revision", "machine", "cores"}
+
+
+def test_the_hash_of_the_code_is_of_every_source_file(tmp_path):
+    """Workers compare it: a change in any folder of the sources is noticed, one beside them is not."""
+    sources = ("op_utils.py", "ekg/files.py", "ekg/graph/calls.py", "nets/resnet.py", "dataloader/cifar.py")
+    for name in (*sources, "tests/test_op_utils.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    hashes = [arguments.hash_code(tmp_path, op_utils.SOURCES)]
+    for name in sources:
+        (tmp_path / name).write_text("two")
+        hashes.append(arguments.hash_code(tmp_path, op_utils.SOURCES))
+    (tmp_path / "tests/test_op_utils.py").write_text("two")
+    assert len(set(hashes)) == 6 and arguments.hash_code(tmp_path, op_utils.SOURCES) == hashes[-1]
