@@ -13,6 +13,7 @@ from fractions import Fraction
 import keras
 
 from ekg.errors import EkgError
+from ekg.graph.masks import Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Graph:
         shapes: {tensor number: shape tuple with None for the batch}.
         rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more than one where positions
             were folded into the batch.
-        masked: keys of the layers that read a tensor with a mask, as that of padded tokens.
+        masks: where masks are, as those of padded tokens. models: list of the model and of all that are nested in it.
         inputs, outputs: tuples of the numbers of the tensors that the model takes and returns.
 
     Raises:
@@ -127,7 +128,7 @@ class Graph:
         self._inferred = {number: spec.shape != symbol.shape for number, spec, symbol in zip(
             self.inputs, specs, inside.inputs)}
         self.rows = dict.fromkeys(self.inputs, Fraction(1))
-        self.steps, self.masked = [], set()
+        self.steps, self.masks, self.models = [], Masks(), [model]
         self.outputs = self._follow(inside, self.inputs, self.steps, "")
 
     @property
@@ -216,8 +217,7 @@ class Graph:
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
         call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
-        if any(getattr(symbol, "_keras_mask", None) is not None for symbol in node.arguments.keras_tensors):
-            self.masked.add(call.key)
+        self.masks.note(call, node.outputs)
         self.rows.update(dict.fromkeys(outputs, self._count_rows(call)))
         self.calls.append(call)
         return call
@@ -237,10 +237,13 @@ class Graph:
             return rows[0] * Fraction(math.prod(shapes[0][1:]), math.prod(shapes[1][1:]))
         if name == "Concatenate" and call.layer.axis % len(shapes[1]) == 0:
             return sum(rows)
+        if name == "Split" and call.layer.axis % len(shapes[1]) == 0:
+            return rows[0] / len(call.outputs)
         return max(rows)
 
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
+        self.models += [] if node.operation in self.models else [node.operation]
         given = args[0] if args else kwargs.get("inputs")
         refs = _by_input(inner, given)
         if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
@@ -252,6 +255,7 @@ class Graph:
             number = self._number(keras.KerasTensor(self.shapes[ref.number], dtype))
             self._inferred[number] = self.shapes[number] != tuple(symbol.shape)
             self.rows[number] = self.rows[ref.number]
+            self.masks.note_same(number, ref.number)
             self.calls.append(Call(Entry(dtype), f"{key}/{symbol.name}", (ref,), {}, (number,)))
             entries.append(number)
         steps = []

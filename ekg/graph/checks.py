@@ -4,6 +4,7 @@ import keras
 
 from ekg.errors import EkgError, first_line
 from ekg.graph import cutting, norms
+from ekg.graph.calls import layer_variables
 
 
 class NothingToPrune(EkgError):
@@ -20,9 +21,13 @@ def check_layers(graph):
     Args:
         graph: calls.Graph.
     """
+    _check_sharing(graph)
     for key, layer in graph.layers.items():
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
             continue
+        if getattr(layer, "stateful", False) is True:
+            raise EkgError(f"layer {key!r} is stateful, so an output depends on the batch before; make it with "
+                           "stateful=False.")
         if getattr(layer, "lora_enabled", False):
             raise EkgError(f"layer {key!r} has LoRA weights; merge them into its kernel before the network is pruned.")
         if getattr(layer, "quantization_mode", None) is not None:
@@ -32,6 +37,27 @@ def check_layers(graph):
             raise EkgError(f"layer {key!r} has the dtype policy {layer.dtype_policy.name!r}; networks of the policies "
                            f"{', '.join(_FLOATS)} can be pruned.")
     _check_norms(graph)
+    for key in sorted(graph.masks.hidden):
+        if not norms.uses_batch_statistics(graph.layers[key]):  # a frozen one asks for no mask
+            raise EkgError(f"layer {key!r} ({type(graph.layers[key]).__name__}) is handed a mask, as that of padded tokens, "
+                           "which its call does not name, so the graph does not show what is computed; give it the mask by "
+                           "name where the layer takes one, or leave masks out (mask_zero=False).")
+
+
+def _check_sharing(graph):
+    """Raises EkgError for weights that a cut would untie: of two layers, or of a model beside its layers."""
+    owners = {}
+    for key, layer in graph.layers.items():
+        for variable in layer_variables(layer) if not isinstance(layer, keras.Model) else ():
+            owner = owners.setdefault(id(variable), key)
+            if owner != key:
+                raise EkgError(f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a cut would untie; "
+                               "call one layer twice, or give each weights of its own.")
+    for model in graph.models:
+        own = [*model._trainable_variables, *model._non_trainable_variables]
+        if own:
+            raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) has a weight of its own, {own[0].name!r}, "
+                           "beside those of its layers; hold it in a layer of the graph.")
 
 
 def _check_norms(graph):
@@ -43,7 +69,7 @@ def _check_norms(graph):
             if inside:
                 raise EkgError(f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, whose "
                                "statistics are out of reach; freeze it, or make a functional model of the layer.")
-        if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masked:
+        if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masks.readers:
             raise EkgError(f"batch norm {key!r} reads a tensor with a mask, which its statistics would have to leave out; "
                            "freeze it.")
         if not norms.uses_batch_statistics(layer) or norms.supports(layer) or not layer.trainable:
@@ -68,15 +94,21 @@ def describe_closed(layout):
     return "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more." if more > 0 else ".")
 
 
+def middling(supernet):
+    """Returns a Subnetwork of middling, unequal widths."""
+    tried = supernet.whole()
+    for i, group in enumerate(supernet.groups):
+        tried = tried.with_kept(i, group.counts[max(len(group.counts) // 2 - 1 - i % 3, 0)])
+    return tried
+
+
 def try_cut(supernet):
     """Cuts a sub-network of middling, unequal widths once, so that what cannot be cut is known before the work begins.
 
     Raises:
         EkgError: a layer cannot be copied, or does not take what it is given in the cut network.
     """
-    tried = supernet.whole()
-    for i, group in enumerate(supernet.groups):
-        tried = tried.with_kept(i, group.counts[max(len(group.counts) // 2 - 1 - i % 3, 0)])
+    tried = middling(supernet)
     try:
         cut = cutting.cut(supernet.graph, supernet.layout, supernet.mask(tried) > 0, is_trial=True)
     except EkgError:

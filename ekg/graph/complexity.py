@@ -84,7 +84,9 @@ class ComplexityTable:
         """Returns [FLOPs, parameters] of a call, each a list of the constants of every growth."""
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
         numbers = {records.IN: call.inputs[0], records.OUT: call.output}
-        read, written, axis = graph.shapes[call.inputs[0]], graph.shapes[call.output], layout.axes[call.output]
+        read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
+        axis = flow.channel_axis(call.layer, len(written))  # what is never pruned may have its channels anywhere
+        axis = layout.axes[call.output] if axis in (None, -1) else axis
         positions = graph.rows[call.output] * (records.spatial_size(written, axis) if record.positions is None
                                                else record.positions(call.layer, read, written, axis))
         names = records.weight_names(call.layer, record)
@@ -92,8 +94,10 @@ class ComplexityTable:
             axes, constant = record.weights[name].axes, Fraction(1)
             for size, role in zip(variable.shape, axes):
                 constant *= size if role is None else Fraction(size, len(layout.index[numbers[role]]))
-            growth = self._GROWTHS.index((records.IN in axes, records.OUT in axes))
+            reads_all, writes_all = records.IN in axes, records.OUT in axes
+            growth = self._GROWTHS.index((reads_all, writes_all or record.weights[name].each_channel))
             counts[0][growth] += constant * positions * (name in record.multiplies)
+            growth = self._GROWTHS.index((reads_all, writes_all))
             counts[1][growth] += constant * is_first  # a layer that is called again has no more parameters
         return counts
 

@@ -5,6 +5,8 @@ the user's own, the state of a seed. A copy here takes every attribute of the or
 and seeds inside, are made anew. What is cut gets other values and attributes on the way.
 """
 
+import contextlib
+import functools
 import types
 
 import keras
@@ -12,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
+
+_WITHOUT_BUILD = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
 # What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with the copy.
 _BOOKKEEPING = frozenset((
@@ -35,6 +39,7 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
     changes = {**(changes or {}), **({"name": name} if name else {})}
     if not isinstance(operation, keras.layers.Layer):
         return _copy_plain(operation, changes)
+    _check_functions(operation)
     copies = {}
     copy = _copy_layer(operation, arrays or {}, changes, copies)
     left = {id(variable) for variable in operation.variables} & {id(variable) for variable in copy.variables}
@@ -42,6 +47,45 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
         raise EkgError(f"layer {operation.name!r} ({type(operation).__name__}) keeps variables where they cannot be copied; "
                        "hold each in an attribute of the layer.")
     return copy
+
+
+def _check_functions(layer):
+    """Raises EkgError where an attribute holds a function that holds the layer, or a part of it, in a way out of reach.
+
+    The copy's function would go on with the weights of the original.
+    """
+    for owner in layer._flatten_layers():
+        for name, value in vars(owner).items():
+            if name not in _BOOKKEEPING and _holds(value, owner, set()):
+                raise EkgError(f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function that holds the "
+                               "layer itself, which a copy cannot take over; make it a method.")
+
+
+def _holds(value, owner, seen):
+    """Returns whether a function that is kept as a value holds a layer or a weight that is among the owner's."""
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, types.FunctionType):
+        held = [*_contents(value.__closure__ or ()), *(value.__defaults__ or ())]
+    elif isinstance(value, tf.types.experimental.PolymorphicFunction):
+        held = [value.python_function]
+    elif isinstance(value, functools.partial):
+        return any(_holds(item, owner, seen) for item in (value.func, *value.args, *value.keywords.values()))
+    else:
+        return False
+    parts = {id(part) for part in (*owner._flatten_layers(), *owner.variables)}
+    return any(id(item) in parts or id(getattr(item, "__self__", None)) in parts or _holds(item, owner, seen)
+               for item in held)
+
+
+def _contents(cells):
+    """Returns what the cells of a closure hold, but for those that hold nothing yet."""
+    held = []
+    for cell in cells:
+        with contextlib.suppress(ValueError):
+            held.append(cell.cell_contents)
+    return held
 
 
 def _copy_plain(operation, changes):
@@ -60,7 +104,8 @@ def _copy_layer(layer, arrays, changes, copies):
     if isinstance(layer, keras.Model):
         raise EkgError(f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() of its own; call "
                        "it in the graph itself, as a functional model.")
-    unbuilt = [inner.name for inner in layer._flatten_layers(include_self=False, recursive=False) if not inner.built]
+    unbuilt = [inner.name for inner in layer._flatten_layers(include_self=False, recursive=False)
+               if not inner.built and not isinstance(inner, _WITHOUT_BUILD)]
     if unbuilt:
         raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is not built; call "
                        "the model once on some inputs before.")
@@ -95,7 +140,7 @@ def _is_tracked(value):
         return any(map(_is_tracked, value))
     if isinstance(value, dict):
         return any(map(_is_tracked, value.values()))
-    return isinstance(value, (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator))
+    return isinstance(value, (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric))
 
 
 def _copy_variable(variable, array):
@@ -117,6 +162,9 @@ def _copy_value(value, arrays, copies):
     if isinstance(value, keras.Variable):
         copies[id(value)] = _copy_variable(value, arrays.get(id(value)))
         return copies[id(value)]
+    if isinstance(value, keras.metrics.Metric):
+        copies[id(value)] = type(value).from_config(value.get_config())
+        return copies[id(value)]
     if isinstance(value, keras.random.SeedGenerator):
         copy = keras.random.SeedGenerator(seed=value._initial_seed, name=value.name)
         copy.state.assign(value.state)
@@ -128,6 +176,9 @@ def _copy_value(value, arrays, copies):
         return (list if isinstance(value, list) else set)(_copy_value(item, arrays, copies) for item in value)
     if isinstance(value, types.MethodType) and id(value.__self__) in copies:
         return types.MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, functools.partial):
+        return functools.partial(*(_copy_value(item, arrays, copies) for item in (value.func, *value.args)),
+                                 **_copy_value(value.keywords, arrays, copies))
     if isinstance(value, tuple) and not hasattr(value, "_fields") and _is_tracked(value):
         return tuple(_copy_value(item, arrays, copies) for item in value)
     return value
@@ -163,8 +214,8 @@ def refit_(copy, kept):
         return
 
     def cut(shape, count):
-        shape = tuple(shape)
-        return (*shape[:axis], count, *shape[axis + 1:]) if len(shape) == rank and shape[axis] != 1 else shape
+        shape, place = tuple(shape), len(shape) + axis - rank  # inputs of fewer axes are spread from the last one on
+        return (*shape[:place], count, *shape[place + 1:]) if place > 0 and shape[place] != 1 else shape
     shapes = copy._build_shapes_dict
     if shapes and len(shapes) == 1:
         [(name, shape)] = shapes.items()

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import warnings
 
 import keras
 import numpy as np
@@ -31,7 +32,8 @@ def cut(graph, layout, mask, is_trial=False, keeps_norm=True, replacements=None)
     """
     cutter = _Cutter(graph, layout, mask, is_trial, keeps_norm, replacements)
     model = cutter.model(graph.model, graph.inputs, graph.outputs, graph.steps)
-    _compile_like(model, graph.model)
+    if not is_trial:
+        _compile_like(model, graph.model)
     return model
 
 
@@ -92,7 +94,9 @@ class _Cutter:
         entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), dtype=symbol.dtype, sparse=symbol.sparse,
                                name=symbol._keras_history.operation.name) for number, symbol in zip(inputs, symbols)]
         if isinstance(model, keras.Sequential):
-            copy = _sequential_like(model, [entries[0], *(self._operation(step) for step in steps)])
+            # Functions of keras.ops among its steps make masks; the copies of the layers make these anew.
+            layers_ = [step for step in steps if isinstance(step, ModelCall) or isinstance(step.layer, keras.layers.Layer)]
+            copy = _sequential_like(model, [entries[0], *map(self._operation, layers_)])
         else:
             tensors = dict(zip(inputs, entries))
             for step in steps:
@@ -143,7 +147,7 @@ class _Cutter:
             return self._replacements[id(step.layer)]
         layer, record = step.layer, records.record_of(step.layer)
         kept = self._kept_by(step)
-        changes = record.resize(layer, kept) if record is not None and record.resize is not None else {}
+        changes = record.resize(layer, kept) if record is not None and record.resize is not None and kept.is_cut else {}
         known = self._copies.setdefault(id(layer), [])
         for other, copy in known:  # one without weights may be cut in several ways at its several calls
             if other == changes:
@@ -169,9 +173,11 @@ class _Cutter:
         """Returns the records.Kept of a call."""
         kept, layout, shapes = self._kept, self._layout, self._graph.shapes
         first, last = call.inputs[0] if call.inputs else call.output, call.output
+        is_cut = any(len(kept[number]) != len(layout.index[number]) for number in (*call.inputs, *call.outputs))
         return records.Kept(tuple(kept[number] for number in call.inputs or call.outputs),
                             tuple(kept[number] for number in call.outputs), (layout.axes[first], layout.axes[last]),
-                            (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])))
+                            (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])),
+                            is_cut)
 
     def _arrays(self, call, record, kept):
         """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""
@@ -227,7 +233,13 @@ def _compile_like(model, original):
     """Compiles a copy as the original was: optimizer, losses and metrics, without what they have counted."""
     if not getattr(original, "compiled", False):
         return
+    reason = f"{type(original).__name__} has a compile() of its own."
     try:
-        model.compile_from_config(original.get_compile_config())
-    except (TypeError, ValueError, AttributeError) as error:
-        logger.warning("the pruned network of %r is not compiled: %s", original.name, first_line(error))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras', of what is told here
+            model.compile_from_config(original.get_compile_config())
+    except Exception as error:  # whatever an optimizer, a loss or a metric of the user's own raises
+        reason = first_line(error)
+    if not model.compiled:
+        logger.warning("the pruned network of %r is not compiled, so compile it where you need that: %s", original.name,
+                       reason)

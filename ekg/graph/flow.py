@@ -306,7 +306,7 @@ def merge(flow, call):
         return close(flow, call)
     axis = from_end.pop()
     wide = [channels.labels for channels in inputs if len(channels.labels) == shape[axis]]
-    if not wide or any(_spreads_badly(constant, axis, shape[axis]) for constant in constants(call)):
+    if not wide or any(_spreads_badly(constant, axis, shape) for constant in constants(call)):
         return close(flow, call)
     for channels in inputs:
         if len(channels.labels) == shape[axis]:
@@ -322,16 +322,18 @@ def constants(call):
     return [leaf for leaf in leaves if not isinstance(leaf, Ref) and hasattr(leaf, "shape")]
 
 
-def _spreads_badly(constant, axis, size):
+def _spreads_badly(constant, axis, written):
     """Returns whether a constant is a weight, or does not fit channels along this axis, counted from the end.
 
-    Keras takes an array that is long along one axis alone for a vector of the channels wherever its length is theirs: so
-    another axis than theirs must not be that one.
+    Keras takes an array that is long along one axis alone for a vector of the last axis wherever it is as long as that: so
+    another axis than the channels' must not be that one, nor theirs where a cut may make them as many as the last axis.
     """
-    shape = tuple(constant.shape)
+    shape, size = tuple(constant.shape), written[axis]
     own = shape[axis] if len(shape) >= -axis else 1
     is_variable = isinstance(constant, (keras.Variable, tf.Variable))
-    return is_variable or own not in (1, size) or (own == 1 and sum(length > 1 for length in shape) == 1)
+    is_vector = sum(length > 1 for length in shape) == 1
+    may_be_last = axis != -1 and (written[-1] is None or written[-1] <= size)
+    return is_variable or own not in (1, size) or (is_vector and (own == 1 or may_be_last))
 
 
 def stack(flow, call):

@@ -141,6 +141,13 @@ def _follow(graph, choices):
             channel_flow.close(labels, f"{call.key!r} is frozen")
     for number in graph.outputs:
         channel_flow.close(channel_flow.channels[number].labels, "output of the network")
+    needed = set(graph.outputs)
+    for call in reversed(graph.calls):
+        if needed.isdisjoint(call.outputs):  # in a nested model, one of whose outputs is read by nobody
+            for number in call.outputs:
+                channel_flow.close(channel_flow.channels[number].labels, "nothing reads it")
+        else:
+            needed.update(call.inputs)
     return channel_flow
 
 

@@ -175,7 +175,8 @@ def _prelu(layer):
         return None
     *rest, last = layer.alpha.shape
     axes = (*[None] * len(rest), OUT if last != 1 else None)
-    return LayerRecord(_carry_slopes, {"alpha": Weight(axes)}, ("alpha",), keeps_zeros=True,
+    alpha = Weight(axes, each_channel=last == 1)
+    return LayerRecord(_carry_slopes, {"alpha": alpha}, ("alpha",), keeps_zeros=True,
                        positions=lambda _, __, written, axis: spatial_size(written, axis) // math.prod(rest))
 
 

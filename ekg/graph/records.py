@@ -25,9 +25,12 @@ class Weight:
             Where an axis is longer than there are channels, each stands for as many neighbouring indices; where it is
             shorter, as in a layer that works in groups, for one index of every group.
         filter_axes: the axes whose indices together name one filter; none for a weight that is not a kernel.
+        each_channel: whether every output channel is multiplied by all entries, though no axis is that of the channels, as
+            by a slope that all share.
     """
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
+    each_channel: bool = False
 
     def __post_init__(self):
         if any(axis not in (IN, OUT, None) for axis in self.axes):
@@ -46,12 +49,14 @@ class Kept:
         axes: axis of the channels in the first tensor that it reads and in the first that it writes, or None.
         sizes: number of channels of the two before the cut.
         ranks: number of axes of the two, with that of the batch.
+        is_cut: whether a tensor that it reads or writes has fewer channels than before.
     """
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
     axes: tuple[int | None, int | None]
     sizes: tuple[int, int]
     ranks: tuple[int, int]
+    is_cut: bool
 
     @property
     def input(self):
