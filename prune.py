@@ -116,7 +116,8 @@ def _check_combinations(args):
     for name, count in (("rescale", 2), ("image_size", 2)):
         if getattr(args, name) is not None and len(getattr(args, name)) != count:
             raise EkgError(f"`{name}` takes {count} numbers.")
-    tuning = [field.name for field in dataclasses.fields(settings.FineTuneSettings) if field.name in args.given]
+    tuning = [name for name in settings.names_where([settings.FineTuneSettings], lambda details: details.affects == TRAINING)
+              if name in args.given]
     if args.search_only and tuning:
         raise EkgError(f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave it out.")
     if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
@@ -206,7 +207,10 @@ def main(args):
         raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
     print(result.summary())
     if Team(strategy).is_chief:
-        result.report(args.train_path)
+        try:
+            result.report(args.train_path)
+        except EkgError as error:  # the network is there
+            logger.warning("no report is drawn: %s", error)
     logger.info("run folder: %s", args.train_path)
     return result
 

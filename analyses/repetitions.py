@@ -5,6 +5,7 @@ import json
 
 from analyses.results import mean_and_deviation
 from ekg.errors import EkgError
+from ekg.run.arguments import TEST_DATA
 
 # Arguments that tables show anyway.
 SHOWN = ("arch", "dataset", "data", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch")
@@ -57,8 +58,11 @@ def group(records):
         EkgError: two records are of the same run, or of one that was run twice.
     """
     groups = {}
+    # Records of earlier versions do not tell what they were tested on.
+    tested = all(TEST_DATA in record.arguments for record in records)
     for record in records:
-        groups.setdefault(json.dumps(_fixed(record.arguments), sort_keys=True), []).append(record)
+        fixed = {name: value for name, value in _fixed(record.arguments).items() if tested or name != TEST_DATA}
+        groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(record)
     for own in groups.values():
         names = {}
         for record in own:

@@ -6,6 +6,7 @@ import pytest
 
 import ekg
 import prune
+from ekg import files
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult
 from tests import runs
@@ -64,6 +65,16 @@ def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkey
         "--val_per_class", 32, "--accum", 1)
     assert taken["fine_tune"] == {"batch_size": 128, "temperature": 4.0} and taken["search"] == {"val_per_class": 32}
     assert taken["run"] == {"accum": 1} and taken["epochs"] == 20 and taken["target"] == {"flops": 0.5}
+
+
+def test_a_search_alone_takes_the_weight_decay_of_its_epoch(place, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise EkgError("a report needs matplotlib")
+    monkeypatch.setattr(PruneResult, "report", refuse)
+    run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK, "--search_only",
+        "--weight_decay", "0.25")
+    assert files.read_json(tmp_path / "run" / "arguments.json")["weight_decay"] == 0.25
+    assert "no report is drawn: a report needs matplotlib" in caplog.text  # and the network is there
 
 
 def test_what_can_be_pruned_is_printed(place, capsys):

@@ -139,7 +139,7 @@ class Holding(layers.Layer):
         self.inner.build(shape)
 
     def call(self, x):
-        return self.function(x)
+        return (self.function[0] if isinstance(self.function, list) else self.function)(x)
 
 
 class Weighing(keras.Model):
@@ -190,6 +190,9 @@ def own_call():
     *((lambda wrap=wrap: chained(Holding(wrap, name="holding")), "layer 'holding' .Holding. keeps in 'function' a function")
       for wrap in (lambda inner: lambda x: inner(x), lambda inner: tf.function(lambda x: inner(x)),
                    lambda inner: functools.partial(lambda x, _: inner(x), _=0))),
+    (lambda: chained(Holding(lambda inner: [lambda x: inner(x)], name="holding")), "layer 'holding' .Holding. keeps in"),
+    (lambda: chained(Holding(lambda inner: (lambda x, held={"inner": inner}: held["inner"](x)), name="holding")),
+     "layer 'holding' .Holding. keeps in"),
     (weighing, "`model` 'weighing' .Weighing. has a weight of its own, 'temperature'"),
     (stateful, "layer 'lstm' is stateful"),
     *((lambda make=make, nested=nested: words(make, nested), f"layer '{name}' .{kind}. is handed a mask, as that of padded")
@@ -264,17 +267,18 @@ def test_a_partial_function_and_a_method_of_an_inner_layer_go_over_to_the_copy()
 class Watching(layers.Layer):
     """Counts what it reads."""
 
-    def __init__(self, **options):
+    def __init__(self, metric, **options):
         super().__init__(**options)
-        self.seen = keras.metrics.Mean()
+        self.seen = metric
 
     def call(self, x):
-        self.seen.update_state(ops.mean(x))
+        if type(self.seen) is keras.metrics.Mean:
+            self.seen.update_state(ops.mean(x))
         return x
 
 
 def test_a_copy_counts_in_a_metric_of_its_own():
-    model = chained(Watching(name="watching"))
+    model = chained(Watching(keras.metrics.Mean(), name="watching"))
     cut = (supernet := ekg.Supernet(model)).cut(supernet.whole())
     cut(np.ones((2, 8, 8, 3), np.float32))
     assert float(cut.get_layer("watching").seen.count) == 1 and float(model.get_layer("watching").seen.count) == 0
@@ -285,6 +289,32 @@ def test_masks_of_a_sequential_model_are_made_by_its_layers():
                   [keras.Input((6, 3)), layers.Masking()]):
         model = keras.Sequential([*first, layers.LSTM(5), layers.Dense(6, activation="relu"), layers.Dense(3)])
         check_prunable(randomise_(model))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("inner", [
+    lambda x: layers.BatchNormalization()(layers.Dense(6)(layers.LSTM(5)(x))),
+    lambda x: layers.Softmax()(layers.Dense(6)(layers.GlobalAveragePooling1D()(x)))])
+def test_a_mask_ends_with_the_layer_that_takes_it(inner, nested):
+    if nested:  # the mean, too, is handed the mask beside the graph
+        with pytest.raises(ekg.EkgError, match="is handed a mask"):
+            ekg.Supernet(words(inner, nested))
+    else:
+        check_prunable(words(inner), inputs=np.random.default_rng(0).integers(0, 4, (12, 6)).astype("int32"))
+
+
+def test_outputs_of_a_nested_model_that_nobody_reads_leave_the_channels_of_others_open():
+    def backbone(outputs):
+        inputs = image()
+        c = conv(6, name="c")(inputs)
+        d = layers.Add()([c, conv(6, name="d")(c)])
+        e = layers.Add()([d, conv(6, name="e")(d)])
+        return keras.Model(inputs, outputs(c, d, e), name="backbone")
+    for outputs in (lambda c, d, e: [d, layers.GlobalAveragePooling2D()(d)], lambda c, d, e: [d, layers.ReLU()(d)],
+                    lambda c, d, e: [d, c, e]):
+        images = image()
+        supernet = check_prunable(classified(images, conv(5, name="head")(backbone(outputs)(images)[0])))
+        assert [group.name for group in supernet.groups] == ["backbone/c", "head"]
 
 
 def test_an_output_of_a_nested_model_that_nobody_reads_stays_as_it_is():
@@ -329,6 +359,24 @@ def test_an_array_beside_channels_first_closes_what_a_cut_would_make_as_many_as_
         return classified(inputs, layers.GlobalAveragePooling2D(**FIRST)(x))
     assert [group.name for group in check_prunable(network(4)).groups] == ["last"]
     assert [group.name for group in check_prunable(network(9)).groups] == ["first", "last"]
+
+
+class Counting(keras.metrics.Metric):
+    """Cannot be made again from its configuration."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def update_state(self, x):
+        pass
+
+
+@pytest.mark.parametrize("make", [lambda: Counting(3), lambda: keras.metrics.MeanMetricWrapper(lambda a, b: a)])
+def test_a_metric_that_cannot_be_made_again_is_shared(make):
+    metric = make()
+    supernet = ekg.Supernet(chained(Watching(metric, name="watching")))
+    assert supernet.cut(supernet.whole()).get_layer("watching").seen is metric
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):

@@ -14,12 +14,7 @@ import keras
 
 from ekg.errors import EkgError
 from ekg.graph.masks import Masks
-
-
-@dataclasses.dataclass(frozen=True)
-class Ref:
-    """Stands for tensor `number` among the arguments of a call."""
-    number: int
+from ekg.graph.refs import Ref, fill_in, refs_in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +37,7 @@ class Call:
     @functools.cached_property
     def inputs(self):
         """Numbers of the tensors that it reads, in the order of its arguments."""
-        return tuple(leaf.number for leaf in keras.tree.flatten((self.args, self.kwargs)) if isinstance(leaf, Ref))
+        return tuple(refs_in((self.args, self.kwargs)))
 
     @property
     def output(self):
@@ -205,7 +200,7 @@ class Graph:
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
 
     def _call(self, node, args, kwargs, prefix):
-        inputs = [leaf.number for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+        inputs = refs_in((args, kwargs))
         args, kwargs = _first_by_place(node.operation, args, kwargs)
         is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
         if is_inferred:  # the sizes are others than those that the layer was called with when the model was made
@@ -217,15 +212,18 @@ class Graph:
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
         call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
-        self.masks.note(call, node.outputs)
+        self.masks.note(call, node, self._symbol)
         self.rows.update(dict.fromkeys(outputs, self._count_rows(call)))
         self.calls.append(call)
         return call
 
+    def _symbol(self, number):
+        """Returns a KerasTensor like a tensor."""
+        return keras.KerasTensor(self.shapes[number], self._dtypes[number])
+
     def _infer(self, compute_output_spec, args, kwargs):
         """Returns a list of KerasTensors like the outputs of a call."""
-        symbols = {ref.number: keras.KerasTensor(self.shapes[ref.number], self._dtypes[ref.number])
-                   for ref in keras.tree.flatten((args, kwargs)) if isinstance(ref, Ref)}
+        symbols = {number: self._symbol(number) for number in refs_in((args, kwargs))}
         args, kwargs = fill_in((args, kwargs), symbols)
         return keras.tree.flatten(compute_output_spec(*args, **kwargs))
 
@@ -297,11 +295,6 @@ def _calls_itself(model):
     """Returns whether a model's class computes something else than its graph."""
     owner = next(kind for kind in type(model).__mro__ if "call" in vars(kind))
     return not owner.__module__.startswith("keras.src.")
-
-
-def fill_in(structure, tensors):
-    """Returns a structure with every Ref replaced by the tensor of its number."""
-    return keras.tree.map_structure(lambda leaf: tensors[leaf.number] if isinstance(leaf, Ref) else leaf, structure)
 
 
 def functional(model):

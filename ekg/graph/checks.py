@@ -40,8 +40,8 @@ def check_layers(graph):
     for key in sorted(graph.masks.hidden):
         if not norms.uses_batch_statistics(graph.layers[key]):  # a frozen one asks for no mask
             raise EkgError(f"layer {key!r} ({type(graph.layers[key]).__name__}) is handed a mask, as that of padded tokens, "
-                           "which its call does not name, so the graph does not show what is computed; give it the mask by "
-                           "name where the layer takes one, or leave masks out (mask_zero=False).")
+                           "beside the graph, which does not show then what is computed; name it in the call, as mask=..., "
+                           "where the layer reads one tensor alone, or leave masks out (mask_zero=False).")
 
 
 def _check_sharing(graph):

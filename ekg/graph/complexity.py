@@ -16,7 +16,8 @@ import keras
 import numpy as np
 
 from ekg.graph import flow, groups, records
-from ekg.graph.calls import Graph, Ref
+from ekg.graph.calls import Graph
+from ekg.graph.refs import Ref
 
 logger = logging.getLogger(__name__)
 

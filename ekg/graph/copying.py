@@ -7,6 +7,7 @@ and seeds inside, are made anew. What is cut gets other values and attributes on
 
 import contextlib
 import functools
+import logging
 import types
 
 import keras
@@ -14,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT_BUILD = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
@@ -54,29 +57,39 @@ def _check_functions(layer):
 
     The copy's function would go on with the weights of the original.
     """
-    for owner in layer._flatten_layers():
+    for owner in layer._flatten_layers() if layer.variables else ():
+        parts = {id(part) for part in (*owner._flatten_layers(), *owner.variables)}
         for name, value in vars(owner).items():
-            if name not in _BOOKKEEPING and _holds(value, owner, set()):
+            if name not in _BOOKKEEPING and not name.startswith("_self_") and _holds(value, parts, set()):
                 raise EkgError(f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function that holds the "
                                "layer itself, which a copy cannot take over; make it a method.")
 
 
-def _holds(value, owner, seen):
-    """Returns whether a function that is kept as a value holds a layer or a weight that is among the owner's."""
+def _holds(value, parts, seen, is_inside=False):
+    """Returns whether a value is, or has among its entries, a function that holds one of some layers and weights.
+
+    Args:
+        value: of an attribute.
+        parts: ids of the layers and weights.
+        seen: ids of what was looked at already.
+        is_inside: whether the value itself is held by a function.
+    """
+    if is_inside and (id(value) in parts or id(getattr(value, "__self__", None)) in parts):
+        return True
     if id(value) in seen:
         return False
     seen.add(id(value))
+    held = []
     if isinstance(value, types.FunctionType):
-        held = [*_contents(value.__closure__ or ()), *(value.__defaults__ or ())]
+        held, is_inside = [*_contents(value.__closure__ or ()), *(value.__defaults__ or ()),
+                           *(value.__kwdefaults__ or {}).values()], True
     elif isinstance(value, tf.types.experimental.PolymorphicFunction):
-        held = [value.python_function]
-    elif isinstance(value, functools.partial):
-        return any(_holds(item, owner, seen) for item in (value.func, *value.args, *value.keywords.values()))
-    else:
-        return False
-    parts = {id(part) for part in (*owner._flatten_layers(), *owner.variables)}
-    return any(id(item) in parts or id(getattr(item, "__self__", None)) in parts or _holds(item, owner, seen)
-               for item in held)
+        held, is_inside = [value.python_function], True
+    elif isinstance(value, functools.partial):  # one of a method or a layer goes over to the copy
+        held = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, (list, tuple, set, dict)):
+        held = value.values() if isinstance(value, dict) else value
+    return any(_holds(item, parts, seen, is_inside) for item in held)
 
 
 def _contents(cells):
@@ -121,7 +134,8 @@ def _copy_layer(layer, arrays, changes, copies):
                 copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
             copy._tracker.add_to_store(store, copies[id(variable)])
             copy._post_track_variable(copies[id(variable)])
-    for name, value in layer.__dict__.items():
+    # Methods and functions of what is inside come behind it.
+    for name, value in sorted(layer.__dict__.items(), key=lambda item: callable(item[1]) and not _is_tracked(item[1])):
         if name not in _BOOKKEEPING and not name.startswith("_self_"):
             new = _copy_value(value, arrays, copies)
             if not _is_tracked(new):
@@ -163,7 +177,7 @@ def _copy_value(value, arrays, copies):
         copies[id(value)] = _copy_variable(value, arrays.get(id(value)))
         return copies[id(value)]
     if isinstance(value, keras.metrics.Metric):
-        copies[id(value)] = type(value).from_config(value.get_config())
+        copies[id(value)] = _copy_metric(value)
         return copies[id(value)]
     if isinstance(value, keras.random.SeedGenerator):
         copy = keras.random.SeedGenerator(seed=value._initial_seed, name=value.name)
@@ -182,6 +196,15 @@ def _copy_value(value, arrays, copies):
     if isinstance(value, tuple) and not hasattr(value, "_fields") and _is_tracked(value):
         return tuple(_copy_value(item, arrays, copies) for item in value)
     return value
+
+
+def _copy_metric(metric):
+    """Returns a metric like another; that one itself, where Keras cannot make it again."""
+    try:
+        return type(metric).from_config(metric.get_config())
+    except Exception as error:  # whatever a metric of the user's own raises
+        logger.debug("metric %r is shared by the copies of its layer: %s", metric.name, error)
+        return metric
 
 
 def _without_arrays(layer, is_cut):

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
 from ekg.graph import groups, layers, records
-from ekg.graph.calls import Graph, ModelCall, fill_in, functional
+from ekg.graph.calls import Graph, ModelCall, functional
 from ekg.graph.copying import copy_operation, refit_
+from ekg.graph.refs import fill_in
 
 logger = logging.getLogger(__name__)
 

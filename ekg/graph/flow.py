@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.graph.activations import is_elementwise
-from ekg.graph.calls import Entry, Ref
+from ekg.graph.calls import Entry
+from ekg.graph.refs import Ref
 
 logger = logging.getLogger(__name__)
 

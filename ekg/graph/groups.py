@@ -141,14 +141,17 @@ def _follow(graph, choices):
             channel_flow.close(labels, f"{call.key!r} is frozen")
     for number in graph.outputs:
         channel_flow.close(channel_flow.channels[number].labels, "output of the network")
-    needed = set(graph.outputs)
-    for call in reversed(graph.calls):
-        if needed.isdisjoint(call.outputs):  # in a nested model, one of whose outputs is read by nobody
-            for number in call.outputs:
-                channel_flow.close(channel_flow.channels[number].labels, "nothing reads it")
-        else:
-            needed.update(call.inputs)
+    _close_unread(graph, channel_flow)
     return channel_flow
+
+
+def _close_unread(graph, channel_flow):
+    """Closes channels that no gate reaches, as those of a nested model's output that nothing reads."""
+    rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
+    index = dict(zip(channel_flow.channels, rows))
+    gated = np.concatenate([[flow.FIXED], *(index[site] for site in _find_sites(graph, index, flow.FIXED))])
+    for labels in channel_flow.written.values():
+        channel_flow.close(labels[~np.isin(channel_flow.roots(labels), gated)], "nothing reads it")
 
 
 def _partition(roots):

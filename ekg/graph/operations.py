@@ -4,9 +4,10 @@ import keras
 import numpy as np
 
 from ekg.graph import flow
-from ekg.graph.calls import Entry, Ref
+from ekg.graph.calls import Entry
 from ekg.graph.flow import Channels
 from ekg.graph.records import RECORDS, LayerRecord
+from ekg.graph.refs import Ref
 
 # ---------------------------------------------------------------- rules
 

@@ -17,6 +17,7 @@ from ekg.errors import EkgError, first_line
 from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
+from ekg.run.arguments import TEST_DATA
 from ekg.run.lock import LOCK
 from ekg.search.history import HistoryEntry
 
@@ -45,6 +46,7 @@ PHASE_FILES = {"baseline": (BASELINE,), "subset": (SUPERNET,), "search": (HISTOR
                "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
                "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE)}
 FORMER = ("search_state.pkl",)  # written by earlier versions
+LATER = (TEST_DATA,)  # arguments that their folders lack
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
 OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
              UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
@@ -98,7 +100,9 @@ class RunFolder:
         if not folder.holds_run():
             raise EkgError(f"{path}: is no run folder: there is no {ARGUMENTS} in it.")
         if arguments is not None:
-            differing = differences(folder.arguments(), arguments)
+            old = folder.arguments()
+            differing = differences(old, {name: value for name, value in arguments.items()
+                                          if name in old or name not in LATER})
             if differing:
                 raise EkgError(f"{path}: holds a run with other arguments; repeat those, or {advice}:{differing}")
         return folder

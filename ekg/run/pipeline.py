@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
-from ekg.network.promise import check_promise
+from ekg.network.promise import check_promise, num_examples
 from ekg.run import folder as names
 from ekg.run import phases, preflight
 from ekg.run.finished import is_whole
@@ -17,8 +17,6 @@ from ekg.run.lock import held
 from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
-
-TRIED_EXAMPLES = 4  # on which the promise is checked
 
 
 class Pipeline:
@@ -150,4 +148,4 @@ def check(settings, data, supernet):
     for name, batch_size, num_images in batches:
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
-    check_promise(supernet, draw_examples(data, supernet.graph.shapes[supernet.graph.inputs[0]][0] or TRIED_EXAMPLES))
+    check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))

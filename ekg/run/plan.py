@@ -8,7 +8,16 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
-from ekg.settings import SUBSET_PER_CLASS, FineTuneSettings, JobSettings, RunSettings, SearchSettings, SubsetSettings
+from ekg.settings import (
+    SEARCH,
+    SUBSET_PER_CLASS,
+    FineTuneSettings,
+    JobSettings,
+    RunSettings,
+    SearchSettings,
+    SubsetSettings,
+    names_where,
+)
 
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
 
@@ -96,10 +105,12 @@ def _tuning(choices, num_outputs):
     if "train_epoch" in tuning:
         raise EkgError("`fine_tune`: its length is given as `epochs`; leave train_epoch out here.")
     if choices.epochs is None:
-        if tuning or choices.bank:
-            raise EkgError(f"`{'fine_tune' if tuning else 'bank'}` has no effect here: `epochs` is None, so nothing is "
-                           "trained; leave it out.")
-        return {}
+        searched = names_where([FineTuneSettings], lambda details: details.affects == SEARCH)
+        has_no_effect = [name for name in tuning if name not in searched] or ["bank"] * bool(choices.bank)
+        if has_no_effect:
+            raise EkgError(f"`{has_no_effect[0]}` has no effect here: `epochs` is None, so nothing is fine-tuned; leave it "
+                           "out.")
+        return tuning
     tuning["train_epoch"] = choices.epochs
     if choices.bank is False:
         tuning.setdefault("finetune_teacher", "none")

@@ -25,6 +25,13 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
 
+def test_runs_of_an_earlier_version_that_does_not_tell_the_test_images_are_repetitions_of_others(params, tmp_path):
+    first, second = (evidence.Record.of_run(make_run(tmp_path / f"run{seed}", params, seed=seed)) for seed in range(2))
+    told = dataclasses.replace(second, arguments=second.arguments | {"test_data": {"images": 10}})
+    other = dataclasses.replace(first, arguments=first.arguments | {"test_data": {"images": 9}})
+    assert len(repetitions.group([first, told])) == 1 and len(repetitions.group([other, told])) == 2
+
+
 def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_path, caplog):
     """`tables runs/*` meets runs that are not finished, and those of `ekg.prune`, whose arguments name no parameter file."""
     whole, unfinished, own = (make_run(tmp_path / name, params) for name in ("whole", "unfinished", "own"))

@@ -119,7 +119,7 @@ class Tall(ekg.Target):
     ({"fine_tune": {"batch_size": 100}}, "`batch_size` 100 is larger than the 60 images to train on"),
     ({"fine_tune": {"lr": 0.1}}, "`lr` is no setting here"),
     ({"fine_tune": {"train_epoch": 3}}, "`fine_tune`: its length is given as `epochs`"),
-    ({"epochs": None, "fine_tune": {"learning_rate": 0.1}}, "`fine_tune` has no effect here: `epochs` is None"),
+    ({"epochs": None, "fine_tune": {"learning_rate": 0.1}}, "`learning_rate` has no effect here: `epochs` is None"),
     ({"bank": {"teachers": 3}}, "`bank`: `teachers` is no setting here; there is num_teacher"),
     ({"bank": False, "fine_tune": {"finetune_teacher": "ensemble"}}, "exclude each other: the bank is what it knows"),
     ({"run": {"precision": "float16"}}, "`precision` float16: needs a GPU"),

@@ -3,10 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 import ekg
 from ekg.graph import checks, flow, records
+from ekg.graph.calls import Graph
+from ekg.network import promise
 from ekg.network.promise import check_promise
 from tests.conftest import randomise_
 
@@ -71,3 +74,26 @@ def test_a_mask_that_the_graph_does_not_show_would_be_found(monkeypatch):
 def test_outputs_that_are_random_or_not_finite_are_not_compared():
     check_promise(ekg.Supernet(network(Noisy())), IMAGES)
     check_promise(ekg.Supernet(network()), np.full((4, 8, 8, 3), np.inf, np.float32))
+    for first, second, expected in (([1.0, np.nan], [1.0, np.nan], 0.0), ([0.0], [0.0], 0.0), ([1.0], [np.nan], np.inf),
+                                    ([np.inf], [1.0], np.inf), ([0.0], [2.0], 1.0), ([4.0, 0.0], [4.0, 1.0], 0.25)):
+        assert promise._difference(np.array(first), np.array(second)) == expected
+
+
+def test_a_network_that_does_not_run_here_as_it_is_is_not_compared(caplog):
+    inputs = keras.Input((8, 8, 8, 3))
+    x = layers.MaxPooling3D()(layers.Conv3D(6, 3, padding="same", activation="relu")(inputs))
+    x = layers.Conv3D(5, 3, activation="relu")(x)
+    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(layers.GlobalAveragePooling3D()(x)))
+    for layer in model.layers[1:-1]:
+        layer.dtype_policy = "mixed_float16"
+    check_promise(ekg.Supernet(model), np.zeros((2, 8, 8, 8, 3), np.float32))
+    told = [message for message in caplog.messages if "is not compared with the masked one" in message]
+    assert len(told) == (not tf.config.list_physical_devices("GPU"))
+
+
+def test_large_examples_are_compared_one_by_one():
+    assert promise.num_examples(Graph(network())) == 4
+    inputs = keras.Input((1024, 1024, 3))
+    assert promise.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 1
+    inputs = keras.Input(batch_shape=(7, 8, 8, 3))
+    assert promise.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 7

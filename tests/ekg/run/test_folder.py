@@ -140,3 +140,11 @@ def test_a_finished_run_is_read_and_others_are_named(tmp_path):
     assert run.table[0] == Row.from_json(ROW) and run.rate == 0.45 and run.name == "ResNet-20 on DIGITS"
     assert run.curves == [{"phase": "fine-tune", "step": 1, "loss": 0.5}]
     assert run.seconds("search", "fine-tune") == 3.0  # a phase that was killed each time left none
+
+
+def test_a_folder_of_an_earlier_version_does_not_tell_what_it_was_tested_on_and_goes_on(tmp_path):
+    RunFolder.prepare(tmp_path / "old", {"seed": 0})
+    RunFolder.prepare(tmp_path / "old", {"seed": 0, "test_data": {"images": 10}})
+    RunFolder.prepare(tmp_path / "new", {"seed": 0, "test_data": {"images": 10}})
+    with pytest.raises(EkgError, match="test_data: .'images': 10. there, .'images': 9. here"):
+        RunFolder.prepare(tmp_path / "new", {"seed": 0, "test_data": {"images": 9}})
