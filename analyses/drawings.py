@@ -4,6 +4,7 @@ from analyses import repetitions
 from analyses.evidence import counted
 
 METHODS, RATES, CURVES = "methods.png", "rates.png", "curves.png"
+RATE_STEPS = 20  # rates that differ by less than one of so many count as equal
 TEXTS = {METHODS: "top-1 of every method: dots are runs, bars mean and standard deviation of several seeds",
          RATES: "top-1 over the FLOPs kept", CURVES: "top-1 over the epochs of fine-tuning"}
 
@@ -35,10 +36,11 @@ def shown(records):
         networks.setdefault(title, []).append(group)
     for title, groups in networks.items():
         baselines = [record.top1(0) for group in groups for record in group.records]
-        found[METHODS][title] = baselines, list(map(_end, groups))
+        by_rate = sorted(groups, key=lambda group: -round(RATE_STEPS * _rate(group)))  # the best first among equal ones
+        found[METHODS][title] = baselines, [(_title(group), _ends(group)) for group in by_rate]
         if lines := _lines(groups):
             found[RATES][title] = baselines, lines
-        if curves := [(group.method, runs) for group in groups if (runs := _curves(group))]:
+        if curves := [(_title(group), runs) for group in groups if (runs := _curves(group))]:
             found[CURVES][title] = curves
     return {name: networks for name, networks in found.items() if networks}
 
@@ -52,8 +54,8 @@ def _ends(group):
     return [record.top1(-1) for record in group.records]
 
 
-def _end(group):
-    return f"{group.method}, {100 * _rate(group):.0f} %", _ends(group)
+def _title(group):
+    return f"{group.method}, {100 * _rate(group):.0f} %"
 
 
 def _lines(groups):

@@ -12,6 +12,7 @@ from ekg.report.pictures import COLOURS, save
 
 MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
+MOST_GAP = 2.0  # between those that are drawn and the others, as a multiple of the range of the former
 IN_A_LEGEND = 6  # lines; a longer one would hide some of them, and stands beside the axes
 LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
@@ -140,9 +141,12 @@ def draw_methods(path, networks):
                                 squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, (title, (baselines, methods)) in zip(grid[:, 0], networks.items()):
         _draw_baselines(axes.axvline, baselines)
+        lowest = _lowest_shown([value for _, runs in methods for value in runs])
         for place, (_, runs) in enumerate(methods):
             mean, deviation = mean_and_deviation(runs)
             axes.plot(runs, [place] * len(runs), "o", color=COLOURS[0], markersize=4, alpha=0.5)
+            if mean < lowest:  # beyond the edge, by so much that the others would lie on one another
+                axes.text(0.01, place, f"◄ {mean:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
             if len(runs) > 1:
                 axes.errorbar(mean, place, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11)
         axes.set_yticks(range(len(methods)), [f"{method} ({len(runs)})" if len(runs) > 1 else method
@@ -150,7 +154,18 @@ def draw_methods(path, networks):
         axes.set(title=title, xlabel="top-1, %", ylim=(len(methods) - 0.4, -0.6))
         axes.margins(x=0.08)
         axes.ticklabel_format(axis="x", useOffset=False)
+        if lowest > -np.inf:
+            shown = [*baselines, *(value for _, runs in methods for value in runs if value >= lowest)]
+            margin = 0.08 * (max(shown) - min(shown))
+            axes.set_xlim(min(shown) - margin, max(shown) + margin)
     _finish(figure, grid[:, 0], path)
+
+
+def _lowest_shown(values):
+    """Returns the value below which others, a quarter at most, lie so far off that they are written and not drawn."""
+    values = sorted(values)
+    far = [high for low, high in zip(values, values[1:len(values) // 4 + 1]) if high - low > MOST_GAP * (values[-1] - high)]
+    return max(far, default=-np.inf)
 
 
 def draw_rates(path, networks):

@@ -3,6 +3,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analyses import drawings, evidence, pictures, published, repetitions, tables
@@ -105,7 +106,7 @@ def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypat
     assert drawn == {
         "methods.png": {network: ([95.0] * 5, [
             ("ekg, ensemble / none, 60 %", [92.0]), ("ekg, ensemble / none, 45 %", [90.0, 91.0]),
-            ("ekg, ensemble / none, 30 %", [80.0]), ("l1, ensemble / none, 45 %", [50.0])])},
+            ("l1, ensemble / none, 45 %", [50.0]), ("ekg, ensemble / none, 30 %", [80.0])])},
         "rates.png": {network: ([95.0] * 5, {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]})}}
     assert all(picture_size(tmp_path / name)[0] > 400 for name in drawn)
     assert "(results/rates.png)" in tables.format_page(records)
@@ -113,6 +114,12 @@ def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypat
     drawings.draw(without, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"methods.png"}
     assert all(f"(results/{name})" not in tables.format_page(without) for name in ("rates.png", "curves.png"))
+
+
+def test_what_lies_far_below_is_written_so_that_the_others_are_told_apart():
+    assert pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 43.4]) == 79.3
+    assert pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 70.0]) == pictures._lowest_shown([84.6, 40.0]) == -np.inf
+    assert pictures._lowest_shown([90.1, 90.0]) == pictures._lowest_shown([90.0]) == -np.inf
 
 
 def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
