@@ -9,7 +9,7 @@ import op_utils
 from analyses.published import ILSVRC
 from ekg import files
 from ekg.errors import EkgError
-from ekg.run.folder import SUMMARY, RunFolder
+from ekg.run.folder import RunFolder, Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -95,16 +95,15 @@ class Record(Kept):
         """Returns the record of a run folder.
 
         Raises:
-            NoRecord: its run is not finished, or is none of a training script.
+            Unfinished: its run is not finished.
+            NoRecord: its run is none of a training script.
             EkgError: it is no run folder, or a damaged one.
         """
-        folder = RunFolder(path)
-        if "trained_param" not in RunFolder.open(path).arguments():
+        run = RunFolder(path).read_finished()
+        if "trained_param" not in run.arguments:
             raise NoRecord(f"{path}: is a run of `ekg.prune`, and the tables are of the training scripts; its report is "
                            f"drawn by: python analyze.py run {path}")
-        if not folder.has(SUMMARY):
-            raise NoRecord(f"{path}: the run is not finished; start it again with the same command.")
-        return cls.of_finished(Path(path).resolve().name, folder.read_finished())
+        return cls.of_finished(Path(path).resolve().name, run)
 
     @classmethod
     def of_finished(cls, name, run, **changes):
@@ -217,7 +216,7 @@ def collect(paths, out=None):
     for path in paths:
         try:
             records.append(_record_of(path))
-        except NoRecord as reason:
+        except (NoRecord, Unfinished) as reason:
             left_out.append(str(reason))
             continue
         if out is not None:

@@ -13,6 +13,7 @@ from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
+from ekg.network.promise import computes_in_half
 from ekg.network.supernet import Supernet
 
 EXAMPLES = 12  # in a batch: batch norms need some
@@ -47,7 +48,7 @@ def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, to
         EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is not counted rightly.
     """
     supernet = Supernet(model, **choices)
-    if any(getattr(layer, "compute_dtype", "float32") != "float32" for layer in supernet.graph.layers.values()):
+    if computes_in_half(supernet.graph):
         tolerance, batch_tolerance = max(tolerance, HALF_TOLERANCE), max(batch_tolerance, HALF_TOLERANCE)
     rng = np.random.default_rng(seed)
     inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs

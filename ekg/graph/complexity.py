@@ -12,12 +12,11 @@ import logging
 import math
 from fractions import Fraction
 
-import keras
 import numpy as np
 
 from ekg.graph import flow, groups, records
 from ekg.graph.calls import Graph
-from ekg.graph.refs import Ref
+from ekg.graph.refs import refs_in
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +73,7 @@ class ComplexityTable:
         flops = 0
         if record is not None:
             named = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments  # in their own order
-            read = [shapes[ref.number] for name, value in named.items() if "mask" not in name
-                    for ref in keras.tree.flatten(value) if isinstance(ref, Ref)]
+            read = [shapes[number] for name, value in named.items() if "mask" not in name for number in refs_in(value)]
             flops = round(record.flops(call.layer, read, shapes[call.output]) * rows)
         elif getattr(call.layer, "weights", ()):
             self.uncounted.append(flow.describe(call))

@@ -18,6 +18,7 @@ from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
 
+_CONTAINERS = (list, tuple, set, dict)
 _WITHOUT_BUILD = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
 # What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with the copy.
@@ -57,39 +58,42 @@ def _check_functions(layer):
 
     The copy's function would go on with the weights of the original.
     """
-    for owner in layer._flatten_layers() if layer.variables else ():
-        parts = {id(part) for part in (*owner._flatten_layers(), *owner.variables)}
+    for owner in layer._flatten_layers():
         for name, value in vars(owner).items():
-            if name not in _BOOKKEEPING and not name.startswith("_self_") and _holds(value, parts, set()):
+            if name in _BOOKKEEPING or name.startswith("_self_"):
+                continue
+            held = {id(item) for item in _held_by_functions(value, set())}
+            if held and layer.variables and not held.isdisjoint(map(id, (*owner._flatten_layers(), *owner.variables))):
                 raise EkgError(f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function that holds the "
                                "layer itself, which a copy cannot take over; make it a method.")
 
 
-def _holds(value, parts, seen, is_inside=False):
-    """Returns whether a value is, or has among its entries, a function that holds one of some layers and weights.
+def _held_by_functions(value, seen, is_inside=False):
+    """Yields what functions hold that a value is, or has among its entries, and what those methods belong to.
 
     Args:
         value: of an attribute.
-        parts: ids of the layers and weights.
         seen: ids of what was looked at already.
         is_inside: whether the value itself is held by a function.
     """
-    if is_inside and (id(value) in parts or id(getattr(value, "__self__", None)) in parts):
-        return True
-    if id(value) in seen:
-        return False
+    if is_inside:
+        yield value
+        yield getattr(value, "__self__", None)
+    if not (callable(value) or isinstance(value, _CONTAINERS)) or id(value) in seen:
+        return
     seen.add(id(value))
     held = []
     if isinstance(value, types.FunctionType):
         held, is_inside = [*_contents(value.__closure__ or ()), *(value.__defaults__ or ()),
                            *(value.__kwdefaults__ or {}).values()], True
-    elif isinstance(value, tf.types.experimental.PolymorphicFunction):
-        held, is_inside = [value.python_function], True
+    elif isinstance(value, _CONTAINERS):
+        held = value.values() if isinstance(value, dict) else value
     elif isinstance(value, functools.partial):  # one of a method or a layer goes over to the copy
         held = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, (list, tuple, set, dict)):
-        held = value.values() if isinstance(value, dict) else value
-    return any(_holds(item, parts, seen, is_inside) for item in held)
+    elif isinstance(value, tf.types.experimental.PolymorphicFunction):
+        held, is_inside = [value.python_function], True
+    for item in held:
+        yield from _held_by_functions(item, seen, is_inside)
 
 
 def _contents(cells):

@@ -24,6 +24,11 @@ def num_examples(graph):
     return graph.shapes[graph.inputs[0]][0] or min(max(BUDGET // one, 1), MOST_EXAMPLES)
 
 
+def computes_in_half(graph):
+    """Returns whether a layer of a graph computes in another format than float32."""
+    return any(getattr(layer, "compute_dtype", "float32") != "float32" for layer in graph.layers.values())
+
+
 def check_promise(supernet, inputs):
     """Checks the unpruned network, and one cut out of it, against the masked one, with moving statistics.
 
@@ -37,8 +42,7 @@ def check_promise(supernet, inputs):
     Raises:
         EkgError: the outputs differ.
     """
-    is_half = any(getattr(layer, "compute_dtype", "float32") != "float32" for layer in supernet.graph.layers.values())
-    tolerance, tried = HALF_TOLERANCE if is_half else TOLERANCE, middling(supernet)
+    tolerance, tried = HALF_TOLERANCE if computes_in_half(supernet.graph) else TOLERANCE, middling(supernet)
     with full_float32():
         for model, subnetwork, what in ((supernet.model, supernet.whole(), "the unpruned network"),
                                         (supernet.cut(tried), tried, "a network cut out of it")):

@@ -53,6 +53,10 @@ OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLI
              REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
 
 
+class Unfinished(EkgError):
+    """A run that may go on."""
+
+
 class RunFolder:
     """Everything a run leaves. Making this object neither reads nor writes the folder.
 
@@ -305,11 +309,12 @@ class RunFolder:
         """Returns the FinishedRun of the folder.
 
         Raises:
-            EkgError: it is no run folder, or the run is not finished.
+            Unfinished: the run is not finished.
+            EkgError: it is no run folder.
         """
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
-            raise EkgError(f"{self.path}: the run is not finished; start it again with the same command.")
+            raise Unfinished(f"{self.path}: the run is not finished; start it again with the same command.")
         summary = files.read_json(self / SUMMARY)
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
                            summary["phases"], summary.get("origin", {}))
