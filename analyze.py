@@ -97,7 +97,8 @@ def make_runs(args):
 def condition(args):
     """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the tolerance."""
     return measure_conditions(make_subject(args), args.params, from_args(ImageSettings, args),
-                              from_args(SpectrumSettings, args), from_args(HessianSettings, args), args.out)
+                              from_args(SpectrumSettings, args), from_args(HessianSettings, args),
+                              args.out)
 
 
 def landscape(args):
@@ -107,7 +108,7 @@ def landscape(args):
 
 
 def correlation(args):
-    """Ends of searches at a rate: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
+    """Ends of searches: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
     # Before anything else touches a device.
     compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"))
     return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
@@ -131,7 +132,8 @@ COMMANDS = {  # name: (function, what it does, {title: settings})
                   NETWORK | STORED | SPECTRUM | {"Hessian": HessianSettings}),
     "landscape": (landscape, "loss surfaces along two filter-normalised directions",
                   NETWORK | STORED | {"grid": GridSettings}),
-    "correlation": (correlation, "ends of searches: loss and condition number before, loss after fine-tuning",
+    "correlation": (correlation,
+                    "ends of searches: loss and condition number before, loss after fine-tuning",
                     NETWORK | {"sub-networks": StudySettings} | SPECTRUM),
     "criteria": (criteria, "prune with each criterion", NETWORK | TRAINED | SPECTRUM),
     "ablation": (ablation, "search teacher x fine-tuning teacher", NETWORK | TRAINED),

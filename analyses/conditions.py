@@ -32,9 +32,9 @@ class HessianSettings(Settings):
     """Which Hessian of a stored network."""
     parameters: str = setting("kernels", "of the Hessian", SEARCH, choices=PARAMETERS)
     norms_of: Path | None = setting(
-        None, "parameter file of the network that the others were cut from: kernels that a batch norm follows are taken "
-        "at the norms that they have there, as κ depends on their scale; without it as they are stored", SEARCH,
-        may_be_none=True)
+        None, "parameter file of the network that the others were cut from: kernels that a batch "
+        "norm follows are taken at the norms that they have there, as κ depends on their scale; "
+        "without it as they are stored", SEARCH, may_be_none=True)
 
 
 class NotConverged(Exception):
@@ -66,8 +66,9 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
         if original is not None:
             restore_norms_(model, original, max_change=math.inf)
         elif _was_cut(subject, model):
-            logger.warning("%s was cut, and its kernels are taken as they are stored: name the network that it was cut from "
-                           "with --norms_of, so that condition numbers can be compared.", name)
+            logger.warning("%s was cut, and its kernels are taken as they are stored: name the "
+                           "network that it was cut from with --norms_of, so that condition numbers "
+                           "can be compared.", name)
         landscape = model_landscape(model, batches, parameters=hessian.parameters,
                                     batch_statistics=images.batch_statistics,
                                     former_norms=original is not None)
@@ -86,7 +87,7 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
 
 
 def _was_cut(subject, model):
-    """Returns whether a network is smaller than the whole one: κ depends on the norm that its kernels have lost."""
+    """Returns whether a network is smaller than the whole one, so its kernels have lost norm."""
     return model.count_params() < nets.build(subject.arch, subject.data.num_classes).count_params()
 
 
@@ -105,7 +106,7 @@ def spectrum_values(spectrum):
 
 
 def kept_spectrum_values(path, model, original, batches, settings):
-    """Returns spectrum_values() of a cut network at batch statistics, its kernels at their norms of before the cut.
+    """Returns spectrum_values() of a cut network at batch statistics, at the norms before the cut.
 
     Args:
         path: JSON file that keeps them, and has those of an earlier call with the same settings.
@@ -119,7 +120,8 @@ def kept_spectrum_values(path, model, original, batches, settings):
     if kept.get("options") != asked:
         restore_norms_(model, original, max_change=math.inf)
         landscape = model_landscape(model, batches, batch_statistics=True, former_norms=True)
-        kept = spectrum_values(landscape.spectrum(**dataclasses.asdict(settings))) | {"options": asked}
+        spectrum = landscape.spectrum(**dataclasses.asdict(settings))
+        kept = spectrum_values(spectrum) | {"options": asked}
         files.write_json(path, kept)
     return {name: value for name, value in kept.items() if name != "options"}
 

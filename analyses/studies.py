@@ -12,7 +12,8 @@ from ekg.errors import EkgError
 from ekg.run.folder import SUMMARY
 
 ANALYSES = ("correlation", "condition", "landscape")
-NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format", "norms_of")  # of the arguments of a study
+# of the arguments of a study
+NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format", "norms_of")
 PREDICTORS = {"val_loss": "validation loss", "condition": "condition number",
               "val_loss_given_condition": "validation loss, condition number held fixed",
               "condition_given_val_loss": "condition number, validation loss held fixed"}
@@ -35,8 +36,8 @@ class Study(Kept):
         arguments: all that its rows depend on.
         minutes: that the rows took together.
         rows: list of a dict for each network, each with its "origin" and "versions".
-        statistics: of a correlation {name of PREDICTORS: the coefficients of correlation.correlate()};
-            earlier studies have the first two alone.
+        statistics: of a correlation {name of PREDICTORS: the coefficients of
+            correlation.correlate()}; earlier studies have the first two alone.
     """
     name: str
     analysis: str
@@ -149,10 +150,11 @@ def _correlations(study):
     for name, found in study.statistics.items():
         coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
                         for kind in ("pearson", "spearman"))
-        paper = published.CORRELATION.get(name)
+        paper, reported = published.CORRELATION, ""
+        if name in paper:
+            reported = f"{paper[name]:.2f}, {paper['subnetworks']} sub-networks"
         rows.append([study.name, study.arch, study.data, count, f"{arguments['target_rate']:.2f}",
-                     arguments["train_epoch"], PREDICTORS[name], *coefficients, "" if paper is None else
-                     f"{paper:.2f}, {published.CORRELATION['subnetworks']} sub-networks"])
+                     arguments["train_epoch"], PREDICTORS[name], *coefficients, reported])
     return rows
 
 
@@ -166,7 +168,8 @@ def _conditions(study):
     rows = []
     for row in study.rows:
         residuals = f"{row['residual_smallest']:.2g}, {row['residual_largest']:.2g}"
-        parameters = row["parameters"] + ", at the norms before the cut" * row.get("former_norms", False)
+        norms = ", at the norms before the cut" if row.get("former_norms", False) else ""
+        parameters = row["parameters"] + norms
         rows.append([*_measured(study, row), parameters, f"{row['loss']:.4f}",
                      f"{row['condition']:.4f}", f"{row['smallest']:.4g}", f"{row['largest']:.4g}",
                      residuals if row["converged"] else f"{residuals}, not converged"])

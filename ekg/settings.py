@@ -200,8 +200,9 @@ class SearchSettings(Settings):
         1, "channel groups that a search step narrows together, the best ones; the method takes 1", SEARCH, range=COUNT,
         works_if=Rule("reward", ("ensemble",), "the `reward` condition_number compares groups one by one"))
     group_choice: str = setting(
-        "intended", "groups that a search step tries: those where the removed channels matter little, as the method "
-        "intends, or those that the published program takes", SEARCH, choices=GROUP_CHOICES)
+        "intended", "groups that a search step tries: those where the removed channels matter "
+        "little, as the method intends, or those that the published program takes", SEARCH,
+        choices=GROUP_CHOICES)
     search_batch_size: int = setting(
         256, "images that share batch statistics, at most; batch of the epoch before the search", SEARCH, range=COUNT)
     search_teacher: str = setting("ensemble", "whose knowledge the reward holds", SEARCH, choices=SEARCH_TEACHERS)

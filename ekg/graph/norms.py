@@ -93,10 +93,10 @@ def _fused(x, k, gamma, beta, epsilon):
 
 
 def scaled_statistics(mean, variance, factor, epsilon):
-    """Returns (mean, variance) with which a batch norm of an input times `factor` gives what it gave.
+    """Returns (mean, variance) with which a batch norm gives for f·x what it gave for x.
 
-    f·μ and f²·(σ² + ε) − ε, of arrays or tensors [channels]. A factor below 1 may leave a negative
-    variance, whose sum with ε is positive all the same.
+    f·μ and f²·(σ² + ε) − ε, of arrays or tensors [channels]. A factor f below 1 may leave a
+    negative variance, whose sum with ε is positive all the same.
     """
     return mean * factor, factor**2 * (variance + epsilon) - epsilon
 

@@ -71,7 +71,8 @@ class Landscape:
         support: which parameters the network has, float32 [dimension] of zeros and ones.
     """
 
-    def __init__(self, forward, parameters, batches, *, batch_statistics, former_norms=False, use_xla=False):
+    def __init__(self, forward, parameters, batches, *, batch_statistics, former_norms=False,
+                 use_xla=False):
         """
         Args:
             forward: (list of parameter tensors, normalised images) -> logits. Pure.
@@ -180,8 +181,8 @@ def _flatten(arrays):
     return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
-def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False, former_norms=False,
-                    use_xla=False):
+def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False,
+                    former_norms=False, use_xla=False):
     """Returns the Landscape of a stored network.
 
     Args:
@@ -189,8 +190,8 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         batches: data.Batches.
         parameters: "kernels" or "all".
         batch_statistics: whether batch norms take the statistics of the batch, else the moving ones.
-        former_norms: whether slim.restore_norms_() gave the kernels the norms of before a cut; for the
-            record.
+        former_norms: whether slim.restore_norms_() gave the kernels the norms of before a cut; for
+            the record.
         use_xla: whether to compile with XLA.
 
     Raises:

@@ -54,7 +54,8 @@ class MaskedLandscapes:
         self._factors = tf.Variable(np.ones(len(self._normalised), np.float32), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
         self._landscape = hessian.Landscape(self._forward, hessian.Parameters(arrays, axes, None, parameters), batches,
-                                            batch_statistics=True, former_norms=True, use_xla=use_xla)
+                                            batch_statistics=True, former_norms=True,
+                                            use_xla=use_xla)
 
     def __call__(self, subnetwork):
         """Returns the Landscape of a sub-network; the one before it is of no use any more."""
@@ -95,7 +96,8 @@ class MaskedLandscapes:
         weights = {name: list(values) for name, values in self._weights.items()}
         for (call, norm), factor in zip(self._normalised.items(), tf.unstack(self._factors)):
             weights[call.key] = [value * factor for value in weights[call.key]]
-            weights[norm.key][-2:] = scaled_statistics(*weights[norm.key][-2:], factor, norm.layer.epsilon)
+            mean, variance = weights[norm.key][-2:]
+            weights[norm.key][-2:] = scaled_statistics(mean, variance, factor, norm.layer.epsilon)
         for (name, i), array in zip(self._places, arrays):
             weights[name][i] = array
         return self._supernet.forward(weights, tf.convert_to_tensor(self._mask), images)

@@ -89,9 +89,9 @@ def sum_scores(present, by_group, next_counts, group_choice="intended"):
 def pick_groups(sums, group_choice="intended"):
     """Returns the groups to try: those whose sum is at or below the Otsu threshold.
 
-    The lowest and the highest 20 % are trimmed before the threshold is taken; where fewer than three
-    are left all groups are tried. The published program rounds the trimmed number up and never
-    looks at the last split, which leaves the highest sum alone.
+    The lowest and the highest 20 % are trimmed before the threshold is taken; where fewer than
+    three are left all groups are tried. The published program rounds the trimmed number up and
+    never looks at the last split, which leaves the highest sum alone.
 
     Args:
         sums: {group: importance}, as sum_scores() gives.

@@ -155,7 +155,8 @@ def test_runs_before_there_was_a_choice_of_groups_are_those_of_the_intended_one(
     changes = ({}, {"group_choice": "intended"}, {"group_choice": "published"})
     records = evidence.collect([make_run(tmp_path / str(i), params, 0.9, seed=i, **change)
                                 for i, change in enumerate(changes)])
-    groups = {group.special: [record.name for record in group.records] for group in repetitions.group(records)}
+    groups = {group.special: [record.name for record in group.records]
+              for group in repetitions.group(records)}
     assert groups == {"group_choice intended": ["0", "1"], "group_choice published": ["2"]}
 
 

@@ -14,8 +14,8 @@ from tests.helpers import mirrored, random_subnetwork
 # ---------------------------------------------------------------- which sub-networks teach
 
 def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
-    # Aims: 0.1, 0.24, 0.38, 0.52, 0.66, from 0.1 to 0.8: the last network's 0.9 does not count. The nearest to 0.38 that is
-    # left is 0.45, by .07, and to 0.66 0.6, by .06.
+    # Aims: 0.1, 0.24, 0.38, 0.52, 0.66, from 0.1 to 0.8: the last network's 0.9 does not count.
+    # The nearest to 0.38 that is left is 0.45, by .07, and to 0.66 0.6, by .06.
     losses = [0.3, 0.1, 0.25, 0.45, 0.5, 0.8, 0.6, 0.9]
     assert bank.select_teachers(losses, 5) == [1, 2, 3, 4, 6]
 

@@ -14,7 +14,7 @@ PARTS = ((0, 7), (7, 14), (14, 22))  # the batches of 22 images, at most 8 in ea
 
 
 def make_small_in_float64(original):
-    """Returns a network of make_small(), or one that was cut from it, with its weights in float64."""
+    """Returns a network of make_small(), or one cut from it, with its weights in float64."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64")
     try:
@@ -80,12 +80,13 @@ def test_products_and_eigenvalues_equal_the_dense_hessians(small, tiny_data, par
 
 def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at_their_former_norms(
         small, tiny_data):
-    """Its eigenvalues are those of the dense Hessian there, and not of the one at the norms that the cut left."""
+    """The eigenvalues are those of the dense Hessian there, not at the norms that the cut left."""
     supernet = ekg.Supernet(small)
     subnetwork = supernet.whole().with_kept(0, 2).with_kept(1, 3)
     slimmed, cut = supernet.cut(subnetwork), supernet.cut(subnetwork)
     restore_norms_(slimmed, small)
-    dense, other = (dense_hessian(model, tiny_data, "kernels", True, PARTS) for model in (slimmed, cut))
+    dense, other = (dense_hessian(model, tiny_data, "kernels", True, PARTS)
+                    for model in (slimmed, cut))
     masked = MaskedLandscapes(supernet, evaluation_batches(tiny_data))(subnetwork)
     vector, wide = np.random.default_rng(0).normal(size=len(dense)), np.zeros(masked.dimension)
     wide[masked.support > 0] = vector

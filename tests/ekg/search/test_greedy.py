@@ -118,7 +118,7 @@ def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
 
 
 def test_the_published_choice_of_groups_is_that_of_every_step(tiny_resnet, tiny_data, monkeypatch):
-    """Every step again: a candidate is kept only of groups that the published rule picks, and it ends elsewhere."""
+    """Every step again: the group that was narrowed is one that the published rule picks."""
     supernet, picked = ekg.Supernet(tiny_resnet), []
     pick = proposals.pick_groups
 
@@ -127,7 +127,8 @@ def test_the_published_choice_of_groups_is_that_of_every_step(tiny_resnet, tiny_
         picked.append((sums, pick(sums, choice)))
         return picked[-1][1]
     monkeypatch.setattr(proposals, "pick_groups", note)
-    history = ekg.search(supernet, tiny_data, target_rate=0.4, search_step=0.1, group_choice="published").history
+    history = ekg.search(supernet, tiny_data, target_rate=0.4, search_step=0.1,
+                         group_choice="published").history
     assert history[-1].rate <= 0.4 and len(picked) == len(history) - 1
     names = [group.name for group in supernet.groups]
     for before, after, (sums, groups) in zip(history, history[1:], picked):

@@ -126,34 +126,42 @@ def test_published_sums_are_of_whole_groups_and_nothing_of_narrowed_ones(tiny_re
     """Groups of 6, 4, 5 and 8 channels; a1 has three of four left, so it counts as 0."""
     supernet, seen = ekg.Supernet(tiny_resnet), {}
     pick = proposals.pick_groups
-    monkeypatch.setattr(proposals, "pick_groups", lambda sums, choice: seen.update(sums) or pick(sums, choice))
-    scores = np.concatenate([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8], [2, 8, 1, 8, 2], [8, 4, 5, 9, 0, 4, 5, 2]]).astype(float)
-    present = supernet.whole().ranked([scores[supernet.layout.channels(i)] for i in range(4)]).with_kept(1, 3)
-    _, candidates = proposals.propose(supernet, present, scores, Flops(0.01), 0.5, group_choice="published")
+    monkeypatch.setattr(proposals, "pick_groups",
+                        lambda sums, choice: seen.update(sums) or pick(sums, choice))
+    by_group = [np.array(values, float) for values in (
+        [3, 1, 4, 1, 5, 9], [2, 7, 1, 8], [2, 8, 1, 8, 2], [8, 4, 5, 9, 0, 4, 5, 2])]
+    scores, present = np.concatenate(by_group), supernet.whole().ranked(by_group).with_kept(1, 3)
+    _, candidates = proposals.propose(supernet, present, scores, Flops(0.01), 0.5,
+                                      group_choice="published")
     assert seen == {0: 23.0, 1: 0.0, 2: 21.0, 3: 37.0}
-    assert [group for group, _ in candidates] == [0, 1, 2, 3]  # one of four is trimmed at either end: two are left
+    # one of four is trimmed at either end: two are left
+    assert [group for group, _ in candidates] == [0, 1, 2, 3]
     _, candidates = proposals.propose(supernet, present, scores, Flops(0.01), 0.5)
     assert seen == {0: 1.0, 1: 9.0, 2: 3.0, 3: 2.0}  # intended: what the step would remove
 
 
 def test_published_trimming_rounds_up():
     sums = dict(enumerate([5.0, 1.0, 1.1, 1.2, 100.0, 0.0, 5.1, 5.2, 1.3, 5.3, 6.0]))
-    # Of eleven three are trimmed at either end, in place of two: 1.2 1.3 5.0 5.1 5.2, so the threshold is (1.3 + 5) / 2.
+    # Of eleven three are trimmed at either end, in place of two: 1.2 1.3 5.0 5.1 5.2, so the
+    # threshold is (1.3 + 5) / 2.
     assert proposals.pick_groups(sums, "published") == [1, 2, 3, 5, 8]
     ten = dict(enumerate(range(10)))  # 2 to 7 are left of either, not 3 to 6
     assert proposals.pick_groups(ten, "published") == proposals.pick_groups(ten) == [0, 1, 2, 3, 4]
-    six = dict(enumerate([0.0, 1.0, 2.0, 10.0, 11.0, 12.0]))  # two of six are trimmed in place of one: 2 and 10 are left
-    assert proposals.pick_groups(six, "published") == list(six) and proposals.pick_groups(six) == [0, 1, 2]
+    six = dict(enumerate([0.0, 1.0, 2.0, 10.0, 11.0, 12.0]))  # two are trimmed in place of one
+    assert proposals.pick_groups(six, "published") == list(six)
+    assert proposals.pick_groups(six) == [0, 1, 2]
     thirty_five = np.arange(35.0)  # 20 % of it, in floats, is a little more than seven
-    thirty_five[26:] = 1000.0  # of eight one of these would be left, behind the split that is not looked at
+    # Of eight trimmed one of these would be left, after the split that is not looked at.
+    thirty_five[26:] = 1000.0
     assert proposals.pick_groups(dict(enumerate(thirty_five)), "published") == list(range(26))
 
 
 def test_the_published_program_does_not_look_at_the_last_split():
-    # Of five none of the split is left to the highest: 1 2 3 | 100 would be the best one; of 1 2 | 3 100 and 1 | 2 3 100
-    # that with 2 · 2 · (1.5 − 51.5)² = 10 000 beats 1 · 3 · (1 − 35)² = 3 468.
+    # 1 2 3 | 100 would be the best split; of the others 1 2 | 3 100 with 2 · 2 · (1.5 − 51.5)² =
+    # 10 000 beats 1 | 2 3 100 with 1 · 3 · (1 − 35)² = 3 468.
     values = np.array([1.0, 2.0, 3.0, 100.0])
     assert proposals.otsu_threshold(values) == 51.5 and proposals.otsu_threshold(values, 2) == 2.5
-    sums = dict(enumerate([0.0, -1.0, *values, 101.0, 102.0]))  # two of eight are trimmed at either end
+    # two of eight are trimmed at either end
+    sums = dict(enumerate([0.0, -1.0, *values, 101.0, 102.0]))
     assert proposals.pick_groups(sums, "published") == [0, 1, 2, 3]
     assert proposals.pick_groups(dict(enumerate([0.0, *values, 101.0]))) == [0, 1, 2, 3]
