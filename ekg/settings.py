@@ -25,6 +25,7 @@ SEARCH, TRAINING, MACHINE = "search", "training", "machine"
 SEARCH_TEACHERS = ("ensemble", "single", "none")
 FINETUNE_TEACHERS = ("ensemble", "single", "none")
 REWARDS = ("ensemble", "condition_number")
+GROUP_CHOICES = ("intended", "published")
 SUBSET_PER_CLASS = 256
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
@@ -198,6 +199,10 @@ class SearchSettings(Settings):
     groups_per_step: int = setting(
         1, "channel groups that a search step narrows together, the best ones; the method takes 1", SEARCH, range=COUNT,
         works_if=Rule("reward", ("ensemble",), "the `reward` condition_number compares groups one by one"))
+    group_choice: str = setting(
+        "intended", "groups that a search step tries: those where the removed channels matter "
+        "little, as the method intends, or those that the published program takes", SEARCH,
+        choices=GROUP_CHOICES)
     search_batch_size: int = setting(
         256, "images that share batch statistics, at most; batch of the epoch before the search", SEARCH, range=COUNT)
     search_teacher: str = setting("ensemble", "whose knowledge the reward holds", SEARCH, choices=SEARCH_TEACHERS)

@@ -1,6 +1,7 @@
 """Comparisons and small pieces that several tests share."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 import ekg
 from ekg.data import Batches
+from ekg.distil.slim import restore_norms_
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.search.objective import Objective
@@ -58,10 +60,14 @@ def check_masked_is_cut(supernet, subnetwork, images):
 def check_landscape_is_that_of_the_cut(supernet, subnetwork, batches, parameters="kernels"):
     """The masked landscape of a sub-network is that of the network cut out: loss, parameters, products, and no others.
 
+    Kernels that a batch norm follows are at the norm of before the cut.
+
     Returns both Landscapes.
     """
     masked = MaskedLandscapes(supernet, batches, parameters=parameters)(subnetwork)
-    cut = model_landscape(supernet.cut(subnetwork), batches, parameters=parameters, batch_statistics=True)
+    model = supernet.cut(subnetwork)
+    restore_norms_(model, supernet.model, max_change=math.inf)
+    cut = model_landscape(model, batches, parameters=parameters, batch_statistics=True)
     assert masked.loss(masked.point) == pytest.approx(cut.loss(cut.point), rel=1e-4)
     np.testing.assert_allclose(masked.point[masked.support > 0], cut.point, rtol=1e-5, atol=1e-7)
     vector = np.random.default_rng(0).normal(size=cut.dimension)

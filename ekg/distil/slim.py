@@ -9,15 +9,13 @@ import numpy as np
 from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
-from ekg.graph.readers import sole_readers
+from ekg.graph.norms import scaled_statistics
+from ekg.graph.readers import normalised_convolutions
 from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
 logger = logging.getLogger(__name__)
 
 MAX_CHANGE = 1e-2  # of a batch norm's normalised output in training, which has variance 1, where its kernel is rescaled
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.DepthwiseConv1D,
-                 keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose,
-                 keras.layers.Conv3DTranspose)  # of one kernel each
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
@@ -75,38 +73,33 @@ def fit_statistics_(model, batches, use_xla=False):
     estimate_statistics_(model, batches.head(NUM_STATISTICS_IMAGES), use_xla)
 
 
-def restore_norms_(model, original):
+def restore_norms_(model, original, max_change=MAX_CHANGE):
     """Rescales, in place, every convolution of a cut model to the norm that its kernel had in the original.
 
     The batch norm behind cancels the factor f: with a moving mean of f·μ and a moving variance of f²·(σ² + ε) − ε it gives
     what it gave, exactly, and the effective learning rate is the original's. With the statistics of a batch σ/√(σ² + ε)
-    becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by more than MAX_CHANGE. So does one without a
-    batch norm behind it.
+    becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by more than
+    `max_change`. So does one without a batch norm behind it.
 
     Args:
         model: the cut keras.Model.
         original: the keras.Model it was cut from; layers match by their names in the whole model.
+        max_change: of what a batch norm gives before its scale, with the statistics of a batch.
     """
     wholes = Graph(original).layers
-    for key, layer, norm in _normalised_convolutions(Graph(model)):
+    for call, norm_call in normalised_convolutions(Graph(model)).items():
+        key, layer, norm = call.key, call.layer, norm_call.layer
         size = np.linalg.norm(layer.kernel.numpy())
         if size == 0:
             continue
         factor = np.linalg.norm(wholes[key].kernel.numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
-        if np.abs(after - before).max() > MAX_CHANGE:
+        if np.abs(after - before).max() > max_change:
             logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", key)
             continue
         for weight in layer.weights:
             weight.assign(weight * factor)
-        norm.moving_mean.assign(norm.moving_mean * factor)
-        norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)
-
-
-def _normalised_convolutions(graph):
-    """Yields (key, convolution, batch norm) where the output of the one is read by the other alone, both called once."""
-    for call, norm in sole_readers(graph).items():
-        if type(call.layer) in _CONVOLUTIONS and call.layer.activation is keras.activations.linear and (
-                type(norm.layer) is keras.layers.BatchNormalization):
-            yield call.key, call.layer, norm.layer
+        scaled = scaled_statistics(norm.moving_mean.numpy(), variance, factor, norm.epsilon)
+        norm.moving_mean.assign(scaled[0])
+        norm.moving_variance.assign(scaled[1])

@@ -29,10 +29,13 @@ class Spectrum(lanczos.Ends):
         parameters: "kernels" (rank above 1) or "all".
         batch_statistics: whether batch norms took the statistics of the batch, else the moving ones.
         num_images: images of the mean loss.
+        former_norms: whether kernels that a batch norm follows were taken at the norm that they had
+            before a cut, as κ depends on their scale; else as they are.
     """
     parameters: str
     batch_statistics: bool
     num_images: int
+    former_norms: bool
 
     @property
     def condition(self):
@@ -68,19 +71,22 @@ class Landscape:
         support: which parameters the network has, float32 [dimension] of zeros and ones.
     """
 
-    def __init__(self, forward, parameters, batches, *, batch_statistics, use_xla=False):
+    def __init__(self, forward, parameters, batches, *, batch_statistics, former_norms=False,
+                 use_xla=False):
         """
         Args:
             forward: (list of parameter tensors, normalised images) -> logits. Pure.
             parameters: Parameters.
             batches: data.Batches; images of one are run together, and with batch statistics they share them.
             batch_statistics: for the record.
+            former_norms: for the record; see Spectrum.
             use_xla: whether to compile with XLA.
         """
         self._shapes = [array.shape for array in parameters.arrays]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self._filter_axes, self._kind = parameters.filter_axes, parameters.kind
         self._batches, self._batch_statistics, self._forward = batches, batch_statistics, forward
+        self._former_norms = former_norms
         self.point = self.support = None
         self.move_(parameters.arrays, parameters.support)
         self._loss = compiled(self._batch_loss, "loss of the landscape", use_xla)
@@ -130,7 +136,7 @@ class Landscape:
     def describe(self, ends):
         """Returns the Spectrum of lanczos.Ends, with what they are the ends of."""
         return Spectrum(**dataclasses.asdict(ends), parameters=self._kind, batch_statistics=self._batch_statistics,
-                        num_images=self._batches.num_images)
+                        num_images=self._batches.num_images, former_norms=self._former_norms)
 
     def directions(self, seed):
         """Returns two random filter-normalised directions, float32 [dimension]; see surfaces.normalise_filters."""
@@ -175,7 +181,8 @@ def _flatten(arrays):
     return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
-def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False, use_xla=False):
+def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False,
+                    former_norms=False, use_xla=False):
     """Returns the Landscape of a stored network.
 
     Args:
@@ -183,6 +190,8 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         batches: data.Batches.
         parameters: "kernels" or "all".
         batch_statistics: whether batch norms take the statistics of the batch, else the moving ones.
+        former_norms: whether slim.restore_norms_() gave the kernels the norms of before a cut; for
+            the record.
         use_xla: whether to compile with XLA.
 
     Raises:
@@ -207,7 +216,7 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
                for variable in layer.trainable_variables}
     axes = [axes_of[id(model.trainable_variables[i])] for i in places]
     return Landscape(forward, Parameters([trainable[i].numpy() for i in places], axes, None, parameters), batches,
-                     batch_statistics=batch_statistics, use_xla=use_xla)
+                     batch_statistics=batch_statistics, former_norms=former_norms, use_xla=use_xla)
 
 
 def check_parameters(parameters):

@@ -79,7 +79,8 @@ def try_groups(supernet, objective, history, target, settings, seed):
     present = history[-1].subnetwork
     importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
     narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
-    present, candidates = propose(supernet, present, importance, target, settings.search_step, narrowed)
+    present, candidates = propose(supernet, present, importance, target, settings.search_step,
+                                  narrowed, settings.group_choice)
     return present, candidates, objective.scores(present, candidates)
 
 
