@@ -98,7 +98,7 @@ class BaselineRecipe:
 
 SHARED_FLAGS = {"network and run folder": FolderSettings, "epoch before the search": settings.SubsetSettings,
                 "search": settings.SearchSettings, "latency": settings.LatencySettings,
-                "fine-tuning": settings.FineTuneSettings,
+                "network that is cut out": settings.SlimSettings, "fine-tuning": settings.FineTuneSettings,
                 "baseline training": BaselineSettings, "devices": DeviceSettings, "run": settings.RunSettings}
 
 
@@ -318,8 +318,8 @@ def prune(args, recipe, load_data, build, from_params):
         args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
     args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
     job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
-        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)),
-        target=command_line.from_args(settings.LatencySettings, args).target())
+        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings,
+        settings.SlimSettings)), target=command_line.from_args(settings.LatencySettings, args).target())
     new_model = functools.partial(build, args.arch, data.num_classes)
     model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
     compute = Compute(team, use_xla(args.compile), args.precision)

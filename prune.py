@@ -79,11 +79,11 @@ class OutputSettings(Settings):
 
 FLAGS = {"network": NetworkSettings, "data": DataSettings, "output": OutputSettings,
          "epoch before the search": settings.SubsetSettings, "search": settings.SearchSettings,
-         "latency": settings.LatencySettings,
+         "latency": settings.LatencySettings, "network that is cut out": settings.SlimSettings,
          "fine-tuning": settings.FineTuneSettings, "devices": op_utils.DeviceSettings, "run": settings.RunSettings}
 FLAG_OF = {"data": "data_path", "validation_data": "val_path", "run_dir": "train_path", "epochs": "train_epoch"}
 RATE = 0.5
-DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20}
+DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
 
 
 def parse_args(argv=None):
@@ -201,6 +201,7 @@ def main(args):
         result = ekg.prune(
             model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
             epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
+            repair=args.repair,
             augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,
             strategy=strategy, verbose=not args.quiet)
     except EkgError as error:

@@ -6,6 +6,7 @@ Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for 
 from ekg import tasks, testing
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
+from ekg.distil.repair import repair
 from ekg.errors import EkgError
 from ekg.export.write import Export, export
 from ekg.graph.complexity import Complexity
@@ -31,4 +32,4 @@ __version__ = "0.2.0"
 __all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "Export", "HistoryEntry",
            "Inspection", "Latency", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork",
            "Supernet", "Target", "Team", "Timing", "Weight", "build_bank", "export", "fine_tune", "inspect", "make_data",
-           "measure_latency", "prune", "register_layer", "search", "slim", "tasks", "testing"]
+           "measure_latency", "prune", "register_layer", "repair", "search", "slim", "tasks", "testing"]

@@ -103,8 +103,8 @@ class PruneResult:
 
 
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
-          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None,
-          restart=None, seed=0, strategy=None, verbose=True):
+          multiple_of=1, epochs=20, search=None, repair=True, bank=None, fine_tune=None, run=None, augment=None,
+          run_dir=None, restart=None, seed=0, strategy=None, verbose=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)
@@ -127,6 +127,8 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
+        repair: whether the kernels of the network that is cut out are fitted to the unpruned network before any training;
+            see ekg.repair. The plain cut stays where it has the lower loss on the images that the search evaluates on.
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
         run: {name: value} of RunSettings, as precision, accum.
@@ -146,7 +148,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
     """
     plan.check_restart(restart, run_dir)
-    choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
+    choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run, repair)
     stays = {"exclude": exclude, "min_channels": min_channels}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
@@ -224,7 +226,8 @@ def _with_test_images(data, settings):
 
 def _arguments(job, epochs, augment):
     """Returns what arguments.json holds: all that the result depends on."""
-    parts = (job.settings.subset, job.settings.search, job.settings.fine_tuning, job.settings.run)
+    chosen = job.settings
+    parts = (chosen.subset, chosen.search, chosen.slim, chosen.fine_tuning, chosen.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
     given = {name: _named(value) if callable(value) else value for part in parts for name, value in vars(part).items()
              if name in affecting}

@@ -254,6 +254,14 @@ class LatencySettings(Settings):
                        self.latency_threads, self.latency_table)
 
 
+@dataclasses.dataclass(frozen=True)
+class SlimSettings(Settings):
+    """The network that is cut out."""
+    repair: bool = setting(
+        False, "fit the kernels of the network that is cut out to the unpruned network, by least squares and without "
+        "labels", TRAINING)
+
+
 _DISTILS = Rule("finetune_teacher", ("ensemble", "single"), "nothing is distilled")
 _HAS_BANK = Rule("finetune_teacher", ("ensemble",), "only the memory bank has teachers")
 
@@ -357,6 +365,7 @@ class JobSettings:
     search: SearchSettings = SearchSettings()
     fine_tuning: FineTuneSettings = FineTuneSettings()
     run: RunSettings = RunSettings()
+    slim: SlimSettings = SlimSettings()
     fine_tunes: bool = True
     writes_page: bool = True
     target: Target | None = None

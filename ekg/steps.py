@@ -21,23 +21,29 @@ from ekg.distil import slim as slimming
 from ekg.errors import EkgError
 from ekg.progress import progress_bar
 from ekg.run.folder import RunFolder
-from ekg.settings import FineTuneSettings
+from ekg.settings import FineTuneSettings, SearchSettings
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
 BATCH_SIZE = 256  # images that share the statistics of batch norms, at most
 
 
-def slim(supernet, subnetwork, data, *, compute=None):
+def slim(supernet, subnetwork, data, *, repair=False, compute=None):
     """Returns the network that fine-tuning starts from: cut out, with moving statistics, its kernels at their former norm.
 
     Args:
         supernet: the Supernet.
         subnetwork: the Subnetwork.
         data: data set whose training images the statistics are estimated from.
+        repair: whether kernels are fitted to the unpruned network by least squares; see ekg.repair. That is undone where
+            it raises the loss on the images that the search evaluates on.
         compute: Compute; None stands for the default device.
     """
-    return slimming.slim(supernet, subnetwork, _batches(data), compute)
+    val_batches = None
+    if repair:
+        val = data.last_of_each_class(min(SearchSettings.val_per_class, data.smallest_class()), 0)
+        val_batches = data.batches(val, min(BATCH_SIZE, len(val)))
+    return slimming.slim(supernet, subnetwork, _batches(data), compute, val_batches=val_batches)
 
 
 def build_bank(folder, supernet, history, data, *, num_teacher=5, compute=None):

@@ -4,13 +4,12 @@ import argparse
 import dataclasses
 import functools
 
-import ekg
 import keras
 import numpy as np
 import utils
 from ekg import files
 from ekg.distil import bank as banks
-from ekg.distil.slim import fit_statistics_, slim
+from ekg.distil.slim import slim
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.readers import sole_readers
@@ -22,7 +21,6 @@ from ekg.settings import RunSettings, SearchSettings, SubsetSettings
 from benchmarks import peers
 from benchmarks.proof import recipes, setting
 
-REPAIR_IMAGES = 512  # clean training images, all classes mixed
 HASH_DIGITS = 8
 TINY = 1e-12
 
@@ -30,8 +28,7 @@ TINY = 1e-12
 def is_possible(run):
     """Returns whether this version of the library has what a Run needs."""
     fields = {field.name for field in dataclasses.fields(SearchSettings)}
-    return (hasattr(ekg, "repair") or not run.is_repaired) and (
-        run.cut != "published" or "group_choice" in fields)
+    return run.cut != "published" or "group_choice" in fields
 
 
 class Start:
@@ -126,17 +123,12 @@ class Start:
 
     def _slimmed(self, supernet, subnetwork):
         """Returns a sub-network cut out, repaired if asked, its kernels at their former norms."""
-        keep = functools.partial(self._repaired, supernet, subnetwork) if self._setting.run.is_repaired else None
-        return slim(supernet, subnetwork, self._setting.train_batches, self._setting.compute, keep)
-
-    def _repaired(self, supernet, subnetwork, _):
-        """Returns the repaired sub-network with moving statistics; see slim()."""
-        data, batches = self._setting.data, self._setting.train_batches.head(REPAIR_IMAGES)
-        images = data.normalise(np.concatenate(list(batches.images())))
-        with self._setting.compute.team.strategy.scope():
-            model = ekg.repair(supernet, subnetwork, images)
-        fit_statistics_(model, self._setting.train_batches, self._setting.compute.use_xla)
-        return model
+        made_for, val_batches = self._setting, None
+        if made_for.run.is_repaired:
+            split = made_for.data.last_of_each_class(SearchSettings.val_per_class, made_for.run.seed)
+            val_batches = made_for.data.batches(split, setting.BATCH)
+        return slim(supernet, subnetwork, made_for.train_batches, made_for.compute,
+                    val_batches=val_batches)
 
     # ---------------------------------------------------------------- teachers
 

@@ -1,14 +1,16 @@
 """Slimming: from a sub-network to the dense network that fine-tuning starts from."""
 
+import functools
 import logging
 
 import keras
 import numpy as np
 
 from ekg.devices.compute import Compute
+from ekg.distil import repair
 from ekg.graph.calls import Graph
 from ekg.graph.readers import sole_readers
-from ekg.train.evaluate import estimate_statistics_
+from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +21,11 @@ _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, 
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
-def slim(supernet, subnetwork, batches, compute=None, keep=None):
+def slim(supernet, subnetwork, batches, compute=None, keep=None, val_batches=None):
     """Returns the network that fine-tuning starts from: cut out, with moving statistics, its kernels at their former norm.
 
-    The order is cut → statistics → norms. What is kept in between, before the norms are restored, is the pruned network
-    itself, whose function is that of the masked one.
+    The order is cut → statistics → repair, if asked for → norms. What is kept in between, before the norms are restored, is
+    the pruned network itself, whose function without a repair is that of the masked one.
 
     Args:
         supernet: the Supernet.
@@ -32,18 +34,32 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None):
         compute: Compute under whose team's strategy the network is made; None stands for the default device.
         keep: function from a function that makes the pruned network to that network, which it may store, or have stored
             earlier; None makes it every time.
+        val_batches: data.Batches of D_val. With them the network is repaired, see ekg.distil.repair, unless that raises its
+            loss on these; None leaves it as it was cut.
     """
     compute = compute or Compute()
 
     def make():
         with compute.team.strategy.scope():
             model = supernet.cut(subnetwork)
-        fit_statistics_(model, batches, compute.use_xla)
+        estimate = functools.partial(StatisticsEstimation(model, compute.use_xla), batches.head(NUM_STATISTICS_IMAGES))
+        estimate()
+        if val_batches is not None:
+            evaluation = Evaluation(model, val_batches, compute)
+            repair.repair_if_better_(model, supernet, subnetwork, _inputs(batches, supernet), estimate,
+                                     lambda: evaluation().loss)
         return model
 
     model = make() if keep is None else keep(make)
     restore_norms_(model, supernet.model)
     return model
+
+
+def _inputs(batches, supernet):
+    """Returns the examples that a repair takes, as the network takes them."""
+    chosen = batches.head(repair.num_examples(supernet.graph))
+    parts = [batches.normalise(images) for images in chosen.images()]
+    return keras.tree.map_structure(lambda *arrays: keras.ops.concatenate(arrays), *parts)
 
 
 def fit_statistics_(model, batches, use_xla=False):

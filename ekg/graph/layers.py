@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import flow, norms
+from ekg.graph import flow, norms, patches
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
@@ -62,12 +62,12 @@ def _conv(rank):
     kernel = Weight((*[None] * rank, IN, OUT), (rank + 1,))
     run = _run_convolution if rank == 2 else None
     plain = LayerRecord(flow.mix, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
-                        resize=lambda _, kept: {"filters": len(kept.output)})
+                        patches=patches.of_convolution, resize=lambda _, kept: {"filters": len(kept.output)})
     grouped = LayerRecord(flow.mix_groups, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
-                          resize=lambda _, kept: {"filters": len(kept.output)})
+                          patches=patches.of_convolution, resize=lambda _, kept: {"filters": len(kept.output)})
     # As many groups as channels: a depthwise convolution; those of a kernel's filters are its channels'.
     depthwise = LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)),
-                                                     "bias": _VECTOR}, ("kernel",), run=run,
+                                                     "bias": _VECTOR}, ("kernel",), run=run, patches=patches.of_convolution,
                             resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)})
 
     def record(layer):
@@ -79,25 +79,26 @@ def _conv(rank):
 
 def _conv_transpose(rank):
     return LayerRecord(flow.mix, {"kernel": Weight((*[None] * rank, OUT, IN), (rank,)), "bias": _VECTOR}, ("kernel",),
-                       positions=_input_positions, mixes=True, resize=lambda _, kept: {"filters": len(kept.output)})
+                       positions=_input_positions, mixes=True, patches=patches.of_transposed,
+                       resize=lambda _, kept: {"filters": len(kept.output)})
 
 
 def _depthwise(rank):
     return LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
-                                                "bias": _VECTOR}, ("kernel",))
+                                                "bias": _VECTOR}, ("kernel",), patches=patches.of_depthwise)
 
 
 def _separable(rank):
     weights = {"depthwise_kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
                "pointwise_kernel": Weight((*[None] * rank, IN, OUT), (rank + 1,)), "bias": _VECTOR}
     return LayerRecord(flow.mix, weights, ("depthwise_kernel", "pointwise_kernel"), mixes=True,
-                       resize=lambda _, kept: {"filters": len(kept.output)})
+                       patches=patches.of_separable, resize=lambda _, kept: {"filters": len(kept.output)})
 
 
 # ---------------------------------------------------------------- dense layers
 
 _DENSE = LayerRecord(flow.mix, {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR}, ("kernel",), mixes=True,
-                     resize=lambda _, kept: {"units": len(kept.output)})
+                     patches=patches.of_dense, resize=lambda _, kept: {"units": len(kept.output)})
 
 
 def _einsum_axes(layer):

@@ -107,6 +107,8 @@ class LayerRecord:
         mixes: whether every output channel depends on all input channels through a weight with the axes IN and OUT; a gate
             stands before such a layer.
         keeps_zeros: whether a channel of zeros stays one, so that a gate may stand before or behind it.
+        patches: (layer, what it reads) -> patches of it, of which the layer's output before its activation is a linear
+            function; see ekg.graph.patches. None: repair leaves the layer as it was cut.
         asks_mask: whether what it does to a channel depends on which others there are; `run` then gets Context.kept.
     """
     flow: Callable
@@ -117,6 +119,7 @@ class LayerRecord:
     resize: Callable | None = None
     arguments: Callable | None = None
     run: Callable | None = None
+    patches: Callable | None = None
     mixes: bool = False
     keeps_zeros: bool = False
     asks_mask: bool = False
@@ -129,6 +132,8 @@ class LayerRecord:
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
         if self.mixes and self.resize is None:
             raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
+        if self.patches is not None and not any(weight.filter_axes for weight in self.weights.values()):
+            raise EkgError("`patches` needs a kernel, a weight with `filter_axes` in `weights`.")
         if self.asks_mask and self.run is None:
             raise EkgError("`asks_mask` needs `run`, which gets the mask.")
 
@@ -162,14 +167,14 @@ def register_layer(kind, record):
 
 def record_of(layer):
     """Returns the LayerRecord of a layer, or None if its kind has none or the layer has weights that it does not know."""
-    record = RECORDS.get(type(layer)) or RECORDS.get(_published_name(type(layer)))
+    record = RECORDS.get(type(layer)) or RECORDS.get(published_name(type(layer)))
     record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
     if record is None or record.flops is None and None in weight_names(layer, record):
         return None
     return record
 
 
-def _published_name(kind):
+def published_name(kind):
     """Returns the name of a kind: keras.ops.Add for what stands in a graph where keras.ops.add was called."""
     module = "keras.ops" if kind.__module__.startswith("keras.src.ops.") else kind.__module__
     return f"{module}.{kind.__name__}"
@@ -199,6 +204,14 @@ def kernel_of(layer):
     """Returns the variable that mixes channels, of a mixing layer."""
     record = record_of(layer)
     return next(variable for variable, name in zip(layer.weights, weight_names(layer, record)) if name == record.kernel)
+
+
+def fitted_of(layer):
+    """Returns (variable, Weight) of the kernel that the patches of a layer's record belong to."""
+    record = record_of(layer)
+    name = record.kernel if record.mixes else next(name for name, weight in record.weights.items() if weight.filter_axes)
+    return next((variable, record.weights[name]) for variable, own in zip(layer.weights, weight_names(layer, record))
+                if own == name)
 
 
 def is_mixing(layer):

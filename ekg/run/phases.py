@@ -171,8 +171,9 @@ class SlimPhase(Phase):
 
     def run(self, supernet, subnetwork):
         """Returns the network that fine-tuning starts from."""
-        keep = functools.partial(self._keep, subnetwork)
-        return slim(supernet, subnetwork, self.job.train_batches, self.job.compute, keep)
+        job, keep = self.job, functools.partial(self._keep, subnetwork)
+        val_batches = job.val_batches if job.settings.slim.repair else None
+        return slim(supernet, subnetwork, job.train_batches, job.compute, keep, val_batches)
 
     def _keep(self, subnetwork, make):
         job = self.job

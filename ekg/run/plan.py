@@ -15,6 +15,7 @@ from ekg.settings import (
     JobSettings,
     RunSettings,
     SearchSettings,
+    SlimSettings,
     SubsetSettings,
     names_where,
 )
@@ -35,6 +36,7 @@ class Choices:
         bank: {"num_teacher": K}; False for no memory bank; None for defaults.
         fine_tune: {name: value} of FineTuneSettings.
         run: {name: value} of RunSettings.
+        repair: whether the network that is cut out is repaired.
     """
     target_rate: float | None
     target: object
@@ -44,6 +46,7 @@ class Choices:
     bank: dict | bool | None = None
     fine_tune: dict | None = None
     run: dict | None = None
+    repair: bool = True
 
 
 def make_settings(choices, data, num_outputs, replicas):
@@ -78,6 +81,7 @@ def make_settings(choices, data, num_outputs, replicas):
     fine_tuning = FineTuneSettings.make(tuning)
     fine_tuning = dataclasses.replace(fine_tuning, num_views=fine_tuning.views_of(data))
     made = JobSettings(subset, SearchSettings.make({**targets, **search}), fine_tuning, run_settings,
+                       SlimSettings(choices.repair),
                        fine_tunes=choices.epochs is not None, writes_page=False, target=own)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
