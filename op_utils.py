@@ -316,6 +316,7 @@ def prune(args, recipe, load_data, build, from_params):
     data = load_data()
     if args.subset_per_class is None:
         args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
+    args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
     job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
         settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings,
         settings.SlimSettings)), target=command_line.from_args(settings.LatencySettings, args).target())

@@ -59,6 +59,21 @@ class LabelledData:
     fine_tune_view(batch, number).
     """
 
+    def plain_view(self, batch):
+        """Returns the view of a fine-tuning with one view of each image; here the first of several."""
+        return self.fine_tune_view(batch, 0)
+
+    def fine_tune_views(self, batch, num_views):
+        """Returns the list of the views of a batch that fine-tuning sees together.
+
+        Args:
+            batch: as epoch() yields, with so many views.
+            num_views: 1 or, of a data set with random views, 2.
+        """
+        if num_views == 1:
+            return [self.plain_view(batch)]
+        return [self.fine_tune_view(batch, number) for number in range(num_views)]
+
     def batches(self, split, batch_size, order=None):
         """Returns the Batches of a split for this data set's task."""
         return Batches(split, self.normalise, batch_size, order, self.task)
@@ -171,7 +186,7 @@ class Dataset(LabelledData):
 
     @property
     def num_views(self):
-        """Random views of each image in fine-tuning."""
+        """Random views of each image in fine-tuning, at most."""
         return NUM_VIEWS
 
     @property
@@ -188,8 +203,10 @@ class Dataset(LabelledData):
         """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
         return augment.normalise(images, self.mean, self.std)
 
-    def baseline_view(self, batch):
-        """Returns the training view of a baseline: normalised, flipped and cropped; see augment.view.
+    def plain_view(self, batch):
+        """Returns the training view of a baseline, and of a fine-tuning with one view.
+
+        It is normalised, flipped and cropped; see augment.view.
 
         Args:
             batch: as epoch() yields, with one view at least.

@@ -118,7 +118,7 @@ class OwnData(LabelledData):
 
     @property
     def num_views(self):
-        """Random views of each example in fine-tuning. Where there are none, one is as good as two."""
+        """Random views of each example in fine-tuning, at most. Without any, one is as good as two."""
         return 1 if self.view is None else NUM_VIEWS
 
     @functools.cached_property

@@ -17,7 +17,7 @@ def baseline(data, label_smoothing=0.0):
         data: data.Dataset.
         label_smoothing: share of the labels that is spread over all classes evenly.
     """
-    return _labels(data.task, data.baseline_view, label_smoothing)
+    return _labels(data.task, data.plain_view, label_smoothing)
 
 
 def _labels(task, view, label_smoothing=0.0):
@@ -33,8 +33,8 @@ def _first_metric(task, labels, outputs):
     return {name: tf.reduce_mean(task.measure(labels, outputs)[name])}
 
 
-def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothing=0.0):
-    """Returns the loss_fn of fine-tuning: ½ Σ over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
+def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothing=0.0, num_views=None):
+    """Returns the loss_fn of fine-tuning: mean over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
 
     For another task than classification its loss and its divergence stand in place of CE and KL. All views of a batch go
     through the network together.
@@ -46,11 +46,13 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         temperature: τ.
         teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
         label_smoothing: see baseline.
+        num_views: views of each image, see LabelledData.fine_tune_views; None takes as many as the
+            data set has.
     """
-    task, num_views = data.task, data.num_views
+    task, num_views = data.task, num_views or data.num_views
 
     def loss_fn(network, batch, constants):
-        views = _joined([data.fine_tune_view(batch, a) for a in range(num_views)])
+        views = _joined(data.fine_tune_views(batch, num_views))
         outputs = task.of(network(views))
         labels = _repeated(batch["labels"], num_views)
         terms = {LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs, label_smoothing)),

@@ -245,14 +245,16 @@ class FineTunePhase(Phase):
         job, settings = self.job, self.job.settings.fine_tuning
         is_single = settings.finetune_teacher == "single"
         loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
-                                     pure_forward(teacher) if is_single else None, settings.label_smoothing)
+                                     pure_forward(teacher) if is_single else None,
+                                     settings.label_smoothing, settings.views_of(job.data))
         return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
 
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
-        settings = self.job.settings
-        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, self.job.data.num_views,
-                               phase=self.name, complete=None if memory_bank is None else
+        settings, data = self.job.settings, self.job.data
+        return TrainingBatches(data, settings.fine_tuning.batch_size, settings.run.seed,
+                               settings.fine_tuning.views_of(data), phase=self.name,
+                               complete=None if memory_bank is None else
                                lambda batch: {"bank": memory_bank.rows(batch["index"])})
 
     def further_bytes(self):

@@ -78,8 +78,10 @@ def make_settings(choices, data, num_outputs, replicas):
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
     targets = _targets(choices)
     own = targets.pop("target", None)
-    made = JobSettings(subset, SearchSettings.make({**targets, **search}),
-                       FineTuneSettings.make(tuning), run_settings, SlimSettings(choices.repair),
+    fine_tuning = FineTuneSettings.make(tuning)
+    fine_tuning = dataclasses.replace(fine_tuning, num_views=fine_tuning.views_of(data))
+    made = JobSettings(subset, SearchSettings.make({**targets, **search}), fine_tuning, run_settings,
+                       SlimSettings(choices.repair),
                        fine_tunes=choices.epochs is not None, writes_page=False, target=own)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})

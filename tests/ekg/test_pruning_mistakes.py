@@ -117,6 +117,8 @@ class Tall(ekg.Target):
     ({"search": {"val_per_class": 50}}, "lower `subset_per_class` or `val_per_class`"),
     ({"search": {"search_batch_size": 500}}, "`search_batch_size` 500 is larger than the"),
     ({"fine_tune": {"batch_size": 100}}, "`batch_size` 100 is larger than the 60 images to train on"),
+    ({"fine_tune": {"num_views": 2}}, "`num_views` 2 has no effect here: the data has no random views"),
+    ({"fine_tune": {"num_views": 3}}, "`num_views` must be from 1 to 2; received 3"),
     ({"fine_tune": {"lr": 0.1}}, "`lr` is no setting here"),
     ({"fine_tune": {"train_epoch": 3}}, "`fine_tune`: its length is given as `epochs`"),
     ({"epochs": None, "fine_tune": {"learning_rate": 0.1}}, "`learning_rate` has no effect here: `epochs` is None"),
