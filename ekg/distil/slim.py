@@ -73,10 +73,10 @@ def restore_norms_(model, original):
     """
     wholes = Graph(original).layers
     for key, layer, norm in _normalised_convolutions(Graph(model)):
-        size = np.linalg.norm(layer.kernel.numpy())
+        size = _norm(layer.kernel)
         if size == 0:
             continue
-        factor = np.linalg.norm(wholes[key].kernel.numpy()) / size
+        factor = _norm(wholes[key].kernel) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
         if np.abs(after - before).max() > MAX_CHANGE:
@@ -86,6 +86,14 @@ def restore_norms_(model, original):
             weight.assign(weight * factor)
         norm.moving_mean.assign(norm.moving_mean * factor)
         norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)
+
+
+def _norm(kernel):
+    """Returns the Euclidean norm of a kernel, summed in float64 by NumPy itself.
+
+    The sum of np.linalg.norm is BLAS's: in float32, and in an order that is the processor's.
+    """
+    return float(np.sqrt(np.square(kernel.numpy(), dtype=np.float64).sum()))
 
 
 def _normalised_convolutions(graph):

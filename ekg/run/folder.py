@@ -24,6 +24,7 @@ from ekg.search.history import HistoryEntry
 logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.json"  # what the result depends on
+ENVIRONMENTS = "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
@@ -50,7 +51,7 @@ LATER = (TEST_DATA,)  # arguments that their folders lack
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
 OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
              UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
-             REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
+             REPORT_PAGE, CONDITION, ENVIRONMENTS, *FORMER, ARGUMENTS)
 
 
 class Unfinished(EkgError):
