@@ -13,7 +13,6 @@ from ekg.network.promise import check_promise, num_examples
 from ekg.run import environment, phases, preflight
 from ekg.run import folder as names
 from ekg.run.finished import is_whole
-from ekg.run.lock import held
 from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=
     """
     check(job.settings, job.data, job.networks.supernet)
     with contextlib.ExitStack() as stack:  # the chief owns the folder for all workers
-        job.team.on_chief(lambda: stack.enter_context(held(job.folder.path)) if job.folder.may_begin() else None)
+        job.team.on_chief(lambda: stack.enter_context(job.folder.locked()))
         job.team.on_chief(prepare_folder)
         return _run_prepared(job, baseline, trained_file, preflight)
 
