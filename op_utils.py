@@ -244,7 +244,7 @@ class BaselinePhase(Phase):
             build: function that returns the unpruned keras.Model with new weights.
         """
         super().__init__(job)
-        self._recipe, self._epochs, self._build = recipe, epochs, build
+        self._recipe, self.num_epochs, self._build = recipe, epochs, build
 
     def _make_trainer(self, model):
         loss_fn = losses.baseline(self.job.data, self.job.settings.fine_tuning.label_smoothing)
@@ -264,7 +264,7 @@ class BaselinePhase(Phase):
         """Returns the parameter file of the trained network."""
         job, recipe = self.job, self._recipe
         if not self.is_done():
-            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self._epochs,
+            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self.num_epochs,
                                 job.settings.fine_tuning.warmup_epoch)
             with job.timed(self.name):
                 with job.team.strategy.scope():
