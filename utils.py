@@ -88,7 +88,7 @@ import tensorflow as tf  # noqa: E402
 from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
 from ekg import progress, stopping  # noqa: E402
-from ekg.devices.team import LOST_WORKER  # noqa: E402
+from ekg.devices.team import LOST_WORKER, reason_of_loss  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
 from ekg.keras_files import load_keras  # noqa: E402
 from ekg.parameters import assign_params_, find_mismatches, load_params, mismatch, model_params, save_params  # noqa: E402
@@ -134,9 +134,8 @@ def run_script(main, parse_args):
     except LOST_WORKER as error:
         if stopping.requested():  # the others were told to stop, too
             _exit_stopped(stopping.requested(), how_to_go_on)
-        reason = " ".join(error.message.split())[:160]
-        _exit(EXIT_LOST_WORKER, f"error: another worker ended or cannot be reached ({reason}); start all of them again with "
-                                "the same command: the run goes on.", at_once=True)
+        _exit(EXIT_LOST_WORKER, f"error: {with_flags(reason_of_loss(error), vars(args)).rstrip('.')}; start all workers "
+                                "again with the same command: the run resumes.", at_once=True)
     except FloatingPointError as error:
         end(EXIT_NOT_FINITE, f"error: {error}")
     except Stopped as stop:

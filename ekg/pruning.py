@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from ekg import settings, stopping
 from ekg.data import LabelledData
+from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -155,7 +156,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
         if run_dir is not None:
             stack.enter_context(stopping.handled())
-        team = Team(strategy or _default_strategy())
+        team = stack.enter_context(Team(strategy or _default_strategy()).sharing_failures())
         data, networks = _understand(model, data, validation_data, task, augment, stays)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
@@ -186,12 +187,12 @@ def _make_job(choices, data, networks, team, path):
     """Returns (Job, what the figures of its table are of)."""
     job_settings = plan.make_settings(choices, data, math.prod(data.task.shape(networks.supernet.graph)), team.size)
     data, note = _with_test_images(data, job_settings)
-    compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
+    compute = Compute(team, kind.use_xla(), job_settings.run.precision)
     return precision.resolved(Job(job_settings, data, networks, compute, RunFolder(path))), note
 
 
 def _default_strategy():
-    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+    return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
 def _understand(model, data, validation_data, task, augment, supernet_choices):
@@ -249,7 +250,7 @@ def _named(function):
 def _check_workers(team, made_of):
     """Raises EkgError if workers were started otherwise, or with another version of the library."""
     code = arguments.hash_code(Path(__file__).parent, ("**/*.py",))
-    team.check_same({name: json.dumps(value) for name, value in made_of.items()} | {"code": code})
+    team.check_same(made_of | {"code": code})
 
 
 def _prepare(job, made_of, restart):

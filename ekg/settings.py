@@ -349,6 +349,9 @@ class RunSettings(Settings):
     exports: tuple[str, ...] = setting(
         (), "formats in which the unpruned and the pruned network are written, too, with proof that they compute the same",
         MACHINE, choices=tuple(FORMATS))
+    strict: bool = setting(
+        False, "refuse to resume on another machine, or with other threads or kernels, where the last digits may differ",
+        MACHINE)
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ekg", "nets", "dataloader", "analyses", "benchmarks")
 LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "ekg"}
-OPTIONAL = {"matplotlib", "scipy", "sklearn"}
+OPTIONAL = {"matplotlib", "scipy", "sklearn", "h5py"}
 IMPORTS_MATPLOTLIB = {"ekg.report.pictures"}  # imported inside functions alone
 # who may import whom, besides packages from elsewhere
 ALLOWED = {"ekg": {"ekg"}, "nets": {"nets", "utils", "ekg"}, "dataloader": {"dataloader", "utils", "ekg"},

@@ -35,7 +35,7 @@ def origin():
 
     The revision is that of the git checkout that this program lies in; None where it lies in none.
     """
-    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": _count_cores()}
+    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": count_cores()}
 
 
 def hash_code(folder, patterns):
@@ -51,7 +51,7 @@ def hash_code(folder, patterns):
     return digest.hexdigest()
 
 
-def _count_cores():
+def count_cores():
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

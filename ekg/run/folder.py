@@ -18,12 +18,13 @@ from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA
-from ekg.run.lock import LOCK
+from ekg.run.lock import LOCK, held
 from ekg.search.history import HistoryEntry
 
 logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.json"  # what the result depends on
+ENVIRONMENTS = "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
@@ -50,7 +51,7 @@ LATER = (TEST_DATA,)  # arguments that their folders lack
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
 OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
              UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
-             REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
+             REPORT_PAGE, CONDITION, ENVIRONMENTS, *FORMER, ARGUMENTS)
 
 
 class Unfinished(EkgError):
@@ -65,7 +66,7 @@ class RunFolder:
     """
 
     def __init__(self, path):
-        self.path, self._events, self._logged = Path(path), None, None
+        self.path, self._events, self._logged, self._lock = Path(path), None, None, None
 
     @classmethod
     def create(cls, path, arguments):
@@ -81,8 +82,9 @@ class RunFolder:
         folder = cls(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if not folder.is_empty():
-                raise EkgError(f"{path}: is not empty and holds no run; name a new folder.")
+            if folder.holds_run():
+                raise EkgError(f"{path}: is not empty, it holds a run; name a new folder.")
+            folder.check_may_begin()
             files.write_json(folder / ARGUMENTS, arguments)
         except OSError as error:
             raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
@@ -102,6 +104,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.holds_run():
+            folder._check_not_damaged()
             raise EkgError(f"{path}: is no run folder: there is no {ARGUMENTS} in it.")
         if arguments is not None:
             old = folder.arguments()
@@ -149,13 +152,40 @@ class RunFolder:
         path = self / ARGUMENTS
         return path.is_file() and f'"{files.CHECKSUM}"'.encode() in path.read_bytes()
 
-    def may_begin(self):
-        """Returns whether a run may begin or go on here: the folder is not there, or empty, or holds one."""
-        return not self.path.exists() or self.holds_run() or (self.path.is_dir() and self.is_empty())
+    def check_may_begin(self):
+        """Raises EkgError unless a run may begin or resume here: the folder is not there, or empty, or holds one."""
+        if self.holds_run() or not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise EkgError(f"{self.path}: cannot be written (Not a directory).")
+        self._check_not_damaged()
+        if not all(path.name == LOCK or _is_unfinished(path.name) for path in self.path.iterdir()):
+            raise EkgError(f"{self.path}: is not empty and holds no run; name a new folder.")
 
-    def is_empty(self):
-        """Returns whether the folder holds nothing but a lock."""
-        return all(path.name == LOCK for path in self.path.iterdir())
+    def _check_not_damaged(self):
+        """Raises EkgError where there is a run whose arguments cannot be read."""
+        if self.has(ARGUMENTS) and any(map(self.has, (LOCK, ENVIRONMENTS, SUPERNET, HISTORY))):
+            raise EkgError(f"{self / ARGUMENTS}: damaged, so that the run cannot be resumed; put the file back, or name a "
+                           "new folder.")
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Holds the lock of the folder, which is made if it is not there, while it lasts; see lock.held().
+
+        Raises:
+            EkgError: no run may begin or resume here, or another one works here.
+        """
+        self.check_may_begin()
+        with held(self.path) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def check_place(self):
+        """Raises EkgError if this process has locked the folder and another one, or none, is at its path now."""
+        if self._lock is not None:
+            self._lock.check_place()
 
     def arguments(self):
         """Returns the arguments of the run.
@@ -177,9 +207,12 @@ class RunFolder:
 
     def remove_unfinished_files(self):
         """Removes what a killed run left of files it was writing."""
-        for name in OWN_NAMES:
-            for unfinished in self.path.glob(f".{name}.*"):
-                unfinished.unlink()
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if _is_unfinished(path.name):
+                path.unlink()
+        for name in (BANK, CHECKPOINTS, EXPORTED):
+            for path in [*(self / name).rglob(".*.*"), *(self / name).rglob("ckpt-*_temp")]:  # the last are TensorFlow's
+                _remove(path)
 
     def remove_run(self):
         """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
@@ -242,6 +275,7 @@ class RunFolder:
             with contextlib.suppress(EkgError):  # what ended the phase is what matters
                 keep()
             raise
+        self.check_place()
         keep()
 
     def log_phase(self, phase, seconds, peak):
@@ -318,6 +352,11 @@ class RunFolder:
         summary = files.read_json(self / SUMMARY)
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
                            summary["phases"], summary.get("origin", {}))
+
+
+def _is_unfinished(name):
+    """Returns whether this is the name of a file that was being written; see files.write_whole()."""
+    return any(name.startswith(f".{own}.") for own in OWN_NAMES)
 
 
 def _remove(path):

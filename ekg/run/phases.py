@@ -38,7 +38,7 @@ class SubsetPhase(Phase):
     On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
     search starts from the same weights.
     """
-    name, leaves = "subset", names.SUPERNET
+    name, leaves, num_epochs = "subset", names.SUPERNET, 1
 
     def make_trainer(self, model):
         """Returns the Trainer of a copy of the model."""
@@ -240,6 +240,10 @@ class FineTunePhase(Phase):
     alone, so they fit the weights before it and not those behind it.
     """
     name, leaves = "fine-tune", names.TRAINED
+
+    @property
+    def num_epochs(self):
+        return self.job.settings.fine_tuning.train_epoch
 
     def make_trainer(self, model, teacher):
         job, settings = self.job, self.job.settings.fine_tuning

@@ -10,10 +10,9 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
 from ekg.network.promise import check_promise, num_examples
+from ekg.run import environment, phases, preflight
 from ekg.run import folder as names
-from ekg.run import phases, preflight
 from ekg.run.finished import is_whole
-from ekg.run.lock import held
 from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,15 @@ class Pipeline:
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
 
+    def keep_environment(self):
+        """Names what the last digits depend on, where the run resumes with another such; see environment.keep()."""
+        job = self.job
+        if self._report.is_done():
+            return  # nothing is computed
+        here = environment.of_team(job.team)
+        path, is_strict = job.folder / names.ENVIRONMENTS, job.settings.run.strict
+        job.team.on_chief(lambda: environment.keep(path, here, is_strict))
+
     def run(self, trained_file=None):
         """Runs all phases that are not done yet and returns the rows of the final table.
 
@@ -66,10 +74,12 @@ class Pipeline:
             Stopped: a signal asked the run to end.
         """
         job, folder = self.job, self.job.folder
-        if self._report.is_done() and job.team.from_chief(lambda: is_whole(job)):
-            logger.info("this run is finished; its table is")
-            job.team.on_chief(self._complete)
-            return folder.table()
+        if self._report.is_done():
+            if job.team.from_chief(lambda: is_whole(job)):
+                logger.info("this run is finished; its table is")
+                job.team.on_chief(self._complete)
+                return folder.table()
+            self.keep_environment()
         self._search.prepare()
         trained_file = trained_file or self._baseline.run()
         baseline = job.load(trained_file)
@@ -113,7 +123,7 @@ def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=
     """
     check(job.settings, job.data, job.networks.supernet)
     with contextlib.ExitStack() as stack:  # the chief owns the folder for all workers
-        job.team.on_chief(lambda: stack.enter_context(held(job.folder.path)) if job.folder.may_begin() else None)
+        job.team.on_chief(lambda: stack.enter_context(job.folder.locked()))
         job.team.on_chief(prepare_folder)
         return _run_prepared(job, baseline, trained_file, preflight)
 
@@ -123,6 +133,7 @@ def _run_prepared(job, baseline, trained_file, preflight):
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(job.settings.run.tf32)
     pruning = Pipeline(job, baseline)
+    pruning.keep_environment()
     if preflight:
         pruning.preflight(job.networks.model)
     keras.utils.set_random_seed(job.settings.run.seed)  # the same behind a preflight as without one

@@ -3,8 +3,8 @@
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
+from ekg.devices import kind
 from ekg.errors import EkgError
 from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
@@ -142,7 +142,7 @@ def _multiple(number, of):
 def check_precision(settings):
     """Raises EkgError if this machine cannot compute in the formats that RunSettings ask for."""
     for name in ("precision", "search_precision"):
-        if getattr(settings, name) == "float16" and not tf.config.list_logical_devices("GPU"):
+        if getattr(settings, name) == "float16" and not kind.has_float16():
             raise EkgError(f"`{name}` float16: needs a GPU; on a CPU take bfloat16 or float32.")
 
 
