@@ -35,7 +35,8 @@ APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0]
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings(Settings):
     """The network, and what of it may go."""
-    model: str = setting(None, ".keras file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
+    model: str = setting(
+        None, ".keras or .h5 file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
     weights: Path | None = setting(
         None, "weights of a network of keras.applications, a .weights.h5 file; without it those of ImageNet, downloaded",
         SEARCH, may_be_none=True)
@@ -121,7 +122,7 @@ def _check_combinations(args):
     if args.search_only and tuning:
         raise EkgError(f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave it out.")
     if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
-        raise EkgError("`weights` and `classes` are for a network of keras.applications; a .keras file has its own.")
+        raise EkgError("`weights` and `classes` are for a network of keras.applications; a file has its own.")
 
 
 def load_model(args):

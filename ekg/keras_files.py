@@ -1,4 +1,4 @@
-"""Networks in .keras files from anywhere: looked through before anything of them is loaded.
+"""Networks in .keras and .h5 files from anywhere: looked through before anything of them is loaded.
 
 Keras' safe mode was passed by several times (CVE-2025-1550, -8747, -9906, -12060), each time by names in config.json. So the
 names are read here first, as plain text: a file may speak of Keras' own layers and of nothing else.
@@ -15,6 +15,7 @@ import zipfile
 
 import keras
 
+from ekg import h5_files
 from ekg.errors import EkgError, first_line
 
 MOST_CONFIG_BYTES = 2**26
@@ -27,7 +28,7 @@ LAMBDAS = ("Lambda", "__lambda__")
 
 
 def load_keras(path):
-    """Returns the keras.Model in a .keras file, not compiled; nothing of the file's own is imported or run.
+    """Returns the keras.Model in a .keras or .h5 file, not compiled; nothing of the file's own is imported or run.
 
     Args:
         path: of the file.
@@ -37,8 +38,10 @@ def load_keras(path):
     """
     if not os.path.isfile(path):
         raise EkgError(f"`model` {path}: no such file.")
+    if str(path).endswith(h5_files.SUFFIXES):
+        return h5_files.load_h5(path, check_config)
     if not str(path).endswith(".keras"):
-        raise EkgError(f"`model` {path}: is no .keras file; save the network with model.save(\"name.keras\").")
+        raise EkgError(f"`model` {path}: is no .keras or .h5 file; save the network with model.save(\"name.keras\").")
     config = _read_config(path)
     check_config(path, config)
     stored = _stored_bytes(path)

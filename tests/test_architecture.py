@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ekg", "nets", "dataloader", "analyses", "benchmarks")
-LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "ekg"}
-OPTIONAL = {"matplotlib", "scipy", "sklearn", "h5py"}
+LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "h5py", "ekg"}  # Keras brings h5py
+OPTIONAL = {"matplotlib", "scipy", "sklearn"}
 IMPORTS_MATPLOTLIB = {"ekg.report.pictures"}  # imported inside functions alone
 # who may import whom, besides packages from elsewhere
 ALLOWED = {"ekg": {"ekg"}, "nets": {"nets", "utils", "ekg"}, "dataloader": {"dataloader", "utils", "ekg"},

@@ -193,9 +193,9 @@ def test_every_cut_and_many_flips_give_typed_errors_or_the_network(plain):
 
 
 def test_other_formats_and_missing_files_are_told(tmp_path):
-    (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(EkgError, match="is no .keras file; save the network"):  # safe mode does not hold for .h5
-        load_keras(tmp_path / "a.h5")
+    (tmp_path / "a.pb").write_bytes(b"x")
+    with pytest.raises(EkgError, match="is no .keras or .h5 file; save the network"):
+        load_keras(tmp_path / "a.pb")
     with pytest.raises(EkgError, match="no such file"):
         load_keras(tmp_path / "nothing.keras")
 
