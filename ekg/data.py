@@ -58,6 +58,12 @@ class LabelledData:
     A data set has the attributes name, train and test (splits), task, num_views, and the methods normalise(images) and
     fine_tune_view(batch, number).
     """
+    moves_knowledge = False  # whether a view moves what the bank knows of an image as it is
+    changes_labels = False  # whether a view changes labels, so that no bank fits it
+
+    def fine_tune_labels(self, batch, number):
+        """Returns the labels of a fine-tuning view of a batch."""
+        return batch["labels"]
 
     def batches(self, split, batch_size, order=None):
         """Returns the Batches of a split for this data set's task."""

@@ -130,7 +130,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
         run: {name: value} of RunSettings, as precision, accum.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
         seed: of order, views and choice of images.

@@ -79,6 +79,13 @@ class Task:
         """Returns the shape of the output for one example."""
         return tuple(graph.shapes[self.tensor(graph)][1:])
 
+    def places(self, output):
+        """Returns the sizes of the axes of an output of this shape that are places of what is seen, () for none.
+
+        Labels have the same axes first. A view that moves the places of an image moves these.
+        """
+        return tuple(output[:-1])
+
     def check_network(self, graph):
         """Raises EkgError unless a network's output is what the losses take.
 

@@ -1,10 +1,12 @@
 """The settings of a job that a Python program asks for: its own choices, and defaults that suit its data."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import tensorflow as tf
 
+from ekg.distil import losses
 from ekg.errors import EkgError
 from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
@@ -18,6 +20,8 @@ from ekg.settings import (
     SubsetSettings,
     names_where,
 )
+
+logger = logging.getLogger(__name__)
 
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
 
@@ -60,6 +64,8 @@ def make_settings(choices, data, num_outputs, replicas):
     """
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
     tuning = _tuning(choices, num_outputs)
+    if data.changes_labels and choices.epochs is not None:
+        tuning = _with_teacher_of_views(tuning, data, choices.bank)
     subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
     if {"target_rate", "target_params", "target"} & set(search):
         raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
@@ -127,6 +133,15 @@ def _tuning(choices, num_outputs):
     if distils and num_outputs >= MANY_CLASSES:
         tuning.setdefault("temperature", MANY_CLASSES_TEMPERATURE)
     return tuning
+
+
+def _with_teacher_of_views(tuning, data, bank):
+    """Returns {name: value} of FineTuneSettings where views change labels: the bank cannot know them."""
+    asked = tuning.get("finetune_teacher", "ensemble" if bank else None)
+    losses.check_teacher(data, asked)
+    if asked is None:
+        logger.info("`augment` returns labels, which no memory bank can know: the unpruned network teaches each view")
+    return {"finetune_teacher": "single", **tuning}
 
 
 def _multiple(number, of):
