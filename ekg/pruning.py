@@ -20,6 +20,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
 from ekg.export.write import export
+from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
@@ -204,7 +205,7 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
         data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
     chosen, size = data.task, data.image_shape
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_head(model, chosen.output, size)
+    logits, head = without_head(model, chosen.output, size) if chosen.takes_logits else (cutting.copy(model, size), None)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
