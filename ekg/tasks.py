@@ -139,7 +139,7 @@ class Task:
 
     def strata(self, labels):
         """Returns the number of the class, or part, of every example, int [examples], that balanced draws keep apart."""
-        return np.arange(len(labels)) % PARTS
+        return np.arange(len(labels)) * PARTS // max(len(labels), 1)
 
     # ---------------------------------------------------------------- losses
 
@@ -359,8 +359,8 @@ class Regression(Task):
         return labels.astype(np.float32)
 
     def strata(self, labels):
-        """Tenths of the range of the first number, as many examples in each."""
-        first = labels.reshape(len(labels), -1)[:, 0]
+        """Tenths of the range of the first number, of maps of their mean, as many examples in each."""
+        first = labels.reshape(len(labels), -1).mean(1) if labels.ndim > 2 else labels.reshape(len(labels), -1)[:, 0]
         parts = np.empty(len(labels), np.int64)
         parts[np.argsort(first, kind="stable")] = np.arange(len(labels)) * min(PARTS, len(labels)) // max(len(labels), 1)
         return parts

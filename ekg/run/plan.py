@@ -73,10 +73,10 @@ def make_settings(choices, data, num_outputs, replicas):
         raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
     run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
     check_precision(run_settings)
-    accum, smallest, number = run_settings.accum, data.smallest_class(), len(data.train)
-    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, smallest), **subset})
-    in_subset = subset.subset_per_class * data.num_strata
-    search = {"val_per_class": min(SearchSettings.val_per_class, max(smallest // 2, 1)),
+    accum, largest, number = run_settings.accum, data.largest_class(), len(data.train)
+    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, largest), **subset})
+    in_subset = data.num_of_each_class(subset.subset_per_class)
+    search = {"val_per_class": min(SearchSettings.val_per_class, largest),
               "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
     targets = _targets(choices)
