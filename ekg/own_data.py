@@ -102,7 +102,8 @@ class OwnData(LabelledData):
     @property
     def moves_knowledge(self):
         """Whether a view moves what the bank knows of an example as it is."""
-        return bool(self.view is not None and self.view.moves_knowledge and self.task.places(self.output))
+        has_places = any(task.places(output) for task, output in self.task.seen_parts(self.output))
+        return bool(self.view is not None and self.view.moves_knowledge and has_places)
 
     @property
     def changes_labels(self):

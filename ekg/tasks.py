@@ -82,11 +82,17 @@ class Task:
         return tuple(graph.shapes[self.tensor(graph)][1:])
 
     def places(self, output):
-        """Returns the sizes of the axes of an output of this shape that are places of what is seen, () for none.
-
-        Labels have the same axes first. A view that moves the places of an image moves these.
-        """
+        """Returns the sizes of an output's axes that are places of what is seen, as labels have them; () for none."""
         return tuple(output[:-1])
+
+    def seen_parts(self, output):
+        """Returns (Task, shape of its output) of each output that is held in one of this shape."""
+        return [(self, output)]
+
+    def moved(self, values, output, first, move):
+        """Returns labels or knowledge whose places begin at axis `first` as move(values, end of the places) moves them."""
+        count = len(self.places(output))
+        return move(values, first + count) if count else values
 
     def check_network(self, graph):
         """Raises EkgError unless a network's output is what the losses take.
@@ -247,8 +253,7 @@ class DenseClassification(Task):
 
     def prepare_labels(self, labels, shape, what="labels"):
         labels = prepare_classes(labels, len(shape), shape[-1], what)
-        places, expected = labels.shape[1:len(shape)], tuple(shape[:-1])
-        if places != expected:
+        if (places := labels.shape[1:len(shape)]) != (expected := tuple(shape[:-1])):
             raise EkgError(f"{what} are maps of {places}, and the network returns maps of {expected}.")
         return labels
 
@@ -299,7 +304,7 @@ class MultiLabel(Task):
         return labels.astype(np.float32)
 
     def strata(self, labels):
-        return (labels[:, 0] > 0.5).astype(np.int64) if labels.shape[1:] == (1,) else super().strata(labels)
+        return (labels[:, 0] > 0.5).astype(int) if labels.shape[1:] == (1,) else super().strata(labels)
 
     def loss(self, labels, outputs, smoothing=0.0):
         labels = (1 - smoothing) * labels + smoothing / 2 if smoothing else labels

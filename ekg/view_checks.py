@@ -24,8 +24,9 @@ def check_view(view, images, labels, task, output):
         task: Task.
         output: shape of the network's output for one example.
     """
-    places = task.places(output)
+    has_places = any(part.places(own) for part, own in task.seen_parts(output))
     if isinstance(view, MovingView):
+        places = task.places(output)
         if places and labels.shape[1:1 + len(places)] != places:
             raise EkgError(f"`augment` moves maps of {places}, and labels have shape "
                            f"{labels.shape[1:]}; give a function (images, labels, seed) -> (images, "
@@ -44,7 +45,7 @@ def check_view(view, images, labels, task, output):
     if not _follows_seed(view, images, labels, first):
         raise EkgError(f"`augment` makes the same view for every seed; {WAY_OUT}. What is not random "
                        "belongs into the data.")
-    if places and not view.changes_labels and _moves_pixels(view, images, labels):
+    if has_places and not view.changes_labels and _moves_pixels(view, images, labels):
         raise EkgError("`augment` moves what images show, and maps of labels would stay where they are; "
                        "give a function (images, labels, seed) -> (images, labels).")
 

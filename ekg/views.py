@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ekg import augment
 from ekg.errors import EkgError
-from ekg.tasks import Regression
+from ekg.tasks import Regression, Task
 
 VIEWS = ("flip", "flip_crop")
 IMAGE_RANKS = (4, 5)  # of batches of images and of volumes
@@ -28,12 +28,13 @@ class MovingView:
     Attributes:
         axes: the axes of a batch that are (height, width).
         crops: whether images are padded by their reflection and cropped.
-        num_places: axes of an output that are places of the image, as task.places() gives; 0 for
-            outputs without.
+        task: Task, which knows what of labels and knowledge moves with the images.
+        output: shape of the network's output for one example.
     """
     axes: tuple[int, int]
     crops: bool
-    num_places: int = 0
+    task: Task
+    output: tuple[int, ...]
     moves_knowledge = True
     changes_labels = False
 
@@ -43,15 +44,16 @@ class MovingView:
 
     def labels(self, images, labels, draws):
         """Returns the labels of the view, [batch, ...]."""
-        return self._move_map(labels, draws, 1)
+        return self._moved(labels, draws, 1)
 
     def knowledge(self, rows, draws):
         """Returns the knowledge of the view from that of the images as they are, [batch, K, ...]."""
-        return self._move_map(rows, draws, 2)
+        return self._moved(rows, draws, 2)
 
-    def _move_map(self, values, draws, first_place):
-        end = first_place + self.num_places
-        return self._move(values, draws, (end - 2, end - 1)) if self.num_places else values
+    def _moved(self, values, draws, first):
+        def move(places, end):
+            return self._move(places, draws, (end - 2, end - 1))
+        return self.task.moved(values, self.output, first, move)
 
     def _move(self, values, draws, axes):
         if self.crops:
@@ -153,25 +155,26 @@ def _moving_view(name, graph, task):
     if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
         raise EkgError(f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x "
                        f"{SMALLEST_CROPPED} pixels; these have {' x '.join(map(str, sizes))}.")
-    problem = _problem(task, output, sizes, shape[channel_axis], crops)
-    if problem:
+    problems = [_problem(part, own, sizes, shape[channel_axis], crops)
+                for part, own in task.seen_parts(output)]
+    for problem in filter(None, problems):
         raise EkgError(f"`augment` {name!r} moves what an image shows, and {problem}; give a function "
                        "(images, seed) -> images if the labels stay right, or (images, labels, seed) -> "
                        "(images, labels).")
-    return MovingView(axes, crops, len(task.places(output)))
+    return MovingView(axes, crops, task, output)
 
 
 def _problem(task, output, sizes, num_channels, crops):
     """Returns why what a task's labels say cannot be moved with an image of these sizes, or None."""
     places = task.places(output)
     if not places:
-        is_number = isinstance(task, Regression)
+        is_number = isinstance(getattr(task, "kind", task), Regression)
         return "numbers such as positions would stay behind" if is_number else None
     if len(places) != len(sizes):
         return f"the places of an output of shape {output} are not known to be those of the image"
     if crops and places != sizes:
         return f"a crop cannot be repeated on maps of {places}, as images have {sizes}"
-    if isinstance(task, Regression) and output[-1] not in (1, num_channels):
+    if isinstance(getattr(task, "kind", task), Regression) and output[-1] not in (1, num_channels):
         return f"{output[-1]} numbers for each place may be directions, which a mirror turns"
     return None
 
