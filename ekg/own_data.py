@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ekg.compiled_loss import read_loss
 from ekg.data import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
@@ -16,6 +17,7 @@ from ekg.task_choice import choose_task
 from ekg.tasks import Task
 from ekg.view_checks import check_view
 from ekg.views import make_view
+from ekg.weights import Weighted, with_weights
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
 PROBE = 8  # examples that an augmentation is tried on
@@ -136,7 +138,8 @@ class OwnData(LabelledData):
             check_view(self.view, images, self.train.labels[numbers], self.task, self.output)
 
 
-def make_data(model, data, *, validation_data=None, task="auto", augment=None):
+def make_data(model, data, *, validation_data=None, task="auto", augment=None, steps_per_epoch=None,
+              class_weight=None):
     """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
 
     Args:
@@ -145,6 +148,8 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None):
         validation_data: or None.
         task: "auto", a name, or a Task.
         augment: or None.
+        steps_per_epoch: or None.
+        class_weight: or None.
 
     Raises:
         EkgError: data, labels and network do not fit each other.
@@ -153,15 +158,26 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None):
     if len(graph.inputs) != 1:
         raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
     number, = graph.inputs
-    given = [(data, "data"), (validation_data, "validation_data")]
-    examples = [find_examples(source, graph.shapes[number][1:], name) for source, name in given
+    given = [(data, "data", steps_per_epoch), (validation_data, "validation_data", None)]
+    examples = [find_examples(source, graph.shapes[number][1:], name, steps) for source, name, steps in given
                 if source is not None or name == "data"]
     graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
     chosen = choose_task(task, graph, examples[0].labels)
     chosen.check_output(graph)
-    splits = [FunctionSplit(part.read, chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`"))
-              for part, name in zip(examples, ("data", "validation_data"))]
+    loss = read_loss(model, chosen.output)
+    ignored = loss.ignore_class if loss is not None and chosen.takes_logits else None
+    chosen = with_weights(chosen, ignored, [part.weights for part in examples], class_weight)
+    splits = []
+    for part, name in zip(examples, ("data", "validation_data")):
+        options = {}
+        if isinstance(chosen, Weighted):
+            options = {"weights": part.weights, "class_weight": class_weight if name == "data" else None}
+        labels = chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`", **options)
+        splits.append(FunctionSplit(part.read, labels))
+    view = make_view(augment, graph, chosen)
+    if isinstance(chosen, Weighted) and view is not None and view.changes_labels:
+        raise EkgError("`augment` returns labels, and these carry weights, which it cannot know; leave one out.")
     dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
-                      examples[0].shape, make_view(augment, graph, chosen), chosen.shape(graph))
+                      examples[0].shape, view, chosen.shape(graph))
     dataset.check_view()
     return dataset

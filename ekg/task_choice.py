@@ -1,6 +1,5 @@
 """Which task a network and its labels are for."""
 
-import dataclasses
 import logging
 
 import keras
@@ -45,17 +44,18 @@ def choose_task(task, graph, labels):
     if task == "auto" and len(graph.outputs) != 1:
         raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs; say which one is meant, as in "
                        "`task`=ekg.tasks.Classification(output=0).")
-    loss = compiled_loss.read_loss(graph.model)
     if task != "auto":
-        return _as_compiled(TASKS[task](), loss)
+        return TASKS[task]()
+    loss = compiled_loss.read_loss(graph.model)
     shape, labels = graph.shapes[graph.output], np.asarray(labels)
     if labels.dtype.kind not in "biuf":
-        raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}.")
+        raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}. Of names take "
+                       "numpy.unique(labels, return_inverse=True)[1].")
     if loss is None:
         chosen = TASKS[_told_by_labels(tuple(shape[1:]), labels, _squash(graph))]()
         reason = f"an output of shape {tuple(shape)} and labels of {labels.dtype} and shape {labels.shape}"
     else:
-        chosen = _as_compiled(_told_by_loss(tuple(shape[1:]), loss, _squash(graph))(), loss)
+        chosen = _told_by_loss(tuple(shape[1:]), loss, _squash(graph))()
         reason = f"the loss {loss.name} that the network was compiled with"
     logger.info("task: %s, by %s; `task` chooses another", chosen.name, reason)
     return chosen
@@ -71,13 +71,6 @@ def _squash(graph):
 
 
 # ---------------------------------------------------------------- by the compiled loss
-
-def _as_compiled(task, loss):
-    """Returns a task that leaves out the class that a compiled loss leaves out."""
-    if loss is None or loss.ignore_class is None or not hasattr(task, "ignore_class"):
-        return task
-    return dataclasses.replace(task, ignore_class=loss.ignore_class)
-
 
 def _told_by_loss(shape, loss, squash):
     """Returns the class of the Task of an output of this shape, for one example, and of its CompiledLoss."""
