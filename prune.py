@@ -20,12 +20,12 @@ from dataloader import own
 from ekg import command_line, settings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
-from ekg.own_data import VIEWS
 from ekg.pruning import AUTO
 from ekg.run.folder import PHASE_FILES
 from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
+from ekg.views import VIEWS
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
 from ekg.export.write import export
+from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
@@ -105,15 +106,14 @@ class PruneResult:
 
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
           multiple_of=1, epochs=20, search=None, repair=True, bank=None, fine_tune=None, run=None, augment=None,
-          run_dir=None, restart=None, seed=0, strategy=None, verbose=True):
+          run_dir=None, restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None, class_weight=None):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
-        result = ekg.prune(model, (images, labels), target_rate=0.5)
+        result = ekg.prune(model, (images, labels), target_rate=0.5)  # a PruneResult
         result.model.save("pruned.keras")
 
-    The network is read, never changed. Where it ends with a softmax or sigmoid, the search and the training work on the
-    logits before it, and the result has it again. TensorFlow's deterministic operations are switched on in this
-    process, and the seeds of Python, NumPy and TensorFlow are set.
+    The network is read, never changed. Search and training work on the logits before a softmax or sigmoid at its end. In
+    this process TensorFlow's deterministic operations are switched on and the seeds of Python, NumPy and TensorFlow set.
 
     Args:
         model: trained functional or sequential keras.Model of one input.
@@ -133,15 +133,14 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
         run: {name: value} of RunSettings, as precision, accum.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
         seed: of order, views and choice of images.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
         verbose: whether progress bars are shown, and what is decided and done is told.
-
-    Returns:
-        PruneResult.
+        steps_per_epoch: batches that are the data, where it comes in batches; None for all.
+        class_weight: {class number: weight} in all losses with labels; None for 1.
 
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
@@ -157,7 +156,9 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         if run_dir is not None:
             stack.enter_context(stopping.handled())
         team = stack.enter_context(Team(strategy or _default_strategy()).sharing_failures())
-        data, networks = _understand(model, data, validation_data, task, augment, stays)
+        given = {"validation_data": validation_data, "augment": augment,
+                 "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
+        data, networks = _understand(model, data, task, given, stays)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
@@ -195,19 +196,19 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
-def _understand(model, data, validation_data, task, augment, supernet_choices):
-    """Returns (data set, Networks) of what a user gave."""
+def _understand(model, data, task, given, supernet_choices):
+    """Returns (data set, Networks) of what a user gave; `given` are further arguments of make_data()."""
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
     if isinstance(data, LabelledData):
-        for name, value in (("validation_data", validation_data), ("augment", augment)):
+        for name, value in given.items():
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
-        data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
+        data = make_data(model, data, task=task, **given)
     chosen, size = data.task, data.image_shape
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_head(model, chosen.output, size)
+    logits, head = without_head(model, chosen.output, size) if chosen.takes_logits else (cutting.copy(model, size), None)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.

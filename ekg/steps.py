@@ -41,7 +41,7 @@ def slim(supernet, subnetwork, data, *, repair=False, compute=None):
     """
     val_batches = None
     if repair:
-        val = data.last_of_each_class(min(SearchSettings.val_per_class, data.smallest_class()), 0)
+        val = data.last_of_each_class(SearchSettings.val_per_class, 0)
         val_batches = data.batches(val, min(BATCH_SIZE, len(val)))
     return slimming.slim(supernet, subnetwork, _batches(data), compute, val_batches=val_batches)
 

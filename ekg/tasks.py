@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
-from ekg.labels import check_labels, class_numbers, from_one_hot
-from ekg.logits import cross_entropy, kl_divergence, soft_cross_entropy, top_k_hits
+from ekg.labels import check_labels, prepare_classes
+from ekg.logits import cross_entropy, kl_divergence, most_likely, soft_cross_entropy, top_k_hits
 
 PARTS = 10  # that examples without classes are dealt to, so that a draw from each is a draw from everywhere
 
@@ -52,11 +52,13 @@ class Task:
         name: what to call the task.
         metrics: names of its figures of merit, entries of METRICS; the history of a search keeps the first.
         has_class_logits: whether the output is a vector of class logits, whose kernel keeps its norm when it is cut.
+        takes_logits: whether a softmax or sigmoid at the end is taken off for it.
     """
     output: int = 0
     name = "task"
     metrics = ()
     has_class_logits = False
+    takes_logits = True
 
     # ---------------------------------------------------------------- networks
 
@@ -78,6 +80,19 @@ class Task:
     def shape(self, graph):
         """Returns the shape of the output for one example."""
         return tuple(graph.shapes[self.tensor(graph)][1:])
+
+    def places(self, output):
+        """Returns the sizes of an output's axes that are places of what is seen, as labels have them; () for none."""
+        return tuple(output[:-1])
+
+    def seen_parts(self, output):
+        """Returns (Task, shape of its output) of each output that is held in one of this shape."""
+        return [(self, output)]
+
+    def moved(self, values, output, first, move):
+        """Returns labels or knowledge whose places begin at axis `first` as move(values, end of the places) moves them."""
+        count = len(self.places(output))
+        return move(values, first + count) if count else values
 
     def check_network(self, graph):
         """Raises EkgError unless a network's output is what the losses take.
@@ -130,7 +145,7 @@ class Task:
 
     def strata(self, labels):
         """Returns the number of the class, or part, of every example, int [examples], that balanced draws keep apart."""
-        return np.arange(len(labels)) % PARTS
+        return np.arange(len(labels)) * PARTS // max(len(labels), 1)
 
     # ---------------------------------------------------------------- losses
 
@@ -175,7 +190,7 @@ class Classification(Task):
     """One class of several; the output is a vector of logits z [classes].
 
     Loss: cross-entropy CE(y, z). Distance: CE(softmax(t), z). Divergence: τ·KL(softmax(t/τ) ‖ softmax(z/τ)) with the factor
-    τ of the paper. Labels are class numbers, or one-hot vectors, or class numbers of shape (examples, 1).
+    τ of the paper. Labels are class numbers, also of shape (examples, 1), or one-hot vectors, or shares of the classes.
     """
     name = "classification"
     metrics = ("top1", "top5")
@@ -191,18 +206,14 @@ class Classification(Task):
         return None
 
     def prepare_labels(self, labels, shape, what="labels"):
-        labels = np.asarray(labels)
-        if labels.ndim == 2 and labels.shape[1] == shape[-1] > 1:
-            labels = from_one_hot(labels, what)
-        elif labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        return class_numbers(labels, 1, shape[-1], what)
+        return prepare_classes(labels, 1, shape[-1], what)
 
     def check_labels(self, labels, shape, what="labels"):
         check_labels(labels, shape[-1], what)
 
     def strata(self, labels):
-        return np.asarray(labels)
+        labels = np.asarray(labels)
+        return labels if labels.ndim == 1 else labels.argmax(-1)
 
     def loss(self, labels, outputs, smoothing=0.0):
         loss = cross_entropy(labels, outputs)
@@ -225,7 +236,7 @@ class DenseClassification(Task):
     """A class for every position, as in segmentation; the output is a map of logits [..., classes].
 
     Every formula is Classification's at each position, and the mean over the positions. Labels are class numbers [...], with
-    or without a last axis of length 1, or one-hot vectors.
+    or without a last axis of length 1, or one-hot vectors, or shares of the classes.
     """
     name = "dense classification"
     metrics = ("pixel_accuracy",)
@@ -240,12 +251,9 @@ class DenseClassification(Task):
         return None
 
     def prepare_labels(self, labels, shape, what="labels"):
-        labels = np.asarray(labels)
-        if labels.ndim == len(shape) + 1:
-            labels = labels[..., 0] if labels.shape[-1] == 1 else from_one_hot(labels, what)
-        labels = class_numbers(labels, len(shape), shape[-1], what)
-        if labels.shape[1:] != tuple(shape[:-1]):
-            raise EkgError(f"{what} are maps of {labels.shape[1:]}, and the network returns maps of {tuple(shape[:-1])}.")
+        labels = prepare_classes(labels, len(shape), shape[-1], what)
+        if (places := labels.shape[1:len(shape)]) != (expected := tuple(shape[:-1])):
+            raise EkgError(f"{what} are maps of {places}, and the network returns maps of {expected}.")
         return labels
 
     def loss(self, labels, outputs, smoothing=0.0):
@@ -261,7 +269,7 @@ class DenseClassification(Task):
         return _mean_of_example(kl_divergence(teacher, outputs, temperature))
 
     def measure(self, labels, outputs):
-        is_right = tf.argmax(outputs, axis=-1) == tf.cast(labels, tf.int64)
+        is_right = tf.argmax(outputs, axis=-1, output_type=tf.int32) == most_likely(labels, outputs)
         return {"pixel_accuracy": _mean_of_example(tf.cast(is_right, tf.float32))}
 
 
@@ -270,8 +278,8 @@ class MultiLabel(Task):
     """Labels that hold or not, one or several, each for itself; the output is a vector of logits z [labels].
 
     Every label is a classification with the two logits (0, z), and every formula the mean over the labels of
-    Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ) ‖ σ(z/τ)). Labels are 0 or 1, of
-    shape (examples, labels), or (examples,) for a single one.
+    Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ) ‖ σ(z/τ)). Labels are 0 or 1, or
+    soft labels between, of shape (examples, labels), or (examples,) for a single one.
     """
     name = "multi-label classification"
     metrics = ("accuracy",)
@@ -286,16 +294,16 @@ class MultiLabel(Task):
 
     def prepare_labels(self, labels, shape, what="labels"):
         labels = np.asarray(labels)
-        labels = labels[:, None] if labels.ndim == 1 else labels
-        if labels.ndim != 2 or labels.shape[1] != shape[-1]:
-            raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, {shape[-1]}) zeros and ones are "
-                           f"needed; received shape {labels.shape}.")
-        if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
-            raise EkgError(f"{what} must be 0 or 1; received others.")
+        labels = labels[..., None] if labels.ndim == len(shape) else labels
+        if labels.shape[1:] != tuple(shape):
+            raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, {', '.join(map(str, shape))}) zeros "
+                           f"and ones are needed; received shape {labels.shape}.")
+        if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
+            raise EkgError(f"{what} must be 0 or 1, or shares between; received others.")
         return labels.astype(np.float32)
 
     def strata(self, labels):
-        return labels[:, 0].astype(np.int64) if labels.shape[1] == 1 else super().strata(labels)
+        return (labels[:, 0] > 0.5).astype(int) if labels.shape[1:] == (1,) else super().strata(labels)
 
     def loss(self, labels, outputs, smoothing=0.0):
         labels = (1 - smoothing) * labels + smoothing / 2 if smoothing else labels
@@ -313,7 +321,18 @@ class MultiLabel(Task):
 
     def measure(self, labels, outputs):
         is_right = (outputs > 0) == (labels > 0.5)
-        return {"accuracy": _mean_of_example(tf.cast(is_right, tf.float32))}
+        return {self.metrics[0]: _mean_of_example(tf.cast(is_right, tf.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseMultiLabel(MultiLabel):
+    """Labels that hold or not at every place, as in segmentation by a sigmoid: MultiLabel's formulas, means over a map."""
+    name = "dense multi-label classification"
+    metrics = ("pixel_accuracy",)
+    has_class_logits = False
+
+    def _problem(self, shape):
+        return "labels that hold or not at each place need maps of logits, (batch, ..., labels)." if len(shape) < 3 else None
 
 
 # ---------------------------------------------------------------- regression
@@ -328,6 +347,7 @@ class Regression(Task):
     """
     name = "regression"
     metrics = ("mae",)
+    takes_logits = False  # what it ends with belongs to its numbers
 
     def _problem(self, shape):
         return "a regression needs at least one number, (batch, ...)." if len(shape) < 2 else None
@@ -343,8 +363,8 @@ class Regression(Task):
         return labels.astype(np.float32)
 
     def strata(self, labels):
-        """Tenths of the range of the first number, as many examples in each."""
-        first = labels.reshape(len(labels), -1)[:, 0]
+        """Tenths of the range of the first number, of maps of their mean, as many examples in each."""
+        first = labels.reshape(len(labels), -1).mean(1) if labels.ndim > 2 else labels.reshape(len(labels), -1)[:, 0]
         parts = np.empty(len(labels), np.int64)
         parts[np.argsort(first, kind="stable")] = np.arange(len(labels)) * min(PARTS, len(labels)) // max(len(labels), 1)
         return parts
@@ -365,7 +385,7 @@ class Regression(Task):
 
 
 TASKS = {"classification": Classification, "multi_label": MultiLabel, "dense_classification": DenseClassification,
-         "regression": Regression}
+         "dense_multi_label": DenseMultiLabel, "regression": Regression}
 
 
 def squashes(operation):

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from ekg.errors import EkgError
 from ekg.tasks import Classification
 
 
@@ -33,11 +34,19 @@ def _first_metric(task, labels, outputs):
     return {name: tf.reduce_mean(task.measure(labels, outputs)[name])}
 
 
+def check_teacher(data, teacher):
+    """Raises EkgError if the views of a data set change labels in a way that this teacher cannot follow."""
+    if teacher == "ensemble" and data.changes_labels:
+        raise EkgError("`augment` returns labels, and the memory bank knows nothing of these; take the finetune_teacher "
+                       "\"single\", which teaches each view, or \"none\".")
+
+
 def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothing=0.0, num_views=None):
     """Returns the loss_fn of fine-tuning: mean over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
 
     For another task than classification its loss and its divergence stand in place of CE and KL. All views of a batch go
-    through the network together.
+    through the network together. Views that move maps move their labels and the bank's rows alike, and each is compared
+    with the knowledge by itself, as no place is the same in all of them.
 
     Args:
         data: data.Dataset.
@@ -49,16 +58,21 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         num_views: views of each image, see LabelledData.fine_tune_views; None takes as many as the
             data set has.
     """
+    check_teacher(data, teacher)
     task, num_views = data.task, num_views or data.num_views
 
     def loss_fn(network, batch, constants):
         views = _joined(data.fine_tune_views(batch, num_views))
         outputs = task.of(network(views))
-        labels = _repeated(batch["labels"], num_views)
+        labels = _joined([data.fine_tune_labels(batch, a) for a in range(num_views)])
         terms = {LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs, label_smoothing)),
                  **_first_metric(task, labels, outputs)}
         loss = terms[LABEL_TERM]
-        if teacher == "ensemble":
+        if teacher == "ensemble" and data.moves_knowledge:
+            rows = _joined([data.fine_tune_knowledge(batch, a) for a in range(num_views)])
+            knowledge, terms["num_teachers"] = choose_knowledge(
+                tf.cast(rows, tf.float32), tf.stop_gradient(outputs), temperature, task)
+        elif teacher == "ensemble":
             mean = tf.reduce_mean(tf.reshape(outputs, [num_views, -1, *outputs.shape[1:]]), axis=0)
             bank = tf.cast(batch["bank"], tf.float32)
             knowledge, terms["num_teachers"] = choose_knowledge(bank, tf.stop_gradient(mean), temperature, task)
