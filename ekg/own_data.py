@@ -12,8 +12,9 @@ from ekg import augment
 from ekg.data import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.labelling import label
+from ekg.output_choice import choose_outputs, labels_by_output
 from ekg.sources import find_examples
-from ekg.task_choice import choose_task
 from ekg.tasks import Task
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
@@ -151,15 +152,16 @@ class OwnData(LabelledData):
                            "shape.")
 
 
-def make_data(model, data, *, validation_data=None, task="auto", augment=None):
+def make_data(model, data, *, validation_data=None, task="auto", augment=None, may_lose=()):
     """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
 
     Args:
         model: the keras.Model that it is for.
         data: see ekg.prune; likewise the others.
         validation_data: or None.
-        task: "auto", a name, or a Task.
+        task: "auto", a name, or a Task, or of several outputs a list or dict of these.
         augment: or None.
+        may_lose: names or numbers of outputs that do not count.
 
     Raises:
         EkgError: data, labels and network do not fit each other.
@@ -172,10 +174,13 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None):
     examples = [find_examples(source, graph.shapes[number][1:], name) for source, name in given
                 if source is not None or name == "data"]
     graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
-    chosen = choose_task(task, graph, examples[0].labels)
-    chosen.check_output(graph)
-    splits = [FunctionSplit(part.read, chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`"))
-              for part, name in zip(examples, ("data", "validation_data"))]
+    choices, labels = choose_outputs(model, graph, task, examples[0].labels, may_lose)
+    sources = [(examples[0], labels, "labels of `data`")]
+    for part in examples[1:]:
+        sources.append((part, labels_by_output(part.labels, model, choices, "validation_data"),
+                        "labels of `validation_data`"))
+    chosen, labels = label(model, graph, choices, sources)
+    splits = [FunctionSplit(part.read, own) for part, own in zip(examples, labels)]
     dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
                       examples[0].shape, make_view(augment))
     dataset.check_view()

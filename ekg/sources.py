@@ -22,7 +22,8 @@ from ekg.progress import progress_bar
 
 CHECKED_TOGETHER = 1024  # examples that are looked at for NaN at a time, so that no copy of all is made
 PROBES = 4  # examples that are read twice of what is read by a user's function
-FORMS = ("a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches, or an ekg.Data")
+FORMS = ("a pair (images, labels) of arrays, or images alone, a tf.data.Dataset or "
+         "keras.utils.PyDataset of such batches, or an ekg.Data")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,12 +33,15 @@ class Data:
         ekg.Data(labels, lambda indices: np.stack([load(files[i]) for i in indices]))
 
     Attributes:
-        labels: of all examples, array [examples, ...].
+        labels: of all examples, array [examples, ...]; of several outputs a list or dict of them; None
+            where there are none.
         read: function from numbers of examples, int64 [number], to what the network takes of these, array [number, ...]. It
             must give the same whenever it is asked, also in several threads at once.
+        count: number of examples, where there are no labels that tell it.
     """
-    labels: np.ndarray
+    labels: np.ndarray | list | dict | None
     read: Callable
+    count: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,12 +50,15 @@ class Examples:
 
     Attributes:
         read: function from numbers of examples to an array [number, ...].
-        labels: array [examples, ...].
+        labels: array [examples, ...]; of several outputs a list or dict of them, with None where one
+            has none; or None.
         shape: of one example.
+        count: number of examples.
     """
     read: Callable
-    labels: np.ndarray
+    labels: np.ndarray | list | dict | None
     shape: tuple[int, ...]
+    count: int
 
 
 def find_examples(source, input_shape, what="data"):
@@ -73,9 +80,11 @@ def find_examples(source, input_shape, what="data"):
         examples = _spooled(lambda: (source[number] for number in range(len(source))), what)
     elif isinstance(source, (tuple, list)) and len(source) == 2:
         examples = _of_arrays(*source, what)
+    elif isinstance(source, (np.ndarray, tf.Tensor)):
+        examples = _of_arrays(source, None, what)
     else:
         raise EkgError(f"`{what}` must be {FORMS}; received {_described(source)}.")
-    if not len(examples.labels):
+    if not examples.count:
         raise EkgError(f"`{what}` holds no examples.")
     return _fitted(examples, input_shape, what)
 
@@ -91,7 +100,8 @@ def _fitted(examples, input_shape, what):
     shape, read = examples.shape, examples.read
     if len(shape) == len(input_shape) - 1 and input_shape[-1] == 1:
         shape = (*shape, 1)
-        examples = Examples(lambda indices: read(indices)[..., None], examples.labels, shape)
+        examples = dataclasses.replace(
+            examples, read=lambda indices: read(indices)[..., None], shape=shape)
     if len(shape) != len(input_shape) or any(size not in (None, own) for size, own in zip(input_shape, shape)):
         raise EkgError(f"`{what}` has examples of shape {shape}, and the network takes {tuple(input_shape)}; resize them, "
                        "or build the network for them.")
@@ -122,20 +132,48 @@ def _as_array(value, what):
         raise EkgError(f"`{what}` cannot be taken as an array ({' '.join(str(error).split())}).") from None
 
 
+def _labels_of(value, what):
+    """Returns labels as an array, or a list or dict of those of several outputs; None for None."""
+    if isinstance(value, dict):
+        return {name: _labels_of(own, what) for name, own in value.items()}
+    are_arrays = isinstance(value, (list, tuple)) and any(
+        own is None or len(getattr(own, "shape", ())) for own in value)
+    if are_arrays:
+        return [_labels_of(own, what) for own in value]
+    return None if value is None else _as_array(value, f"{what} labels")
+
+
+def _arrays_of(labels):
+    """Returns the list of the arrays of labels."""
+    return [own for own in keras.tree.flatten(labels) if own is not None]
+
+
+def _check_counts(images, labels, what):
+    """Raises EkgError unless there are as many labels of every output as images."""
+    for own in _arrays_of(labels):
+        if images.ndim == 0 or own.ndim == 0 or len(images) != len(own):
+            raise EkgError(f"`{what}` has images of shape {images.shape} and labels of shape "
+                           f"{own.shape}; give as many labels as images.")
+
+
 def _of_arrays(images, labels, what):
-    images, labels = _as_array(images, what), _as_array(labels, f"{what} labels")
-    if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
-        raise EkgError(f"`{what}` has images of shape {images.shape} and labels of shape {labels.shape}; give as many "
-                       "labels as images.")
+    images, labels = _as_array(images, what), _labels_of(labels, what)
+    _check_counts(images, labels, what)
     _check_numbers(images, what)
-    return Examples(lambda indices: images[indices], labels, images.shape[1:])
+    count = len(images) if images.ndim else 0
+    return Examples(lambda indices: images[indices], labels, images.shape[1:], count)
 
 
 def _of_function(data, what):
-    labels = _as_array(data.labels, f"{what} labels")
-    if not len(labels):
-        return Examples(data.read, labels, ())
-    probes = np.linspace(0, len(labels) - 1, min(PROBES, len(labels))).astype(np.int64)
+    labels = _labels_of(data.labels, what)
+    counts = {len(own) for own in _arrays_of(labels)} | ({data.count} - {None})
+    if len(counts) != 1:
+        raise EkgError(f"`{what}`: an ekg.Data needs labels of all its examples, or their number as "
+                       f"`count`; received {sorted(counts) or 'neither'}.")
+    count, = counts
+    if not count:
+        return Examples(data.read, labels, (), 0)
+    probes = np.linspace(0, count - 1, min(PROBES, count)).astype(np.int64)
     first, second = (np.asarray(data.read(probes)) for _ in range(2))
     if first.shape[:1] != probes.shape:
         raise EkgError(f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of shape "
@@ -144,7 +182,7 @@ def _of_function(data, what):
     if first.shape != second.shape or not np.array_equal(first, second):
         raise EkgError(f"`{what}`: its `read` gives other numbers for the same examples when it is asked again; random "
                        "views belong into `augment`.")
-    return Examples(data.read, labels, first.shape[1:])
+    return Examples(data.read, labels, first.shape[1:], count)
 
 
 # ---------------------------------------------------------------- what comes in batches
@@ -154,23 +192,30 @@ def _tensorflow_batches(dataset, rank, what):
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise EkgError(f"`{what}` never ends; leave its repeat() out.")
     spec = dataset.element_spec
-    images = spec[0] if isinstance(spec, (tuple, list)) and spec else None
+    parts = spec if isinstance(spec, (tuple, list)) and spec else (spec,)
+    images, labels = parts[0], parts[1:2]
     if isinstance(images, tf.TensorSpec) and images.shape.rank is not None and images.shape.rank <= rank:
-        if images.shape.rank < rank or len(spec) < 2 or spec[1].shape.rank == 0:
+        are_single = any(own.shape.rank == 0 for own in keras.tree.flatten(labels))
+        are_single |= not labels and images.shape.rank > 0 and images.shape[0] is not None
+        if images.shape.rank < rank or are_single:
             raise EkgError(f"`{what}` gives single examples; batch them with .batch(32).")
     return dataset.as_numpy_iterator
 
 
 def _pair(batch, what):
-    """Returns (images, labels) of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise EkgError(f"`{what}` has no labels; give batches (images, labels).")
+    """Returns (images, labels) of a batch; labels are None where there are none."""
+    if not isinstance(batch, (tuple, list)):
+        batch = (batch,)
+    if not batch:
+        raise EkgError(f"`{what}` has an empty batch; give images, or (images, labels).")
     if len(batch) > 2 and batch[2] is not None:
         raise EkgError(f"`{what}` has weights of its examples, which the method has no place for; leave them out.")
-    images, labels = _as_array(batch[0], what), _as_array(batch[1], f"{what} labels")
+    images = _as_array(batch[0], what)
+    labels = _labels_of(batch[1], what) if len(batch) > 1 else None
     _check_numbers(images, what)
-    if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
-        raise EkgError(f"`{what}` has a batch with images of shape {images.shape} and labels of shape {labels.shape}.")
+    if images.ndim == 0:
+        raise EkgError(f"`{what}` has a batch whose images are a single number.")
+    _check_counts(images, labels, what)
     return images, labels
 
 
@@ -201,11 +246,25 @@ def _spooled(batches, what):
     if again != len(sums):
         raise EkgError(f"`{what}` gave {len(sums)} batches, and {again} when it was read again.")
     spool.finish()
-    return Examples(spool.read, np.concatenate(labels) if labels else np.zeros(0), spool.shape)
+    return Examples(spool.read, _together(labels, what), spool.shape, spool.count)
+
+
+def _together(labels, what):
+    """Returns the labels of all batches, a list of what _labels_of() gives, as those of one."""
+    def joined(*parts):
+        return None if parts[0] is None else np.concatenate(parts)
+    try:
+        return keras.tree.map_structure(joined, *labels) if labels else None
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EkgError(f"`{what}` has labels of several forms: {reason}") from None
 
 
 def _checksum(images, labels):
-    return zlib.crc32(np.ascontiguousarray(labels).tobytes(), zlib.crc32(np.ascontiguousarray(images).tobytes()))
+    checksum = zlib.crc32(np.ascontiguousarray(images).tobytes())
+    for own in _arrays_of(labels):
+        checksum = zlib.crc32(np.ascontiguousarray(own).tobytes(), checksum)
+    return checksum
 
 
 class _Spool:
@@ -213,7 +272,7 @@ class _Spool:
 
     def __init__(self, what):
         self._what, self._row, self._dtype = what, None, None
-        self.shape = ()
+        self.shape, self.count = (), 0
         self._file = tempfile.TemporaryFile()
 
     def append(self, rows):
@@ -226,6 +285,7 @@ class _Spool:
                            f"{rows.shape[1:]} of {rows.dtype}; resize them to one.")
         try:
             self._file.write(np.ascontiguousarray(rows).data)
+            self.count += len(rows)
         except OSError as error:
             raise EkgError(f"`{self._what}` is written to a file to be read in any order, and that failed "
                            f"({error.strerror}); make room, or set TMPDIR, or give an ekg.Data.") from None

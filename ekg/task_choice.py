@@ -1,5 +1,6 @@
 """Which task a network and its labels are for."""
 
+import dataclasses
 import logging
 
 import keras
@@ -11,41 +12,53 @@ from ekg.tasks import TASKS, Classification, DenseClassification, MultiLabel, Re
 logger = logging.getLogger(__name__)
 
 
-def choose_task(task, graph, labels):
-    """Returns the Task that was asked for, or that the network's output and the labels tell.
+AUTO = "auto"
+
+
+def task_named(task):
+    """Returns the Task of a name of TASKS, or the Task that is given.
+
+    Raises:
+        EkgError: it is neither.
+    """
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, str) or task not in TASKS:
+        raise EkgError(f"`task` must be \"auto\", one of {list(TASKS)}, or an ekg.tasks.Task; "
+                       f"received {task!r}.")
+    return TASKS[task]()
+
+
+def choose_task(task, graph, labels, output=0):
+    """Returns the Task of an output that was asked for, or that the network and the labels tell.
 
     Args:
         task: "auto", a name of TASKS, or a Task.
         graph: graph.calls.Graph of the keras.Model.
         labels: as the user has them, array [examples, ...].
+        output: number of the output.
 
     Raises:
         EkgError: the task is none of these, or cannot be told.
     """
-    if isinstance(task, Task):
-        return task
-    if task != "auto":
-        if not isinstance(task, str) or task not in TASKS:
-            raise EkgError(f"`task` must be \"auto\", one of {list(TASKS)}, or an ekg.tasks.Task; received {task!r}.")
-        return TASKS[task]()
-    if len(graph.outputs) != 1:
-        raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs; say which one is meant, as in "
-                       "`task`=ekg.tasks.Classification(output=0).")
-    shape, labels = graph.shapes[graph.output], np.asarray(labels)
+    if task != AUTO:
+        return dataclasses.replace(task_named(task), output=output)
+    number, labels = graph.outputs[output], np.asarray(labels)
+    shape = graph.shapes[number]
     if labels.dtype.kind not in "biuf":
         raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}.")
-    chosen = _told_by(tuple(shape[1:]), labels, _squash(graph))
+    chosen = _told_by(tuple(shape[1:]), labels, squash_of(graph, number))
     if chosen is None:
         raise EkgError(f"`task`: an output of shape {shape} and labels of {labels.dtype} and shape {labels.shape} are those "
                        f"of no task known here; give one of {list(TASKS)}.")
     logger.info("task: %s, by an output of shape %s and labels of %s and shape %s; `task` chooses another", chosen.name,
                 tuple(shape), labels.dtype, labels.shape)
-    return chosen
+    return dataclasses.replace(chosen, output=output)
 
 
-def _squash(graph):
-    """Returns "sigmoid", "softmax" or None: what the network's last layer does."""
-    last = next((call.layer for call in graph.calls if graph.output in call.outputs), None)
+def squash_of(graph, number):
+    """Returns "sigmoid", "softmax" or None: what the layer does that writes this tensor."""
+    last = next((call.layer for call in graph.calls if number in call.outputs), None)
     if last is None or not squashes(last):
         return None
     is_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid or type(last).__name__ == "Sigmoid"

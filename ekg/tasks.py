@@ -6,6 +6,7 @@ those of Classification; every other task states what it takes in their place.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -19,46 +20,37 @@ PARTS = 10  # that examples without classes are dealt to, so that a draw from ea
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """How a figure of merit is shown: its name in words, and whether it is a share, shown in percent."""
-    words: str
-    is_share: bool
-
-    @property
-    def title(self):
-        """The head of a table's column."""
-        return self.words + " %" * self.is_share
-
-    @property
-    def factor(self):
-        """What a value is multiplied by before it is shown."""
-        return 100 if self.is_share else 1
-
-    def text(self, value):
-        """Returns a value as it stands in a column."""
-        return f"{100 * value:.2f}" if self.is_share else f"{value:.4f}"
-
-
-METRICS = {"top1": Metric("top-1", True), "top5": Metric("top-5", True), "accuracy": Metric("accuracy", True),
-           "pixel_accuracy": Metric("pixel accuracy", True), "mae": Metric("mean abs. error", False)}
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
     """What a network is for; see the classes below.
 
     Attributes:
         output: number of the output that is meant, where the network has several, in the order in which Keras flattens them.
         name: what to call the task.
-        metrics: names of its figures of merit, entries of METRICS; the history of a search keeps the first.
+        metrics: names of its figures of merit, of metrics.METRICS; a search's history keeps the first.
         has_class_logits: whether the output is a vector of class logits, whose kernel keeps its norm when it is cut.
+        has_labels: whether users give labels for all that counts; see outputs.Imitation.
+        takes_smoothing: whether labels are classes, so that label smoothing means something.
+        takes_logits: whether a softmax or sigmoid at the end of the network is taken off.
     """
     output: int = 0
     name = "task"
     metrics = ()
     has_class_logits = False
+    has_labels = True
+    takes_smoothing = True
+    takes_logits = True
 
     # ---------------------------------------------------------------- networks
+
+    @property
+    def outputs(self):
+        """Numbers of the network's outputs that count."""
+        return (self.output,)
+
+    @property
+    def logits(self):
+        """Numbers of those whose softmax or sigmoid is taken off."""
+        return self.outputs if self.takes_logits else ()
 
     def tensor(self, graph):
         """Returns the number of the tensor that is meant of a graph.calls.Graph.
@@ -71,13 +63,26 @@ class Task:
                            f"{self.output}; they are counted from 0.")
         return graph.outputs[self.output]
 
+    def tensors(self, graph):
+        """Returns the numbers of the tensors that count of a graph.calls.Graph; see tensor()."""
+        return [self.tensor(graph)]
+
+    def joined(self, values):
+        """Returns what the losses take, one tensor [batch, ...], of the values of tensors()."""
+        return values[0]
+
     def of(self, outputs):
-        """Returns the one that is meant of a network's outputs, as the network gives them."""
-        return keras.tree.flatten(outputs)[self.output]
+        """Returns what the losses take of a network's outputs, as the network gives them."""
+        flat = keras.tree.flatten(outputs)
+        return self.joined([flat[number] for number in self.outputs])
 
     def shape(self, graph):
-        """Returns the shape of the output for one example."""
+        """Returns the shape of what the losses take for one example."""
         return tuple(graph.shapes[self.tensor(graph)][1:])
+
+    def sizes(self, graph):
+        """Returns how many numbers each output that counts holds for one example."""
+        return [math.prod(graph.shapes[number][1:]) for number in self.tensors(graph)]
 
     def check_network(self, graph):
         """Raises EkgError unless a network's output is what the losses take.
@@ -132,6 +137,10 @@ class Task:
         """Returns the number of the class, or part, of every example, int [examples], that balanced draws keep apart."""
         return np.arange(len(labels)) % PARTS
 
+    def given(self, labels):
+        """Returns what a user gave of prepared labels; the unpruned network made the rest."""
+        return labels
+
     # ---------------------------------------------------------------- losses
 
     def loss(self, labels, outputs, smoothing=0.0):
@@ -143,6 +152,10 @@ class Task:
             smoothing: share of a label that is spread over all classes, where there are classes.
         """
         raise NotImplementedError
+
+    def label_loss(self, labels, outputs, smoothing=0.0):
+        """Returns the loss as loss() does, but of what a user labelled alone."""
+        return self.loss(labels, outputs, smoothing)
 
     def distance(self, teacher, outputs):
         """Returns the distance of every example's output to knowledge, [batch]: the second term of the reward.
@@ -328,6 +341,8 @@ class Regression(Task):
     """
     name = "regression"
     metrics = ("mae",)
+    takes_smoothing = False
+    takes_logits = False
 
     def _problem(self, shape):
         return "a regression needs at least one number, (batch, ...)." if len(shape) < 2 else None

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from ekg.errors import EkgError
 from ekg.tasks import Classification
 
 
@@ -46,14 +47,20 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         temperature: τ.
         teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
         label_smoothing: see baseline.
+
+    Raises:
+        EkgError: nothing would train an output without labels.
     """
+    if teacher == "none" and not data.task.has_labels:
+        raise EkgError("`finetune_teacher` \"none\" trains by labels alone, and an output has none: "
+                       "take \"single\" or \"ensemble\", or give its labels.")
     task, num_views = data.task, data.num_views
 
     def loss_fn(network, batch, constants):
         views = _joined([data.fine_tune_view(batch, a) for a in range(num_views)])
         outputs = task.of(network(views))
         labels = _repeated(batch["labels"], num_views)
-        terms = {LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs, label_smoothing)),
+        terms = {LABEL_TERM: tf.reduce_mean(task.label_loss(labels, outputs, label_smoothing)),
                  **_first_metric(task, labels, outputs)}
         loss = terms[LABEL_TERM]
         if teacher == "ensemble":

@@ -21,6 +21,34 @@ class Head:
         self.name, self.squash, self.put_back = name, squash, put_back
 
 
+def without_heads(model, outputs, input_shape=None):
+    """Returns (a copy of a network without the heads of some outputs, one Head for all or None).
+
+    Args:
+        model: keras.Model; it stays as it is.
+        outputs: numbers of these outputs.
+        input_shape: of an example, where the network takes any size.
+
+    Raises:
+        EkgError: a head cannot be taken off.
+    """
+    heads = []
+    for output in outputs:
+        model, head = without_head(model, output, input_shape)
+        heads += [] if head is None else [head]
+    if not outputs:
+        model = cutting.copy(model, input_shape)
+
+    def put_back(cut):
+        for head in reversed(heads):
+            cut = head.put_back(cut)
+        return cut
+    if len(heads) < 2:
+        return model, heads[0] if heads else None
+    names = ", ".join(head.name for head in heads)
+    return model, Head(names, ", ".join(head.squash for head in heads), put_back)
+
+
 def without_head(model, output=0, input_shape=None):
     """Returns (a copy of a network that returns logits, its Head), or (a copy, None) where it has none.
 

@@ -1,0 +1,246 @@
+"""Which outputs of a network count, and what each is for."""
+
+import dataclasses
+import logging
+
+import keras
+
+from ekg.errors import EkgError
+from ekg.graph.calls import functional
+from ekg.outputs import Imitation
+from ekg.task_choice import AUTO, choose_task, squash_of, task_named
+from ekg.tasks import Classification, DenseClassification, MultiLabel, Regression, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """One output that counts.
+
+    Attributes:
+        name: of the output.
+        task: its Task, which means this output.
+    """
+
+    name: str
+    task: Task
+
+
+class Names:
+    """The outputs of a network by their names, in the order in which Keras flattens them.
+
+    A name is the key of an output where the network returns a dict, else that of the layer that makes it, with the number of
+    the output where several have one name.
+    """
+
+    def __init__(self, model):
+        inside = functional(model)
+        paths = [path for path, _ in keras.tree.flatten_with_path(inside._outputs_struct)]
+        made_by = list(inside.output_names)
+        keys = [
+            path[-1] if path and isinstance(path[-1], str) else name
+            for path, name in zip(paths, made_by)
+        ]
+        self.all = [key if keys.count(key) == 1 else f"{key}_{i}" for i, key in enumerate(keys)]
+        self._places = {name: i for i, name in enumerate(made_by) if made_by.count(name) == 1}
+        self._places |= {i: i for i in range(len(keys))} | {
+            name: i for i, name in enumerate(self.all)
+        }
+        self._model, self._is_dict = model.name, isinstance(inside._outputs_struct, dict)
+
+    def place(self, key, what):
+        """Returns the number of the output with a name, or with this number."""
+        if not isinstance(key, (str, int)) or isinstance(key, bool) or key not in self._places:
+            raise EkgError(
+                f"`{what}`: `model` {self._model!r} has no output {key!r}; it has {self.all}."
+            )
+        return self._places[key]
+
+    def by_place(self, value, what):
+        """Returns {number of an output: what a list or dict holds for it}; entries that are None are left out."""
+        if isinstance(value, dict):
+            pairs = [(self.place(key, what), entry) for key, entry in value.items()]
+        elif self._is_dict:
+            raise EkgError(
+                f"`{what}` is a list, and `model` {self._model!r} returns a dict of {self.all}; give a dict by "
+                "name."
+            )
+        elif len(value) == len(self.all):
+            pairs = list(enumerate(value))
+        else:
+            raise EkgError(
+                f"`{what}` has {len(value)} entries, and `model` {self._model!r} has {len(self.all)} outputs, "
+                f"{self.all}; give one for each, None where there is none, or a dict by name."
+            )
+        if len({place for place, _ in pairs}) != len(pairs):
+            raise EkgError(f"`{what}` names an output twice: {list(value)}.")
+        return {place: entry for place, entry in pairs if entry is not None}
+
+
+def choose_outputs(model, graph, task, labels, may_lose=()):
+    """Returns (list of the Choice of every output that counts, labels).
+
+    Args:
+        model: keras.Model.
+        graph: graph.calls.Graph of it.
+        task: "auto", a name of tasks.TASKS or a Task; or a list or dict of these, one for each output.
+        labels: array [examples, ...] of one output; or a list or dict of them; or None.
+        may_lose: names or numbers of outputs that do not count.
+
+    Returns:
+        The labels as {number of an output: array [examples, ...]}; those of outputs that may be lost are left out.
+
+    Raises:
+        EkgError: what is given does not fit the network's outputs, or leaves open what is meant.
+    """
+    names = Names(model)
+    lost = _places(may_lose, names)
+    counted = [number for number in range(len(names.all)) if number not in lost]
+    if not counted:
+        raise EkgError(
+            f"`may_lose` names all outputs of `model` {model.name!r}; one at least must count."
+        )
+    given = _given_tasks(task, graph, names, counted)
+    labels = _by_output(labels, names, counted, list(given), "data")
+    choices = []
+    for number in counted:
+        own = labels.get(number)
+        chosen = (
+            _imitation(given.get(number, AUTO), model, graph, number, names)
+            if own is None
+            else choose_task(given.get(number, AUTO), graph, own, number)
+        )
+        choices.append(Choice(names.all[number], chosen))
+    _log(choices, [names.all[number] for number in sorted(lost)])
+    return choices, {number: own for number, own in labels.items() if number in counted}
+
+
+def _given_tasks(task, graph, names, counted):
+    """Returns {number of an output: what was given as its task}."""
+    if isinstance(task, (dict, list, tuple)):
+        given = names.by_place(task, "task")
+    elif isinstance(task, Task):
+        task.tensor(graph)  # the network has this output
+        given = {task.output: task}
+    elif task == AUTO or len(counted) == 1:
+        given = {counted[0]: task} if task != AUTO else {}
+    else:
+        raise EkgError(
+            f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs {names.all}; give "
+            f"a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
+        )
+    for number, own in given.items():
+        if number not in counted:
+            raise EkgError(
+                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; name it in one."
+            )
+        if isinstance(own, Task) and own.output not in (0, number):
+            raise EkgError(
+                f"`task`: that of output {names.all[number]!r} means output {own.output}."
+            )
+    return given
+
+
+def check_all_count(model, task, may_lose=()):
+    """Raises EkgError unless a Task means all outputs of a network but those that may be lost."""
+    names = Names(model)
+    missing = set(range(len(names.all))) - set(task.outputs) - _places(may_lose, names)
+    if missing:
+        raise EkgError(
+            f"the data set's labels are those of one output, and `model` {model.name!r} has others, "
+            f"{[names.all[number] for number in sorted(missing)]}, which would be lost; name them in "
+            "`may_lose`, or give arrays in place of the data set."
+        )
+
+
+def _places(may_lose, names):
+    """Returns the set of the numbers of outputs that may be lost."""
+    return {
+        names.place(key, "may_lose")
+        for key in ([may_lose] if isinstance(may_lose, (str, int)) else may_lose)
+    }
+
+
+def labels_by_output(labels, model, choices, what):
+    """Returns {number of an output: array [examples, ...]} of further labels, for outputs that were chosen.
+
+    Args:
+        labels: see choose_outputs().
+        model: keras.Model.
+        choices: list of Choice.
+        what: the argument's name.
+    """
+    counted = [choice.task.output for choice in choices]
+    labelled = [choice.task.output for choice in choices if choice.task.has_labels]
+    by_output = _by_output(labels, Names(model), counted, labelled, what)
+    return {number: own for number, own in by_output.items() if number in counted}
+
+
+def _by_output(labels, names, counted, meant, what):
+    """Returns {number of an output: its labels, array}.
+
+    Args:
+        labels: see choose_outputs().
+        names: Names.
+        counted: numbers of the outputs that count.
+        meant: numbers of those that a single array may be for.
+        what: the argument's name.
+    """
+    if labels is None:
+        return {}
+    if isinstance(labels, (dict, list, tuple)):
+        return names.by_place(labels, what)
+    meant = counted if len(counted) == 1 else meant
+    if len(meant) != 1:
+        raise EkgError(
+            f"`{what}` has the labels of one output, and the network has the outputs {names.all}; say which one "
+            f"is meant: give the labels as a dict, as in {{{names.all[counted[0]]!r}: labels}}."
+        )
+    return {meant[0]: labels}
+
+
+def _imitation(given, model, graph, number, names):
+    """Returns the Imitation of an output that has no labels."""
+    if given != AUTO:
+        kind = task_named(given)
+        return Imitation(number, dataclasses.replace(kind, output=0))
+    shape, squash = graph.shapes[graph.outputs[number]][1:], squash_of(graph, graph.outputs[number])
+    told = {"softmax": "classes", "sigmoid": "labels", None: _compiled_for(model, number, names)}[
+        squash
+    ]
+    classes = Classification() if len(shape) == 1 else DenseClassification()
+    if told == "classes" and shape[-1] > 1:
+        return Imitation(number, classes)
+    if told == "labels" and len(shape) == 1:
+        return Imitation(number, MultiLabel())
+    return Imitation(
+        number, Regression(), may_be_logits=squash is None and len(shape) == 1 and shape[0] > 1
+    )
+
+
+def _compiled_for(model, number, names):
+    """Returns "classes" or "labels" where the network was compiled with a cross-entropy for an output, else None."""
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, (dict, list, tuple)):
+        try:
+            loss = names.by_place(loss, "loss").get(number)
+        except EkgError:  # of another structure, which Keras understands
+            return None
+    kind = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    kind = kind.replace("_", "").lower()
+    if not kind.endswith("crossentropy"):
+        return None
+    return "labels" if "binary" in kind else "classes"
+
+
+def _log(choices, lost):
+    without = [choice.name for choice in choices if not choice.task.has_labels]
+    if without:
+        logger.info(
+            "no labels of %s: the unpruned network's output is what is aimed at there%s",
+            ", ".join(without),
+            "; `may_lose` gives outputs up" if len(choices) > 1 else "",
+        )
+    if lost:
+        logger.info("given up: %s", ", ".join(lost))
