@@ -61,13 +61,13 @@ class Imitation(Task):
         self._own_kind().check_network(graph)
 
     def check_output(self, graph):
-        self._own_kind().check_output(graph)
         dtype = graph.dtype(self.tensor(graph))
         if not dtype.startswith(("float", "bfloat")):
             raise EkgError(
                 f"`model` {graph.model.name!r}: output {self.output} has no labels and holds {dtype}, which "
                 "nothing can be trained by; name it in `may_lose`."
             )
+        self._own_kind().check_output(graph)
 
     def _own_kind(self):
         return dataclasses.replace(self.kind, output=self.output)

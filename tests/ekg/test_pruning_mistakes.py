@@ -152,7 +152,8 @@ def inner_softmax():
 @pytest.mark.parametrize(("model", "message"), [
     (lambda: "MobileNetV2", "`model` must be a keras.Model; received str"),
     (two_inputs, "takes 2 inputs; a network of one input is needed"),
-    (lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]), "has the labels of one output, and the network has the outputs .'fc', "),
+    (lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]),
+     "has the labels of one output, and the network has the outputs .'fc', "),
     (inner_softmax, "ends with 'softmax.*, inside a nested network; take the network without it"),
     (lambda: keras.Sequential([layers.Conv2D(3, 3)]), "has no input shape yet"),
     (lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)]), "nothing in `model`")])
