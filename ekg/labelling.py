@@ -1,4 +1,7 @@
-"""The labels of all examples in the form that the losses take; the unpruned network makes those that nobody gave."""
+"""The labels of all examples in the form that the losses take.
+
+The unpruned network makes those that nobody gave.
+"""
 
 import dataclasses
 import math
@@ -20,13 +23,14 @@ MEMORY_BUDGET = 2**30  # bytes of labels that are kept in memory; more are in a 
 
 
 def label(model, graph, choices, sources):
-    """Returns (Task of all outputs that count, list of the labels of each source, arrays [examples, ...]).
+    """Returns (Task of all outputs that count, list of each source's labels, [examples, ...]).
 
     Args:
         model: the unpruned keras.Model, as its user has it.
         graph: graph.calls.Graph of it.
         choices: list of output_choice.Choice.
-        sources: list of (sources.Examples, {number of an output: its labels}, what to call these), the training data first.
+        sources: list of (sources.Examples, {number of an output: its labels}, what to call these), the
+            training data first.
 
     Raises:
         EkgError: labels do not fit the outputs, or the network's outputs are not finite.
@@ -55,7 +59,7 @@ def label(model, graph, choices, sources):
 
 
 def _check_like_first(choices, labels, what):
-    """Raises EkgError unless further data has labels of the outputs that the training data labels."""
+    """Raises EkgError unless further data has labels of the outputs that training data labels."""
     for choice in choices:
         has = choice.task.output in labels
         if has != choice.task.has_labels:
@@ -66,7 +70,7 @@ def _check_like_first(choices, labels, what):
 
 
 def _prepared(task, graph, labels, what):
-    """Returns the labels of an output as its task prepares them; None where the unpruned network makes them."""
+    """Returns an output's labels as its task prepares them; None where the network makes them."""
     return (
         task.prepare_labels(labels[task.output], task.shape(graph), what)
         if task.has_labels
@@ -99,8 +103,8 @@ def _rows(count, size):
         return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(count, size))
     except OSError as error:
         raise EkgError(
-            f"the unpruned network's outputs are written to a file, and that failed ({error.strerror}); make "
-            "room, set TMPDIR, or name outputs in `may_lose`."
+            f"the unpruned network's outputs are written to a file, and that failed ({error.strerror}); "
+            "make room, set TMPDIR, or name outputs in `may_lose`."
         ) from None
 
 
@@ -131,8 +135,8 @@ def _imitate_(rows, task, model, examples, what):
             ):
                 if not np.isfinite(values.numpy()).all():
                     raise EkgError(
-                        f"{what}: `model` {model.name!r} returns numbers that are not finite at its output "
-                        f"{part.name!r} for examples {start} to {indices[-1]}."
+                        f"{what}: `model` {model.name!r} returns numbers that are not finite at its "
+                        f"output {part.name!r} for examples {start} to {indices[-1]}."
                     )
                 rows[indices, task.columns(number)] = values
             progress.update(len(indices))

@@ -30,8 +30,8 @@ class Choice:
 class Names:
     """The outputs of a network by their names, in the order in which Keras flattens them.
 
-    A name is the key of an output where the network returns a dict, else that of the layer that makes it, with the number of
-    the output where several have one name.
+    A name is the key of an output where the network returns a dict, else that of the layer that makes it,
+    with the number of the output where several have one name.
     """
 
     def __init__(self, model):
@@ -58,20 +58,20 @@ class Names:
         return self._places[key]
 
     def by_place(self, value, what):
-        """Returns {number of an output: what a list or dict holds for it}; entries that are None are left out."""
+        """Returns {number of an output: what a list or dict holds for it}, without what is None."""
         if isinstance(value, dict):
             pairs = [(self.place(key, what), entry) for key, entry in value.items()]
         elif self._is_dict:
             raise EkgError(
-                f"`{what}` is a list, and `model` {self._model!r} returns a dict of {self.all}; give a dict by "
-                "name."
+                f"`{what}` is a list, and `model` {self._model!r} returns a dict of {self.all}; give a "
+                "dict by name."
             )
         elif len(value) == len(self.all):
             pairs = list(enumerate(value))
         else:
             raise EkgError(
-                f"`{what}` has {len(value)} entries, and `model` {self._model!r} has {len(self.all)} outputs, "
-                f"{self.all}; give one for each, None where there is none, or a dict by name."
+                f"`{what}` has {len(value)} entries, and `model` {self._model!r} has {len(self.all)} "
+                f"outputs, {self.all}; give one for each, None where there is none, or a dict by name."
             )
         if len({place for place, _ in pairs}) != len(pairs):
             raise EkgError(f"`{what}` names an output twice: {list(value)}.")
@@ -84,12 +84,13 @@ def choose_outputs(model, graph, task, labels, may_lose=()):
     Args:
         model: keras.Model.
         graph: graph.calls.Graph of it.
-        task: "auto", a name of tasks.TASKS or a Task; or a list or dict of these, one for each output.
+        task: "auto", a name of tasks.TASKS or a Task; or a list or dict of these, by output.
         labels: array [examples, ...] of one output; or a list or dict of them; or None.
         may_lose: names or numbers of outputs that do not count.
 
     Returns:
-        The labels as {number of an output: array [examples, ...]}; those of outputs that may be lost are left out.
+        The labels as {number of an output: array [examples, ...]}, without those of outputs that may be
+        lost.
 
     Raises:
         EkgError: what is given does not fit the network's outputs, or leaves open what is meant.
@@ -127,13 +128,14 @@ def _given_tasks(task, graph, names, counted):
         given = {counted[0]: task} if task != AUTO else {}
     else:
         raise EkgError(
-            f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs {names.all}; give "
-            f"a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
+            f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs {names.all}; "
+            f"give a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
         )
     for number, own in given.items():
         if number not in counted:
             raise EkgError(
-                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; name it in one."
+                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; name it in "
+                "one of them."
             )
         if isinstance(own, Task) and own.output not in (0, number):
             raise EkgError(
@@ -163,7 +165,7 @@ def _places(may_lose, names):
 
 
 def labels_by_output(labels, model, choices, what):
-    """Returns {number of an output: array [examples, ...]} of further labels, for outputs that were chosen.
+    """Returns {number of an output: array [examples, ...]} of further labels.
 
     Args:
         labels: see choose_outputs().
@@ -194,8 +196,8 @@ def _by_output(labels, names, counted, meant, what):
     meant = counted if len(counted) == 1 else meant
     if len(meant) != 1:
         raise EkgError(
-            f"`{what}` has the labels of one output, and the network has the outputs {names.all}; say which one "
-            f"is meant: give the labels as a dict, as in {{{names.all[counted[0]]!r}: labels}}."
+            f"`{what}` has the labels of one output, and the network has the outputs {names.all}; say "
+            f"which one is meant: give the labels as a dict, as in {{{names.all[counted[0]]!r}: labels}}."
         )
     return {meant[0]: labels}
 
@@ -220,7 +222,7 @@ def _imitation(given, model, graph, number, names):
 
 
 def _compiled_for(model, number, names):
-    """Returns "classes" or "labels" where the network was compiled with a cross-entropy for an output, else None."""
+    """Returns "classes" or "labels" where an output was compiled with a cross-entropy, else None."""
     loss = getattr(model, "loss", None)
     if isinstance(loss, (dict, list, tuple)):
         try:

@@ -1,7 +1,8 @@
 """Tasks of networks of several outputs, and of outputs without labels.
 
-Both are tasks like any other, so that search, memory bank, training and evaluation know nothing of them: several outputs are
-one vector of all their numbers, and the labels of an output without any are what the unpruned network returns there.
+Both are tasks like any other, so that search, memory bank, training and evaluation know nothing of
+them: several outputs are one vector of all their numbers, and the labels of an output without any are
+what the unpruned network returns there.
 """
 
 import dataclasses
@@ -15,19 +16,20 @@ from ekg.errors import EkgError
 from ekg.tasks import Classification, MultiLabel, Regression, Task
 
 GUESSES = 1024  # examples, at most, that the loss of a guess is measured on
-RARE = 0.1  # share of an equal part of the examples below which a class that a network gives is none of its own
+RARE = 0.1  # share of an equal part of the examples below which a class has no stratum of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Imitation(Task):
     """An output without labels: what counts is how far it is from the unpruned network's.
 
-    Its labels are the unpruned network's outputs, float32, logits where the kind has classes. Loss: the kind's divergence
-    from them at a temperature of 1, which is 0 for the unpruned network itself. Distance and divergence are the kind's.
+    Its labels are the unpruned network's outputs, float32, logits where the kind has classes. Loss: the
+    kind's divergence from them at a temperature of 1, which is 0 for the unpruned network itself.
+    Distance and divergence are the kind's.
 
     Attributes:
         kind: Task whose distance and divergence count.
-        may_be_logits: whether numbers may be class logits, so that it is worth a word whether the largest is the same.
+        may_be_logits: whether numbers may be class logits: then it is shown whether the largest is the same.
     """
 
     kind: Task = Classification()
@@ -64,8 +66,8 @@ class Imitation(Task):
         dtype = graph.dtype(self.tensor(graph))
         if not dtype.startswith(("float", "bfloat")):
             raise EkgError(
-                f"`model` {graph.model.name!r}: output {self.output} has no labels and holds {dtype}, which "
-                "nothing can be trained by; name it in `may_lose`."
+                f"`model` {graph.model.name!r}: output {self.output} has no labels and holds {dtype}, "
+                "which nothing can be trained by; name it in `may_lose`."
             )
         self._own_kind().check_output(graph)
 
@@ -76,13 +78,13 @@ class Imitation(Task):
         labels = np.asarray(labels)
         if labels.shape[1:] != tuple(shape) or labels.dtype.kind != "f":
             raise EkgError(
-                f"{what}: outputs of the unpruned network, {tuple(shape)} each, are needed; received "
-                f"{labels.dtype} of shape {labels.shape[1:]}."
+                f"{what}: outputs of the unpruned network, {tuple(shape)} each, are needed; "
+                f"received {labels.dtype} of shape {labels.shape[1:]}."
             )
         return labels.astype(np.float32, copy=False)
 
     def strata(self, labels):
-        """The classes that the unpruned network gives, rare ones together with the most frequent one."""
+        """The classes that the unpruned network gives, rare ones with the most frequent one."""
         if isinstance(self.kind, Regression):
             return self.kind.strata(labels)
         if not isinstance(self.kind, Classification):
@@ -154,8 +156,8 @@ class Part:
 def weight_of(task, labels):
     """Returns what the loss of one of several outputs is multiplied by.
 
-    The loss of classes is in nats, and that of numbers in the square of their unit, whatever that is: it is divided by the
-    loss of a network that returns the mean label always.
+    The loss of classes is in nats, and that of numbers in the square of their unit: it is divided by the
+    loss of a network that always returns the mean label.
 
     Args:
         task: Task.
@@ -175,9 +177,9 @@ def weight_of(task, labels):
 class Outputs(Task):
     """Several outputs of a network, all of which count.
 
-    What its losses take is one vector of all numbers that count, [batch, numbers], the outputs one after the other; and so
-    are the labels, float32. Loss, distance and divergence are the weighted sums of the parts'. Metrics are those of all
-    parts, named "output/metric".
+    What its losses take is one vector of all numbers that count, [batch, numbers], the outputs one after
+    the other, and so are the labels, float32. Loss, distance and divergence are the weighted sums of the
+    parts'. Metrics are those of all parts, named "output/metric".
 
     Attributes:
         parts: tuple of Part, in the order of the network's outputs.
@@ -240,8 +242,8 @@ class Outputs(Task):
             part.task.check_network(graph)
             if part.task.shape(graph) != part.shape:
                 raise EkgError(
-                    f"`model` {graph.model.name!r}: its output {part.name!r} has shape {part.task.shape(graph)}, "
-                    f"and the data set was made for {part.shape}."
+                    f"`model` {graph.model.name!r}: its output {part.name!r} has shape "
+                    f"{part.task.shape(graph)}, and the data set was made for {part.shape}."
                 )
 
     def check_output(self, graph):
@@ -252,7 +254,7 @@ class Outputs(Task):
 
     @functools.cached_property
     def _label_edges(self):
-        """Where the labels of each part begin in the row of an example, and where the last ones end."""
+        """Where the labels of each part begin in an example's row, and where the last ones end."""
         return [0, *np.cumsum([math.prod(part.label_shape) for part in self.parts]).tolist()]
 
     @property
@@ -269,8 +271,8 @@ class Outputs(Task):
         labels = np.asanyarray(labels)
         if labels.ndim != 2 or labels.shape[1] != self.label_size or labels.dtype != np.float32:
             raise EkgError(
-                f"{what} of the outputs {self.name}: float32 of shape (examples, {self.label_size}) is needed; "
-                f"received {labels.dtype} of shape {labels.shape}."
+                f"{what} of the outputs {self.name}: float32 of shape (examples, {self.label_size}) is "
+                f"needed; received {labels.dtype} of shape {labels.shape}."
             )
         return labels
 
@@ -285,7 +287,7 @@ class Outputs(Task):
             part.task.check_labels(own, part.shape, f"{what}, output {part.name!r}")
 
     def strata(self, labels):
-        """Those of the first output with classes that have labels, if there is one, or of the first one."""
+        """Those of the first output of labelled classes, if there is one, or of the first output."""
         number = min(
             range(len(self.parts)),
             key=lambda i: (
@@ -316,7 +318,7 @@ class Outputs(Task):
     def _loss(self, method, labels, outputs, smoothing):
         if smoothing and not self.takes_smoothing:
             raise EkgError(
-                "`label_smoothing` has no effect here: no output has classes and labels; leave it out."
+                "`label_smoothing` has no effect here: no output has labels that are classes; leave it out."
             )
         return self._sum(
             [
