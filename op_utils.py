@@ -315,7 +315,7 @@ def prune(args, recipe, load_data, build, from_params):
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
-        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
+        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.largest_class())
     job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
         settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings)),
         target=command_line.from_args(settings.LatencySettings, args).target())

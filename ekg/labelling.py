@@ -29,8 +29,8 @@ def label(model, graph, choices, sources):
         model: the unpruned keras.Model, as its user has it.
         graph: graph.calls.Graph of it.
         choices: list of output_choice.Choice.
-        sources: list of (sources.Examples, {number of an output: its labels}, what to call these), the
-            training data first.
+        sources: list of (sources.Examples, {number of an output: its labels}, what to call these),
+            the training data first.
 
     Raises:
         EkgError: labels do not fit the outputs, or the network's outputs are not finite.
@@ -103,7 +103,8 @@ def _rows(count, size):
         return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(count, size))
     except OSError as error:
         raise EkgError(
-            f"the unpruned network's outputs are written to a file, and that failed ({error.strerror}); "
+            "the unpruned network's outputs are written to a file, and that failed "
+            f"({error.strerror}); "
             "make room, set TMPDIR, or name outputs in `may_lose`."
         ) from None
 
@@ -135,7 +136,8 @@ def _imitate_(rows, task, model, examples, what):
             ):
                 if not np.isfinite(values.numpy()).all():
                     raise EkgError(
-                        f"{what}: `model` {model.name!r} returns numbers that are not finite at its "
+                        f"{what}: `model` {model.name!r} returns numbers that are not finite at "
+                        "its "
                         f"output {part.name!r} for examples {start} to {indices[-1]}."
                     )
                 rows[indices, task.columns(number)] = values

@@ -3,13 +3,20 @@
 import dataclasses
 import logging
 
-import keras
-
+from ekg import compiled_loss
+from ekg.compiled_loss import CLASSES, LABELS
 from ekg.errors import EkgError
-from ekg.graph.calls import functional
-from ekg.outputs import Imitation
+from ekg.imitation import Imitation
+from ekg.output_names import Names
 from ekg.task_choice import AUTO, choose_task, squash_of, task_named
-from ekg.tasks import Classification, DenseClassification, MultiLabel, Regression, Task
+from ekg.tasks import (
+    Classification,
+    DenseClassification,
+    DenseMultiLabel,
+    MultiLabel,
+    Regression,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,57 +34,6 @@ class Choice:
     task: Task
 
 
-class Names:
-    """The outputs of a network by their names, in the order in which Keras flattens them.
-
-    A name is the key of an output where the network returns a dict, else that of the layer that makes it,
-    with the number of the output where several have one name.
-    """
-
-    def __init__(self, model):
-        inside = functional(model)
-        paths = [path for path, _ in keras.tree.flatten_with_path(inside._outputs_struct)]
-        made_by = list(inside.output_names)
-        keys = [
-            path[-1] if path and isinstance(path[-1], str) else name
-            for path, name in zip(paths, made_by)
-        ]
-        self.all = [key if keys.count(key) == 1 else f"{key}_{i}" for i, key in enumerate(keys)]
-        self._places = {name: i for i, name in enumerate(made_by) if made_by.count(name) == 1}
-        self._places |= {i: i for i in range(len(keys))} | {
-            name: i for i, name in enumerate(self.all)
-        }
-        self._model, self._is_dict = model.name, isinstance(inside._outputs_struct, dict)
-
-    def place(self, key, what):
-        """Returns the number of the output with a name, or with this number."""
-        if not isinstance(key, (str, int)) or isinstance(key, bool) or key not in self._places:
-            raise EkgError(
-                f"`{what}`: `model` {self._model!r} has no output {key!r}; it has {self.all}."
-            )
-        return self._places[key]
-
-    def by_place(self, value, what):
-        """Returns {number of an output: what a list or dict holds for it}, without what is None."""
-        if isinstance(value, dict):
-            pairs = [(self.place(key, what), entry) for key, entry in value.items()]
-        elif self._is_dict:
-            raise EkgError(
-                f"`{what}` is a list, and `model` {self._model!r} returns a dict of {self.all}; give a "
-                "dict by name."
-            )
-        elif len(value) == len(self.all):
-            pairs = list(enumerate(value))
-        else:
-            raise EkgError(
-                f"`{what}` has {len(value)} entries, and `model` {self._model!r} has {len(self.all)} "
-                f"outputs, {self.all}; give one for each, None where there is none, or a dict by name."
-            )
-        if len({place for place, _ in pairs}) != len(pairs):
-            raise EkgError(f"`{what}` names an output twice: {list(value)}.")
-        return {place: entry for place, entry in pairs if entry is not None}
-
-
 def choose_outputs(model, graph, task, labels, may_lose=()):
     """Returns (list of the Choice of every output that counts, labels).
 
@@ -89,8 +45,8 @@ def choose_outputs(model, graph, task, labels, may_lose=()):
         may_lose: names or numbers of outputs that do not count.
 
     Returns:
-        The labels as {number of an output: array [examples, ...]}, without those of outputs that may be
-        lost.
+        The labels as {number of an output: array [examples, ...]}, without those of outputs that
+        may be lost.
 
     Raises:
         EkgError: what is given does not fit the network's outputs, or leaves open what is meant.
@@ -108,7 +64,7 @@ def choose_outputs(model, graph, task, labels, may_lose=()):
     for number in counted:
         own = labels.get(number)
         chosen = (
-            _imitation(given.get(number, AUTO), model, graph, number, names)
+            _imitation(given.get(number, AUTO), model, graph, number)
             if own is None
             else choose_task(given.get(number, AUTO), graph, own, number)
         )
@@ -128,13 +84,15 @@ def _given_tasks(task, graph, names, counted):
         given = {counted[0]: task} if task != AUTO else {}
     else:
         raise EkgError(
-            f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs {names.all}; "
+            f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs "
+            f"{names.all}; "
             f"give a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
         )
     for number, own in given.items():
         if number not in counted:
             raise EkgError(
-                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; name it in "
+                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; "
+                "name it in "
                 "one of them."
             )
         if isinstance(own, Task) and own.output not in (0, number):
@@ -150,8 +108,10 @@ def check_all_count(model, task, may_lose=()):
     missing = set(range(len(names.all))) - set(task.outputs) - _places(may_lose, names)
     if missing:
         raise EkgError(
-            f"the data set's labels are those of one output, and `model` {model.name!r} has others, "
-            f"{[names.all[number] for number in sorted(missing)]}, which would be lost; name them in "
+            f"the data set's labels are those of one output, and `model` {model.name!r} has "
+            "others, "
+            f"{[names.all[number] for number in sorted(missing)]}, which would be lost; name "
+            "them in "
             "`may_lose`, or give arrays in place of the data set."
         )
 
@@ -196,44 +156,28 @@ def _by_output(labels, names, counted, meant, what):
     meant = counted if len(counted) == 1 else meant
     if len(meant) != 1:
         raise EkgError(
-            f"`{what}` has the labels of one output, and the network has the outputs {names.all}; say "
-            f"which one is meant: give the labels as a dict, as in {{{names.all[counted[0]]!r}: labels}}."
+            f"`{what}` has the labels of one output, and the network has the outputs "
+            f"{names.all}; say "
+            "which one is meant: give the labels as a dict, as in "
+            f"{{{names.all[counted[0]]!r}: labels}}."
         )
     return {meant[0]: labels}
 
 
-def _imitation(given, model, graph, number, names):
+def _imitation(given, model, graph, number):
     """Returns the Imitation of an output that has no labels."""
     if given != AUTO:
         kind = task_named(given)
         return Imitation(number, dataclasses.replace(kind, output=0))
     shape, squash = graph.shapes[graph.outputs[number]][1:], squash_of(graph, graph.outputs[number])
-    told = {"softmax": "classes", "sigmoid": "labels", None: _compiled_for(model, number, names)}[
-        squash
-    ]
-    classes = Classification() if len(shape) == 1 else DenseClassification()
-    if told == "classes" and shape[-1] > 1:
-        return Imitation(number, classes)
-    if told == "labels" and len(shape) == 1:
-        return Imitation(number, MultiLabel())
-    return Imitation(
-        number, Regression(), may_be_logits=squash is None and len(shape) == 1 and shape[0] > 1
-    )
-
-
-def _compiled_for(model, number, names):
-    """Returns "classes" or "labels" where an output was compiled with a cross-entropy, else None."""
-    loss = getattr(model, "loss", None)
-    if isinstance(loss, (dict, list, tuple)):
-        try:
-            loss = names.by_place(loss, "loss").get(number)
-        except EkgError:  # of another structure, which Keras understands
-            return None
-    kind = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    kind = kind.replace("_", "").lower()
-    if not kind.endswith("crossentropy"):
-        return None
-    return "labels" if "binary" in kind else "classes"
+    loss, is_vector = compiled_loss.read_loss(model, number), len(shape) == 1
+    told = {"softmax": CLASSES, "sigmoid": LABELS}.get(squash, loss.kind if loss else None)
+    if told == CLASSES and shape[-1] > 1:
+        return Imitation(number, Classification() if is_vector else DenseClassification())
+    if told == LABELS:
+        return Imitation(number, MultiLabel() if is_vector else DenseMultiLabel())
+    may_be_logits = told is None and is_vector and shape[0] > 1
+    return Imitation(number, Regression(), may_be_logits)
 
 
 def _log(choices, lost):

@@ -1,8 +1,7 @@
-"""Tasks of networks of several outputs, and of outputs without labels.
+"""The task of a network of several outputs, made of the tasks of its outputs.
 
-Both are tasks like any other, so that search, memory bank, training and evaluation know nothing of
-them: several outputs are one vector of all their numbers, and the labels of an output without any are
-what the unpruned network returns there.
+It is a task like any other, so that search, memory bank, training and evaluation know nothing of it:
+several outputs are one vector of all their numbers.
 """
 
 import dataclasses
@@ -13,123 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
-from ekg.tasks import Classification, MultiLabel, Regression, Task
+from ekg.tasks import Classification, Regression, Task
 
 GUESSES = 1024  # examples, at most, that the loss of a guess is measured on
-RARE = 0.1  # share of an equal part of the examples below which a class has no stratum of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class Imitation(Task):
-    """An output without labels: what counts is how far it is from the unpruned network's.
-
-    Its labels are the unpruned network's outputs, float32, logits where the kind has classes. Loss: the
-    kind's divergence from them at a temperature of 1, which is 0 for the unpruned network itself.
-    Distance and divergence are the kind's.
-
-    Attributes:
-        kind: Task whose distance and divergence count.
-        may_be_logits: whether numbers may be class logits: then it is shown whether the largest is the same.
-    """
-
-    kind: Task = Classification()
-    may_be_logits: bool = False
-    has_labels = False
-    takes_smoothing = False
-
-    @property
-    def name(self):
-        """The kind's name, and that there are no labels."""
-        return f"{self.kind.name} without labels"
-
-    @property
-    def metrics(self):
-        """Names of the figures of merit: the share of like answers, or the mean difference."""
-        if isinstance(self.kind, Regression):
-            return ("difference", "agreement") if self.may_be_logits else ("difference",)
-        return ("agreement",)
-
-    @property
-    def has_class_logits(self):
-        """As of the kind."""
-        return self.kind.has_class_logits
-
-    @property
-    def takes_logits(self):
-        """As of the kind."""
-        return self.kind.takes_logits
-
-    def check_network(self, graph):
-        self._own_kind().check_network(graph)
-
-    def check_output(self, graph):
-        dtype = graph.dtype(self.tensor(graph))
-        if not dtype.startswith(("float", "bfloat")):
-            raise EkgError(
-                f"`model` {graph.model.name!r}: output {self.output} has no labels and holds {dtype}, "
-                "which nothing can be trained by; name it in `may_lose`."
-            )
-        self._own_kind().check_output(graph)
-
-    def _own_kind(self):
-        return dataclasses.replace(self.kind, output=self.output)
-
-    def prepare_labels(self, labels, shape, what="labels"):
-        labels = np.asarray(labels)
-        if labels.shape[1:] != tuple(shape) or labels.dtype.kind != "f":
-            raise EkgError(
-                f"{what}: outputs of the unpruned network, {tuple(shape)} each, are needed; "
-                f"received {labels.dtype} of shape {labels.shape[1:]}."
-            )
-        return labels.astype(np.float32, copy=False)
-
-    def strata(self, labels):
-        """The classes that the unpruned network gives, rare ones with the most frequent one."""
-        if isinstance(self.kind, Regression):
-            return self.kind.strata(labels)
-        if not isinstance(self.kind, Classification):
-            return super().strata(labels)
-        classes = np.asarray(labels).argmax(axis=-1)
-        counts = np.bincount(classes)
-        is_rare = counts < RARE * len(classes) / max(np.count_nonzero(counts), 1)
-        return np.where(is_rare[classes], counts.argmax(), classes)
-
-    def given(self, labels):
-        return labels[:0]
-
-    def loss(self, labels, outputs, smoothing=0.0):
-        return self.kind.divergence(labels, outputs, 1.0)
-
-    def label_loss(self, labels, outputs, smoothing=0.0):
-        return tf.zeros_like(self.loss(labels, outputs))
-
-    def distance(self, teacher, outputs):
-        return self.kind.distance(teacher, outputs)
-
-    def divergence(self, teacher, outputs, temperature):
-        return self.kind.divergence(teacher, outputs, temperature)
-
-    def measure(self, labels, outputs):
-        if isinstance(self.kind, Regression):
-            values = {"difference": _mean_of_example(tf.abs(labels - outputs))}
-            if self.may_be_logits:
-                values["agreement"] = _agrees(tf.argmax(labels, -1) == tf.argmax(outputs, -1))
-            return values
-        if isinstance(self.kind, MultiLabel):
-            return {"agreement": _agrees((labels > 0) == (outputs > 0))}
-        return {"agreement": _agrees(tf.argmax(labels, -1) == tf.argmax(outputs, -1))}
-
-
-def _agrees(is_same):
-    return _mean_of_example(tf.cast(is_same, tf.float32))
-
-
-def _mean_of_example(values):
-    """Returns the mean of every example, [batch], of values [batch, ...]."""
-    return tf.reduce_mean(tf.reshape(values, [tf.shape(values)[0], -1]), axis=1)
-
-
-# ---------------------------------------------------------------- several outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +41,8 @@ class Part:
 def weight_of(task, labels):
     """Returns what the loss of one of several outputs is multiplied by.
 
-    The loss of classes is in nats, and that of numbers in the square of their unit: it is divided by the
-    loss of a network that always returns the mean label.
+    The loss of classes is in nats, and that of numbers in the square of their unit: it is divided
+    by the loss of a network that always returns the mean label.
 
     Args:
         task: Task.
@@ -177,9 +62,9 @@ def weight_of(task, labels):
 class Outputs(Task):
     """Several outputs of a network, all of which count.
 
-    What its losses take is one vector of all numbers that count, [batch, numbers], the outputs one after
-    the other, and so are the labels, float32. Loss, distance and divergence are the weighted sums of the
-    parts'. Metrics are those of all parts, named "output/metric".
+    What its losses take is one vector of all numbers that count, [batch, numbers], the outputs one
+    after the other, and so are the labels, float32. Loss, distance and divergence are the weighted
+    sums of the parts'. Metrics are those of all parts, named "output/metric".
 
     Attributes:
         parts: tuple of Part, in the order of the network's outputs.
@@ -206,6 +91,11 @@ class Outputs(Task):
     def takes_smoothing(self):
         """Whether the labels of a part are classes."""
         return any(part.task.takes_smoothing for part in self.parts)
+
+    @property
+    def needs_teacher_of_views(self):
+        """Whether a part does."""
+        return any(part.task.needs_teacher_of_views for part in self.parts)
 
     # ---------------------------------------------------------------- networks
 
@@ -236,6 +126,43 @@ class Outputs(Task):
 
     def shape(self, graph):
         return (sum(math.prod(part.task.shape(graph)) for part in self.parts),)
+
+    def places(self, output):
+        return ()
+
+    def seen_parts(self, output):
+        return [seen for part in self.parts for seen in part.task.seen_parts(part.shape)]
+
+    def moved(self, values, output, first, move):
+        moved, shapes = [], [part.label_shape if first == 1 else part.shape for part in self.parts]
+        edges = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+        for part, shape, start, stop in zip(self.parts, shapes, edges, edges[1:]):
+            lead = [-1, *values.shape[1:first]]
+            own = tf.reshape(values[..., start:stop], [*lead, *shape])
+            own = part.task.moved(own, part.shape, first, move)
+            moved.append(tf.reshape(own, [*lead, stop - start]))
+        return tf.concat(moved, axis=-1)
+
+    def taking_labels(self, function):
+        def of_vectors(images, labels, seed):
+            made = function(images, self.named(labels), seed)
+            if not isinstance(made, (tuple, list)) or len(made) != 2:
+                return made
+            return made[0], self._in_row(made[1])
+        return of_vectors
+
+    def named(self, labels):
+        """Returns {name of an output: its labels, [batch, ...]} of labels [batch, numbers]."""
+        return {part.name: own for part, own in zip(self.parts, self._labels(labels))}
+
+    def _in_row(self, named):
+        """Returns the labels of all outputs, [batch, numbers], of those by their names."""
+        names = [part.name for part in self.parts]
+        if not isinstance(named, dict) or set(named) != set(names):
+            raise EkgError(f"`augment` must return labels as it gets them, a dict of {names}.")
+        rows = [tf.reshape(tf.cast(named[part.name], tf.float32), [-1, math.prod(part.label_shape)])
+                for part in self.parts]
+        return tf.concat(rows, axis=1)
 
     def check_network(self, graph):
         for part in self.parts:
@@ -271,7 +198,8 @@ class Outputs(Task):
         labels = np.asanyarray(labels)
         if labels.ndim != 2 or labels.shape[1] != self.label_size or labels.dtype != np.float32:
             raise EkgError(
-                f"{what} of the outputs {self.name}: float32 of shape (examples, {self.label_size}) is "
+                f"{what} of the outputs {self.name}: float32 of shape (examples, "
+                f"{self.label_size}) is "
                 f"needed; received {labels.dtype} of shape {labels.shape}."
             )
         return labels
@@ -287,7 +215,7 @@ class Outputs(Task):
             part.task.check_labels(own, part.shape, f"{what}, output {part.name!r}")
 
     def strata(self, labels):
-        """Those of the first output of labelled classes, if there is one, or of the first output."""
+        """Those of the first output of labelled classes, or else of the first output."""
         number = min(
             range(len(self.parts)),
             key=lambda i: (
@@ -318,7 +246,8 @@ class Outputs(Task):
     def _loss(self, method, labels, outputs, smoothing):
         if smoothing and not self.takes_smoothing:
             raise EkgError(
-                "`label_smoothing` has no effect here: no output has labels that are classes; leave it out."
+                "`label_smoothing` has no effect here: no output has labels that are classes; "
+                "leave it out."
             )
         return self._sum(
             [

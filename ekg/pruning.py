@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -132,7 +133,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
         run: {name: value} of RunSettings, as precision, accum.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
         seed: of order, views and choice of images.
@@ -182,7 +183,8 @@ def _find_multiple(networks, target, team, path):
 
 def _make_job(choices, data, networks, team, path):
     """Returns (Job, what the figures of its table are of)."""
-    num_outputs = max(data.task.sizes(networks.supernet.graph))
+    graph = networks.supernet.graph
+    num_outputs = max(math.prod(graph.shapes[one][1:]) for one in data.task.tensors(graph))
     job_settings = plan.make_settings(choices, data, num_outputs, team.size)
     data, note = _with_test_images(data, job_settings)
     compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)

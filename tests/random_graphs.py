@@ -161,8 +161,6 @@ class Maker:
             x = self.pick(ops.max, ops.mean)(x, axis=(1, 2))
         elif place == "flat":
             x = self.layer(layers.Dense, 6, activation="relu")(self.layer(layers.Flatten)(x))
-        elif kind == "sigmoid":
-            kind = "numbers"  # labels that hold or not are vectors
         made = self.pick("activation", "layer", "function") if kind in ("softmax", "sigmoid") else None
         units = 3 if kind in ("logits", "softmax") else self.pick(1, 2)
         options = {"activation": kind if made == "activation" else None}
@@ -244,7 +242,7 @@ def expected_metric(kind, shape, labels, before):
     """
     name, metric = LABELLED["softmax" if kind == "logits" else kind]
     if labels is not None:
-        return ("pixel_accuracy" if len(shape) > 1 and name == "top1" else name), metric, labels
+        return ("pixel_accuracy" if len(shape) > 1 and name != "mae" else name), metric, labels
     if kind == "softmax":
         return WITHOUT[kind], metric, before.argmax(-1)
     if kind == "sigmoid":

@@ -14,7 +14,7 @@ def test_masked_is_cut_is_reloaded_is_counted_and_a_cut_is_cut_again(model, seed
     check(model, seed)
 
 
-@hypothesis.settings(max_examples=3, deadline=None, derandomize=True, database=None,
+@hypothesis.settings(max_examples=2, deadline=None, derandomize=True, database=None,
                      phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
                      suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(drawn=networks_and_kinds(depth=2), seed=st.integers(0, 2**16))

@@ -2,11 +2,11 @@
 
 import keras
 
-from ekg import tasks
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.graph.calls import Graph, functional
 from ekg.graph.copying import copy_operation
+from ekg.logits import squashes
 
 
 class Head:
@@ -63,7 +63,7 @@ def without_head(model, output=0, input_shape=None):
     graph = Graph(model, input_shape)
     number = graph.outputs[output]
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
-    if last is None or not tasks.squashes(last):
+    if last is None or not squashes(last):
         return cutting.copy(model, input_shape), None
     calls = [call for call in graph.calls if call.layer is last]
     if any(number in call.inputs for call in graph.calls) or len(calls) > 1:

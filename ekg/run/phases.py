@@ -119,7 +119,7 @@ class SearchPhase(Phase):
     def further_bytes(self):
         """The states of D_val that every member keeps, and its images."""
         job, supernet = self.job, self.job.networks.supernet
-        num_images = self.settings.val_per_class * job.data.num_strata
+        num_images = job.data.num_of_each_class(self.settings.val_per_class)
         states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self._images_rehearsed())
         return len(job.team.local_members) * max(states, 0) + job.val_bytes()
 

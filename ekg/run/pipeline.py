@@ -18,6 +18,8 @@ from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
 
+FEW_IMAGES = 100  # below which what a search finds is chance to a good part
+
 
 class Pipeline:
     """Prunes one network.
@@ -141,7 +143,7 @@ def check(settings, data, supernet):
     logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
                 settings.search.target_rate)
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
-    data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
+    _log_images_that_decide(data, settings.search.val_per_class)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
     if settings.fine_tunes:
         batches.append(("batch_size", settings.fine_tuning.batch_size, len(data.train)))
@@ -149,3 +151,18 @@ def check(settings, data, supernet):
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))
+
+
+def _log_images_that_decide(data, val_per_class):
+    """Logs how many images the search evaluates on, and warns of few.
+
+    Raises:
+        EkgError: no class has so many.
+    """
+    number = len(data.last_of_each_class(val_per_class, 0))
+    fewest = min(int(data.class_sizes.min()), val_per_class)
+    logger.info("the search decides by %d images: %d of each of %d classes or parts%s", number, val_per_class,
+                data.num_strata, f", but at least {fewest}" if fewest < val_per_class else "")
+    if number < FEW_IMAGES:
+        logger.warning("only %d images decide what is pruned; results on other images may be far from theirs. Give more "
+                       "training data, or raise `val_per_class`.", number)

@@ -1,10 +1,12 @@
 """The settings of a job that a Python program asks for: its own choices, and defaults that suit its data."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import tensorflow as tf
 
+from ekg.distil import losses
 from ekg.errors import EkgError
 from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
@@ -18,6 +20,8 @@ from ekg.settings import (
     SubsetSettings,
     names_where,
 )
+
+logger = logging.getLogger(__name__)
 
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
 
@@ -60,6 +64,8 @@ def make_settings(choices, data, num_outputs, replicas):
     """
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
     tuning = _tuning(choices, num_outputs, data.task.has_labels)
+    if data.changes_labels and choices.epochs is not None:
+        tuning = _with_teacher_of_views(tuning, data, choices.bank)
     subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
     if {"target_rate", "target_params", "target"} & set(search):
         raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
@@ -67,10 +73,10 @@ def make_settings(choices, data, num_outputs, replicas):
         raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
     run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
     check_precision(run_settings)
-    accum, smallest, number = run_settings.accum, data.smallest_class(), len(data.train)
-    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, smallest), **subset})
-    in_subset = subset.subset_per_class * data.num_strata
-    search = {"val_per_class": min(SearchSettings.val_per_class, max(smallest // 2, 1)),
+    accum, largest, number = run_settings.accum, data.largest_class(), len(data.train)
+    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, largest), **subset})
+    in_subset = data.num_of_each_class(subset.subset_per_class)
+    search = {"val_per_class": min(SearchSettings.val_per_class, largest),
               "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
     targets = _targets(choices)
@@ -132,6 +138,15 @@ def _tuning(choices, num_outputs, has_labels):
     if distils and num_outputs >= MANY_CLASSES:
         tuning.setdefault("temperature", MANY_CLASSES_TEMPERATURE)
     return tuning
+
+
+def _with_teacher_of_views(tuning, data, bank):
+    """Returns {name: value} of FineTuneSettings where views change labels: the bank cannot know them."""
+    asked = tuning.get("finetune_teacher", "ensemble" if bank else None)
+    losses.check_teacher(data, asked)
+    if asked is None:
+        logger.info("`augment` returns labels, which no memory bank can know: the unpruned network teaches each view")
+    return {"finetune_teacher": "single", **tuning}
 
 
 def _multiple(number, of):

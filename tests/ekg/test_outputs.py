@@ -7,11 +7,12 @@ import tensorflow as tf
 from keras import layers
 
 import ekg
-from ekg import files, tasks
+from ekg import augment, files, tasks
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.imitation import Imitation
 from ekg.output_choice import choose_outputs
-from ekg.outputs import Imitation, Outputs, Part, weight_of
+from ekg.outputs import Outputs, Part, weight_of
 from ekg.search.objective import Objective
 from tests.conftest import conv_bn, make_data, randomise_
 from tests.ekg.test_pruning import digits, network, softmax
@@ -75,6 +76,42 @@ def test_several_outputs_are_the_weighted_sum_of_their_tasks():
     alone = sum(own[name].loss(labels[name], z[name], 0.1) - own[name].loss(labels[name], z[name]) for name in "ac")
     np.testing.assert_allclose(smoothed, alone, rtol=1e-4, atol=1e-5)  # numbers have no classes to smooth
     np.testing.assert_array_equal(task.strata(flat["y"]), labels["a"])
+
+
+def test_views_move_the_maps_among_several_outputs_and_leave_the_rest():
+    """Labels, and the bank's rows of two teachers; the unpruned network sees to what has no labels."""
+    model = three()
+    maps, tags = RNG.integers(0, 2, (80, 8, 8)).astype(np.int32), RNG.integers(0, 2, (80, 3))
+    data = ekg.make_data(model, (IMAGES, {"map": maps, "tags": tags}), augment="flip")
+    draws = np.full((80, 1, augment.NUM_DRAWS), 0.25, np.float32)
+    draws[::2] = 0.75  # mirrored
+    rows = RNG.normal(size=(80, 2, 10 + 8 * 8 * 2 + 3)).astype(np.float32)  # classes, map, tags
+    batch = {"images": IMAGES, "labels": data.train.labels, "draws": draws, "bank": rows}
+    named = {name: own.numpy() for name, own in data.task.named(data.fine_tune_labels(batch, 0)).items()}
+    mirrored = np.arange(80)[:, None, None] % 2 == 0
+    np.testing.assert_array_equal(named["map"], np.where(mirrored, maps[:, :, ::-1], maps))
+    np.testing.assert_array_equal(named["tags"], tags)
+    assert data.moves_knowledge
+    moved, map_rows = data.fine_tune_knowledge(batch, 0).numpy(), rows[..., 10:-3].reshape(80, 2, 8, 8, 2)
+    expected = np.where(mirrored[..., None, None], map_rows[:, :, :, ::-1], map_rows)
+    np.testing.assert_array_equal(moved[..., 10:-3].reshape(expected.shape), expected)
+    np.testing.assert_array_equal(moved[..., :10], rows[..., :10])
+    np.testing.assert_array_equal(moved[..., -3:], rows[..., -3:])
+
+
+def test_a_function_of_labels_gets_those_of_every_output_by_name():
+    def shifted(images, labels, seed):
+        is_shifted = tf.random.stateless_uniform([len(images)], seed) < 0.5
+        return images, {**labels, "position": labels["position"] + 9 * tf.cast(is_shifted, tf.float32)[:, None]}
+    data = ekg.make_data(early_and_late(), (IMAGES, [NUMBERS, CLASSES]), augment=shifted)
+    draws = RNG.random((80, 1, augment.NUM_DRAWS), np.float32)
+    labels = data.fine_tune_labels({"images": IMAGES, "labels": data.train.labels, "draws": draws}, 0)
+    named = data.task.named(labels)
+    np.testing.assert_array_equal(named["classes"], CLASSES)
+    steps = np.round((named["position"] - NUMBERS) / 9, 3)
+    assert set(np.unique(steps)) == {0, 1}
+    with pytest.raises(EkgError, match="must return labels as it gets them, a dict of .'position', 'classes'."):
+        ekg.make_data(early_and_late(), (IMAGES, [NUMBERS, CLASSES]), augment=lambda images, labels, seed: (images, 1))
 
 
 def test_labels_of_several_outputs_are_checked_one_by_one():
@@ -157,7 +194,7 @@ def test_an_output_without_labels_is_what_the_network_was_compiled_for():
     assert chosen(model)[0]["classes"] == numbers
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     for loss, kind in (({"classes": sparse, "position": "mse"}, Imitation(1)),
-                       (["mse", "sparse_categorical_crossentropy"], Imitation(1)), (["mse", "mse"], numbers),
+                       (["mse", "sparse_categorical_crossentropy"], Imitation(1)), (["mse", "mse"], Imitation(1, tasks.Regression())),
                        (["mse", keras.losses.BinaryCrossentropy(from_logits=True)], Imitation(1, tasks.MultiLabel()))):
         model.compile("sgd", loss)
         assert chosen(model)[0]["classes"] == kind
@@ -295,6 +332,8 @@ def test_what_may_be_lost_counts_nowhere():
      "returns numbers that are not finite at its output 'log.*' for examples 0 to 63"),
     (lambda: network(softmax), {"data": IMAGES, "fine_tune": {"finetune_teacher": "none"}, "epochs": 1},
      "`finetune_teacher` \"none\" trains by labels alone, and an output has none"),
+    (early_and_late, {"data": (IMAGES, [None, CLASSES]), "augment": "flip", "fine_tune": {"finetune_teacher": "ensemble"},
+                      "epochs": 1}, "`augment` may move what an output without labels says"),
     (lambda: three((8, 8, 3)), {"data": make_data()}, "others, .'map', 'tags'., which would be lost; name them")])
 def test_what_would_ruin_an_output_is_refused(model, options, message):
     with pytest.raises(EkgError, match=message):
