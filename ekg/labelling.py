@@ -11,18 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ekg import stopping
+from ekg import compiled_loss, stopping
 from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.graph.heads import without_heads
 from ekg.outputs import Outputs, Part, weight_of
 from ekg.progress import progress_bar
+from ekg.weights import Weighted, with_weights
 
 BATCH = 64  # examples that the unpruned network sees at once
 MEMORY_BUDGET = 2**30  # bytes of labels that are kept in memory; more are in a file without a name
 
 
-def label(model, graph, choices, sources):
+def label(model, graph, choices, sources, class_weight=None):
     """Returns (Task of all outputs that count, list of each source's labels, [examples, ...]).
 
     Args:
@@ -31,6 +32,7 @@ def label(model, graph, choices, sources):
         choices: list of output_choice.Choice.
         sources: list of (sources.Examples, {number of an output: its labels}, what to call these),
             the training data first.
+        class_weight: {class number: weight} of the training data, or None.
 
     Raises:
         EkgError: labels do not fit the outputs, or the network's outputs are not finite.
@@ -39,10 +41,13 @@ def label(model, graph, choices, sources):
         choice.task.check_output(graph)
     for _, labels, what in sources[1:]:
         _check_like_first(choices, labels, what)
-    prepared = [
-        [_prepared(choice.task, graph, labels, what) for choice in choices]
-        for _, labels, what in sources
-    ]
+    choices = _weigh(choices, model, sources, class_weight)
+    prepared = []
+    for number, (examples, labels, what) in enumerate(sources):
+        of_classes = None if number else class_weight
+        prepared.append(
+            [_prepared(choice.task, graph, examples, labels, what, of_classes) for choice in choices]
+        )
     if len(choices) == 1 and prepared[0][0] is not None:
         return choices[0].task, [own for (own,) in prepared]
     parts = [_part(choice, graph, own) for choice, own in zip(choices, prepared[0])]
@@ -55,7 +60,7 @@ def label(model, graph, choices, sources):
         _imitate_(rows[-1], task, model, examples, what)
     if len(choices) == 1:
         return choices[0].task, [own.reshape(len(own), *parts[0].label_shape) for own in rows]
-    return _weighted(task, rows[0]), rows
+    return _balanced(task, rows[0]), rows
 
 
 def _check_like_first(choices, labels, what):
@@ -69,13 +74,36 @@ def _check_like_first(choices, labels, what):
             )
 
 
-def _prepared(task, graph, labels, what):
+def _weigh(choices, model, sources, class_weight):
+    """Returns the Choices with tasks whose labels carry weights, where anything weighs them."""
+    labelled = [choice for choice in choices if choice.task.has_labels]
+    weights = [examples.weights for examples, *_ in sources]
+    if class_weight is not None and len(labelled) != 1:
+        raise EkgError(
+            f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; give "
+            "the weights of examples: (images, labels, weights)."
+        )
+    if not labelled and any(own is not None for own in weights):
+        raise EkgError("weights are those of labels, and there are none; leave the weights out.")
+    weighed = []
+    for choice in choices:
+        task = choice.task
+        if task.has_labels:
+            loss = compiled_loss.read_loss(model, task.output)
+            ignored = loss.ignore_class if loss is not None and task.takes_logits else None
+            task = with_weights(task, ignored, weights, class_weight)
+        weighed.append(dataclasses.replace(choice, task=task))
+    return weighed
+
+
+def _prepared(task, graph, examples, labels, what, class_weight):
     """Returns an output's labels as its task prepares them; None where the network makes them."""
-    return (
-        task.prepare_labels(labels[task.output], task.shape(graph), what)
-        if task.has_labels
-        else None
-    )
+    if not task.has_labels:
+        return None
+    options = {}
+    if isinstance(task, Weighted):
+        options = {"weights": examples.weights, "class_weight": class_weight}
+    return task.prepare_labels(labels[task.output], task.shape(graph), what, **options)
 
 
 def _part(choice, graph, labels):
@@ -85,12 +113,15 @@ def _part(choice, graph, labels):
     return Part(choice.name, choice.task, shape, labels.shape[1:], labels.dtype.name)
 
 
-def _weighted(task, labels):
+def _balanced(task, labels):
     """Returns the Outputs with weights that make losses of different units comparable."""
     parts = []
     for number, part in enumerate(task.parts):
         some = labels[:, task.columns(number)]
-        weight = weight_of(part.task, some.reshape(len(some), *part.label_shape))
+        own, kind = some.reshape(len(some), *part.label_shape), part.task
+        if isinstance(kind, Weighted):
+            own, kind = kind.values(own), kind.inner
+        weight = weight_of(kind, own)
         parts.append(dataclasses.replace(part, weight=weight))
     return dataclasses.replace(task, parts=tuple(parts))
 

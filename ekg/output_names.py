@@ -38,7 +38,9 @@ class Names:
 
     def by_place(self, value, what):
         """Returns {number of an output: what a list or dict holds for it}, without what is None."""
-        if isinstance(value, dict):
+        if len(self.all) == len(value) == 1:
+            pairs = [(0, entry) for entry in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, dict):
             pairs = [(self.place(key, what), entry) for key, entry in value.items()]
         elif self._is_dict:
             raise EkgError(

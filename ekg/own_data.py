@@ -17,6 +17,7 @@ from ekg.sources import find_examples
 from ekg.tasks import Task
 from ekg.view_checks import check_view
 from ekg.views import make_view
+from ekg.weights import is_weighted
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
 PROBE = 8  # examples that an augmentation is tried on
@@ -137,7 +138,8 @@ class OwnData(LabelledData):
             check_view(self.view, images, self.train.labels[numbers], self.task, self.output)
 
 
-def make_data(model, data, *, validation_data=None, task="auto", augment=None, may_lose=()):
+def make_data(model, data, *, validation_data=None, task="auto", augment=None, may_lose=(),
+              steps_per_epoch=None, class_weight=None):
     """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
 
     Args:
@@ -147,6 +149,8 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None, m
         task: "auto", a name, or a Task, or of several outputs a list or dict of these.
         augment: or None.
         may_lose: names or numbers of outputs that do not count.
+        steps_per_epoch: or None.
+        class_weight: or None.
 
     Raises:
         EkgError: data, labels and network do not fit each other.
@@ -155,8 +159,8 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None, m
     if len(graph.inputs) != 1:
         raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
     number, = graph.inputs
-    given = [(data, "data"), (validation_data, "validation_data")]
-    examples = [find_examples(source, graph.shapes[number][1:], name) for source, name in given
+    given = [(data, "data", steps_per_epoch), (validation_data, "validation_data", None)]
+    examples = [find_examples(source, graph.shapes[number][1:], name, steps) for source, name, steps in given
                 if source is not None or name == "data"]
     graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
     choices, labels = choose_outputs(model, graph, task, examples[0].labels, may_lose)
@@ -164,9 +168,12 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None, m
     for part in examples[1:]:
         sources.append((part, labels_by_output(part.labels, model, choices, "validation_data"),
                         "labels of `validation_data`"))
-    chosen, labels = label(model, graph, choices, sources)
+    chosen, labels = label(model, graph, choices, sources, class_weight)
     splits = [FunctionSplit(part.read, own) for part, own in zip(examples, labels)]
+    view = make_view(augment, graph, chosen)
+    if view is not None and view.changes_labels and is_weighted(chosen):
+        raise EkgError("`augment` returns labels, and these carry weights, which it cannot know; leave one out.")
     dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
-                      examples[0].shape, make_view(augment, graph, chosen), chosen.shape(graph))
+                      examples[0].shape, view, chosen.shape(graph))
     dataset.check_view()
     return dataset

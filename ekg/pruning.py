@@ -106,25 +106,23 @@ class PruneResult:
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto",
           may_lose=(), exclude=(), min_channels=1, multiple_of=1, epochs=20, search=None, bank=None,
           fine_tune=None, run=None, augment=None, run_dir=None, restart=None, seed=0, strategy=None,
-          verbose=True):
+          verbose=True, steps_per_epoch=None, class_weight=None):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)  # a PruneResult
         result.model.save("pruned.keras")
 
-    The network is read, never changed. Search and training work on the logits before a softmax or sigmoid at its end. In
-    this process TensorFlow's deterministic operations are switched on and the seeds of Python, NumPy and TensorFlow set.
+    The network is read, never changed. TensorFlow's deterministic operations are switched on in this process,
+    and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
         model: trained functional or sequential keras.Model of one input.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
-            Labels: classes, zeros and ones, maps or numbers; of several outputs a list or dict. What has
-            no labels is held against the unpruned network's output.
+            Labels as `fit` takes them; what has none is held against the unpruned network's output.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
-        validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
-            search evaluates on. Nothing is chosen by it.
+        validation_data: what the final table is of; None takes training images that the search uses.
         task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or dict.
         may_lose: names or numbers of outputs that may be worth nothing afterwards, as ["boxes"].
         exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
@@ -136,9 +134,10 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
-        seed: of order, views and choice of images.
+        seed: of order, views and choice of images. verbose: whether progress and decisions are shown.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
-        verbose: whether progress bars are shown, and what is decided and done is told.
+        steps_per_epoch: batches that are the data, where it comes in batches; None for all.
+        class_weight: {class number: weight} in all losses with labels; None for 1.
 
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
@@ -154,8 +153,9 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         if run_dir is not None:
             stack.enter_context(stopping.handled())
         team = Team(strategy or _default_strategy())
-        meant = {"task": task, "may_lose": may_lose}
-        data, networks = _understand(model, data, validation_data, meant, augment, stays)
+        given = {"validation_data": validation_data, "augment": augment,
+                 "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
+        data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
@@ -195,16 +195,23 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
 
 
-def _understand(model, data, validation_data, meant, augment, supernet_choices):
-    """Returns (data set, Networks) of what a user gave; `meant` holds what the outputs are for."""
+def _understand(model, data, meant, given, supernet_choices):
+    """Returns (data set, Networks) of what a user gave.
+
+    Args:
+        model: keras.Model.
+        data: see prune().
+        meant: what the outputs are for, and `given`: further arguments of make_data().
+        supernet_choices: arguments of Supernet.
+    """
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
     if isinstance(data, LabelledData):
-        for name, value in (("validation_data", validation_data), ("augment", augment)):
+        for name, value in given.items():
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
-        data = make_data(model, data, validation_data=validation_data, augment=augment, **meant)
+        data = make_data(model, data, **meant, **given)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
     kept = Choices(**supernet_choices).excluded(Graph(model, size))

@@ -58,17 +58,18 @@ def choose_task(task, graph, labels, output=0):
     """
     if isinstance(task, Task):
         return dataclasses.replace(task, output=output)
-    loss, number = compiled_loss.read_loss(graph.model, output), graph.outputs[output]
     if task != AUTO:
-        return dataclasses.replace(_as_compiled(task_named(task), loss), output=output)
+        return dataclasses.replace(task_named(task), output=output)
+    loss, number = compiled_loss.read_loss(graph.model, output), graph.outputs[output]
     shape, labels, squash = graph.shapes[number], np.asarray(labels), squash_of(graph, number)
     if labels.dtype.kind not in "biuf":
-        raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}.")
+        raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}. Of names take "
+                       "numpy.unique(labels, return_inverse=True)[1].")
     if loss is None:
         chosen = TASKS[_told_by_labels(tuple(shape[1:]), labels, squash)]()
         reason = f"an output of shape {tuple(shape)} and labels of {labels.dtype} and shape {labels.shape}"
     else:
-        chosen = _as_compiled(_told_by_loss(tuple(shape[1:]), loss, squash)(), loss)
+        chosen = _told_by_loss(tuple(shape[1:]), loss, squash)()
         reason = f"the loss {loss.name} that the network was compiled with"
     logger.info("task: %s, by %s; `task` chooses another", chosen.name, reason)
     return dataclasses.replace(chosen, output=output)
@@ -84,13 +85,6 @@ def squash_of(graph, number):
 
 
 # ---------------------------------------------------------------- by the compiled loss
-
-def _as_compiled(task, loss):
-    """Returns a task that leaves out the class that a compiled loss leaves out."""
-    if loss is None or loss.ignore_class is None or not hasattr(task, "ignore_class"):
-        return task
-    return dataclasses.replace(task, ignore_class=loss.ignore_class)
-
 
 def _told_by_loss(shape, loss, squash):
     """Returns the class of the Task of an output of this shape, for one example, and of its CompiledLoss."""

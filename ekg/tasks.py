@@ -199,8 +199,7 @@ class Classification(Task):
     """One class of several; the output is a vector of logits z [classes].
 
     Loss: cross-entropy CE(y, z). Distance: CE(softmax(t), z). Divergence: τ·KL(softmax(t/τ) ‖ softmax(z/τ)) with the factor
-    τ of the paper. Labels are class numbers, or one-hot vectors, or class numbers of shape (examples, 1), or shares of the
-    classes y, whose loss is CE(y, z).
+    τ of the paper. Labels are class numbers, also of shape (examples, 1), or one-hot vectors, or shares of the classes.
     """
     name = "classification"
     metrics = ("top1", "top5")

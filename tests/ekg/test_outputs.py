@@ -114,6 +114,21 @@ def test_a_function_of_labels_gets_those_of_every_output_by_name():
         ekg.make_data(early_and_late(), (IMAGES, [NUMBERS, CLASSES]), augment=lambda images, labels, seed: (images, 1))
 
 
+def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
+    weights = RNG.uniform(0, 2, 80).astype(np.float32)
+    plain, weighed = (ekg.make_data(early_and_late(), (IMAGES, {"position": NUMBERS, "classes": CLASSES}, *more))
+                      for more in ((), (weights,)))
+    outputs = RNG.normal(size=(80, 11)).astype(np.float32)
+    expected = weights * plain.task.loss(plain.train.labels, outputs).numpy()
+    np.testing.assert_allclose(weighed.task.loss(weighed.train.labels, outputs), expected, rtol=1e-4)
+    assert [part.weight for part in weighed.task.parts] == [part.weight for part in plain.task.parts]
+    single = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]), class_weight={3: 5.0})
+    factors = np.where(CLASSES == 3, 5, 1)
+    whole = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]))
+    single_loss, loss = (data.task.label_loss(data.train.labels, outputs).numpy() for data in (single, whole))
+    np.testing.assert_allclose(single_loss, factors * loss, rtol=1e-4)
+
+
 def test_labels_of_several_outputs_are_checked_one_by_one():
     parts = (Part("a", tasks.Classification(0), (4,), (), "int32"), Part("b", tasks.Regression(1), (2,), (2,), "float32"))
     task, good = Outputs(parts=parts), np.array([[3, 0.5, 0.5], [0, 1, 1]], np.float32)
@@ -194,7 +209,8 @@ def test_an_output_without_labels_is_what_the_network_was_compiled_for():
     assert chosen(model)[0]["classes"] == numbers
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     for loss, kind in (({"classes": sparse, "position": "mse"}, Imitation(1)),
-                       (["mse", "sparse_categorical_crossentropy"], Imitation(1)), (["mse", "mse"], Imitation(1, tasks.Regression())),
+                       (["mse", "sparse_categorical_crossentropy"], Imitation(1)),
+                       (["mse", "mse"], Imitation(1, tasks.Regression())),
                        (["mse", keras.losses.BinaryCrossentropy(from_logits=True)], Imitation(1, tasks.MultiLabel()))):
         model.compile("sgd", loss)
         assert chosen(model)[0]["classes"] == kind
@@ -324,6 +340,8 @@ def test_what_may_be_lost_counts_nowhere():
     (early_and_late, {"data": (IMAGES, [NUMBERS, CLASSES]), "validation_data": (IMAGES, [None, CLASSES])},
      "labels of `validation_data`: output 'position' has no labels here, and some in `data`"),
     (early_and_late, {"data": IMAGES, "validation_data": (IMAGES, [None, CLASSES])}, "'classes' has labels here, and none"),
+    (early_and_late, {"data": (IMAGES, [NUMBERS, CLASSES]), "class_weight": {0: 2.0}}, "one output, and 2 have labels"),
+    (early_and_late, {"data": (IMAGES, None, np.ones(80))}, "weights are those of labels, and there are none"),
     (early_and_late, {"data": (IMAGES, [NUMBERS, CLASSES[:-1]])}, "labels of shape .79,.; give as many labels as images"),
     (early_and_late, {"data": (IMAGES, [NUMBERS, CLASSES + 9])}, "labels of `data` go from 9 to 18; 10 classes"),
     (lambda: network(lambda x: [softmax(x), keras.ops.argmax(x, -1)]), {"data": (IMAGES, [CLASSES, None])},
