@@ -170,6 +170,8 @@ def _imitation(given, model, graph, number):
         kind = task_named(given)
         return Imitation(number, dataclasses.replace(kind, output=0))
     shape, squash = graph.shapes[graph.outputs[number]][1:], squash_of(graph, graph.outputs[number])
+    if squash is not None and _must_stay(graph, graph.outputs[number]):
+        return Imitation(number, Regression())
     loss, is_vector = compiled_loss.read_loss(model, number), len(shape) == 1
     told = {"softmax": CLASSES, "sigmoid": LABELS}.get(squash, loss.kind if loss else None)
     if told == CLASSES and shape[-1] > 1:
@@ -178,6 +180,18 @@ def _imitation(given, model, graph, number):
         return Imitation(number, MultiLabel() if is_vector else DenseMultiLabel())
     may_be_logits = told is None and is_vector and shape[0] > 1
     return Imitation(number, Regression(), may_be_logits)
+
+
+def _must_stay(graph, tensor):
+    """Returns whether the softmax or sigmoid that writes a tensor cannot be taken off.
+
+    Other layers read the tensor, or the layer is called again, or works along another axis than the last.
+    """
+    writer = next(call.layer for call in graph.calls if tensor in call.outputs)
+    is_read = any(tensor in call.inputs for call in graph.calls)
+    is_called_again = sum(call.layer is writer for call in graph.calls) > 1
+    last_axes = (-1, len(graph.shapes[tensor]) - 1)
+    return is_read or is_called_again or getattr(writer, "axis", -1) not in last_axes
 
 
 def _log(choices, lost):

@@ -216,6 +216,19 @@ def test_an_output_without_labels_is_what_the_network_was_compiled_for():
         assert chosen(model)[0]["classes"] == kind
 
 
+def test_shares_that_other_layers_read_are_kept_as_numbers():
+    """A softmax in the midst of the network cannot be taken off."""
+    inputs = keras.Input((8, 8, 1))
+    x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(inputs, 6, "one"), 8, "two"))
+    shares = layers.Dense(8, activation="softmax", name="attention")(x)
+    classes = layers.Dense(10, activation="softmax", name="classes")(layers.Multiply()([x, shares]))
+    model = randomise_(keras.Model(inputs, [classes, shares], name="attends"))
+    data = ekg.make_data(model, (IMAGES, [CLASSES, None]))
+    assert data.task.parts[1].task == Imitation(1, tasks.Regression()) and data.task.logits == (0,)
+    expected = model.predict(IMAGES, verbose=0)[1]
+    np.testing.assert_allclose(data.train.labels[:, 1:], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"labels": CLASSES}, "labels of one output, and the network has the outputs .'position', 'classes'.; say which"),
     ({"labels": [CLASSES]}, "`data` has 1 entries, and `model` 'two' has 2 outputs"),
