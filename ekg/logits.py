@@ -61,6 +61,15 @@ def mean_of_example(values):
     return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))
 
 
+def squash_of(graph, number):
+    """Returns "sigmoid", "softmax" or None: what the layer does to logits that writes a tensor of a calls.Graph."""
+    last = next((call.layer for call in graph.calls if number in call.outputs), None)
+    if last is None or not squashes(last):
+        return None
+    is_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid or type(last).__name__ == "Sigmoid"
+    return "sigmoid" if is_sigmoid else "softmax"
+
+
 def squashes(operation):
     """Returns whether a layer or function turns logits into probabilities: softmax or sigmoid, also as an activation."""
     functions = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)

@@ -7,8 +7,9 @@ from ekg import compiled_loss
 from ekg.compiled_loss import CLASSES, LABELS
 from ekg.errors import EkgError
 from ekg.imitation import Imitation
+from ekg.logits import squash_of
 from ekg.output_names import Names
-from ekg.task_choice import AUTO, choose_task, squash_of, task_named
+from ekg.task_choice import AUTO, choose_task, task_named
 from ekg.tasks import (
     Classification,
     DenseClassification,

@@ -82,6 +82,9 @@ class Outputs(Task):
         """Names of the figures of merit of all parts."""
         return tuple(f"{part.name}/{name}" for part in self.parts for name in part.task.metrics)
 
+    def metrics_of(self, shape):
+        return tuple(f"{part.name}/{name}" for part in self.parts for name in part.task.metrics_of(part.shape))
+
     @property
     def has_labels(self):
         """Whether users give labels for all parts."""

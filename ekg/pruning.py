@@ -19,7 +19,7 @@ from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
-from ekg.export.accuracy import draw_examples
+from ekg.export.accuracy import draw_labelled
 from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
@@ -32,7 +32,7 @@ from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
 from ekg.report.page import FinishedRun
-from ekg.report.table import format_table
+from ekg.report.table import LATENCY_NOTE, format_table
 from ekg.run import arguments, pipeline, plan, precision
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
@@ -73,17 +73,23 @@ class PruneResult:
 
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
-        return f"{format_table(self.table)}\n{self.note}"
+        latencies = f"\n{LATENCY_NOTE}" if self.table and self.table[0].latencies else ""
+        return f"{format_table(self.table)}\n{self.note}{latencies}"
 
-    def export(self, path, format=None, *, quantize=None, tolerance=None):
-        """Writes the pruned network in a deployment format, proves it, and returns the Export; see ekg.export.
-
-        It is compared, and for int8 its ranges are taken, on training images.
+    def export(self, path, format=None, *, quantize=None, examples=None, labels=None, task="auto",
+               tolerance=None):
+        """Writes the pruned network in a deployment format, proves it, and returns the Export.
 
             result.export("pruned.tflite", quantize="int8")
+
+        The arguments are those of ekg.export. Without `examples` training images and their labels are
+        taken: the networks are compared on them, and for int8 they give the ranges.
         """
-        examples = draw_examples(self._data, EXPORT_EXAMPLES)
-        return export(self.model, path, format, quantize=quantize, examples=examples, tolerance=tolerance)
+        if examples is None and labels is None:
+            examples, labels = draw_labelled(self._data, EXPORT_EXAMPLES)
+            task = self._data.task
+        return export(self.model, path, format, quantize=quantize, examples=examples, labels=labels,
+                      task=task, tolerance=tolerance)
 
     def report(self, folder):
         """Writes report.html and report.png into a folder and returns a line that says what came out.

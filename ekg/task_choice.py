@@ -3,13 +3,12 @@
 import dataclasses
 import logging
 
-import keras
 import numpy as np
 
 from ekg import compiled_loss
 from ekg.errors import EkgError
 from ekg.labels import SUM_TOLERANCE
-from ekg.logits import squashes
+from ekg.logits import squash_of
 from ekg.tasks import (
     TASKS,
     Classification,
@@ -73,15 +72,6 @@ def choose_task(task, graph, labels, output=0):
         reason = f"the loss {loss.name} that the network was compiled with"
     logger.info("task: %s, by %s; `task` chooses another", chosen.name, reason)
     return dataclasses.replace(chosen, output=output)
-
-
-def squash_of(graph, number):
-    """Returns "sigmoid", "softmax" or None: what the layer does that writes this tensor."""
-    last = next((call.layer for call in graph.calls if number in call.outputs), None)
-    if last is None or not squashes(last):
-        return None
-    is_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid or type(last).__name__ == "Sigmoid"
-    return "sigmoid" if is_sigmoid else "softmax"
 
 
 # ---------------------------------------------------------------- by the compiled loss

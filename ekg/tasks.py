@@ -16,6 +16,7 @@ from ekg.errors import EkgError
 from ekg.labels import check_labels, prepare_classes
 from ekg.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 
+TOP5_CLASSES = 10  # of fewer classes most are among the first five
 PARTS = 10  # that examples without classes are dealt to, so that a draw from each is a draw from everywhere
 
 
@@ -122,6 +123,10 @@ class Task:
             raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
                            "network without it, which returns logits.")
 
+    def metrics_of(self, shape):
+        """Returns the names of the figures of merit that say something of outputs of this shape, without the batch."""
+        return self.metrics
+
     # ---------------------------------------------------------------- labels
 
     def prepare_labels(self, labels, shape, what="labels"):
@@ -204,6 +209,9 @@ class Classification(Task):
     name = "classification"
     metrics = ("top1", "top5")
     has_class_logits = True
+
+    def metrics_of(self, shape):
+        return self.metrics if shape[-1] >= TOP5_CLASSES else self.metrics[:1]
 
     def check_network(self, graph):
         super().check_network(graph)

@@ -47,6 +47,9 @@ class Weighted(Task):
         """Those of the task."""
         return self.inner.metrics
 
+    def metrics_of(self, shape):
+        return self.inner.metrics_of(shape)
+
     @property
     def has_class_logits(self):
         """As of the task."""

@@ -82,7 +82,8 @@ class LiteRT(Runtime):
     def load(self, model, batch, threads, input_shape=None):
         interpreter = require("ai-edge-litert").Interpreter(
             model_content=_convert(model, batch, input_shape), num_threads=threads)
-        interpreter.allocate_tensors()
+        with quiet():
+            interpreter.allocate_tensors()
         generator = np.random.default_rng(0)
         for details in interpreter.get_input_details():
             interpreter.set_tensor(details["index"], _random(generator, details["shape"], details["dtype"]))

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
 from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
@@ -31,8 +32,11 @@ def measure(name, evaluation, file_size):
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
-    cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
-    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
+    shape, task = image_shape(evaluation.batches), evaluation.batches.task
+    cost = model_complexity(evaluation.model, shape)
+    shown = task.metrics_of(task.shape(Graph(evaluation.model, shape)))
+    values = {metric: metrics.values[metric] for metric in shown}
+    return Row(name, metrics.loss, values, cost.params, cost.flops, file_size)
 
 
 def warn_of_lagging_statistics(evaluation, batches, found):

@@ -5,6 +5,11 @@ import re
 
 from ekg.metrics import has_metric, metric_named
 
+MOST_SPREAD = 0.2  # from the first to the last decile, as a share; beyond it something else was running
+BUSY = "machine busy"
+LATENCY_NOTE = ("ms: median of the rounds = its ratio to the first network's median [first and last decile of the ratio "
+                f"in one round]; \"{BUSY}\": these are more than {MOST_SPREAD:.0%} apart, so measure again")
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -36,7 +41,7 @@ class Row:
 
     @property
     def top5(self):
-        """Share of labels among the five highest logits, in [0, 1]."""
+        """Share of labels among the five highest logits, in [0, 1]; of ten classes or more."""
         return self.metrics["top5"]
 
     @classmethod
@@ -54,8 +59,7 @@ class Row:
 def format_table(rows, whole_flops=None, with_ratios=None):
     """Returns the rows as a Markdown table.
 
-    A latency is a median, in milliseconds; beside it stands its ratio to the first network, both measured in turn, with the
-    first and last decile of the rounds.
+    Latencies are those of LATENCY_NOTE, all networks measured in turn.
 
     Args:
         rows: list of Row.
@@ -97,8 +101,18 @@ def milliseconds_text(value):
 
 
 def latency_text(timing, with_ratio=True):
-    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"."""
+    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"; see LATENCY_NOTE."""
     text = milliseconds_text(timing["milliseconds"])
-    if not with_ratio or "ratio" not in timing:
-        return text
-    return f"{text} = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
+    if with_ratio and "ratio" in timing:
+        text += f" = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
+    return f"{text} ({BUSY})" if _is_busy(timing) else text
+
+
+def _is_busy(timing):
+    """Returns whether rounds differ so much that something else was running: in the ratio, or in the only network's time."""
+    spreads = [(timing[high] - timing[low], timing[middle]) for low, middle, high in (
+        ("ratio_low", "ratio", "ratio_high"), ("low", "milliseconds", "high")) if {low, middle, high} <= set(timing)]
+    if not spreads:
+        return False
+    spread, middle = next((pair for pair in spreads if pair[0]), spreads[-1])
+    return spread > MOST_SPREAD * middle
