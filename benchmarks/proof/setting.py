@@ -84,7 +84,7 @@ def alone(path):
 
 # ---------------------------------------------------------------- images
 
-def first_of_each_class(data, count=PER_CLASS):
+def first_of_each_class(data, count):
     """Returns a data set with the first `count` training images of each class alone, in their order.
 
     Raises:
@@ -156,7 +156,7 @@ class Setting:
         """data.Dataset that the run trains and tests on."""
         if self.run.arch in ALL_IMAGES_OF:
             return self.whole_data
-        return first_of_each_class(self.whole_data)
+        return first_of_each_class(self.whole_data, PER_CLASS)
 
     @functools.cached_property
     def train_batches(self):

@@ -16,7 +16,7 @@ from ekg.graph.readers import sole_readers
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run.phases import SearchPhase, SubsetPhase
-from ekg.settings import RunSettings, SearchSettings, SubsetSettings
+from ekg.settings import SUBSET_PER_CLASS, RunSettings, SearchSettings, SubsetSettings
 
 from benchmarks import peers
 from benchmarks.proof import recipes, setting
@@ -65,7 +65,8 @@ class Start:
         path = made_for.place.work / "searches" / self._key
         with setting.alone(path):
             data = setting.with_validation(made_for.data, run.cut, made_for.whole_data)
-            job = made_for.job({"subset": SubsetSettings(), "search": self._search_settings(),
+            subset = SubsetSettings(min(SUBSET_PER_CLASS, data.smallest_class()))
+            job = made_for.job({"subset": subset, "search": self._search_settings(),
                                 "run": RunSettings(seed=run.seed)}, data, path)
             supernet = SubsetPhase(job).run(self.unpruned)
             if kept.exists():
