@@ -182,12 +182,21 @@ def _target(args):
         {} if latency is None else {"latency": latency})
 
 
+def _check_size(args, model):
+    """Raises EkgError where the network says itself, and otherwise, how large its images are."""
+    own = model.inputs[0].shape[1:3]
+    if args.image_size is not None and any(size not in (None, asked) for size, asked in zip(own, args.image_size)):
+        raise EkgError(f"`image_size` {' '.join(map(str, args.image_size))}: the network takes images of "
+                       f"{' x '.join(map(str, own))}; leave it out.")
+
+
 def main(args):
     """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
         shape = (*args.image_size, shape[-1])
+    _check_size(args, model)
     choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args)}
     if args.inspect:
         inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)

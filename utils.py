@@ -156,6 +156,16 @@ class Parser(argparse.ArgumentParser):
         told.add_argument("--quiet", action="store_true", help="tell the result, warnings and errors alone")
         told.add_argument("--verbose", action="store_true", help="tell also what each search step tried")
 
+    def parse_args(self, args=None, namespace=None):
+        """Returns the arguments; those that are no text, as names of files in another encoding, are a mistake."""
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                str(argument).encode()
+            except UnicodeEncodeError:
+                shown = str(argument).encode(errors="backslashreplace").decode()
+                self.error(f"the argument {shown} is no UTF-8 text; rename what it names, or link to it")
+        return super().parse_args(args, namespace)
+
     def names_given(self, argv=None):
         """Returns the set of the names of the arguments that a command line gives, at their defaults or not."""
         not_given = object()
@@ -172,7 +182,10 @@ def with_flags(text, names):
 
 
 def _set_up_process(is_quiet, is_verbose):
-    """Sets loggers and signal handlers."""
+    """Sets loggers, signal handlers and what happens to characters that a terminal cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     tf.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,

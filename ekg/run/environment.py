@@ -118,7 +118,7 @@ def _text(differing):
 def _sentence(name, here, there):
     """Returns how a difference is said."""
     if name == "instructions":
-        ours, theirs = (set((value or "").split()) for value in (here, there))
+        ours, theirs = (set(str(value or "").split()) for value in (here, there))
         parts = [f"{' '.join(sorted(words))} {where}" for words, where in (
             (theirs - ours, "there and not here"), (ours - theirs, "here and not there")) if words]
         return "instructions " + ", ".join(parts)

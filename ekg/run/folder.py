@@ -46,6 +46,10 @@ PHASE_FILES = {"baseline": (BASELINE,), "subset": (SUPERNET,), "search": (HISTOR
                "slim": (SLIMMED, SLIMMED_KERAS), "bank": (BANK,),
                "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
                "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE)}
+# What the lines of a file must hold.
+CURVE_ENTRIES, PHASE_ENTRIES = {"phase": str, "step": int}, {"phase": str, "seconds": (int, float)}
+STEP_ENTRIES = {"step": int, "rate": (int, float), "loss": (int, float), "accuracy": (int, float),
+                "reward": (int, float), "seconds": (int, float)}
 FORMER = ("search_state.pkl",)  # written by earlier versions
 LATER = (TEST_DATA,)  # arguments that their folders lack
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
@@ -80,6 +84,7 @@ class RunFolder:
             EkgError: the folder holds something, or cannot be written.
         """
         folder = cls(path)
+        files.check_name(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             if folder.holds_run():
@@ -154,6 +159,7 @@ class RunFolder:
 
     def check_may_begin(self):
         """Raises EkgError unless a run may begin or resume here: the folder is not there, or empty, or holds one."""
+        files.check_name(self.path)
         if self.holds_run() or not self.path.exists():
             return
         if not self.path.is_dir():
@@ -229,7 +235,8 @@ class RunFolder:
         gone = order[order.index(phase):]
         for file in (self / CURVES, self / PHASES):
             if file.exists():
-                files.write_json_lines(file, [line for line in files.read_report_lines(file) if line["phase"] not in gone])
+                files.write_json_lines(file, [line for line in files.read_report_lines(file, {"phase": str})
+                                               if line["phase"] not in gone])
         for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
             for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
                 _remove(path)
@@ -243,13 +250,20 @@ class RunFolder:
         Raises:
             EkgError: the file is damaged, or its steps do not follow one another, as where two runs wrote it.
         """
-        lines = files.read_json_lines(self / HISTORY) if self.has(HISTORY) else []
+        lines = files.read_json_lines(self / HISTORY, kinds=STEP_ENTRIES) if self.has(HISTORY) else []
         steps = [line["step"] for line in lines]
         if steps != list(range(len(lines))):
             wrong = next(i for i, step in enumerate(steps) if step != i)
             raise EkgError(f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} is due; was it "
                            "written by two runs? Put a good copy there, or start anew in another folder.")
-        return [HistoryEntry.from_json(line) for line in lines]
+        return [self._entry_of(line) for line in lines]
+
+    def _entry_of(self, line):
+        try:
+            return HistoryEntry.from_json(line)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise EkgError(f"{self / HISTORY}: line {line['step'] + 1} holds no search step of this program; put the file "
+                           "back, or start anew in another folder.") from None
 
     def append_history(self, entry):
         files.append_json_line(self / HISTORY, entry.to_json())
@@ -286,11 +300,12 @@ class RunFolder:
     def phases(self):
         """Returns {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, its parts taken together."""
         phases = {}
-        for line in files.read_report_lines(self / PHASES):
+        for line in files.read_report_lines(self / PHASES, PHASE_ENTRIES):
             phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0})
             phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
             for name in ("peak_memory_mib", "peak_gpu_mib"):
-                phase[name] = max(phase[name], line.get(name, 0))  # earlier versions did not keep that of a GPU
+                value = line.get(name)  # earlier versions did not keep that of a GPU
+                phase[name] = max(phase[name], value if isinstance(value, int | float) else 0)
         return phases
 
     def log_curves(self, phase, step, values):
@@ -300,7 +315,7 @@ class RunFolder:
         """
         file = self / CURVES
         if self._logged is None:
-            lines = files.read_report_lines(file)
+            lines = files.read_report_lines(file, CURVE_ENTRIES)
             self._logged = {(line["phase"], line["step"]) for line in lines}
             self._events = self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
         if (phase, step) in self._logged:
@@ -337,7 +352,11 @@ class RunFolder:
         Raises:
             EkgError: its file is damaged.
         """
-        return [Row.from_json(row) for row in files.read_json(self / SUMMARY)["table"]]
+        try:
+            return [Row.from_json(row) for row in files.read_json(self / SUMMARY, {"table": list})["table"]]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise EkgError(f"{self / SUMMARY}: holds no table of this program; put the file back, or start anew in another "
+                           "folder.") from None
 
     def read_finished(self):
         """Returns the FinishedRun of the folder.
@@ -349,8 +368,10 @@ class RunFolder:
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
             raise Unfinished(f"{self.path}: the run is not finished; start it again with the same command.")
-        summary = files.read_json(self / SUMMARY)
-        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
+        if not all(isinstance(arguments.get(name), str) for name in ("arch", "dataset")):
+            raise EkgError(f"{self / ARGUMENTS}: names no network and no data set; put the file back.")
+        summary = files.read_json(self / SUMMARY, {"phases": dict})
+        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES, CURVE_ENTRIES), self.table(),
                            summary["phases"], summary.get("origin", {}))
 
 
