@@ -22,6 +22,7 @@ from ekg.export.accuracy import draw_examples
 from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
+from ekg.graph.complexity import model_complexity
 from ekg.graph.heads import without_head
 from ekg.latency.runtimes import runtime_named
 from ekg.latency.steps import find_multiple
@@ -29,19 +30,24 @@ from ekg.latency.timing import Conditions
 from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
+from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
 from ekg.report.table import format_table
 from ekg.run import arguments, pipeline, plan, precision
 from ekg.run import folder as names
+from ekg.run.choice import Choice
+from ekg.run.comparing import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
 from ekg.search.latency import Latency
+from ekg.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 256
 AUTO = "auto"
+_KNOWN_TASKS = tuple(kind() for kind in TASKS.values())
 NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
 
 
@@ -50,17 +56,19 @@ class PruneResult:
     """What pruning leaves.
 
     Attributes:
-        model: the pruned network, a plain keras.Model.
+        model: the pruned network, a plain keras.Model: where fine-tuning made it worse, as it was before.
         subnetwork: the Subnetwork Θ* that was found.
         history: tuple of HistoryEntry, from Θ₀ to Θ*.
         table: list of table.Row: the unpruned network, the one that was cut out, and the fine-tuned one.
         note: what the figures of the table are of.
+        choice: which network `model` is, that of the last row or that before fine-tuning, and why; empty without it.
     """
     model: keras.Model
     subnetwork: object
     history: tuple
     table: list
     note: str
+    choice: str
     _run: FinishedRun = dataclasses.field(repr=False)
     _data: object = dataclasses.field(repr=False)
 
@@ -71,7 +79,7 @@ class PruneResult:
 
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
-        return f"{format_table(self.table)}\n{self.note}"
+        return "\n".join(filter(None, (format_table(self.table), self.note, self.choice)))
 
     def export(self, path, format=None, *, quantize=None, tolerance=None):
         """Writes the pruned network in a deployment format, proves it, and returns the Export; see ekg.export.
@@ -158,9 +166,11 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
-        made_of = _arguments(job, epochs, augment) | found
+        made_of, unknown = _arguments(job, epochs, augment)
+        made_of |= found
         _check_workers(team, made_of)
-        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, restart), trained_file=job.folder / names.BASELINE)
+        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, unknown, restart),
+                                trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
 
 
@@ -223,24 +233,21 @@ def _with_test_images(data, settings):
 
 
 def _arguments(job, epochs, augment):
-    """Returns what arguments.json holds: all that the result depends on."""
+    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be compared, in words)."""
     parts = (job.settings.subset, job.settings.search, job.settings.fine_tuning, job.settings.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
-    given = {name: _named(value) if callable(value) else value for part in parts for name, value in vars(part).items()
-             if name in affecting}
+    given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
+    task = job.data.task
+    values = {"target": job.settings.target, "augment": augment, "task": task.name if task in _KNOWN_TASKS else task}
+    described = {name: describe(value) for name, value in {**given, **values}.items()
+                 if callable(value) or name in values}
+    unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]
+    texts = {name: None if (given | values)[name] is None else one.text for name, one in described.items()}
     groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
-    view = augment if augment is None or isinstance(augment, str) else _named(augment)
-    own = job.settings.target
-    target = None if own is None else repr(own) if dataclasses.is_dataclass(own) else _named(type(own))
-    return {**given, "target": target, "augment": view, "epochs": epochs, "arch": job.networks.model.name,
-            "dataset": job.data.name, "task": job.data.task.name,
+    return {**given, **texts, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
             "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
-            "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
-
-
-def _named(function):
-    """Returns what stands for a function in arguments.json."""
-    return getattr(function, "__qualname__", repr(type(function)))
+            "model": arguments.model_fingerprint(job.networks.model),
+            **arguments.describe(job.data, job.compute.use_xla)}, unknown
 
 
 def _check_workers(team, made_of):
@@ -249,8 +256,11 @@ def _check_workers(team, made_of):
     team.check_same({name: json.dumps(value) for name, value in made_of.items()} | {"code": code})
 
 
-def _prepare(job, made_of, restart):
+def _prepare(job, made_of, unknown, restart):
     """Makes or opens the run folder, and puts the trained network into it."""
+    if unknown and job.folder.holds_run():
+        logger.warning("%s: resumes as if nothing had changed in what cannot be compared: %s", job.folder.path,
+                       ", ".join(unknown))
     folder = RunFolder.prepare(job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`")
     if restart is not None:
         folder.restart(restart)
@@ -262,5 +272,22 @@ def _result(job, rows, note):
     folder = job.folder
     run = folder.read_finished()
     found = run.history[-1].subnetwork
-    model = job.networks.finished(folder / job.result_names[0], found)
-    return PruneResult(model, found, tuple(run.history), rows, note, run, job.data)
+    model = job.networks.finished(folder / job.handed_out[0], found)
+    return PruneResult(model, found, tuple(run.history), rows, f"{note}; {_error_note(rows)}{_size_note(job, found)}",
+                       "" if run.choice is None else str(Choice(**run.choice)), run, job.data)
+
+
+def _error_note(rows):
+    return f"± is one standard error of the mean over {rows[0].examples} examples"
+
+
+def _size_note(job, found):
+    """Returns what the rate is at the size of the test images, where that is not the search's; else an empty text."""
+    supernet, tested = job.networks.supernet, image_shape(job.test_batches)
+    searched = supernet.graph.input_shapes[0]
+    if tested == searched:
+        return ""
+    whole, cut = (model_complexity(model, tested).flops for model in (supernet.model, supernet.cut(found)))
+    sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
+    return (f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest is of, the rate is "
+            f"{cut / whole:.4f}")

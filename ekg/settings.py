@@ -188,6 +188,8 @@ class SubsetSettings(Settings):
     subset_per_class: int | None = setting(
         SUBSET_PER_CLASS, "training images of each class, its first ones, for the epoch before the search; None: "
         f"{SUBSET_PER_CLASS}, or what the smallest class has", SEARCH, range=COUNT, may_be_none=True)
+    subset_learning_rate: float = setting(
+        1e-3, "learning rate of the epoch before the search", SEARCH, range=POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +332,7 @@ class JobSettings:
 
     Attributes:
         fine_tunes: whether there is a memory bank and fine-tuning, or the job ends with the pruned network.
+        hands_out_better: whether the network that was cut out is handed out where fine-tuning made it worse.
         writes_page: whether it leaves a picture and a page, which need matplotlib.
         target: a Target of the user's own, besides those of the search's settings, or None.
     """
@@ -338,6 +341,7 @@ class JobSettings:
     fine_tuning: FineTuneSettings = FineTuneSettings()
     run: RunSettings = RunSettings()
     fine_tunes: bool = True
+    hands_out_better: bool = False
     writes_page: bool = True
     target: Target | None = None
 

@@ -19,6 +19,7 @@ from ekg.distil import bank as banks
 from ekg.distil import losses
 from ekg.distil import slim as slimming
 from ekg.errors import EkgError
+from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.progress import progress_bar
 from ekg.run.folder import RunFolder
 from ekg.settings import FineTuneSettings
@@ -83,12 +84,14 @@ def fine_tune(model, data, bank=None, *, epochs, folder=None, seed=0, compute=No
     teacher, compute = "none" if bank is None else "ensemble", compute or Compute()
     given = {"batch_size": min(FineTuneSettings.batch_size, len(data.train)), **settings}
     made = FineTuneSettings.make({**given, "train_epoch": epochs, "finetune_teacher": teacher})
+    warn_of_weight_decay(model, made.weight_decay)
     loss_fn = losses.fine_tuning(data, teacher, made.temperature, label_smoothing=made.label_smoothing)
     trainer = Trainer(compute.team.strategy, model, loss_fn, weight_decay=made.weight_decay,
-                      options=StepOptions(1, compute.use_xla, compute.dtype))
+                      options=StepOptions(1, compute.use_xla, compute.dtype), divisor=data.task.scale(data.train.labels))
     complete = None if bank is None else lambda batch: {"bank": bank.rows(batch["index"])}
     batches = TrainingBatches(data, made.batch_size, seed, data.num_views, phase="fine-tune", complete=complete)
-    schedule = Schedule(made.learning_rate, made.decay_points, made.decay_rate, epochs, made.warmup_epoch)
+    schedule = Schedule(made.learning_rate, made.decay_points, made.decay_rate, epochs, made.warmup_epoch,
+                        setting="learning_rate")
     with tempfile.TemporaryDirectory(prefix="ekg-") as temporary:
         fit("fine-tune", trainer, batches, schedule, folder=_folder(folder or temporary), team=compute.team)
     slimming.fit_statistics_(model, _batches(data), compute.use_xla)

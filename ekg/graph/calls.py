@@ -142,8 +142,17 @@ class Graph:
         return [self.shapes[number][1:] for number in self.inputs]
 
     def is_last(self, call):
-        """Returns whether a call writes what the model returns."""
-        return any(number in self.outputs for number in call.outputs)
+        """Returns whether a call writes what the model returns, as it is or through a linear activation."""
+        return any(number in self._returned for number in call.outputs)
+
+    @functools.cached_property
+    def _returned(self):
+        """Numbers of the outputs, and of what linear activations return as one, which stand where a head was."""
+        numbers = set(self.outputs)
+        for call in self.calls[::-1]:
+            if call.output in numbers and is_linear(call.layer):
+                numbers.add(call.inputs[0])
+        return numbers
 
     def tensors_of(self, inputs):
         """Returns {tensor number: value} of the model's inputs, in the number format that the model asks for.
@@ -325,6 +334,11 @@ def layer_variables(layer):
     if not isinstance(layer, keras.layers.Layer):
         return []
     return [*layer.trainable_variables, *layer.non_trainable_variables]
+
+
+def is_linear(operation):
+    """Returns whether an operation is an Activation layer that returns what it reads."""
+    return type(operation) is keras.layers.Activation and operation.activation is keras.activations.linear
 
 
 def finish_layers_(model):

@@ -21,18 +21,20 @@ LAG = 0.05  # share of right answers that lagging statistics cost, from which on
 SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
-def measure(name, evaluation, file_size):
+def measure(name, evaluation, file_size, shape=None):
     """Returns the Row of a network but for its latency: exact test metrics, complexity, file size.
 
     Args:
         name: first cell of the row.
         evaluation: evaluate.Evaluation of the network on the test images.
         file_size: of its parameter file, bytes.
+        shape: of the image that FLOPs are counted for; None takes that of the evaluation's images.
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
-    cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
-    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
+    cost = model_complexity(evaluation.model, image_shape(evaluation.batches) if shape is None else shape)
+    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size, examples=metrics.examples,
+               errors=metrics.errors)
 
 
 def warn_of_lagging_statistics(evaluation, batches, found):

@@ -1,6 +1,7 @@
 """The final table of a run."""
 
 import dataclasses
+import math
 import re
 
 from ekg.tasks import METRICS
@@ -19,6 +20,8 @@ class Row:
         file_size: of its parameter file, bytes.
         latencies: {timing.Conditions in words: timing.Timing as a dict}; ratios are to the first network of the table.
         exports: {name of a format: bytes of the exported file}.
+        examples: number of test images; 0 in tables of earlier versions.
+        errors: {"loss" or name of a figure of merit: its standard error}; empty in tables of earlier versions.
     """
     name: str
     loss: float
@@ -28,6 +31,8 @@ class Row:
     file_size: int
     latencies: dict[str, dict] = dataclasses.field(default_factory=dict)
     exports: dict[str, int] = dataclasses.field(default_factory=dict)
+    examples: int = 0
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def top1(self):
@@ -38,6 +43,13 @@ class Row:
     def top5(self):
         """Share of labels among the five highest logits, in [0, 1]."""
         return self.metrics["top5"]
+
+    def text(self, name):
+        """Returns the loss or a figure of merit as it stands in a cell, with its standard error: "93.75 ±0.54"."""
+        show = METRICS[name].text if name in METRICS else "{:.4f}".format
+        value = show(self.loss if name == "loss" else self.metrics[name])
+        error = self.errors.get(name)
+        return value if error is None or not math.isfinite(error) else f"{value} ±{show(error)}"
 
     @classmethod
     def from_json(cls, value):
@@ -54,8 +66,9 @@ class Row:
 def format_table(rows, whole_flops=None, with_ratios=None):
     """Returns the rows as a Markdown table.
 
-    A latency is a median, in milliseconds; beside it stands its ratio to the first network, both measured in turn, with the
-    first and last decile of the rounds.
+    Losses and figures of merit are means over the test images, with their standard errors. A latency is a median,
+    in milliseconds; beside it stands its ratio to the first network, both measured in turn, with the first and last
+    decile of the rounds.
 
     Args:
         rows: list of Row.
@@ -70,7 +83,7 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     head = ["network", "loss", *(METRICS[name].title for name in metrics), "params", "FLOPs", "rate", "file KiB",
             *(f"{name} KiB" for name in exports), *(f"ms, {name}" for name in conditions),
             *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1)]
-    lines = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(row.metrics[name]) for name in metrics), f"{row.params:,}",
+    lines = [[row.name, *map(row.text, ("loss", *metrics)), f"{row.params:,}",
               f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
               *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
               *(latency_text(row.latencies[name], with_ratios) for name in conditions),

@@ -18,6 +18,7 @@ from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA
+from ekg.run.choice import CUT
 from ekg.run.lock import LOCK
 from ekg.search.history import HistoryEntry
 
@@ -30,7 +31,7 @@ HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
-SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where it ends so
+SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where that is the result
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
 UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
 CURVES, EVENTS = "curves.jsonl", "events"
@@ -305,6 +306,11 @@ class RunFolder:
         """
         return [Row.from_json(row) for row in files.read_json(self / SUMMARY)["table"]]
 
+    def hands_out_cut(self):
+        """Returns whether a finished run hands out the network that was cut out, as fine-tuning made it worse."""
+        choice = files.read_json(self / SUMMARY).get("choice") if self.has(SUMMARY) else None
+        return choice is not None and choice["name"] == CUT
+
     def read_finished(self):
         """Returns the FinishedRun of the folder.
 
@@ -317,7 +323,7 @@ class RunFolder:
             raise Unfinished(f"{self.path}: the run is not finished; start it again with the same command.")
         summary = files.read_json(self / SUMMARY)
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
-                           summary["phases"], summary.get("origin", {}))
+                           summary["phases"], summary.get("origin", {}), summary.get("choice"))
 
 
 def _remove(path):

@@ -29,8 +29,6 @@ from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
-SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
-
 
 class SubsetPhase(Phase):
     """Step 0: one epoch on D_subset, labels alone; moving statistics stay.
@@ -45,7 +43,7 @@ class SubsetPhase(Phase):
         job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
         return Trainer(strategy, job.copy(model, strategy), losses.plain(job.data),
                        weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
-                       options=StepOptions(job.settings.run.accum, job.compute.use_xla))
+                       options=StepOptions(job.settings.run.accum, job.compute.use_xla), divisor=job.loss_divisor)
 
     def batches(self):
         settings = self.job.settings
@@ -68,7 +66,8 @@ class SubsetPhase(Phase):
 
     def _train(self, baseline):
         job, trainer = self.job, self.trainer_from(baseline, self.make_trainer)
-        fit(self.name, trainer, self.batches(), Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1), folder=job.folder,
+        schedule = Schedule(job.settings.subset.subset_learning_rate, (), 1.0, 1, setting="subset_learning_rate")
+        fit(self.name, trainer, self.batches(), schedule, folder=job.folder,
             checkpoint_minutes=job.settings.run.checkpoint_minutes)
         job.networks.save(trainer.model, job.folder / self.leaves)
 
@@ -277,7 +276,7 @@ class FineTunePhase(Phase):
         """
         job, settings = self.job, self.job.settings.fine_tuning
         schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
-                            settings.warmup_epoch)
+                            settings.warmup_epoch, setting="learning_rate")
         with job.timed(self.name):
             fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
                 team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))

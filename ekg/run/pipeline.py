@@ -9,9 +9,11 @@ import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
+from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.network.promise import check_promise, num_examples
 from ekg.run import folder as names
 from ekg.run import phases, preflight
+from ekg.run.choice import FEW_STEPS, count_steps
 from ekg.run.finished import is_whole
 from ekg.run.lock import held
 from ekg.run.reporting import ReportPhase
@@ -86,10 +88,10 @@ class Pipeline:
     def _complete(self):
         """Makes again what a finished run's result and numbers are enough for."""
         job, folder = self.job, self.job.folder
-        result, made = job.result_names
-        if not job.has(made):
-            found = folder.history()[-1].subnetwork
-            phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
+        for result, made in dict.fromkeys([job.result_names, job.handed_out]):
+            if not job.has(made):
+                found = folder.history()[-1].subnetwork
+                phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
         if job.settings.writes_page and not (job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)):
             self._report.write_page()  # stopped between the two, or removed
 
@@ -148,4 +150,8 @@ def check(settings, data, supernet):
     for name, batch_size, num_images in batches:
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
+    if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
+        logger.warning("fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: take more epochs, "
+                       "or a smaller `batch_size`.", steps, FEW_STEPS)
+    warn_of_weight_decay(supernet.model, settings.fine_tuning.weight_decay)
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))

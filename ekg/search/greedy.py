@@ -161,7 +161,8 @@ class _Search:
                   if not np.isfinite(score.reward)]
         if broken:
             raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
-                                     f"{broken[:5]}; are the weights those of a trained network?")
+                                     f"{broken[:5]}; are the weights those of a trained network? If they are, lower "
+                                     "`subset_learning_rate`.")
 
     def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None, groups=()):
         """Puts an interim sub-network into the history, and what is known by then on disk."""
