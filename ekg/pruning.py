@@ -110,9 +110,9 @@ class PruneResult:
             raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
-          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None,
-          restart=None, seed=0, strategy=None, verbose=True):
+def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(),
+          min_channels=1, multiple_of=1, prune_frozen=False, epochs=20, search=None, bank=None, fine_tune=None, run=None,
+          augment=None, run_dir=None, restart=None, seed=0, strategy=None, verbose=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)
@@ -132,11 +132,14 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
-        exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
+        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where the runtime's
+            time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
-        search: {name: value} of SearchSettings, and subset_per_class.
+        search: {name: value} of SearchSettings, and those of SubsetSettings.
         bank: {"num_teacher": K}, or False for no memory bank.
-        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
+        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature;
+            {"optimizer": a keras Optimizer, "schedule": a keras LearningRateSchedule or a function from the epoch to
+            the learning rate}: in place of SGD with Nesterov momentum and steps; see train.optimizers.Recipe.
         run: {name: value} of RunSettings, as precision, accum.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
@@ -151,15 +154,17 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
         FloatingPointError: a loss or a reward is not finite.
-        Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
+        KeyboardInterrupt: Ctrl-C; with `run_dir` after a checkpoint: it says where, and the same call resumes there.
+        SystemExit: likewise for SIGTERM and SIGUSR1, with exit code 143 or 138.
     """
     plan.check_restart(restart, run_dir)
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
-    stays = {"exclude": exclude, "min_channels": min_channels}
+    stays = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
         path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
         if run_dir is not None:
+            stack.enter_context(_ending_as_python_does(RunFolder(path)))
             stack.enter_context(stopping.handled())
         team = Team(strategy or _default_strategy())
         data, networks = _understand(model, data, validation_data, task, augment, stays)
@@ -172,6 +177,17 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of, unknown, restart),
                                 trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
+
+
+@contextlib.contextmanager
+def _ending_as_python_does(folder):
+    """Turns the end of a job that a signal stopped into what Python raises for it, and says where it stopped."""
+    try:
+        yield
+    except stopping.Stopped as stop:
+        ending = stopping.ended(stop.signal, folder.describe_progress())
+        logger.warning("%s", ending)
+        raise ending from None
 
 
 def _find_multiple(networks, target, team, path):
@@ -239,6 +255,8 @@ def _arguments(job, epochs, augment):
     given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
     task = job.data.task
     values = {"target": job.settings.target, "augment": augment, "task": task.name if task in _KNOWN_TASKS else task}
+    recipe = job.settings.recipe
+    values |= {name: value for name, value in vars(recipe).items() if recipe.optimizer is not None or name == "schedule"}
     described = {name: describe(value) for name, value in {**given, **values}.items()
                  if callable(value) or name in values}
     unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]

@@ -18,6 +18,7 @@ from ekg.latency.runtimes import RUNTIMES
 from ekg.search.criteria import CRITERIA
 from ekg.search.latency import Latency
 from ekg.search.targets import Every, Flops, Params, Target
+from ekg.train.optimizers import Recipe
 
 # What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
 SEARCH, TRAINING, MACHINE = "search", "training", "machine"
@@ -335,6 +336,7 @@ class JobSettings:
         hands_out_better: whether the network that was cut out is handed out where fine-tuning made it worse.
         writes_page: whether it leaves a picture and a page, which need matplotlib.
         target: a Target of the user's own, besides those of the search's settings, or None.
+        recipe: optimizers.Recipe of fine-tuning.
     """
     subset: SubsetSettings = SubsetSettings()
     search: SearchSettings = SearchSettings()
@@ -344,6 +346,7 @@ class JobSettings:
     hands_out_better: bool = False
     writes_page: bool = True
     target: Target | None = None
+    recipe: Recipe = Recipe()
 
     def targets(self):
         """Returns the Target of the search."""

@@ -13,6 +13,7 @@ from fractions import Fraction
 import keras
 
 from ekg.errors import EkgError
+from ekg.graph.activations import is_linear
 from ekg.graph.masks import Masks
 from ekg.graph.refs import Ref, fill_in, refs_in
 
@@ -148,11 +149,8 @@ class Graph:
     @functools.cached_property
     def _returned(self):
         """Numbers of the outputs, and of what linear activations return as one, which stand where a head was."""
-        numbers = set(self.outputs)
-        for call in self.calls[::-1]:
-            if call.output in numbers and is_linear(call.layer):
-                numbers.add(call.inputs[0])
-        return numbers
+        heads = {call.output: call.inputs[0] for call in self.calls if is_linear(call.layer)}
+        return {*self.outputs, *(heads[number] for number in self.outputs if number in heads)}
 
     def tensors_of(self, inputs):
         """Returns {tensor number: value} of the model's inputs, in the number format that the model asks for.
@@ -334,11 +332,6 @@ def layer_variables(layer):
     if not isinstance(layer, keras.layers.Layer):
         return []
     return [*layer.trainable_variables, *layer.non_trainable_variables]
-
-
-def is_linear(operation):
-    """Returns whether an operation is an Activation layer that returns what it reads."""
-    return type(operation) is keras.layers.Activation and operation.activation is keras.activations.linear
 
 
 def finish_layers_(model):

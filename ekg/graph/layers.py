@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 from ekg.graph import flow, norms
-from ekg.graph.calls import is_linear
+from ekg.graph.activations import is_linear
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 

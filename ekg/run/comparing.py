@@ -188,7 +188,8 @@ class _Describer:
         kind = self.of(type(value), place)
         if isinstance(value, keras.optimizers.Optimizer) or (
                 hasattr(value, "get_config") and type(value).__module__.startswith("keras.")):
-            return kind, self.of(_without_names(value.get_config()), place)
+            pattern = getattr(value, "_exclude_from_weight_decay_pattern", None)  # of an optimizer
+            return kind, self.of(_without_names(value.get_config()), place), getattr(pattern, "pattern", None)
         if dataclasses.is_dataclass(value) and _is_library(type(value).__module__):
             return kind, [(field.name, self.of(getattr(value, field.name), place)) for field in _shown(value)]
         slots = [name for base in type(value).__mro__ for name in _slots(base) if hasattr(value, name)]

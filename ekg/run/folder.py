@@ -21,6 +21,7 @@ from ekg.run.arguments import TEST_DATA
 from ekg.run.choice import CUT
 from ekg.run.lock import LOCK
 from ekg.search.history import HistoryEntry
+from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -305,6 +306,19 @@ class RunFolder:
             EkgError: its file is damaged.
         """
         return [Row.from_json(row) for row in files.read_json(self / SUMMARY)["table"]]
+
+    def describe_progress(self):
+        """Returns in words what a run has done that is not finished, as "search step 12"."""
+        position = Checkpoints(self.checkpoints("fine-tune")).restore()
+        if self.has(TRAINED):
+            return "the fine-tuning"
+        if position is not None:
+            step = f", step {position['step']} of the next" if position["step"] else ""
+            return f"epoch {position['epoch']} of the fine-tuning{step}"
+        history = self.history()
+        if self.has(SLIMMED):
+            return f"all {len(history) - 1} steps of the search"
+        return f"search step {len(history) - 1}" if history else "its start, before the search"
 
     def hands_out_cut(self):
         """Returns whether a finished run hands out the network that was cut out, as fine-tuning made it worse."""

@@ -18,7 +18,7 @@ from ekg.run.folder import RunFolder
 from ekg.run.networks import Networks
 from ekg.settings import JobSettings
 from ekg.train.evaluate import Evaluation
-from ekg.train.step import StepOptions, Trainer
+from ekg.train.step import StepOptions, Trainer, make_sgd
 
 logger = logging.getLogger(__name__)
 
@@ -143,15 +143,15 @@ class Job:
         with (strategy or self.team.strategy).scope():
             return self.networks.copy(model)
 
-    def make_trainer(self, model, loss_fn, weight_decay, constants=()):
-        """Returns a Trainer on all devices, in the precision asked for."""
+    def make_trainer(self, model, loss_fn, weight_decay, constants=(), make_optimizer=make_sgd):
+        """Returns a Trainer on all devices, in the precision asked for; see there."""
         run = self.settings.run
         sync_norms = run.sync_bn and self.team.size > 1
         if sync_norms and self.compute.use_xla:
             logger.warning("the training step runs uncompiled, as replicas meet inside it.")
         options = StepOptions(run.accum, self.compute.use_xla and not sync_norms, self.compute.dtype, sync_norms)
         return Trainer(self.team.strategy, model, loss_fn, weight_decay=weight_decay, options=options, constants=constants,
-                       divisor=self.loss_divisor)
+                       divisor=self.loss_divisor, make_optimizer=make_optimizer)
 
     @contextlib.contextmanager
     def timed(self, phase):

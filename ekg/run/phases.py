@@ -244,7 +244,9 @@ class FineTunePhase(Phase):
         is_single = settings.finetune_teacher == "single"
         loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
                                      pure_forward(teacher) if is_single else None, settings.label_smoothing)
-        return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
+        recipe = job.settings.recipe
+        return job.make_trainer(model, loss_fn, recipe.decay(settings), teacher if is_single else (),
+                                recipe.make_optimizer)
 
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
@@ -274,12 +276,13 @@ class FineTunePhase(Phase):
             memory_bank: MemoryBank or None.
             subnetwork: the Subnetwork that was cut out.
         """
-        job, settings = self.job, self.job.settings.fine_tuning
-        schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
-                            settings.warmup_epoch, setting="learning_rate")
+        job, batches = self.job, self.batches(memory_bank)
+        schedule = job.settings.recipe.make_schedule(job.settings.fine_tuning, batches.num_steps)
         with job.timed(self.name):
-            fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
-                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer = self.make_trainer(model, baseline)
+            fit(self.name, trainer, batches, schedule, folder=job.folder, team=job.team,
+                checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer.finish()
             fit_statistics_(model, job.train_batches, job.compute.use_xla)
             job.team.on_chief(lambda: self._save(model, subnetwork))
 

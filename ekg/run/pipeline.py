@@ -140,8 +140,8 @@ def check(settings, data, supernet):
         supernet: the Supernet of the network that is to be pruned.
     """
     settings.targets().check(supernet)
-    logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
-                settings.search.target_rate)
+    logger.info("smallest possible rate %.4f; asked for %s", supernet.rate(supernet.smallest()),
+                settings.targets().describe() or "all of the FLOPs")
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
     data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
@@ -153,5 +153,5 @@ def check(settings, data, supernet):
     if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
         logger.warning("fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: take more epochs, "
                        "or a smaller `batch_size`.", steps, FEW_STEPS)
-    warn_of_weight_decay(supernet.model, settings.fine_tuning.weight_decay)
+    warn_of_weight_decay(supernet.model, settings.recipe.decay(settings.fine_tuning))
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))

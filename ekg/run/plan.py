@@ -18,6 +18,7 @@ from ekg.settings import (
     SubsetSettings,
     names_where,
 )
+from ekg.train.optimizers import Recipe
 
 _SUBSET = names_where([SubsetSettings], lambda details: True)
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
@@ -60,7 +61,7 @@ def make_settings(choices, data, num_outputs, replicas):
         EkgError: a name is unknown, a value is wrong, one has no effect with the others, or a batch cannot be shared out.
     """
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
-    tuning = _tuning(choices, num_outputs)
+    recipe, tuning = Recipe.take(_tuning(choices, num_outputs))
     subset = {name: search.pop(name) for name in list(search) if name in _SUBSET}
     if {"target_rate", "target_params", "target"} & set(search):
         raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
@@ -79,7 +80,7 @@ def make_settings(choices, data, num_outputs, replicas):
     made = JobSettings(subset, SearchSettings.make({**targets, **search}),
                        FineTuneSettings.make(tuning), run_settings, fine_tunes=choices.epochs is not None,
                        writes_page=False, hands_out_better=choices.epochs is not None,
-                       target=own)
+                       target=own, recipe=recipe)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
     check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})

@@ -18,7 +18,7 @@ from ekg.run.job import LESS_MEMORY, out_of_memory
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = 3  # parameter files of a run, at most
-CHECKPOINT_COPIES = 2 * 3  # weights and momentum of the last two checkpoints and of the one that is being written
+CHECKPOINTS = 3  # the last two and the one that is being written
 
 
 def rehearse(job, phases, model):
@@ -79,7 +79,8 @@ def check_disk(job, num_params):
         bank_bytes = math.prod(shape) * np.dtype(bank_files.dtype_for(job.output_shape)).itemsize
         array = folder / names.BANK / bank_files.ARRAY_FILE
         bank_bytes -= array.stat().st_size if array.exists() else 0
-    needed = max(bank_bytes, 0) + (WEIGHT_FILES + CHECKPOINT_COPIES) * 4 * num_params
+    copies = WEIGHT_FILES + CHECKPOINTS * (1 + settings.recipe.num_slots())
+    needed = max(bank_bytes, 0) + copies * 4 * num_params
     free = shutil.disk_usage(folder.path).free
     logger.info("preflight: at most %s bytes to write in %s, %s free", f"{needed:,}", folder.path, f"{free:,}")
     if needed > free:

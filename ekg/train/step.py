@@ -125,21 +125,26 @@ def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_d
     return gradients, new, metrics
 
 
+def make_sgd():
+    """Returns the published optimizer, whose learning rate is set step by step."""
+    return keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
+
+
 class Trainer:
-    """Trains one model: SGD with Nesterov momentum 0.9, weight decay added to the gradient.
+    """Trains one model: SGD with Nesterov momentum 0.9, or another optimizer; weight decay added to the gradient.
 
     Where the loss is scaled for float16, the scale doubles after LOSS_SCALE_GROWTH_STEPS steps with finite gradients; a step
     without is left out and halves it.
 
     Attributes:
         model: the keras.Model, created under the strategy's scope.
-        optimizer: the keras.optimizers.SGD.
+        optimizer: the keras.optimizers.Optimizer.
         loss_scale: tf.Variable, 1 unless the loss is scaled.
         good_steps: tf.Variable, steps with finite gradients since the loss scale last changed.
     """
 
     def __init__(self, strategy, model, loss_fn, *, weight_decay, options=None, constants=(), update_statistics=True,
-                 divisor=1.0):
+                 divisor=1.0, make_optimizer=make_sgd):
         """
         Args:
             strategy: tf.distribute.Strategy under whose scope the model was created.
@@ -150,12 +155,13 @@ class Trainer:
             constants: keras.Model whose variables loss_fn gets as (trainable, non-trainable), or ().
             update_statistics: whether the moving statistics of batch norms move.
             divisor: of the loss; see graph_step.
+            make_optimizer: function that returns a new keras Optimizer.
         """
         self.model, options = model, options or StepOptions()
         self._strategy, self._constants, self._update_statistics = strategy, constants, update_statistics
         self._scales_loss = options.dtype == "float16"
         with strategy.scope():
-            self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
+            self.optimizer = make_optimizer()
             self.optimizer.build(model.trainable_variables)
             self.loss_scale = tf.Variable(LOSS_SCALE if self._scales_loss else 1.0, trainable=False)
             self.good_steps = tf.Variable(0, trainable=False)
@@ -185,6 +191,10 @@ class Trainer:
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self._learning_rate = None
         self._assign_scale(LOSS_SCALE if self._scales_loss else 1.0, 0)
+
+    def finish(self):
+        """Gives the model the weights that the optimizer ends with, as means over its steps; see Keras' use_ema."""
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def step(self, batch, learning_rate):
         """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.

@@ -8,6 +8,8 @@ from keras import layers
 import ekg
 from ekg import files
 from ekg.graph.heads import without_head
+from ekg.run.choice import Choice
+from ekg.train.evaluate import Metrics
 from tests.ekg.test_pruning import digits, network, softmax
 
 JOB = {"verbose": False, "target_rate": 0.7, "epochs": 1, "augment": None, "bank": False,
@@ -34,6 +36,8 @@ def losses_of(model, images, labels):
 def spoilt(tmp_path_factory):
     """(network, run folder, PruneResult) of a job whose fine-tuning ruins what was cut out."""
     model, folder = network(softmax), tmp_path_factory.mktemp("runs") / "run"
+    model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(*digits(), epochs=12, verbose=0)
     options = JOB | {"run_dir": folder, "fine_tune": {"learning_rate": 3.0}}
     return model, folder, ekg.prune(model, digits(), validation_data=digits(60), **options), options
 
@@ -55,8 +59,10 @@ def test_a_worse_network_does_not_come_back(spoilt):
 def test_a_finished_run_hands_the_same_network_out_again(spoilt, caplog):
     model, folder, result, options = spoilt
     (folder / "slimmed_param.keras").unlink()
+    caplog.clear()
     again = ekg.prune(model, digits(), validation_data=digits(60), **options)
     assert again.choice == result.choice and (folder / "slimmed_param.keras").exists()
+    assert caplog.text.count("fine-tuning takes 1 steps in all; fewer than 200") == 1
     assert all((a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights()))
     (folder / "slimmed_param.pkl").write_bytes(b"damaged")
     again = ekg.prune(model, digits(), validation_data=digits(60), **options)
@@ -77,12 +83,17 @@ def test_every_figure_has_its_standard_error_and_number(spoilt):
     assert choice["examples"] == 40 and set(choice["errors"]) == {"slimmed", "fine-tuned"}
 
 
-def test_the_better_fine_tuned_network_is_handed_out_and_few_steps_are_told(caplog):
-    result = ekg.prune(network(softmax), digits(), **JOB | {"fine_tune": {"learning_rate": 0.05, "batch_size": 16}})
-    assert "the result is the fine-tuned network: its loss on the 40 images that the search evaluates on" in result.summary()
-    loss, _ = losses_of(result.model, *digits())
-    assert result.table[2].loss < result.table[1].loss
-    assert "fine-tuning takes 7 steps in all; fewer than 200" in caplog.text
+def test_the_better_by_its_loss_is_chosen_and_the_reason_is_told():
+    def metrics(loss):
+        return Metrics(loss, {"top1": 0.5}, 40, {"loss": 0.01, "top1": 0.02})
+    better = Choice.between(metrics(0.7), metrics(0.6), 300)
+    assert better.name == "fine-tuned" and str(better) == (
+        "the result is the fine-tuned network: its loss on the 40 images that the search evaluates on is 0.6000 ±0.0100, "
+        "without fine-tuning 0.7000 ±0.0100")
+    assert Choice.between(metrics(0.6), metrics(0.6), 300).name == "fine-tuned"
+    for worse in (metrics(0.7), metrics(float("nan"))):
+        chosen = Choice.between(metrics(0.6), worse, 300)
+        assert chosen.name == "slimmed" and "the fine-tuning made it worse" in str(chosen)
 
 
 def test_the_rate_is_that_of_the_search_whatever_the_size_of_the_validation_images():
