@@ -129,17 +129,14 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
             Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
-        validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
-            search evaluates on. Nothing is chosen by it.
+        validation_data: what the table is measured on, in any of these forms; None: the search's images. Decides nothing.
         task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
-        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where the runtime's
-            time jumps.
+        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and those of SubsetSettings.
         bank: {"num_teacher": K}, or False for no memory bank.
-        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature;
-            {"optimizer": a keras Optimizer, "schedule": a keras LearningRateSchedule or a function from the epoch to
-            the learning rate}: in place of SGD with Nesterov momentum and steps; see train.optimizers.Recipe.
+        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature; and
+            "optimizer", a keras Optimizer, and "schedule", its learning rate; see train.optimizers.Recipe.
         run: {name: value} of RunSettings, as precision, accum.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
@@ -154,25 +151,20 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
         FloatingPointError: a loss or a reward is not finite.
-        KeyboardInterrupt: Ctrl-C; with `run_dir` after a checkpoint: it says where, and the same call resumes there.
-        SystemExit: likewise for SIGTERM and SIGUSR1, with exit code 143 or 138.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call resumes there.
     """
     plan.check_restart(restart, run_dir)
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run)
     stays = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
-        path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
-        if run_dir is not None:
-            stack.enter_context(_ending_as_python_does(RunFolder(path)))
-            stack.enter_context(stopping.handled())
+        path = stack.enter_context(_folder(run_dir))
         team = Team(strategy or _default_strategy())
         data, networks = _understand(model, data, validation_data, task, augment, stays)
-        found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
+        found = {"auto_multiple_of": _find_multiple(networks, target, team, path)} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
-        job, note = _make_job(choices, data, networks, team, Path(path))
-        made_of, unknown = _arguments(job, epochs, augment)
-        made_of |= found
+        job, note = _make_job(choices, data, networks, team, path)
+        made_of, unknown = _arguments(job, epochs, augment, found)
         _check_workers(team, made_of)
         rows = pipeline.run_job(job, lambda: _prepare(job, made_of, unknown, restart),
                                 trained_file=job.folder / names.BASELINE)
@@ -180,12 +172,20 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
 
 
 @contextlib.contextmanager
-def _ending_as_python_does(folder):
-    """Turns the end of a job that a signal stopped into what Python raises for it, and says where it stopped."""
+def _folder(run_dir):
+    """Gives the path of the folder of a job: `run_dir`, or a temporary one for None.
+
+    Signals stop a job whose folder is kept where nothing is lost. It ends by what Python raises for them, and says where.
+    """
+    if run_dir is None:
+        with tempfile.TemporaryDirectory(prefix="ekg-") as path:
+            yield Path(path)
+        return
     try:
-        yield
+        with stopping.handled():
+            yield Path(run_dir)
     except stopping.Stopped as stop:
-        ending = stopping.ended(stop.signal, folder.describe_progress())
+        ending = stopping.ended(stop.signal, RunFolder(run_dir).describe_progress())
         logger.warning("%s", ending)
         raise ending from None
 
@@ -248,8 +248,15 @@ def _with_test_images(data, settings):
     return dataclasses.replace(data, test=drawn), NO_VALIDATION
 
 
-def _arguments(job, epochs, augment):
-    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be compared, in words)."""
+def _arguments(job, epochs, augment, found):
+    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be compared, in words).
+
+    Args:
+        job: Job.
+        epochs: see prune.
+        augment: see prune.
+        found: {name: value} of what was measured for the job.
+    """
     parts = (job.settings.subset, job.settings.search, job.settings.fine_tuning, job.settings.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
     given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
@@ -265,7 +272,7 @@ def _arguments(job, epochs, augment):
     return {**given, **texts, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
             "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
             "model": arguments.model_fingerprint(job.networks.model),
-            **arguments.describe(job.data, job.compute.use_xla)}, unknown
+            **arguments.describe(job.data, job.compute.use_xla), **found}, unknown
 
 
 def _check_workers(team, made_of):

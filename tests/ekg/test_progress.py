@@ -56,7 +56,8 @@ def test_what_is_told_stands_above_a_bar_and_once(monkeypatch, capsys):
 def test_a_warning_is_logged_once_as_long_as_a_job_lasts(caplog):
     first, second = logging.getLogger("ekg.pruning"), logging.getLogger("ekg.graph.cutting")
     for _ in range(2):  # two jobs
-        with progress.shown(True), progress.shown(False):  # a script's, and that of the call inside
+        # a script's, and that of the call inside
+        with caplog.at_level(logging.INFO, "ekg"), progress.shown(True), progress.shown(False):
             for number in (1, 1, 2, 1):
                 first.warning("seen %d", number)
                 second.warning("seen %d", number)
