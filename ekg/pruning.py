@@ -228,6 +228,7 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
         data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
+    _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
     logits, head = without_head(model, chosen.output, size)
@@ -238,6 +239,15 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
     return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
+
+
+def _warn_of_own_training(model):
+    """Warns of a model that says itself how it is trained, which no phase asks."""
+    own = [name for name in ("train_step", "compute_loss") for kind in type(model).__mro__
+           if name in vars(kind) and not kind.__module__.startswith("keras.")]
+    if own:
+        logger.warning("`model` %r (%s) has a %s() of its own, which training here does not call: the task's loss and "
+                       "`model.losses` are minimised.", model.name, type(model).__name__, own[0])
 
 
 def _with_test_images(data, settings):

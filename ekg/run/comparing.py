@@ -111,7 +111,10 @@ class _Describer:
             return "again", len(self._open) - self._open.index(id(value))
         if id(value) not in self._known:
             self._open.append(id(value))
-            content = _hash(self._composed(value, place))
+            try:
+                content = _hash(self._composed(value, place))
+            except Exception:  # whatever looking at an object of the user's own raises
+                content = _hash(self._note(value, place))
             self._open.pop()
             self._known[id(value)] = content, value  # kept, so that no other gets its identity
         return self._known[id(value)][0]

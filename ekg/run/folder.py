@@ -313,8 +313,8 @@ class RunFolder:
         if self.has(TRAINED):
             return "the fine-tuning"
         if position is not None:
-            step = f", step {position['step']} of the next" if position["step"] else ""
-            return f"epoch {position['epoch']} of the fine-tuning{step}"
+            epoch, step = position["epoch"], position["step"]
+            return f"step {step} of epoch {epoch + 1} of the fine-tuning" if step else f"epoch {epoch} of the fine-tuning"
         history = self.history()
         if self.has(SLIMMED):
             return f"all {len(history) - 1} steps of the search"

@@ -43,7 +43,7 @@ def test_what_was_done_is_told_in_words(tmp_path):
     assert folder.describe_progress() == "its start, before the search"
     checkpoints = Checkpoints(folder.checkpoints("fine-tune"), model=keras.Sequential([keras.Input((2,))]))
     for position, text in (({"epoch": 3, "step": 0}, "epoch 3 of the fine-tuning"),
-                           ({"epoch": 3, "step": 7}, "epoch 3 of the fine-tuning, step 7 of the next")):
+                           ({"epoch": 3, "step": 7}, "step 7 of epoch 4 of the fine-tuning")):
         checkpoints.save(position)
         assert folder.describe_progress() == text
     (folder / "trained_param.pkl").write_bytes(b"")

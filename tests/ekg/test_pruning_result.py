@@ -166,3 +166,19 @@ def test_a_softmax_along_another_axis_or_with_a_mask_is_refused():
     labels = np.zeros((24, 8, 8), np.int64)
     with pytest.raises(ekg.EkgError, match=r"ends with 'soft' \(Softmax\), which reads a mask or works along another axis"):
         ekg.prune(model, (digits(24)[0], labels), verbose=False)
+
+
+class Trained(keras.Model):
+    """A class that says itself how it is trained."""
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_a_training_step_of_the_users_own_is_told_not_to_be_called(caplog):
+    plain = network(softmax)
+    for kind, number in ((Trained, 1), (Mine, 0)):
+        caplog.clear()
+        with pytest.raises(ekg.EkgError, match="cannot be reached"):
+            ekg.prune(kind(plain.inputs, plain.outputs), digits(), target_rate=0.001, verbose=False)
+        assert caplog.text.count("has a train_step() of its own, which training here does not call") == number

@@ -143,6 +143,19 @@ def test_weight_decay_says_that_it_comes_on_top(caplog):
     assert "`weight_decay` 0.01 comes on top" in told[0]
 
 
+def test_the_epoch_before_the_search_minimises_what_fit_does(recorded):
+    """Its step has no views and leaves moving statistics alone."""
+    (x, y), name = examples(), "add_loss of a record"
+    tuned, fitted = NETWORKS[name](), NETWORKS[name]()
+    trainer = Trainer(tf.distribute.get_strategy(), tuned, losses.plain(ekg.make_data(tuned, (x, y))), weight_decay=0.0,
+                      update_statistics=False)
+    trainer.step({"images": x, "labels": y}, RATE)
+    fitted.compile(keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True), LOGITS)
+    fitted.fit(x, y, batch_size=len(x), epochs=1, shuffle=False, verbose=0)
+    for weight, expected in zip(tuned.get_weights(), fitted.get_weights()):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_cut_into_micro_batches_and_in_half_precision_they_count_once():
     """The regularizers' share of the loss is what Keras says, however the batch is computed."""
     x, y = examples()
