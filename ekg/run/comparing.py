@@ -25,8 +25,11 @@ from ekg.graph.refs import Ref
 DIGITS = 16  # of a hash that are shown
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, np.dtype, tf.DType)
 _INSTALLED = ("site-packages", "dist-packages")
+_MADE_BY_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE, the flag of classes that are no part of C code
+_OF_C = (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _OF_CLASSES = frozenset(("__dict__", "__weakref__", "__module__", "__doc__", "__slots__", "__firstlineno__",
-                         "__static_attributes__", "__annotations__", "__abstractmethods__", "_abc_impl"))
+                         "__static_attributes__", "__annotations__", "__abstractmethods__", "_abc_impl",
+                         "__dataclass_fields__", "__dataclass_params__"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ def describe(value):
     content = describer.of(value, "")
     if isinstance(value, _PLAIN):
         return Described(str(value))
-    if dataclasses.is_dataclass(value) and _is_library(type(value).__module__):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_published(type(value)):
         parts = [f"{field.name}={describe(getattr(value, field.name)).text}" for field in _shown(value)]
         return Described(f"{type(value).__name__}({', '.join(parts)})", tuple(describer.unknown))
     name = getattr(value, "__qualname__", type(value).__qualname__)
@@ -79,11 +82,22 @@ def _shown(value):
 
 def _is_library(module):
     """Returns whether a module belongs to Python, to this package, or to what is installed beside it."""
-    root = (module or "builtins").partition(".")[0]
+    root = (module or "").partition(".")[0]
     if root == "ekg" or root in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(root), "__file__", None)
     return file is not None and any(parent.name in _INSTALLED for parent in Path(file).parents)
+
+
+def _is_published(value):
+    """Returns whether a function or class is a package's own, found there under its name.
+
+    What a notebook or exec() defines may say that it is of Python's builtins, where it is not found.
+    """
+    found = sys.modules.get(value.__module__ or "")
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value and _is_library(value.__module__)
 
 
 def _library_name(value):
@@ -155,6 +169,8 @@ class _Describer:
             return type(value).__name__, self.of(value.__func__, place)
         if isinstance(value, property):
             return "property", [self.of(part, place) for part in (value.fget, value.fset, value.fdel)]
+        if isinstance(value, _OF_C):
+            return "builtin", value.__name__
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, np.ufunc)):
             owner = getattr(value, "__self__", None)
             return "builtin", value.__name__, None if isinstance(owner, types.ModuleType) else self.of(owner, place)
@@ -165,12 +181,14 @@ class _Describer:
 
     def _function(self, function):
         """Code, constants, defaults, closure, and the values of the global names that the code reads."""
+        if _is_published(function):
+            return "library", _library_name(function)
         place = f"in {function.__qualname__}"
         held = []
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # one that holds nothing yet
                 held.append(self.of(cell.cell_contents, place))
-        if _is_library(function.__module__):
+        if _is_library(function.__globals__.get("__name__", "")):  # a package made it of what it holds
             return "library", _library_name(function), held
         names = sorted(_global_names(function.__code__))
         values = [(name, self.of(function.__globals__[name], place)) for name in names if name in function.__globals__]
@@ -178,7 +196,7 @@ class _Describer:
                 self.of(function.__kwdefaults__, place), held, values)
 
     def _class(self, kind):
-        if _is_library(kind.__module__):
+        if _is_published(kind) or not kind.__flags__ & _MADE_BY_PYTHON:
             return "library", _library_name(kind)
         place = f"in {kind.__qualname__}"
         return ("class", [self.of(base, place) for base in kind.__bases__],
@@ -193,10 +211,10 @@ class _Describer:
                 hasattr(value, "get_config") and type(value).__module__.startswith("keras.")):
             pattern = getattr(value, "_exclude_from_weight_decay_pattern", None)  # of an optimizer
             return kind, self.of(_without_names(value.get_config()), place), getattr(pattern, "pattern", None)
-        if dataclasses.is_dataclass(value) and _is_library(type(value).__module__):
+        if dataclasses.is_dataclass(value) and _is_published(type(value)):
             return kind, [(field.name, self.of(getattr(value, field.name), place)) for field in _shown(value)]
         slots = [name for base in type(value).__mro__ for name in _slots(base) if hasattr(value, name)]
-        if not hasattr(value, "__dict__") and not slots or _is_library(type(value).__module__):
+        if not hasattr(value, "__dict__") and not slots or _is_published(type(value)):
             text = repr(value)
             return (kind, text) if _is_telling(text) else self._note(value, place)
         attributes = {name: getattr(value, name) for name in slots} | vars(value)

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import types
 
 import keras
 import numpy as np
@@ -99,6 +100,17 @@ def test_what_is_held_counts_by_its_value():
     held = []
     held.append(held)  # it holds itself
     assert describe(view(held)).text == describe(view(held)).text
+
+
+def test_what_says_to_be_of_python_itself_is_compared_as_well():
+    """As functions and classes of a program that has no name: Python takes them for its own."""
+    views = [types.FunctionType(view.__code__, {})
+             for view in (lambda images, seed: images, lambda images, seed: images * 0)]
+    kinds = [type("Own", (), {"__module__": "builtins", "view": view})() for view in views]
+    assert views[0].__module__ in (None, "builtins")
+    assert len(set(texts(views))) == len(set(texts(kinds))) == 2
+    # the packages' own stay as they are named
+    assert describe(keras.ops.relu).text == describe(keras.ops.relu).text != describe(keras.ops.gelu).text
 
 
 def test_what_cannot_be_compared_is_named():
