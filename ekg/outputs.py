@@ -146,6 +146,15 @@ class Outputs(Task):
             moved.append(tf.reshape(own, [*lead, stop - start]))
         return tf.concat(moved, axis=-1)
 
+    def in_training(self):
+        """The same without weights above 1.
+
+        Numbers of little variance weigh much in the search; in training that would multiply their
+        learning rate, with which the network was never stable.
+        """
+        parts = [dataclasses.replace(part, weight=min(part.weight, 1.0)) for part in self.parts]
+        return dataclasses.replace(self, parts=tuple(parts))
+
     def taking_labels(self, function):
         def of_vectors(images, labels, seed):
             made = function(images, self.named(labels), seed)

@@ -8,7 +8,7 @@ from ekg.tasks import Classification
 
 def plain(data):
     """Returns the loss_fn of labels on images as they are."""
-    return _labels(data.task, lambda batch: data.normalise(batch["images"]))
+    return _labels(data.task.in_training(), lambda batch: data.normalise(batch["images"]))
 
 
 def baseline(data, label_smoothing=0.0):
@@ -18,7 +18,7 @@ def baseline(data, label_smoothing=0.0):
         data: data.Dataset.
         label_smoothing: share of the labels that is spread over all classes evenly.
     """
-    return _labels(data.task, data.plain_view, label_smoothing)
+    return _labels(data.task.in_training(), data.plain_view, label_smoothing)
 
 
 def _labels(task, view, label_smoothing=0.0):
@@ -69,7 +69,7 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         EkgError: see check_teacher().
     """
     check_teacher(data, teacher)
-    task, num_views = data.task, num_views or data.num_views
+    task, num_views = data.task.in_training(), num_views or data.num_views
 
     def loss_fn(network, batch, constants):
         views = _joined(data.fine_tune_views(batch, num_views))

@@ -140,6 +140,15 @@ def test_the_scale_of_numbers_is_theirs_with_weights_and_without_labels():
     assert weighed.scale(labels) == pytest.approx(expected)
 
 
+def test_numbers_of_little_variance_weigh_in_the_search_and_not_in_training():
+    """A weight above 1 would be a higher learning rate than the network was trained with."""
+    small = ekg.make_data(early_and_late(), (IMAGES, [NUMBERS / 100, CLASSES])).task
+    large = ekg.make_data(early_and_late(), (IMAGES, [NUMBERS * 100, CLASSES])).task
+    assert small.parts[0].weight == pytest.approx(1e4 / NUMBERS.var(), rel=1e-3) and small.parts[0].weight > 1
+    assert [part.weight for part in small.in_training().parts] == [1.0, 1.0]
+    assert large.in_training() == large and large.parts[0].weight < 1
+
+
 def test_labels_of_several_outputs_are_checked_one_by_one():
     parts = (Part("a", tasks.Classification(0), (4,), (), "int32"), Part("b", tasks.Regression(1), (2,), (2,), "float32"))
     task, good = Outputs(parts=parts), np.array([[3, 0.5, 0.5], [0, 1, 1]], np.float32)
