@@ -92,15 +92,6 @@ def _fused(x, k, gamma, beta, epsilon):
     return y, mean, variance * ((count - 1) / count)
 
 
-def scaled_statistics(mean, variance, factor, epsilon):
-    """Returns (mean, variance) with which a batch norm gives for f·x what it gave for x.
-
-    f·μ and f²·(σ² + ε) − ε, of arrays or tensors [channels]. A factor f below 1 may leave a
-    negative variance, whose sum with ε is positive all the same.
-    """
-    return mean * factor, factor**2 * (variance + epsilon) - epsilon
-
-
 def uses_batch_statistics(layer):
     """Returns whether a layer normalises with the statistics of a batch when it is trained."""
     return isinstance(layer, keras.layers.BatchNormalization)
