@@ -1,9 +1,16 @@
-"""Search teacher x fine-tuning teacher, the rows of the paper, with several seeds."""
+"""Search teacher x fine-tuning teacher, the rows of the paper, with several seeds.
+
+Labels alone stand there twice, with one view of each image as published and with the two views that
+teachers get, so that the views and the teachers are told apart.
+"""
 
 import numpy as np
 
 from analyses import published
 from analyses.results import mean_and_deviation, write_results
+from ekg.errors import EkgError
+
+VIEWS = {1: "one view", 2: "two views"}
 
 
 def compare_teachers(runs, seeds, out):
@@ -15,13 +22,16 @@ def compare_teachers(runs, seeds, out):
         runs: runs.PruningRuns.
         seeds: list of the seeds.
         out: pathlib.Path of the folder for the results.
+
+    Raises:
+        EkgError: the runs' own flags name the views, which the rows differ in.
     """
-    rows = [_row(search_teacher, finetune_teacher,
-                 [_finish(runs, search_teacher, finetune_teacher, seed) for seed in seeds])
-            for search_teacher, finetune_teacher in published.TEACHERS]
+    if any(flag.split("=")[0] == "--num_views" for flag in runs.more_flags):
+        raise EkgError("`num_views`: rows of the ablation differ in it; leave it out.")
+    rows = [_row(*row, [_finish(runs, *row, seed) for seed in seeds]) for row in _rows()]
     several = len(seeds) > 1
     title = f"{runs}, {len(seeds)} seed{'s' * several}"
-    names = [f"{row['search']} / {row['fine_tuning']}" for row in rows]
+    names = [f"{row['search']} / {row['fine_tuning']}, {VIEWS[row['views']]}" for row in rows]
     _draw(out / "ablation.png", title, names, rows)
     text = f"{title}, search / fine-tuning teacher: " + "; ".join(
         f"{name} {row['top1']:.2f}" + f" ± {row['deviation']:.2f}" * several + " %" for name, row in zip(names, rows))
@@ -29,19 +39,30 @@ def compare_teachers(runs, seeds, out):
     return rows
 
 
-def _finish(runs, search_teacher, finetune_teacher, seed):
-    """Returns the FinishedRun of a row and seed; one that fine-tunes with a teacher takes the search of one without."""
-    searched = runs.path / f"{search_teacher}-none-{seed}"
-    shared_search = () if finetune_teacher == "none" else ("--search_from", str(searched))
-    return runs.finish(f"{search_teacher}-{finetune_teacher}-{seed}", "--search_teacher", search_teacher,
-                       "--finetune_teacher", finetune_teacher, "--seed", str(seed), *shared_search)
+def _rows():
+    """Yields (search teacher, fine-tuning teacher, views of each image) of every row."""
+    for search_teacher, finetune_teacher in published.TEACHERS:
+        for num_views in (1, 2) if finetune_teacher == "none" else (2,):
+            yield search_teacher, finetune_teacher, num_views
 
 
-def _row(search_teacher, finetune_teacher, finished):
+def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
+    """Returns the FinishedRun of a row and seed; all but labels on one view reuse that one's search."""
+    first = f"{search_teacher}-none-{seed}"
+    flags = ["--search_teacher", search_teacher, "--finetune_teacher", finetune_teacher, "--seed",
+             str(seed), "--num_views", str(num_views)]
+    if (finetune_teacher, num_views) == ("none", 1):
+        return runs.finish(first, *flags)
+    name = f"{search_teacher}-{finetune_teacher}{'-2' * (finetune_teacher == 'none')}-{seed}"
+    return runs.finish(name, *flags, "--search_from", str(runs.path / first))
+
+
+def _row(search_teacher, finetune_teacher, num_views, finished):
     """Returns the row of the FinishedRuns of all seeds."""
     mean, deviation = mean_and_deviation([100 * run.table[2].top1 for run in finished])
-    return {"search": search_teacher, "fine_tuning": finetune_teacher, "seeds": len(finished), "top1": mean,
-            "deviation": deviation, "search_seconds": np.mean([run.seconds("search") for run in finished]),
+    return {"search": search_teacher, "fine_tuning": finetune_teacher, "views": num_views,
+            "seeds": len(finished), "top1": mean, "deviation": deviation,
+            "search_seconds": np.mean([run.seconds("search") for run in finished]),
             "finetune_seconds": np.mean([run.seconds("bank", "fine-tune") for run in finished]),
             "baseline_top1": 100 * finished[0].table[0].top1}
 

@@ -32,7 +32,8 @@ from ekg.train.step import Schedule, StepOptions, Trainer
 logger = logging.getLogger(__name__)
 
 FORMAT = 6  # of the lines in the folder; an older folder is refused, never mixed
-FINE_TUNING = FineTuneSettings()  # the recipe of every sub-network, but for the epochs and the teacher
+# The recipe of every sub-network, but for the epochs.
+FINE_TUNING = FineTuneSettings(finetune_teacher="none")
 BOOTSTRAP_SAMPLES = 2000
 # What is correlated with the loss after fine-tuning:
 # {name: (entry of a row, entry that is held fixed, or None)}
@@ -155,10 +156,12 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     keras.utils.set_random_seed(0)
     train_batches = data.batches(data.train, subject.batch_size, mixed_order(data.strata))
     model = slim(supernet, subnetwork, train_batches, compute)
-    loss_fn = losses.fine_tuning(data, "none", FINE_TUNING.temperature)
+    num_views = FINE_TUNING.views_of(data)
+    loss_fn = losses.fine_tuning(data, FINE_TUNING.finetune_teacher, FINE_TUNING.temperature,
+                                 num_views=num_views)
     trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay,
                       options=StepOptions(1, compute.use_xla, compute.dtype))
-    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, data.num_views, phase="fine-tune")
+    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, num_views, phase="fine-tune")
     schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
     fit_statistics_(model, train_batches, compute.use_xla)

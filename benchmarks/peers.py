@@ -30,7 +30,7 @@ from ekg.data import TrainingBatches, mixed_order
 from ekg.devices.compute import DTYPES, Compute
 from ekg.devices.team import Team
 from ekg.distil import losses
-from ekg.distil.slim import fit_statistics_, slim
+from ekg.distil.slim import fit_statistics_, restore_norms_, slim
 from ekg.graph.execute import pure_forward
 from ekg.network.supernet import Supernet
 from ekg.report.measure import measure
@@ -68,6 +68,8 @@ def parse_args(argv=None):
     parser.add_argument("--train_epoch", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=FineTuneSettings.batch_size)
     parser.add_argument("--finetune_teacher", default="none", choices=("none", "single"))
+    parser.add_argument("--num_views", type=int, choices=(1, 2), help="random views of each image; "
+                        "without it 1 where labels alone teach, else 2")
     parser.add_argument("--precision", default="float32", choices=DTYPES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder of checkpoints and of the record; without it runs/NAME")
@@ -95,6 +97,7 @@ def make_network(args, data, unpruned, compute):
     if args.method in TORCH:
         model = nets.from_params(args.arch, prune_with_torch(args, data, unpruned), data.num_classes, "Torch-Pruning")
         fit_statistics_(model, train_batches, compute.use_xla)
+        restore_norms_(model, unpruned)  # as of all others: the effective learning rate stays
         return model
     if args.method == "scratch":
         return keras.models.clone_model(load(args, data, args.searched / names.SLIMMED))  # weights of a clone are new
@@ -143,14 +146,15 @@ def make_environment(folder):
 # ---------------------------------------------------------------- training and record
 
 def train(args, data, model, unpruned, compute):
-    """Trains the network as FineTunePhase would; a training that was stopped goes on."""
-    settings = dataclasses.replace(FineTuneSettings(), train_epoch=args.train_epoch, batch_size=args.batch_size)
+    """Trains the network as FineTunePhase would; a training that was stopped resumes."""
+    settings = FineTuneSettings(train_epoch=args.train_epoch, batch_size=args.batch_size)
     is_single = args.finetune_teacher == "single"
     loss_fn = losses.fine_tuning(data, args.finetune_teacher, settings.temperature,
-                                 pure_forward(unpruned) if is_single else None)
+                                 pure_forward(unpruned) if is_single else None,
+                                 num_views=args.num_views)
     trainer = Trainer(compute.team.strategy, model, loss_fn, weight_decay=settings.weight_decay,
                       options=StepOptions(1, compute.use_xla, compute.dtype), constants=unpruned if is_single else ())
-    batches = TrainingBatches(data, settings.batch_size, args.seed, data.num_views, phase="fine-tune")
+    batches = TrainingBatches(data, settings.batch_size, args.seed, args.num_views, phase="fine-tune")
     schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, args.train_epoch)
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder(args.out), team=compute.team)
     fit_statistics_(model, data.batches(data.train, BATCH, mixed_order(data.strata)), compute.use_xla)
@@ -162,6 +166,8 @@ def main(args):
     compute = Compute(team, op_utils.use_xla("auto"), args.precision)
     keras.utils.set_random_seed(args.seed)
     data = dataloader.load(args.dataset, args.data_path)
+    args.num_views = FineTuneSettings(finetune_teacher=args.finetune_teacher,
+                                      num_views=args.num_views).views_of(data)
     test = data.batches(data.test, BATCH)
     files_of = {name: args.out / f"{name}_param.pkl" for name in ("slimmed", "trained")}
     RunFolder.prepare(args.out, {"method": args.method, **_arguments(args, data, compute)})
@@ -192,7 +198,8 @@ def main(args):
 def _arguments(args, data, compute):
     """Returns what the tables tell runs apart by, in the form of arguments.json."""
     return {"arch": args.arch, "dataset": args.dataset, "search_teacher": "", "finetune_teacher": args.finetune_teacher,
-            "criterion": TITLES[args.method], "target_rate": args.target_rate, "train_epoch": args.train_epoch,
+            "num_views": args.num_views, "criterion": TITLES[args.method],
+            "target_rate": args.target_rate, "train_epoch": args.train_epoch,
             "batch_size": args.batch_size, "precision": args.precision, "seed": args.seed,
             "trained_param": files.sha256(args.trained_param), **describe(data, compute.use_xla),
             **({"searched": files.sha256(args.searched / names.SLIMMED)} if args.searched else {})}
@@ -201,7 +208,8 @@ def _arguments(args, data, compute):
 def _command(args):
     flags = {"arch": args.arch, "dataset": args.dataset, "trained_param": "PARAMS", "target_rate": args.target_rate,
              "train_epoch": args.train_epoch, "batch_size": args.batch_size, "finetune_teacher": args.finetune_teacher,
-             "precision": args.precision, "seed": args.seed} | ({"searched": "RUN"} if args.searched else {})
+             "num_views": args.num_views, "precision": args.precision, "seed": args.seed}
+    flags |= {"searched": "RUN"} if args.searched else {}
     return f"python -m benchmarks.peers {args.method} " + " ".join(f"--{name} {value}" for name, value in flags.items())
 
 

@@ -292,6 +292,26 @@ class FineTuneSettings(Settings):
         range=Range(0, 1, is_high_open=True))
     batch_size: int = setting(128, "images a training step, over all devices", TRAINING, range=COUNT)
     train_epoch: int = setting(100, "epochs of fine-tuning", TRAINING, range=COUNT)
+    num_views: int | None = setting(
+        None, "random views of each image in fine-tuning: 1, flipped and cropped, or 2, whose colours "
+        "change, too; without it 1 where labels alone teach and 2 where a teacher does", TRAINING,
+        range=Range(1, 2), may_be_none=True)
+
+    def views_of(self, data):
+        """Returns the number of random views of each training image.
+
+        Args:
+            data: data set; it has data.num_views views of an image at most.
+
+        Raises:
+            EkgError: the data set has fewer views than are asked for.
+        """
+        if self.num_views is None:
+            return 1 if self.finetune_teacher == "none" else data.num_views
+        if self.num_views > data.num_views:
+            raise EkgError(f"`num_views` {self.num_views} has no effect here: the data has no random "
+                           "views, so all would be alike; name `augment`, or leave it out.")
+        return self.num_views
 
     def __post_init__(self):
         super().__post_init__()
@@ -329,6 +349,9 @@ class RunSettings(Settings):
     exports: tuple[str, ...] = setting(
         (), "formats in which the unpruned and the pruned network are written, too, with proof that they compute the same",
         MACHINE, choices=tuple(FORMATS))
+    strict: bool = setting(
+        False, "refuse to resume on another machine, or with other threads or kernels, where the last digits may differ",
+        MACHINE)
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
 
     def __post_init__(self):

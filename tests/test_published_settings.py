@@ -65,7 +65,7 @@ def test_cifar_networks_are_trained_as_published(notes_of):
     assert notes.training("fine-tune") == (100, 128, 840, 2, 0, 5e-4)
     rates = notes.rates("fine-tune", 0, 29.9, 30, 59.9, 60, 79.9, 80, 99)
     assert rates == pytest.approx([1e-2, 1e-2, 2e-3, 2e-3, 4e-4, 4e-4, 8e-5, 8e-5])
-    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 4.0, None, 0.0)
+    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 4.0, None, 0.0, 2)
     assert notes.calls["select_teachers"][0][1] == 5
     assert notes.training("subset") == (1, 256, 3 * 256, 0, 0, 5e-4)
     assert notes.rates("subset", 0, 0.5, 0.99) == [1e-3] * 3
@@ -80,7 +80,7 @@ def test_imagenet_networks_are_trained_with_a_temperature_of_ten(notes_of):
     assert notes.training("fine-tune") == (100, 256, 840, 2, 0, 1e-4)
     rates = notes.rates("fine-tune", 0, 29.9, 30, 59.9, 60, 79.9, 80, 99)
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
-    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 10.0, None, 0.0)
+    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 10.0, None, 0.0, 2)
     assert notes.calls["select_teachers"][0][1] == 5
     assert notes.training("subset") == (1, 256, 3 * 256, 0, 0, 1e-4) and notes.rates("subset", 0) == [1e-3]
     assert notes.calls["search"][0][2].target_rate == 0.55
@@ -92,10 +92,11 @@ def test_every_setting_that_is_given_arrives_in_its_own_place(notes_of):
         "--criterion", "l1", "--val_per_class", 20, "--subset_per_class", 50, "--num_teacher", 2, "--temperature", 6,
         "--learning_rate", 0.03, "--decay_points", 0.25, 0.5, "--decay_rate", 0.4, "--warmup_epoch", 2, "--weight_decay",
         0.007, "--label_smoothing", 0.2, "--batch_size", 64, "--train_epoch", 8, "--baseline_epoch", 20, "--accum", 2,
-        "--seed", 11, "--checkpoint_minutes", 3, "--search_precision", "bfloat16", "--precision", "bfloat16")
-    assert notes.training("fine-tune") == (8, 64, 840, 2, 11, 0.007)
+        "--seed", 11, "--checkpoint_minutes", 3, "--search_precision", "bfloat16", "--precision", "bfloat16",
+        "--num_views", 1)
+    assert notes.training("fine-tune") == (8, 64, 840, 1, 11, 0.007)
     assert notes.rates("fine-tune", 0, 1, 2, 4) == pytest.approx([0.01, 0.02, 0.03 * 0.4, 0.03 * 0.4**2])
-    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 6.0, None, 0.2) and notes.calls["select_teachers"][0][1] == 2
+    assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 6.0, None, 0.2, 1) and notes.calls["select_teachers"][0][1] == 2
     assert notes.training("subset") == (1, 90, 150, 0, 11, 0.007)
     assert notes.training("baseline") == (20, 64, 840, 1, 11, 1e-4) and notes.calls["baseline"][0][1] == 0.2
     assert notes.rates("baseline", 0, 2, 6, 18) == pytest.approx([0.05 / 3, 0.05, 0.05 * 0.1, 0.05 * 0.1**3])

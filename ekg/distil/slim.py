@@ -9,6 +9,7 @@ import numpy as np
 from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
+from ekg.graph.cutting import kernel_norm
 from ekg.graph.readers import normalised_convolutions
 from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
@@ -87,10 +88,10 @@ def restore_norms_(model, original):
     wholes = Graph(original).layers
     for call, norm_call in normalised_convolutions(Graph(model)).items():
         key, layer, norm = call.key, call.layer, norm_call.layer
-        size = np.linalg.norm(layer.kernel.numpy())
+        size = kernel_norm(layer.kernel.numpy())
         if size == 0:
             continue
-        factor = np.linalg.norm(wholes[key].kernel.numpy()) / size
+        factor = kernel_norm(wholes[key].kernel.numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
         if np.abs(after - before).max() > MAX_CHANGE:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.cutting import kernel_norm
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 from ekg.graph.readers import normalised_convolutions
 from ekg.landscape import lanczos, surfaces
@@ -252,7 +253,7 @@ def norm_factors(graph, kernels_of):
     """
     factors = {}
     for call in normalised_convolutions(graph):
-        size, left = map(np.linalg.norm, kernels_of(call))
+        size, left = map(kernel_norm, kernels_of(call))
         factor = np.float32(size / left) if left else np.float32(1)
         factors |= {id(variable): factor for variable in layer_variables(call.layer)}
     return factors

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
+from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
 from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.report.table import Row
-from ekg.tasks import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,11 @@ def measure(name, evaluation, file_size):
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
-    cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
-    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
+    shape, task = image_shape(evaluation.batches), evaluation.batches.task
+    cost = model_complexity(evaluation.model, shape)
+    shown = task.metrics_of(task.shape(Graph(evaluation.model, shape)))
+    values = {metric: metrics.values[metric] for metric in shown}
+    return Row(name, metrics.loss, values, cost.params, cost.flops, file_size)
 
 
 def warn_of_lagging_statistics(evaluation, batches, found):
@@ -46,7 +50,7 @@ def warn_of_lagging_statistics(evaluation, batches, found):
         found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of Θ₀.
     """
     name, value = next(iter(evaluation(batches=batches).values.items()))
-    metric = METRICS[name]
+    metric = metric_named(name)
     if metric.is_share and found - value > max(LAG, batches.num_images**-0.5):  # of few images chance may move more
         logger.warning("the unpruned network's moving statistics lag behind: on the search's images it has %s %% %s with "
                        "them, and %s %% with those of batches. Beside its row of the table a pruned network may look better "

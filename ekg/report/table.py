@@ -3,7 +3,12 @@
 import dataclasses
 import re
 
-from ekg.tasks import METRICS
+from ekg.metrics import has_metric, metric_named
+
+MOST_SPREAD = 0.2  # from the first to the last decile, as a share; beyond it something else was running
+BUSY = "machine busy"
+LATENCY_NOTE = ("ms: median of the rounds = its ratio to the first network's median [first and last decile of the ratio "
+                f"in one round]; \"{BUSY}\": these are more than {MOST_SPREAD:.0%} apart, so measure again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +18,7 @@ class Row:
     Attributes:
         name: of the network.
         loss: mean loss on the test images, of a classification the cross-entropy in nats.
-        metrics: {name of a figure of merit: its mean on the test images}; see tasks.METRICS.
+        metrics: {name of a figure of merit: its mean on the test images}; see metrics.METRICS.
         params: number of parameters.
         flops: multiply-accumulates of one image.
         file_size: of its parameter file, bytes.
@@ -36,7 +41,7 @@ class Row:
 
     @property
     def top5(self):
-        """Share of labels among the five highest logits, in [0, 1]."""
+        """Share of labels among the five highest logits, in [0, 1]; of ten classes or more."""
         return self.metrics["top5"]
 
     @classmethod
@@ -54,8 +59,7 @@ class Row:
 def format_table(rows, whole_flops=None, with_ratios=None):
     """Returns the rows as a Markdown table.
 
-    A latency is a median, in milliseconds; beside it stands its ratio to the first network, both measured in turn, with the
-    first and last decile of the rounds.
+    Latencies are those of LATENCY_NOTE, all networks measured in turn.
 
     Args:
         rows: list of Row.
@@ -64,14 +68,18 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     """
     with_ratios = len(rows) > 1 if with_ratios is None else with_ratios
     whole_flops = whole_flops or next((row.flops for row in rows), None)
-    metrics = [name for name in METRICS if all(name in row.metrics for row in rows)]
+    metrics = {name: metric_named(name) for name in (rows[0].metrics if rows else ())
+               if has_metric(name) and all(name in row.metrics for row in rows)}
     conditions = [name for name in (rows[0].latencies if rows else ()) if all(name in row.latencies for row in rows)]
     exports = [name for name in (rows[0].exports if rows else ()) if all(name in row.exports for row in rows)]
-    head = ["network", "loss", *(METRICS[name].title for name in metrics), "params", "FLOPs", "rate", "file KiB",
+    titles = [metric.title for metric in metrics.values()]
+    head = ["network", "loss", *titles, "params", "FLOPs", "rate", "file KiB",
             *(f"{name} KiB" for name in exports), *(f"ms, {name}" for name in conditions),
             *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1)]
-    lines = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(row.metrics[name]) for name in metrics), f"{row.params:,}",
-              f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
+    lines = [[row.name, f"{row.loss:.4f}",
+              *(metric.text(row.metrics[name]) for name, metric in metrics.items()),
+              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / whole_flops:.4f}",
+              f"{row.file_size / 1024:,.0f}",
               *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
               *(latency_text(row.latencies[name], with_ratios) for name in conditions),
               *(f"{1000 * _batch_of(name) / row.latencies[name]['milliseconds']:,.0f}" for name in conditions
@@ -93,8 +101,18 @@ def milliseconds_text(value):
 
 
 def latency_text(timing, with_ratio=True):
-    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"."""
+    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"; see LATENCY_NOTE."""
     text = milliseconds_text(timing["milliseconds"])
-    if not with_ratio or "ratio" not in timing:
-        return text
-    return f"{text} = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
+    if with_ratio and "ratio" in timing:
+        text += f" = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
+    return f"{text} ({BUSY})" if _is_busy(timing) else text
+
+
+def _is_busy(timing):
+    """Returns whether rounds differ so much that something else was running: in the ratio, or in the only network's time."""
+    spreads = [(timing[high] - timing[low], timing[middle]) for low, middle, high in (
+        ("ratio_low", "ratio", "ratio_high"), ("low", "milliseconds", "high")) if {low, middle, high} <= set(timing)]
+    if not spreads:
+        return False
+    spread, middle = next((pair for pair in spreads if pair[0]), spreads[-1])
+    return spread > MOST_SPREAD * middle

@@ -26,8 +26,9 @@ def describe(data, is_compiled):
         data: data set.
         is_compiled: whether steps are compiled with XLA.
     """
-    return {"results_version": RESULTS_VERSION, "data": bank_files.fingerprint(data.train),
-            TEST_DATA: bank_files.fingerprint(data.test), "use_xla": is_compiled, "versions": VERSIONS}
+    train, test = (bank_files.fingerprint(split, data.task) for split in (data.train, data.test))
+    return {"results_version": RESULTS_VERSION, "data": train, TEST_DATA: test,
+            "use_xla": is_compiled, "versions": VERSIONS}
 
 
 def origin():
@@ -35,7 +36,7 @@ def origin():
 
     The revision is that of the git checkout that this program lies in; None where it lies in none.
     """
-    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": _count_cores()}
+    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": count_cores()}
 
 
 def hash_code(folder, patterns):
@@ -51,7 +52,7 @@ def hash_code(folder, patterns):
     return digest.hexdigest()
 
 
-def _count_cores():
+def count_cores():
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

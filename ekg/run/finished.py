@@ -4,6 +4,7 @@ import logging
 import zipfile
 
 from ekg import files
+from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.run import folder as names
 
@@ -24,9 +25,8 @@ def is_whole(job):
     folder, whole = job.folder, True
     try:
         folder.table()
-    except (EkgError, KeyError, TypeError) as error:
-        logger.warning("%s The networks are measured again.", error if isinstance(error, EkgError) else
-                       f"{folder / names.SUMMARY}: holds no table.")
+    except EkgError as error:
+        logger.warning("%s The networks are measured again.", error)
         whole = False
     result, keras_file = job.result_names
     problem = _problem(folder / result)
@@ -41,7 +41,24 @@ def is_whole(job):
         (folder / keras_file).unlink(missing_ok=True)
     if not whole:
         (folder / names.SUMMARY).unlink(missing_ok=True)
+    else:
+        _name_damage(folder)
     return whole
+
+
+def _name_damage(folder):
+    """Names what is damaged of the files that a finished run's result was made of; what is gone, a user has removed."""
+    damaged = [folder / name for name in (names.BASELINE, names.SUPERNET, names.SLIMMED)
+               if folder.has(name) and _problem(folder / name)]
+    damaged += [folder / name for name in (names.SLIMMED_KERAS,) if folder.has(name) and not _is_archive(folder / name)]
+    try:
+        folder.history()
+    except EkgError as error:
+        logger.warning("%s The result is whole; it does not need it.", error)
+    if folder.has(names.BANK):
+        damaged.append(bank_files.find_damage(folder / names.BANK))
+    for path in filter(None, damaged):
+        logger.warning("%s: damaged. The result is whole; it does not need it.", path)
 
 
 def _problem(path):

@@ -157,9 +157,11 @@ class Phase:
     Attributes:
         name: in logs, curves and checkpoints.
         leaves: name of the file in the run folder.
+        num_epochs: epochs of a phase that trains and keeps checkpoints; 0 of others.
     """
     name: str
     leaves: str
+    num_epochs = 0  # of a phase that trains
     rehearsed = None  # what a rehearsal leaves to the phase, so that nothing is traced or compiled twice
 
     def __init__(self, job):

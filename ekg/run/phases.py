@@ -16,6 +16,7 @@ from ekg.errors import EkgError, first_line
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
@@ -23,7 +24,6 @@ from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
-from ekg.tasks import METRICS
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
@@ -38,7 +38,7 @@ class SubsetPhase(Phase):
     On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
     search starts from the same weights.
     """
-    name, leaves = "subset", names.SUPERNET
+    name, leaves, num_epochs = "subset", names.SUPERNET, 1
 
     def make_trainer(self, model):
         """Returns the Trainer of a copy of the model."""
@@ -119,7 +119,7 @@ class SearchPhase(Phase):
     def further_bytes(self):
         """The states of D_val that every member keeps, and its images."""
         job, supernet = self.job, self.job.networks.supernet
-        num_images = self.settings.val_per_class * job.data.num_strata
+        num_images = job.data.num_of_each_class(self.settings.val_per_class)
         states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self._images_rehearsed())
         return len(job.team.local_members) * max(states, 0) + job.val_bytes()
 
@@ -133,7 +133,7 @@ class SearchPhase(Phase):
             job.team.on_chief(lambda: self._log(history[-1]))
             if target.is_reached(supernet, history[-1].subnetwork):
                 return history
-        metric = METRICS[job.data.task.metrics[0]]
+        metric = metric_named(job.data.task.metrics[0])
         with job.timed(self.name), progress_bar(self.name, None, "step") as progress:
             def show(entry):
                 way = target.way(supernet, entry.subnetwork)
@@ -241,18 +241,24 @@ class FineTunePhase(Phase):
     """
     name, leaves = "fine-tune", names.TRAINED
 
+    @property
+    def num_epochs(self):
+        return self.job.settings.fine_tuning.train_epoch
+
     def make_trainer(self, model, teacher):
         job, settings = self.job, self.job.settings.fine_tuning
         is_single = settings.finetune_teacher == "single"
         loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
-                                     pure_forward(teacher) if is_single else None, settings.label_smoothing)
+                                     pure_forward(teacher) if is_single else None,
+                                     settings.label_smoothing, settings.views_of(job.data))
         return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
 
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
-        settings = self.job.settings
-        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, self.job.data.num_views,
-                               phase=self.name, complete=None if memory_bank is None else
+        settings, data = self.job.settings, self.job.data
+        return TrainingBatches(data, settings.fine_tuning.batch_size, settings.run.seed,
+                               settings.fine_tuning.views_of(data), phase=self.name,
+                               complete=None if memory_bank is None else
                                lambda batch: {"bank": memory_bank.rows(batch["index"])})
 
     def further_bytes(self):

@@ -33,9 +33,12 @@ class ReportPhase(Phase):
         for one in self._conditions:
             if one.runtime != "tensorflow":  # an operator may be missing there
                 runtime_named(one.runtime).load(model, one.batch, one.num_threads, image_shape(batches))()
+        formats = job.settings.run.exports
+        examples = self._export_examples() if formats else None
         with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
-            for form in job.settings.run.exports:
-                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form)
+            for form in formats:
+                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form,
+                       examples=examples)
 
     def run(self, networks):
         """Returns the rows of the final table.
@@ -83,7 +86,7 @@ class ReportPhase(Phase):
         job, formats = self.job, self.job.settings.run.exports
         if not formats:
             return rows
-        examples = draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
+        examples = self._export_examples()
 
         def write():
             sizes = []
@@ -96,6 +99,10 @@ class ReportPhase(Phase):
                 sizes.append({one.format: one.size for one in made})
             return sizes
         return [dataclasses.replace(row, exports=sizes) for row, sizes in zip(rows, job.team.from_chief(write))]
+
+    def _export_examples(self):
+        """Returns the training images that exported files are compared on."""
+        return draw_examples(self.job.data, EXPORT_EXAMPLES, self.job.settings.run.seed)
 
     @property
     def _conditions(self):

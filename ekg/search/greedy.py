@@ -4,6 +4,7 @@ import collections
 import io
 import logging
 import time
+import zipfile
 
 import numpy as np
 
@@ -197,8 +198,9 @@ def _restore_knowledge(objective, history, state_file):
             if len(state["knowledge"]) == objective.num_images and 0 < state["num_added"] <= len(history):
                 num_added = int(state["num_added"])
                 objective.restore_knowledge(state["knowledge"], num_added)
-        except EkgError as error:
-            logger.warning("%s What the search knows is taken from its history again.", error)
+        except (EkgError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            reason = str(error) if isinstance(error, EkgError) else f"{state_file}: holds no knowledge of a search."
+            logger.warning("%s What the search knows is taken from its history again.", reason)
     for entry in history[num_added:]:
         objective.add_knowledge(entry.subnetwork)
     if num_added == len(history):

@@ -112,7 +112,7 @@ def test_fine_tuning_views_differ_from_crops_by_flip_and_colour(folder):
     crop[flip] = crop[flip, :, ::-1]
     normalised = (crop - ilsvrc.MEAN) / ilsvrc.STD
     np.testing.assert_allclose(data._view(batch, 1, use_colour=False), normalised, atol=1e-4)
-    np.testing.assert_allclose(data.baseline_view(batch), data._view(batch, 0, use_colour=False))
+    np.testing.assert_allclose(data.plain_view(batch), data._view(batch, 0, use_colour=False))
     coloured = data.fine_tune_view(batch, 1).numpy()
     assert 0.005 < np.abs(coloured - normalised).mean() < 0.3
 
@@ -245,7 +245,7 @@ def test_folders_that_do_not_fit_are_named(folder, damage, message):
 
 
 def test_more_images_of_a_class_than_there_are_cannot_be_asked_for(folder):
-    with pytest.raises(EkgError, match="5 images of each class are asked for, and the smallest class of ILSVRC.* 4;"):
+    with pytest.raises(EkgError, match="5 images of each class are asked for, and the largest class of ILSVRC.* 4;"):
         load(folder).last_of_each_class(5, seed=0)
 
 

@@ -80,7 +80,8 @@ def test_the_summary_and_the_report_say_what_came_out(pruned, tmp_path):
 
 def test_the_same_call_shows_a_finished_run_again(pruned):
     model, data, folder, result = pruned
-    again = ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED)
+    again = ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED,
+                      fine_tune={"num_views": 2})  # what it takes anyway
     assert again.table == result.table and again.subnetwork == result.subnetwork
     assert all((a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights()))
 
@@ -93,6 +94,9 @@ def test_other_settings_or_another_network_are_refused_in_a_run_folder(pruned):
     other.get_layer("one").kernel.assign_add(np.ones((3, 3, 1, 6)))
     with pytest.raises(EkgError, match="\n  model: "):
         ekg.prune(other, data, validation_data=digits(60), run_dir=folder, **TUNED)
+    with pytest.raises(EkgError, match=r"\n  num_views: 2 there, 1 here$"):
+        ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED,
+                  fine_tune={"num_views": 1})
     with pytest.raises(EkgError, match="\n  groups: "):
         ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED, min_channels=2)
     with pytest.raises(EkgError, match=r"\n  test_data: .*'images': 60.* there, .*'images': 50.* here$"):

@@ -34,10 +34,12 @@ REQUIRED = {train_imagenet.ImageNetSettings: {"data_path": "somewhere"},
 
 # What a number must be: (names, text in an error, numbers just inside, numbers just outside)
 WHOLE_RANGES = [
+    (("virtual_devices",), "from 1 to 64", (1, 64), (0, -1, 65, 10**6)),
     (("subset_per_class", "groups_per_step", "search_batch_size", "shortlist", "val_per_class", "num_teacher", "batch_size",
-      "train_epoch", "val_batch_size", "accum", "baseline_epoch", "virtual_devices", "latency_batch",
+      "train_epoch", "val_batch_size", "accum", "baseline_epoch", "latency_batch",
       "latency_threads"), "at least 1", (1, 10**9), (0, -1)),
     (("warmup_epoch",), "0 or more", (0, 100), (-1,)),  # no more than the epochs of the training, 100 by default
+    (("num_views",), "from 1 to 2", (1, 2), (0, 3)),
     (("test_every",), "0 or more", (0, 10**9), (-1,)),
     (("seed",), "from 0 to 4294967295", (0, 2**32 - 1), (-1, 2**32))]
 TINY, NEARLY_ONE, ABOVE_ONE = 1e-300, math.nextafter(1, 0), math.nextafter(1, 2)
@@ -53,7 +55,7 @@ RANGES = {name: (text, inside, outside + (NO_NUMBERS if ranges is REAL_RANGES el
 WITHOUT_RANGE = {"gpu_id"}  # its numbers are compared with the GPUs that are there
 
 # Values that are not the defaults, where they do not follow from the type
-OTHERS = {"data_path": "elsewhere", "gpu_id": (0, 2), "decay_points": (0.25,), "subset_per_class": 260,
+OTHERS = {"data_path": "elsewhere", "gpu_id": (0, 2), "decay_points": (0.25,), "subset_per_class": 260, "num_views": 1,
           "trained_param": Path("q.pkl"), "train_path": Path("run"), "search_from": Path("other"),
           "latency_table": Path("table.json"), "runtimes": ("litert",), "exports": ("onnx",)}
 # Where another target is given, that of the FLOPs falls away unless it is given, too.
@@ -308,7 +310,7 @@ def changed(field, **given):
 def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prepare, tmp_path):
     companions = COMPANIONS.get(field.name, [])
     before = prepare(tmp_path / "run", *companions)
-    argv, told = changed(field, subset_per_class=256)
+    argv, told = changed(field, subset_per_class=256, num_views=2)
     if about(field).affects == MACHINE and field.name != "compile":
         assert prepare(tmp_path / "run", *companions, *argv) == before
     else:
@@ -324,7 +326,7 @@ def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prep
 def test_a_search_is_taken_where_other_settings_are_of_the_training_alone(cls, field, searched, prepare, tmp_path):
     """However long the other run trained its network: the parameter file says it all."""
     source = searched[0]
-    argv, told = changed(field, subset_per_class=256)
+    argv, told = changed(field, subset_per_class=256, num_views=2)
     companions = COMPANIONS.get(field.name, [])
     command = [*companions, *argv, "--trained_param", source / "baseline_param.pkl", "--search_from", source]
     if about(field).affects != SEARCH and field.name != "compile":
@@ -357,3 +359,20 @@ def test_a_run_of_a_version_that_computes_otherwise_does_not_go_on(prepare, tmp_
                                                            if name != "results_version"})
     with pytest.raises(EkgError, match=r"other arguments.*\n  results_version: None there, \d+ here$"):
         prepare(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("teacher", "given", "expected"), [
+    ("none", None, 1), ("single", None, 2), ("ensemble", None, 2),
+    ("none", 2, 2), ("single", 1, 1), ("ensemble", 1, 1)])
+def test_the_views_follow_the_teacher_unless_they_are_given(teacher, given, expected):
+    made = settings.FineTuneSettings(finetune_teacher=teacher, num_views=given)
+    assert made.views_of(small_jobs.make_large_data()) == expected
+
+
+def test_the_views_that_a_run_takes_stand_in_its_arguments_and_cannot_change(prepare, tmp_path):
+    labels = ("--finetune_teacher", "none")
+    assert prepare(tmp_path / "labels", *labels)["num_views"] == 1
+    assert prepare(tmp_path / "labels", *labels, "--num_views", 1)["num_views"] == 1
+    with pytest.raises(EkgError, match=r":\n  num_views: 1 there, 2 here$"):
+        prepare(tmp_path / "labels", *labels, "--num_views", 2)
+    assert prepare(tmp_path / "two", *labels, "--num_views", 2)["num_views"] == 2

@@ -96,7 +96,7 @@ def test_moving_statistics_are_the_mean_over_parts(options):
     old = make_tiny_resnet()
     expected = np.mean([old.stateless_call(
         old.trainable_variables, old.non_trainable_variables,
-        data.baseline_view({name: value[part] for name, value in batch.items()}), training=True)[1][0].numpy()
+        data.plain_view({name: value[part] for name, value in batch.items()}), training=True)[1][0].numpy()
         for part in (slice(0, 12), slice(12, 24))], axis=0)
     trainer.step(batch, 0.1)
     np.testing.assert_allclose(trainer.model.non_trainable_variables[0], expected, rtol=1e-4, atol=1e-6)
