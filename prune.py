@@ -4,7 +4,8 @@
     python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path images --rescale -1 1
     python prune.py --model my.keras --inspect
 
-The pruned network stands in the run folder as trained_param.keras. The same command again goes on where a run stopped.
+The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse as
+slimmed_param.keras. The same command again resumes where a run stopped.
 """
 
 import dataclasses
@@ -47,6 +48,7 @@ class NetworkSettings(Settings):
     min_channels: int = setting(1, "channels of every group that stay at least", SEARCH, range=COUNT)
     multiple_of: str = setting(
         "1", "what the number of channels that stay is a multiple of; auto: measured, where time jumps", SEARCH)
+    prune_frozen: bool = setting(False, "let layers that are not trainable lose channels of their own, too", SEARCH)
     inspect: bool = setting(False, "print what can be pruned, and why the rest cannot, and end", MACHINE)
 
 
@@ -197,7 +199,8 @@ def main(args):
     if args.image_size is not None:
         shape = (*args.image_size, shape[-1])
     _check_size(args, model)
-    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args)}
+    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args),
+               "prune_frozen": args.prune_frozen}
     if args.inspect:
         inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
         print(inspection)

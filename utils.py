@@ -101,7 +101,7 @@ __all__ = ["assign_params_", "find_mismatches", "load_keras", "load_params", "lo
 EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
-EXIT_STOPPED = 128  # plus the number of the signal, as shells count
+EXIT_STOPPED = stopping.SIGNAL_EXIT  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
 
 
@@ -138,7 +138,7 @@ def run_script(main, parse_args):
                                 "again with the same command: the run resumes.", at_once=True)
     except FloatingPointError as error:
         end(EXIT_NOT_FINITE, f"error: {error}")
-    except Stopped as stop:
+    except (Stopped, stopping.Interrupted, stopping.Terminated) as stop:
         _exit_stopped(stop.signal, how_to_go_on)
     except KeyboardInterrupt:
         _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_go_on}", at_once=True)

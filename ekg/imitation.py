@@ -89,6 +89,9 @@ class Imitation(Task):
             )
         return labels.astype(np.float32, copy=False)
 
+    def scale(self, labels):
+        return self.kind.scale(labels)
+
     def strata(self, labels):
         """The classes that the unpruned network gives, rare ones with the most frequent one."""
         if isinstance(self.kind, Regression):

@@ -23,6 +23,7 @@ from ekg.export.accuracy import draw_labelled
 from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
+from ekg.graph.complexity import model_complexity
 from ekg.graph.heads import without_heads
 from ekg.latency.runtimes import runtime_named
 from ekg.latency.steps import find_multiple
@@ -31,19 +32,24 @@ from ekg.output_choice import check_all_count
 from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
+from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
 from ekg.report.table import LATENCY_NOTE, format_table
 from ekg.run import arguments, pipeline, plan, precision
 from ekg.run import folder as names
+from ekg.run.choice import Choice
+from ekg.run.comparing import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
 from ekg.search.latency import Latency
+from ekg.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 256
 AUTO = "auto"
+_KNOWN_TASKS = tuple(kind() for kind in TASKS.values())
 NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
 
 
@@ -52,17 +58,19 @@ class PruneResult:
     """What pruning leaves.
 
     Attributes:
-        model: the pruned network, a plain keras.Model.
+        model: the pruned network, a plain keras.Model: where fine-tuning made it worse, as it was before.
         subnetwork: the Subnetwork Θ* that was found.
         history: tuple of HistoryEntry, from Θ₀ to Θ*.
         table: list of table.Row: the unpruned network, the one that was cut out, and the fine-tuned one.
         note: what the figures of the table are of.
+        choice: which network `model` is, that of the last row or that before fine-tuning, and why; empty without it.
     """
     model: keras.Model
     subnetwork: object
     history: tuple
     table: list
     note: str
+    choice: str
     _run: FinishedRun = dataclasses.field(repr=False)
     _data: object = dataclasses.field(repr=False)
 
@@ -73,8 +81,8 @@ class PruneResult:
 
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
-        latencies = f"\n{LATENCY_NOTE}" if self.table and self.table[0].latencies else ""
-        return f"{format_table(self.table)}\n{self.note}{latencies}"
+        latencies = LATENCY_NOTE if self.table and self.table[0].latencies else None
+        return "\n".join(filter(None, (format_table(self.table), self.note, self.choice, latencies)))
 
     def export(self, path, format=None, *, quantize=None, examples=None, labels=None, task="auto",
                tolerance=None):
@@ -111,8 +119,8 @@ class PruneResult:
 
 
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", may_lose=(), exclude=(),
-          min_channels=1, multiple_of=1, epochs=20, search=None, repair=True, bank=None, fine_tune=None, run=None,
-          augment=None, run_dir=None, restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None,
+          min_channels=1, multiple_of=1, prune_frozen=False, epochs=20, search=None, repair=True, bank=None, fine_tune=None,
+          run=None, augment=None, run_dir=None, restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None,
           class_weight=None):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
@@ -132,13 +140,14 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         validation_data: what the final table is of; None takes training images that the search uses.
         task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or dict.
         may_lose: names or numbers of outputs that may be worth nothing afterwards, as ["boxes"].
-        exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
-        epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
-        search: {name: value} of SearchSettings, and subset_per_class.
-        repair: whether the kernels of the network that is cut out are fitted to the unpruned network before any training;
-            see ekg.repair. The plain cut stays where it has the lower loss on the images that the search evaluates on.
+        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where time jumps.
+        epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated again.
+        search: {name: value} of SearchSettings, and those of SubsetSettings.
+        repair: whether kernels of the network that is cut out are fitted to the unpruned one before any training, unless
+            that raises the loss on the images that the search evaluates on; see ekg.repair.
         bank: {"num_teacher": K}, or False for no memory bank.
-        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
+        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature; and
+            "optimizer", a keras Optimizer, and "schedule", its learning rate; see train.optimizers.Recipe.
         run: {name: value} of RunSettings, as precision, accum.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
@@ -151,27 +160,45 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
         FloatingPointError: a loss or a reward is not finite.
-        Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call resumes there.
     """
     plan.check_restart(restart, run_dir)
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run, repair)
-    stays = {"exclude": exclude, "min_channels": min_channels}
+    stays = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
-        path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
-        if run_dir is not None:
-            stack.enter_context(stopping.handled())
+        path = stack.enter_context(_folder(run_dir))
         team = stack.enter_context(Team(strategy or _default_strategy()).sharing_failures())
         given = {"validation_data": validation_data, "augment": augment,
                  "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
         data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays)
-        found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
+        found = {"auto_multiple_of": _find_multiple(networks, target, team, path)} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
-        job, note = _make_job(choices, data, networks, team, Path(path))
-        made_of = _arguments(job, epochs, augment) | found
+        job, note = _make_job(choices, data, networks, team, path)
+        made_of, unknown = _arguments(job, epochs, augment, found)
         _check_workers(team, made_of)
-        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, restart), trained_file=job.folder / names.BASELINE)
+        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, unknown, restart),
+                                trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
+
+
+@contextlib.contextmanager
+def _folder(run_dir):
+    """Gives the path of the folder of a job: `run_dir`, or a temporary one for None.
+
+    Signals stop a job whose folder is kept where nothing is lost. It ends by what Python raises for them, and says where.
+    """
+    if run_dir is None:
+        with tempfile.TemporaryDirectory(prefix="ekg-") as path:
+            yield Path(path)
+        return
+    try:
+        with stopping.handled():
+            yield Path(run_dir)
+    except stopping.Stopped as stop:
+        ending = stopping.ended(stop.signal, RunFolder(run_dir).describe_progress())
+        logger.warning("%s", ending)
+        raise ending from None
 
 
 def _find_multiple(networks, target, team, path):
@@ -221,6 +248,7 @@ def _understand(model, data, meant, given, supernet_choices):
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
         data = make_data(model, data, **meant, **given)
+    _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
@@ -234,6 +262,15 @@ def _understand(model, data, meant, given, supernet_choices):
     return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
 
 
+def _warn_of_own_training(model):
+    """Warns of a model that says itself how it is trained, which no phase asks."""
+    own = [name for name in ("train_step", "compute_loss") for kind in type(model).__mro__
+           if name in vars(kind) and not kind.__module__.startswith("keras.")]
+    if own:
+        logger.warning("`model` %r (%s) has a %s() of its own, which training here does not call: the task's loss and "
+                       "`model.losses` are minimised.", model.name, type(model).__name__, own[0])
+
+
 def _with_test_images(data, settings):
     """Returns (data set with images for the final table, what these are)."""
     if data.test is not None:
@@ -242,27 +279,33 @@ def _with_test_images(data, settings):
     return dataclasses.replace(data, test=drawn), NO_VALIDATION
 
 
-def _arguments(job, epochs, augment):
-    """Returns what arguments.json holds: all that the result depends on."""
+def _arguments(job, epochs, augment, found):
+    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be compared, in words).
+
+    Args:
+        job: Job.
+        epochs: see prune.
+        augment: see prune.
+        found: {name: value} of what was measured for the job.
+    """
     chosen = job.settings
     parts = (chosen.subset, chosen.search, chosen.slim, chosen.fine_tuning, chosen.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
-    given = {name: _named(value) if callable(value) else value for part in parts for name, value in vars(part).items()
-             if name in affecting}
+    given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
+    task = job.data.task
+    values = {"target": job.settings.target, "augment": augment, "task": task.name if task in _KNOWN_TASKS else task}
+    recipe = job.settings.recipe
+    values |= {name: value for name, value in vars(recipe).items() if recipe.optimizer is not None or name == "schedule"}
+    described = {name: describe(value) for name, value in {**given, **values}.items()
+                 if callable(value) or name in values}
+    unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]
+    texts = {name: None if (given | values)[name] is None else one.text for name, one in described.items()}
     groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
-    view = augment if augment is None or isinstance(augment, str) else _named(augment)
-    own = job.settings.target
-    target = None if own is None else repr(own) if dataclasses.is_dataclass(own) else _named(type(own))
-    return {**given, "target": target, "augment": view, "epochs": epochs, "arch": job.networks.model.name,
-            "dataset": job.data.name, "task": job.data.task.name,
+    return {**given, **texts, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
             "outputs": list(job.data.task.outputs),
             "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
-            "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
-
-
-def _named(function):
-    """Returns what stands for a function in arguments.json."""
-    return getattr(function, "__qualname__", repr(type(function)))
+            "model": arguments.model_fingerprint(job.networks.model),
+            **arguments.describe(job.data, job.compute.use_xla), **found}, unknown
 
 
 def _check_workers(team, made_of):
@@ -271,8 +314,11 @@ def _check_workers(team, made_of):
     team.check_same(made_of | {"code": code})
 
 
-def _prepare(job, made_of, restart):
+def _prepare(job, made_of, unknown, restart):
     """Makes or opens the run folder, and puts the trained network into it."""
+    if unknown and job.folder.holds_run():
+        logger.warning("%s: resumes as if nothing had changed in what cannot be compared: %s", job.folder.path,
+                       ", ".join(unknown))
     folder = RunFolder.prepare(job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`")
     if restart is not None:
         folder.restart(restart)
@@ -284,5 +330,22 @@ def _result(job, rows, note):
     folder = job.folder
     run = folder.read_finished()
     found = run.history[-1].subnetwork
-    model = job.networks.finished(folder / job.result_names[0], found)
-    return PruneResult(model, found, tuple(run.history), rows, note, run, job.data)
+    model = job.networks.finished(folder / job.handed_out[0], found)
+    return PruneResult(model, found, tuple(run.history), rows, f"{note}; {_error_note(rows)}{_size_note(job, found)}",
+                       "" if run.choice is None else str(Choice(**run.choice)), run, job.data)
+
+
+def _error_note(rows):
+    return f"± is one standard error of the mean over {rows[0].examples} examples"
+
+
+def _size_note(job, found):
+    """Returns what the rate is at the size of the test images, where that is not the search's; else an empty text."""
+    supernet, tested = job.networks.supernet, image_shape(job.test_batches)
+    searched = supernet.graph.input_shapes[0]
+    if tested == searched:
+        return ""
+    whole, cut = (model_complexity(model, tested).flops for model in (supernet.model, supernet.cut(found)))
+    sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
+    return (f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest is of, the rate is "
+            f"{cut / whole:.4f}")

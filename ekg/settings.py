@@ -18,6 +18,7 @@ from ekg.latency.runtimes import RUNTIMES
 from ekg.search.criteria import CRITERIA
 from ekg.search.latency import Latency
 from ekg.search.targets import Every, Flops, Params, Target
+from ekg.train.optimizers import Recipe
 
 # What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
 SEARCH, TRAINING, MACHINE = "search", "training", "machine"
@@ -189,6 +190,8 @@ class SubsetSettings(Settings):
     subset_per_class: int | None = setting(
         SUBSET_PER_CLASS, "training images of each class, its first ones, for the epoch before the search; None: "
         f"{SUBSET_PER_CLASS}, or what the smallest class has", SEARCH, range=COUNT, may_be_none=True)
+    subset_learning_rate: float = setting(
+        1e-3, "learning rate of the epoch before the search", SEARCH, range=POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,8 +369,10 @@ class JobSettings:
 
     Attributes:
         fine_tunes: whether there is a memory bank and fine-tuning, or the job ends with the pruned network.
+        hands_out_better: whether the network that was cut out is handed out where fine-tuning made it worse.
         writes_page: whether it leaves a picture and a page, which need matplotlib.
         target: a Target of the user's own, besides those of the search's settings, or None.
+        recipe: optimizers.Recipe of fine-tuning.
     """
     subset: SubsetSettings = SubsetSettings()
     search: SearchSettings = SearchSettings()
@@ -375,8 +380,10 @@ class JobSettings:
     run: RunSettings = RunSettings()
     slim: SlimSettings = SlimSettings()
     fine_tunes: bool = True
+    hands_out_better: bool = False
     writes_page: bool = True
     target: Target | None = None
+    recipe: Recipe = Recipe()
 
     def targets(self):
         """Returns the Target of the search."""

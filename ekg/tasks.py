@@ -17,6 +17,7 @@ from ekg.labels import check_labels, prepare_classes
 from ekg.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 
 TOP5_CLASSES = 10  # of fewer classes most are among the first five
+SCALED_EXAMPLES = 4096  # that the scale of labels is taken from
 PARTS = 10  # that examples without classes are dealt to, so that a draw from each is a draw from everywhere
 
 
@@ -158,6 +159,14 @@ class Task:
         return labels
 
     # ---------------------------------------------------------------- losses
+
+    def scale(self, labels):
+        """Returns what losses and divergences are divided by in training, so that a learning rate fits labels of any scale.
+
+        Args:
+            labels: of the training examples, as prepare_labels() gives.
+        """
+        return 1.0
 
     def loss(self, labels, outputs, smoothing=0.0):
         """Returns the loss of every example with its label, [batch].
@@ -386,6 +395,13 @@ class Regression(Task):
         parts = np.empty(len(labels), np.int64)
         parts[np.argsort(first, kind="stable")] = np.arange(len(labels)) * min(PARTS, len(labels)) // max(len(labels), 1)
         return parts
+
+    def scale(self, labels):
+        """The variance of the labels, mean over the numbers of an example, where it is above 1; of another loss 1."""
+        if type(self).loss is not Regression.loss:
+            return 1.0
+        some = labels[::max(len(labels) // SCALED_EXAMPLES, 1)]
+        return max(float(some.var(axis=0, dtype=np.float64).mean()), 1.0)
 
     def loss(self, labels, outputs, smoothing=0.0):
         if smoothing:

@@ -113,6 +113,9 @@ class Weighted(Task):
             raise EkgError(f"{what}: weighted ones are needed, float32; received {labels.dtype} of shape {labels.shape}.")
         self.inner.check_labels(self.values(labels), shape, what)
 
+    def scale(self, labels):
+        return self.inner.scale(self._values(np.asarray(labels)))
+
     def strata(self, labels):
         return self.inner.strata(self.values(np.asarray(labels)))
 

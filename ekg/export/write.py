@@ -24,8 +24,8 @@ from ekg.export.saved_model import SavedModel
 from ekg.graph import groups
 from ekg.graph.calls import Graph
 from ekg.logits import squash_of
+from ekg.metrics import has_metric, metric_named
 from ekg.own_data import make_data
-from ekg.tasks import METRICS
 
 FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onnx())}
 MIN_EXAMPLES = 64
@@ -70,7 +70,7 @@ class Export:
 
     def __str__(self):
         same = "" if self.agreement is None else f", same top-1 in {self.agreement:.2%}"
-        measured = "".join(f", {METRICS[name].title if name in METRICS else name} {_metric_text(name, other)} "
+        measured = "".join(f", {metric_named(name).title if has_metric(name) else name} {_metric_text(name, other)} "
                            f"({_metric_text(name, mine)} in memory)" for name, (mine, other) in self.metrics.items())
         return (f"{self.path}: {self.format}{'' if self.quantize is None else f' {self.quantize}'}, {self.size:,} bytes, "
                 f"batch {self.batch}, {', '.join(self.inputs)} -> {', '.join(self.outputs)}; greatest difference "
@@ -79,7 +79,7 @@ class Export:
 
 
 def _metric_text(name, value):
-    return METRICS[name].text(value) if name in METRICS else f"{value:.4f}"
+    return metric_named(name).text(value) if has_metric(name) else f"{value:.4f}"
 
 
 def export(model, path, format=None, *, quantize=None, examples=None, labels=None, task="auto", tolerance=None):

@@ -52,16 +52,17 @@ def cut_part(graph, layout, mask, calls, reads):
     return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
 
 
-def copy(model, input_shape=None):
+def copy(model, input_shape=None, replacements=None):
     """Returns a copy of a functional or sequential keras.Model, object by object, with its weights.
 
     Args:
         model: keras.Model.
         input_shape: of an example, where the model takes any size; the copy takes any size, too.
+        replacements: {id of a layer: the layer that stands in its place}, or None.
     """
     graph = Graph(model, input_shape)
     layout = groups.find(graph)
-    return cut(graph, layout, np.ones(layout.num_channels + 1, bool))
+    return cut(graph, layout, np.ones(layout.num_channels + 1, bool), replacements=replacements)
 
 
 def kernel_norm(kernel):

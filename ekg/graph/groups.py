@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from ekg.graph import flow, layers, operations, records, wrappers
-from ekg.graph.choices import Choices
+from ekg.graph.choices import FROZEN, Choices
 
 KNOWN = (layers, operations, wrappers)  # whose import fills records.RECORDS
 
@@ -138,7 +138,7 @@ def _follow(graph, choices):
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
         elif records.is_mixing(call.layer) and wrappers.is_frozen(call.layer) and not choices.prune_frozen:
-            channel_flow.close(labels, f"{call.key!r} is frozen")
+            channel_flow.close(labels, f"{call.key!r} {FROZEN}")
     for number in graph.outputs:
         channel_flow.close(channel_flow.channels[number].labels, "output of the network")
     _close_unread(graph, channel_flow)

@@ -22,21 +22,23 @@ LAG = 0.05  # share of right answers that lagging statistics cost, from which on
 SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
-def measure(name, evaluation, file_size):
+def measure(name, evaluation, file_size, shape=None):
     """Returns the Row of a network but for its latency: exact test metrics, complexity, file size.
 
     Args:
         name: first cell of the row.
         evaluation: evaluate.Evaluation of the network on the test images.
         file_size: of its parameter file, bytes.
+        shape: of the image that FLOPs are counted for; None takes that of the evaluation's images.
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
-    shape, task = image_shape(evaluation.batches), evaluation.batches.task
-    cost = model_complexity(evaluation.model, shape)
-    shown = task.metrics_of(task.shape(Graph(evaluation.model, shape)))
-    values = {metric: metrics.values[metric] for metric in shown}
-    return Row(name, metrics.loss, values, cost.params, cost.flops, file_size)
+    task, own_shape = evaluation.batches.task, image_shape(evaluation.batches)
+    cost = model_complexity(evaluation.model, own_shape if shape is None else shape)
+    shown = task.metrics_of(task.shape(Graph(evaluation.model, own_shape)))
+    return Row(name, metrics.loss, {metric: metrics.values[metric] for metric in shown}, cost.params, cost.flops, file_size,
+               examples=metrics.examples,
+               errors={metric: error for metric, error in metrics.errors.items() if metric in ("loss", *shown)})
 
 
 def warn_of_lagging_statistics(evaluation, batches, found):

@@ -1,6 +1,7 @@
 """The final table of a run."""
 
 import dataclasses
+import math
 import re
 
 from ekg.metrics import has_metric, metric_named
@@ -24,6 +25,8 @@ class Row:
         file_size: of its parameter file, bytes.
         latencies: {timing.Conditions in words: timing.Timing as a dict}; ratios are to the first network of the table.
         exports: {name of a format: bytes of the exported file}.
+        examples: number of test images; 0 in tables of earlier versions.
+        errors: {"loss" or name of a figure of merit: its standard error}; empty in tables of earlier versions.
     """
     name: str
     loss: float
@@ -33,6 +36,8 @@ class Row:
     file_size: int
     latencies: dict[str, dict] = dataclasses.field(default_factory=dict)
     exports: dict[str, int] = dataclasses.field(default_factory=dict)
+    examples: int = 0
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def top1(self):
@@ -43,6 +48,13 @@ class Row:
     def top5(self):
         """Share of labels among the five highest logits, in [0, 1]; of ten classes or more."""
         return self.metrics["top5"]
+
+    def text(self, name):
+        """Returns the loss or a figure of merit as it stands in a cell, with its standard error: "93.75 ±0.54"."""
+        show = metric_named(name).text if has_metric(name) else "{:.4f}".format
+        value = show(self.loss if name == "loss" else self.metrics[name])
+        error = self.errors.get(name)
+        return value if error is None or not math.isfinite(error) else f"{value} ±{show(error)}"
 
     @classmethod
     def from_json(cls, value):
@@ -59,7 +71,8 @@ class Row:
 def format_table(rows, whole_flops=None, with_ratios=None):
     """Returns the rows as a Markdown table.
 
-    Latencies are those of LATENCY_NOTE, all networks measured in turn.
+    Losses and figures of merit are means over the test images, with their standard errors. Latencies are those of
+    LATENCY_NOTE, all networks measured in turn.
 
     Args:
         rows: list of Row.
@@ -76,10 +89,8 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     head = ["network", "loss", *titles, "params", "FLOPs", "rate", "file KiB",
             *(f"{name} KiB" for name in exports), *(f"ms, {name}" for name in conditions),
             *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1)]
-    lines = [[row.name, f"{row.loss:.4f}",
-              *(metric.text(row.metrics[name]) for name, metric in metrics.items()),
-              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / whole_flops:.4f}",
-              f"{row.file_size / 1024:,.0f}",
+    lines = [[row.name, *map(row.text, ("loss", *metrics)), f"{row.params:,}",
+              f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
               *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
               *(latency_text(row.latencies[name], with_ratios) for name in conditions),
               *(f"{1000 * _batch_of(name) / row.latencies[name]['milliseconds']:,.0f}" for name in conditions

@@ -12,6 +12,7 @@ import tensorflow as tf
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
 from ekg.latency.runtimes import machine
+from ekg.run.comparing import describe_network
 
 RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before
 TEST_DATA = "test_data"  # nothing is chosen by it; the final table is of it
@@ -73,9 +74,10 @@ def _revision(git):
 
 
 def model_fingerprint(model):
-    """Returns a hash of a network: the names, shapes and numbers of its weights."""
+    """Returns a hash of a network: the names, shapes and numbers of its weights, and what its layers compute."""
     digest = hashlib.sha256()
     for layer, name, variable in named_weights(model):
         digest.update(f"{type(layer).__name__} {name} {tuple(variable.shape)}".encode())
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    digest.update(describe_network(model).encode())
     return digest.hexdigest()

@@ -18,8 +18,10 @@ from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA
+from ekg.run.choice import CUT
 from ekg.run.lock import LOCK, held
 from ekg.search.history import HistoryEntry
+from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
-SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where it ends so
+SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where that is the result
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
 UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
 CURVES, EVENTS = "curves.jsonl", "events"
@@ -358,6 +360,24 @@ class RunFolder:
             raise EkgError(f"{self / SUMMARY}: holds no table of this program; put the file back, or start anew in another "
                            "folder.") from None
 
+    def describe_progress(self):
+        """Returns in words what a run has done that is not finished, as "search step 12"."""
+        position = Checkpoints(self.checkpoints("fine-tune")).restore()
+        if self.has(TRAINED):
+            return "the fine-tuning"
+        if position is not None:
+            epoch, step = position["epoch"], position["step"]
+            return f"step {step} of epoch {epoch + 1} of the fine-tuning" if step else f"epoch {epoch} of the fine-tuning"
+        history = self.history()
+        if self.has(SLIMMED):
+            return f"all {len(history) - 1} steps of the search"
+        return f"search step {len(history) - 1}" if history else "its start, before the search"
+
+    def hands_out_cut(self):
+        """Returns whether a finished run hands out the network that was cut out, as fine-tuning made it worse."""
+        choice = files.read_json(self / SUMMARY).get("choice") if self.has(SUMMARY) else None
+        return choice is not None and choice["name"] == CUT
+
     def read_finished(self):
         """Returns the FinishedRun of the folder.
 
@@ -372,7 +392,7 @@ class RunFolder:
             raise EkgError(f"{self / ARGUMENTS}: names no network and no data set; put the file back.")
         summary = files.read_json(self / SUMMARY, {"phases": dict})
         return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES, CURVE_ENTRIES), self.table(),
-                           summary["phases"], summary.get("origin", {}))
+                           summary["phases"], summary.get("origin", {}), summary.get("choice"))
 
 
 def _is_unfinished(name):

@@ -29,8 +29,6 @@ from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
-SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
-
 
 class SubsetPhase(Phase):
     """Step 0: one epoch on D_subset, labels alone; moving statistics stay.
@@ -45,7 +43,7 @@ class SubsetPhase(Phase):
         job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
         return Trainer(strategy, job.copy(model, strategy), losses.plain(job.data),
                        weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
-                       options=StepOptions(job.settings.run.accum, job.compute.use_xla))
+                       options=StepOptions(job.settings.run.accum, job.compute.use_xla), divisor=job.loss_divisor)
 
     def batches(self):
         settings = self.job.settings
@@ -68,7 +66,8 @@ class SubsetPhase(Phase):
 
     def _train(self, baseline):
         job, trainer = self.job, self.trainer_from(baseline, self.make_trainer)
-        fit(self.name, trainer, self.batches(), Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1), folder=job.folder,
+        schedule = Schedule(job.settings.subset.subset_learning_rate, (), 1.0, 1, setting="subset_learning_rate")
+        fit(self.name, trainer, self.batches(), schedule, folder=job.folder,
             checkpoint_minutes=job.settings.run.checkpoint_minutes)
         job.networks.save(trainer.model, job.folder / self.leaves)
 
@@ -251,7 +250,9 @@ class FineTunePhase(Phase):
         loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
                                      pure_forward(teacher) if is_single else None,
                                      settings.label_smoothing, settings.views_of(job.data))
-        return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
+        recipe = job.settings.recipe
+        return job.make_trainer(model, loss_fn, recipe.decay(settings), teacher if is_single else (),
+                                recipe.make_optimizer)
 
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
@@ -282,12 +283,13 @@ class FineTunePhase(Phase):
             memory_bank: MemoryBank or None.
             subnetwork: the Subnetwork that was cut out.
         """
-        job, settings = self.job, self.job.settings.fine_tuning
-        schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
-                            settings.warmup_epoch)
+        job, batches = self.job, self.batches(memory_bank)
+        schedule = job.settings.recipe.make_schedule(job.settings.fine_tuning, batches.num_steps)
         with job.timed(self.name):
-            fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
-                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer = self.make_trainer(model, baseline)
+            fit(self.name, trainer, batches, schedule, folder=job.folder, team=job.team,
+                checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer.finish()
             fit_statistics_(model, job.train_batches, job.compute.use_xla)
             job.team.on_chief(lambda: self._save(model, subnetwork))
 

@@ -9,9 +9,11 @@ import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
+from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.network.promise import check_promise, num_examples
 from ekg.run import environment, phases, preflight
 from ekg.run import folder as names
+from ekg.run.choice import FEW_STEPS, count_steps
 from ekg.run.finished import is_whole
 from ekg.run.reporting import ReportPhase
 
@@ -98,10 +100,10 @@ class Pipeline:
     def _complete(self):
         """Makes again what a finished run's result and numbers are enough for."""
         job, folder = self.job, self.job.folder
-        result, made = job.result_names
-        if not job.has(made):
-            found = folder.history()[-1].subnetwork
-            phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
+        for result, made in dict.fromkeys([job.result_names, job.handed_out]):
+            if not job.has(made):
+                found = folder.history()[-1].subnetwork
+                phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
         if job.settings.writes_page and not (job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)):
             self._report.write_page()  # stopped between the two, or removed
 
@@ -151,8 +153,8 @@ def check(settings, data, supernet):
         supernet: the Supernet of the network that is to be pruned.
     """
     settings.targets().check(supernet)
-    logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
-                settings.search.target_rate)
+    logger.info("smallest possible rate %.4f; asked for %s", supernet.rate(supernet.smallest()),
+                settings.targets().describe() or "all of the FLOPs")
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
     _log_images_that_decide(data, settings.search.val_per_class)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
@@ -161,6 +163,10 @@ def check(settings, data, supernet):
     for name, batch_size, num_images in batches:
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
+    if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
+        logger.warning("fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: take more epochs, "
+                       "or a smaller `batch_size`.", steps, FEW_STEPS)
+    warn_of_weight_decay(supernet.model, settings.recipe.decay(settings.fine_tuning))
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))
 
 

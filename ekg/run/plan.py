@@ -21,9 +21,11 @@ from ekg.settings import (
     SubsetSettings,
     names_where,
 )
+from ekg.train.optimizers import Recipe
 
 logger = logging.getLogger(__name__)
 
+_SUBSET = names_where([SubsetSettings], lambda details: True)
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
 
 
@@ -69,7 +71,8 @@ def make_settings(choices, data, num_outputs, replicas):
     tuning = _tuning(choices, num_outputs, data.task.has_labels)
     if data.changes_labels and choices.epochs is not None:
         tuning = _with_teacher_of_views(tuning, data, choices.bank)
-    subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
+    recipe, tuning = Recipe.take(tuning)
+    subset = {name: search.pop(name) for name in list(search) if name in _SUBSET}
     if {"target_rate", "target_params", "target"} & set(search):
         raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
     if "seed" in _given("run", choices.run):
@@ -87,8 +90,8 @@ def make_settings(choices, data, num_outputs, replicas):
     fine_tuning = FineTuneSettings.make(tuning)
     fine_tuning = dataclasses.replace(fine_tuning, num_views=fine_tuning.views_of(data))
     made = JobSettings(subset, SearchSettings.make({**targets, **search}), fine_tuning, run_settings,
-                       SlimSettings(choices.repair),
-                       fine_tunes=choices.epochs is not None, writes_page=False, target=own)
+                       SlimSettings(choices.repair), fine_tunes=choices.epochs is not None, writes_page=False,
+                       hands_out_better=choices.epochs is not None, target=own, recipe=recipe)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
     check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})

@@ -102,7 +102,8 @@ def bytes_to_write(job, model, epochs):
     arrays, numbers = len(model.weights), 4 * model.count_params()
     params = numbers + PER_ARRAY * arrays
     keras_file = numbers + PER_KERAS_ARRAY * arrays + 2 * len(model.to_json())
-    checkpoint = 2 * numbers + PER_ARRAY * 2 * arrays
+    copies = 1 + job.settings.recipe.num_slots()  # of the weights: themselves and what the optimizer keeps of each
+    checkpoint = copies * (numbers + PER_ARRAY * arrays)
     export = numbers + PER_EXPORTED_ARRAY * arrays + PAGE_BYTES
     lines = _search_steps(job) + sum(epochs)
     return sum((

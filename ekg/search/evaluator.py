@@ -70,6 +70,7 @@ class Evaluator:
         """
         self.supernet, self._batches = supernet, batches
         self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
+        self._scale = self._task.scale(batches.split.labels)
         self._num_added = 0  # sub-networks in the knowledge
         self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
@@ -285,6 +286,7 @@ class Evaluator:
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
+            loss /= self._scale  # a factor of all scores, that keeps gradients in the range of half precision
         gradients = tape.gradient(loss, activations, unconnected_gradients="zero")
         products = {}
         for site, activation in activations.items():

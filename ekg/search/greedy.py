@@ -12,7 +12,7 @@ from ekg import files, stopping
 from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
 from ekg.landscape.subnetworks import Spectra
-from ekg.search.criteria import CriterionContext, score_channels
+from ekg.search.criteria import NOT_TRAINED, CriterionContext, score_channels
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.objective import Objective
 from ekg.search.proposals import combine, propose
@@ -163,7 +163,7 @@ class _Search:
                   if not np.isfinite(score.reward)]
         if broken:
             raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
-                                     f"{broken[:5]}; are the weights those of a trained network?")
+                                     f"{broken[:5]}; {NOT_TRAINED}")
 
     def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None, groups=()):
         """Puts an interim sub-network into the history, and what is known by then on disk."""
