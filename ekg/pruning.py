@@ -20,6 +20,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
 from ekg.export.write import export
+from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.heads import without_head
@@ -104,7 +105,7 @@ class PruneResult:
 
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
           multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None,
-          restart=None, seed=0, strategy=None, verbose=True):
+          restart=None, seed=0, strategy=None, verbose=True, open_layers=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)
@@ -115,7 +116,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
     process, and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
-        model: trained functional or sequential keras.Model of one input.
+        model: trained keras.Model of one input.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
             Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
@@ -124,7 +125,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
-        exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
+        exclude, min_channels, multiple_of, open_layers: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
         bank: {"num_teacher": K}, or False for no memory bank.
@@ -154,7 +155,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         if run_dir is not None:
             stack.enter_context(stopping.handled())
         team = Team(strategy or _default_strategy())
-        data, networks = _understand(model, data, validation_data, task, augment, stays)
+        data, networks = _understand(model, data, validation_data, task, augment, stays, open_layers)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
@@ -192,10 +193,11 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
 
 
-def _understand(model, data, validation_data, task, augment, supernet_choices):
+def _understand(model, data, validation_data, task, augment, supernet_choices, open_layers):
     """Returns (data set, Networks) of what a user gave."""
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
+    original, model = model, cutting.open_model(model, open_layers=open_layers)
     if isinstance(data, LabelledData):
         for name, value in (("validation_data", validation_data), ("augment", augment)):
             if value is not None:
@@ -203,15 +205,16 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
     else:
         data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
     chosen, size = data.task, data.image_shape
-    kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_head(model, chosen.output, size)
+    kept = Choices(**supernet_choices).excluded(Graph(original, size, open_layers))
+    logits, head = without_head(cutting.open_model(model, size, open_layers), chosen.output, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
     supernet_choices["exclude"] = [f"^{re.escape(key)}$" for key in sorted(kept) if key in graph.layers]
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
-    return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
+    return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size,
+                                   "open_layers": False}, head)  # what can be opened is open by now
 
 
 def _with_test_images(data, settings):

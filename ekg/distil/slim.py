@@ -42,7 +42,7 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None):
         return model
 
     model = make() if keep is None else keep(make)
-    restore_norms_(model, supernet.model)
+    restore_norms_(model, supernet.graph)
     return model
 
 
@@ -69,9 +69,9 @@ def restore_norms_(model, original):
 
     Args:
         model: the cut keras.Model.
-        original: the keras.Model it was cut from; layers match by their names in the whole model.
+        original: calls.Graph of the network it was cut from; layers match by their names in it.
     """
-    wholes = Graph(original).layers
+    wholes = original.layers
     for key, layer, norm in _normalised_convolutions(Graph(model)):
         size = np.linalg.norm(layer.kernel.numpy())
         if size == 0:

@@ -52,7 +52,7 @@ class ComplexityTable:
             counted.add(id(call.layer))
             if record is None or record.flops is not None:
                 self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
-            elif weights:
+            elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
                 reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
                 writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
@@ -89,7 +89,7 @@ class ComplexityTable:
         positions = graph.rows[call.output] * (records.spatial_size(written, axis) if record.positions is None
                                                else record.positions(call.layer, read, written, axis))
         names = records.weight_names(call.layer, record)
-        for variable, name in zip(call.layer.weights, names):
+        for variable, name in zip(getattr(call.layer, "weights", ()), names):
             axes, constant = record.weights[name].axes, Fraction(1)
             for size, role in zip(variable.shape, axes):
                 constant *= size if role is None else Fraction(size, len(layout.index[numbers[role]]))
@@ -98,6 +98,10 @@ class ComplexityTable:
             counts[0][growth] += constant * positions * (name in record.multiplies)
             growth = self._GROWTHS.index((reads_all, writes_all))
             counts[1][growth] += constant * is_first  # a layer that is called again has no more parameters
+        if record.products is not None:
+            products = record.products(call.layer, [graph.shapes[number] for number in call.inputs], written)
+            written_channels = len(layout.index[call.output])
+            counts[0][self._GROWTHS.index((False, True))] += Fraction(products, written_channels) * graph.rows[call.output]
         return counts
 
     def count(self, mask):

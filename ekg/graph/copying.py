@@ -8,6 +8,7 @@ and seeds inside, are made anew. What is cut gets other values and attributes on
 import contextlib
 import functools
 import logging
+import operator
 import types
 
 import keras
@@ -34,7 +35,7 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
     Args:
         operation: keras.Operation, a layer that is built or a function of keras.ops.
         arrays: {id of a variable: the value that its copy gets}; the others keep theirs.
-        changes: {attribute: value} of the copy.
+        changes: {attribute: value} of the copy; "cell.units" is an attribute of what it holds.
         name: another name for the copy.
 
     Raises:
@@ -147,7 +148,8 @@ def _copy_layer(layer, arrays, changes, copies):
             else:
                 setattr(copy, name, new)
     for name, value in {**changes, **_without_arrays(copy, bool(changes or arrays))}.items():
-        setattr(copy, name, value)
+        *inside, last = name.split(".")
+        setattr(operator.attrgetter(".".join(inside))(copy) if inside else copy, last, value)
     copy._lock_state()
     return copy
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import operator
 import warnings
 
 import keras
@@ -10,9 +11,10 @@ import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
 from ekg.graph import groups, layers, records
-from ekg.graph.calls import Graph, ModelCall, functional
+from ekg.graph.calls import Graph, ModelCall, functional, looked_into
 from ekg.graph.copying import copy_operation, refit_
 from ekg.graph.refs import fill_in
+from ekg.graph.steps import PartsCall, numbers_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +54,38 @@ def cut_part(graph, layout, mask, calls, reads):
     return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
 
 
-def copy(model, input_shape=None):
+def copy(model, input_shape=None, open_layers=False):
     """Returns a copy of a functional or sequential keras.Model, object by object, with its weights.
 
     Args:
         model: keras.Model.
         input_shape: of an example, where the model takes any size; the copy takes any size, too.
+        open_layers: which layers of it are opened, as Graph takes it.
     """
-    graph = Graph(model, input_shape)
+    graph = Graph(model, input_shape, open_layers)
     layout = groups.find(graph)
     return cut(graph, layout, np.ones(layout.num_channels + 1, bool))
+
+
+def open_model(model, input_shape=None, open_layers=True):
+    """Returns a functional keras.Model for a model of any kind; see opening.Opener.
+
+    That is the model itself where nothing in it is made of layers; else a copy of it, with weights
+    of its own, in which the layers and models that are made of layers are nested models.
+
+    Args:
+        model: keras.Model.
+        input_shape: as Graph takes it.
+        open_layers: which layers are opened, as Graph takes it.
+
+    Raises:
+        EkgError: the model is subclassed, and its input shape is not known, or it cannot be opened.
+    """
+    graph = Graph(model, input_shape, open_layers)
+    for key, reason in graph.unopened.items():
+        logger.info("layer %r (%s) stays closed: %s", key, type(graph.layers[key]).__name__, reason)
+    is_opened = any(looked_into(graph.layers[key]) is None for key in graph.looked_into)
+    return copy(model, input_shape, open_layers) if is_opened or graph.model is not model else model
 
 
 def norm_factor(kernel, row_mask, axis):
@@ -133,7 +157,7 @@ class _Cutter:
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
             return args, {}  # another layer need not know its arguments, as the mask of a batch norm
-        record = None if isinstance(step, ModelCall) else records.record_of(step.layer)
+        record = None if isinstance(step, (ModelCall, PartsCall)) else records.record_of(step.layer)
         if record is None or record.arguments is None:
             return args, kwargs
         return record.arguments(step, args, kwargs, self._kept_by(step))
@@ -144,24 +168,50 @@ class _Cutter:
             if id(step.model) not in self._models:
                 self._models[id(step.model)] = self.model(step.model, step.entries, step.outputs, step.steps)
             return self._models[id(step.model)]
+        if isinstance(step, PartsCall):
+            return self._whole(step)
         if id(step.layer) in self._replacements:
             return self._replacements[id(step.layer)]
         layer, record = step.layer, records.record_of(step.layer)
         kept = self._kept_by(step)
         changes = record.resize(layer, kept) if record is not None and record.resize is not None and kept.is_cut else {}
+        copy, is_new = self._copy(step, changes, lambda: self._arrays(step, record, kept))
+        if is_new and isinstance(layer, keras.layers.Layer):
+            refit_(copy, kept)
+        return copy
+
+    def _copy(self, step, changes, arrays_of):
+        """Returns (the copy of the layer of a step with these changes, whether it was made now)."""
+        layer = step.layer
         known = self._copies.setdefault(id(layer), [])
         for other, copy in known:  # one without weights may be cut in several ways at its several calls
             if other == changes:
-                return copy
-        missing = [name for name in changes if not hasattr(layer, name)]
-        if missing:
-            raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
-                           "attribute of the layer.")
-        name = self._free_name(layer.name) if known else None
-        copy = copy_operation(layer, self._arrays(step, record, kept), changes, name)
-        if isinstance(layer, keras.layers.Layer):
-            refit_(copy, kept)
+                return copy, False
+        for name in changes:
+            try:
+                operator.attrgetter(name)(layer)
+            except AttributeError:
+                raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {name!r}, which is no "
+                               "attribute of the layer.") from None
+        copy = copy_operation(layer, arrays_of(), changes, self._free_name(layer.name) if known else None)
         known.append((changes, copy))
+        return copy, True
+
+    def _whole(self, step):
+        """Returns the copy of a layer that stands as its parts."""
+        calls = {call.key.removeprefix(f"{step.key}/"): call for call in step.steps}
+        kept = {name: self._kept_by(call) for name, call in calls.items()}
+        is_cut = any(part.is_cut for part in kept.values())
+
+        def arrays_of():
+            return {place: array for name, call in calls.items() for place, array in self._arrays(
+                call, records.record_of(call.layer), kept[name]).items()}
+        copy, is_new = self._copy(step, step.parts.changes(kept) if is_cut else {}, arrays_of)
+        if is_new and copy._build_shapes_dict:
+            numbers = {f"{name}_shape": own for name, own in numbers_by_name(step).items()}
+            copy._build_shapes_dict = {
+                name: self._cut_shape(shape, numbers[name][0]) if name in numbers else shape
+                for name, shape in copy._build_shapes_dict.items()}
         return copy
 
     def _free_name(self, name):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import flow, norms
+from ekg.graph import attention, flow, norms
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
@@ -224,20 +224,6 @@ _CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerReco
 # ---------------------------------------------------------------- kinds that are closed, but counted
 
 
-def _attention_flops(layer, shapes, _written):
-    """Projections of query, key, value and output, and the two products of attention."""
-    query, value = shapes[0], shapes[1]
-    key = shapes[2] if len(shapes) > 2 else value
-    queries, keys = np.prod(query[1:-1], dtype=int), np.prod(value[1:-1], dtype=int)
-    entries = {name: int(np.prod(getattr(layer, name).kernel.shape)) for name in
-               ("_query_dense", "_key_dense", "_value_dense", "_output_dense")}
-    axes = [axis % len(query) for axis in layer._attention_axes]
-    met = np.prod([value[axis] for axis in axes], dtype=int)  # keys that a query meets
-    products = queries * met * layer._num_heads * (layer._key_dim + layer._value_dim)
-    return int(queries * (entries["_query_dense"] + entries["_output_dense"])
-               + np.prod(key[1:-1], dtype=int) * entries["_key_dense"] + keys * entries["_value_dense"] + products)
-
-
 def _recurrent_flops(layer, shapes, _written):
     """Every entry of every kernel at each time step."""
     kernels = [variable for variable in layer.weights if len(variable.shape) > 1 and "bias" not in variable.name]
@@ -274,7 +260,8 @@ RECORDS.update({
     layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
     layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
     **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),
-    layers.MultiHeadAttention: LayerRecord(flow.close, flops=_attention_flops),
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), LayerRecord(
+        flow.close, flops=attention.flops, parts=attention.parts)),
     **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), LayerRecord(flow.close, flops=_recurrent_flops)),
     # what networks of keras.applications have besides
     "keras.src.applications.convnext.LayerScale": LayerRecord(

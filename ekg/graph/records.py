@@ -88,6 +88,26 @@ class Context:
     kept: object = None
 
 
+class Parts:
+    """How one layer computes through smaller ones, each of which has a record of its own.
+
+    In a graph the parts stand in the layer's place, so that channels inside it can go. A cut makes
+    one smaller layer of them again.
+    """
+
+    def call(self, *args, **kwargs):
+        """Returns what the layer returns for symbolic tensors, computed by calls of the parts."""
+        raise NotImplementedError
+
+    def changes(self, kept):
+        """Returns {attribute of the layer: value} that a cut changes; "cell.units" is one inside.
+
+        Args:
+            kept: {name of a part: Kept of its call}.
+        """
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
     """What a layer kind means to pruning.
@@ -100,6 +120,9 @@ class LayerRecord:
         positions: (layer, shape read, shape written, axis of the channels in both) -> number of positions at which it
             computes; None stands for those of what it writes.
         flops: (layer, list of shapes read, shape written) -> multiply-accumulates, of a kind whose channels never change.
+        products: (layer, list of shapes read, shape written) -> multiply-accumulates without a
+            weight, of which every output channel makes the same share.
+        parts: (layer, arguments of the call by name) -> Parts that stand in its place, or None.
         resize: (layer, Kept) -> {attribute: value} of the layer that a cut changes.
         arguments: (call, its args, its kwargs, Kept) -> (args, kwargs) of the call that a cut makes in its place.
         run: (layer, its variables, trainable first, args of the call, Context) -> (output, new non-trainable values), or
@@ -114,6 +137,8 @@ class LayerRecord:
     multiplies: tuple[str, ...] = ()
     positions: Callable | None = None
     flops: Callable | None = None
+    products: Callable | None = None
+    parts: Callable | None = None
     resize: Callable | None = None
     arguments: Callable | None = None
     run: Callable | None = None
@@ -169,10 +194,22 @@ def record_of(layer):
     return record
 
 
+def has_record(layer):
+    """Returns whether the kind of a layer is described, if only as one that closes what it reads."""
+    return type(layer) in RECORDS or _published_name(type(layer)) in RECORDS
+
+
 def _published_name(kind):
     """Returns the name of a kind: keras.ops.Add for what stands in a graph where keras.ops.add was called."""
     module = "keras.ops" if kind.__module__.startswith("keras.src.ops.") else kind.__module__
     return f"{module}.{kind.__name__}"
+
+
+def parts_of(layer, kwargs):
+    """Returns the Parts of a layer called with these arguments by name, or None if it has none."""
+    record = RECORDS.get(type(layer))
+    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
+    return None if record is None or record.parts is None else record.parts(layer, kwargs)
 
 
 def weight_names(layer, record):

@@ -25,12 +25,12 @@ class Gate:
 
 
 class Supernet:
-    """A functional Keras model whose channels can be masked and cut.
+    """A Keras model whose channels can be masked and cut.
 
     The model is read, never changed: its weights are looked up at every call.
 
     Attributes:
-        model: the keras.Model.
+        model: the keras.Model; of a subclassed one the functional model of the same layers.
         groups: tuple of ChannelGroup in network order.
         layout: groups.Layout, where every channel of every tensor belongs.
         program: list of graph calls and gates in the order in which they run.
@@ -44,10 +44,10 @@ class Supernet:
     """
 
     def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None,
-                 class_logits=True):
+                 class_logits=True, open_layers=True):
         """
         Args:
-            model: functional or sequential keras.Model.
+            model: keras.Model.
             exclude: layers that keep all their output channels: a layer, a kind, a regular expression for names, a function
                 from a layer to a bool, or a list of these. The name of a nested model stands for all its layers.
             min_channels: how many channels of every group stay at least; or {pattern of the group's name: number}.
@@ -55,11 +55,15 @@ class Supernet:
             prune_frozen: whether layers that are not trainable may lose channels of their own.
             input_shape: shape of one input without the batch, or a list of them, that FLOPs are counted for; needed where
                 the model itself leaves it open.
+            open_layers: which layers that are made of layers are taken apart into these, so that
+                channels inside can go: True for all, False for none, or regular expressions for
+                their names. They become nested models of the cut network. So does a subclassed
+                model, which becomes a functional one.
             class_logits: whether a vector that the network returns holds class logits, whose kernel keeps its norm; see
                 layers.classifier_of.
         """
-        self.model, self.options = model, execute.ExecutionOptions()
-        self.graph = Graph(model, input_shape)
+        self.graph = Graph(model, input_shape, open_layers)
+        self.model, self.options = self.graph.model, execute.ExecutionOptions()
         checks.check_layers(self.graph)
         self.layout = groups.find(self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen))
         if all(len(group.counts) == 1 for group in self.layout.groups):
