@@ -125,7 +125,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
             search evaluates on. Nothing is chosen by it.
         task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
-        exclude, min_channels, multiple_of, open_layers: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
+        exclude, min_channels, multiple_of, open_layers: see Supernet; multiple_of="auto" measures where the time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
         bank: {"num_teacher": K}, or False for no memory bank.

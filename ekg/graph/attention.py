@@ -119,7 +119,8 @@ class AttentionParts(Parts):
         heads = {name: self._dense[name](x) for name, x in read.items() if name in self._dense}
         # A GroupQueryAttention has as many channels in its query, key, value and output.
         tied = [] if is_multi_head(self._layer) else [query, key, value]
-        return self._dense["output"](self._attending(**heads, **masks), *tied)
+        attended = self._attending(*(heads.get(name) for name in read), **masks)
+        return self._dense["output"](attended, *tied)
 
     def changes(self, kept):
         heads, groups = len(kept["query"].output), len(kept["key"].output)
@@ -140,12 +141,13 @@ class AttentionParts(Parts):
 
 def parts(layer, kwargs):
     """Returns the AttentionParts of a call, or None where the layer stays whole."""
-    is_plain = layer.built and not kwargs.get("return_attention_scores")
-    return AttentionParts(layer) if is_plain and len(layer._output_dense.kernel.shape) == 3 else None
+    if not layer.built or kwargs.get("return_attention_scores"):
+        return None
+    return AttentionParts(layer) if len(layer._output_dense.kernel.shape) == 3 else None
 
 
 def flops(layer, shapes, _written):
-    """Projections of query, key, value and output, and both products, of a layer that stays whole."""
+    """Projections and both products of attention, of a layer that stays whole."""
     query, value = shapes[0], shapes[1]
     key = shapes[2] if len(shapes) > 2 else value
     entries = {name: math.prod(getattr(layer, attribute).kernel.shape)
@@ -154,8 +156,9 @@ def flops(layer, shapes, _written):
     met = math.prod(value[axis] for axis in axes)  # keys that a query meets
     _, heads, size = layer._query_dense.kernel.shape
     products = met * heads * (size + layer._value_dense.kernel.shape[-1])
-    return (math.prod(query[1:-1]) * (entries["query"] + entries.get("gate", 0) + entries["output"] + products)
-            + math.prod(key[1:-1]) * entries["key"] + math.prod(value[1:-1]) * entries["value"])
+    each = entries["query"] + entries.get("gate", 0) + entries["output"] + products  # query
+    return (math.prod(query[1:-1]) * each + math.prod(key[1:-1]) * entries["key"]
+            + math.prod(value[1:-1]) * entries["value"])
 
 
 # ---------------------------------------------------------------- how channels go through them

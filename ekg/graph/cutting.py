@@ -177,7 +177,7 @@ class _Cutter:
         changes = record.resize(layer, kept) if record is not None and record.resize is not None and kept.is_cut else {}
         copy, is_new = self._copy(step, changes, lambda: self._arrays(step, record, kept))
         if is_new and isinstance(layer, keras.layers.Layer):
-            refit_(copy, kept)
+            self._refit_(copy, step, kept)
         return copy
 
     def _copy(self, step, changes, arrays_of):
@@ -207,12 +207,26 @@ class _Cutter:
             return {place: array for name, call in calls.items() for place, array in self._arrays(
                 call, records.record_of(call.layer), kept[name]).items()}
         copy, is_new = self._copy(step, step.parts.changes(kept) if is_cut else {}, arrays_of)
-        if is_new and copy._build_shapes_dict:
-            numbers = {f"{name}_shape": own for name, own in numbers_by_name(step).items()}
-            copy._build_shapes_dict = {
-                name: self._cut_shape(shape, numbers[name][0]) if name in numbers else shape
-                for name, shape in copy._build_shapes_dict.items()}
+        if is_new:
+            self._refit_(copy, step, None)
+            for name, attribute in step.parts.held.items():
+                self._refit_(getattr(copy, attribute), calls[name], kept[name])
         return copy
+
+    def _refit_(self, copy, step, kept):
+        """Sets the shapes that a copy was built for, where there are several by argument."""
+        if kept is not None:
+            refit_(copy, kept)
+        if not copy._build_shapes_dict or (kept is not None and len(copy._build_shapes_dict) == 1):
+            return
+        numbers = {f"{name}_shape": own for name, own in numbers_by_name(step).items()}
+
+        def cut(shape, own):
+            is_one = not any(isinstance(size, (list, tuple)) for size in shape)
+            return self._cut_shape(shape, own[0]) if is_one else [
+                self._cut_shape(one, number) for one, number in zip(shape, own)]
+        copy._build_shapes_dict = {name: cut(shape, numbers[name]) if name in numbers else shape
+                                   for name, shape in copy._build_shapes_dict.items()}
 
     def _free_name(self, name):
         """Returns the name with a number that no layer has."""
@@ -234,11 +248,14 @@ class _Cutter:
         """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""
         if record is None or not record.weights:
             return {}
-        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1])}
+        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1]),
+                    records.BACK: (kept.output, kept.sizes[1])}
         described, arrays = records.weights_of(call.layer, record), {}
         for variable in call.layer.weights:
-            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis]))
-                    for axis, role in enumerate(described[id(variable)].axes)
+            weight = described[id(variable)]
+            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis],
+                                                weight.is_tiled and role == records.OUT))
+                    for axis, role in enumerate(weight.axes)
                     if role is not None and len(channels[role][0]) != channels[role][1]]
             if cuts and self._is_trial:
                 sizes = {axis: len(indices) for axis, indices in cuts}

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import attention, flow, norms
+from ekg.graph import attention, flow, norms, recurrent
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
@@ -221,15 +221,6 @@ def _resize_reshape(layer, kept):
 _CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
 _CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
 
-# ---------------------------------------------------------------- kinds that are closed, but counted
-
-
-def _recurrent_flops(layer, shapes, _written):
-    """Every entry of every kernel at each time step."""
-    kernels = [variable for variable in layer.weights if len(variable.shape) > 1 and "bias" not in variable.name]
-    return int(shapes[0][1] * sum(np.prod(variable.shape) for variable in kernels))
-
-
 RECORDS.update({
     layers.Conv1D: _conv(1), layers.Conv2D: _conv(2), layers.Conv3D: _conv(3),
     layers.Conv1DTranspose: _conv_transpose(1), layers.Conv2DTranspose: _conv_transpose(2),
@@ -262,14 +253,11 @@ RECORDS.update({
     **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),
     **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), LayerRecord(
         flow.close, flops=attention.flops, parts=attention.parts)),
-    **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), LayerRecord(flow.close, flops=_recurrent_flops)),
     # what networks of keras.applications have besides
     "keras.src.applications.convnext.LayerScale": LayerRecord(
         flow.carry, {"gamma": _VECTOR}, ("gamma",), keeps_zeros=True,
         resize=lambda _, kept: {"projection_dim": len(kept.output)}),
     "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
-    layers.Bidirectional: lambda layer: LayerRecord(flow.close, flops=_recurrent_flops) if type(layer.forward_layer) in (
-        layers.LSTM, layers.GRU, layers.SimpleRNN) else None,
 })
 
 # ---------------------------------------------------------------- what the network returns
@@ -288,7 +276,9 @@ def classifier_of(graph):
     call = producer.get(graph.output) if len(graph.outputs) == 1 else None
     while call is not None and _is_softmax(call.layer):
         call = producer.get(call.inputs[0])
-    if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
+    if call is None or not is_mixing(call.layer) or type(call.layer) in recurrent.KINDS:
+        return None
+    if len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
         return None
     return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
 

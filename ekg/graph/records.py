@@ -6,6 +6,7 @@ record. A layer of a kind without a record closes the channels that it reads: th
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 
 from ekg.errors import EkgError
 
-IN, OUT = "in", "out"
+IN, OUT, BACK = "in", "out", "back"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +24,22 @@ class Weight:
     Attributes:
         axes: what the index of each axis is: IN, a channel that the layer reads; OUT, one that it writes; None, neither.
             Where an axis is longer than there are channels, each stands for as many neighbouring indices; where it is
-            shorter, as in a layer that works in groups, for one index of every group.
+            shorter, as in a layer that works in groups, for one index of every group. BACK is a
+            channel that the layer writes and reads again, as a recurrent one does.
         filter_axes: the axes whose indices together name one filter; none for a weight that is not a kernel.
         each_channel: whether every output channel is multiplied by all entries, though no axis is that of the channels, as
             by a slope that all share.
+        is_tiled: whether a longer axis of OUT holds all channels several times, one row of them
+            after the other, as the gates of an LSTM, and not each channel's indices side by side.
     """
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
     each_channel: bool = False
+    is_tiled: bool = False
 
     def __post_init__(self):
-        if any(axis not in (IN, OUT, None) for axis in self.axes):
-            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
+        if any(axis not in (IN, OUT, BACK, None) for axis in self.axes):
+            raise EkgError(f"`axes` must be IN, OUT, BACK or None each; received {self.axes}.")
         if not set(self.filter_axes) <= set(range(len(self.axes))):
             raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
 
@@ -93,7 +98,11 @@ class Parts:
 
     In a graph the parts stand in the layer's place, so that channels inside it can go. A cut makes
     one smaller layer of them again.
+
+    Attributes:
+        held: {name of a part that the layer itself holds: the attribute that holds it}.
     """
+    held = types.MappingProxyType({})
 
     def call(self, *args, **kwargs):
         """Returns what the layer returns for symbolic tensors, computed by calls of the parts."""
@@ -156,6 +165,11 @@ class LayerRecord:
             raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
         if self.asks_mask and self.run is None:
             raise EkgError("`asks_mask` needs `run`, which gets the mask.")
+
+    @property
+    def recurrent(self):
+        """Name of the weight through which the layer reads what it wrote, or None."""
+        return next((name for name, weight in self.weights.items() if BACK in weight.axes), None)
 
     @property
     def kernel(self):
@@ -250,14 +264,17 @@ def keeps_zeros(layer):
     return record is not None and record.keeps_zeros
 
 
-def kept_indices(kept, num_channels, size):
+def kept_indices(kept, num_channels, size, is_tiled=False):
     """Returns the kept indices of an axis of this size whose channels these are.
 
     Args:
         kept: kept channels, ascending int array.
         num_channels: number of channels before the cut.
         size: length of the axis: a multiple of num_channels, or, in a layer that works in groups, a part of it.
+        is_tiled: see Weight.
     """
+    if is_tiled:
+        return (np.arange(size // num_channels)[:, None] * num_channels + kept).reshape(-1)
     if size >= num_channels:
         repeat = size // max(num_channels, 1)
         return (kept[:, None] * repeat + np.arange(repeat)).reshape(-1)
