@@ -49,7 +49,7 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None, val_batches=Non
         return model
 
     model = make() if keep is None else keep(make)
-    restore_norms_(model, supernet.model)
+    restore_norms_(model, supernet.graph)
     return model
 
 
@@ -83,9 +83,9 @@ def restore_norms_(model, original):
 
     Args:
         model: the cut keras.Model.
-        original: the keras.Model it was cut from; layers match by their names in the whole model.
+        original: calls.Graph of the network it was cut from; layers match by their names in it.
     """
-    wholes = Graph(original).layers
+    wholes = original.layers
     for call, norm_call in normalised_convolutions(Graph(model)).items():
         key, layer, norm = call.key, call.layer, norm_call.layer
         size = kernel_norm(layer.kernel.numpy())

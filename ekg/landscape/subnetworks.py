@@ -104,20 +104,22 @@ def _support(supernet, mask):
             continue
         masks = {records.IN: mask[supernet.layout.index[call.inputs[0]]],
                  records.OUT: mask[supernet.layout.index[call.output]]}
+        masks[records.BACK] = masks[records.OUT]
         described = {} if record is None else records.weights_of(call.layer, record)
-        support[call.key] = [_weight_support(described[id(variable)].axes if id(variable) in described else (),
-                                             variable.shape, masks) for variable in variables]
+        support[call.key] = [_weight_support(described.get(id(variable), records.Weight(())), variable.shape, masks)
+                             for variable in variables]
     return support
 
 
-def _weight_support(axes, shape, masks):
+def _weight_support(weight, shape, masks):
     """Returns a 0/1 array of this shape: 1 where no axis of channels has its index removed."""
     support = np.ones(shape, np.float32)
-    for axis, role in enumerate(axes):
+    for axis, role in enumerate(weight.axes):
         if role is not None:
             along = np.zeros(shape[axis], np.float32)
-            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis])] = 1
-            support *= along.reshape([-1 if i == axis else 1 for i in range(len(axes))])
+            is_tiled = weight.is_tiled and role == records.OUT
+            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis], is_tiled)] = 1
+            support *= along.reshape([-1 if i == axis else 1 for i in range(len(weight.axes))])
     return support
 
 
