@@ -25,7 +25,7 @@ from ekg.own_data import make_data
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, Settings, setting
-from ekg.tasks import METRICS
+from ekg.metrics import metric_named
 
 EXAMPLES = 256
 ROUNDS = 100
@@ -135,7 +135,8 @@ def main(args):
     measured = {}
     if data is not None:
         measured = measure_exported(result.reader, data.batches(data.test or data.train, 1))
-        print(", ".join(f"{METRICS[name].title} {METRICS[name].text(value)}" for name, value in measured.items())
+        print(", ".join(f"{metric_named(name).title} {metric_named(name).text(value)}"
+                        for name, value in measured.items())
               + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} examples, in its own runtime")
     has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
     one = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs] if has_sizes else []

@@ -63,6 +63,7 @@ class DataSettings(Settings):
         may_be_none=True)
     task: str = setting("auto", "what the network is for; auto: told by its output and the labels", SEARCH,
                         choices=("auto", *TASKS))
+    may_lose: tuple[str, ...] = setting((), "names of outputs that do not count, where there are several", SEARCH)
     augment: str = setting("none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS))
 
 
@@ -199,7 +200,8 @@ def main(args):
         (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
     try:
         result = ekg.prune(
-            model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
+            model, data, validation_data=validation, target=_target(args), task=args.task,
+            may_lose=args.may_lose, **choices,
             epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
             augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,
             strategy=strategy, verbose=not args.quiet)

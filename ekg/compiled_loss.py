@@ -4,7 +4,8 @@ import dataclasses
 
 import keras
 
-from ekg.graph.calls import functional
+from ekg.errors import EkgError
+from ekg.output_names import Names
 
 # Kinds of losses, by the names of Keras' functions
 CLASSES, LABELS, NUMBERS = "classes", "labels", "numbers"
@@ -66,10 +67,9 @@ def read_loss(model, number=0):
 def _loss_of_output(model, number):
     """Returns what compile() was given as the loss of an output, or None."""
     loss = getattr(model, "loss", None) if getattr(model, "compiled", False) else None
-    if isinstance(loss, dict):
-        has_keys = isinstance(functional(model)._outputs_struct, dict)
-        names = sorted(loss) if has_keys or len(loss) == 1 else list(model.output_names)
-        return loss.get(names[number]) if number < len(names) else None
-    if isinstance(loss, (list, tuple)):
-        return loss[number] if number < len(loss) else None
-    return loss
+    if not isinstance(loss, (dict, list, tuple)):
+        return loss
+    try:
+        return Names(model).by_place(loss, "loss").get(number)
+    except EkgError:  # nested otherwise than the outputs are named here
+        return None

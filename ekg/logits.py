@@ -1,5 +1,6 @@
 """Losses of class logits, with labels and with knowledge, and what counts as a right answer."""
 
+import keras
 import tensorflow as tf
 
 
@@ -53,3 +54,15 @@ def top_k_hits(labels, logits, k):
     is_before = (logits == label_logit) & (tf.range(tf.shape(logits)[1])[None] < labels)
     rank = tf.reduce_sum(tf.cast(~(logits <= label_logit) | is_before, tf.int32), axis=1)  # a NaN hits nothing
     return tf.cast(rank < k, tf.float32)
+
+
+def mean_of_example(values):
+    """Returns the mean of every example, [batch], of values [batch, ...]."""
+    return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))
+
+
+def squashes(operation):
+    """Returns whether a layer or function turns logits into probabilities: softmax or sigmoid, also as an activation."""
+    functions = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)
+    return type(operation) is keras.layers.Softmax or type(operation).__name__ in ("Softmax", "Sigmoid") or any(
+        getattr(operation, "activation", None) is function for function in functions)

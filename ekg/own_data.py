@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ekg.compiled_loss import read_loss
 from ekg.data import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.labelling import label
+from ekg.output_choice import choose_outputs, labels_by_output
 from ekg.sources import find_examples
-from ekg.task_choice import choose_task
 from ekg.tasks import Task
 from ekg.view_checks import check_view
 from ekg.views import make_view
-from ekg.weights import Weighted, with_weights
+from ekg.weights import is_weighted
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
 PROBE = 8  # examples that an augmentation is tried on
@@ -138,16 +138,17 @@ class OwnData(LabelledData):
             check_view(self.view, images, self.train.labels[numbers], self.task, self.output)
 
 
-def make_data(model, data, *, validation_data=None, task="auto", augment=None, steps_per_epoch=None,
-              class_weight=None):
+def make_data(model, data, *, validation_data=None, task="auto", augment=None, may_lose=(),
+              steps_per_epoch=None, class_weight=None):
     """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
 
     Args:
         model: the keras.Model that it is for.
         data: see ekg.prune; likewise the others.
         validation_data: or None.
-        task: "auto", a name, or a Task.
+        task: "auto", a name, or a Task, or of several outputs a list or dict of these.
         augment: or None.
+        may_lose: names or numbers of outputs that do not count.
         steps_per_epoch: or None.
         class_weight: or None.
 
@@ -162,20 +163,15 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None, s
     examples = [find_examples(source, graph.shapes[number][1:], name, steps) for source, name, steps in given
                 if source is not None or name == "data"]
     graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
-    chosen = choose_task(task, graph, examples[0].labels)
-    chosen.check_output(graph)
-    loss = read_loss(model, chosen.output)
-    ignored = loss.ignore_class if loss is not None and chosen.takes_logits else None
-    chosen = with_weights(chosen, ignored, [part.weights for part in examples], class_weight)
-    splits = []
-    for part, name in zip(examples, ("data", "validation_data")):
-        options = {}
-        if isinstance(chosen, Weighted):
-            options = {"weights": part.weights, "class_weight": class_weight if name == "data" else None}
-        labels = chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`", **options)
-        splits.append(FunctionSplit(part.read, labels))
+    choices, labels = choose_outputs(model, graph, task, examples[0].labels, may_lose)
+    sources = [(examples[0], labels, "labels of `data`")]
+    for part in examples[1:]:
+        sources.append((part, labels_by_output(part.labels, model, choices, "validation_data"),
+                        "labels of `validation_data`"))
+    chosen, labels = label(model, graph, choices, sources, class_weight)
+    splits = [FunctionSplit(part.read, own) for part, own in zip(examples, labels)]
     view = make_view(augment, graph, chosen)
-    if isinstance(chosen, Weighted) and view is not None and view.changes_labels:
+    if view is not None and view.changes_labels and is_weighted(chosen):
         raise EkgError("`augment` returns labels, and these carry weights, which it cannot know; leave one out.")
     dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
                       examples[0].shape, view, chosen.shape(graph))

@@ -20,13 +20,13 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
 from ekg.export.write import export
-from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
-from ekg.graph.heads import without_head
+from ekg.graph.heads import without_heads
 from ekg.latency.runtimes import runtime_named
 from ekg.latency.steps import find_multiple
 from ekg.latency.timing import Conditions
+from ekg.output_choice import check_all_count
 from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
@@ -103,27 +103,28 @@ class PruneResult:
             raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
-          multiple_of=1, epochs=20, search=None, bank=None, fine_tune=None, run=None, augment=None, run_dir=None,
-          restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None, class_weight=None):
+def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto",
+          may_lose=(), exclude=(), min_channels=1, multiple_of=1, epochs=20, search=None, bank=None,
+          fine_tune=None, run=None, augment=None, run_dir=None, restart=None, seed=0, strategy=None,
+          verbose=True, steps_per_epoch=None, class_weight=None):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)  # a PruneResult
         result.model.save("pruned.keras")
 
-    The network is read, never changed. Search and training work on the logits before a softmax or sigmoid at its end. In
-    this process TensorFlow's deterministic operations are switched on and the seeds of Python, NumPy and TensorFlow set.
+    The network is read, never changed. TensorFlow's deterministic operations are switched on in this process,
+    and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
         model: trained functional or sequential keras.Model of one input.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
-            Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
+            Labels as `fit` takes them; what has none is held against the unpruned network's output.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
-        validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
-            search evaluates on. Nothing is chosen by it.
-        task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
+        validation_data: what the final table is of; None takes training images that the search uses.
+        task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or dict.
+        may_lose: names or numbers of outputs that may be worth nothing afterwards, as ["boxes"].
         exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
         search: {name: value} of SearchSettings, and subset_per_class.
@@ -133,9 +134,8 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
-        seed: of order, views and choice of images.
+        seed: of order, views and choice of images. verbose: whether progress and decisions are shown.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
-        verbose: whether progress bars are shown, and what is decided and done is told.
         steps_per_epoch: batches that are the data, where it comes in batches; None for all.
         class_weight: {class number: weight} in all losses with labels; None for 1.
 
@@ -155,7 +155,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         team = Team(strategy or _default_strategy())
         given = {"validation_data": validation_data, "augment": augment,
                  "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
-        data, networks = _understand(model, data, task, given, stays)
+        data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, Path(path))
@@ -183,7 +183,9 @@ def _find_multiple(networks, target, team, path):
 
 def _make_job(choices, data, networks, team, path):
     """Returns (Job, what the figures of its table are of)."""
-    job_settings = plan.make_settings(choices, data, math.prod(data.task.shape(networks.supernet.graph)), team.size)
+    graph = networks.supernet.graph
+    num_outputs = max(math.prod(graph.shapes[one][1:]) for one in data.task.tensors(graph))
+    job_settings = plan.make_settings(choices, data, num_outputs, team.size)
     data, note = _with_test_images(data, job_settings)
     compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
     return precision.resolved(Job(job_settings, data, networks, compute, RunFolder(path))), note
@@ -193,8 +195,15 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
 
 
-def _understand(model, data, task, given, supernet_choices):
-    """Returns (data set, Networks) of what a user gave; `given` are further arguments of make_data()."""
+def _understand(model, data, meant, given, supernet_choices):
+    """Returns (data set, Networks) of what a user gave.
+
+    Args:
+        model: keras.Model.
+        data: see prune().
+        meant: what the outputs are for, and `given`: further arguments of make_data().
+        supernet_choices: arguments of Supernet.
+    """
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
     if isinstance(data, LabelledData):
@@ -202,10 +211,11 @@ def _understand(model, data, task, given, supernet_choices):
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
-        data = make_data(model, data, task=task, **given)
+        data = make_data(model, data, **meant, **given)
     chosen, size = data.task, data.image_shape
+    check_all_count(model, chosen, meant["may_lose"])
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_head(model, chosen.output, size) if chosen.takes_logits else (cutting.copy(model, size), None)
+    logits, head = without_heads(model, chosen.logits, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
@@ -235,6 +245,7 @@ def _arguments(job, epochs, augment):
     target = None if own is None else repr(own) if dataclasses.is_dataclass(own) else _named(type(own))
     return {**given, "target": target, "augment": view, "epochs": epochs, "arch": job.networks.model.name,
             "dataset": job.data.name, "task": job.data.task.name,
+            "outputs": list(job.data.task.outputs),
             "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
             "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
 

@@ -1,5 +1,6 @@
 """Which task a network and its labels are for."""
 
+import dataclasses
 import logging
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 from ekg import compiled_loss
 from ekg.errors import EkgError
 from ekg.labels import SUM_TOLERANCE
+from ekg.logits import squashes
 from ekg.tasks import (
     TASKS,
     Classification,
@@ -16,7 +18,6 @@ from ekg.tasks import (
     MultiLabel,
     Regression,
     Task,
-    squashes,
 )
 
 logger = logging.getLogger(__name__)
@@ -26,44 +27,57 @@ READINGS = {"classification": "shares of classes", "dense_classification": "shar
             "dense_multi_label": "labels that hold or not at each place"}
 
 
-def choose_task(task, graph, labels):
-    """Returns the Task that was asked for, or that the compiled loss, or output and labels tell.
+AUTO = "auto"
+
+
+def task_named(task):
+    """Returns the Task of a name of TASKS, or the Task that is given.
+
+    Raises:
+        EkgError: it is neither.
+    """
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, str) or task not in TASKS:
+        raise EkgError(f"`task` must be \"auto\", one of {list(TASKS)}, or an ekg.tasks.Task; "
+                       f"received {task!r}.")
+    return TASKS[task]()
+
+
+def choose_task(task, graph, labels, output=0):
+    """Returns the Task of an output: as asked for, or as the compiled loss, or output and labels tell.
 
     Args:
         task: "auto", a name of TASKS, or a Task.
         graph: graph.calls.Graph of the keras.Model.
         labels: as the user has them, array [examples, ...].
+        output: number of the output.
 
     Raises:
         EkgError: the task is none of these, cannot be told, or may be one or another.
     """
     if isinstance(task, Task):
-        return task
-    if task != "auto" and (not isinstance(task, str) or task not in TASKS):
-        raise EkgError(f"`task` must be \"auto\", one of {list(TASKS)}, or an ekg.tasks.Task; received {task!r}.")
-    if task == "auto" and len(graph.outputs) != 1:
-        raise EkgError(f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs; say which one is meant, as in "
-                       "`task`=ekg.tasks.Classification(output=0).")
-    if task != "auto":
-        return TASKS[task]()
-    loss = compiled_loss.read_loss(graph.model)
-    shape, labels = graph.shapes[graph.output], np.asarray(labels)
+        return dataclasses.replace(task, output=output)
+    if task != AUTO:
+        return dataclasses.replace(task_named(task), output=output)
+    loss, number = compiled_loss.read_loss(graph.model, output), graph.outputs[output]
+    shape, labels, squash = graph.shapes[number], np.asarray(labels), squash_of(graph, number)
     if labels.dtype.kind not in "biuf":
         raise EkgError(f"the labels of `data` must be numbers; received {labels.dtype}. Of names take "
                        "numpy.unique(labels, return_inverse=True)[1].")
     if loss is None:
-        chosen = TASKS[_told_by_labels(tuple(shape[1:]), labels, _squash(graph))]()
+        chosen = TASKS[_told_by_labels(tuple(shape[1:]), labels, squash)]()
         reason = f"an output of shape {tuple(shape)} and labels of {labels.dtype} and shape {labels.shape}"
     else:
-        chosen = _told_by_loss(tuple(shape[1:]), loss, _squash(graph))()
+        chosen = _told_by_loss(tuple(shape[1:]), loss, squash)()
         reason = f"the loss {loss.name} that the network was compiled with"
     logger.info("task: %s, by %s; `task` chooses another", chosen.name, reason)
-    return chosen
+    return dataclasses.replace(chosen, output=output)
 
 
-def _squash(graph):
-    """Returns "sigmoid", "softmax" or None: what the network's last layer does."""
-    last = next((call.layer for call in graph.calls if graph.output in call.outputs), None)
+def squash_of(graph, number):
+    """Returns "sigmoid", "softmax" or None: what the layer does that writes this tensor."""
+    last = next((call.layer for call in graph.calls if number in call.outputs), None)
     if last is None or not squashes(last):
         return None
     is_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid or type(last).__name__ == "Sigmoid"

@@ -11,36 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg import logits
 from ekg.errors import EkgError
-from ekg.labels import check_labels, prepare_classes
-from ekg.logits import cross_entropy, kl_divergence, most_likely, soft_cross_entropy, top_k_hits
+from ekg.labels import check_labels, prepare_classes, prepare_shares
+from ekg.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 
 PARTS = 10  # that examples without classes are dealt to, so that a draw from each is a draw from everywhere
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """How a figure of merit is shown: its name in words, and whether it is a share, shown in percent."""
-    words: str
-    is_share: bool
-
-    @property
-    def title(self):
-        """The head of a table's column."""
-        return self.words + " %" * self.is_share
-
-    @property
-    def factor(self):
-        """What a value is multiplied by before it is shown."""
-        return 100 if self.is_share else 1
-
-    def text(self, value):
-        """Returns a value as it stands in a column."""
-        return f"{100 * value:.2f}" if self.is_share else f"{value:.4f}"
-
-
-METRICS = {"top1": Metric("top-1", True), "top5": Metric("top-5", True), "accuracy": Metric("accuracy", True),
-           "pixel_accuracy": Metric("pixel accuracy", True), "mae": Metric("mean abs. error", False)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +26,33 @@ class Task:
     Attributes:
         output: number of the output that is meant, where the network has several, in the order in which Keras flattens them.
         name: what to call the task.
-        metrics: names of its figures of merit, entries of METRICS; the history of a search keeps the first.
+        metrics: names of its figures of merit, of metrics.METRICS; a search's history keeps the first.
         has_class_logits: whether the output is a vector of class logits, whose kernel keeps its norm when it is cut.
-        takes_logits: whether a softmax or sigmoid at the end is taken off for it.
+        has_labels: whether users give labels for all that counts; see imitation.Imitation.
+        takes_smoothing: whether labels are classes, so that label smoothing means something.
+        takes_logits: whether a softmax or sigmoid at the end is taken off.
+        needs_teacher_of_views: whether a view may change what an unlabelled output should say.
     """
     output: int = 0
     name = "task"
     metrics = ()
     has_class_logits = False
+    has_labels = True
+    takes_smoothing = True
     takes_logits = True
+    needs_teacher_of_views = False
 
     # ---------------------------------------------------------------- networks
+
+    @property
+    def outputs(self):
+        """Numbers of the network's outputs that count."""
+        return (self.output,)
+
+    @property
+    def logits(self):
+        """Numbers of those whose softmax or sigmoid is taken off."""
+        return self.outputs if self.takes_logits else ()
 
     def tensor(self, graph):
         """Returns the number of the tensor that is meant of a graph.calls.Graph.
@@ -73,12 +65,21 @@ class Task:
                            f"{self.output}; they are counted from 0.")
         return graph.outputs[self.output]
 
+    def tensors(self, graph):
+        """Returns the numbers of the tensors that count of a graph.calls.Graph; see tensor()."""
+        return [self.tensor(graph)]
+
+    def joined(self, values):
+        """Returns what the losses take, one tensor [batch, ...], of the values of tensors()."""
+        return values[0]
+
     def of(self, outputs):
-        """Returns the one that is meant of a network's outputs, as the network gives them."""
-        return keras.tree.flatten(outputs)[self.output]
+        """Returns what the losses take of a network's outputs, as the network gives them."""
+        flat = keras.tree.flatten(outputs)
+        return self.joined([flat[number] for number in self.outputs])
 
     def shape(self, graph):
-        """Returns the shape of the output for one example."""
+        """Returns the shape of what the losses take for one example."""
         return tuple(graph.shapes[self.tensor(graph)][1:])
 
     def places(self, output):
@@ -94,12 +95,12 @@ class Task:
         count = len(self.places(output))
         return move(values, first + count) if count else values
 
-    def check_network(self, graph):
-        """Raises EkgError unless a network's output is what the losses take.
+    def taking_labels(self, function):
+        """Returns a function (images, prepared labels, seed) of a user's own with labels as users see them."""
+        return function
 
-        Args:
-            graph: graph.calls.Graph of the keras.Model.
-        """
+    def check_network(self, graph):
+        """Raises EkgError unless the output of a graph.calls.Graph is what the losses take."""
         self.check_output(graph)
 
     def check_output(self, graph):
@@ -117,7 +118,7 @@ class Task:
         """Raises EkgError if an output is made of probabilities, by its last layer."""
         number = self.tensor(graph)
         last = next((call.layer for call in graph.calls if number in call.outputs), None)
-        if last is not None and squashes(last):
+        if last is not None and logits.squashes(last):
             raise EkgError(f"`model` {graph.model.name!r} returns probabilities, by its last layer {last.name!r}; take the "
                            "network without it, which returns logits.")
 
@@ -147,6 +148,10 @@ class Task:
         """Returns the number of the class, or part, of every example, int [examples], that balanced draws keep apart."""
         return np.arange(len(labels)) * PARTS // max(len(labels), 1)
 
+    def given(self, labels):
+        """Returns what a user gave of prepared labels; the unpruned network made the rest."""
+        return labels
+
     # ---------------------------------------------------------------- losses
 
     def loss(self, labels, outputs, smoothing=0.0):
@@ -158,6 +163,10 @@ class Task:
             smoothing: share of a label that is spread over all classes, where there are classes.
         """
         raise NotImplementedError
+
+    def label_loss(self, labels, outputs, smoothing=0.0):
+        """Returns the loss as loss() does, but of what a user labelled alone."""
+        return self.loss(labels, outputs, smoothing)
 
     def distance(self, teacher, outputs):
         """Returns the distance of every example's output to knowledge, [batch]: the second term of the reward.
@@ -228,7 +237,7 @@ class Classification(Task):
         return kl_divergence(teacher, outputs, temperature)
 
     def measure(self, labels, outputs):
-        return {"top1": top_k_hits(labels, outputs, 1), "top5": top_k_hits(labels, outputs, 5)}
+        return {"top1": logits.top_k_hits(labels, outputs, 1), "top5": logits.top_k_hits(labels, outputs, 5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,17 +269,17 @@ class DenseClassification(Task):
         loss = cross_entropy(labels, outputs)
         if smoothing:
             loss = (1 - smoothing) * loss - smoothing * tf.reduce_mean(tf.nn.log_softmax(outputs), axis=-1)
-        return _mean_of_example(loss)
+        return mean_of_example(loss)
 
     def distance(self, teacher, outputs):
-        return _mean_of_example(soft_cross_entropy(teacher, outputs))
+        return mean_of_example(soft_cross_entropy(teacher, outputs))
 
     def divergence(self, teacher, outputs, temperature):
-        return _mean_of_example(kl_divergence(teacher, outputs, temperature))
+        return mean_of_example(kl_divergence(teacher, outputs, temperature))
 
     def measure(self, labels, outputs):
-        is_right = tf.argmax(outputs, axis=-1, output_type=tf.int32) == most_likely(labels, outputs)
-        return {"pixel_accuracy": _mean_of_example(tf.cast(is_right, tf.float32))}
+        is_right = tf.argmax(outputs, axis=-1, output_type=tf.int32) == logits.most_likely(labels, outputs)
+        return {"pixel_accuracy": mean_of_example(tf.cast(is_right, tf.float32))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,35 +302,28 @@ class MultiLabel(Task):
         return "labels that hold or not need logits, (batch, labels)." if len(shape) != 2 else None
 
     def prepare_labels(self, labels, shape, what="labels"):
-        labels = np.asarray(labels)
-        labels = labels[..., None] if labels.ndim == len(shape) else labels
-        if labels.shape[1:] != tuple(shape):
-            raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, {', '.join(map(str, shape))}) zeros "
-                           f"and ones are needed; received shape {labels.shape}.")
-        if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
-            raise EkgError(f"{what} must be 0 or 1, or shares between; received others.")
-        return labels.astype(np.float32)
+        return prepare_shares(labels, shape, what)
 
     def strata(self, labels):
         return (labels[:, 0] > 0.5).astype(int) if labels.shape[1:] == (1,) else super().strata(labels)
 
     def loss(self, labels, outputs, smoothing=0.0):
         labels = (1 - smoothing) * labels + smoothing / 2 if smoothing else labels
-        return _mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(labels, outputs))
+        return mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(labels, outputs))
 
     def distance(self, teacher, outputs):
-        return _mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher), outputs))
+        return mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher), outputs))
 
     def divergence(self, teacher, outputs, temperature):
         p, q = teacher / temperature, outputs / temperature
         share = tf.sigmoid(p)
         difference = share * (tf.math.log_sigmoid(p) - tf.math.log_sigmoid(q)) + (1 - share) * (
             tf.math.log_sigmoid(-p) - tf.math.log_sigmoid(-q))
-        return temperature * _mean_of_example(difference)
+        return temperature * mean_of_example(difference)
 
     def measure(self, labels, outputs):
         is_right = (outputs > 0) == (labels > 0.5)
-        return {self.metrics[0]: _mean_of_example(tf.cast(is_right, tf.float32))}
+        return {self.metrics[0]: mean_of_example(tf.cast(is_right, tf.float32))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,6 +349,7 @@ class Regression(Task):
     """
     name = "regression"
     metrics = ("mae",)
+    takes_smoothing = False
     takes_logits = False  # what it ends with belongs to its numbers
 
     def _problem(self, shape):
@@ -372,29 +375,17 @@ class Regression(Task):
     def loss(self, labels, outputs, smoothing=0.0):
         if smoothing:
             raise EkgError("`label_smoothing` has no effect here: a regression has no classes; leave it out.")
-        return _mean_of_example(tf.math.squared_difference(labels, outputs))
+        return mean_of_example(tf.math.squared_difference(labels, outputs))
 
     def distance(self, teacher, outputs):
-        return _mean_of_example(tf.math.squared_difference(teacher, outputs))
+        return mean_of_example(tf.math.squared_difference(teacher, outputs))
 
     def divergence(self, teacher, outputs, temperature):
-        return _mean_of_example(tf.math.squared_difference(teacher, outputs)) / temperature
+        return mean_of_example(tf.math.squared_difference(teacher, outputs)) / temperature
 
     def measure(self, labels, outputs):
-        return {"mae": _mean_of_example(tf.abs(labels - outputs))}
+        return {"mae": mean_of_example(tf.abs(labels - outputs))}
 
 
 TASKS = {"classification": Classification, "multi_label": MultiLabel, "dense_classification": DenseClassification,
          "dense_multi_label": DenseMultiLabel, "regression": Regression}
-
-
-def squashes(operation):
-    """Returns whether a layer or function turns logits into probabilities: softmax or sigmoid, also as an activation."""
-    functions = (keras.activations.softmax, keras.activations.sigmoid, keras.ops.softmax, keras.ops.sigmoid)
-    return type(operation) is keras.layers.Softmax or type(operation).__name__ in ("Softmax", "Sigmoid") or any(
-        getattr(operation, "activation", None) is function for function in functions)
-
-
-def _mean_of_example(values):
-    """Returns the mean of every example, [batch], of values [batch, ...]."""
-    return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))

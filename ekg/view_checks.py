@@ -32,6 +32,7 @@ def check_view(view, images, labels, task, output):
                            f"{labels.shape[1:]}; give a function (images, labels, seed) -> (images, "
                            "labels).")
         return
+    _seen(view, images, labels, 0, is_traced=False)  # errors are easier to read without a trace
     first = _seen(view, images, labels, 0)
     _check_form(first, images, labels)
     if view.changes_labels:

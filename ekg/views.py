@@ -131,7 +131,9 @@ def make_view(augmentation, graph, task):
                        f"labels, seed), or None; received {augmentation!r}.")
     rank = len(graph.shapes[graph.inputs[0]])
     channel_axis = find_channel_axes(graph)[-1] if rank in IMAGE_RANKS else rank - 1
-    return OwnView(augmentation, _count_required(augmentation) >= 3, channel_axis)
+    changes_labels = _count_required(augmentation) >= 3
+    function = task.taking_labels(augmentation) if changes_labels else augmentation
+    return OwnView(function, changes_labels, channel_axis)
 
 
 def _count_required(function):

@@ -57,6 +57,11 @@ class Weighted(Task):
         """As of the task."""
         return self.inner.takes_logits
 
+    @property
+    def takes_smoothing(self):
+        """As of the task."""
+        return self.inner.takes_smoothing
+
     def check_network(self, graph):
         self.inner.check_network(graph)
 
@@ -103,12 +108,12 @@ class Weighted(Task):
         labels = np.asarray(labels)
         if labels.dtype != np.float32 or labels.shape[-1] <= EXTRA:
             raise EkgError(f"{what}: weighted ones are needed, float32; received {labels.dtype} of shape {labels.shape}.")
-        self.inner.check_labels(self._values(labels), shape, what)
+        self.inner.check_labels(self.values(labels), shape, what)
 
     def strata(self, labels):
-        return self.inner.strata(self._values(np.asarray(labels)))
+        return self.inner.strata(self.values(np.asarray(labels)))
 
-    def _values(self, labels):
+    def values(self, labels):
         """Returns labels as the task prepares them, of a NumPy array or a tensor."""
         values = labels[..., :-EXTRA]
         if values.shape[-1] > 1 or not isinstance(self.inner, (Classification, DenseClassification)):
@@ -144,13 +149,13 @@ class Weighted(Task):
 
     def loss(self, labels, outputs, smoothing=0.0):
         at = AT_PLACE.get(type(self.inner), self.inner)
-        values, outputs = self._flat(self._values(labels), outputs)
+        values, outputs = self._flat(self.values(labels), outputs)
         losses = at.loss(values, outputs, smoothing)
         return self._mean(losses, labels[..., -2] * labels[..., -1])
 
     def measure(self, labels, outputs):
         at = AT_PLACE.get(type(self.inner), self.inner)
-        values, outputs = self._flat(self._values(labels), outputs)
+        values, outputs = self._flat(self.values(labels), outputs)
         measured = at.measure(values, outputs).values()
         return {name: self._mean(value, labels[..., -1]) for name, value in zip(self.metrics, measured)}
 
@@ -170,6 +175,11 @@ class Weighted(Task):
         """Returns the mean of each example, [batch], of values at all places times factors [batch, *places]."""
         rows = tf.reshape(values, tf.shape(factors)) * tf.cast(factors, values.dtype)
         return tf.reduce_mean(rows, axis=list(range(1, len(rows.shape))))
+
+
+def is_weighted(task):
+    """Returns whether labels of a Task carry weights, of one of its outputs at least."""
+    return isinstance(task, Weighted) or any(is_weighted(part.task) for part in getattr(task, "parts", ()))
 
 
 def _spread(weights, places, what):

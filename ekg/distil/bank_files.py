@@ -20,11 +20,20 @@ HALF_PRECISION_NUMBERS = 1000  # from so many classes, or numbers an example, up
 FINGERPRINT_IMAGES = 64
 
 
-def fingerprint(split):
-    """Returns what tells one training split from another: {count, shape and hashes of all labels and of spread images}."""
+def fingerprint(split, task=None):
+    """Returns what tells one split from another.
+
+    That is {count, shape and hashes of all labels and of spread images}.
+
+    Args:
+        split: Split.
+        task: Task that its labels are for: those that the unpruned network made are left out; None
+            takes all as given.
+    """
+    labels = split.labels if task is None else task.given(split.labels)
     sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
     return {"images": len(split), "shape": list(sample.shape[1:]),
-            "labels": hashlib.sha256(np.ascontiguousarray(split.labels).tobytes()).hexdigest(),
+            "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
             "sample": hashlib.sha256(sample.tobytes()).hexdigest()}
 
 
@@ -42,7 +51,8 @@ def describe(supernet, batches, teachers):
     return {"rows": len(split), "outputs": list(shape),
             "dtype": dtype_for(shape),
             "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "network": network.hexdigest(), "data": fingerprint(split), "batch_size": batches.batch_size,
+            "network": network.hexdigest(), "data": fingerprint(split, batches.task),
+            "batch_size": batches.batch_size,
             "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest()}
 
 

@@ -35,7 +35,14 @@ def _first_metric(task, labels, outputs):
 
 
 def check_teacher(data, teacher):
-    """Raises EkgError if the views of a data set change labels in a way that this teacher cannot follow."""
+    """Raises EkgError if this teacher cannot follow the views of a data set, or leaves outputs untrained."""
+    if teacher == "none" and not data.task.has_labels:
+        raise EkgError("`finetune_teacher` \"none\" trains by labels alone, and an output has none: "
+                       "take \"single\" or \"ensemble\", or give its labels.")
+    if teacher == "ensemble" and data.num_views > 1 and data.task.needs_teacher_of_views:
+        raise EkgError("`augment` may move what an output without labels says, and the memory bank knows "
+                       "images as they are: take the finetune_teacher \"single\", which teaches each "
+                       "view.")
     if teacher == "ensemble" and data.changes_labels:
         raise EkgError("`augment` returns labels, and the memory bank knows nothing of these; take the finetune_teacher "
                        "\"single\", which teaches each view, or \"none\".")
@@ -55,6 +62,9 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         temperature: τ.
         teacher_forward: for "single": the teacher's pure forward function; its variables come as constants.
         label_smoothing: see baseline.
+
+    Raises:
+        EkgError: see check_teacher().
     """
     check_teacher(data, teacher)
     task, num_views = data.task, data.num_views
@@ -63,7 +73,7 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         views = _joined([data.fine_tune_view(batch, a) for a in range(num_views)])
         outputs = task.of(network(views))
         labels = _joined([data.fine_tune_labels(batch, a) for a in range(num_views)])
-        terms = {LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs, label_smoothing)),
+        terms = {LABEL_TERM: tf.reduce_mean(task.label_loss(labels, outputs, label_smoothing)),
                  **_first_metric(task, labels, outputs)}
         loss = terms[LABEL_TERM]
         if teacher == "ensemble" and data.moves_knowledge:

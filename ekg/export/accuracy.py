@@ -27,7 +27,7 @@ def measure_exported(reader, batches):
     with progress_bar("exported network", len(split), "example") as progress:
         for begin in range(0, len(split), size):
             places = np.arange(begin, min(begin + size, len(split)))
-            outputs = reader.run([np.asarray(batches.normalise(split.read(places)))])[task.output]
+            outputs = task.of(reader.run([np.asarray(batches.normalise(split.read(places)))]))
             for name, values in task.measure(split.labels[places], outputs).items():
                 totals[name] = totals.get(name, 0.0) + float(np.sum(values))
             stopping.check()

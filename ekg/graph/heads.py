@@ -2,11 +2,11 @@
 
 import keras
 
-from ekg import tasks
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.graph.calls import Graph, functional
 from ekg.graph.copying import copy_operation
+from ekg.logits import squashes
 
 
 class Head:
@@ -19,6 +19,34 @@ class Head:
 
     def __init__(self, name, squash, put_back):
         self.name, self.squash, self.put_back = name, squash, put_back
+
+
+def without_heads(model, outputs, input_shape=None):
+    """Returns (a copy of a network without the heads of some outputs, one Head for all or None).
+
+    Args:
+        model: keras.Model; it stays as it is.
+        outputs: numbers of these outputs.
+        input_shape: of an example, where the network takes any size.
+
+    Raises:
+        EkgError: a head cannot be taken off.
+    """
+    heads = []
+    for output in outputs:
+        model, head = without_head(model, output, input_shape)
+        heads += [] if head is None else [head]
+    if not outputs:
+        model = cutting.copy(model, input_shape)
+
+    def put_back(cut):
+        for head in reversed(heads):
+            cut = head.put_back(cut)
+        return cut
+    if len(heads) < 2:
+        return model, heads[0] if heads else None
+    names = ", ".join(head.name for head in heads)
+    return model, Head(names, ", ".join(head.squash for head in heads), put_back)
 
 
 def without_head(model, output=0, input_shape=None):
@@ -35,7 +63,7 @@ def without_head(model, output=0, input_shape=None):
     graph = Graph(model, input_shape)
     number = graph.outputs[output]
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
-    if last is None or not tasks.squashes(last):
+    if last is None or not squashes(last):
         return cutting.copy(model, input_shape), None
     calls = [call for call in graph.calls if call.layer is last]
     if any(number in call.inputs for call in graph.calls) or len(calls) > 1:

@@ -9,9 +9,9 @@ import numpy as np
 from ekg.graph.complexity import model_complexity
 from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.report.table import Row
-from ekg.tasks import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def warn_of_lagging_statistics(evaluation, batches, found):
         found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of Θ₀.
     """
     name, value = next(iter(evaluation(batches=batches).values.items()))
-    metric = METRICS[name]
+    metric = metric_named(name)
     if metric.is_share and found - value > max(LAG, batches.num_images**-0.5):  # of few images chance may move more
         logger.warning("the unpruned network's moving statistics lag behind: on the search's images it has %s %% %s with "
                        "them, and %s %% with those of batches. Beside its row of the table a pruned network may look better "

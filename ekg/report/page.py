@@ -6,8 +6,8 @@ import html
 from pathlib import Path
 
 from ekg import files
+from ekg.metrics import metric_named
 from ekg.report.table import latency_text
-from ekg.tasks import METRICS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +59,11 @@ def write_report(run, picture, page):
     from ekg.report import pictures  # imports matplotlib
 
     pictures.draw_run(picture, run)
-    head = ["network", "loss", *(METRICS[name].title for name in run.table[0].metrics), "parameters", "FLOPs", "rate"]
-    rows = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(value) for name, value in row.metrics.items()),
+    metrics = {name: metric_named(name) for name in run.table[0].metrics}
+    titles = [metric.title for metric in metrics.values()]
+    head = ["network", "loss", *titles, "parameters", "FLOPs", "rate"]
+    rows = [[row.name, f"{row.loss:.4f}",
+             *(metric.text(row.metrics[name]) for name, metric in metrics.items()),
              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
     costs = _costs_of(run.table)
     phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}", f"{value.get('peak_gpu_mib', 0):,}"]
@@ -68,7 +71,7 @@ def write_report(run, picture, page):
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
     write_page(page, title, picture, {"Networks": (head, rows), **costs, "Phases": (
         ["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases)})
-    metric = METRICS[run.metric]
+    metric = metric_named(run.metric)
     before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[-1]))
     return (f"{title}: {metric.words} {before} before and {after} after, "
             f"{len(run.history) - 1} search steps")

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from ekg.tasks import METRICS
+from ekg.metrics import has_metric, metric_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Row:
     Attributes:
         name: of the network.
         loss: mean loss on the test images, of a classification the cross-entropy in nats.
-        metrics: {name of a figure of merit: its mean on the test images}; see tasks.METRICS.
+        metrics: {name of a figure of merit: its mean on the test images}; see metrics.METRICS.
         params: number of parameters.
         flops: multiply-accumulates of one image.
         file_size: of its parameter file, bytes.
@@ -64,14 +64,18 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     """
     with_ratios = len(rows) > 1 if with_ratios is None else with_ratios
     whole_flops = whole_flops or next((row.flops for row in rows), None)
-    metrics = [name for name in METRICS if all(name in row.metrics for row in rows)]
+    metrics = {name: metric_named(name) for name in (rows[0].metrics if rows else ())
+               if has_metric(name) and all(name in row.metrics for row in rows)}
     conditions = [name for name in (rows[0].latencies if rows else ()) if all(name in row.latencies for row in rows)]
     exports = [name for name in (rows[0].exports if rows else ()) if all(name in row.exports for row in rows)]
-    head = ["network", "loss", *(METRICS[name].title for name in metrics), "params", "FLOPs", "rate", "file KiB",
+    titles = [metric.title for metric in metrics.values()]
+    head = ["network", "loss", *titles, "params", "FLOPs", "rate", "file KiB",
             *(f"{name} KiB" for name in exports), *(f"ms, {name}" for name in conditions),
             *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1)]
-    lines = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(row.metrics[name]) for name in metrics), f"{row.params:,}",
-              f"{row.flops:,}", f"{row.flops / whole_flops:.4f}", f"{row.file_size / 1024:,.0f}",
+    lines = [[row.name, f"{row.loss:.4f}",
+              *(metric.text(row.metrics[name]) for name, metric in metrics.items()),
+              f"{row.params:,}", f"{row.flops:,}", f"{row.flops / whole_flops:.4f}",
+              f"{row.file_size / 1024:,.0f}",
               *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
               *(latency_text(row.latencies[name], with_ratios) for name in conditions),
               *(f"{1000 * _batch_of(name) / row.latencies[name]['milliseconds']:,.0f}" for name in conditions

@@ -26,8 +26,9 @@ def describe(data, is_compiled):
         data: data set.
         is_compiled: whether steps are compiled with XLA.
     """
-    return {"results_version": RESULTS_VERSION, "data": bank_files.fingerprint(data.train),
-            TEST_DATA: bank_files.fingerprint(data.test), "use_xla": is_compiled, "versions": VERSIONS}
+    train, test = (bank_files.fingerprint(split, data.task) for split in (data.train, data.test))
+    return {"results_version": RESULTS_VERSION, "data": train, TEST_DATA: test,
+            "use_xla": is_compiled, "versions": VERSIONS}
 
 
 def origin():

@@ -16,6 +16,7 @@ from ekg.errors import EkgError, first_line
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
@@ -23,7 +24,6 @@ from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
-from ekg.tasks import METRICS
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
@@ -133,7 +133,7 @@ class SearchPhase(Phase):
             job.team.on_chief(lambda: self._log(history[-1]))
             if target.is_reached(supernet, history[-1].subnetwork):
                 return history
-        metric = METRICS[job.data.task.metrics[0]]
+        metric = metric_named(job.data.task.metrics[0])
         with job.timed(self.name), progress_bar(self.name, None, "step") as progress:
             def show(entry):
                 way = target.way(supernet, entry.subnetwork)

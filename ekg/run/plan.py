@@ -56,14 +56,14 @@ def make_settings(choices, data, num_outputs, replicas):
     Args:
         choices: Choices.
         data: data set with strata and training images.
-        num_outputs: numbers that the network returns for an example.
+        num_outputs: numbers that the network returns for an example, at its largest output.
         replicas: devices that share a batch.
 
     Raises:
         EkgError: a name is unknown, a value is wrong, one has no effect with the others, or a batch cannot be shared out.
     """
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
-    tuning = _tuning(choices, num_outputs)
+    tuning = _tuning(choices, num_outputs, data.task.has_labels)
     if data.changes_labels and choices.epochs is not None:
         tuning = _with_teacher_of_views(tuning, data, choices.bank)
     subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
@@ -105,8 +105,11 @@ def _given(name, values):
     return dict(values or {})
 
 
-def _tuning(choices, num_outputs):
-    """Returns {name: value} of FineTuneSettings."""
+def _tuning(choices, num_outputs, has_labels):
+    """Returns {name: value} of FineTuneSettings.
+
+    Where an output has no labels the unpruned network teaches it on each view, unless more is said.
+    """
     tuning = _given("fine_tune", choices.fine_tune)
     if "train_epoch" in tuning:
         raise EkgError("`fine_tune`: its length is given as `epochs`; leave train_epoch out here.")
@@ -119,7 +122,7 @@ def _tuning(choices, num_outputs):
         return tuning
     tuning["train_epoch"] = choices.epochs
     if choices.bank is False:
-        tuning.setdefault("finetune_teacher", "none")
+        tuning.setdefault("finetune_teacher", "none" if has_labels else "single")
         if tuning["finetune_teacher"] == "ensemble":
             raise EkgError("`bank`=False and the finetune_teacher \"ensemble\" exclude each other: the bank is what it "
                            "knows.")
@@ -129,6 +132,8 @@ def _tuning(choices, num_outputs):
         if unknown:
             raise EkgError(f"`bank`: `{unknown[0]}` is no setting here; there is num_teacher.")
         tuning |= bank
+        if not has_labels and not choices.bank:
+            tuning.setdefault("finetune_teacher", "single")
     distils = tuning.get("finetune_teacher", FineTuneSettings.finetune_teacher) != "none"
     if distils and num_outputs >= MANY_CLASSES:
         tuning.setdefault("temperature", MANY_CLASSES_TEMPERATURE)

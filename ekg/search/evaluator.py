@@ -127,7 +127,7 @@ class Evaluator:
         for number, images in enumerate(self._images()):
             stopping.check()
             walks.append(list(self._walk(subnetwork, number, images, len(self._segments))))
-        logits = [states.pop()[0] for states in walks]
+        logits = [self._task.joined(states.pop()) for states in walks]
         self._states = self.supernet.mask(subnetwork), walks
         return logits
 
@@ -223,7 +223,8 @@ class Evaluator:
         """
         supernet = self.supernet
         reads = supernet.tensors_read_from(start)
-        leaves = supernet.tensors_read_from(stop) or [self._task.tensor(supernet.graph)]
+        is_last = stop == len(supernet.program)
+        leaves = self._task.tensors(supernet.graph) if is_last else supernet.tensors_read_from(stop)
         names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
 
         def segment(weights, mask, state):
@@ -261,7 +262,7 @@ class Evaluator:
             is_run = first in self._runs
             state = self._run_segment(self._runs[first] if is_run else self._segments[first], mask, state)
             first += SEGMENTS_TOGETHER if is_run else 1
-        return state[0]
+        return self._task.joined(state)
 
     # ---------------------------------------------------------------- pure functions of a batch
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 from ekg import stopping
 from ekg.data import prefetched
 from ekg.devices.team import Team
+from ekg.metrics import has_metric, metric_named
 from ekg.progress import progress_bar
-from ekg.tasks import METRICS
 from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -143,11 +143,12 @@ class EpochMeter:
 
     def show(self, measured):
         """Puts the present means, and what was measured besides, behind the progress bar."""
-        shown = {name: (METRICS.get(name.removeprefix("val_").removeprefix("test_")), value)
-                 for name, value in (self.means | measured).items()}
+        values = self.means | measured
+        own = {name: name.removeprefix("val_").removeprefix("test_") for name in values}
+        shown = {name: metric_named(own[name]) for name in values if has_metric(own[name])}
         self._progress.set_postfix({"loss": f"{self.means['loss']:.4f}"}
-                                   | {name: metric.text(value) + "%" * metric.is_share
-                                      for name, (metric, value) in shown.items() if metric is not None}
+                                   | {name: metric.text(values[name]) + "%" * metric.is_share
+                                      for name, metric in shown.items()}
                                    | {"images/s": f"{self.images_per_second:.0f}"})
 
 

@@ -41,7 +41,7 @@ class Noisy(Sequence):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (IMAGES, "`data` must be a pair .images, labels. of arrays.*received an object of type ndarray"),
+    (object(), "`data` must be a pair .images, labels. of arrays.*received an object of type object"),
     ((IMAGES, LABELS, LABELS, LABELS), "received a tuple of 4 entries"),
     (None, "received an object of type NoneType"),
     ((IMAGES, LABELS[:-1]), "images of shape .60, 8, 8, 1. and labels of shape .59,.; give as many labels as images"),
@@ -52,7 +52,11 @@ class Noisy(Sequence):
     ((IMAGES.astype(str).astype(object), LABELS), "such as TextVectorization, work on the data before"),
     (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
     (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs an example"),
-    ((IMAGES, {"a": LABELS, "b": LABELS}), "several inputs or outputs an example"),
+    ((IMAGES, {"a": LABELS, "b": LABELS}), "`data`: `model` 'own' has no output 'a'; it has .'fc'."),
+    ((IMAGES, [LABELS, LABELS]), "`data` has 2 entries, and `model` 'own' has 1 outputs"),
+    ((IMAGES, [LABELS[:-1]]), "labels of shape .59,.; give as many labels as images"),
+    (ekg.Data(None, lambda indices: IMAGES[indices]), "needs labels of all its examples, or their number as `count`"),
+    (ekg.Data(LABELS, lambda indices: IMAGES[indices], 59), "received .59, 60."),
     ((IMAGES, LABELS.astype(str)), "labels of `data` must be numbers; received <U"),
     ((IMAGES, LABELS + 1), "labels of `data` go from 1 to 10; 10 classes have the numbers 0 to 9"),
     ((IMAGES, LABELS - 1), "labels of `data` go from -1 to 8"),
@@ -66,7 +70,8 @@ class Noisy(Sequence):
     (dataset().batch(20).repeat(), "`data` never ends; leave its repeat.. out"),
     (dataset().shuffle(60, seed=1).batch(20), "it shuffles, or changes images, by itself. Pass it unshuffled"),
     (Noisy(IMAGES, LABELS), "it shuffles, or changes images, by itself"),
-    (tf.data.Dataset.from_tensor_slices(IMAGES).batch(20), "`data` has no labels; give batches .images, labels."),
+    (tf.data.Dataset.from_tensor_slices(IMAGES), "`data` gives single examples; batch them with .batch.32."),
+    (tf.data.Dataset.from_tensors(1.0), "`data` gives single examples"),
     (dataset().filter(lambda *_: False).batch(20), "`data` holds no examples"),
     (Sequence(IMAGES.astype(str), LABELS), "`data` holds strings"),
     (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs an example"),
@@ -147,7 +152,8 @@ def inner_softmax():
 @pytest.mark.parametrize(("model", "message"), [
     (lambda: "MobileNetV2", "`model` must be a keras.Model; received str"),
     (two_inputs, "takes 2 inputs; a network of one input is needed"),
-    (lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]), "has 2 outputs; say which one is meant"),
+    (lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]),
+     "has the labels of one output, and the network has the outputs .'fc', "),
     (inner_softmax, "ends with 'softmax.*, inside a nested network; take the network without it"),
     (lambda: keras.Sequential([layers.Conv2D(3, 3)]), "has no input shape yet"),
     (lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)]), "nothing in `model`")])
