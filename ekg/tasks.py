@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ekg import logits
 from ekg.errors import EkgError
-from ekg.labels import check_labels, prepare_classes
+from ekg.labels import check_labels, prepare_classes, prepare_shares
 from ekg.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 from ekg.task import PARTS, Task
 
@@ -132,14 +132,7 @@ class MultiLabel(Task):
         return "labels that hold or not need logits, (batch, labels)." if len(shape) != 2 else None
 
     def prepare_labels(self, labels, shape, what="labels"):
-        labels = np.asarray(labels)
-        labels = labels[..., None] if labels.ndim == len(shape) else labels
-        if labels.shape[1:] != tuple(shape):
-            raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, {', '.join(map(str, shape))}) zeros "
-                           f"and ones are needed; received shape {labels.shape}.")
-        if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
-            raise EkgError(f"{what} must be 0 or 1, or shares between; received others.")
-        return labels.astype(np.float32)
+        return prepare_shares(labels, shape, what)
 
     def strata(self, labels):
         return (labels[:, 0] > 0.5).astype(int) if labels.shape[1:] == (1,) else super().strata(labels)
