@@ -20,7 +20,7 @@ import dataloader
 import nets
 import op_utils
 from analyses.ablation import compare_teachers
-from analyses.conditions import NotConverged, SpectrumSettings, measure_conditions
+from analyses.conditions import HessianSettings, NotConverged, SpectrumSettings, measure_conditions
 from analyses.correlation import StudySettings, study_correlation
 from analyses.criteria import compare_criteria
 from analyses.runs import PruningRuns, report_run
@@ -31,7 +31,6 @@ from ekg.command_line import add_flags, from_args
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
-from ekg.landscape.hessian import PARAMETERS
 from ekg.search.criteria import CRITERIA
 from train_cifar import CifarSettings
 
@@ -50,7 +49,6 @@ def parse_args(argv=None):
             add_flags(commands[name], title, cls)
     for name in ("condition", "landscape"):
         commands[name].add_argument("params", nargs="+", type=Path, help="parameter files")
-    commands["condition"].add_argument("--parameters", default="kernels", choices=PARAMETERS, help="of the Hessian")
     commands["criteria"].add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
     commands["ablation"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each")
     commands["run"].add_argument("folder", type=Path, help="run folder")
@@ -99,7 +97,8 @@ def make_runs(args):
 def condition(args):
     """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the tolerance."""
     return measure_conditions(make_subject(args), args.params, from_args(ImageSettings, args),
-                              from_args(SpectrumSettings, args), args.parameters, args.out)
+                              from_args(SpectrumSettings, args), from_args(HessianSettings, args),
+                              args.out)
 
 
 def landscape(args):
@@ -109,7 +108,7 @@ def landscape(args):
 
 
 def correlation(args):
-    """Random sub-networks at a rate: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
+    """Ends of searches: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
     # Before anything else touches a device.
     compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"))
     return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
@@ -130,10 +129,11 @@ NETWORK = {"network and data": CifarSettings, "results": ResultSettings}
 STORED, TRAINED, SPECTRUM = {"images": ImageSettings}, {"pruning": TrainedSettings}, {"eigenvalues": SpectrumSettings}
 COMMANDS = {  # name: (function, what it does, {title: settings})
     "condition": (condition, "extreme eigenvalues of the loss's Hessian and the condition number",
-                  NETWORK | STORED | SPECTRUM),
+                  NETWORK | STORED | SPECTRUM | {"Hessian": HessianSettings}),
     "landscape": (landscape, "loss surfaces along two filter-normalised directions",
                   NETWORK | STORED | {"grid": GridSettings}),
-    "correlation": (correlation, "random sub-networks: loss and condition number before, loss after fine-tuning",
+    "correlation": (correlation,
+                    "ends of searches: loss and condition number before, loss after fine-tuning",
                     NETWORK | {"sub-networks": StudySettings} | SPECTRUM),
     "criteria": (criteria, "prune with each criterion", NETWORK | TRAINED | SPECTRUM),
     "ablation": (ablation, "search teacher x fine-tuning teacher", NETWORK | TRAINED),

@@ -15,17 +15,19 @@ import dataloader
 import ekg
 import nets
 from dataloader import own
-from ekg import command_line, settings
+from ekg import command_line, h5_files, settings
 from ekg.errors import EkgError
-from ekg.export.accuracy import draw_examples, measure_exported
+from ekg.export.accuracy import draw_labelled, measure_exported
 from ekg.export.formats import QUANTIZATIONS
-from ekg.export.write import FORMATS, TOLERANCES
+from ekg.export.proof import TOLERANCES, squashes_of
+from ekg.export.write import FORMATS
+from ekg.graph.calls import Graph
 from ekg.latency.timing import summarise, time_in_turn
 from ekg.own_data import make_data
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, Settings, setting
-from ekg.tasks import METRICS
+from ekg.metrics import metric_named
 
 EXAMPLES = 256
 ROUNDS = 100
@@ -34,7 +36,7 @@ ROUNDS = 100
 @dataclasses.dataclass(frozen=True)
 class ExportSettings(Settings):
     """What is exported, and to what."""
-    model: Path = setting(None, "run folder, .keras file, or parameter file with --arch", SEARCH, is_required=True)
+    model: Path = setting(None, "run folder, .keras or .h5 file, or parameter file with --arch", SEARCH, is_required=True)
     arch: str | None = setting(None, "network of a parameter file", SEARCH, choices=tuple(nets.ARCHS), may_be_none=True)
     out: Path = setting(None, "file to write, or folder of a SavedModel", SEARCH, is_required=True)
     format: str | None = setting(
@@ -95,11 +97,11 @@ def load_model(args):
             raise EkgError(f"`model` {path}: the run left no .keras file; is it finished?")
         dataset = run.arguments().get("dataset")
         return utils.load_keras(run / found), dataset if dataset in dataloader.DATASETS else None
-    if path.suffix == ".keras":
+    if path.suffix in (".keras", *h5_files.SUFFIXES):
         return utils.load_keras(path), None
     if args.arch is None:
-        raise EkgError(f"`model` {path}: of a parameter file name the network, `arch`; else it is a run folder or a .keras "
-                       "file.")
+        raise EkgError(f"`model` {path}: of a parameter file name the network, `arch`; else it is a run folder, or a .keras "
+                       "or .h5 file.")
     params = utils.load_params(path)
     return nets.from_params(args.arch, params, nets.num_classes_of(params, path), path), None
 
@@ -127,15 +129,17 @@ def main(args):
     """Exports, prints what came out, and returns (ekg.Export, {metric: value} in its runtime)."""
     model, dataset = load_model(args)
     data = load_data(args, model, dataset)
-    examples = None
+    examples, labels, task = None, None, "auto"
     if data is not None:
-        examples = draw_examples(data, EXAMPLES)
-    result = ekg.export(model, args.out, args.format, quantize=args.quantize, examples=examples, tolerance=args.tolerance)
+        (examples, labels), task = draw_labelled(data, EXAMPLES), data.task
+    result = ekg.export(model, args.out, args.format, quantize=args.quantize, examples=examples, labels=labels, task=task,
+                        tolerance=args.tolerance)
     print(result)
     measured = {}
     if data is not None:
-        measured = measure_exported(result.reader, data.batches(data.test or data.train, 1))
-        print(", ".join(f"{METRICS[name].title} {METRICS[name].text(value)}" for name, value in measured.items())
+        squashes = squashes_of(Graph(model), data.task)
+        measured = measure_exported(result.reader, data.batches(data.test or data.train, 1), squashes)
+        print(", ".join(f"{metric_named(name).title} {metric_named(name).text(value)}" for name, value in measured.items())
               + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} examples, in its own runtime")
     has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
     one = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs] if has_sizes else []

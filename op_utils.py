@@ -15,7 +15,9 @@ import tensorflow as tf
 import utils
 from ekg import command_line, files, settings
 from ekg.data import TrainingBatches
+from ekg.devices import kind
 from ekg.devices.compute import Compute
+from ekg.devices.kind import COMPILE_CHOICES, use_xla
 from ekg.devices.team import Team
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_
@@ -34,9 +36,9 @@ from ekg.train.step import Schedule
 
 logger = logging.getLogger(__name__)
 
-COMPILE_CHOICES = ("auto", "on", "off")
 STRATEGIES = ("mirrored", "multi_worker")
 SLURM_PORT, MAX_TASKS_PER_NODE = 8888, 64
+MAX_PORT, MAX_VIRTUAL_DEVICES = 65535, 64
 SOURCES = ("*.py", "ekg/**/*.py", "nets/*.py", "dataloader/*.py")
 
 
@@ -48,10 +50,12 @@ class DeviceSettings(settings.Settings):
     gpu_id: tuple[int, ...] | None = setting(
         None, "GPUs to use; without it GPU 0, or the CPU", MACHINE, may_be_none=True, is_per_worker=True)
     virtual_devices: int | None = setting(
-        None, "split the CPU into so many devices, to try several", MACHINE, range=settings.COUNT, may_be_none=True)
+        None, "split the CPU into so many devices, to try several", MACHINE,
+        range=settings.Range(1, MAX_VIRTUAL_DEVICES), may_be_none=True)
     strategy: str = setting("mirrored", "this machine alone, or all processes that TF_CONFIG or SLURM names", MACHINE,
                             choices=STRATEGIES)
-    compile: str = setting("auto", "compile steps with XLA; auto: where there is a GPU", MACHINE, choices=COMPILE_CHOICES)
+    compile: str = setting("auto", "compile steps with XLA; auto: where there is a GPU", MACHINE,
+                           choices=COMPILE_CHOICES)
 
     def __post_init__(self):
         super().__post_init__()
@@ -157,9 +161,14 @@ def make_strategy(chosen=None):
     """
     chosen = chosen or DeviceSettings()
     resolver = _make_resolver() if chosen.strategy == "multi_worker" else None
-    devices = _split_cpu(chosen.virtual_devices) if chosen.virtual_devices else _choose_gpus(chosen.gpu_id) or ["CPU:0"]
+    devices = (
+        kind.split_cpu(chosen.virtual_devices) if chosen.virtual_devices else
+        kind.choose_gpus(chosen.gpu_id) or ["CPU:0"])
     if resolver is None:
         return tf.distribute.MirroredStrategy(devices)
+    addresses = resolver.cluster_spec().as_dict()["worker"]
+    logger.info("worker %d of %d, at %s, waits until all are there: %s", resolver.task_id,
+                len(addresses), addresses[resolver.task_id], ", ".join(addresses))
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
@@ -170,40 +179,8 @@ def make_strategy(chosen=None):
 
 def describe_devices(strategy):
     """Returns what a strategy computes on, as "2 GPUs"."""
-    count, kind = strategy.num_replicas_in_sync, "GPU" if "GPU" in strategy.extended.worker_devices[0] else "CPU"
-    return f"{count} {kind}{'s' * (count > 1)}"
-
-
-def _split_cpu(count):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
-        tf.config.set_visible_devices([], "GPU")
-        if tf.config.get_logical_device_configuration(cpu) is None or (
-                len(tf.config.get_logical_device_configuration(cpu)) < count):
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    except RuntimeError:
-        raise EkgError(f"`virtual_devices` {count}: this process has used its devices already; start a new one.") from None
-    return [f"CPU:{number}" for number in range(count)]
-
-
-def _choose_gpus(gpu_ids):
-    """Returns the names of the chosen GPUs, which alone stay visible."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpu_ids is None:
-        gpu_ids = [0] if gpus else []
-    missing = [number for number in gpu_ids if not 0 <= number < len(gpus)]
-    if missing:
-        have = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU that TensorFlow can use"
-        raise EkgError(f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or leave `gpu_id` "
-                       "out to run on what there is.")
-    if len(set(gpu_ids)) != len(gpu_ids):
-        raise EkgError(f"`gpu_id` {' '.join(map(str, gpu_ids))}: name every GPU once.")
-    chosen = [gpus[number] for number in gpu_ids]
-    if chosen and tf.config.get_visible_devices("GPU") != chosen:
-        tf.config.set_visible_devices(chosen, "GPU")
-        for gpu in chosen:
-            tf.config.experimental.set_memory_growth(gpu, True)
-    return [f"GPU:{number}" for number in range(len(chosen))]
+    count, device = strategy.num_replicas_in_sync, strategy.extended.worker_devices[0]
+    return f"{count} {'GPU' if 'GPU' in device else 'CPU'}{'s' * (count > 1)}"
 
 
 def _make_resolver():
@@ -235,10 +212,9 @@ def _check_tf_config(text):
     cluster = config.get("cluster") if isinstance(config, dict) else None
     workers = cluster.get("worker") if isinstance(cluster, dict) else None
     if set(cluster or {}) != {"worker"} or not isinstance(workers, list) or not workers or not all(
-            isinstance(worker, str) and worker.rpartition(":")[2].isdigit() and worker.rpartition(":")[0]
-            for worker in workers):
-        raise EkgError(f"TF_CONFIG: its cluster must name workers as host:port, and nothing else; it must look like "
-                       f"{example}.")
+            _is_address(worker) for worker in workers):
+        raise EkgError(f"TF_CONFIG: its cluster must name workers as host:port, of ports from 1 to {MAX_PORT}, and "
+                       f"nothing else; it must look like {example}.")
     task = config.get("task")
     if not isinstance(task, dict) or task.get("type") != "worker" or type(task.get("index")) is not int or not (
             0 <= task["index"] < len(workers)):
@@ -246,9 +222,11 @@ def _check_tf_config(text):
                        f"look like {example}.")
 
 
-def use_xla(choice):
-    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA trains slower)."""
-    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
+def _is_address(worker):
+    """Returns whether a value is host:port."""
+    host, _, port = worker.rpartition(":") if isinstance(worker, str) else ("", "", "")
+    is_number = port.isascii() and port.isdigit() and len(port) <= len(str(MAX_PORT))
+    return bool(host) and is_number and 1 <= int(port) <= MAX_PORT
 
 
 # ---------------------------------------------------------------- the training scripts' job
@@ -266,7 +244,7 @@ class BaselinePhase(Phase):
             build: function that returns the unpruned keras.Model with new weights.
         """
         super().__init__(job)
-        self._recipe, self._epochs, self._build = recipe, epochs, build
+        self._recipe, self.num_epochs, self._build = recipe, epochs, build
 
     def _make_trainer(self, model):
         loss_fn = losses.baseline(self.job.data, self.job.settings.fine_tuning.label_smoothing)
@@ -286,7 +264,7 @@ class BaselinePhase(Phase):
         """Returns the parameter file of the trained network."""
         job, recipe = self.job, self._recipe
         if not self.is_done():
-            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self._epochs,
+            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self.num_epochs,
                                 job.settings.fine_tuning.warmup_epoch)
             with job.timed(self.name):
                 with job.team.strategy.scope():
@@ -311,11 +289,17 @@ def prune(args, recipe, load_data, build, from_params):
     team = Team(make_strategy(command_line.from_args(DeviceSettings, args)))
     logger.info("%s on %s, to %s, on %s; run folder %s", args.arch, args.dataset, command_line.describe_targets(args),
                 describe_devices(team.strategy), args.train_path)
+    with team.sharing_failures():
+        return _prune(args, recipe, team, load_data, build, from_params)
+
+
+def _prune(args, recipe, team, load_data, build, from_params):
+    """Runs the job of a training script on a team; see prune()."""
     _check_devices(args, team)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
-        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.smallest_class())
+        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.largest_class())
     args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
     job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
         settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings,
@@ -325,9 +309,11 @@ def prune(args, recipe, load_data, build, from_params):
     compute = Compute(team, use_xla(args.compile), args.precision)
     job = precision.resolved(Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path)), args.overwrite)
     args.precision = job.compute.dtype
+    arguments = _result_arguments(args, data, compute.use_xla)
+    team.check_same(arguments)  # data, versions and the trained network, too, which lie on each machine
     try:
         rows = pipeline.run_job(
-            job, lambda: _prepare_folder(args, _result_arguments(args, data, compute.use_xla)),
+            job, lambda: _prepare_folder(args, arguments),
             trained_file=args.trained_param, preflight=args.preflight,
             baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model))
     except FloatingPointError as error:

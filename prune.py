@@ -4,7 +4,8 @@
     python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path images --rescale -1 1
     python prune.py --model my.keras --inspect
 
-The pruned network stands in the run folder as trained_param.keras. The same command again goes on where a run stopped.
+The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse as
+slimmed_param.keras. The same command again resumes where a run stopped.
 """
 
 import dataclasses
@@ -20,12 +21,12 @@ from dataloader import own
 from ekg import command_line, settings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
-from ekg.own_data import VIEWS
 from ekg.pruning import AUTO
 from ekg.run.folder import PHASE_FILES
 from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks import TASKS
+from ekg.views import VIEWS
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0]
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings(Settings):
     """The network, and what of it may go."""
-    model: str = setting(None, ".keras file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
+    model: str = setting(
+        None, ".keras or .h5 file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
     weights: Path | None = setting(
         None, "weights of a network of keras.applications, a .weights.h5 file; without it those of ImageNet, downloaded",
         SEARCH, may_be_none=True)
@@ -46,6 +48,7 @@ class NetworkSettings(Settings):
     min_channels: int = setting(1, "channels of every group that stay at least", SEARCH, range=COUNT)
     multiple_of: str = setting(
         "1", "what the number of channels that stay is a multiple of; auto: measured, where time jumps", SEARCH)
+    prune_frozen: bool = setting(False, "let layers that are not trainable lose channels of their own, too", SEARCH)
     inspect: bool = setting(False, "print what can be pruned, and why the rest cannot, and end", MACHINE)
 
 
@@ -63,6 +66,7 @@ class DataSettings(Settings):
         may_be_none=True)
     task: str = setting("auto", "what the network is for; auto: told by its output and the labels", SEARCH,
                         choices=("auto", *TASKS))
+    may_lose: tuple[str, ...] = setting((), "names of outputs that do not count, where there are several", SEARCH)
     augment: str = setting("none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS))
 
 
@@ -121,7 +125,7 @@ def _check_combinations(args):
     if args.search_only and tuning:
         raise EkgError(f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave it out.")
     if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
-        raise EkgError("`weights` and `classes` are for a network of keras.applications; a .keras file has its own.")
+        raise EkgError("`weights` and `classes` are for a network of keras.applications; a file has its own.")
 
 
 def load_model(args):
@@ -180,13 +184,23 @@ def _target(args):
         {} if latency is None else {"latency": latency})
 
 
+def _check_size(args, model):
+    """Raises EkgError where the network says itself, and otherwise, how large its images are."""
+    own = model.inputs[0].shape[1:3]
+    if args.image_size is not None and any(size not in (None, asked) for size, asked in zip(own, args.image_size)):
+        raise EkgError(f"`image_size` {' '.join(map(str, args.image_size))}: the network takes images of "
+                       f"{' x '.join(map(str, own))}; leave it out.")
+
+
 def main(args):
     """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
         shape = (*args.image_size, shape[-1])
-    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args)}
+    _check_size(args, model)
+    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args),
+               "prune_frozen": args.prune_frozen}
     if args.inspect:
         inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
         print(inspection)
@@ -199,7 +213,8 @@ def main(args):
         (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
     try:
         result = ekg.prune(
-            model, data, validation_data=validation, target=_target(args), task=args.task, **choices,
+            model, data, validation_data=validation, target=_target(args), task=args.task,
+            may_lose=args.may_lose, **choices,
             epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
             repair=args.repair,
             augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,

@@ -88,7 +88,7 @@ import tensorflow as tf  # noqa: E402
 from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
 from ekg import progress, stopping  # noqa: E402
-from ekg.devices.team import LOST_WORKER  # noqa: E402
+from ekg.devices.team import LOST_WORKER, reason_of_loss  # noqa: E402
 from ekg.errors import EkgError  # noqa: E402
 from ekg.keras_files import load_keras  # noqa: E402
 from ekg.parameters import assign_params_, find_mismatches, load_params, mismatch, model_params, save_params  # noqa: E402
@@ -101,7 +101,7 @@ __all__ = ["assign_params_", "find_mismatches", "load_keras", "load_params", "lo
 EXIT_NOT_FINITE = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_WORKER = 3
-EXIT_STOPPED = 128  # plus the number of the signal, as shells count
+EXIT_STOPPED = stopping.SIGNAL_EXIT  # plus the number of the signal, as shells count
 HOW_TO_GO_ON = "the same command{} goes on where the run stopped."
 
 
@@ -134,12 +134,11 @@ def run_script(main, parse_args):
     except LOST_WORKER as error:
         if stopping.requested():  # the others were told to stop, too
             _exit_stopped(stopping.requested(), how_to_go_on)
-        reason = " ".join(error.message.split())[:160]
-        _exit(EXIT_LOST_WORKER, f"error: another worker ended or cannot be reached ({reason}); start all of them again with "
-                                "the same command: the run goes on.", at_once=True)
+        _exit(EXIT_LOST_WORKER, f"error: {with_flags(reason_of_loss(error), vars(args)).rstrip('.')}; start all workers "
+                                "again with the same command: the run resumes.", at_once=True)
     except FloatingPointError as error:
         end(EXIT_NOT_FINITE, f"error: {error}")
-    except Stopped as stop:
+    except (Stopped, stopping.Interrupted, stopping.Terminated) as stop:
         _exit_stopped(stop.signal, how_to_go_on)
     except KeyboardInterrupt:
         _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_go_on}", at_once=True)
@@ -157,6 +156,16 @@ class Parser(argparse.ArgumentParser):
         told.add_argument("--quiet", action="store_true", help="tell the result, warnings and errors alone")
         told.add_argument("--verbose", action="store_true", help="tell also what each search step tried")
 
+    def parse_args(self, args=None, namespace=None):
+        """Returns the arguments; those that are no text, as names of files in another encoding, are a mistake."""
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                str(argument).encode()
+            except UnicodeEncodeError:
+                shown = str(argument).encode(errors="backslashreplace").decode()
+                self.error(f"the argument {shown} is no UTF-8 text; rename what it names, or link to it")
+        return super().parse_args(args, namespace)
+
     def names_given(self, argv=None):
         """Returns the set of the names of the arguments that a command line gives, at their defaults or not."""
         not_given = object()
@@ -173,7 +182,10 @@ def with_flags(text, names):
 
 
 def _set_up_process(is_quiet, is_verbose):
-    """Sets loggers and signal handlers."""
+    """Sets loggers, signal handlers and what happens to characters that a terminal cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     tf.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells there how long a checkpoint's sharding took
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr,

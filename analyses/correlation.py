@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import keras
 import numpy as np
@@ -10,20 +11,20 @@ from analyses import published
 from analyses.conditions import check_converged, spectrum_values
 from analyses.evidence import counted
 from analyses.results import data_key, known_rows, tells_sign, write_results
+from analyses.search_ends import num_best, search_end
 from analyses.subject import TrainedSettings
 from ekg import files
 from ekg.data import TrainingBatches, mixed_order
-from ekg.devices.compute import DTYPES, full_float32
+from ekg.devices.compute import DTYPES
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.run.arguments import VERSIONS, origin
 from ekg.run.folder import HISTORY, RunFolder
-from ekg.search import criteria
 from ekg.search.objective import Objective
 from ekg.search.targets import Flops
-from ekg.settings import COUNT, SEARCH, FineTuneSettings, setting
+from ekg.settings import COUNT, SEARCH, FineTuneSettings, Range, SearchSettings, setting
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
@@ -33,22 +34,28 @@ logger = logging.getLogger(__name__)
 FORMAT = 6  # of the lines in the folder; an older folder is refused, never mixed
 # The recipe of every sub-network, but for the epochs.
 FINE_TUNING = FineTuneSettings(finetune_teacher="none")
-SUBNETWORKS_SEED = 7
 BOOTSTRAP_SAMPLES = 2000
-WIDTHS = (0.2, 1.0)  # from which to which the random widths are drawn, before all are scaled to the rate
-MAX_FACTOR, BISECTIONS = 5.0, 40  # of the factor that scales them
+# What is correlated with the loss after fine-tuning:
+# {name: (entry of a row, entry that is held fixed, or None)}
+PREDICTORS = {"val_loss": ("val_loss", None), "condition": ("condition", None),
+              "val_loss_given_condition": ("val_loss", "condition"),
+              "condition_given_val_loss": ("condition", "val_loss")}
+FULLY_EXPLAINED = 1e-12  # share of a variance: what is left of it is rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings(TrainedSettings):
-    """What is asked of the random sub-networks of a trained network."""
+    """What is asked of the sub-networks of a trained network, the ends of searches."""
     subnetworks: int = setting(50, "how many", SEARCH, range=COUNT)
+    choices: int = setting(
+        4, "best candidates of a step that searches choose among by chance, at most; the first "
+        "takes the best one, the others choose among 2, 3, ... in turn", SEARCH, range=Range(2))
     train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
     precision: str = setting("float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES)
 
 
 def study_correlation(subject, study, spectrum, out, compute):
-    """Measures random sub-networks before and after fine-tuning; writes and draws them, returns a row for each.
+    """Measures what searches end at, before and after fine-tuning; writes, draws and returns it.
 
     Args:
         subject: Subject.
@@ -69,14 +76,19 @@ def study_correlation(subject, study, spectrum, out, compute):
     arguments = _arguments(subject, study, spectrum, compute)
     folder = RunFolder.prepare(out, arguments, advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
-    statistics = {name: correlate([row[name] for row in rows], [row["tuned_loss"] for row in rows])
-                  for name in ("val_loss", "condition")}
-    title = (f"{subject}: {len(rows)} random sub-networks at {study.target_rate:.0%} of the FLOPs, "
+    columns = {name: [row[name] for row in rows]
+               for name in ("val_loss", "condition", "tuned_loss")}
+    statistics = {name: correlate(columns[predictor], columns["tuned_loss"], columns.get(fixed))
+                  for name, (predictor, fixed) in PREDICTORS.items()}
+    title = (f"{subject}: {len(rows)} ends of searches at {study.target_rate:.0%} of the FLOPs, "
              f"{counted(study.train_epoch, 'epoch')} of fine-tuning")
     pictures.draw_correlation(out / "correlation.png", title, rows, statistics)
     paper = published.CORRELATION
     text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
-            f"condition number {_text(statistics['condition'])}; published for {paper['subnetworks']} sub-networks: "
+            f"condition number {_text(statistics['condition'])}, where the other is held fixed "
+            f"{_text(statistics['val_loss_given_condition'])} and "
+            f"{_text(statistics['condition_given_val_loss'])}; published for "
+            f"{paper['subnetworks']} sub-networks: "
             f"{paper['val_loss']:.2f} and {paper['condition']:.2f}")
     write_results(out, "correlation", rows, text, statistics=statistics, arguments=arguments,
                   minutes=sum(phase["seconds"] for phase in folder.phases().values()) / 60)
@@ -88,7 +100,8 @@ def _arguments(subject, study, spectrum, compute):
     """Returns what the rows of a study depend on, as its folder keeps it."""
     return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
             "dataset": subject.data.name, "data": data_key(subject.data.train),
-            "train_epoch": study.train_epoch, "precision": compute.dtype, "use_xla": compute.use_xla,
+            "choices": study.choices, "train_epoch": study.train_epoch,
+            "precision": compute.dtype, "use_xla": compute.use_xla,
             "batch_size": subject.batch_size, **dataclasses.asdict(spectrum), "format": FORMAT}
 
 
@@ -110,58 +123,22 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
     if missing:
         batches = subject.batches()
         objective = Objective(supernet, batches)
-        objective.add_knowledge(supernet.whole())
-        with full_float32():
-            scores = criteria.ekg(criteria.CriterionContext(objective, supernet.whole()))
         make_landscape = MaskedLandscapes(supernet, batches)
+        settings = SearchSettings(target_rate=study.target_rate)
     for number in missing:
-        subnetwork = random_subnetwork(supernet, scores, study.target_rate,
-                                       np.random.default_rng([SUBNETWORKS_SEED, number]))
         with folder.timed("sub-networks"):
-            with full_float32():
-                val_loss = objective.scores(subnetwork, [(None, subnetwork)])[0].loss
-            ends = make_landscape(subnetwork).spectrum(**dataclasses.asdict(spectrum))
-            tuned = fine_tune(supernet, subnetwork, subject, study.train_epoch, folder.checkpoints(f"subnetwork{number}"),
-                              compute)
-        known[number] = {"number": number, "rate": supernet.rate(subnetwork), "val_loss": val_loss,
-                         "condition": ends.condition, **spectrum_values(ends), "tuned_loss": tuned.loss,
+            end = search_end(objective, supernet, batches, settings, number, study.choices)
+            ends = make_landscape(end.subnetwork).spectrum(**dataclasses.asdict(spectrum))
+            tuned = fine_tune(supernet, end.subnetwork, subject, study.train_epoch,
+                              folder.checkpoints(f"subnetwork{number}"), compute)
+        known[number] = {"number": number, "num_best": num_best(number, study.choices),
+                         "rate": end.rate, "val_loss": end.loss, "condition": ends.condition,
+                         **spectrum_values(ends), "tuned_loss": tuned.loss,
                          "tuned_top1": tuned.top1, "origin": origin(), "versions": VERSIONS}
         files.append_json_line(folder / HISTORY, known[number])
         logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
-                    val_loss, ends.condition, tuned.loss)
+                    end.loss, ends.condition, tuned.loss)
     return [known[number] for number in range(study.subnetworks)]
-
-
-def random_subnetwork(supernet, scores, rate, rng):
-    """Returns a sub-network of random widths; see scaled_subnetwork().
-
-    Args:
-        supernet: the Supernet.
-        scores: importance of every channel, float array [num_channels]; the most important ones stay.
-        rate: share of the FLOPs.
-        rng: numpy Generator.
-    """
-    return scaled_subnetwork(supernet, scores, rate, rng.uniform(*WIDTHS, len(supernet.groups)))
-
-
-def scaled_subnetwork(supernet, scores, rate, widths):
-    """Returns the sub-network whose rate is as close below `rate` as one factor on given widths gets it.
-
-    Args:
-        supernet: the Supernet.
-        scores: importance of every channel, float array [num_channels]; the most important ones stay.
-        rate: share of the FLOPs.
-        widths: share of each group's channels, before the factor.
-    """
-    ranked = supernet.whole().ranked([scores[supernet.layout.channels(i)] for i in range(len(supernet.groups))])
-
-    def scaled(factor):
-        return ranked.with_widths({group.name: min(factor * width, 1.0) for group, width in zip(supernet.groups, widths)})
-    low, high = 0.0, MAX_FACTOR
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if supernet.rate(scaled(middle)) <= rate else (low, middle)
-    return scaled(low)
 
 
 def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
@@ -193,21 +170,41 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
 
 # ---------------------------------------------------------------- coefficients
 
-def correlate(first, second, seed=0):
+def correlate(first, second, given=None, seed=0):
     """Returns {"pearson", "spearman": coefficient, "…_interval": 95 % bootstrap interval} of two rows of numbers.
 
     Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of the coefficients. What
     pairs that are all the same leave undefined is NaN.
+
+    Args:
+        first: numbers.
+        second: as many numbers.
+        given: as many numbers that are held fixed: the coefficients are partial ones, those of what
+            a straight line through these (of ranks through ranks) does not explain; None holds
+            nothing.
+        seed: of the drawing.
     """
-    first, second, result = np.asarray(first, float), np.asarray(second, float), {}
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(first), (BOOTSTRAP_SAMPLES, len(first)))
+    rows, result = np.array([first, second, *([] if given is None else [given])], float), {}
+    size, rng = rows.shape[1], np.random.default_rng(seed)
+    draws = rng.integers(0, size, (BOOTSTRAP_SAMPLES, size))
     for name, function in (("pearson", _pearson), ("spearman", _spearman)):
-        sampled = [function(first[draw], second[draw]) for draw in draws]
-        result[name] = function(first, second)
+        sampled = [_partial(function, *rows[:, draw]) for draw in draws]
+        result[name] = _partial(function, *rows)
         defined = [value for value in sampled if not np.isnan(value)] or [float("nan")]
         result[f"{name}_interval"] = np.percentile(defined, [2.5, 97.5]).tolist()
     return result
+
+
+def _partial(function, first, second, given=None):
+    """Returns the coefficient of two rows by a function of two; a third may be held fixed."""
+    coefficient = function(first, second)
+    if given is None:
+        return coefficient
+    explained = [function(row, given) for row in (first, second)]
+    left = [1 - value**2 for value in explained]
+    if not min(left) > FULLY_EXPLAINED:  # nor where one is NaN
+        return float("nan")
+    return (coefficient - math.prod(explained)) / math.sqrt(math.prod(left))
 
 
 def _text(coefficients):

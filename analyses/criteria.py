@@ -3,7 +3,7 @@
 from analyses import published
 from analyses.conditions import check_converged, kept_spectrum_values
 from analyses.results import write_results
-from ekg.run.folder import CONDITION, SLIMMED
+from ekg.run.folder import CONDITION, SLIMMED, SUPERNET
 
 
 def compare_criteria(subject, runs, names, settings, out):
@@ -22,7 +22,8 @@ def compare_criteria(subject, runs, names, settings, out):
     batches, rows, figures = subject.batches(), [], {}
     for name in names:
         run, folder = runs.finish(name, "--criterion", name, "--finetune_teacher", "none"), runs.folder(name)
-        spectrum = kept_spectrum_values(folder / CONDITION, subject.load(folder / SLIMMED), batches, settings)
+        slimmed, original = (subject.load(folder / path) for path in (SLIMMED, SUPERNET))
+        spectrum = kept_spectrum_values(folder / CONDITION, slimmed, original, batches, settings)
         rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": spectrum["condition"], **spectrum,
                      "top1": 100 * run.table[2].top1, "rate": run.rate, "search_seconds": run.seconds("search"),
                      "steps": len(run.history) - 1})

@@ -84,13 +84,18 @@ def draw_correlation(path, title, rows, statistics):
         path: of the PNG.
         title: of the picture.
         rows: list of {"val_loss", "condition", "tuned_loss"}.
-        statistics: {"val_loss" and "condition": {"pearson", "pearson_interval", "spearman", "spearman_interval"}}.
+        statistics: {"val_loss", "condition", "val_loss_given_condition" and
+            "condition_given_val_loss": {"pearson", "pearson_interval", "spearman",
+            "spearman_interval"}}.
     """
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained")
     labels = {"val_loss": "validation loss before fine-tuning, nats", "condition": "condition number before fine-tuning"}
+    fixed = {"val_loss": "val_loss_given_condition", "condition": "condition_given_val_loss"}
     for axes, (name, label), colour in zip(panels, labels.items(), COLOURS):
         axes.scatter([row[name] for row in rows], [row["tuned_loss"] for row in rows], color=colour, alpha=0.8)
-        axes.set_title("\n".join(_coefficient_text(statistics[name], kind) for kind in ("Pearson", "Spearman")), fontsize=10)
+        texts = [_coefficient_text(statistics[name], kind) for kind in ("Pearson", "Spearman")]
+        texts += [f"the other held fixed: {_coefficient_text(statistics[fixed[name]], 'Spearman')}"]
+        axes.set_title("\n".join(texts), fontsize=10)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test loss after fine-tuning, nats")

@@ -9,6 +9,8 @@ from ekg.run.arguments import TEST_DATA
 
 # Arguments that tables show anyway.
 SHOWN = ("arch", "dataset", "data", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch")
+# What arguments that later versions added were in runs before them.
+EARLIER = {"group_choice": "intended"}
 HASHES, HASH_DIGITS = ("trained_param", "searched"), 8
 
 
@@ -78,7 +80,7 @@ def group(records):
 def _fixed(arguments):
     """Returns all arguments but the seed; those of versions one by one."""
     others = {name: value for name, value in arguments.items() if name not in ("seed", "versions")}
-    return others | arguments.get("versions", {})
+    return EARLIER | others | arguments.get("versions", {})
 
 
 def _special(record, others):

@@ -7,7 +7,7 @@ from analyses.results import data_key, known_rows, row_key
 from ekg import files
 from ekg.run.arguments import VERSIONS, origin
 
-FORMAT = 2  # of the lines; older ones are measured anew
+FORMAT = 3  # of the lines; older ones are measured anew
 
 
 def measure_networks(subject, paths, images, asked, lines, measure):

@@ -12,8 +12,11 @@ from ekg.errors import EkgError
 from ekg.run.folder import SUMMARY
 
 ANALYSES = ("correlation", "condition", "landscape")
-NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format")  # of the arguments of a study
-PREDICTORS = {"val_loss": "validation loss", "condition": "condition number"}
+# of the arguments of a study
+NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format", "norms_of")
+PREDICTORS = {"val_loss": "validation loss", "condition": "condition number",
+              "val_loss_given_condition": "validation loss, condition number held fixed",
+              "condition_given_val_loss": "condition number, validation loss held fixed"}
 
 CORRELATIONS = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
                 "Spearman, 95 %", "published")
@@ -33,7 +36,8 @@ class Study(Kept):
         arguments: all that its rows depend on.
         minutes: that the rows took together.
         rows: list of a dict for each network, each with its "origin" and "versions".
-        statistics: of a correlation {"val_loss" and "condition": the coefficients of correlation.correlate()}.
+        statistics: of a correlation {name of PREDICTORS: the coefficients of
+            correlation.correlate()}; earlier studies have the first two alone.
     """
     name: str
     analysis: str
@@ -80,6 +84,8 @@ class Study(Kept):
         """The command line of the study, without the places of files."""
         given = " ".join(map(shlex.quote, self.arguments.get("networks", ()))) or (
             f"--trained_param {GIVEN} --subnetworks {len(self.rows)}")
+        if "norms_of" in self.arguments:
+            given = f"{given} --norms_of {GIVEN}"
         flags = (flag(name, value) for name, value in self.arguments.items()
                  if name not in NO_FLAGS and value is not False)  # which has no flag
         return f"python analyze.py {self.analysis} {given} {' '.join(flags)}"
@@ -138,15 +144,17 @@ def format_studies(studies, pictures):
 
 
 def _correlations(study):
-    """Returns two rows: how the loss after fine-tuning goes with either of the PREDICTORS."""
+    """Returns a row for each of the PREDICTORS: how the loss after fine-tuning goes with it."""
     arguments, rows = study.arguments, []
-    for name, text in PREDICTORS.items():
-        found = study.statistics[name]
+    count = study.count + ", ends of searches" * ("choices" in arguments)  # before: random widths
+    for name, found in study.statistics.items():
         coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
                         for kind in ("pearson", "spearman"))
-        rows.append([study.name, study.arch, study.data, study.count, f"{arguments['target_rate']:.2f}",
-                     arguments["train_epoch"], text, *coefficients,
-                     f"{published.CORRELATION[name]:.2f}, {published.CORRELATION['subnetworks']} sub-networks"])
+        paper, reported = published.CORRELATION, ""
+        if name in paper:
+            reported = f"{paper[name]:.2f}, {paper['subnetworks']} sub-networks"
+        rows.append([study.name, study.arch, study.data, count, f"{arguments['target_rate']:.2f}",
+                     arguments["train_epoch"], PREDICTORS[name], *coefficients, reported])
     return rows
 
 
@@ -160,7 +168,9 @@ def _conditions(study):
     rows = []
     for row in study.rows:
         residuals = f"{row['residual_smallest']:.2g}, {row['residual_largest']:.2g}"
-        rows.append([*_measured(study, row), row["parameters"], f"{row['loss']:.4f}",
+        norms = ", at the norms before the cut" if row.get("former_norms", False) else ""
+        parameters = row["parameters"] + norms
+        rows.append([*_measured(study, row), parameters, f"{row['loss']:.4f}",
                      f"{row['condition']:.4f}", f"{row['smallest']:.4g}", f"{row['largest']:.4g}",
                      residuals if row["converged"] else f"{residuals}, not converged"])
     return rows

@@ -60,9 +60,9 @@ class Subject:
         if images == "test":
             split = data.test
         elif images == "subset":
-            split = data.first_of_each_class(min(SUBSET_PER_CLASS, data.smallest_class()), 0)
+            split = data.first_of_each_class(min(SUBSET_PER_CLASS, data.largest_class()), 0)
         else:
-            split = data.last_of_each_class(min(SearchSettings().val_per_class, data.smallest_class()), 0)
+            split = data.last_of_each_class(min(SearchSettings().val_per_class, data.largest_class()), 0)
         return data.batches(split, self.batch_size)
 
     def load_all(self, paths):

@@ -21,9 +21,9 @@ import keras
 import nets
 import numpy as np
 import op_utils
-from analyses.correlation import random_subnetwork, scaled_subnetwork
 from analyses.evidence import RECORD, Record
 from analyses.subject import Subject
+from analyses.widths import random_subnetwork, scaled_subnetwork
 from dataloader import cifar
 from ekg import files
 from ekg.data import TrainingBatches, mixed_order

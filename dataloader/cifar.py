@@ -109,7 +109,12 @@ def _read_archive(path):
             raise EkgError(f"`data_path` {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is not "
                            "CIFAR's archive; get it again.")
         with tarfile.open(fileobj=content) as archive:
-            return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+            entries = [entry for entry in archive if entry.isfile()]
+            sparse = [entry.name for entry in entries if entry.issparse()]
+            if sparse:  # its few bytes may stand for any number
+                raise EkgError(f"`data_path` {path}: its file {sparse[0]!r} is sparse, so it is not CIFAR's archive; get it "
+                               "again.")
+            return {entry.name: archive.extractfile(entry).read() for entry in entries}
     except EkgError:  # a ValueError, too
         raise
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:

@@ -95,8 +95,12 @@ def _list_classes(folder, classes):
 
 
 def _list_images(folder):
-    return sorted(entry.path for entry in os.scandir(folder)
-                  if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."))
+    found = [entry for entry in os.scandir(folder)
+             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")]
+    special = [entry.path for entry in found if not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path)]
+    if special:  # a pipe or a device, which may never end
+        raise EkgError(f"{special[0]}: is no plain file; remove it.")
+    return sorted(entry.path for entry in found)
 
 
 def _list_flat(folder, classes):

@@ -1,17 +1,27 @@
 """A user's own images: a folder with one subfolder a class, an .npz of arrays, or a data set of TensorFlow Datasets."""
 
+import collections
 import functools
+import logging
+import os
+import stat
+import zipfile
 from concurrent import futures
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from dataloader.headers import problem_of
+from dataloader.headers import is_webp, orientation, problem_of, reason_of, upright
 from ekg.errors import EkgError, first_line
+from ekg.memory import MIB, machine_memory_mib
 from ekg.sources import Data
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+OTHER_ENDINGS = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")  # TensorFlow cannot read these
+MOST_FILE_BYTES = 2**28  # of an image file
 TFDS = "tfds:"
 THREADS = 16
 
@@ -36,7 +46,10 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
         return _load_folder(path, image_shape, rescale, name)
     if path.suffix != ".npz":
         raise EkgError(f"`{name}` {path}: no such folder with one subfolder a class, no .npz file, and not {TFDS}NAME.")
+    if not path.is_file():
+        raise EkgError(f"`{name}` {path}: there is no plain file of that name.")
     try:
+        _check_unpacked(path, name)
         with np.load(path, allow_pickle=False) as arrays:
             missing = sorted({"x", "y"} - set(arrays.files))
             if missing:
@@ -47,6 +60,15 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
     except Exception as error:  # whatever NumPy and zipfile raise of a damaged file
         raise EkgError(f"`{name}` {path}: cannot be read ({first_line(error)}).") from None
     return (_rescaled(images, rescale), labels), None
+
+
+def _check_unpacked(path, name):
+    """Raises EkgError if the arrays of an .npz file do not fit this machine's memory."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > machine_memory_mib() * MIB:
+        raise EkgError(f"`{name}` {path}: its arrays take {size:,} bytes of memory, more than this machine "
+                       "has; give the images as files.")
 
 
 def _rescaled(images, rescale):
@@ -63,9 +85,11 @@ def _load_folder(path, image_shape, rescale, name):
     if None in image_shape[:2]:
         raise EkgError(f"`{name}` {path}: the network leaves the size of its images open; say which with `image_size`.")
     classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files, labels = [], []
+    files, labels, others = [], [], collections.Counter()
     for label, class_name in enumerate(classes):
-        found = sorted(str(file) for file in (path / class_name).rglob("*") if file.suffix.lower() in ENDINGS)
+        there = [file for file in (path / class_name).rglob("*") if not file.is_dir()]
+        found = sorted(str(file) for file in there if file.suffix.lower() in ENDINGS)
+        others.update(file.suffix.lower() for file in there if file.suffix.lower() in OTHER_ENDINGS)
         if not found:
             raise EkgError(f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove the folder, or "
                            "fill it.")
@@ -73,6 +97,10 @@ def _load_folder(path, image_shape, rescale, name):
         labels += [label] * len(found)
     if len(classes) < 2:
         raise EkgError(f"`{name}` {path}: holds {len(classes)} subfolders; it needs one for each class, at least two.")
+    if others:
+        logger.warning("`%s` %s: %d images are left out, as TensorFlow cannot read them (%s); save them as PNG "
+                       "or JPEG.", name, path, others.total(),
+                       ", ".join(f"{number} {ending}" for ending, number in sorted(others.items())))
     read = functools.partial(_read_files, files, tuple(image_shape), rescale)
     return Data(np.array(labels, np.int32), read), classes
 
@@ -85,18 +113,46 @@ def _read_files(files, image_shape, rescale, indices):
 
 
 def _read_file(file, image_shape):
+    """Returns the image in a file, turned as its camera was held, and resized: float32 [height, width, channels]."""
     height, width, channels = image_shape
+    data = _read_bytes(file)
+    problem = problem_of(data)
+    if problem:
+        raise EkgError(f"{file}: is not decoded: {problem}; make it smaller, or remove it.")
     try:
         with tf.device("CPU"):
-            data = tf.io.read_file(file)
-            problem = problem_of(data.numpy())
-            if problem:
-                raise EkgError(f"{file}: is not decoded: {problem}; make it smaller, or remove it.")
-            image = tf.io.decode_image(data, channels=channels or 3, expand_animations=False)
+            image = _decode(data, channels or 3)
+            held = orientation(data)
+            image = image if held == 1 else upright(image.numpy(), held)
             return tf.image.resize(image, (height, width)).numpy()
     except tf.errors.OpError as error:
-        raise EkgError(f"{file}: cannot be read as an image ({first_line(error)[:100]}); put a good copy there, or remove "
-                       "it.") from None
+        raise EkgError(f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or remove it."
+                       ) from None
+
+
+def _decode(data, channels):
+    """Returns the pixels of an image file's bytes, uint8 [height, width, channels]."""
+    if not is_webp(data):
+        return tf.io.decode_image(data, channels=channels, expand_animations=False)
+    image = tf.io.decode_webp(data)
+    image = image[0] if len(image.shape) == 4 else image  # of an animation the first picture
+    if channels == 4:
+        return image if image.shape[-1] == 4 else tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
+    return tf.image.rgb_to_grayscale(image[..., :3]) if channels == 1 else image[..., :3]
+
+
+def _read_bytes(file):
+    """Returns the bytes of an image file; pipes and devices, which may never end, are not read."""
+    try:
+        state = os.stat(file)
+        if not stat.S_ISREG(state.st_mode):
+            raise EkgError(f"{file}: is no plain file; remove it.")
+        if state.st_size > MOST_FILE_BYTES:
+            raise EkgError(f"{file}: takes {state.st_size:,} bytes, more than {MOST_FILE_BYTES:,}; make it "
+                           "smaller, or remove it.")
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise EkgError(f"{file}: cannot be read ({error.strerror}); put a good copy there, or remove it.") from None
 
 
 # ---------------------------------------------------------------- TensorFlow Datasets

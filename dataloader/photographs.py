@@ -8,12 +8,11 @@ import dataclasses
 import logging
 import math
 import os
-import re
 
 import numpy as np
 import tensorflow as tf
 
-from dataloader.headers import MOST_PIXELS, declared_size, problem_of
+from dataloader.headers import MOST_PIXELS, MOST_SCALED_PIXELS, declared_size, problem_of, reason_of
 from ekg import augment
 from ekg.data import Dataset, Split, prefetched
 from ekg.errors import EkgError
@@ -33,7 +32,8 @@ MAX_VIEWS, MAX_PHASES = 2**40, 2**20  # so that a view and a phase do
 def checked(contents):
     """Returns the bytes of an image file, a scalar string tensor, if their header declares no more than MOST_PIXELS.
 
-    An image of a few kilobytes may declare gigabytes, which a decoder would fill. Nothing is decoded here.
+    An image of a few kilobytes may declare gigabytes, which a decoder would fill; a thin one would take them once its
+    shorter side is scaled to SHORTER_SIDE. Nothing is decoded here.
 
     Raises:
         tf.errors.InvalidArgumentError: it declares more.
@@ -43,7 +43,9 @@ def checked(contents):
     else:
         size = tf.numpy_function(_size_of, [contents], tf.float64)
     height, width = tf.unstack(tf.ensure_shape(size, [2]))  # float64: the product of two large integers would overflow
-    with tf.control_dependencies([tf.debugging.Assert(height * width <= MOST_PIXELS, [height, width])]):
+    longer, shorter = tf.maximum(height, width), tf.minimum(height, width)
+    is_small = (height * width <= MOST_PIXELS) & (longer * SHORTER_SIDE**2 <= MOST_SCALED_PIXELS * shorter)
+    with tf.control_dependencies([tf.debugging.Assert(is_small, [height, width])]):
         return tf.identity(contents)
 
 
@@ -222,7 +224,7 @@ class FileSplit:
             except tf.errors.OpError as error:
                 self._name_damaged(indices)
                 raise EkgError(f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with it, "
-                               f"could not be read for a moment ({_reason(error)}); the same command goes on."
+                               f"could not be read for a moment ({reason_of(error)}); the same command goes on."
                                       ) from None
 
     def _name_damaged(self, indices):
@@ -232,20 +234,11 @@ class FileSplit:
             reason = None
             try:
                 contents = read(index)
-                reason = problem_of(contents.numpy())
+                reason = problem_of(contents.numpy(), SHORTER_SIDE)
                 evaluation_view(contents)
             except tf.errors.OpError as error:
-                raise EkgError(f"{self.name(index)}: cannot be read as an image ({reason or _reason(error)}); put a good "
+                raise EkgError(f"{self.name(index)}: cannot be read as an image ({reason or reason_of(error)}); put a good "
                                "copy there, or give `skip_bad_images` to go on without such files.") from None
-
-
-def _reason(error):
-    """Returns TensorFlow's reason without its function names."""
-    if isinstance(error, tf.errors.NotFoundError):
-        return "no such file"
-    if "Input is empty" in error.message:
-        return "it is empty"
-    return re.sub(r"^\{\{.*?\}\} |jpeg::Uncompress failed. | \[Op:.*", "", error.message.splitlines()[0])[:100]
 
 
 class PhotographDataset(Dataset):

@@ -66,7 +66,8 @@ def draw_step(axes, supernet, data, history, arguments):
     scores = criteria.ekg(criteria.CriterionContext(objective, present, arguments["seed"]))
     narrowed = {group.name: sum(group.name in entry.narrowed for entry in history[:STEP]) for group in supernet.groups}
     present, candidates = proposals.propose(supernet, present, scores, Flops(arguments["target_rate"]),
-                                            arguments["search_step"], narrowed)
+                                            arguments["search_step"], narrowed,
+                                            arguments.get("group_choice", "intended"))
     rewards = {group: score.reward for (group, _), score in zip(candidates, objective.scores(present, candidates))}
     chosen = max(rewards, key=rewards.get)
     low, high = min(rewards.values()), max(rewards.values())

@@ -62,20 +62,22 @@ def change_colour(images, brightness, contrast, saturation):
     return value - (value - images) * factor
 
 
-def flip_and_crop(images, flip, vertical, horizontal, use_flip=True):
+def flip_and_crop(images, flip, vertical, horizontal, use_flip=True, axes=(1, 2)):
     """Returns images mirrored where flip >= 1/2, padded by PADDING with their reflection, and cropped to their size.
 
     Args:
-        images: [batch, height, width, channels].
+        images: [batch, height, width, channels], or with height and width on other axes.
         flip: draws [batch] in [0, 1); likewise vertical and horizontal, which pick the crop's offset.
         use_flip: whether any image is mirrored.
+        axes: which are (height, width), in ascending order.
     """
-    height, width = images.shape[1], images.shape[2]
+    height, width = (images.shape[axis] for axis in axes)
     rows = _reflect(tf.range(height) + _offset(vertical), height)
     columns = _reflect(tf.range(width) + _offset(horizontal), width)
     if use_flip:
         columns = tf.where(flip[:, None] >= 0.5, width - 1 - columns, columns)
-    return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    images = tf.gather(images, rows, axis=axes[0], batch_dims=1)
+    return tf.gather(images, columns, axis=axes[1], batch_dims=1)
 
 
 def _between(limits, draw):

@@ -58,6 +58,12 @@ class LabelledData:
     A data set has the attributes name, train and test (splits), task, num_views, and the methods normalise(images) and
     fine_tune_view(batch, number).
     """
+    moves_knowledge = False  # whether a view moves what the bank knows of an image as it is
+    changes_labels = False  # whether a view changes labels, so that no bank fits it
+
+    def fine_tune_labels(self, batch, number):
+        """Returns the labels of a fine-tuning view of a batch."""
+        return batch["labels"]
 
     def plain_view(self, batch):
         """Returns the view of a fine-tuning with one view of each image; here the first of several."""
@@ -88,15 +94,26 @@ class LabelledData:
         """Number of classes or parts."""
         return int(self.strata.max()) + 1
 
-    def smallest_class(self):
-        """Returns how many training images the smallest class has."""
-        return int(np.bincount(self.strata, minlength=self.num_strata).min())
+    @functools.cached_property
+    def class_sizes(self):
+        """How many training images each class has, or each part, int [num_strata]."""
+        return np.bincount(self.strata, minlength=self.num_strata)
+
+    def largest_class(self):
+        """Returns how many training images the largest class has."""
+        return int(self.class_sizes.max())
+
+    def num_of_each_class(self, count):
+        """Returns how many images first_of_each_class() and last_of_each_class() give."""
+        return int(np.minimum(self.class_sizes, count).sum())
 
     def first_of_each_class(self, count, seed):
         """Returns the split of the first `count` training images of each class, shuffled: D_subset.
 
+        A class with fewer images gives all it has.
+
         Raises:
-            EkgError: a class has fewer images.
+            EkgError: no class has so many images.
         """
         return self._of_each_class(count, slice(None, count), seed)
 
@@ -105,12 +122,11 @@ class LabelledData:
         return self._of_each_class(count, slice(-count, None), seed)
 
     def _of_each_class(self, count, part, seed):
-        if count > self.smallest_class():
-            raise EkgError(f"{count} images of each class are asked for, and the smallest class of {self.name} has "
-                           f"{self.smallest_class()}; lower `subset_per_class` or `val_per_class`.")
+        if count > self.largest_class():
+            raise EkgError(f"{count} images of each class are asked for, and the largest class of {self.name} has "
+                           f"{self.largest_class()}; lower `subset_per_class` or `val_per_class`.")
         by_class = np.argsort(self.strata, kind="stable")
-        ends = np.cumsum(np.bincount(self.strata, minlength=self.num_strata))
-        chosen = [members[part] for members in np.split(by_class, ends[:-1])]
+        chosen = [members[part] for members in np.split(by_class, np.cumsum(self.class_sizes)[:-1])]
         return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
 
     def epoch(self, batch_size, seed, epoch, num_views=0, split=None, shard=(0, 1), start=0, phase="", even_pieces=None):

@@ -19,6 +19,16 @@ SEAL = b"\nsha256:"
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that cannot force data to its disk
 
 
+def check_name(path):
+    """Raises EkgError unless a path is UTF-8 text: TensorFlow writes checkpoints under no other name."""
+    text = str(Path(path).absolute())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="backslashreplace").decode()
+        raise EkgError(f"{shown}: its name is no UTF-8 text; name another folder.") from None
+
+
 @contextlib.contextmanager
 def writing(path):
     """Names the file, and says what to do, where it cannot be written: no room, no permission, a lost disk.
@@ -120,15 +130,25 @@ def _with_checksum(value):
     return value | {CHECKSUM: zlib.crc32(json.dumps(value).encode())}
 
 
-def _without_checksum(text):
+def _without_checksum(text, kinds=None):
     """Returns the dict that _with_checksum() made this text of.
 
+    Args:
+        text: JSON, text or bytes.
+        kinds: {name of an entry that must be there: its type, or a tuple of types}, or None.
+
     Raises:
-        ValueError: the text is damaged.
+        ValueError: the text is damaged, or lacks an entry.
     """
-    value = json.loads(text)
-    if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(json.dumps(value).encode()):
-        raise ValueError("its checksum is wrong")
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(json.dumps(value).encode()):
+            raise ValueError("its checksum is wrong")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    for name, kind in (kinds or {}).items():
+        if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
+            raise ValueError(f"it has no {name}")
     return value
 
 
@@ -137,24 +157,29 @@ def write_json(path, value):
     write_whole(path, lambda file: file.write((json.dumps(_with_checksum(value), indent=2) + "\n").encode()))
 
 
-def read_json(path):
+def read_json(path, kinds=None):
     """Returns the dict in a file of write_json.
 
+    Args:
+        path: the file.
+        kinds: {name of an entry that must be there: its type, or a tuple of types}, or None.
+
     Raises:
-        EkgError: the file is damaged.
+        EkgError: the file is damaged, or lacks an entry.
     """
     try:
-        return _without_checksum(Path(path).read_bytes())
+        return _without_checksum(Path(path).read_bytes(), kinds)
     except ValueError:
         raise EkgError(f"{path}: damaged; put the file back, or start anew in another folder.") from None
 
 
-def read_json_lines(path, until_damage=False):
+def read_json_lines(path, until_damage=False, kinds=None):
     """Returns the list of dicts in a file of append_json_line; a last line that was cut short is left out.
 
     Args:
         path: the file.
         until_damage: whether to return the lines before the first damaged one.
+        kinds: see read_json.
 
     Raises:
         EkgError: a line is damaged, unless until_damage is set.
@@ -162,7 +187,7 @@ def read_json_lines(path, until_damage=False):
     values = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
         try:
-            values.append(_without_checksum(line))
+            values.append(_without_checksum(line, kinds))
         except ValueError:
             if until_damage:
                 break
@@ -171,16 +196,20 @@ def read_json_lines(path, until_damage=False):
     return values
 
 
-def read_report_lines(path):
+def read_report_lines(path, kinds=None):
     """Returns the list of dicts in a file of append_json_line that only tells what was: damaged lines are left out.
 
     A warning names them; a file that is not there holds none.
+
+    Args:
+        path: the file.
+        kinds: see read_json.
     """
     values, damaged = [], []
     lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            values.append(_without_checksum(line))
+            values.append(_without_checksum(line, kinds))
         except ValueError:
             damaged.append(str(number))
     if damaged:

@@ -4,6 +4,30 @@ import numpy as np
 
 from ekg.errors import EkgError
 
+SUM_TOLERANCE = 1e-3  # of shares of classes
+
+
+def prepare_classes(labels, rank, num_classes, what):
+    """Returns labels of classes in one of two forms: class numbers int32 of this rank, or soft labels.
+
+    Soft labels are shares of the classes, float32 of one more axis; one-hot vectors become numbers.
+
+    Args:
+        labels: array of this rank, or with a last axis of length 1 or num_classes.
+        rank: 1 for one label an example.
+        num_classes: number of classes.
+        what: what to call them in an error.
+
+    Raises:
+        EkgError: they are neither class numbers nor shares of classes.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == rank + 1 and labels.shape[-1] == num_classes > 1:
+        return _of_vectors(labels, what)
+    if labels.ndim == rank + 1 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    return class_numbers(labels, rank, num_classes, what)
+
 
 def class_numbers(labels, rank, num_classes, what):
     """Returns labels as int32 class numbers of this rank, or raises EkgError."""
@@ -16,8 +40,14 @@ def class_numbers(labels, rank, num_classes, what):
 
 
 def check_labels(labels, num_classes, what="labels"):
-    """Raises EkgError unless labels are class numbers, int [number], from 0 on and below num_classes."""
+    """Raises EkgError unless labels are class numbers, int [number], from 0 on and below num_classes.
+
+    Or soft labels as prepare_classes() gives.
+    """
     labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == num_classes and labels.dtype == np.float32:
+        _of_vectors(labels, what)
+        return
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise EkgError(f"{what}: class numbers are needed, integers of shape (examples,); received {labels.dtype} of shape "
                        f"{labels.shape}. Of one-hot labels take the argmax; of shape (examples, 1) take labels[:, 0].")
@@ -32,9 +62,11 @@ def check_range(labels, num_classes, what="labels"):
                        f"{num_classes - 1}.")
 
 
-def from_one_hot(labels, what):
-    """Returns the class numbers of one-hot vectors, the last axis."""
-    if labels.dtype.kind not in "biuf" or not ((labels == 0) | (labels == 1)).all() or not (labels.sum(-1) == 1).all():
-        raise EkgError(f"{what}: of shape {labels.shape} they must be one-hot vectors, one 1 and zeros; for labels that "
-                       "hold or not each for itself, give `task`=\"multi_label\".")
-    return labels.argmax(-1)
+def _of_vectors(labels, what):
+    """Returns the class numbers of one-hot vectors, the last axis, or soft labels as float32."""
+    is_share = labels.dtype.kind in "biuf" and bool((labels >= 0).all())
+    if not is_share or not np.allclose(labels.sum(-1), 1, atol=SUM_TOLERANCE):
+        raise EkgError(f"{what}: of shape {labels.shape} they must be one-hot vectors, one 1 and zeros, or shares of the "
+                       "classes that sum to 1; for labels that hold or not each for itself, give `task`=\"multi_label\".")
+    is_one_hot = bool(((labels == 0) | (labels == 1)).all())
+    return labels.argmax(-1).astype(np.int32) if is_one_hot else labels.astype(np.float32)

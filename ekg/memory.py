@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from ekg.devices import kind
+
 MIB = 2**20
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -45,7 +47,7 @@ class Peak:
     def __enter__(self):
         with contextlib.suppress(OSError):
             RESET.write_text("5")  # proc(5): resets the record of the peak
-        self._gpus = [f"GPU:{number}" for number, _ in enumerate(tf.config.list_logical_devices("GPU"))]
+        self._gpus = kind.gpu_memory_names()
         for gpu in self._gpus:
             tf.config.experimental.reset_memory_stats(gpu)
         return self

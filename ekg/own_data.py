@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ekg import augment
 from ekg.data import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.labelling import label
+from ekg.output_choice import choose_outputs, labels_by_output
 from ekg.sources import find_examples
-from ekg.task_choice import choose_task
 from ekg.tasks import Task
+from ekg.view_checks import check_view
+from ekg.views import make_view
+from ekg.weights import is_weighted
 
 MEMORY_BUDGET = 2**30  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
 PROBE = 8  # examples that an augmentation is tried on
@@ -61,40 +64,6 @@ class FunctionSplit:
         return Split(self.read(np.arange(len(self))), self.labels) if len(self) * one.nbytes <= MEMORY_BUDGET else self
 
 
-# ---------------------------------------------------------------- views
-
-def _flip(images, draws):
-    return tf.where(draws[:, 3, None, None, None] >= 0.5, images[:, :, ::-1], images)
-
-
-def _flip_and_crop(images, draws):
-    return augment.flip_and_crop(images, draws[:, 3], draws[:, 4], draws[:, 5])
-
-
-VIEWS = {"flip": _flip, "flip_crop": _flip_and_crop}
-
-
-def make_view(augmentation):
-    """Returns a function (examples, draws [batch, augment.NUM_DRAWS]) -> examples from what a user gave; None for None.
-
-    Args:
-        augmentation: a name of VIEWS, or a function (images, seed) -> images of TensorFlow operations; the seed is an int32
-            tensor [2] for the stateless random operations of TensorFlow, another one for every part of a batch.
-
-    Raises:
-        EkgError: it is neither.
-    """
-    if augmentation is None:
-        return None
-    if isinstance(augmentation, str) and augmentation in VIEWS:
-        return VIEWS[augmentation]
-    if not callable(augmentation):
-        raise EkgError(f"`augment` must be one of {list(VIEWS)}, a function (images, seed), or None; received "
-                       f"{augmentation!r}.")
-    converted = tf.function(augmentation)  # it may ask tensors by Python's `if` and `for`, as in a tf.data pipeline
-    return lambda images, draws: converted(images, tf.bitcast(draws[0, :2], tf.int32))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnData(LabelledData):
     """A data set made of a user's own examples, which the network takes as they are.
@@ -106,7 +75,8 @@ class OwnData(LabelledData):
         task: Task that the labels are for.
         dtype: of the network's input.
         image_shape: shape of an example.
-        view: function (examples, draws) -> examples, or None for examples as they are.
+        view: as views.make_view() gives, or None for examples as they are.
+        output: shape of the network's output for an example.
     """
     name: str
     train: Any
@@ -114,7 +84,8 @@ class OwnData(LabelledData):
     task: Task
     dtype: str
     image_shape: tuple[int, ...]
-    view: Callable | None = None
+    view: Any = None
+    output: tuple[int, ...] = ()
 
     @property
     def num_views(self):
@@ -130,36 +101,56 @@ class OwnData(LabelledData):
         """Returns examples as tensors of the network's input type."""
         return tf.cast(images, self.dtype)
 
+    @property
+    def moves_knowledge(self):
+        """Whether a view moves what the bank knows of an example as it is."""
+        has_places = any(task.places(output) for task, output in self.task.seen_parts(self.output))
+        return bool(self.view is not None and self.view.moves_knowledge and has_places)
+
+    @property
+    def changes_labels(self):
+        """Whether a view changes labels in a way of the user's own, which the bank cannot follow."""
+        return self.view is not None and self.view.changes_labels
+
     def fine_tune_view(self, batch, number):
         """Returns one fine-tuning view of a batch."""
         images = self.normalise(batch["images"])
-        return images if self.view is None else tf.cast(self.view(images, batch["draws"][:, number]), self.dtype)
+        if self.view is None:
+            return images
+        seen = self.view.images(images, batch.get("labels"), batch["draws"][:, number])
+        return tf.cast(seen, self.dtype)
+
+    def fine_tune_labels(self, batch, number):
+        """Returns the labels of a fine-tuning view of a batch."""
+        if self.view is None:
+            return batch["labels"]
+        return self.view.labels(self.normalise(batch["images"]), batch["labels"], batch["draws"][:, number])
+
+    def fine_tune_knowledge(self, batch, number):
+        """Returns the bank's rows of a batch as a fine-tuning view moves them, [batch, K, ...]."""
+        return self.view.knowledge(batch["bank"], batch["draws"][:, number])
 
     def check_view(self):
-        """Raises EkgError if the view of some examples is not of their shape, or not finite, or cannot be made."""
-        if self.view is None:
-            return
-        images = self.normalise(self.train.read(np.arange(min(PROBE, len(self.train)))))
-        draws = tf.constant(np.random.default_rng(0).random((len(images), augment.NUM_DRAWS), np.float32))
-        try:
-            seen = self.view(images, draws)
-        except Exception as error:  # whatever a function of the user's own raises
-            raise EkgError(f"`augment` fails on images of shape {tuple(images.shape)}: {' '.join(str(error).split())[:200]}"
-                           ) from error
-        if tuple(seen.shape) != tuple(images.shape):
-            raise EkgError(f"`augment` makes {tuple(seen.shape)} of images of shape {tuple(images.shape)}; it must keep the "
-                           "shape.")
+        """Raises EkgError if the view cannot be made, or does not fit the task; see view_checks."""
+        if self.view is not None:
+            numbers = np.unique(np.linspace(0, len(self.train) - 1, PROBE).astype(np.int64))
+            images = self.normalise(self.train.read(numbers))
+            check_view(self.view, images, self.train.labels[numbers], self.task, self.output)
 
 
-def make_data(model, data, *, validation_data=None, task="auto", augment=None):
+def make_data(model, data, *, validation_data=None, task="auto", augment=None, may_lose=(),
+              steps_per_epoch=None, class_weight=None):
     """Returns the data set that search, memory bank and training take, made of whatever `fit` takes.
 
     Args:
         model: the keras.Model that it is for.
         data: see ekg.prune; likewise the others.
         validation_data: or None.
-        task: "auto", a name, or a Task.
+        task: "auto", a name, or a Task, or of several outputs a list or dict of these.
         augment: or None.
+        may_lose: names or numbers of outputs that do not count.
+        steps_per_epoch: or None.
+        class_weight: or None.
 
     Raises:
         EkgError: data, labels and network do not fit each other.
@@ -168,15 +159,21 @@ def make_data(model, data, *, validation_data=None, task="auto", augment=None):
     if len(graph.inputs) != 1:
         raise EkgError(f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is needed.")
     number, = graph.inputs
-    given = [(data, "data"), (validation_data, "validation_data")]
-    examples = [find_examples(source, graph.shapes[number][1:], name) for source, name in given
+    given = [(data, "data", steps_per_epoch), (validation_data, "validation_data", None)]
+    examples = [find_examples(source, graph.shapes[number][1:], name, steps) for source, name, steps in given
                 if source is not None or name == "data"]
     graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
-    chosen = choose_task(task, graph, examples[0].labels)
-    chosen.check_output(graph)
-    splits = [FunctionSplit(part.read, chosen.prepare_labels(part.labels, chosen.shape(graph), f"labels of `{name}`"))
-              for part, name in zip(examples, ("data", "validation_data"))]
+    choices, labels = choose_outputs(model, graph, task, examples[0].labels, may_lose)
+    sources = [(examples[0], labels, "labels of `data`")]
+    for part in examples[1:]:
+        sources.append((part, labels_by_output(part.labels, model, choices, "validation_data"),
+                        "labels of `validation_data`"))
+    chosen, labels = label(model, graph, choices, sources, class_weight)
+    splits = [FunctionSplit(part.read, own) for part, own in zip(examples, labels)]
+    view = make_view(augment, graph, chosen)
+    if view is not None and view.changes_labels and is_weighted(chosen):
+        raise EkgError("`augment` returns labels, and these carry weights, which it cannot know; leave one out.")
     dataset = OwnData("own data", splits[0], splits[1] if len(splits) > 1 else None, chosen, str(graph.dtype(number)),
-                      examples[0].shape, make_view(augment))
+                      examples[0].shape, view, chosen.shape(graph))
     dataset.check_view()
     return dataset

@@ -47,8 +47,9 @@ def save_params(model, path):
     params = model_params(model)
     broken = [name for name, array in params.items() if not np.isfinite(array).all()]
     if broken:
-        raise FloatingPointError(f"{path}: {broken[:5]} became non-finite and are not written; lower the learning rate, or "
-                                 "look for examples with huge numbers or NaN.")
+        raise FloatingPointError(f"{path}: {broken[:5]} became non-finite and are not written; lower the learning rate "
+                                 "(`subset_learning_rate` before the search), or look for examples with huge numbers or "
+                                 "NaN.")
     save_pickle(path, params)
 
 

@@ -65,9 +65,40 @@ def progress_bar(name, total, unit):
     return make(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
 
 
+class _Once(logging.Filter):
+    """Lets a warning pass once: copies of a network are made at many places, which all know the same of it."""
+
+    def __init__(self):
+        super().__init__()
+        self._seen = set()
+
+    def filter(self, record):
+        if record.levelno < logging.WARNING:
+            return True
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
+
+
+@contextlib.contextmanager
+def _each_warning_once():
+    """Lets the library log each warning once while it lasts."""
+    once = _Once()
+    loggers = [logger for name, logger in logging.root.manager.loggerDict.items()
+               if name.startswith("ekg.") and isinstance(logger, logging.Logger)]
+    for logger in loggers:
+        logger.addFilter(once)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(once)
+
+
 @contextlib.contextmanager
 def shown(is_on):
-    """Shows progress bars and what the library logs while it lasts, or neither.
+    """Shows progress bars and what the library logs while it lasts, or neither; each warning once.
 
     Where the program has set up logging itself, so that it shows such messages, they go there alone.
     """
@@ -80,7 +111,8 @@ def shown(is_on):
         log.setLevel(logging.INFO)
         log.propagate = False
     try:
-        with logging_redirect_tqdm([log]) if speaks else contextlib.nullcontext():  # above a bar and not behind it
+        redirected = logging_redirect_tqdm([log]) if speaks else contextlib.nullcontext()  # above a bar, not behind it
+        with redirected, _each_warning_once():
             yield
     finally:
         _Shown.is_on = before

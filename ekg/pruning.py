@@ -15,33 +15,41 @@ import tensorflow as tf
 
 from ekg import settings, stopping
 from ekg.data import LabelledData
+from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
-from ekg.export.accuracy import draw_examples
+from ekg.export.accuracy import draw_labelled
 from ekg.export.write import export
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
-from ekg.graph.heads import without_head
+from ekg.graph.complexity import model_complexity
+from ekg.graph.heads import without_heads
 from ekg.latency.runtimes import runtime_named
 from ekg.latency.steps import find_multiple
 from ekg.latency.timing import Conditions
+from ekg.output_choice import check_all_count
 from ekg.own_data import make_data
 from ekg.progress import shown
 from ekg.report import page
+from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
-from ekg.report.table import format_table
+from ekg.report.table import LATENCY_NOTE, format_table
 from ekg.run import arguments, pipeline, plan, precision
 from ekg.run import folder as names
+from ekg.run.choice import Choice
+from ekg.run.comparing import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.networks import Networks
 from ekg.search.latency import Latency
+from ekg.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 256
 AUTO = "auto"
+_KNOWN_TASKS = tuple(kind() for kind in TASKS.values())
 NO_VALIDATION = "the figures are of training images that the search evaluated on: no `validation_data` was given"
 
 
@@ -50,17 +58,19 @@ class PruneResult:
     """What pruning leaves.
 
     Attributes:
-        model: the pruned network, a plain keras.Model.
+        model: the pruned network, a plain keras.Model: where fine-tuning made it worse, as it was before.
         subnetwork: the Subnetwork Θ* that was found.
         history: tuple of HistoryEntry, from Θ₀ to Θ*.
         table: list of table.Row: the unpruned network, the one that was cut out, and the fine-tuned one.
         note: what the figures of the table are of.
+        choice: which network `model` is, that of the last row or that before fine-tuning, and why; empty without it.
     """
     model: keras.Model
     subnetwork: object
     history: tuple
     table: list
     note: str
+    choice: str
     _run: FinishedRun = dataclasses.field(repr=False)
     _data: object = dataclasses.field(repr=False)
 
@@ -71,17 +81,23 @@ class PruneResult:
 
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
-        return f"{format_table(self.table)}\n{self.note}"
+        latencies = LATENCY_NOTE if self.table and self.table[0].latencies else None
+        return "\n".join(filter(None, (format_table(self.table), self.note, self.choice, latencies)))
 
-    def export(self, path, format=None, *, quantize=None, tolerance=None):
-        """Writes the pruned network in a deployment format, proves it, and returns the Export; see ekg.export.
-
-        It is compared, and for int8 its ranges are taken, on training images.
+    def export(self, path, format=None, *, quantize=None, examples=None, labels=None, task="auto",
+               tolerance=None):
+        """Writes the pruned network in a deployment format, proves it, and returns the Export.
 
             result.export("pruned.tflite", quantize="int8")
+
+        The arguments are those of ekg.export. Without `examples` training images and their labels are
+        taken: the networks are compared on them, and for int8 they give the ranges.
         """
-        examples = draw_examples(self._data, EXPORT_EXAMPLES)
-        return export(self.model, path, format, quantize=quantize, examples=examples, tolerance=tolerance)
+        if examples is None and labels is None:
+            examples, labels = draw_labelled(self._data, EXPORT_EXAMPLES)
+            task = self._data.task
+        return export(self.model, path, format, quantize=quantize, examples=examples, labels=labels,
+                      task=task, tolerance=tolerance)
 
     def report(self, folder):
         """Writes report.html and report.png into a folder and returns a line that says what came out.
@@ -102,68 +118,87 @@ class PruneResult:
             raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", exclude=(), min_channels=1,
-          multiple_of=1, epochs=20, search=None, repair=True, bank=None, fine_tune=None, run=None, augment=None,
-          run_dir=None, restart=None, seed=0, strategy=None, verbose=True):
+def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", may_lose=(), exclude=(),
+          min_channels=1, multiple_of=1, prune_frozen=False, epochs=20, search=None, repair=True, bank=None, fine_tune=None,
+          run=None, augment=None, run_dir=None, restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None,
+          class_weight=None):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
-        result = ekg.prune(model, (images, labels), target_rate=0.5)
+        result = ekg.prune(model, (images, labels), target_rate=0.5)  # a PruneResult
         result.model.save("pruned.keras")
 
-    The network is read, never changed. Where it ends with a softmax or sigmoid, the search and the training work on the
-    logits before it, and the result has it again. TensorFlow's deterministic operations are switched on in this
-    process, and the seeds of Python, NumPy and TensorFlow are set.
+    The network is read, never changed. TensorFlow's deterministic operations are switched on in this process,
+    and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
         model: trained functional or sequential keras.Model of one input.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
-            Labels: class numbers, one-hot vectors, zeros and ones, maps of class numbers, or numbers.
+            Labels as `fit` takes them; what has none is held against the unpruned network's output.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an ekg.Target of your own.
-        validation_data: what the final table is measured on, in any of these forms; None takes the training images that the
-            search evaluates on. Nothing is chosen by it.
-        task: "auto" decides from the network's output and the labels, and says so; or a name of tasks.TASKS, or a Task.
-        exclude, min_channels, multiple_of: see Supernet; multiple_of="auto" measures where the runtime's time jumps.
-        epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated anew.
-        search: {name: value} of SearchSettings, and subset_per_class.
-        repair: whether the kernels of the network that is cut out are fitted to the unpruned network before any training;
-            see ekg.repair. The plain cut stays where it has the lower loss on the images that the search evaluates on.
+        validation_data: what the final table is of; None takes training images that the search uses.
+        task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or dict.
+        may_lose: names or numbers of outputs that may be worth nothing afterwards, as ["boxes"].
+        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where time jumps.
+        epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated again.
+        search: {name: value} of SearchSettings, and those of SubsetSettings.
+        repair: whether kernels of the network that is cut out are fitted to the unpruned one before any training, unless
+            that raises the loss on the images that the search evaluates on; see ekg.repair.
         bank: {"num_teacher": K}, or False for no memory bank.
-        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature.
+        fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature; and
+            "optimizer", a keras Optimizer, and "schedule", its learning rate; see train.optimizers.Recipe.
         run: {name: value} of RunSettings, as precision, accum.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function (images, seed) -> images; None for none.
+        augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView; None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped; None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim", "bank", "fine-tune".
-        seed: of order, views and choice of images.
+        seed: of order, views and choice of images. verbose: whether progress and decisions are shown.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
-        verbose: whether progress bars are shown, and what is decided and done is told.
-
-    Returns:
-        PruneResult.
+        steps_per_epoch: batches that are the data, where it comes in batches; None for all.
+        class_weight: {class number: weight} in all losses with labels; None for 1.
 
     Raises:
         EkgError: what is asked for cannot be done; before the first phase, in one line.
         FloatingPointError: a loss or a reward is not finite.
-        Stopped: a signal asked the job to end, with `run_dir`: the same call goes on.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call resumes there.
     """
     plan.check_restart(restart, run_dir)
     choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run, repair)
-    stays = {"exclude": exclude, "min_channels": min_channels}
+    stays = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
-        path = run_dir if run_dir is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="ekg-"))
-        if run_dir is not None:
-            stack.enter_context(stopping.handled())
-        team = Team(strategy or _default_strategy())
-        data, networks = _understand(model, data, validation_data, task, augment, stays)
-        found = {"auto_multiple_of": _find_multiple(networks, target, team, Path(path))} if multiple_of == AUTO else {}
+        path = stack.enter_context(_folder(run_dir))
+        team = stack.enter_context(Team(strategy or _default_strategy()).sharing_failures())
+        given = {"validation_data": validation_data, "augment": augment,
+                 "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
+        data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays)
+        found = {"auto_multiple_of": _find_multiple(networks, target, team, path)} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
-        job, note = _make_job(choices, data, networks, team, Path(path))
-        made_of = _arguments(job, epochs, augment) | found
+        job, note = _make_job(choices, data, networks, team, path)
+        made_of, unknown = _arguments(job, epochs, augment, found)
         _check_workers(team, made_of)
-        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, restart), trained_file=job.folder / names.BASELINE)
+        rows = pipeline.run_job(job, lambda: _prepare(job, made_of, unknown, restart),
+                                trained_file=job.folder / names.BASELINE)
         return _result(job, rows, note)
+
+
+@contextlib.contextmanager
+def _folder(run_dir):
+    """Gives the path of the folder of a job: `run_dir`, or a temporary one for None.
+
+    Signals stop a job whose folder is kept where nothing is lost. It ends by what Python raises for them, and says where.
+    """
+    if run_dir is None:
+        with tempfile.TemporaryDirectory(prefix="ekg-") as path:
+            yield Path(path)
+        return
+    try:
+        with stopping.handled():
+            yield Path(run_dir)
+    except stopping.Stopped as stop:
+        ending = stopping.ended(stop.signal, RunFolder(run_dir).describe_progress())
+        logger.warning("%s", ending)
+        raise ending from None
 
 
 def _find_multiple(networks, target, team, path):
@@ -184,29 +219,40 @@ def _find_multiple(networks, target, team, path):
 
 def _make_job(choices, data, networks, team, path):
     """Returns (Job, what the figures of its table are of)."""
-    job_settings = plan.make_settings(choices, data, math.prod(data.task.shape(networks.supernet.graph)), team.size)
+    graph = networks.supernet.graph
+    num_outputs = max(math.prod(graph.shapes[one][1:]) for one in data.task.tensors(graph))
+    job_settings = plan.make_settings(choices, data, num_outputs, team.size)
     data, note = _with_test_images(data, job_settings)
-    compute = Compute(team, bool(tf.config.list_physical_devices("GPU")), job_settings.run.precision)
+    compute = Compute(team, kind.use_xla(), job_settings.run.precision)
     return precision.resolved(Job(job_settings, data, networks, compute, RunFolder(path))), note
 
 
 def _default_strategy():
-    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+    return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
-def _understand(model, data, validation_data, task, augment, supernet_choices):
-    """Returns (data set, Networks) of what a user gave."""
+def _understand(model, data, meant, given, supernet_choices):
+    """Returns (data set, Networks) of what a user gave.
+
+    Args:
+        model: keras.Model.
+        data: see prune().
+        meant: what the outputs are for, and `given`: further arguments of make_data().
+        supernet_choices: arguments of Supernet.
+    """
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
     if isinstance(data, LabelledData):
-        for name, value in (("validation_data", validation_data), ("augment", augment)):
+        for name, value in given.items():
             if value is not None:
                 raise EkgError(f"`{name}` has no effect here: the data set has its own; leave it out.")
     else:
-        data = make_data(model, data, validation_data=validation_data, task=task, augment=augment)
+        data = make_data(model, data, **meant, **given)
+    _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
+    check_all_count(model, chosen, meant["may_lose"])
     kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_head(model, chosen.output, size)
+    logits, head = without_heads(model, chosen.logits, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
@@ -214,6 +260,15 @@ def _understand(model, data, validation_data, task, augment, supernet_choices):
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
     return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
+
+
+def _warn_of_own_training(model):
+    """Warns of a model that says itself how it is trained, which no phase asks."""
+    own = [name for name in ("train_step", "compute_loss") for kind in type(model).__mro__
+           if name in vars(kind) and not kind.__module__.startswith("keras.")]
+    if own:
+        logger.warning("`model` %r (%s) has a %s() of its own, which training here does not call: the task's loss and "
+                       "`model.losses` are minimised.", model.name, type(model).__name__, own[0])
 
 
 def _with_test_images(data, settings):
@@ -224,36 +279,46 @@ def _with_test_images(data, settings):
     return dataclasses.replace(data, test=drawn), NO_VALIDATION
 
 
-def _arguments(job, epochs, augment):
-    """Returns what arguments.json holds: all that the result depends on."""
+def _arguments(job, epochs, augment, found):
+    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be compared, in words).
+
+    Args:
+        job: Job.
+        epochs: see prune.
+        augment: see prune.
+        found: {name: value} of what was measured for the job.
+    """
     chosen = job.settings
     parts = (chosen.subset, chosen.search, chosen.slim, chosen.fine_tuning, chosen.run)
     affecting = settings.names_where(map(type, parts), lambda details: details.affects != settings.MACHINE)
-    given = {name: _named(value) if callable(value) else value for part in parts for name, value in vars(part).items()
-             if name in affecting}
+    given = {name: value for part in parts for name, value in vars(part).items() if name in affecting}
+    task = job.data.task
+    values = {"target": job.settings.target, "augment": augment, "task": task.name if task in _KNOWN_TASKS else task}
+    recipe = job.settings.recipe
+    values |= {name: value for name, value in vars(recipe).items() if recipe.optimizer is not None or name == "schedule"}
+    described = {name: describe(value) for name, value in {**given, **values}.items()
+                 if callable(value) or name in values}
+    unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]
+    texts = {name: None if (given | values)[name] is None else one.text for name, one in described.items()}
     groups = [(group.name, group.size, group.least, group.multiple) for group in job.networks.supernet.groups]
-    view = augment if augment is None or isinstance(augment, str) else _named(augment)
-    own = job.settings.target
-    target = None if own is None else repr(own) if dataclasses.is_dataclass(own) else _named(type(own))
-    return {**given, "target": target, "augment": view, "epochs": epochs, "arch": job.networks.model.name,
-            "dataset": job.data.name, "task": job.data.task.name,
+    return {**given, **texts, "epochs": epochs, "arch": job.networks.model.name, "dataset": job.data.name,
+            "outputs": list(job.data.task.outputs),
             "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
-            "model": arguments.model_fingerprint(job.networks.model), **arguments.describe(job.data, job.compute.use_xla)}
-
-
-def _named(function):
-    """Returns what stands for a function in arguments.json."""
-    return getattr(function, "__qualname__", repr(type(function)))
+            "model": arguments.model_fingerprint(job.networks.model),
+            **arguments.describe(job.data, job.compute.use_xla), **found}, unknown
 
 
 def _check_workers(team, made_of):
     """Raises EkgError if workers were started otherwise, or with another version of the library."""
     code = arguments.hash_code(Path(__file__).parent, ("**/*.py",))
-    team.check_same({name: json.dumps(value) for name, value in made_of.items()} | {"code": code})
+    team.check_same(made_of | {"code": code})
 
 
-def _prepare(job, made_of, restart):
+def _prepare(job, made_of, unknown, restart):
     """Makes or opens the run folder, and puts the trained network into it."""
+    if unknown and job.folder.holds_run():
+        logger.warning("%s: resumes as if nothing had changed in what cannot be compared: %s", job.folder.path,
+                       ", ".join(unknown))
     folder = RunFolder.prepare(job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`")
     if restart is not None:
         folder.restart(restart)
@@ -265,5 +330,22 @@ def _result(job, rows, note):
     folder = job.folder
     run = folder.read_finished()
     found = run.history[-1].subnetwork
-    model = job.networks.finished(folder / job.result_names[0], found)
-    return PruneResult(model, found, tuple(run.history), rows, note, run, job.data)
+    model = job.networks.finished(folder / job.handed_out[0], found)
+    return PruneResult(model, found, tuple(run.history), rows, f"{note}; {_error_note(rows)}{_size_note(job, found)}",
+                       "" if run.choice is None else str(Choice(**run.choice)), run, job.data)
+
+
+def _error_note(rows):
+    return f"± is one standard error of the mean over {rows[0].examples} examples"
+
+
+def _size_note(job, found):
+    """Returns what the rate is at the size of the test images, where that is not the search's; else an empty text."""
+    supernet, tested = job.networks.supernet, image_shape(job.test_batches)
+    searched = supernet.graph.input_shapes[0]
+    if tested == searched:
+        return ""
+    whole, cut = (model_complexity(model, tested).flops for model in (supernet.model, supernet.cut(found)))
+    sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
+    return (f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest is of, the rate is "
+            f"{cut / whole:.4f}")

@@ -18,6 +18,7 @@ from ekg.latency.runtimes import RUNTIMES
 from ekg.search.criteria import CRITERIA
 from ekg.search.latency import Latency
 from ekg.search.targets import Every, Flops, Params, Target
+from ekg.train.optimizers import Recipe
 
 # What a setting affects: the sub-network that is found; only what comes behind the search; or nothing in the result.
 SEARCH, TRAINING, MACHINE = "search", "training", "machine"
@@ -25,6 +26,7 @@ SEARCH, TRAINING, MACHINE = "search", "training", "machine"
 SEARCH_TEACHERS = ("ensemble", "single", "none")
 FINETUNE_TEACHERS = ("ensemble", "single", "none")
 REWARDS = ("ensemble", "condition_number")
+GROUP_CHOICES = ("intended", "published")
 SUBSET_PER_CLASS = 256
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
@@ -188,6 +190,8 @@ class SubsetSettings(Settings):
     subset_per_class: int | None = setting(
         SUBSET_PER_CLASS, "training images of each class, its first ones, for the epoch before the search; None: "
         f"{SUBSET_PER_CLASS}, or what the smallest class has", SEARCH, range=COUNT, may_be_none=True)
+    subset_learning_rate: float = setting(
+        1e-3, "learning rate of the epoch before the search", SEARCH, range=POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +202,10 @@ class SearchSettings(Settings):
     groups_per_step: int = setting(
         1, "channel groups that a search step narrows together, the best ones; the method takes 1", SEARCH, range=COUNT,
         works_if=Rule("reward", ("ensemble",), "the `reward` condition_number compares groups one by one"))
+    group_choice: str = setting(
+        "intended", "groups that a search step tries: those where the removed channels matter "
+        "little, as the method intends, or those that the published program takes", SEARCH,
+        choices=GROUP_CHOICES)
     search_batch_size: int = setting(
         256, "images that share batch statistics, at most; batch of the epoch before the search", SEARCH, range=COUNT)
     search_teacher: str = setting("ensemble", "whose knowledge the reward holds", SEARCH, choices=SEARCH_TEACHERS)
@@ -344,6 +352,9 @@ class RunSettings(Settings):
     exports: tuple[str, ...] = setting(
         (), "formats in which the unpruned and the pruned network are written, too, with proof that they compute the same",
         MACHINE, choices=tuple(FORMATS))
+    strict: bool = setting(
+        False, "refuse to resume on another machine, or with other threads or kernels, where the last digits may differ",
+        MACHINE)
     seed: int = setting(0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED))
 
     def __post_init__(self):
@@ -358,8 +369,10 @@ class JobSettings:
 
     Attributes:
         fine_tunes: whether there is a memory bank and fine-tuning, or the job ends with the pruned network.
+        hands_out_better: whether the network that was cut out is handed out where fine-tuning made it worse.
         writes_page: whether it leaves a picture and a page, which need matplotlib.
         target: a Target of the user's own, besides those of the search's settings, or None.
+        recipe: optimizers.Recipe of fine-tuning.
     """
     subset: SubsetSettings = SubsetSettings()
     search: SearchSettings = SearchSettings()
@@ -367,8 +380,10 @@ class JobSettings:
     run: RunSettings = RunSettings()
     slim: SlimSettings = SlimSettings()
     fine_tunes: bool = True
+    hands_out_better: bool = False
     writes_page: bool = True
     target: Target | None = None
+    recipe: Recipe = Recipe()
 
     def targets(self):
         """Returns the Target of the search."""

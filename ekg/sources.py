@@ -6,8 +6,10 @@ name in the system's folder for such files (TMPDIR), which goes with the process
 the same each time.
 """
 
+import collections
 import dataclasses
-import os
+import numbers
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -19,10 +21,14 @@ import tensorflow as tf
 from ekg import stopping
 from ekg.errors import EkgError
 from ekg.progress import progress_bar
+from ekg.spool import Spool
 
 CHECKED_TOGETHER = 1024  # examples that are looked at for NaN at a time, so that no copy of all is made
+COMPARED = 32  # examples in a row that are the first ones again where data begins again
+FILLED = 0.9  # of the room for temporary files, beyond which data is taken for endless
 PROBES = 4  # examples that are read twice of what is read by a user's function
-FORMS = ("a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches, or an ekg.Data")
+FORMS = ("a pair (images, labels) of arrays, or (images, labels, weights), or images alone, a tf.data.Dataset or "
+         "keras.utils.PyDataset of such batches, or an ekg.Data")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,12 +38,15 @@ class Data:
         ekg.Data(labels, lambda indices: np.stack([load(files[i]) for i in indices]))
 
     Attributes:
-        labels: of all examples, array [examples, ...].
+        labels: of all examples, array [examples, ...]; of several outputs a list or dict of them; None
+            where there are none.
         read: function from numbers of examples, int64 [number], to what the network takes of these, array [number, ...]. It
             must give the same whenever it is asked, also in several threads at once.
+        count: number of examples, where there are no labels that tell it.
     """
-    labels: np.ndarray
+    labels: np.ndarray | list | dict | None
     read: Callable
+    count: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,36 +55,50 @@ class Examples:
 
     Attributes:
         read: function from numbers of examples to an array [number, ...].
-        labels: array [examples, ...].
+        labels: array [examples, ...]; of several outputs a list or dict of them, with None where one
+            has none; or None.
         shape: of one example.
+        count: number of examples.
+        weights: of the examples or of their places, array [examples, ...]; None where there are none.
     """
     read: Callable
-    labels: np.ndarray
+    labels: np.ndarray | list | dict | None
     shape: tuple[int, ...]
+    count: int
+    weights: np.ndarray | None = None
 
 
-def find_examples(source, input_shape, what="data"):
+def find_examples(source, input_shape, what="data", steps=None):
     """Returns the Examples of whatever `fit` takes.
 
     Args:
         source: see FORMS.
         input_shape: of one example as the network takes it, with None where any size will do.
         what: the argument's name, for errors.
+        steps: batches to take of what comes in batches; None takes all.
 
     Raises:
         EkgError: it is none of these, has no labels, does not fit the network, or differs from one reading to the next.
     """
+    comes_in_batches = isinstance(source, (tf.data.Dataset, keras.utils.PyDataset))
+    if steps is not None and not comes_in_batches:
+        raise EkgError(f"`steps_per_epoch` has no effect here: `{what}` does not come in batches; leave it out.")
     if isinstance(source, Data):
         examples = _of_function(source, what)
     elif isinstance(source, tf.data.Dataset):
-        examples = _spooled(_tensorflow_batches(source, len(input_shape), what), what)
+        batches, may_be_endless = _tensorflow_batches(source, len(input_shape), what, steps)
+        examples = _spooled(batches, what, may_be_endless)
     elif isinstance(source, keras.utils.PyDataset):
-        examples = _spooled(lambda: (source[number] for number in range(len(source))), what)
-    elif isinstance(source, (tuple, list)) and len(source) == 2:
-        examples = _of_arrays(*source, what)
+        numbers = range(_count_batches(source, what, steps))
+        examples = _spooled(lambda: (source[number] for number in numbers), what)
+    elif isinstance(source, (tuple, list)) and len(source) in (2, 3):
+        examples = _of_arrays(*source[:2], what)
+        examples = dataclasses.replace(examples, weights=_weights_of(source, examples.count, what))
+    elif isinstance(source, (np.ndarray, tf.Tensor)):
+        examples = _of_arrays(source, None, what)
     else:
         raise EkgError(f"`{what}` must be {FORMS}; received {_described(source)}.")
-    if not len(examples.labels):
+    if not examples.count:
         raise EkgError(f"`{what}` holds no examples.")
     return _fitted(examples, input_shape, what)
 
@@ -91,7 +114,7 @@ def _fitted(examples, input_shape, what):
     shape, read = examples.shape, examples.read
     if len(shape) == len(input_shape) - 1 and input_shape[-1] == 1:
         shape = (*shape, 1)
-        examples = Examples(lambda indices: read(indices)[..., None], examples.labels, shape)
+        examples = dataclasses.replace(examples, read=lambda indices: read(indices)[..., None], shape=shape)
     if len(shape) != len(input_shape) or any(size not in (None, own) for size, own in zip(input_shape, shape)):
         raise EkgError(f"`{what}` has examples of shape {shape}, and the network takes {tuple(input_shape)}; resize them, "
                        "or build the network for them.")
@@ -100,6 +123,9 @@ def _fitted(examples, input_shape, what):
 
 def _check_numbers(array, what):
     """Raises EkgError if an array cannot be what a network reads."""
+    if array.dtype.kind in "OSU" and array.size and isinstance(array.flat[0], (str, bytes)):
+        raise EkgError(f"`{what}` holds strings; let the layer that makes numbers of them, such as TextVectorization, work "
+                       "on the data before, and prune the network behind it.")
     if array.dtype.kind not in "biuf":
         raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")
     for start in range(0, len(array) if array.ndim and array.dtype.kind == "f" else 0, CHECKED_TOGETHER):
@@ -112,7 +138,13 @@ def _check_numbers(array, what):
 
 # ---------------------------------------------------------------- arrays and functions
 
+def _single(value):
+    """Returns the one entry of a dict of one, as a network of one input takes it by its name."""
+    return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
+
+
 def _as_array(value, what):
+    value = _single(value)
     if isinstance(value, dict) or (isinstance(value, (list, tuple)) and value and isinstance(value[0], (dict, np.ndarray))):
         raise EkgError(f"`{what}` has several inputs or outputs an example; a network of one input is needed, and the "
                        "labels of one output.")
@@ -122,20 +154,58 @@ def _as_array(value, what):
         raise EkgError(f"`{what}` cannot be taken as an array ({' '.join(str(error).split())}).") from None
 
 
+def _labels_of(value, what):
+    """Returns labels as an array, or a list or dict of those of several outputs; None for None."""
+    if isinstance(value, dict):
+        return {name: _labels_of(own, what) for name, own in value.items()}
+    are_arrays = isinstance(value, (list, tuple)) and any(
+        own is None or len(getattr(own, "shape", ())) for own in value)
+    if are_arrays:
+        return [_labels_of(own, what) for own in value]
+    return None if value is None else _as_array(value, f"{what} labels")
+
+
+def _arrays_of(labels):
+    """Returns the list of the arrays of labels."""
+    return [own for own in keras.tree.flatten(labels) if own is not None]
+
+
+def _check_counts(images, labels, what):
+    """Raises EkgError unless there are as many labels of every output as images."""
+    for own in _arrays_of(labels):
+        if images.ndim == 0 or own.ndim == 0 or len(images) != len(own):
+            raise EkgError(f"`{what}` has images of shape {images.shape} and labels of shape "
+                           f"{own.shape}; give as many labels as images.")
+
+
 def _of_arrays(images, labels, what):
-    images, labels = _as_array(images, what), _as_array(labels, f"{what} labels")
-    if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
-        raise EkgError(f"`{what}` has images of shape {images.shape} and labels of shape {labels.shape}; give as many "
-                       "labels as images.")
+    images, labels = _as_array(images, what), _labels_of(labels, what)
+    _check_counts(images, labels, what)
     _check_numbers(images, what)
-    return Examples(lambda indices: images[indices], labels, images.shape[1:])
+    count = len(images) if images.ndim else 0
+    return Examples(lambda indices: images[indices], labels, images.shape[1:], count)
+
+
+def _weights_of(entries, number, what):
+    """Returns the weights in (images, labels, weights), array [number, ...], or None without any."""
+    if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
+        return None
+    weights = _as_array(entries[2], f"{what} weights")
+    if weights.ndim == 0 or len(weights) != number:
+        raise EkgError(f"`{what}` has weights of shape {weights.shape} and {number} labels; give as many.")
+    return weights
 
 
 def _of_function(data, what):
-    labels = _as_array(data.labels, f"{what} labels")
-    if not len(labels):
-        return Examples(data.read, labels, ())
-    probes = np.linspace(0, len(labels) - 1, min(PROBES, len(labels))).astype(np.int64)
+    labels = _labels_of(data.labels, what)
+    counts = {len(own) for own in _arrays_of(labels)} | ({data.count} - {None})
+    if len(counts) != 1:
+        raise EkgError(f"`{what}`: an ekg.Data needs labels of all its examples, or their number as "
+                       f"`count`; received {sorted(counts) or 'neither'}.")
+    count, = counts
+    if not count:
+        return Examples(data.read, labels, (), 0)
+    probes = np.linspace(0, count - 1, min(PROBES, count)).astype(np.int64)
     first, second = (np.asarray(data.read(probes)) for _ in range(2))
     if first.shape[:1] != probes.shape:
         raise EkgError(f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of shape "
@@ -144,100 +214,162 @@ def _of_function(data, what):
     if first.shape != second.shape or not np.array_equal(first, second):
         raise EkgError(f"`{what}`: its `read` gives other numbers for the same examples when it is asked again; random "
                        "views belong into `augment`.")
-    return Examples(data.read, labels, first.shape[1:])
+    return Examples(data.read, labels, first.shape[1:], count)
 
 
 # ---------------------------------------------------------------- what comes in batches
 
-def _tensorflow_batches(dataset, rank, what):
-    """Returns a function that gives the batches of a tf.data.Dataset from its beginning on."""
-    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise EkgError(f"`{what}` never ends; leave its repeat() out.")
+def _tensorflow_batches(dataset, rank, what, steps):
+    """Returns (function that gives the batches of a tf.data.Dataset from its beginning on, whether they may not end)."""
+    size = int(dataset.cardinality())
+    if steps is None and size == tf.data.INFINITE_CARDINALITY:
+        raise EkgError(f"`{what}` never ends; leave its repeat() out, or {_STEPS}.")
+    _check_steps(steps, size if size >= 0 else None, what)
     spec = dataset.element_spec
-    images = spec[0] if isinstance(spec, (tuple, list)) and spec else None
+    if isinstance(spec, dict):
+        raise EkgError(f"`{what}` gives dicts of {sorted(spec)}; map them to pairs (images, labels).")
+    parts = spec if isinstance(spec, (tuple, list)) and spec else (spec,)
+    images, labels = _single(parts[0]), keras.tree.flatten(parts[1:])
     if isinstance(images, tf.TensorSpec) and images.shape.rank is not None and images.shape.rank <= rank:
-        if images.shape.rank < rank or len(spec) < 2 or spec[1].shape.rank == 0:
+        are_single = any(own.shape.rank == 0 for own in labels)
+        are_single |= not labels and images.shape.rank > 0 and images.shape[0] is not None
+        if images.shape.rank < rank or are_single:
             raise EkgError(f"`{what}` gives single examples; batch them with .batch(32).")
-    return dataset.as_numpy_iterator
+    if steps is not None:
+        return dataset.take(steps).as_numpy_iterator, False
+    return dataset.as_numpy_iterator, size == tf.data.UNKNOWN_CARDINALITY
+
+
+def _count_batches(source, what, steps):
+    """Returns how many batches to take of a keras.utils.PyDataset."""
+    try:
+        number = source.num_batches
+    except (NotImplementedError, TypeError):  # it has no length, or returns None for it
+        number = None
+    if steps is None and number is None:
+        raise EkgError(f"`{what}` has no length, so it never ends; {_STEPS}.")
+    _check_steps(steps, number, what)
+    return number if steps is None else steps
+
+
+_STEPS = "say by `steps_per_epoch` how many batches of it are the data"
+
+
+def _check_steps(steps, number, what):
+    """Raises EkgError unless `steps_per_epoch` is None or a number of batches that there are."""
+    if steps is None:
+        return
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+        raise EkgError(f"`steps_per_epoch` must be a whole number of at least 1; received {steps!r}.")
+    if number is not None and steps > number:
+        raise EkgError(f"`steps_per_epoch` is {steps}, and `{what}` has {number} batches.")
 
 
 def _pair(batch, what):
-    """Returns (images, labels) of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise EkgError(f"`{what}` has no labels; give batches (images, labels).")
-    if len(batch) > 2 and batch[2] is not None:
-        raise EkgError(f"`{what}` has weights of its examples, which the method has no place for; leave them out.")
-    images, labels = _as_array(batch[0], what), _as_array(batch[1], f"{what} labels")
+    """Returns (images, labels) of a batch; labels are None where there are none."""
+    if not isinstance(batch, (tuple, list)):
+        batch = (batch,)
+    if not batch:
+        raise EkgError(f"`{what}` has an empty batch; give images, or (images, labels).")
+    images = _as_array(batch[0], what)
+    labels = _labels_of(batch[1], what) if len(batch) > 1 else None
     _check_numbers(images, what)
-    if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
-        raise EkgError(f"`{what}` has a batch with images of shape {images.shape} and labels of shape {labels.shape}.")
+    if images.ndim == 0:
+        raise EkgError(f"`{what}` has a batch whose images are a single number.")
+    _check_counts(images, labels, what)
     return images, labels
 
 
-def _spooled(batches, what):
+def _spooled(batches, what, may_be_endless=False):
     """Returns the Examples of batches, in a file; reads them twice.
 
     Args:
         batches: function that gives an iterator over the batches from the first one on.
         what: the argument's name.
+        may_be_endless: whether it is not known that they end.
     """
-    spool, labels, sums = _Spool(what), [], []
+    spool, labels, weights, sums = Spool(what), [], [], []
+    watch = _Watch(what) if may_be_endless else None
     with progress_bar(f"read {what}", None, "batch") as progress:
         for batch in batches():
             stopping.check()
             images, own = _pair(batch, what)
+            weights.append(_weights_of(batch, len(images), what))
+            checksum = _checksum(images, own, weights[-1])
+            if not sums:  # at once, as what changes by itself may also never end
+                _check_same(checksum, next(iter(batches()), None), what)
+            if watch is not None:
+                watch.see(images, own)
             spool.append(images)
             labels.append(own)
-            sums.append(_checksum(images, own))
+            sums.append(checksum)
             progress.update(1)
         again = 0
         for batch in batches():
             stopping.check()
-            if again == len(sums) or _checksum(*_pair(batch, what)) != sums[again]:
-                raise EkgError(f"`{what}` gives other examples when it is read again: it shuffles, or changes images, by "
-                               "itself. Pass it unshuffled, and random views as `augment`: the order is made here.")
+            _check_same(sums[again] if again < len(sums) else None, batch, what)
             again += 1
             progress.update(1)
     if again != len(sums):
         raise EkgError(f"`{what}` gave {len(sums)} batches, and {again} when it was read again.")
     spool.finish()
-    return Examples(spool.read, np.concatenate(labels) if labels else np.zeros(0), spool.shape)
+    has_weights = {own is not None for own in weights}
+    if len(has_weights) > 1:
+        raise EkgError(f"`{what}` has weights in some batches and none in others.")
+    weights = np.concatenate(weights) if has_weights == {True} else None
+    return Examples(spool.read, _together(labels, what), spool.shape, spool.count, weights)
 
 
-def _checksum(images, labels):
-    return zlib.crc32(np.ascontiguousarray(labels).tobytes(), zlib.crc32(np.ascontiguousarray(images).tobytes()))
+def _together(labels, what):
+    """Returns the labels of all batches, a list of what _labels_of() gives, as those of one."""
+    def joined(*parts):
+        return None if parts[0] is None else np.concatenate(parts)
+    try:
+        return keras.tree.map_structure(joined, *labels) if labels else None
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EkgError(f"`{what}` has labels of several forms: {reason}") from None
 
 
-class _Spool:
-    """Rows in a file without a name, read by their numbers, and never in memory together."""
+def _check_same(checksum, batch, what):
+    """Raises EkgError unless a batch has the checksum that it had before, None where there was none."""
+    images, labels = (None, None) if batch is None else _pair(batch, what)
+    if batch is None or checksum != _checksum(images, labels, _weights_of(batch, len(images), what)):
+        raise EkgError(f"`{what}` gives other examples when it is read again: it shuffles, or changes images, by "
+                       "itself. Pass it unshuffled, and random views as `augment`: the order is made here.")
+
+
+class _Watch:
+    """Notices that batches of unknown number do not end: they begin again, or fill the folder for temporary files."""
 
     def __init__(self, what):
-        self._what, self._row, self._dtype = what, None, None
-        self.shape = ()
-        self._file = tempfile.TemporaryFile()
+        self._what, self._size, self._count = what, 0, 0
+        self._first, self._last = [], collections.deque(maxlen=COMPARED)
+        self._room = FILLED * shutil.disk_usage(tempfile.gettempdir()).free
 
-    def append(self, rows):
-        """Writes the next rows, array [number, ...]; all must have one shape and one type."""
-        if self._row is None:
-            self.shape, self._dtype = rows.shape[1:], rows.dtype
-            self._row = int(np.prod(self.shape)) * rows.dtype.itemsize
-        if rows.shape[1:] != self.shape or rows.dtype != self._dtype:
-            raise EkgError(f"`{self._what}` has examples of several shapes or types: {self.shape} of {self._dtype}, and "
-                           f"{rows.shape[1:]} of {rows.dtype}; resize them to one.")
-        try:
-            self._file.write(np.ascontiguousarray(rows).data)
-        except OSError as error:
-            raise EkgError(f"`{self._what}` is written to a file to be read in any order, and that failed "
-                           f"({error.strerror}); make room, or set TMPDIR, or give an ekg.Data.") from None
+    def see(self, images, labels):
+        """Takes the next batch.
 
-    def finish(self):
-        self._file.flush()
+        Raises:
+            EkgError: it is read for the second time, or there is no room for it.
+        """
+        advice = f"leave its repeat() out, or {_STEPS}"
+        for number, image in enumerate(images):
+            self._last.append(_checksum(image, [own[number] for own in _arrays_of(labels)]))
+            self._count += 1
+            if len(self._first) < COMPARED:
+                self._first.append(self._last[-1])
+            elif len(set(self._first)) > 1 and list(self._last) == self._first:
+                raise EkgError(f"`{self._what}` begins again after {self._count - COMPARED} examples and may never end; "
+                               f"{advice}.")
+        self._size += images.nbytes
+        if self._size > self._room:
+            raise EkgError(f"`{self._what}` has not ended after {self._count} examples of {self._size:,} bytes, which fill "
+                           f"{tempfile.gettempdir()}; if it never ends, {advice}; else make room, or set TMPDIR.")
 
-    def read(self, indices):
-        """Returns the rows with these numbers; several threads may ask at once."""
-        rows = np.empty((len(indices), *self.shape), self._dtype)
-        views = rows.reshape(len(indices), -1).view(np.uint8) if self._row else rows
-        for view, index in zip(views, np.asarray(indices).tolist()):
-            if os.preadv(self._file.fileno(), [view], index * self._row) != self._row:
-                raise EkgError(f"`{self._what}`: the file of its examples cannot be read any more; start again.")
-        return rows
+
+def _checksum(images, labels, weights=None):
+    checksum = 0
+    for array in (images, *_arrays_of([labels, weights])):
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return checksum

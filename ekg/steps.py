@@ -19,11 +19,13 @@ from ekg.distil import bank as banks
 from ekg.distil import losses
 from ekg.distil import slim as slimming
 from ekg.errors import EkgError
+from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.progress import progress_bar
 from ekg.run.folder import RunFolder
 from ekg.settings import FineTuneSettings, SearchSettings
 from ekg.train.loop import fit
-from ekg.train.step import Schedule, StepOptions, Trainer
+from ekg.train.optimizers import Recipe
+from ekg.train.step import StepOptions, Trainer
 
 BATCH_SIZE = 256  # images that share the statistics of batch norms, at most
 
@@ -41,7 +43,7 @@ def slim(supernet, subnetwork, data, *, repair=False, compute=None):
     """
     val_batches = None
     if repair:
-        val = data.last_of_each_class(min(SearchSettings.val_per_class, data.smallest_class()), 0)
+        val = data.last_of_each_class(SearchSettings.val_per_class, 0)
         val_batches = data.batches(val, min(BATCH_SIZE, len(val)))
     return slimming.slim(supernet, subnetwork, _batches(data), compute, val_batches=val_batches)
 
@@ -80,7 +82,7 @@ def fine_tune(model, data, bank=None, *, epochs, folder=None, seed=0, compute=No
         seed: of order and views.
         compute: Compute; None stands for float32 on the default device.
         settings: further ones of FineTuneSettings: learning_rate, decay_points, decay_rate, warmup_epoch, weight_decay,
-            label_smoothing, temperature, batch_size, num_views.
+            label_smoothing, temperature, batch_size, num_views; and `optimizer` and `schedule`, see ekg.prune.
 
     Raises:
         EkgError: a setting is unknown or wrong.
@@ -88,17 +90,20 @@ def fine_tune(model, data, bank=None, *, epochs, folder=None, seed=0, compute=No
     """
     teacher, compute = "none" if bank is None else "ensemble", compute or Compute()
     given = {"batch_size": min(FineTuneSettings.batch_size, len(data.train)), **settings}
+    recipe, given = Recipe.take(given)
     made = FineTuneSettings.make({**given, "train_epoch": epochs, "finetune_teacher": teacher})
     num_views = made.views_of(data)
-    loss_fn = losses.fine_tuning(data, teacher, made.temperature, None, made.label_smoothing,
-                                 num_views)
-    trainer = Trainer(compute.team.strategy, model, loss_fn, weight_decay=made.weight_decay,
-                      options=StepOptions(1, compute.use_xla, compute.dtype))
+    loss_fn = losses.fine_tuning(data, teacher, made.temperature, None, made.label_smoothing, num_views)
+    warn_of_weight_decay(model, recipe.decay(made))
+    trainer = Trainer(compute.team.strategy, model, loss_fn, weight_decay=recipe.decay(made),
+                      options=StepOptions(1, compute.use_xla, compute.dtype), divisor=data.task.scale(data.train.labels),
+                      make_optimizer=recipe.make_optimizer)
     complete = None if bank is None else lambda batch: {"bank": bank.rows(batch["index"])}
     batches = TrainingBatches(data, made.batch_size, seed, num_views, phase="fine-tune", complete=complete)
-    schedule = Schedule(made.learning_rate, made.decay_points, made.decay_rate, epochs, made.warmup_epoch)
+    schedule = recipe.make_schedule(made, batches.num_steps)
     with tempfile.TemporaryDirectory(prefix="ekg-") as temporary:
         fit("fine-tune", trainer, batches, schedule, folder=_folder(folder or temporary), team=compute.team)
+    trainer.finish()
     slimming.fit_statistics_(model, _batches(data), compute.use_xla)
     return model
 

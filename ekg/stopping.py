@@ -23,6 +23,44 @@ class Stopped(Exception):
         self.signal = number
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a job that the same call resumes.
+
+    Attributes:
+        signal: its number.
+    """
+    signal = signal.SIGINT
+
+
+class Terminated(SystemExit):
+    """Another signal ended a job that the same call resumes; the exit code is as shells count it.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number, text):
+        super().__init__(SIGNAL_EXIT + number)
+        self.signal, self._text = number, text
+
+    def __str__(self):
+        return self._text
+
+
+SIGNAL_EXIT = 128  # plus the number of the signal
+
+
+def ended(number, after):
+    """Returns the exception by which a library call ends where a signal asked it to.
+
+    Args:
+        number: of the signal.
+        after: what was done by then, in words.
+    """
+    text = f"stopped by {signal.Signals(number).name} after {after}; the same call resumes there."
+    return Interrupted(text) if number == signal.SIGINT else Terminated(number, text)
+
+
 class _Request:
     """The signal that asked this process to end, or None."""
 

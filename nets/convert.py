@@ -9,17 +9,21 @@ safetensors must be installed for it; nothing else in this project needs them.
 import re
 from pathlib import Path
 
+import ml_dtypes  # comes with TensorFlow
 import numpy as np
 
 import nets
 import utils
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from nets import resnet
 
 # Where training code keeps the network inside its checkpoint, and what it puts before each name.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = re.compile(r"^((module|model|encoder|backbone|online_encoder|net)\.)+")
 NORM_ENTRIES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+BFLOAT16 = ml_dtypes.bfloat16
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+           "U8": "u1", "BOOL": "?"}  # by the names of .safetensors
 COUNTER = "num_batches_tracked"  # torchvision's batch norms count their batches; nothing here needs it
 
 
@@ -37,28 +41,75 @@ def read_weights(path):
     """Returns {name: float32 array} of a PyTorch state dict or a .safetensors file.
 
     Raises:
-        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors.
+        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors of plain real numbers.
     """
     if not path.is_file():
         raise EkgError(f"{path}: no such file.")
-    is_safetensors = path.suffix == ".safetensors"
     try:
-        if is_safetensors:
-            from safetensors import numpy as reader
-        else:
-            import torch
+        read, to_array = (_safetensors if path.suffix == ".safetensors" else _pytorch)()
     except ImportError as error:
         raise EkgError(f"{path}: to read it, install {error.name} with pip.") from None
     try:
-        weights = reader.load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        weights = read(path)
     except Exception as error:  # either package raises many kinds for a file that is damaged or holds code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EkgError(f"{path}: cannot be read as weights ({reason[:200]}).") from None
-    while isinstance(weights, dict) and any(isinstance(weights.get(name), dict) for name in WRAPPERS):
-        weights = next(weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict))
+        raise EkgError(f"{path}: cannot be read as weights ({first_line(error)[:200]}).") from None
+    arrays = {}
+    for name, value in _unwrapped(weights, path).items():
+        plain = PREFIXES.sub("", str(name))
+        if plain in arrays:
+            raise EkgError(f"{path}: holds {plain!r} twice, under names with different prefixes; leave one out.")
+        try:
+            arrays[plain] = to_array(value)
+        except EkgError as error:
+            raise EkgError(f"{path}: {str(name)[:80]!r} {error}") from None
+        except Exception as error:  # whatever the package cannot turn into numbers
+            raise EkgError(f"{path}: {str(name)[:80]!r} cannot be read ({first_line(error)[:120]}).") from None
+    return arrays
+
+
+def _unwrapped(weights, path):
+    """Returns the dict of tensors that training code wrapped in others; one that holds itself is gone through once."""
+    seen = set()
+    while isinstance(weights, dict) and id(weights) not in seen:
+        seen.add(id(weights))
+        weights = next((weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict)), weights)
     if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
         raise EkgError(f"{path}: holds no dict from names to tensors.")
-    return {PREFIXES.sub("", str(name)): np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+    return weights
+
+
+def _pytorch():
+    """Returns (function of a path to what torch.save() wrote, function of a tensor to a float32 array)."""
+    import torch
+
+    def to_array(value):
+        if not isinstance(value, torch.Tensor):
+            return _plain(np.asarray(value))
+        kinds = {"has a shape and no numbers (device meta)": value.is_meta, "is quantised": value.is_quantized,
+                 "is sparse": value.layout != torch.strided or value.is_nested, "is complex": value.is_complex()}
+        found = [kind for kind, is_so in kinds.items() if is_so]
+        if found:
+            raise EkgError(f"{found[0]}; save the weights as dense tensors of real numbers.")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise EkgError(f"declares {value.numel():,} numbers and holds fewer; save a copy of it.")
+        return value.detach().to(torch.float32).numpy()
+    return lambda path: torch.load(path, map_location="cpu", weights_only=True), to_array
+
+
+def _safetensors():
+    """Returns (function of a path to {name: array} of a .safetensors file, function of an array to a float32 array)."""
+    from safetensors import deserialize
+
+    def read(path):
+        return {name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+                for name, entry in deserialize(path.read_bytes())}
+    return read, _plain
+
+
+def _plain(array):
+    if array.dtype.kind not in "biufV" or array.dtype.kind == "V" and array.dtype != BFLOAT16:
+        raise EkgError(f"is of type {array.dtype}; save the weights as dense tensors of real numbers.")
+    return array.astype(np.float32)
 
 
 def sources(arch):
@@ -86,27 +137,29 @@ def convert(arch, weights, source="weights"):
         source: what to call the weights in an error.
 
     Raises:
-        EkgError: entries are missing or surplus; all of them are named at once.
+        EkgError: entries are missing, surplus or misshapen; all of them are named at once.
     """
-    params, missing, left = {}, [], dict(weights)
+    params, problems, left = {}, [], dict(weights)
 
-    def take(theirs, ours, layout):
-        if theirs in left:
-            params[ours] = layout(left.pop(theirs))
+    def take(theirs, ours, rank, layout):
+        if theirs not in left:
+            problems.append(f"missing {theirs}")
+        elif left[theirs].ndim != rank:
+            problems.append(f"{theirs} has shape {left.pop(theirs).shape} where {rank} axes are expected")
         else:
-            missing.append(theirs)
+            params[ours] = layout(left.pop(theirs))
 
     for theirs, ours in sources(arch).items():
         if theirs == "fc":
-            take("fc.weight", "fc/kernel:0", np.transpose)
-            take("fc.bias", "fc/biases:0", lambda bias: bias.reshape(1, -1))
+            take("fc.weight", "fc/kernel:0", 2, np.transpose)
+            take("fc.bias", "fc/biases:0", 1, lambda bias: bias.reshape(1, -1))
         elif re.search(r"conv\d$|downsample\.0$", theirs):
-            take(f"{theirs}.weight", f"{ours}/kernel:0", lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)))
+            take(f"{theirs}.weight", f"{ours}/kernel:0", 4, lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)))
         else:
             for entry, name in NORM_ENTRIES.items():
-                take(f"{theirs}.{entry}", f"{ours}/{name}:0", lambda array: array.reshape(1, 1, 1, -1))
+                take(f"{theirs}.{entry}", f"{ours}/{name}:0", 1, lambda array: array.reshape(1, 1, 1, -1))
             left.pop(f"{theirs}.{COUNTER}", None)
-    problems = [f"missing {name}" for name in missing] + [f"surplus {name}" for name in left]
+    problems += [f"surplus {name}" for name in left]
     if problems:
         raise EkgError(utils.mismatch(source, arch, problems))
     return params

@@ -29,3 +29,23 @@ def mutate(data, rng):
     if kind == 3:
         return data[:start] + data[start:start + size] + data[start:]
     return data[:start]
+
+
+STRANGE = (None, True, -1, 10**30, 1e308, float("nan"), "", "\x00", [], {}, [[]], [1, "a", None], {"step": {}})
+
+
+def mutate_content(value, rng):
+    """Returns JSON whose checksum would be right: an entry anywhere in it removed, renamed, or of another kind."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = keys[int(rng.integers(len(keys)))]
+        changed = dict(value) if isinstance(value, dict) else list(value)
+        what = rng.integers(8)
+        if what == 0:
+            del changed[key]
+        elif what == 1 and isinstance(value, dict):
+            changed[f"{key} "] = changed.pop(key)
+        else:
+            changed[key] = mutate_content(value[key], rng)
+        return changed
+    return STRANGE[int(rng.integers(len(STRANGE)))]

@@ -58,10 +58,13 @@ def check_masked_is_cut(supernet, subnetwork, images):
 def check_landscape_is_that_of_the_cut(supernet, subnetwork, batches, parameters="kernels"):
     """The masked landscape of a sub-network is that of the network cut out: loss, parameters, products, and no others.
 
+    Kernels that a batch norm follows are at the norm of before the cut.
+
     Returns both Landscapes.
     """
     masked = MaskedLandscapes(supernet, batches, parameters=parameters)(subnetwork)
-    cut = model_landscape(supernet.cut(subnetwork), batches, parameters=parameters, batch_statistics=True)
+    cut = model_landscape(supernet.cut(subnetwork), batches, parameters=parameters,
+                          batch_statistics=True, original=supernet.model)
     assert masked.loss(masked.point) == pytest.approx(cut.loss(cut.point), rel=1e-4)
     np.testing.assert_allclose(masked.point[masked.support > 0], cut.point, rtol=1e-5, atol=1e-7)
     vector = np.random.default_rng(0).normal(size=cut.dimension)

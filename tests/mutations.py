@@ -24,16 +24,19 @@ from ekg.errors import EkgError
 from ekg.latency.table import Table, load_table, save_table
 from ekg.network.subnetwork import Subnetwork
 from ekg.report.table import Row
+from ekg.run import environment
 from ekg.run.folder import RunFolder
 from ekg.search import greedy
 from ekg.search.history import HistoryEntry
 from ekg.train.checkpoints import Checkpoints
+from nets import convert
 from tests.conftest import make_tiny_resnet
-from tests.damage import mutate
+from tests.damage import mutate, mutate_content
 
 IMAGE = (8, 8, 3)
 INFO = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
 SUBNETWORK = Subnetwork(("a",), ((0, 1, 2),), (2,))
+HERE = {"cores": 2, "instructions": "avx2 fma", "GPUs": []}
 ROW = Row("baseline", 1.0, {"top1": 0.5}, 5, 7, 9)
 
 
@@ -59,6 +62,7 @@ def write_all(folder):
         run.append_history(HistoryEntry(step, None, SUBNETWORK, 0.9, 1.0, 0.5, -2.0, 1, 0.1))
         files.append_json_line(run / "curves.jsonl", {"phase": "search", "step": step, "loss": 1.0})
         files.append_json_line(run / "phases.jsonl", {"phase": "search", "seconds": 1.0, "peak_memory_mib": 5})
+    files.append_json_line(run / "environments.jsonl", HERE)
     files.write_json(run / "summary.json", {"table": [dataclasses.asdict(ROW)], "phases": {}})
     greedy._save_knowledge(run / "search_state.npz", np.ones((12, 3), np.float32), 2)
     model = make_tiny_resnet()
@@ -77,6 +81,7 @@ def write_all(folder):
              "curves": (run / "curves.jsonl", files.read_report_lines),
              "phases": (run / "phases.jsonl", lambda _: run.phases()),
              "table": (run / "summary.json", lambda _: run.table()),
+             "environments": (run / "environments.jsonl", lambda path: environment.keep(path, HERE, is_strict=False)),
              "knowledge": (run / "search_state.npz", read_knowledge),
              "parameters": (folder / "p.pkl", utils.load_params), ".keras": (folder / "m.keras", utils.load_keras),
              "latency table": (folder / "table.json", lambda path: load_table(path, conditions)),
@@ -84,7 +89,17 @@ def write_all(folder):
              "packed .npz": (folder / "packed.npz", lambda path: own.load(path, IMAGE)),
              ".png": (folder / "images/a/i.png", lambda path: read_images(path.parents[1])),
              ".jpg": (folder / "images/a/i.jpg", lambda path: read_images(path.parents[1]))}
-    return kinds | write_bank(folder / "bank") | write_checkpoint(folder / "checkpoints")
+    return kinds | write_torch(folder / "w.pth") | write_bank(folder / "bank") | write_checkpoint(folder / "checkpoints")
+
+
+def write_torch(path):
+    """Weights of another program, where it is installed."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    torch.save({"module.a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.bfloat16)}, path)
+    return {".pth": (path, convert.read_weights)}
 
 
 def read_knowledge(path):
@@ -129,7 +144,29 @@ def write_checkpoint(folder):
     return {f"checkpoint's {path.suffix}": (path, read) for path in sorted(folder.glob("ckpt-2.*"))}
 
 
-def damage(path, read, count, rng):
+def changed_json(data, rng):
+    """Returns a JSON file, or one of JSON lines, of other content and with the right checksums."""
+    lines = data.splitlines() if data.count(b"{") > 1 and b'\n{' in data else [data]
+    number = int(rng.integers(len(lines)))
+    value = json.loads(lines[number])
+    del value[files.CHECKSUM]
+    changed = mutate_content(value, rng)
+    while not isinstance(changed, dict):
+        changed = mutate_content(value, rng)
+    lines[number] = json.dumps(files._with_checksum(changed)).encode()
+    return b"\n".join([*lines, b""])
+
+
+def nested_json(_data, rng):
+    """Returns JSON that is nested deeply, with or without an end."""
+    depth = int(rng.integers(500, 100_000))
+    return b'{"a": ' * depth + b"1" + b"}" * (depth * int(rng.integers(2))) + b"\n"
+
+
+WAYS = {"bytes": mutate, "content": changed_json, "nesting": nested_json}
+
+
+def damage(path, read, count, rng, way="bytes"):
     """Returns {"refused", "read"}: what became of so many damaged files.
 
     Args:
@@ -137,11 +174,12 @@ def damage(path, read, count, rng):
         read: function of the path that reads it; returns, or raises EkgError.
         count: of damaged files.
         rng: numpy.random.Generator.
+        way: one of WAYS; "content" and "nesting" are for files of JSON.
     """
     good, result = path.read_bytes(), {"refused": 0, "read": 0}
     read(path)
     for _ in range(count):
-        path.write_bytes(mutate(good, rng))
+        path.write_bytes(WAYS[way](good, rng))
         try:
             read(path)
             result["read"] += 1
@@ -166,8 +204,9 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         for kind, (path, read) in write_all(Path(folder)).items():
             if not args.kinds or kind in args.kinds:
-                result = damage(path, read, args.count, np.random.default_rng(args.seed))
-                print(json.dumps({"kind": kind} | result), flush=True)
+                for way in WAYS if path.suffix in (".json", ".jsonl") else ("bytes",):
+                    result = damage(path, read, args.count, np.random.default_rng(args.seed), way)
+                    print(json.dumps({"kind": kind, "way": way} | result), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import numpy as np
 from hypothesis import strategies as st
 from keras import layers, ops
 
+import ekg
 from ekg.graph.checks import NothingToPrune
+from ekg.output_choice import Names
 from ekg.testing import check_prunable
 from tests.conftest import randomise_
 
@@ -151,11 +153,22 @@ class Maker:
         return inner(y) if y.shape == x.shape and self.pick(True, False) else y
 
     def head(self, x):
-        if self.pick(True, False):
-            x = self.pick(lambda: self.layer(layers.GlobalAveragePooling2D)(x), lambda: ops.max(x, axis=(1, 2)))()
-        else:
+        """Returns (kind of an output, the output): logits, shares, labels or numbers, vectors or maps."""
+        kind, place = self.pick("logits", "softmax", "sigmoid", "numbers"), self.pick("pool", "mean", "flat", "map")
+        if place == "pool":
+            x = self.layer(layers.GlobalAveragePooling2D)(x)
+        elif place == "mean":
+            x = self.pick(ops.max, ops.mean)(x, axis=(1, 2))
+        elif place == "flat":
             x = self.layer(layers.Dense, 6, activation="relu")(self.layer(layers.Flatten)(x))
-        return layers.Dense(3, name="fc")(x)
+        made = self.pick("activation", "layer", "function") if kind in ("softmax", "sigmoid") else None
+        units = 3 if kind in ("logits", "softmax") else self.pick(1, 2)
+        options = {"activation": kind if made == "activation" else None}
+        last = (layers.Conv2D, units, 1) if place == "map" else (layers.Dense, units)
+        x = self.layer(*last, **options)(x)
+        if made == "layer":
+            x = self.layer(layers.Softmax)(x) if kind == "softmax" else self.layer(layers.Activation, kind)(x)
+        return kind, getattr(ops, kind)(x) if made == "function" else x
 
     def part(self, x):
         return self.pick(self.conv, self.conv, self.depthwise, self.pooled, self.scaled, self.residual, self.stacked,
@@ -163,16 +176,32 @@ class Maker:
 
 
 @st.composite
-def networks(draw, depth=DEPTH):
-    """A random network of at most so many parts for images of 8x8, with random weights."""
+def networks_and_kinds(draw, depth=DEPTH):
+    """(A random network for images of 8x8, with random weights, the kind of each of its outputs as Keras flattens them).
+
+    It has at most so many parts, and one to three outputs in a list or a dict, some of them made in its midst.
+    """
     maker = Maker(draw)
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.Activation("relu", name="begin")(layers.Conv2D(4, 3, padding="same", name="stem")(inputs))
+    places = [x]
     for _ in range(draw(st.integers(1, depth))):
         x = maker.part(x)
         if x.shape[-1] > 16:
             x = maker.conv(x)
-    return randomise_(keras.Model(inputs, maker.head(x), name="random"))
+        places.append(x)
+    count = maker.pick(1, 1, 2, 3)
+    kinds, outputs = zip(*[maker.head(maker.pick(*places) if number else x) for number in range(count)])
+    if maker.pick(True, False):
+        outputs = {f"out{number}": output for number, output in enumerate(outputs)}
+    elif count == 1:
+        outputs = outputs[0]
+    return randomise_(keras.Model(inputs, outputs, name="random"), draw(st.integers(0, 9))), kinds
+
+
+def networks(depth=DEPTH):
+    """A random network; see networks_and_kinds()."""
+    return networks_and_kinds(depth).map(lambda drawn: drawn[0])
 
 
 def check(model, seed):
@@ -184,23 +213,91 @@ def check(model, seed):
         return
 
 
+# ---------------------------------------------------------------- whole jobs
+
+LABELLED = {"softmax": ("top1", keras.metrics.SparseCategoricalAccuracy),
+            "sigmoid": ("accuracy", keras.metrics.BinaryAccuracy),
+            "numbers": ("mae", keras.metrics.MeanAbsoluteError)}
+WITHOUT = {"softmax": "agreement", "sigmoid": "agreement", "numbers": "difference", "logits": "difference"}
+NUM_IMAGES = 24
+
+
+def make_labels(kind, shape, rng):
+    """Returns labels of an output of this shape, [NUM_IMAGES, ...]."""
+    if kind in ("logits", "softmax"):
+        return rng.integers(0, shape[-1], (NUM_IMAGES, *shape[:-1])).astype(np.int32)
+    if kind == "sigmoid":
+        return rng.integers(0, 2, (NUM_IMAGES, *shape)).astype(np.int32)
+    return rng.normal(size=(NUM_IMAGES, *shape)).astype(np.float32)
+
+
+def expected_metric(kind, shape, labels, before):
+    """Returns (name of a figure of merit, Keras' metric, what it compares with) of an output.
+
+    Args:
+        kind: of the output.
+        shape: of it, for one example.
+        labels: of it, or None.
+        before: what the unpruned network returns, [NUM_IMAGES, ...].
+    """
+    name, metric = LABELLED["softmax" if kind == "logits" else kind]
+    if labels is not None:
+        return ("pixel_accuracy" if len(shape) > 1 and name != "mae" else name), metric, labels
+    if kind == "softmax":
+        return WITHOUT[kind], metric, before.argmax(-1)
+    if kind == "sigmoid":
+        return WITHOUT[kind], metric, (before > 0.5).astype(np.int32)
+    return WITHOUT[kind], keras.metrics.MeanAbsoluteError, before
+
+
+def check_job(model, kinds, seed):
+    """Prunes a network whole, search, bank and a few steps of training, and holds its table against Keras' evaluate()."""
+    try:
+        supernet = ekg.Supernet(model)
+    except NothingToPrune:
+        return
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(NUM_IMAGES, SIZE, SIZE, 3)).astype(np.float32)
+    shapes = [tuple(output.shape[1:]) for output in model.outputs]
+    labels = [make_labels(kind, shape, rng) if rng.random() < 0.7 else None for kind, shape in zip(kinds, shapes)]
+    names = Names(model).all
+    given = {name: own for name, own in zip(names, labels) if own is not None}
+    before = keras.tree.flatten(model.predict(images, verbose=0))
+    result = ekg.prune(
+        model, (images, given or None), validation_data=(images, given or None), epochs=1, seed=seed, verbose=False,
+        target_rate=(1 + supernet.rate(supernet.smallest())) / 2, bank={"num_teacher": 2}, run={"runtimes": ()},
+        search={"search_step": 1.0, "val_per_class": 2, "subset_per_class": 2}, fine_tune={"batch_size": 12})
+    for row, pruned in ((result.table[0], model), (result.table[-1], result.model)):
+        for number, (kind, shape) in enumerate(zip(kinds, shapes)):
+            metric, measure, target = expected_metric(kind, shape, labels[number], before[number])
+            alone = keras.Model(pruned.inputs, pruned.outputs[number])
+            alone.compile(loss=lambda _, output: ops.mean(output), metrics=[measure(name="value")], run_eagerly=True)
+            value = alone.evaluate(images, target, verbose=0, return_dict=True)["value"]
+            key = metric if len(kinds) == 1 else f"{names[number]}/{metric}"
+            assert abs(row.metrics[key] - value) <= 1e-4 * max(1, abs(value)), (row.name, key, row.metrics[key], value)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=1000, help="number of random networks")
     parser.add_argument("--seed", type=int, default=0, help="of the networks")
+    parser.add_argument("--jobs", action="store_true", help="prune each network whole, too")
     options = parser.parse_args()
     count = 0
 
     @hypothesis.seed(options.seed)
     @hypothesis.settings(max_examples=options.examples, deadline=None, database=None,
                          suppress_health_check=list(hypothesis.HealthCheck))
-    @hypothesis.given(model=networks(), seed=st.integers(0, 2**16))
-    def run(model, seed):
+    @hypothesis.given(drawn=networks_and_kinds(), seed=st.integers(0, 2**16))
+    def run(drawn, seed):
         nonlocal count
+        model, kinds = drawn
         count += 1
         if count % 100 == 0:
             print(f"{count} networks", flush=True)
         check(model, seed)
+        if options.jobs:
+            check_job(model, kinds, seed)
         keras.backend.clear_session()
 
     run()

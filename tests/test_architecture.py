@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ekg", "nets", "dataloader", "analyses", "benchmarks")
-LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "ekg"}
+LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "h5py", "ekg"}  # Keras brings h5py
 OPTIONAL = {"matplotlib", "scipy", "sklearn"}
 IMPORTS_MATPLOTLIB = {"ekg.report.pictures"}  # imported inside functions alone
 # who may import whom, besides packages from elsewhere

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import agreement, bench_gpu, growth, own_network, performance
+from benchmarks import agreement, bench_gpu, growth, own_network, packaged, performance
 from ekg import search
 from ekg.network.supernet import Supernet
 from ekg.settings import SearchSettings
@@ -84,3 +84,25 @@ def test_a_baseline_of_ones_own_learns_on_moved_images_with_statistics_that_keep
     assert len({tuple(np.argwhere(image[..., 0] > 0)[0]) for moved, _ in batches for image in moved.numpy()}) > 10
     assert {layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
     assert model.output_shape == (None, 10)
+
+
+def test_outputs_are_joined_by_their_ranges_and_parted_again():
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(2)(inputs), keras.layers.Dense(3, activation="softmax")(inputs)]
+    model, x = keras.Model(inputs, outputs), np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    ranges = [np.array([2.0, 50.0]), np.array([0.5, 1.0, 0.25])]
+    whole = packaged.joined(model, ranges)
+    boxes, classes = (np.asarray(value) for value in model(x))
+    np.testing.assert_allclose(whole(x), np.concatenate([boxes / ranges[0], classes / ranges[1]], axis=1), rtol=1e-5)
+    for value, expected in zip(packaged.parted(whole, 2)(x), (boxes, classes), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_differences_are_shares_of_each_channels_range():
+    whole = [np.array([[0.0, 10.0], [1.0, 30.0]])]
+    ranges = packaged.ranges_of(whole)
+    found, = packaged.compare(whole, [whole[0] + [[0.04, 1.0], [0.06, 5.0]]], ranges)
+    np.testing.assert_allclose(ranges[0], [1, 20])
+    np.testing.assert_allclose(found["mean"], [0.05, 3 / 20])
+    np.testing.assert_allclose(found["within"], [0.5, 0.5])  # .04 and 1 of 20 are, .06 and 5 of 20 are not
+    assert packaged.agreements(whole, [np.array([[0.0, 1.0], [2.0, 1.0]])]) == [0.5]

@@ -8,6 +8,7 @@ from keras import layers
 import dataloader
 import export
 import nets
+import prune
 import utils
 from ekg.data import Dataset
 from ekg.errors import EkgError
@@ -63,6 +64,17 @@ def test_a_keras_file_with_data_of_ones_own(own, tmp_path, name, capsys):
         right = np.asarray(model(arrays["x"], training=False)).argmax(-1) == arrays["y"]
     assert measured["top1"] == pytest.approx(right.mean()) and result.agreement == 1
     assert "on 150 training examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["own.h5", "own.hdf5"])
+def test_a_file_of_keras_2_is_taken_by_the_scripts(own, tmp_path, name):
+    own[2].save(tmp_path / name)
+    arguments = ["--model", str(tmp_path / name)]
+    exported, _ = export.load_model(export.parse_args([*arguments, "--out", "a.onnx"]))
+    pruned = prune.load_model(prune.parse_args([*arguments, "--inspect"]))
+    for model in (exported, pruned):
+        for mine, value in zip(own[2].get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, value)
 
 
 def test_int8_takes_its_ranges_from_the_data(own, tmp_path):

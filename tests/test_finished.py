@@ -99,6 +99,18 @@ def test_what_a_user_removed_to_save_room_is_not_missed(again):
     assert run()[2].name == "fine-tuned" and not (folder / "memory_bank").exists()
 
 
+def test_damage_that_the_result_does_not_need_is_named_and_the_table_still_shown(again, caplog):
+    folder, run = again
+    names = ("supernet_param.pkl", "slimmed_param.pkl", "history.jsonl", "memory_bank/logits.npy")
+    for name in names:
+        flip_bit_of(folder / name)
+    before = (folder / "summary.json").stat().st_mtime
+    assert run()[2].name == "fine-tuned" and (folder / "summary.json").stat().st_mtime == before
+    for name in names:
+        said = [record.message for record in caplog.records if str(folder / name) in record.message]
+        assert any("damaged" in text for text in said) and any("does not need it" in text for text in said), (name, said)
+
+
 @pytest.mark.parametrize("name", ["curves.jsonl", "phases.jsonl"])
 def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplog):
     """A flipped bit in a line, before the result is made again and the report drawn."""

@@ -14,6 +14,7 @@ import pytest
 import utils
 from dataloader import cifar
 from ekg.errors import EkgError
+from ekg.memory import peak_memory_mib
 from tests.conftest import make_tiny_resnet
 from tests.damage import mutate
 
@@ -162,3 +163,20 @@ def test_an_archive_that_unpacks_to_more_than_there_can_be_is_refused(tmp_path, 
     message = "^`data_path` [^`]*x.tar.gz: unpacks to more than 1,048,576 bytes[^`]*; get it again.$"
     with pytest.raises(EkgError, match=message):
         cifar.load("CIFAR10", path)
+
+
+def test_a_sparse_file_of_an_archive_is_not_filled(tmp_path):
+    """Some hundred bytes that stand for three gigabytes."""
+    name, size = b"cifar-10-batches-py/data_batch_1", 3 * 2**30
+    header = bytearray(tarfile.TarInfo(name.decode()).tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[483:495] = b"%011o\0" % size  # the size that it has with its holes
+    header[386:410] = b"%011o\0" % size + b"%011o\0" % 0  # one piece, at the end, of no bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as file:
+        file.write(bytes(header) + bytes(1024))
+    before = peak_memory_mib()
+    with pytest.raises(EkgError, match="its file 'cifar-10-batches-py/data_batch_1' is sparse, so it is not CIFAR's"):
+        cifar.load("CIFAR10", tmp_path / "x.tar.gz")
+    assert peak_memory_mib() - before < 100

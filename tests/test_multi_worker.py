@@ -108,6 +108,26 @@ def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("how", ["environment", "failure"])
+def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is_named(tmp_path, how):
+    stress_resume.write_params(tmp_path / "small.pkl")
+    arguments = [*stress_resume.ARGUMENTS, "--trained_param", tmp_path / "small.pkl", "--train_path", tmp_path / "run"]
+    script = ("-m", "tests.differing", how, "--")
+    (chief_code, chief), (code, other) = runs.finish(*start_workers(arguments, script=script))
+    lines = [runs.error_line(output) for output in (chief, other)]
+    if how == "failure":
+        assert (chief_code, code) == (3, 2), (chief, other)
+        assert lines == ["error: worker 1: its own disk is full; start all workers again with the same command: the run "
+                         "resumes.", "error: its own disk is full."]
+        return
+    assert (chief_code, code) == (2, 2) and lines[0] == lines[1], lines
+    version = np.__version__
+    assert f"versions numpy '{version}.other' there, '{version}' at the chief" in lines[0]
+    assert "worker 0 of 2, at localhost:" in chief and "waits until all are there" in chief
+    assert "data sample" in lines[0] and "data labels" not in lines[0]
+    assert not (tmp_path / "run").exists()  # refused before anything is written
+
+
 def test_a_malformed_cluster_is_one_line_and_exit_code_2():
     (code, output), = runs.finish(runs.start("train_cifar.py", "--strategy", "multi_worker", *SHORT, TF_CONFIG="{"))
     assert code == 2 and runs.error_line(output).startswith("error: TF_CONFIG: is no JSON")

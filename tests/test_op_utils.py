@@ -2,7 +2,6 @@ import json
 import os
 
 import pytest
-import tensorflow as tf
 
 import op_utils
 from ekg.errors import EkgError
@@ -24,6 +23,11 @@ def test_devices_that_exclude_each_other_are_refused(chosen, message):
         DeviceSettings(**chosen)
 
 
+def test_more_virtual_devices_than_a_machine_could_hold_are_refused():
+    with pytest.raises(EkgError, match="`virtual_devices` must be from 1 to 64; received 1000000"):
+        DeviceSettings(virtual_devices=1_000_000)
+
+
 def test_the_cpu_is_split_if_asked():
     strategy = op_utils.make_strategy(DeviceSettings(virtual_devices=2))
     assert [device[-5:] for device in strategy.extended.worker_devices] == ["CPU:0", "CPU:1"]
@@ -36,16 +40,14 @@ def test_a_batch_that_does_not_divide_is_named():
     op_utils.check_batch("batch_size", 30, {"devices": 2, "micro-batches": 5})
 
 
-def test_xla_choice():
-    assert op_utils.use_xla("on") and not op_utils.use_xla("off")
-    assert op_utils.use_xla("auto") == bool(tf.config.list_physical_devices("GPU"))
-
-
 # ---------------------------------------------------------------- clusters
 
 @pytest.mark.parametrize("config", [
     "{", "[]", "{}", json.dumps({"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}),
     json.dumps({"cluster": {"worker": ["host"]}, "task": {"type": "worker", "index": 0}}),
+    json.dumps({"cluster": {"worker": ["a:99999", "b:8888"]}, "task": {"type": "worker", "index": 0}}),
+    json.dumps({"cluster": {"worker": ["a:0", "b:8888"]}, "task": {"type": "worker", "index": 0}}),
+    json.dumps({"cluster": {"worker": ["a:²", "b:8888"]}, "task": {"type": "worker", "index": 0}}),
     json.dumps({"cluster": {"ps": WORKERS}, "task": {"type": "ps", "index": 0}}),
     json.dumps({"cluster": {"worker": WORKERS}}), json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "worker"}}),
     json.dumps({"cluster": {"worker": WORKERS}, "task": {"type": "chief", "index": 0}}),

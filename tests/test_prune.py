@@ -9,6 +9,7 @@ import prune
 from ekg import files
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult
+from ekg.run.folder import RunFolder
 from tests import runs
 from tests.ekg.latency.helpers import install
 from tests.ekg.test_pruning import as_folder, digits, network, softmax
@@ -81,6 +82,24 @@ def test_what_can_be_pruned_is_printed(place, capsys):
     run(place, "--inspect", "--exclude", "two")
     text = capsys.readouterr().out
     assert "one" in text and "two  'two' is excluded" in text
+
+
+def test_a_size_of_images_that_the_network_does_not_take_is_refused(place):
+    with pytest.raises(EkgError, match="`image_size` 9 9: the network takes images of . x .; leave it out"):
+        run(place, "--inspect", "--image_size", 9, 9)
+
+
+def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, capsys):
+    path = f"{tmp_path}/r\udcffn"  # as Python gives a name of other bytes
+    with pytest.raises(SystemExit) as error:
+        prune.parse_args(["--model", "m.keras", "--data_path", "x", "--train_path", path])
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and r"r\udcffn is no UTF-8 text; rename what it names" in said and said.count("\n") == 1
+    for action in (lambda: RunFolder.create(path, {}), lambda: RunFolder(path).locked().__enter__()):
+        with pytest.raises(EkgError, match=r"r.udcffn: its name is no UTF-8 text; name another folder") as error:
+            action()
+        str(error.value).encode()
+    assert not RunFolder(path).path.exists()
 
 
 def test_networks_of_keras_are_known_by_name(tmp_path, capsys):

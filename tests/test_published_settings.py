@@ -93,11 +93,11 @@ def test_every_setting_that_is_given_arrives_in_its_own_place(notes_of):
         "--learning_rate", 0.03, "--decay_points", 0.25, 0.5, "--decay_rate", 0.4, "--warmup_epoch", 2, "--weight_decay",
         0.007, "--label_smoothing", 0.2, "--batch_size", 64, "--train_epoch", 8, "--baseline_epoch", 20, "--accum", 2,
         "--seed", 11, "--checkpoint_minutes", 3, "--search_precision", "bfloat16", "--precision", "bfloat16",
-        "--num_views", 1)
+        "--num_views", 1, "--subset_learning_rate", 0.004)
     assert notes.training("fine-tune") == (8, 64, 840, 1, 11, 0.007)
     assert notes.rates("fine-tune", 0, 1, 2, 4) == pytest.approx([0.01, 0.02, 0.03 * 0.4, 0.03 * 0.4**2])
     assert notes.calls["fine_tuning"][0][1:] == ("ensemble", 6.0, None, 0.2, 1) and notes.calls["select_teachers"][0][1] == 2
-    assert notes.training("subset") == (1, 90, 150, 0, 11, 0.007)
+    assert notes.training("subset") == (1, 90, 150, 0, 11, 0.007) and notes.rates("subset", 0, 0.5) == [0.004] * 2
     assert notes.training("baseline") == (20, 64, 840, 1, 11, 1e-4) and notes.calls["baseline"][0][1] == 0.2
     assert notes.rates("baseline", 0, 2, 6, 18) == pytest.approx([0.05 / 3, 0.05, 0.05 * 0.1, 0.05 * 0.1**3])
     assert {minutes for *_, minutes in notes.trainings.values()} == {3}

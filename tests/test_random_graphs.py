@@ -3,7 +3,7 @@
 import hypothesis
 from hypothesis import strategies as st
 
-from tests.random_graphs import check, networks
+from tests.random_graphs import check, check_job, networks, networks_and_kinds
 
 
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None,
@@ -12,3 +12,11 @@ from tests.random_graphs import check, networks
 @hypothesis.given(model=networks(depth=6), seed=st.integers(0, 2**16))
 def test_masked_is_cut_is_reloaded_is_counted_and_a_cut_is_cut_again(model, seed):
     check(model, seed)
+
+
+@hypothesis.settings(max_examples=2, deadline=None, derandomize=True, database=None,
+                     phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+                     suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(drawn=networks_and_kinds(depth=2), seed=st.integers(0, 2**16))
+def test_a_whole_job_shows_every_output_as_keras_measures_it(drawn, seed):
+    check_job(*drawn, seed)

@@ -2,17 +2,36 @@
 
 import contextlib
 import json
+import re
+import time
 from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
+from tensorflow.python.framework import errors
 
 from ekg import stopping
 from ekg.errors import EkgError
 
 MAX_TEXT = 2**20  # bytes of a text that workers exchange
+MAX_REASON = 400  # characters of why a worker ended
 # What a process gets where another one has ended or cannot be reached.
 LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+
+_TOLD = re.compile(r"<<(worker \d+: .*?)>>", re.DOTALL)  # a worker's reason, in what TensorFlow reports to the others
+
+
+class Agreed(EkgError):
+    """A refusal that all processes of a team raise together."""
+
+
+def reason_of_loss(error):
+    """Returns why another worker ended, of one of LOST_WORKER; what TensorFlow reports where that worker told nothing."""
+    told = _TOLD.search(error.message)
+    if told:
+        return " ".join(told.group(1).split())
+    return f"another worker ended or cannot be reached ({' '.join(error.message.split())[:160]})"
 
 
 class Team:
@@ -153,14 +172,15 @@ class Team:
         Args:
             values: {name: value that goes to JSON} of everything that must be the same.
         """
-        started = [json.loads(text) for text in self.gather_texts(json.dumps(values, sort_keys=True))]
+        text = json.dumps(_flat(values), sort_keys=True)
+        started = [json.loads(text) for text in self.gather_texts(text)]
         for worker, other in enumerate(started):
             names = [name for name in started[0] if other.get(name) != started[0][name]]
             if names:
                 differing = "; ".join(f"{name} {other.get(name)!r} there, {started[0][name]!r} at the chief"
                                       for name in names)
                 self._refuse(f"worker {worker}: was started otherwise than the chief ({differing}); start all workers "
-                             "with the same code and arguments.")
+                             "with the same code, arguments, data and versions.")
 
     def _refuse(self, reason):
         """Raises EkgError for a reason that all processes learn in one exchange, whichever of them is the first to leave.
@@ -170,7 +190,39 @@ class Team:
         """
         with contextlib.suppress(*LOST_WORKER):
             self.wait()
-        raise EkgError(reason)
+        raise Agreed(reason)
+
+    @contextlib.contextmanager
+    def sharing_failures(self):
+        """Gives the team, and lets the other processes know why this one fails: its disk, its memory, its data.
+
+        They wait for this one in an exchange, which TensorFlow breaks off with the reason; see reason_of_loss().
+        """
+        try:
+            yield self
+        except (Agreed, stopping.Stopped, *LOST_WORKER):
+            raise  # the others have it, or had it first
+        except Exception as error:
+            if self.num_workers > 1:
+                kind = "" if isinstance(error, EkgError) else f"{type(error).__name__}: "
+                self._tell_others(kind + " ".join(str(error).split())[:MAX_REASON])
+            raise
+
+    def _tell_others(self, reason):
+        with contextlib.suppress(Exception):  # they may have ended before; this process has its own reason to name
+            context.context().report_error_to_cluster(errors.ABORTED, f"<<worker {self.worker}: {reason}>>")
+            time.sleep(1)  # the chief's process serves the others: they must have heard it before it ends
+
+
+def _flat(values):
+    """Returns a dict of dicts as one dict, so that the entry that differs is named: {"versions numpy": ...}."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name} {inner}": entry for inner, entry in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _replica_number():

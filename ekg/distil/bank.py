@@ -24,14 +24,16 @@ def select_teachers(losses, num_teacher):
     """Returns the history steps of the teachers, the one with the lowest loss first.
 
     Aims at lowest + k·(highest − lowest)/K, k = 0 … K−1; for each the not yet taken sub-network whose loss is nearest. The
-    last sub-network, Θ*, is no candidate.
+    last sub-network, Θ*, is no candidate, and its loss counts for neither end of the range; where
+    the search took no step, Θ* is Θ₀ and teaches.
 
     Args:
         losses: cross-entropy of every history entry, Θ₀ to Θ*.
         num_teacher: K.
     """
-    lowest, highest = min(losses), max(losses)
-    free, taken = list(range(max(len(losses) - 1, 1))), []
+    candidates = losses[:-1] or losses
+    lowest, highest = min(candidates), max(candidates)
+    free, taken = list(range(len(candidates))), []
     for k in range(min(num_teacher, len(free))):
         aim = lowest + k * (highest - lowest) / num_teacher
         nearest = min(free, key=lambda step: abs(losses[step] - aim))

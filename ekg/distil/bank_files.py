@@ -20,11 +20,20 @@ HALF_PRECISION_NUMBERS = 1000  # from so many classes, or numbers an example, up
 FINGERPRINT_IMAGES = 64
 
 
-def fingerprint(split):
-    """Returns what tells one training split from another: {count, shape and hashes of all labels and of spread images}."""
+def fingerprint(split, task=None):
+    """Returns what tells one split from another.
+
+    That is {count, shape and hashes of all labels and of spread images}.
+
+    Args:
+        split: Split.
+        task: Task that its labels are for: those that the unpruned network made are left out; None
+            takes all as given.
+    """
+    labels = split.labels if task is None else task.given(split.labels)
     sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
     return {"images": len(split), "shape": list(sample.shape[1:]),
-            "labels": hashlib.sha256(np.ascontiguousarray(split.labels).tobytes()).hexdigest(),
+            "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
             "sample": hashlib.sha256(sample.tobytes()).hexdigest()}
 
 
@@ -42,7 +51,8 @@ def describe(supernet, batches, teachers):
     return {"rows": len(split), "outputs": list(shape),
             "dtype": dtype_for(shape),
             "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "network": network.hexdigest(), "data": fingerprint(split), "batch_size": batches.batch_size,
+            "network": network.hexdigest(), "data": fingerprint(split, batches.task),
+            "batch_size": batches.batch_size,
             "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest()}
 
 
@@ -84,7 +94,9 @@ def count_good(folder, info):
         return 0
     with open(folder / ARRAY_FILE, "rb") as file:
         is_good = file.read(len(header(shape, dtype))) == header(shape, dtype)
-        for block in files.read_json_lines(folder / BLOCKS_FILE, until_damage=True) if is_good else []:
+        for block in _read_blocks(folder) if is_good else []:
+            if not good < block["stop"] <= info["rows"]:
+                break
             data = file.read((block["stop"] - good) * math.prod(shape[1:]) * dtype.itemsize)
             is_good = hashlib.sha256(data).hexdigest() == block["sha256"]
             if not is_good:
@@ -94,6 +106,28 @@ def count_good(folder, info):
         logger.warning("%s: %d of %d rows are good; the memory bank is built from there.", folder / ARRAY_FILE, good,
                        info["rows"])
     return good
+
+
+def find_damage(folder):
+    """Returns the pathlib.Path of a file of a bank that is gone or damaged, or None; every block is read."""
+    info = _read_info(folder)
+    if info is None:
+        return folder / INFO_FILE
+    try:
+        return None if count_good(folder, info) == info["rows"] else folder / ARRAY_FILE
+    except (KeyError, TypeError, ValueError):  # a description with another's checksum
+        return folder / INFO_FILE
+
+
+def _read_info(folder):
+    try:
+        return files.read_json(folder / INFO_FILE, {"rows": int, "outputs": list, "dtype": str, "teachers": list})
+    except (EkgError, OSError):
+        return None
+
+
+def _read_blocks(folder):
+    return files.read_json_lines(folder / BLOCKS_FILE, until_damage=True, kinds={"stop": int, "sha256": str})
 
 
 def header(shape, dtype):
@@ -138,7 +172,7 @@ class BankWriter:
             if needed > free:
                 raise EkgError(f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, "
                                "or lower `num_teacher`.")
-            kept = files.read_json_lines(blocks, until_damage=True) if self._stop else []
+            kept = _read_blocks(self._folder) if self._stop else []
             kept = [block for block in kept if block["stop"] <= self._stop]
             files.write_json_lines(blocks, kept)
             files.write_json(self._folder / INFO_FILE, self._info)

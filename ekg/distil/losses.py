@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from ekg.errors import EkgError
 from ekg.tasks import Classification
 
 
@@ -33,11 +34,26 @@ def _first_metric(task, labels, outputs):
     return {name: tf.reduce_mean(task.measure(labels, outputs)[name])}
 
 
+def check_teacher(data, teacher):
+    """Raises EkgError if this teacher cannot follow the views of a data set, or leaves outputs untrained."""
+    if teacher == "none" and not data.task.has_labels:
+        raise EkgError("`finetune_teacher` \"none\" trains by labels alone, and an output has none: "
+                       "take \"single\" or \"ensemble\", or give its labels.")
+    if teacher == "ensemble" and data.num_views > 1 and data.task.needs_teacher_of_views:
+        raise EkgError("`augment` may move what an output without labels says, and the memory bank knows "
+                       "images as they are: take the finetune_teacher \"single\", which teaches each "
+                       "view.")
+    if teacher == "ensemble" and data.changes_labels:
+        raise EkgError("`augment` returns labels, and the memory bank knows nothing of these; take the finetune_teacher "
+                       "\"single\", which teaches each view, or \"none\".")
+
+
 def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothing=0.0, num_views=None):
     """Returns the loss_fn of fine-tuning: mean over views of [CE(labels, view) + KL(knowledge ‖ view)], batch mean.
 
     For another task than classification its loss and its divergence stand in place of CE and KL. All views of a batch go
-    through the network together.
+    through the network together. Views that move maps move their labels and the bank's rows alike, and each is compared
+    with the knowledge by itself, as no place is the same in all of them.
 
     Args:
         data: data.Dataset.
@@ -48,17 +64,25 @@ def fine_tuning(data, teacher, temperature, teacher_forward=None, label_smoothin
         label_smoothing: see baseline.
         num_views: views of each image, see LabelledData.fine_tune_views; None takes as many as the
             data set has.
+
+    Raises:
+        EkgError: see check_teacher().
     """
+    check_teacher(data, teacher)
     task, num_views = data.task, num_views or data.num_views
 
     def loss_fn(network, batch, constants):
         views = _joined(data.fine_tune_views(batch, num_views))
         outputs = task.of(network(views))
-        labels = _repeated(batch["labels"], num_views)
-        terms = {LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs, label_smoothing)),
+        labels = _joined([data.fine_tune_labels(batch, a) for a in range(num_views)])
+        terms = {LABEL_TERM: tf.reduce_mean(task.label_loss(labels, outputs, label_smoothing)),
                  **_first_metric(task, labels, outputs)}
         loss = terms[LABEL_TERM]
-        if teacher == "ensemble":
+        if teacher == "ensemble" and data.moves_knowledge:
+            rows = _joined([data.fine_tune_knowledge(batch, a) for a in range(num_views)])
+            knowledge, terms["num_teachers"] = choose_knowledge(
+                tf.cast(rows, tf.float32), tf.stop_gradient(outputs), temperature, task)
+        elif teacher == "ensemble":
             mean = tf.reduce_mean(tf.reshape(outputs, [num_views, -1, *outputs.shape[1:]]), axis=0)
             bank = tf.cast(batch["bank"], tf.float32)
             knowledge, terms["num_teachers"] = choose_knowledge(bank, tf.stop_gradient(mean), temperature, task)

@@ -9,15 +9,13 @@ import numpy as np
 from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
-from ekg.graph.readers import sole_readers
+from ekg.graph.cutting import kernel_norm
+from ekg.graph.readers import normalised_convolutions
 from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
 logger = logging.getLogger(__name__)
 
 MAX_CHANGE = 1e-2  # of a batch norm's normalised output in training, which has variance 1, where its kernel is rescaled
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.DepthwiseConv1D,
-                 keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose,
-                 keras.layers.Conv3DTranspose)  # of one kernel each
 NUM_STATISTICS_IMAGES = 10_000  # training images that the moving statistics of a cut network are estimated from
 
 
@@ -88,11 +86,12 @@ def restore_norms_(model, original):
         original: the keras.Model it was cut from; layers match by their names in the whole model.
     """
     wholes = Graph(original).layers
-    for key, layer, norm in _normalised_convolutions(Graph(model)):
-        size = np.linalg.norm(layer.kernel.numpy())
+    for call, norm_call in normalised_convolutions(Graph(model)).items():
+        key, layer, norm = call.key, call.layer, norm_call.layer
+        size = kernel_norm(layer.kernel.numpy())
         if size == 0:
             continue
-        factor = np.linalg.norm(wholes[key].kernel.numpy()) / size
+        factor = kernel_norm(wholes[key].kernel.numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
         if np.abs(after - before).max() > MAX_CHANGE:
@@ -102,11 +101,3 @@ def restore_norms_(model, original):
             weight.assign(weight * factor)
         norm.moving_mean.assign(norm.moving_mean * factor)
         norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)
-
-
-def _normalised_convolutions(graph):
-    """Yields (key, convolution, batch norm) where the output of the one is read by the other alone, both called once."""
-    for call, norm in sole_readers(graph).items():
-        if type(call.layer) in _CONVOLUTIONS and call.layer.activation is keras.activations.linear and (
-                type(norm.layer) is keras.layers.BatchNormalization):
-            yield call.key, call.layer, norm.layer

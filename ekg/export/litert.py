@@ -62,10 +62,12 @@ class LiteRTReader(Reader):
     def __init__(self, path, source=None):
         self._path = str(path)
         try:
-            self._interpreter = require("ai-edge-litert").Interpreter(model_path=str(path), num_threads=1)
+            with quiet():
+                self._interpreter = require("ai-edge-litert").Interpreter(model_path=str(path), num_threads=1)
+                self._interpreter.allocate_tensors()
+                self._runner = self._interpreter.get_signature_runner()
         except ValueError as error:
             raise EkgError(f"{path}: LiteRT cannot read it ({first_line(error)}).") from None
-        self._runner = self._interpreter.get_signature_runner()
         details, results = self._runner.get_input_details(), self._runner.get_output_details()
         self.inputs = list(source.input_names) if source and set(source.input_names) == set(details) else sorted(details)
         self.outputs = list(source.output_names) if source and set(source.output_names) == set(results) else sorted(results)
@@ -78,7 +80,8 @@ class LiteRTReader(Reader):
         places = [next(entry["index"] for entry in details if f"_{name}:" in entry["name"]) for name in self.inputs]
         for place, array in zip(places, arrays):
             interpreter.resize_tensor_input(place, array.shape)
-        interpreter.allocate_tensors()
+        with quiet():
+            interpreter.allocate_tensors()
         return interpreter.invoke
 
     def run(self, arrays):

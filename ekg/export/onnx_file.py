@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ekg.errors import EkgError, first_line
 from ekg.export.formats import Format, Reader, check_float32
+from ekg.export.inference import Inference
 from ekg.export.packages import quiet, require
 
 
@@ -16,7 +17,7 @@ class Onnx(Format):
         onnx = require("onnx")
         try:
             with quiet():
-                source.model.export(path, format="onnx", verbose=False, input_signature=[source.signature])
+                Inference(source.model).export(path, format="onnx", verbose=False, input_signature=[source.signature])
             proto = onnx.load(path)
         except OSError:  # a full disk: it is named where the file is
             raise

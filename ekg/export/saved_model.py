@@ -6,6 +6,7 @@ from ekg import files
 from ekg.errors import EkgError, first_line
 from ekg.export import fresh
 from ekg.export.formats import Format
+from ekg.export.inference import Inference
 from ekg.export.packages import quiet
 
 
@@ -16,7 +17,8 @@ class SavedModel(Format):
     def write(self, source, path):
         try:
             with quiet():
-                source.model.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
+                network = Inference(source.model)
+                network.export(path, format="tf_saved_model", verbose=False, input_signature=[source.signature])
         except tf.errors.ResourceExhaustedError as error:  # a full disk: it is named where the file is
             raise OSError(files.reason_of(error)) from None
         except OSError:

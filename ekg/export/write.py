@@ -11,19 +11,23 @@ import numpy as np
 
 from ekg.devices.compute import full_float32
 from ekg.errors import EkgError
+from ekg.export import proof
 from ekg.export.folding import fold_batch_norms
 from ekg.export.formats import QUANTIZATIONS, Source
+from ekg.export.fresh import FreshReader
+from ekg.export.inference import in_float32, is_random
 from ekg.export.keras_file import KerasFile
 from ekg.export.litert import LiteRT
 from ekg.export.onnx_file import Onnx
 from ekg.export.packages import require
 from ekg.export.saved_model import SavedModel
+from ekg.graph import groups
 from ekg.graph.calls import Graph
+from ekg.logits import squash_of
+from ekg.metrics import has_metric, metric_named
+from ekg.own_data import make_data
 
 FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onnx())}
-# Greatest difference of an output, as a share of the greatest absolute output, which counts as SMALL at least.
-TOLERANCES = {None: 1e-4, "float16": 1e-2, "dynamic": 0.15, "int8": 0.3}
-SMALL = 0.01
 MIN_EXAMPLES = 64
 CHUNK = 16  # examples that run together in the parity check
 
@@ -44,6 +48,9 @@ class Export:
         largest: greatest absolute output of the network in memory.
         agreement: share of examples, or of positions, with the same greatest output, of outputs with several numbers.
         reader: the formats.Reader that ran it.
+        share: greatest difference of a channel of an output, as a share of that channel's own range; see proof.scales_of.
+        channel: (name of that output, number of the channel).
+        metrics: {metric of the task: (of the network in memory, of the exported one)}, where labels were given.
     """
     path: Path
     format: str
@@ -57,22 +64,35 @@ class Export:
     largest: float
     agreement: float | None
     reader: object = dataclasses.field(repr=False)
+    share: float = 0.0
+    channel: tuple = ("", 0)
+    metrics: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         same = "" if self.agreement is None else f", same top-1 in {self.agreement:.2%}"
+        measured = "".join(f", {metric_named(name).title if has_metric(name) else name} {_metric_text(name, other)} "
+                           f"({_metric_text(name, mine)} in memory)" for name, (mine, other) in self.metrics.items())
         return (f"{self.path}: {self.format}{'' if self.quantize is None else f' {self.quantize}'}, {self.size:,} bytes, "
                 f"batch {self.batch}, {', '.join(self.inputs)} -> {', '.join(self.outputs)}; greatest difference "
-                f"{self.difference:.2g} of {self.largest:.3g}{same} ({self.examples} examples)")
+                f"{self.difference:.2g} of {self.largest:.3g}, at most {self.share:.2g} of a channel's range "
+                f"({self.channel[0]}, channel {self.channel[1]}){same}{measured} ({self.examples} examples)")
 
 
-def export(model, path, format=None, *, quantize=None, examples=None, tolerance=None):
+def _metric_text(name, value):
+    return metric_named(name).text(value) if has_metric(name) else f"{value:.4f}"
+
+
+def export(model, path, format=None, *, quantize=None, examples=None, labels=None, task="auto", tolerance=None):
     """Writes a network in a deployment format and proves it against the one in memory; returns the Export.
 
-        ekg.export(result.model, "pruned.tflite", quantize="int8", examples=images)
+        ekg.export(result.model, "pruned.tflite", quantize="int8", examples=images, labels=labels)
 
-    Batch norms are folded into the kernels before them, but for a .keras file, which can be trained again. The file is read
-    back by its own runtime: LiteRT, ONNX Runtime, or a new Python process that has TensorFlow alone. It stands in its place
-    only if its outputs are right; an earlier file of that name stays otherwise.
+    Batch norms are folded into the kernels before them, random layers work as in inference, and mixed dtype policies
+    become float32, but for a .keras file, which can be trained again. The file is read back by its own runtime: LiteRT,
+    ONNX Runtime, or a new Python process that has TensorFlow alone. It stands in its place only if its outputs are right;
+    an earlier file of that name stays otherwise. Every channel of every output is held against its own range, so that a
+    small one beside large ones counts as much. With labels the task's shares of right answers, as top-1, decide about the
+    output of a quantised network in place of that: it may have .02 less, beyond two standard errors.
 
     Args:
         model: functional or sequential keras.Model.
@@ -82,34 +102,63 @@ def export(model, path, format=None, *, quantize=None, examples=None, tolerance=
             None for float32.
         examples: array [examples, ...] of inputs as the network takes them, or a list of one for each input, at least 64;
             for int8 it gives the ranges, too, by its first half. None takes random numbers, which int8 refuses.
-        tolerance: greatest difference that an output may have, as a share of the greatest output; None takes 1e-4, for
-            float16 1e-2, for dynamic .15, for int8 .3.
+        labels: of the examples, as ekg.prune takes them; for a network of one input. None for none.
+        task: what the labels are for, as ekg.prune takes it.
+        tolerance: greatest difference that a channel may have, as a share of its range; it decides, whether there are
+            labels or not. None takes 1e-4, for float16 1e-2, for dynamic .15, for int8 .3.
 
     Raises:
         EkgError: the format is unknown or its package is missing, it does not know an operator, or the outputs differ.
     """
     form, path = _format_of(path, format), Path(path)
-    _check_options(form, path, quantize, examples)
+    _check_options(form, path, quantize, examples, labels)
     for package in form.packages:
         require(package)
-    graph = Graph(model)
-    arrays = _read_examples(graph, examples, quantize)
-    ranges, arrays = ([array[:len(array) // 2] for array in arrays], [array[len(array) // 2:] for array in arrays]) if (
-        quantize == "int8") else (None, arrays)
-    written = fold_batch_norms(model, [array.shape[1:] for array in arrays]) if form.folds else model
-    source = Source(written, Graph(written), quantize, ranges)
+    arrays = _read_examples(Graph(model), examples, quantize)
+    known = _make_labels(model, arrays, labels, task)
+    model, source, arrays, known = _prepare(model, form, quantize, arrays, known)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = Path(folder) / path.name
             form.write(source, str(made))
             reader = form.open(made, source)
-            result = _compare(model, graph, reader, arrays, form, made, quantize)
-            _check(result, TOLERANCES[quantize] if tolerance is None else tolerance)
+            found = _prove(model, reader, arrays, source, made, known)
+            _check(found, model, source, arrays, reader, made.name, known, tolerance)
+            size = _size(made)
             _put(made, path)
     except OSError as error:
         raise EkgError(f"{path}: cannot be written ({error.strerror or error}).") from None
-    return dataclasses.replace(result, path=path, reader=form.open(path, source))
+    share, number, channel = found.worst()
+    return Export(path, form.name, quantize, size, reader.inputs, reader.outputs, reader.batch, found.examples,
+                  found.difference, found.largest, found.agreement, form.open(path, source), share,
+                  (reader.outputs[number], channel), found.metrics)
+
+
+def _prepare(model, form, quantize, arrays, labels):
+    """Returns (the network to compare with, Source, examples to compare on, their Labels or None)."""
+    ranges, shapes = None, [array.shape[1:] for array in arrays]
+    if quantize == "int8":
+        half = len(arrays[0]) // 2
+        ranges, arrays = [array[:half] for array in arrays], [array[half:] for array in arrays]
+        labels = None if labels is None else dataclasses.replace(labels, values=labels.values[half:])
+    written = model
+    if form.folds:
+        model = in_float32(model, shapes)
+        written = fold_batch_norms(model, shapes)
+    return model, Source(written, Graph(written), quantize, ranges), arrays, labels
+
+
+def _check(found, model, source, arrays, reader, what, labels, tolerance):
+    """Raises EkgError, with the cause where it is known, unless what was read back says what the network in memory says."""
+    try:
+        proof.check(found, what, reader.outputs, source.quantize, tolerance, () if labels is None else labels.task.outputs)
+    except EkgError:
+        if is_random(model, source.graph.structured_inputs([array[:CHUNK] for array in arrays])):
+            raise EkgError(f"{what}: `model` {model.name!r} is random in inference, too: two passes over the same examples "
+                           "differ, so nothing can be proved; take out the layer that draws. The file is not "
+                           "kept.") from None
+        raise
 
 
 def _format_of(path, name):
@@ -128,13 +177,15 @@ def _format_of(path, name):
     return FORMATS[name]
 
 
-def _check_options(form, path, quantize, examples):
+def _check_options(form, path, quantize, examples, labels):
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise EkgError(f"`quantize` must be one of {list(QUANTIZATIONS)}, or None; received {quantize!r}.")
     if quantize is not None and not form.quantizes:
         raise EkgError(f"`quantize` {quantize} has no effect here: the format {form.name} keeps float32; leave it out.")
     if quantize == "int8" and examples is None:
         raise EkgError("`examples` are needed for `quantize` int8: inputs from the training data, which give the ranges.")
+    if labels is not None and examples is None:
+        raise EkgError("`labels` have no effect here: they are those of `examples`, which are not given.")
     if path.is_dir() and (form.suffix or not (path / "saved_model.pb").exists() and any(path.iterdir())):
         raise EkgError(f"{path}: is a folder with other files; name another.")
     if path.is_file() and not form.suffix:
@@ -168,36 +219,52 @@ def _random(generator, graph, number):
     return generator.normal(size=shape).astype(dtype) if np.issubdtype(dtype, np.floating) else np.ones(shape, dtype)
 
 
-def _compare(model, graph, reader, arrays, form, path, quantize):
-    """Returns the Export of a file whose outputs stand beside those of the network in memory."""
-    number = len(arrays[0])
-    step = number if form.name in ("keras", "saved_model") else CHUNK if reader.batch == "any" else reader.batch
-    ours, theirs = [], []
-    for begin in range(0, number - number % step if reader.batch != "any" else number, step):
-        part = [array[begin:begin + step] for array in arrays]
-        theirs.append(reader.run(part))
-        with full_float32():
-            ours.append([np.asarray(keras.ops.cast(value, "float32")) for value in keras.tree.flatten(
-                model(graph.structured_inputs(part), training=False))])
-    ours, theirs = ([np.concatenate(values) for values in zip(*parts)] for parts in (ours, theirs))
+def _prove(model, reader, arrays, source, path, labels):
+    """Returns the proof.Comparison of a file with the network in memory, having checked their shapes.
+
+    Args:
+        model: the network in memory.
+        reader: formats.Reader of the file.
+        arrays: list of an array of examples per input.
+        source: formats.Source of what was written.
+        path: of the file.
+        labels: proof.Labels of the examples, or None.
+    """
+    ours, theirs = _run_both(model, reader, arrays, source)
     shapes = [value.shape for value in ours], [value.shape for value in theirs]
     if shapes[0] != shapes[1]:
         raise EkgError(f"{path.name}: the exported network returns {shapes[1]}, and the one in memory {shapes[0]}; the file "
                        "is not kept.")
-    difference = max(float(np.abs(mine - other).max()) for mine, other in zip(ours, theirs))
-    largest = max(float(np.abs(mine).max()) for mine in ours)
-    tops = [(mine.argmax(-1), other.argmax(-1)) for mine, other in zip(ours, theirs) if mine.shape[-1] > 1 and mine.ndim > 1]
-    agreement = float(np.mean(np.concatenate([(mine == other).ravel() for mine, other in tops]))) if tops else None
-    return Export(path, form.name, quantize, _size(path), reader.inputs, reader.outputs, reader.batch, number, difference,
-                  largest, agreement, reader)
+    graph = Graph(model, [array.shape[1:] for array in arrays])
+    layout = groups.find(graph)
+    softmaxes = [place for place, number in enumerate(graph.outputs) if squash_of(graph, number) == "softmax"]
+    return proof.compare(ours, theirs, [layout.axes[number] for number in graph.outputs], source.quantize,
+                         shares_one_scale=softmaxes, labels=labels)
 
 
-def _check(result, tolerance):
-    """Raises EkgError unless what was read back says what the network in memory says."""
-    if not result.difference <= tolerance * max(result.largest, SMALL if result.quantize is None else 0):
-        raise EkgError(f"{result.path.name}: the exported network differs by {result.difference:.3g} where the greatest "
-                       f"output is {result.largest:.3g}; {tolerance:g} of it is allowed (`tolerance`). The file is not "
-                       "kept.")
+def _run_both(model, reader, arrays, source):
+    """Returns (outputs of the network in memory, those of the file), each a list of an array per output."""
+    number = len(arrays[0])
+    runs_whole = isinstance(reader, FreshReader)  # each run starts a process
+    step = number if runs_whole else CHUNK if reader.batch == "any" else reader.batch
+    last = number if reader.batch == "any" else number - number % step
+    ours, theirs = [], []
+    for begin in range(0, last, step):
+        part = [array[begin:begin + step] for array in arrays]
+        theirs.append(reader.run(part))
+        with full_float32():
+            outputs = keras.tree.flatten(model(source.graph.structured_inputs(part), training=False))
+        ours.append([np.asarray(keras.ops.cast(value, "float32")) for value in outputs])
+    return ([np.concatenate(values) for values in zip(*parts)] for parts in (ours, theirs))
+
+
+def _make_labels(model, arrays, labels, task):
+    """Returns the proof.Labels of examples, or None where there are none."""
+    if labels is None:
+        return None
+    data = make_data(model, (arrays[0], labels), task=task)
+    graph = Graph(model, data.image_shape)
+    return proof.Labels(data.task, np.asarray(data.train.labels), proof.squashes_of(graph, data.task))
 
 
 def _size(path):

@@ -18,3 +18,8 @@ def is_elementwise(activation):
         return type(activation) in (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU) or (
             type(activation) is keras.layers.Activation and is_elementwise(activation.activation))
     return activation is None or any(activation is known for known in ELEMENTWISE_ACTIVATIONS)
+
+
+def is_linear(operation):
+    """Returns whether an operation is an Activation layer that returns what it reads."""
+    return type(operation) is keras.layers.Activation and operation.activation is keras.activations.linear

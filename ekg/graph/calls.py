@@ -13,6 +13,7 @@ from fractions import Fraction
 import keras
 
 from ekg.errors import EkgError
+from ekg.graph.activations import is_linear
 from ekg.graph.masks import Masks
 from ekg.graph.refs import Ref, fill_in, refs_in
 
@@ -142,8 +143,14 @@ class Graph:
         return [self.shapes[number][1:] for number in self.inputs]
 
     def is_last(self, call):
-        """Returns whether a call writes what the model returns."""
-        return any(number in self.outputs for number in call.outputs)
+        """Returns whether a call writes what the model returns, as it is or through a linear activation."""
+        return any(number in self._returned for number in call.outputs)
+
+    @functools.cached_property
+    def _returned(self):
+        """Numbers of the outputs, and of what linear activations return as one, which stand where a head was."""
+        heads = {call.output: call.inputs[0] for call in self.calls if is_linear(call.layer)}
+        return {*self.outputs, *(heads[number] for number in self.outputs if number in heads)}
 
     def tensors_of(self, inputs):
         """Returns {tensor number: value} of the model's inputs, in the number format that the model asks for.

@@ -5,6 +5,7 @@ import keras
 from ekg.errors import EkgError, first_line
 from ekg.graph import cutting, norms
 from ekg.graph.calls import layer_variables
+from ekg.graph.choices import FROZEN
 
 
 class NothingToPrune(EkgError):
@@ -91,7 +92,9 @@ def describe_closed(layout):
         return "it has no convolution or dense layer whose outputs another one reads."
     reasons = [f"{key}: {reason}" for key, reason in layout.closed.items()]
     more = len(reasons) - _MOST_REASONS
-    return "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more." if more > 0 else ".")
+    advice = " `prune_frozen`=True lets frozen layers lose channels." if any(
+        reason.endswith(FROZEN) for reason in layout.closed.values()) else ""
+    return "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more." if more > 0 else ".") + advice
 
 
 def middling(supernet):

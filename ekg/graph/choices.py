@@ -5,6 +5,8 @@ import re
 
 from ekg.errors import EkgError
 
+FROZEN = "is frozen"  # why a layer that is not trainable keeps its channels
+
 
 @dataclasses.dataclass(frozen=True)
 class Choices:

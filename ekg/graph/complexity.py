@@ -59,9 +59,9 @@ class ComplexityTable:
         # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what its channels would make
         self._counts, self._divisors = (
             np.array([[[getattr(value, part) for value in counts] for counts in row] for row in rows], dtype=np.float64)
-            .reshape(-1, 2, len(self._GROWTHS)).transpose(1, 2, 0) for part in ("numerator", "denominator"))
-        self._reads = np.array(reads, dtype=np.float64).reshape(len(rows), -1)
-        self._writes = np.array(writes, dtype=np.float64).reshape(len(rows), -1)
+            .reshape(len(rows), 2, len(self._GROWTHS)).transpose(1, 2, 0) for part in ("numerator", "denominator"))
+        self._reads = np.array(reads, dtype=np.float64).reshape(len(rows), layout.num_channels + 1)
+        self._writes = np.array(writes, dtype=np.float64).reshape(len(rows), layout.num_channels + 1)
         if self.uncounted:
             logger.warning("the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all other layers; "
                            "ekg.register_layer() says what a layer costs.", ", ".join(dict.fromkeys(self.uncounted)),

@@ -8,6 +8,7 @@ and seeds inside, are made anew. What is cut gets other values and attributes on
 import contextlib
 import functools
 import logging
+import operator
 import types
 
 import keras
@@ -34,7 +35,7 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
     Args:
         operation: keras.Operation, a layer that is built or a function of keras.ops.
         arrays: {id of a variable: the value that its copy gets}; the others keep theirs.
-        changes: {attribute: value} of the copy.
+        changes: {attribute: value} of the copy, or of a layer that it holds: "layer.units".
         name: another name for the copy.
 
     Raises:
@@ -147,9 +148,25 @@ def _copy_layer(layer, arrays, changes, copies):
             else:
                 setattr(copy, name, new)
     for name, value in {**changes, **_without_arrays(copy, bool(changes or arrays))}.items():
-        setattr(copy, name, value)
+        _set_attribute_(copy, name, value)
     copy._lock_state()
     return copy
+
+
+def has_attribute(layer, name):
+    """Returns whether a layer has an attribute; "layer.units" is one of the layer that it holds."""
+    try:
+        operator.attrgetter(name)(layer)
+    except AttributeError:
+        return False
+    return True
+
+
+def _set_attribute_(layer, name, value):
+    *inside, last = name.split(".")
+    for part in inside:
+        layer = getattr(layer, part)
+    setattr(layer, last, value)
 
 
 def _is_tracked(value):

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import groups, layers, records
+from ekg.graph import groups, layers, records, wrappers
 from ekg.graph.calls import Graph, ModelCall, functional
-from ekg.graph.copying import copy_operation, refit_
+from ekg.graph.copying import copy_operation, has_attribute, refit_
 from ekg.graph.refs import fill_in
 
 logger = logging.getLogger(__name__)
@@ -52,16 +52,25 @@ def cut_part(graph, layout, mask, calls, reads):
     return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
 
 
-def copy(model, input_shape=None):
+def copy(model, input_shape=None, replacements=None):
     """Returns a copy of a functional or sequential keras.Model, object by object, with its weights.
 
     Args:
         model: keras.Model.
         input_shape: of an example, where the model takes any size; the copy takes any size, too.
+        replacements: {id of a layer: the layer that stands in its place}, or None.
     """
     graph = Graph(model, input_shape)
     layout = groups.find(graph)
-    return cut(graph, layout, np.ones(layout.num_channels + 1, bool))
+    return cut(graph, layout, np.ones(layout.num_channels + 1, bool), replacements=replacements)
+
+
+def kernel_norm(kernel):
+    """Returns the Euclidean norm of a kernel, an array, summed in float64 by NumPy itself.
+
+    The sum of np.linalg.norm is BLAS's: in float32, and in an order that is the processor's.
+    """
+    return float(np.sqrt(np.square(kernel, dtype=np.float64).sum()))
 
 
 def norm_factor(kernel, row_mask, axis):
@@ -153,14 +162,14 @@ class _Cutter:
         for other, copy in known:  # one without weights may be cut in several ways at its several calls
             if other == changes:
                 return copy
-        missing = [name for name in changes if not hasattr(layer, name)]
+        missing = [name for name in changes if not has_attribute(layer, name)]
         if missing:
             raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
                            "attribute of the layer.")
         name = self._free_name(layer.name) if known else None
         copy = copy_operation(layer, self._arrays(step, record, kept), changes, name)
         if isinstance(layer, keras.layers.Layer):
-            refit_(copy, kept)
+            _refit_(copy, kept)
         known.append((changes, copy))
         return copy
 
@@ -205,6 +214,13 @@ class _Cutter:
             mask = tf.constant(self._mask[self._layout.index[call.inputs[0]]], tf.float32)
             arrays[id(kernel)] = arrays[id(kernel)] * norm_factor(kernel.value, mask, rows).numpy()
         return arrays
+
+
+def _refit_(copy, kept):
+    """As copying.refit_(), of a layer and of one that it calls at every step."""
+    refit_(copy, kept)
+    if isinstance(copy, keras.layers.TimeDistributed):
+        _refit_(copy.layer, wrappers.one_step(kept))
 
 
 def _sequential_like(model, layers_):

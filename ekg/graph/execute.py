@@ -6,7 +6,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from ekg.graph import norms
+from ekg.graph import layer_losses, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.records import Context, record_of
 
@@ -41,7 +41,7 @@ class ExecutionOptions:
 FLOAT32 = ExecutionOptions()
 
 
-def run_call(call, variables, tensors, training, options=FLOAT32, kept=None):
+def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, losses=None):
     """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
 
     Args:
@@ -51,21 +51,40 @@ def run_call(call, variables, tensors, training, options=FLOAT32, kept=None):
         training: whether batch norms use the statistics of the batch; as in Keras, it counts more than what the call says.
         options: ExecutionOptions.
         kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
+        losses: list that gets the scalars that the call adds to the loss; None leaves them out.
     """
     args, kwargs = call.arguments(tensors)
-    if not isinstance(call.layer, keras.layers.Layer):
-        return keras.tree.flatten(call.layer(*args, **kwargs)), []
-    record = record_of(call.layer)
+    layer, result = call.layer, None
+    if not isinstance(layer, keras.layers.Layer):
+        return keras.tree.flatten(layer(*args, **kwargs)), []
+    record = record_of(layer)
     if record is not None and record.run is not None:
-        result = record.run(call.layer, variables, args, Context(training, options, kept))
-        if result is not None:
-            return [result[0]], result[1]
-    if call.layer.variables:  # whatever else has weights is computed in their format
+        result = record.run(layer, variables, args, Context(training, options, kept))
+    if result is None:
+        outputs, new = _call_layer(layer, variables, args, kwargs, training, losses)
+    else:
+        outputs, new = [result[0]], result[1]
+        if losses is not None and not type(layer).__module__.startswith("keras."):
+            # Its own call is asked as well: it may add losses there, of which the record knows nothing.
+            _call_layer(layer, variables, args, kwargs, training, losses)
+    if losses is not None:
+        losses.extend(layer_losses.activity_losses(layer, outputs))
+    return outputs, new
+
+
+def _call_layer(layer, variables, args, kwargs, training, losses):
+    """Returns (list of outputs, new non-trainable values) of Keras' own call of a layer; see run_call()."""
+    if layer.variables:  # whatever else has weights is computed in their format
         args, kwargs = keras.tree.map_structure(_to_float32, (args, kwargs))
-    if takes_training(call.layer):
+    if takes_training(layer):
         kwargs = {**kwargs, "training": training}
-    num_trainable = len(call.layer.trainable_variables)
-    output, new = call.layer.stateless_call(variables[:num_trainable], variables[num_trainable:], *args, **kwargs)
+    num_trainable = len(layer.trainable_variables)
+    values = variables[:num_trainable], variables[num_trainable:]
+    if losses is None:
+        output, new = layer.stateless_call(*values, *args, **kwargs)
+    else:
+        output, new, added = layer_losses.call_with_losses(layer, *values, args, kwargs)
+        losses.extend(added)
     return keras.tree.flatten(output), new
 
 
@@ -87,7 +106,8 @@ def pure_forward(model, options=FLOAT32, on_call=None):
     """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch norms.
 
     The function is (trainable, non_trainable, images, training) -> (output, new non-trainable values), with the values of
-    model.trainable_variables and model.non_trainable_variables as lists of tensors.
+    model.trainable_variables and model.non_trainable_variables as lists of tensors. A list as a further argument, `losses`,
+    gets the scalars that Keras' fit adds to the loss, `model.losses`: regularizers of weights and activities, add_loss().
 
     Args:
         model: functional keras.Model.
@@ -97,18 +117,20 @@ def pure_forward(model, options=FLOAT32, on_call=None):
     graph = Graph(model)
     places = [id(variable) for variable in (*model.trainable_variables, *model.non_trainable_variables)]
 
-    def forward(trainable, non_trainable, images, training):
+    def forward(trainable, non_trainable, images, training, losses=None):
         values = dict(zip(places, [*trainable, *non_trainable]))
         tensors = graph.tensors_of(images)
         for call in graph.calls:
             variables = layer_variables(call.layer)
             outputs, new = run_call(call, [values[id(variable)] for variable in variables], tensors,
                                     is_in_training(call, training, options),
-                                    options.of(graph.is_last(call)))
+                                    options.of(graph.is_last(call)), losses=losses)
             tensors.update(zip(call.outputs, outputs))
             values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
             if on_call is not None:
                 on_call(call, outputs, new)
+        if losses is not None:
+            losses.extend(layer_losses.weight_losses(model.trainable_variables, trainable))
         return graph.structured(tensors), [values[place] for place in places[len(trainable):]]
     return forward
 

@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from ekg.graph import flow, layers, operations, records
-from ekg.graph.choices import Choices
+from ekg.graph import flow, layers, operations, records, wrappers
+from ekg.graph.choices import FROZEN, Choices
 
-KNOWN = (layers, operations)  # whose import fills records.RECORDS
+KNOWN = (layers, operations, wrappers)  # whose import fills records.RECORDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _follow(graph, choices):
         labels = np.concatenate([channel_flow.channels[number].labels for number in call.outputs])
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
-        elif records.is_mixing(call.layer) and not call.layer.trainable and not choices.prune_frozen:
-            channel_flow.close(labels, f"{call.key!r} is frozen")
+        elif records.is_mixing(call.layer) and wrappers.is_frozen(call.layer) and not choices.prune_frozen:
+            channel_flow.close(labels, f"{call.key!r} {FROZEN}")
     for number in graph.outputs:
         channel_flow.close(channel_flow.channels[number].labels, "output of the network")
     _close_unread(graph, channel_flow)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 from ekg.graph import flow, norms, patches
+from ekg.graph.activations import is_linear
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
 
@@ -300,7 +301,7 @@ def classifier_of(graph):
     """
     producer = {number: call for call in graph.calls for number in call.outputs}
     call = producer.get(graph.output) if len(graph.outputs) == 1 else None
-    while call is not None and _is_softmax(call.layer):
+    while call is not None and (_is_softmax(call.layer) or is_linear(call.layer)):
         call = producer.get(call.inputs[0])
     if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
         return None

@@ -18,6 +18,8 @@ class MaskedLandscapes:
     """Makes the Landscapes of sub-networks of one supernet; all of them share one compiled product.
 
     The Hessian is that of the network cut out; parameters of channels that are not kept stay zero.
+    A kernel that a batch norm follows is taken at the norm that it has in the whole network, as κ
+    depends on its scale; the loss is that of the sub-network as it is. See hessian.norm_factors.
     """
 
     def __init__(self, supernet, batches, *, parameters="kernels", use_xla=False):
@@ -45,8 +47,9 @@ class MaskedLandscapes:
                 axes.append(surfaces.filter_axes(supernet.graph.layers[key], variable))
         self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
-        self._landscape = hessian.Landscape(self._forward, hessian.Parameters(arrays, axes, None, parameters), batches,
-                                            batch_statistics=True, use_xla=use_xla)
+        made = hessian.Parameters(arrays, axes, None, parameters, [np.float32(1)] * len(arrays))
+        self._landscape = hessian.Landscape(self._forward, made, batches, batch_statistics=True,
+                                            use_xla=use_xla)
 
     def __call__(self, subnetwork):
         """Returns the Landscape of a sub-network; the one before it is of no use any more."""
@@ -59,7 +62,8 @@ class MaskedLandscapes:
             restored = self._supernet.with_restored_norm(classifier, weights[classifier.key], mask)
             weights[classifier.key] = [np.asarray(value) for value in restored]
         self._landscape.move_([weights[name][i] for name, i in self._places],
-                              [support[name][i] for name, i in self._places])
+                              [support[name][i] for name, i in self._places],
+                              self._norm_factors(support))
         return self._landscape
 
     def describe(self, ends):
@@ -70,6 +74,19 @@ class MaskedLandscapes:
     def dimension(self):
         """Parameters of the whole network."""
         return self._landscape.dimension
+
+    def _norm_factors(self, support):
+        """Returns for each parameter array its factor; see hessian.Parameters."""
+        layers = self._supernet.graph.layers
+
+        def kernels_of(call):
+            variables = layer_variables(call.layer)
+            place = [id(variable) for variable in variables].index(id(call.layer.kernel))
+            kernel = self._weights[call.key][place]
+            return kernel, kernel * support[call.key][place]
+        by_variable = hessian.norm_factors(self._supernet.graph, kernels_of)
+        variables = [layer_variables(layers[name])[i] for name, i in self._places]
+        return [by_variable.get(id(variable), np.float32(1)) for variable in variables]
 
     def _forward(self, arrays, images):
         weights = {name: list(values) for name, values in self._weights.items()}

@@ -10,6 +10,7 @@ import platform
 import numpy as np
 import tensorflow as tf
 
+from ekg.devices import kind
 from ekg.devices.compute import compiled, in_graph
 from ekg.errors import EkgError, first_line
 from ekg.export.litert import why_not
@@ -81,7 +82,8 @@ class LiteRT(Runtime):
     def load(self, model, batch, threads, input_shape=None):
         interpreter = require("ai-edge-litert").Interpreter(
             model_content=_convert(model, batch, input_shape), num_threads=threads)
-        interpreter.allocate_tensors()
+        with quiet():
+            interpreter.allocate_tensors()
         generator = np.random.default_rng(0)
         for details in interpreter.get_input_details():
             interpreter.set_tensor(details["index"], _random(generator, details["shape"], details["dtype"]))
@@ -130,9 +132,7 @@ def machine():
         model = " ".join(processor.get(name, "") for name in ("model name", "cpu family", "model")).strip()
     except OSError:
         model = platform.processor()
-    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-            for gpu in tf.config.list_physical_devices("GPU")]
-    return {"processor": model or platform.machine(), "architecture": platform.machine(), "gpus": gpus}
+    return {"processor": model or platform.machine(), "architecture": platform.machine(), "gpus": kind.gpu_names()}
 
 
 def _frozen(model, batch, input_shape):

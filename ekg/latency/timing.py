@@ -42,8 +42,9 @@ class Timing:
     Attributes:
         milliseconds: the median of all rounds.
         low, high: first and last decile.
-        ratio: median over the rounds of its time divided by that of the first network in the same round.
-        ratio_low, ratio_high: first and last decile of these.
+        ratio: this median divided by that of the first network.
+        ratio_low, ratio_high: first and last decile over the rounds of its time divided by the first network's in the same
+            round, which a drift of the machine leaves alone.
         rounds: how many there were.
     """
     milliseconds: float
@@ -97,11 +98,10 @@ def measure_latency(models, runtime, batch=1, threads=None, input_shape=None, ro
 
 def summarise(samples):
     """Returns a list of a Timing for each column of samples, seconds [rounds, functions]."""
-    ratios = samples / samples[:, :1]
-    (low, middle, high), (ratio_low, ratio, ratio_high) = (np.quantile(values, (0.1, 0.5, 0.9), axis=0)
-                                                           for values in (1000 * samples, ratios))
-    return [Timing(*map(float, values), len(samples))
-            for values in zip(middle, low, high, ratio, ratio_low, ratio_high)]
+    low, middle, high = np.quantile(1000 * samples, (0.1, 0.5, 0.9), axis=0)
+    ratio_low, ratio_high = np.quantile(samples / samples[:, :1], (0.1, 0.9), axis=0)
+    columns = zip(middle, low, high, middle / middle[0], ratio_low, ratio_high)
+    return [Timing(*map(float, values), len(samples)) for values in columns]
 
 
 def _warm_up(function, seconds):

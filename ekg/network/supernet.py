@@ -235,13 +235,16 @@ class Supernet:
     # ---------------------------------------------------------------- parts of the program
 
     def tensors_read_from(self, position):
-        """Returns the sorted numbers of the tensors that the program from this position on reads from before it."""
+        """Returns the sorted numbers of the tensors that the program from this position on needs.
+
+        Those are what it reads and was written before it, and the network's outputs written before it.
+        """
         written, needed = set(), set()
         for step in self.program[position:]:
             reads = {step.tensor} if isinstance(step, Gate) else set(step.inputs)
             needed |= reads - written
             written |= reads if isinstance(step, Gate) else set(step.outputs)
-        return sorted(needed)
+        return sorted(needed | (set(self.graph.outputs) - written))
 
     def first_use(self, group):
         """Returns the first position in the program at which the mask of the group at this position matters.

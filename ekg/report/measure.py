@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
+from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
 from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.report.table import Row
-from ekg.tasks import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -21,18 +22,23 @@ LAG = 0.05  # share of right answers that lagging statistics cost, from which on
 SHARE, LEAST_SECONDS = 0.05, 1.0  # of the seconds of a run, for all its latencies; and of one latency
 
 
-def measure(name, evaluation, file_size):
+def measure(name, evaluation, file_size, shape=None):
     """Returns the Row of a network but for its latency: exact test metrics, complexity, file size.
 
     Args:
         name: first cell of the row.
         evaluation: evaluate.Evaluation of the network on the test images.
         file_size: of its parameter file, bytes.
+        shape: of the image that FLOPs are counted for; None takes that of the evaluation's images.
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
-    cost = model_complexity(evaluation.model, image_shape(evaluation.batches))
-    return Row(name, metrics.loss, metrics.values, cost.params, cost.flops, file_size)
+    task, own_shape = evaluation.batches.task, image_shape(evaluation.batches)
+    cost = model_complexity(evaluation.model, own_shape if shape is None else shape)
+    shown = task.metrics_of(task.shape(Graph(evaluation.model, own_shape)))
+    return Row(name, metrics.loss, {metric: metrics.values[metric] for metric in shown}, cost.params, cost.flops, file_size,
+               examples=metrics.examples,
+               errors={metric: error for metric, error in metrics.errors.items() if metric in ("loss", *shown)})
 
 
 def warn_of_lagging_statistics(evaluation, batches, found):
@@ -46,7 +52,7 @@ def warn_of_lagging_statistics(evaluation, batches, found):
         found: the first metric of the task on these images, with the statistics of batches; HistoryEntry.accuracy of Θ₀.
     """
     name, value = next(iter(evaluation(batches=batches).values.items()))
-    metric = METRICS[name]
+    metric = metric_named(name)
     if metric.is_share and found - value > max(LAG, batches.num_images**-0.5):  # of few images chance may move more
         logger.warning("the unpruned network's moving statistics lag behind: on the search's images it has %s %% %s with "
                        "them, and %s %% with those of batches. Beside its row of the table a pruned network may look better "

@@ -6,8 +6,8 @@ import html
 from pathlib import Path
 
 from ekg import files
+from ekg.metrics import metric_named
 from ekg.report.table import latency_text
-from ekg.tasks import METRICS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class FinishedRun:
         table: list of table.Row: baseline, slimmed and, unless the run ends there, fine-tuned.
         phases: {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}.
         origin: {"revision", "machine", "cores"}; empty of a run of an earlier version.
+        choice: choice.Choice of the network that the run hands out as a dict; None where there was none.
     """
     arguments: dict
     history: list
@@ -28,6 +29,7 @@ class FinishedRun:
     table: list
     phases: dict
     origin: dict = dataclasses.field(default_factory=dict)
+    choice: dict | None = None
 
     @property
     def name(self):
@@ -39,9 +41,16 @@ class FinishedRun:
         return next(iter(self.table[0].metrics))
 
     @property
+    def result(self):
+        """Row of the network that the run hands out: the last, or the better one on the search's images."""
+        if self.choice is None:
+            return self.table[-1]
+        return next(row for row in self.table if row.name == self.choice["name"])
+
+    @property
     def rate(self):
         """Share of the FLOPs that the pruned network keeps."""
-        return self.table[-1].flops / self.table[0].flops
+        return self.result.flops / self.table[0].flops
 
     def seconds(self, *phases):
         """Returns the seconds of some phases; one that was killed each time before its end left none."""
@@ -59,17 +68,19 @@ def write_report(run, picture, page):
     from ekg.report import pictures  # imports matplotlib
 
     pictures.draw_run(picture, run)
-    head = ["network", "loss", *(METRICS[name].title for name in run.table[0].metrics), "parameters", "FLOPs", "rate"]
-    rows = [[row.name, f"{row.loss:.4f}", *(METRICS[name].text(value) for name, value in row.metrics.items()),
-             f"{row.params:,}", f"{row.flops:,}", f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
+    metrics = {name: metric_named(name) for name in run.table[0].metrics}
+    titles = [metric.title for metric in metrics.values()]
+    head = ["network", "loss", *titles, "parameters", "FLOPs", "rate"]
+    rows = [[row.name, *map(row.text, ("loss", *metrics)), f"{row.params:,}", f"{row.flops:,}",
+             f"{row.flops / run.table[0].flops:.4f}"] for row in run.table]
     costs = _costs_of(run.table)
     phases = [[name, f"{value['seconds']:,.0f}", f"{value['peak_memory_mib']:,}", f"{value.get('peak_gpu_mib', 0):,}"]
               for name, value in run.phases.items()]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
     write_page(page, title, picture, {"Networks": (head, rows), **costs, "Phases": (
         ["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases)})
-    metric = METRICS[run.metric]
-    before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.table[-1]))
+    metric = metric_named(run.metric)
+    before, after = (metric.text(row.metrics[run.metric]) + " %" * metric.is_share for row in (run.table[0], run.result))
     return (f"{title}: {metric.words} {before} before and {after} after, "
             f"{len(run.history) - 1} search steps")
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
 from ekg import files  # noqa: E402
-from ekg.tasks import METRICS  # noqa: E402
+from ekg.metrics import metric_named  # noqa: E402
 
 DPI = 110
 COLOURS = ("#1f6fb4", "#d9822b", "#3a9a5b", "#b03a48", "#7a5ca8", "#6b6b6b")
@@ -33,7 +33,7 @@ def draw_run(path, run):
     has_latency = any("latency" in (entry.costs or {}) for entry in run.history)
     figure = plt.figure(figsize=(13, 13 if has_latency else 9.5), layout="constrained")
     parts = figure.add_gridspec(3 + has_latency, 2)
-    metric = METRICS[run.metric]
+    metric = metric_named(run.metric)
     _draw_search(figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history, metric)
     _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
     shown = (("loss", 1, "loss"), (run.metric, metric.factor, metric.title.replace(" %", ", %")))

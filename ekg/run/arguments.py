@@ -12,6 +12,7 @@ import tensorflow as tf
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
 from ekg.latency.runtimes import machine
+from ekg.run.comparing import describe_network
 
 RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before
 TEST_DATA = "test_data"  # nothing is chosen by it; the final table is of it
@@ -26,8 +27,9 @@ def describe(data, is_compiled):
         data: data set.
         is_compiled: whether steps are compiled with XLA.
     """
-    return {"results_version": RESULTS_VERSION, "data": bank_files.fingerprint(data.train),
-            TEST_DATA: bank_files.fingerprint(data.test), "use_xla": is_compiled, "versions": VERSIONS}
+    train, test = (bank_files.fingerprint(split, data.task) for split in (data.train, data.test))
+    return {"results_version": RESULTS_VERSION, "data": train, TEST_DATA: test,
+            "use_xla": is_compiled, "versions": VERSIONS}
 
 
 def origin():
@@ -35,7 +37,7 @@ def origin():
 
     The revision is that of the git checkout that this program lies in; None where it lies in none.
     """
-    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": _count_cores()}
+    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": count_cores()}
 
 
 def hash_code(folder, patterns):
@@ -51,7 +53,7 @@ def hash_code(folder, patterns):
     return digest.hexdigest()
 
 
-def _count_cores():
+def count_cores():
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -72,9 +74,10 @@ def _revision(git):
 
 
 def model_fingerprint(model):
-    """Returns a hash of a network: the names, shapes and numbers of its weights."""
+    """Returns a hash of a network: the names, shapes and numbers of its weights, and what its layers compute."""
     digest = hashlib.sha256()
     for layer, name, variable in named_weights(model):
         digest.update(f"{type(layer).__name__} {name} {tuple(variable.shape)}".encode())
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    digest.update(describe_network(model).encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ import logging
 import zipfile
 
 from ekg import files
+from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.run import folder as names
 
@@ -24,24 +25,45 @@ def is_whole(job):
     folder, whole = job.folder, True
     try:
         folder.table()
-    except (EkgError, KeyError, TypeError) as error:
-        logger.warning("%s The networks are measured again.", error if isinstance(error, EkgError) else
-                       f"{folder / names.SUMMARY}: holds no table.")
+    except EkgError as error:
+        logger.warning("%s The networks are measured again.", error)
         whole = False
-    result, keras_file = job.result_names
-    problem = _problem(folder / result)
+    for result, keras_file in dict.fromkeys([job.result_names, job.handed_out if whole else job.result_names]):
+        whole = _is_whole(job, result, keras_file) and whole
+    if whole:
+        _name_damage(folder)
+    else:
+        (folder / names.SUMMARY).unlink(missing_ok=True)
+    return whole
+
+
+def _is_whole(job, result, keras_file):
+    """Returns whether a network is there as a parameter file; its .keras file, made of that, goes where it is damaged."""
+    folder, problem = job.folder, _problem(job.folder / result)
     if problem:
         _check_sources(job, folder / result, problem)
         logger.warning("%s: %s; it is made again of what is left.", folder / result, problem)
         (folder / result).unlink(missing_ok=True)
         (folder / keras_file).unlink(missing_ok=True)
-        whole = False
     elif not _is_archive(folder / keras_file):
         logger.warning("%s: gone or damaged; it is made again of %s.", folder / keras_file, result)
         (folder / keras_file).unlink(missing_ok=True)
-    if not whole:
-        (folder / names.SUMMARY).unlink(missing_ok=True)
-    return whole
+    return not problem
+
+
+def _name_damage(folder):
+    """Names what is damaged of the files that a finished run's result was made of; what is gone, a user has removed."""
+    damaged = [folder / name for name in (names.BASELINE, names.SUPERNET, names.SLIMMED)
+               if folder.has(name) and _problem(folder / name)]
+    damaged += [folder / name for name in (names.SLIMMED_KERAS,) if folder.has(name) and not _is_archive(folder / name)]
+    try:
+        folder.history()
+    except EkgError as error:
+        logger.warning("%s The result is whole; it does not need it.", error)
+    if folder.has(names.BANK):
+        damaged.append(bank_files.find_damage(folder / names.BANK))
+    for path in filter(None, damaged):
+        logger.warning("%s: damaged. The result is whole; it does not need it.", path)
 
 
 def _problem(path):
@@ -58,7 +80,7 @@ def _problem(path):
 def _check_sources(job, result, problem):
     """Raises EkgError unless what a result is made of is there."""
     folder = job.folder
-    if job.settings.fine_tunes:
+    if result.name == names.TRAINED:
         needed = [folder.checkpoints("fine-tune"), folder / names.SLIMMED, folder / names.HISTORY, folder / names.SUPERNET]
         if job.settings.fine_tuning.finetune_teacher == "ensemble":
             needed.append(folder / names.BANK)

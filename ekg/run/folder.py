@@ -18,19 +18,22 @@ from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA
-from ekg.run.lock import LOCK
+from ekg.run.choice import CUT
+from ekg.run.lock import LOCK, held
 from ekg.search.history import HistoryEntry
+from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.json"  # what the result depends on
+ENVIRONMENTS = "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
-SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where it ends so
+SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where that is the result
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
 UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
 CURVES, EVENTS = "curves.jsonl", "events"
@@ -45,12 +48,16 @@ PHASE_FILES = {"baseline": (BASELINE,), "subset": (SUPERNET,), "search": (HISTOR
                "slim": (SLIMMED, SLIMMED_KERAS), "bank": (BANK,),
                "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
                "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE)}
+# What the lines of a file must hold.
+CURVE_ENTRIES, PHASE_ENTRIES = {"phase": str, "step": int}, {"phase": str, "seconds": (int, float)}
+STEP_ENTRIES = {"step": int, "rate": (int, float), "loss": (int, float), "accuracy": (int, float),
+                "reward": (int, float), "seconds": (int, float)}
 FORMER = ("search_state.pkl",)  # written by earlier versions
 LATER = (TEST_DATA,)  # arguments that their folders lack
 # What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
 OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
              UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
-             REPORT_PAGE, CONDITION, *FORMER, ARGUMENTS)
+             REPORT_PAGE, CONDITION, ENVIRONMENTS, *FORMER, ARGUMENTS)
 
 
 class Unfinished(EkgError):
@@ -65,7 +72,7 @@ class RunFolder:
     """
 
     def __init__(self, path):
-        self.path, self._events, self._logged = Path(path), None, None
+        self.path, self._events, self._logged, self._lock = Path(path), None, None, None
 
     @classmethod
     def create(cls, path, arguments):
@@ -79,10 +86,12 @@ class RunFolder:
             EkgError: the folder holds something, or cannot be written.
         """
         folder = cls(path)
+        files.check_name(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if not folder.is_empty():
-                raise EkgError(f"{path}: is not empty and holds no run; name a new folder.")
+            if folder.holds_run():
+                raise EkgError(f"{path}: is not empty, it holds a run; name a new folder.")
+            folder.check_may_begin()
             files.write_json(folder / ARGUMENTS, arguments)
         except OSError as error:
             raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
@@ -102,6 +111,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.holds_run():
+            folder._check_not_damaged()
             raise EkgError(f"{path}: is no run folder: there is no {ARGUMENTS} in it.")
         if arguments is not None:
             old = folder.arguments()
@@ -149,13 +159,41 @@ class RunFolder:
         path = self / ARGUMENTS
         return path.is_file() and f'"{files.CHECKSUM}"'.encode() in path.read_bytes()
 
-    def may_begin(self):
-        """Returns whether a run may begin or go on here: the folder is not there, or empty, or holds one."""
-        return not self.path.exists() or self.holds_run() or (self.path.is_dir() and self.is_empty())
+    def check_may_begin(self):
+        """Raises EkgError unless a run may begin or resume here: the folder is not there, or empty, or holds one."""
+        files.check_name(self.path)
+        if self.holds_run() or not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise EkgError(f"{self.path}: cannot be written (Not a directory).")
+        self._check_not_damaged()
+        if not all(path.name == LOCK or _is_unfinished(path.name) for path in self.path.iterdir()):
+            raise EkgError(f"{self.path}: is not empty and holds no run; name a new folder.")
 
-    def is_empty(self):
-        """Returns whether the folder holds nothing but a lock."""
-        return all(path.name == LOCK for path in self.path.iterdir())
+    def _check_not_damaged(self):
+        """Raises EkgError where there is a run whose arguments cannot be read."""
+        if self.has(ARGUMENTS) and any(map(self.has, (LOCK, ENVIRONMENTS, SUPERNET, HISTORY))):
+            raise EkgError(f"{self / ARGUMENTS}: damaged, so that the run cannot be resumed; put the file back, or name a "
+                           "new folder.")
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Holds the lock of the folder, which is made if it is not there, while it lasts; see lock.held().
+
+        Raises:
+            EkgError: no run may begin or resume here, or another one works here.
+        """
+        self.check_may_begin()
+        with held(self.path) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def check_place(self):
+        """Raises EkgError if this process has locked the folder and another one, or none, is at its path now."""
+        if self._lock is not None:
+            self._lock.check_place()
 
     def arguments(self):
         """Returns the arguments of the run.
@@ -177,9 +215,12 @@ class RunFolder:
 
     def remove_unfinished_files(self):
         """Removes what a killed run left of files it was writing."""
-        for name in OWN_NAMES:
-            for unfinished in self.path.glob(f".{name}.*"):
-                unfinished.unlink()
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if _is_unfinished(path.name):
+                path.unlink()
+        for name in (BANK, CHECKPOINTS, EXPORTED):
+            for path in [*(self / name).rglob(".*.*"), *(self / name).rglob("ckpt-*_temp")]:  # the last are TensorFlow's
+                _remove(path)
 
     def remove_run(self):
         """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
@@ -196,7 +237,8 @@ class RunFolder:
         gone = order[order.index(phase):]
         for file in (self / CURVES, self / PHASES):
             if file.exists():
-                files.write_json_lines(file, [line for line in files.read_report_lines(file) if line["phase"] not in gone])
+                files.write_json_lines(file, [line for line in files.read_report_lines(file, {"phase": str})
+                                               if line["phase"] not in gone])
         for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
             for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
                 _remove(path)
@@ -210,13 +252,20 @@ class RunFolder:
         Raises:
             EkgError: the file is damaged, or its steps do not follow one another, as where two runs wrote it.
         """
-        lines = files.read_json_lines(self / HISTORY) if self.has(HISTORY) else []
+        lines = files.read_json_lines(self / HISTORY, kinds=STEP_ENTRIES) if self.has(HISTORY) else []
         steps = [line["step"] for line in lines]
         if steps != list(range(len(lines))):
             wrong = next(i for i, step in enumerate(steps) if step != i)
             raise EkgError(f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} is due; was it "
                            "written by two runs? Put a good copy there, or start anew in another folder.")
-        return [HistoryEntry.from_json(line) for line in lines]
+        return [self._entry_of(line) for line in lines]
+
+    def _entry_of(self, line):
+        try:
+            return HistoryEntry.from_json(line)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise EkgError(f"{self / HISTORY}: line {line['step'] + 1} holds no search step of this program; put the file "
+                           "back, or start anew in another folder.") from None
 
     def append_history(self, entry):
         files.append_json_line(self / HISTORY, entry.to_json())
@@ -242,6 +291,7 @@ class RunFolder:
             with contextlib.suppress(EkgError):  # what ended the phase is what matters
                 keep()
             raise
+        self.check_place()
         keep()
 
     def log_phase(self, phase, seconds, peak):
@@ -252,11 +302,12 @@ class RunFolder:
     def phases(self):
         """Returns {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, its parts taken together."""
         phases = {}
-        for line in files.read_report_lines(self / PHASES):
+        for line in files.read_report_lines(self / PHASES, PHASE_ENTRIES):
             phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0})
             phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
             for name in ("peak_memory_mib", "peak_gpu_mib"):
-                phase[name] = max(phase[name], line.get(name, 0))  # earlier versions did not keep that of a GPU
+                value = line.get(name)  # earlier versions did not keep that of a GPU
+                phase[name] = max(phase[name], value if isinstance(value, int | float) else 0)
         return phases
 
     def log_curves(self, phase, step, values):
@@ -266,7 +317,7 @@ class RunFolder:
         """
         file = self / CURVES
         if self._logged is None:
-            lines = files.read_report_lines(file)
+            lines = files.read_report_lines(file, CURVE_ENTRIES)
             self._logged = {(line["phase"], line["step"]) for line in lines}
             self._events = self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
         if (phase, step) in self._logged:
@@ -303,7 +354,29 @@ class RunFolder:
         Raises:
             EkgError: its file is damaged.
         """
-        return [Row.from_json(row) for row in files.read_json(self / SUMMARY)["table"]]
+        try:
+            return [Row.from_json(row) for row in files.read_json(self / SUMMARY, {"table": list})["table"]]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise EkgError(f"{self / SUMMARY}: holds no table of this program; put the file back, or start anew in another "
+                           "folder.") from None
+
+    def describe_progress(self):
+        """Returns in words what a run has done that is not finished, as "search step 12"."""
+        position = Checkpoints(self.checkpoints("fine-tune")).restore()
+        if self.has(TRAINED):
+            return "the fine-tuning"
+        if position is not None:
+            epoch, step = position["epoch"], position["step"]
+            return f"step {step} of epoch {epoch + 1} of the fine-tuning" if step else f"epoch {epoch} of the fine-tuning"
+        history = self.history()
+        if self.has(SLIMMED):
+            return f"all {len(history) - 1} steps of the search"
+        return f"search step {len(history) - 1}" if history else "its start, before the search"
+
+    def hands_out_cut(self):
+        """Returns whether a finished run hands out the network that was cut out, as fine-tuning made it worse."""
+        choice = files.read_json(self / SUMMARY).get("choice") if self.has(SUMMARY) else None
+        return choice is not None and choice["name"] == CUT
 
     def read_finished(self):
         """Returns the FinishedRun of the folder.
@@ -315,9 +388,16 @@ class RunFolder:
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
             raise Unfinished(f"{self.path}: the run is not finished; start it again with the same command.")
-        summary = files.read_json(self / SUMMARY)
-        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES), self.table(),
-                           summary["phases"], summary.get("origin", {}))
+        if not all(isinstance(arguments.get(name), str) for name in ("arch", "dataset")):
+            raise EkgError(f"{self / ARGUMENTS}: names no network and no data set; put the file back.")
+        summary = files.read_json(self / SUMMARY, {"phases": dict})
+        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES, CURVE_ENTRIES), self.table(),
+                           summary["phases"], summary.get("origin", {}), summary.get("choice"))
+
+
+def _is_unfinished(name):
+    """Returns whether this is the name of a file that was being written; see files.write_whole()."""
+    return any(name.startswith(f".{own}.") for own in OWN_NAMES)
 
 
 def _remove(path):

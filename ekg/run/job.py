@@ -18,7 +18,7 @@ from ekg.run.folder import RunFolder
 from ekg.run.networks import Networks
 from ekg.settings import JobSettings
 from ekg.train.evaluate import Evaluation
-from ekg.train.step import StepOptions, Trainer
+from ekg.train.step import StepOptions, Trainer, make_sgd
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class Job:
         return (names.TRAINED, names.TRAINED_KERAS) if self.settings.fine_tunes else (names.SLIMMED, names.SLIMMED_KERAS)
 
     @property
+    def handed_out(self):
+        """The same of the network that a finished run hands out: where fine-tuning made it worse, that before it."""
+        return (names.SLIMMED, names.SLIMMED_KERAS) if self.folder.hands_out_cut() else self.result_names
+
+    @property
     def has_bank(self):
         """Whether fine-tuning reads a memory bank."""
         return self.settings.fine_tunes and self.settings.fine_tuning.finetune_teacher == "ensemble"
@@ -70,6 +75,11 @@ class Job:
     def output_shape(self):
         """Shape of what the networks say of one example."""
         return self.data.task.shape(self.networks.supernet.graph)
+
+    @functools.cached_property
+    def loss_divisor(self):
+        """What losses are divided by before networks are trained with them; see tasks.Task.scale."""
+        return self.data.task.scale(self.data.train.labels)
 
     @property
     def images_together(self):
@@ -133,14 +143,15 @@ class Job:
         with (strategy or self.team.strategy).scope():
             return self.networks.copy(model)
 
-    def make_trainer(self, model, loss_fn, weight_decay, constants=()):
-        """Returns a Trainer on all devices, in the precision asked for."""
+    def make_trainer(self, model, loss_fn, weight_decay, constants=(), make_optimizer=make_sgd):
+        """Returns a Trainer on all devices, in the precision asked for; see there."""
         run = self.settings.run
         sync_norms = run.sync_bn and self.team.size > 1
         if sync_norms and self.compute.use_xla:
             logger.warning("the training step runs uncompiled, as replicas meet inside it.")
         options = StepOptions(run.accum, self.compute.use_xla and not sync_norms, self.compute.dtype, sync_norms)
-        return Trainer(self.team.strategy, model, loss_fn, weight_decay=weight_decay, options=options, constants=constants)
+        return Trainer(self.team.strategy, model, loss_fn, weight_decay=weight_decay, options=options, constants=constants,
+                       divisor=self.loss_divisor, make_optimizer=make_optimizer)
 
     @contextlib.contextmanager
     def timed(self, phase):
@@ -157,9 +168,11 @@ class Phase:
     Attributes:
         name: in logs, curves and checkpoints.
         leaves: name of the file in the run folder.
+        num_epochs: epochs of a phase that trains and keeps checkpoints; 0 of others.
     """
     name: str
     leaves: str
+    num_epochs = 0  # of a phase that trains
     rehearsed = None  # what a rehearsal leaves to the phase, so that nothing is traced or compiled twice
 
     def __init__(self, job):

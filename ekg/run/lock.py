@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def held(path):
-    """Holds the lock of a run folder, which is made if it is not there, while it lasts.
+    """Holds the lock of a run folder, which is made if it is not there, while it lasts; gives the Lock.
 
     The file stays behind with the run and means nothing by itself: the lock is the operating system's, and a process that
     was killed holds none. A folder that was made for it and stays empty goes again.
@@ -31,7 +31,7 @@ def held(path):
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a+", encoding="utf-8")
+        file = _open(path / LOCK)
     except OSError as error:
         raise EkgError(f"{path}: cannot be written ({error.strerror}).") from None
     with file:
@@ -45,11 +45,36 @@ def held(path):
         else:
             _describe(file)
         try:
-            yield
+            yield Lock(path, file)
         finally:
             if is_new and path.is_dir() and [entry.name for entry in path.iterdir()] == [LOCK]:  # nothing began here
                 (path / LOCK).unlink()
                 path.rmdir()
+
+
+class Lock:
+    """The lock of a run folder that is held."""
+
+    def __init__(self, path, file):
+        self._path, self._file = path, file
+
+    def check_place(self):
+        """Raises EkgError unless the folder that is locked is still the one at its path."""
+        try:
+            is_there = os.path.samestat(os.stat(self._path / LOCK), os.fstat(self._file.fileno()))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise EkgError(f"{self._path}: is no longer the folder that this run began in: it was moved, removed or "
+                           "replaced. Put it back, and start the same command again.")
+
+
+def _open(path):
+    """Returns the lock's file; what stands there and is no file of its own is neither followed nor written."""
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise EkgError(f"{path}: is a link, or no plain file, so it is no run's lock; remove it.")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
 
 
 def _describe(file):

@@ -16,6 +16,7 @@ from ekg.errors import EkgError, first_line
 from ekg.graph.execute import pure_forward
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
+from ekg.metrics import metric_named
 from ekg.progress import progress_bar
 from ekg.run import folder as names
 from ekg.run.job import Phase, check_finite
@@ -23,13 +24,10 @@ from ekg.search.criteria import CriterionContext, score_channels
 from ekg.search.evaluator import kept_state_bytes
 from ekg.search.greedy import search
 from ekg.search.objective import Objective
-from ekg.tasks import METRICS
 from ekg.train.loop import fit
 from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
-
-SUBSET_LEARNING_RATE = 1e-3  # of step 0 on D_subset
 
 
 class SubsetPhase(Phase):
@@ -38,14 +36,14 @@ class SubsetPhase(Phase):
     On one device, whatever the number of devices: all statistics of a batch are those of the whole batch, so that the
     search starts from the same weights.
     """
-    name, leaves = "subset", names.SUPERNET
+    name, leaves, num_epochs = "subset", names.SUPERNET, 1
 
     def make_trainer(self, model):
         """Returns the Trainer of a copy of the model."""
         job, strategy = self.job, tf.distribute.OneDeviceStrategy(self.job.team.device or "CPU:0")
         return Trainer(strategy, job.copy(model, strategy), losses.plain(job.data),
                        weight_decay=job.settings.fine_tuning.weight_decay, update_statistics=False,
-                       options=StepOptions(job.settings.run.accum, job.compute.use_xla))
+                       options=StepOptions(job.settings.run.accum, job.compute.use_xla), divisor=job.loss_divisor)
 
     def batches(self):
         settings = self.job.settings
@@ -68,7 +66,8 @@ class SubsetPhase(Phase):
 
     def _train(self, baseline):
         job, trainer = self.job, self.trainer_from(baseline, self.make_trainer)
-        fit(self.name, trainer, self.batches(), Schedule(SUBSET_LEARNING_RATE, (), 1.0, 1), folder=job.folder,
+        schedule = Schedule(job.settings.subset.subset_learning_rate, (), 1.0, 1, setting="subset_learning_rate")
+        fit(self.name, trainer, self.batches(), schedule, folder=job.folder,
             checkpoint_minutes=job.settings.run.checkpoint_minutes)
         job.networks.save(trainer.model, job.folder / self.leaves)
 
@@ -119,7 +118,7 @@ class SearchPhase(Phase):
     def further_bytes(self):
         """The states of D_val that every member keeps, and its images."""
         job, supernet = self.job, self.job.networks.supernet
-        num_images = self.settings.val_per_class * job.data.num_strata
+        num_images = job.data.num_of_each_class(self.settings.val_per_class)
         states = kept_state_bytes(supernet, num_images) - kept_state_bytes(supernet, self._images_rehearsed())
         return len(job.team.local_members) * max(states, 0) + job.val_bytes()
 
@@ -133,7 +132,7 @@ class SearchPhase(Phase):
             job.team.on_chief(lambda: self._log(history[-1]))
             if target.is_reached(supernet, history[-1].subnetwork):
                 return history
-        metric = METRICS[job.data.task.metrics[0]]
+        metric = metric_named(job.data.task.metrics[0])
         with job.timed(self.name), progress_bar(self.name, None, "step") as progress:
             def show(entry):
                 way = target.way(supernet, entry.subnetwork)
@@ -241,13 +240,19 @@ class FineTunePhase(Phase):
     """
     name, leaves = "fine-tune", names.TRAINED
 
+    @property
+    def num_epochs(self):
+        return self.job.settings.fine_tuning.train_epoch
+
     def make_trainer(self, model, teacher):
         job, settings = self.job, self.job.settings.fine_tuning
         is_single = settings.finetune_teacher == "single"
         loss_fn = losses.fine_tuning(job.data, settings.finetune_teacher, settings.temperature,
                                      pure_forward(teacher) if is_single else None,
                                      settings.label_smoothing, settings.views_of(job.data))
-        return job.make_trainer(model, loss_fn, settings.weight_decay, teacher if is_single else ())
+        recipe = job.settings.recipe
+        return job.make_trainer(model, loss_fn, recipe.decay(settings), teacher if is_single else (),
+                                recipe.make_optimizer)
 
     def batches(self, memory_bank):
         """Returns the TrainingBatches, with rows of a memory bank unless it is None."""
@@ -278,12 +283,13 @@ class FineTunePhase(Phase):
             memory_bank: MemoryBank or None.
             subnetwork: the Subnetwork that was cut out.
         """
-        job, settings = self.job, self.job.settings.fine_tuning
-        schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, settings.train_epoch,
-                            settings.warmup_epoch)
+        job, batches = self.job, self.batches(memory_bank)
+        schedule = job.settings.recipe.make_schedule(job.settings.fine_tuning, batches.num_steps)
         with job.timed(self.name):
-            fit(self.name, self.make_trainer(model, baseline), self.batches(memory_bank), schedule, folder=job.folder,
-                team=job.team, checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer = self.make_trainer(model, baseline)
+            fit(self.name, trainer, batches, schedule, folder=job.folder, team=job.team,
+                checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(model))
+            trainer.finish()
             fit_statistics_(model, job.train_batches, job.compute.use_xla)
             job.team.on_chief(lambda: self._save(model, subnetwork))
 

@@ -9,14 +9,17 @@ import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_examples
+from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.network.promise import check_promise, num_examples
+from ekg.run import environment, phases, preflight
 from ekg.run import folder as names
-from ekg.run import phases, preflight
+from ekg.run.choice import FEW_STEPS, count_steps
 from ekg.run.finished import is_whole
-from ekg.run.lock import held
 from ekg.run.reporting import ReportPhase
 
 logger = logging.getLogger(__name__)
+
+FEW_IMAGES = 100  # below which what a search finds is chance to a good part
 
 
 class Pipeline:
@@ -52,6 +55,15 @@ class Pipeline:
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
 
+    def keep_environment(self):
+        """Names what the last digits depend on, where the run resumes with another such; see environment.keep()."""
+        job = self.job
+        if self._report.is_done():
+            return  # nothing is computed
+        here = environment.of_team(job.team)
+        path, is_strict = job.folder / names.ENVIRONMENTS, job.settings.run.strict
+        job.team.on_chief(lambda: environment.keep(path, here, is_strict))
+
     def run(self, trained_file=None):
         """Runs all phases that are not done yet and returns the rows of the final table.
 
@@ -66,10 +78,12 @@ class Pipeline:
             Stopped: a signal asked the run to end.
         """
         job, folder = self.job, self.job.folder
-        if self._report.is_done() and job.team.from_chief(lambda: is_whole(job)):
-            logger.info("this run is finished; its table is")
-            job.team.on_chief(self._complete)
-            return folder.table()
+        if self._report.is_done():
+            if job.team.from_chief(lambda: is_whole(job)):
+                logger.info("this run is finished; its table is")
+                job.team.on_chief(self._complete)
+                return folder.table()
+            self.keep_environment()
         self._search.prepare()
         trained_file = trained_file or self._baseline.run()
         baseline = job.load(trained_file)
@@ -86,10 +100,10 @@ class Pipeline:
     def _complete(self):
         """Makes again what a finished run's result and numbers are enough for."""
         job, folder = self.job, self.job.folder
-        result, made = job.result_names
-        if not job.has(made):
-            found = folder.history()[-1].subnetwork
-            phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
+        for result, made in dict.fromkeys([job.result_names, job.handed_out]):
+            if not job.has(made):
+                found = folder.history()[-1].subnetwork
+                phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
         if job.settings.writes_page and not (job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)):
             self._report.write_page()  # stopped between the two, or removed
 
@@ -113,7 +127,7 @@ def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=
     """
     check(job.settings, job.data, job.networks.supernet)
     with contextlib.ExitStack() as stack:  # the chief owns the folder for all workers
-        job.team.on_chief(lambda: stack.enter_context(held(job.folder.path)) if job.folder.may_begin() else None)
+        job.team.on_chief(lambda: stack.enter_context(job.folder.locked()))
         job.team.on_chief(prepare_folder)
         return _run_prepared(job, baseline, trained_file, preflight)
 
@@ -123,6 +137,7 @@ def _run_prepared(job, baseline, trained_file, preflight):
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(job.settings.run.tf32)
     pruning = Pipeline(job, baseline)
+    pruning.keep_environment()
     if preflight:
         pruning.preflight(job.networks.model)
     keras.utils.set_random_seed(job.settings.run.seed)  # the same behind a preflight as without one
@@ -138,14 +153,33 @@ def check(settings, data, supernet):
         supernet: the Supernet of the network that is to be pruned.
     """
     settings.targets().check(supernet)
-    logger.info("smallest possible rate %.4f, asked for %.4f", supernet.rate(supernet.smallest()),
-                settings.search.target_rate)
+    logger.info("smallest possible rate %.4f; asked for %s", supernet.rate(supernet.smallest()),
+                settings.targets().describe() or "all of the FLOPs")
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
-    data.last_of_each_class(settings.search.val_per_class, settings.run.seed)
+    _log_images_that_decide(data, settings.search.val_per_class)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
     if settings.fine_tunes:
         batches.append(("batch_size", settings.fine_tuning.batch_size, len(data.train)))
     for name, batch_size, num_images in batches:
         if batch_size > num_images:
             raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
+    if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
+        logger.warning("fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: take more epochs, "
+                       "or a smaller `batch_size`.", steps, FEW_STEPS)
+    warn_of_weight_decay(supernet.model, settings.recipe.decay(settings.fine_tuning))
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))
+
+
+def _log_images_that_decide(data, val_per_class):
+    """Logs how many images the search evaluates on, and warns of few.
+
+    Raises:
+        EkgError: no class has so many.
+    """
+    number = len(data.last_of_each_class(val_per_class, 0))
+    fewest = min(int(data.class_sizes.min()), val_per_class)
+    logger.info("the search decides by %d images: %d of each of %d classes or parts%s", number, val_per_class,
+                data.num_strata, f", but at least {fewest}" if fewest < val_per_class else "")
+    if number < FEW_IMAGES:
+        logger.warning("only %d images decide what is pruned; results on other images may be far from theirs. Give more "
+                       "training data, or raise `val_per_class`.", number)

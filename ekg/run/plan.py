@@ -1,10 +1,12 @@
 """The settings of a job that a Python program asks for: its own choices, and defaults that suit its data."""
 
 import dataclasses
+import logging
 
 import numpy as np
-import tensorflow as tf
 
+from ekg.devices import kind
+from ekg.distil import losses
 from ekg.errors import EkgError
 from ekg.run.folder import PHASE_FILES
 from ekg.search.targets import read_targets
@@ -19,7 +21,11 @@ from ekg.settings import (
     SubsetSettings,
     names_where,
 )
+from ekg.train.optimizers import Recipe
 
+logger = logging.getLogger(__name__)
+
+_SUBSET = names_where([SubsetSettings], lambda details: True)
 MANY_CLASSES, MANY_CLASSES_TEMPERATURE = 1000, 10.0  # Lee and Song 2022, ImageNet
 
 
@@ -55,25 +61,28 @@ def make_settings(choices, data, num_outputs, replicas):
     Args:
         choices: Choices.
         data: data set with strata and training images.
-        num_outputs: numbers that the network returns for an example.
+        num_outputs: numbers that the network returns for an example, at its largest output.
         replicas: devices that share a batch.
 
     Raises:
         EkgError: a name is unknown, a value is wrong, one has no effect with the others, or a batch cannot be shared out.
     """
     search, run = _given("search", choices.search), {"seed": choices.seed, **_given("run", choices.run)}
-    tuning = _tuning(choices, num_outputs)
-    subset = {name: search.pop(name) for name in list(search) if name in ("subset_per_class",)}
+    tuning = _tuning(choices, num_outputs, data.task.has_labels)
+    if data.changes_labels and choices.epochs is not None:
+        tuning = _with_teacher_of_views(tuning, data, choices.bank)
+    recipe, tuning = Recipe.take(tuning)
+    subset = {name: search.pop(name) for name in list(search) if name in _SUBSET}
     if {"target_rate", "target_params", "target"} & set(search):
         raise EkgError("`search`: the target is given as `target_rate` or `target` of its own; leave it out here.")
     if "seed" in _given("run", choices.run):
         raise EkgError("`run`: the seed is given as `seed` of its own; leave it out here.")
     run_settings = RunSettings.make({"val_batch_size": _multiple(256, replicas), **run})
     check_precision(run_settings)
-    accum, smallest, number = run_settings.accum, data.smallest_class(), len(data.train)
-    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, smallest), **subset})
-    in_subset = subset.subset_per_class * data.num_strata
-    search = {"val_per_class": min(SearchSettings.val_per_class, max(smallest // 2, 1)),
+    accum, largest, number = run_settings.accum, data.largest_class(), len(data.train)
+    subset = SubsetSettings.make({"subset_per_class": min(SUBSET_PER_CLASS, largest), **subset})
+    in_subset = data.num_of_each_class(subset.subset_per_class)
+    search = {"val_per_class": min(SearchSettings.val_per_class, largest),
               "search_batch_size": _multiple(min(SearchSettings.search_batch_size, in_subset), accum), **search}
     tuning = {"batch_size": _multiple(min(FineTuneSettings.batch_size, number), replicas * accum), **tuning}
     targets = _targets(choices)
@@ -81,8 +90,8 @@ def make_settings(choices, data, num_outputs, replicas):
     fine_tuning = FineTuneSettings.make(tuning)
     fine_tuning = dataclasses.replace(fine_tuning, num_views=fine_tuning.views_of(data))
     made = JobSettings(subset, SearchSettings.make({**targets, **search}), fine_tuning, run_settings,
-                       SlimSettings(choices.repair),
-                       fine_tunes=choices.epochs is not None, writes_page=False, target=own)
+                       SlimSettings(choices.repair), fine_tunes=choices.epochs is not None, writes_page=False,
+                       hands_out_better=choices.epochs is not None, target=own, recipe=recipe)
     check_batch("batch_size", made.fine_tuning.batch_size, {"devices": replicas, "micro-batches (`accum`)": accum})
     check_batch("search_batch_size", made.search.search_batch_size, {"micro-batches (`accum`)": accum})
     check_batch("val_batch_size", run_settings.val_batch_size, {"devices": replicas})
@@ -104,8 +113,11 @@ def _given(name, values):
     return dict(values or {})
 
 
-def _tuning(choices, num_outputs):
-    """Returns {name: value} of FineTuneSettings."""
+def _tuning(choices, num_outputs, has_labels):
+    """Returns {name: value} of FineTuneSettings.
+
+    Where an output has no labels the unpruned network teaches it on each view, unless more is said.
+    """
     tuning = _given("fine_tune", choices.fine_tune)
     if "train_epoch" in tuning:
         raise EkgError("`fine_tune`: its length is given as `epochs`; leave train_epoch out here.")
@@ -118,7 +130,7 @@ def _tuning(choices, num_outputs):
         return tuning
     tuning["train_epoch"] = choices.epochs
     if choices.bank is False:
-        tuning.setdefault("finetune_teacher", "none")
+        tuning.setdefault("finetune_teacher", "none" if has_labels else "single")
         if tuning["finetune_teacher"] == "ensemble":
             raise EkgError("`bank`=False and the finetune_teacher \"ensemble\" exclude each other: the bank is what it "
                            "knows.")
@@ -128,10 +140,21 @@ def _tuning(choices, num_outputs):
         if unknown:
             raise EkgError(f"`bank`: `{unknown[0]}` is no setting here; there is num_teacher.")
         tuning |= bank
+        if not has_labels and not choices.bank:
+            tuning.setdefault("finetune_teacher", "single")
     distils = tuning.get("finetune_teacher", FineTuneSettings.finetune_teacher) != "none"
     if distils and num_outputs >= MANY_CLASSES:
         tuning.setdefault("temperature", MANY_CLASSES_TEMPERATURE)
     return tuning
+
+
+def _with_teacher_of_views(tuning, data, bank):
+    """Returns {name: value} of FineTuneSettings where views change labels: the bank cannot know them."""
+    asked = tuning.get("finetune_teacher", "ensemble" if bank else None)
+    losses.check_teacher(data, asked)
+    if asked is None:
+        logger.info("`augment` returns labels, which no memory bank can know: the unpruned network teaches each view")
+    return {"finetune_teacher": "single", **tuning}
 
 
 def _multiple(number, of):
@@ -142,7 +165,7 @@ def _multiple(number, of):
 def check_precision(settings):
     """Raises EkgError if this machine cannot compute in the formats that RunSettings ask for."""
     for name in ("precision", "search_precision"):
-        if getattr(settings, name) == "float16" and not tf.config.list_logical_devices("GPU"):
+        if getattr(settings, name) == "float16" and not kind.has_float16():
             raise EkgError(f"`{name}` float16: needs a GPU; on a CPU take bfloat16 or float32.")
 
 

@@ -4,31 +4,17 @@ import dataclasses
 import logging
 import statistics
 import time
-from pathlib import Path
-
-import tensorflow as tf
 
 from ekg.data import TrainingBatches
+from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT
 from ekg.distil import losses
 from ekg.run.job import out_of_memory
 
 logger = logging.getLogger(__name__)
 
-PROCESSORS = Path("/proc/cpuinfo")
-CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # what x86 and ARM processors call instructions for bfloat16
-GPU_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16
 ROUNDS = 5
 GAIN = 1.05  # a step must be so many times as fast for its rounding to be worth it
-
-
-def has_bfloat16():
-    """Returns whether all devices that this process computes on have instructions for bfloat16."""
-    gpus = tf.config.get_visible_devices("GPU")
-    if gpus:
-        details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
-        return all(detail.get("compute_capability", (0, 0)) >= GPU_CAPABILITY for detail in details)
-    return PROCESSORS.exists() and bool(CPU_FLAGS & set(PROCESSORS.read_text().split()))
 
 
 def resolved(job, starts_anew=False):
@@ -47,7 +33,7 @@ def resolved(job, starts_anew=False):
 
 def _fastest(job):
     """Returns the number format in which a training step takes less time."""
-    if "no" in job.team.gather_texts("yes" if has_bfloat16() else "no"):
+    if "no" in job.team.gather_texts("yes" if kind.has_bfloat16() else "no"):
         logger.info("precision float32: there are no instructions for bfloat16")
         return "float32"
     with out_of_memory("fine-tune"):

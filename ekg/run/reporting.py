@@ -11,10 +11,12 @@ from ekg.export.accuracy import draw_examples
 from ekg.export.write import FORMATS, export
 from ekg.latency.runtimes import runtime_named
 from ekg.report import page
-from ekg.report.measure import conditions_for, image_shape, measure, warn_of_lagging_statistics, with_latencies
+from ekg.report.measure import conditions_for, measure, warn_of_lagging_statistics, with_latencies
 from ekg.run import folder as names
 from ekg.run.arguments import origin
+from ekg.run.choice import CUT, TUNED, Choice, count_steps
 from ekg.run.job import Phase
+from ekg.run.phases import write_keras
 from ekg.train.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -32,10 +34,13 @@ class ReportPhase(Phase):
         self.rehearsed(batches=batches.head(batches.batch_size))
         for one in self._conditions:
             if one.runtime != "tensorflow":  # an operator may be missing there
-                runtime_named(one.runtime).load(model, one.batch, one.num_threads, image_shape(batches))()
+                runtime_named(one.runtime).load(model, one.batch, one.num_threads, self._shape)()
+        formats = job.settings.run.exports
+        examples = self._export_examples() if formats else None
         with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
-            for form in job.settings.run.exports:
-                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form)
+            for form in formats:
+                export(job.networks.with_head(job.copy(model)), Path(folder) / f"network{FORMATS[form].suffix}", form,
+                       examples=examples)
 
     def run(self, networks):
         """Returns the rows of the final table.
@@ -53,14 +58,32 @@ class ReportPhase(Phase):
             rows = [self._measure(name, path, subnetwork, evaluations) for name, (path, subnetwork) in networks.items()]
             rows = self._with_exports(rows, networks)
             rows = with_latencies(rows, [evaluations[subnetwork].model for _, subnetwork in networks.values()],
-                                  self._conditions, image_shape(job.test_batches), job.compute.use_xla,
+                                  self._conditions, self._shape, job.compute.use_xla,
                                   sum(phase["seconds"] for phase in job.folder.phases().values()))
-        job.team.on_chief(lambda: self._write(rows))
+            choice = self._choose(networks, evaluations) if job.settings.hands_out_better else None
+        job.team.on_chief(lambda: self._write(rows, choice))
         return rows
+
+    def _choose(self, networks, evaluations):
+        """Returns the choice.Choice between the network that was cut out and the fine-tuned one; writes the former's file.
+
+        Args:
+            networks: see run().
+            evaluations: see _evaluation().
+        """
+        job = self.job
+        cut, tuned = (self._evaluation(*networks[name], evaluations)(batches=job.val_batches) for name in (CUT, TUNED))
+        choice = Choice.between(cut, tuned, count_steps(job.settings, job.data))
+        logger.log(logging.INFO if choice.name == TUNED else logging.WARNING, "%s", choice)
+        path, subnetwork = networks[CUT]
+        if choice.name == CUT:
+            job.team.on_chief(lambda: write_keras(job.networks.finished(path, subnetwork), job.folder,
+                                                  names.SLIMMED_KERAS, path.name))
+        return choice
 
     def _measure(self, name, path, subnetwork, evaluations):
         """Returns the Row of the network in a file, but for latency and exports."""
-        return measure(name, self._evaluation(path, subnetwork, evaluations), path.stat().st_size)
+        return measure(name, self._evaluation(path, subnetwork, evaluations), path.stat().st_size, self._shape)
 
     def _evaluation(self, path, subnetwork, evaluations):
         """Returns the Evaluation of the network in a file.
@@ -83,7 +106,7 @@ class ReportPhase(Phase):
         job, formats = self.job, self.job.settings.run.exports
         if not formats:
             return rows
-        examples = draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
+        examples = self._export_examples()
 
         def write():
             sizes = []
@@ -97,6 +120,15 @@ class ReportPhase(Phase):
             return sizes
         return [dataclasses.replace(row, exports=sizes) for row, sizes in zip(rows, job.team.from_chief(write))]
 
+    def _export_examples(self):
+        """Returns the training images that exported files are compared on."""
+        return draw_examples(self.job.data, EXPORT_EXAMPLES, self.job.settings.run.seed)
+
+    @property
+    def _shape(self):
+        """Shape of the image that FLOPs and latencies are of: the search's, whatever the size of the test images."""
+        return self.job.networks.supernet.graph.input_shapes[0]
+
     @property
     def _conditions(self):
         """What the latencies of the table are measured under."""
@@ -107,10 +139,11 @@ class ReportPhase(Phase):
     def _compute(self):
         return Compute(self.job.team, self.job.compute.use_xla)  # logits are measured in float32
 
-    def _write(self, rows):
+    def _write(self, rows, choice):
         folder = self.job.folder
-        files.write_json(folder / names.SUMMARY, {"table": [dataclasses.asdict(row) for row in rows],
-                                                  "phases": folder.phases(), "origin": origin()})
+        summary = {"table": [dataclasses.asdict(row) for row in rows], "phases": folder.phases(), "origin": origin()}
+        summary |= {} if choice is None else {"choice": dataclasses.asdict(choice)}
+        files.write_json(folder / names.SUMMARY, summary)
         if self.job.settings.writes_page:
             self.write_page()
 

@@ -68,4 +68,4 @@ def take_search(target, source):
 
 
 def _search_lines(path):
-    return [line for line in files.read_report_lines(path) if line["phase"] in SEARCH_PHASES]
+    return [line for line in files.read_report_lines(path, {"phase": str}) if line["phase"] in SEARCH_PHASES]

@@ -13,6 +13,8 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.network import channel_weights
 
+NOT_TRAINED = "are the weights those of a trained network? If they are, lower `subset_learning_rate`."  # before the search
+
 MEDIAN_STEPS, MEDIAN_TOLERANCE = 200, 1e-9  # of Weiszfeld's iteration
 
 
@@ -141,8 +143,7 @@ def score_channels(criterion, context):
     scores = np.where(context.mask, scores, 0.0)
     if not np.isfinite(scores).all():
         if function in CRITERIA.values():
-            raise FloatingPointError("the importance of some channels is not finite; are the weights those of a trained "
-                                     "network?")
+            raise FloatingPointError(f"the importance of some channels is not finite; {NOT_TRAINED}")
         raise EkgError(f"{what} must return finite scores; {np.count_nonzero(~np.isfinite(scores))} of those of kept "
                        "channels are not.")
     return scores

@@ -70,6 +70,7 @@ class Evaluator:
         """
         self.supernet, self._batches = supernet, batches
         self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
+        self._scale = self._task.scale(batches.split.labels)
         self._num_added = 0  # sub-networks in the knowledge
         self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
@@ -127,7 +128,7 @@ class Evaluator:
         for number, images in enumerate(self._images()):
             stopping.check()
             walks.append(list(self._walk(subnetwork, number, images, len(self._segments))))
-        logits = [states.pop()[0] for states in walks]
+        logits = [self._task.joined(states.pop()) for states in walks]
         self._states = self.supernet.mask(subnetwork), walks
         return logits
 
@@ -223,7 +224,8 @@ class Evaluator:
         """
         supernet = self.supernet
         reads = supernet.tensors_read_from(start)
-        leaves = supernet.tensors_read_from(stop) or [self._task.tensor(supernet.graph)]
+        is_last = stop == len(supernet.program)
+        leaves = self._task.tensors(supernet.graph) if is_last else supernet.tensors_read_from(stop)
         names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
 
         def segment(weights, mask, state):
@@ -261,7 +263,7 @@ class Evaluator:
             is_run = first in self._runs
             state = self._run_segment(self._runs[first] if is_run else self._segments[first], mask, state)
             first += SEGMENTS_TOGETHER if is_run else 1
-        return state[0]
+        return self._task.joined(state)
 
     # ---------------------------------------------------------------- pure functions of a batch
 
@@ -284,6 +286,7 @@ class Evaluator:
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
+            loss /= self._scale  # a factor of all scores, that keeps gradients in the range of half precision
         gradients = tape.gradient(loss, activations, unconnected_gradients="zero")
         products = {}
         for site, activation in activations.items():

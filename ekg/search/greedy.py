@@ -4,6 +4,7 @@ import collections
 import io
 import logging
 import time
+import zipfile
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ekg import files, stopping
 from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
 from ekg.landscape.subnetworks import Spectra
-from ekg.search.criteria import CriterionContext, score_channels
+from ekg.search.criteria import NOT_TRAINED, CriterionContext, score_channels
 from ekg.search.history import HistoryEntry, SearchResult
 from ekg.search.objective import Objective
 from ekg.search.proposals import combine, propose
@@ -79,7 +80,8 @@ def try_groups(supernet, objective, history, target, settings, seed):
     present = history[-1].subnetwork
     importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
     narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
-    present, candidates = propose(supernet, present, importance, target, settings.search_step, narrowed)
+    present, candidates = propose(supernet, present, importance, target, settings.search_step,
+                                  narrowed, settings.group_choice)
     return present, candidates, objective.scores(present, candidates)
 
 
@@ -161,7 +163,7 @@ class _Search:
                   if not np.isfinite(score.reward)]
         if broken:
             raise FloatingPointError(f"the reward of search step {len(self._history)} is not finite with less of "
-                                     f"{broken[:5]}; are the weights those of a trained network?")
+                                     f"{broken[:5]}; {NOT_TRAINED}")
 
     def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None, groups=()):
         """Puts an interim sub-network into the history, and what is known by then on disk."""
@@ -196,8 +198,9 @@ def _restore_knowledge(objective, history, state_file):
             if len(state["knowledge"]) == objective.num_images and 0 < state["num_added"] <= len(history):
                 num_added = int(state["num_added"])
                 objective.restore_knowledge(state["knowledge"], num_added)
-        except EkgError as error:
-            logger.warning("%s What the search knows is taken from its history again.", error)
+        except (EkgError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            reason = str(error) if isinstance(error, EkgError) else f"{state_file}: holds no knowledge of a search."
+            logger.warning("%s What the search knows is taken from its history again.", reason)
     for entry in history[num_added:]:
         objective.add_knowledge(entry.subnetwork)
     if num_added == len(history):

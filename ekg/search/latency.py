@@ -75,6 +75,10 @@ class Latency(Target):
         return list(measure_latency(networks, self.runtime, self.batch, threads, supernet.graph.input_shapes, ROUNDS,
                                     SECONDS).values())
 
+    def describe(self):
+        asked = f"{self.ratio:g} of the latency" if self.ms is None else f"{self.ms:g} ms"
+        return f"{asked} ({self.conditions})"
+
     def cost(self, supernet, subnetwork):
         raise EkgError("`target` latency: prepare() measures what the cost is predicted from; ask what it returns.")
 

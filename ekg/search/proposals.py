@@ -1,6 +1,7 @@
 """One step of the greedy search without any evaluation: which sub-networks it tries."""
 
 import bisect
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -8,10 +9,10 @@ import numpy as np
 from ekg.network.subnetwork import count_kept
 
 HALVINGS = 8  # of a step that saves too little with every group
-TRIM = 0.2  # share of the sums that is left out at either end before the threshold is taken
+TRIM = Fraction(1, 5)  # of the sums, left out at either end before the threshold is taken
 
 
-def propose(supernet, present, scores, target, search_step, narrowed=None):
+def propose(supernet, present, scores, target, search_step, narrowed=None, group_choice="intended"):
     """Returns (present sub-network in its new order, candidates as list of (group, Subnetwork)) of one search step.
 
     Args:
@@ -22,6 +23,7 @@ def propose(supernet, present, scores, target, search_step, narrowed=None):
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
         narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add up over steps. None
             stands for a present sub-network whose widths are those of whole channels.
+        group_choice: one of settings.GROUP_CHOICES; see sum_scores() and pick_groups().
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
@@ -34,9 +36,9 @@ def propose(supernet, present, scores, target, search_step, narrowed=None):
             group, search_step)
         by_width[i] = next_kept(width, group, search_step)
     next_counts = _next_counts(supernet, present, by_width, target, search_step)
-    sums = {i: float(by_group[i][list(present.order[i][count:present.num_kept(i)])].sum())
-            for i, count in next_counts.items()}
-    return present, [(i, _narrow(supernet, present, i, next_counts[i], target)) for i in pick_groups(sums)]
+    sums = sum_scores(present, by_group, next_counts, group_choice)
+    picked = pick_groups(sums, group_choice)
+    return present, [(i, _narrow(supernet, present, i, next_counts[i], target)) for i in picked]
 
 
 def _next_counts(supernet, present, by_width, target, search_step):
@@ -63,28 +65,58 @@ def next_kept(width, group, search_step):
     return group.counts[bisect.bisect_left(group.counts, kept)]
 
 
-def pick_groups(sums):
-    """Returns the groups to try: those whose removed importance is at or below the Otsu threshold.
+def sum_scores(present, by_group, next_counts, group_choice="intended"):
+    """Returns {group: the importance by which it is chosen to be tried}.
 
-    The lowest and the highest 20 % are trimmed before the threshold is taken; where fewer than three are left all groups
-    are tried.
+    The intended rule sums the channels that the step would remove. The published program sums all
+    channels of a group that is still whole, and counts a group that was narrowed before as 0: it
+    narrows the groups whose whole importance is low, and those again and again.
 
     Args:
-        sums: {group: sum of the importance that the step would remove}.
+        present: the present Subnetwork, ranked by the scores.
+        by_group: list of the scores of each group's channels, float array [channels].
+        next_counts: {group: number of channels that the step would leave}.
+        group_choice: one of settings.GROUP_CHOICES.
     """
+    if group_choice == "published":
+        return {i: float(by_group[i].sum()) if present.num_kept(i) == len(by_group[i]) else 0.0
+                for i in next_counts}
+    removed = {i: list(present.order[i][count:present.num_kept(i)])
+               for i, count in next_counts.items()}
+    return {i: float(by_group[i][channels].sum()) for i, channels in removed.items()}
+
+
+def pick_groups(sums, group_choice="intended"):
+    """Returns the groups to try: those whose sum is at or below the Otsu threshold.
+
+    The lowest and the highest 20 % are trimmed before the threshold is taken; where fewer than
+    three are left all groups are tried. The published program rounds the trimmed number up and
+    never looks at the last split, which leaves the highest sum alone.
+
+    Args:
+        sums: {group: importance}, as sum_scores() gives.
+        group_choice: one of settings.GROUP_CHOICES.
+    """
+    is_published = group_choice == "published"
     ordered = np.sort(np.array(list(sums.values())))
-    trim = int(TRIM * len(ordered))
+    trim = (math.ceil if is_published else math.floor)(TRIM * len(ordered))
     kept = ordered[trim:len(ordered) - trim]
     if len(kept) < 3:
         return list(sums)
-    threshold = otsu_threshold(kept)
+    threshold = otsu_threshold(kept, len(kept) - 2 if is_published else len(kept) - 1)
     return [group for group, value in sums.items() if value <= threshold]
 
 
-def otsu_threshold(values):
-    """Returns the threshold between two neighbours of sorted values that maximises w₀·w₁·(μ₀ − μ₁)² (Otsu 1979)."""
-    counts = np.arange(1, len(values))
-    below = np.cumsum(values)[:-1]
+def otsu_threshold(values, num_splits=None):
+    """Returns the threshold between two neighbours of sorted values that maximises w₀·w₁·(μ₀ − μ₁)² (Otsu 1979).
+
+    Args:
+        values: ascending array of two or more.
+        num_splits: how many splits are compared, from the one after the lowest value on; None
+            compares all.
+    """
+    counts = np.arange(1, len(values))[:num_splits]
+    below = np.cumsum(values)[:len(counts)]
     mean_below, mean_above = below / counts, (values.sum() - below) / (len(values) - counts)
     split = int(np.argmax(counts * (len(values) - counts) * (mean_below - mean_above) ** 2))
     return (values[split] + values[split + 1]) / 2

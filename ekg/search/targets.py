@@ -66,6 +66,10 @@ class Target:
             return 1.0
         return min(max((1 - self.cost(supernet, subnetwork)) / (1 - self.most), 0.0), 1.0)
 
+    def describe(self):
+        """Returns what is asked for, in words, or an empty text where all may stay."""
+        return f"{self.most:g} of the {self.name}" if self.most < 1 else ""
+
     def check(self, supernet):
         """Raises EkgError if even the smallest sub-network costs more."""
         least = self.cost(supernet, supernet.smallest())
@@ -136,6 +140,9 @@ class Every(Target):
 
     def is_passed(self, supernet, subnetwork):
         return all(part.is_passed(supernet, subnetwork) for part in self.parts)
+
+    def describe(self):
+        return " and ".join(filter(None, (part.describe() for part in self.parts)))
 
     def way(self, supernet, subnetwork):
         return min(part.way(supernet, subnetwork) for part in self.parts)

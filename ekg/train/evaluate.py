@@ -15,9 +15,18 @@ from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Means over a whole split: the task's loss, of a classification the cross-entropy in nats, and {metric: its value}."""
+    """Means over a whole split, and how far chance may have moved them.
+
+    Attributes:
+        loss: the task's loss, of a classification the cross-entropy in nats.
+        values: {metric: its value}.
+        examples: number of them.
+        errors: {"loss" or metric: standard error of the mean}; NaN of a single example.
+    """
     loss: float
     values: dict[str, float]
+    examples: int = 0
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def top1(self):
@@ -74,7 +83,7 @@ class Evaluation:
         index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
         index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
         padded = [np.minimum(indices, len(split) - 1) for indices in index_batches]
-        total = np.zeros(1 + len(self._task.metrics))
+        total = np.zeros((2, 1 + len(self._task.metrics)))
         for indices, read, images in zip(index_batches, padded, split.stream(padded)):
             batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
             with full_float32():
@@ -83,8 +92,12 @@ class Evaluation:
                 stopping.check()
             if progress is not None:
                 progress.update(int(batch["weight"].sum()) * num_workers)
-        loss, *values = (float(value) for value in total / len(split))
-        return Metrics(loss, dict(zip(self._task.metrics, values)))
+        means, squares = total / len(split)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors = np.sqrt(np.maximum(squares - means**2, 0) / np.float64(len(split) - 1))
+        names = ("loss", *self._task.metrics)
+        loss, *values = map(float, means)
+        return Metrics(loss, dict(zip(self._task.metrics, values)), len(split), dict(zip(names, map(float, errors))))
 
     def _make_step(self, use_xla):
         strategy, sums = self._team.strategy, in_graph(self._replica_sums, use_xla)
@@ -95,12 +108,13 @@ class Evaluation:
         return in_graph(step)
 
     def _replica_sums(self, trainable, non_trainable, batch):
-        """Returns [loss, metric, ...] summed over the images that count. Pure."""
+        """Returns [loss, metric, ...] summed over the images that count, and the same of the squares, [2, ...]. Pure."""
         outputs = self._forward(trainable, non_trainable, self.batches.normalise(batch["images"]), False)[0]
         outputs, labels = tf.cast(self._task.of(outputs), tf.float32), batch["labels"]
         measured = self._task.measure(labels, outputs)
         values = tf.stack([self._task.loss(labels, outputs), *(measured[name] for name in self._task.metrics)])
-        return tf.reduce_sum(tf.cast(values * batch["weight"], tf.float64), axis=1)
+        values = tf.cast(values * batch["weight"], tf.float64)
+        return tf.stack([tf.reduce_sum(values, axis=1), tf.reduce_sum(values**2, axis=1)])
 
 
 class StatisticsEstimation:

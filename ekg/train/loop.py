@@ -11,8 +11,8 @@ import tensorflow as tf
 from ekg import stopping
 from ekg.data import prefetched
 from ekg.devices.team import Team
+from ekg.metrics import has_metric, metric_named
 from ekg.progress import progress_bar
-from ekg.tasks import METRICS
 from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def fit(phase, trainer, batches, schedule, *, folder, team=None, checkpoint_minu
         keeper = _Keeper(checkpoints, team, epoch, 60 * checkpoint_minutes)
         with progress_bar(f"{phase} {epoch + 1}/{schedule.epochs}", batches.num_steps, "step") as progress:
             progress.update(done)
-            meter = EpochMeter(epoch, batches.num_steps, team.num_workers, progress, done, totals)
+            meter = EpochMeter(epoch, batches.num_steps, team.num_workers, progress, done, totals, schedule.setting)
             means = train_epoch(trainer, prefetched(batches.epoch(epoch, team.shard, done)), schedule, meter,
                                 keeper.after_step)
             keeper.after_epoch(meter.done, meter.totals)
@@ -101,7 +101,7 @@ class EpochMeter:
         images_per_second: over all processes; the first step, which is traced, is left out.
     """
 
-    def __init__(self, epoch, num_steps, num_workers, progress, done=0, totals=None):
+    def __init__(self, epoch, num_steps, num_workers, progress, done=0, totals=None, setting=None):
         """
         Args:
             epoch: number of the epoch.
@@ -110,11 +110,13 @@ class EpochMeter:
             progress: progress bar: gets update(1) and set_postfix(dict) at times.
             done: steps of the epoch that were done before.
             totals: {name: sum of the metric} over these steps.
+            setting: name of the setting that the learning rate comes from, or None.
         """
         self.epoch, self.num_steps, self.done, self.totals = epoch, num_steps, done, totals
         self.means = {name: value / done for name, value in (totals or {}).items()}
         self.images_per_second = 0.0
         self._num_workers, self._progress = num_workers, progress
+        self._advice = "lower the learning rate" if setting is None else f"lower `{setting}`"
         self._first, self._start = done, time.perf_counter()
         self._report_every = max(1, min(20, num_steps // 10))
 
@@ -135,7 +137,7 @@ class EpochMeter:
         broken = [name for name, value in self.means.items() if not np.isfinite(value)]
         if broken:
             raise FloatingPointError(f"{', '.join(broken)} became non-finite in epoch {self.epoch + 1}, at or shortly "
-                                     f"before step {self.done} of {self.num_steps}; lower the learning rate.")
+                                     f"before step {self.done} of {self.num_steps}; {self._advice}.")
         timed_steps = self.done - 1 - self._first
         if timed_steps:
             self.images_per_second = timed_steps * batch_size / max(time.perf_counter() - self._start, 1e-9)
@@ -143,11 +145,12 @@ class EpochMeter:
 
     def show(self, measured):
         """Puts the present means, and what was measured besides, behind the progress bar."""
-        shown = {name: (METRICS.get(name.removeprefix("val_").removeprefix("test_")), value)
-                 for name, value in (self.means | measured).items()}
+        values = self.means | measured
+        own = {name: name.removeprefix("val_").removeprefix("test_") for name in values}
+        shown = {name: metric_named(own[name]) for name in values if has_metric(own[name])}
         self._progress.set_postfix({"loss": f"{self.means['loss']:.4f}"}
-                                   | {name: metric.text(value) + "%" * metric.is_share
-                                      for name, (metric, value) in shown.items() if metric is not None}
+                                   | {name: metric.text(values[name]) + "%" * metric.is_share
+                                      for name, metric in shown.items()}
                                    | {"images/s": f"{self.images_per_second:.0f}"})
 
 

@@ -15,6 +15,7 @@ from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 MOMENTUM = 0.9
+REGULARIZATION_TERM = "regularization"  # name in the curves of what the network adds to the loss itself
 LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**15, 2000  # where float16 gradients start to be scaled, and when it doubles
 
 
@@ -28,12 +29,14 @@ class Schedule:
         decay_rate: factor at each point.
         epochs: length of the training.
         warmup_epochs: epochs w of the rise, from 1/(w + 1) of the learning rate to all of it.
+        setting: name of the setting that the learning rate comes from, for messages; None where it is none.
     """
     learning_rate: float
     decay_points: tuple[float, ...]
     decay_rate: float
     epochs: int
     warmup_epochs: int = 0
+    setting: str | None = None
 
     def __call__(self, epoch):
         """Returns the learning rate at an epoch, which may be a fraction."""
@@ -66,14 +69,16 @@ class StepOptions:
                            "function.")
 
 
-def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_decay, loss_scale=1.0):
+def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_decay, loss_scale=1.0,
+               divisor=1.0):
     """Returns (gradients, new non-trainable values, metrics) of one replica's batch. Pure.
 
     The batch is cut into `accum` micro-batches that run one after the other; gradients and metrics are means over them, and
     so are the new moving statistics, each of which starts from the old ones.
 
     Args:
-        forward: (trainable, non-trainable, images, training) -> (logits, new non-trainable), like stateless_call.
+        forward: (trainable, non-trainable, images, training, losses) -> (logits, new non-trainable), as pure_forward()
+            makes it: what the network adds to the loss itself goes into the list `losses`.
         loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); network is images -> logits.
         variables: (trainable, non-trainable), two lists of tensors.
         constants: whatever else loss_fn needs, such as a teacher's weights.
@@ -82,23 +87,27 @@ def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_d
         weight_decay: added to the gradient as weight_decay * weight.
         loss_scale: the loss is multiplied by it on the way back, and the gradients divided: those of float16 activations
             would be too small for their format.
+        divisor: the loss, but not its metrics, is divided by it; see tasks.Task.scale.
     """
     trainable, non_trainable = variables
     pieces = {name: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]])
               for name, value in batch.items()}
 
     def micro_batch(number):
-        updated = []
+        updated, added = [], []
 
         def network(images):
-            logits, new = forward(trainable, non_trainable, images, True)
+            logits, new = forward(trainable, non_trainable, images, True, added)
             updated.append(new)
             return logits
 
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             loss, metrics = loss_fn(network, {name: piece[number] for name, piece in pieces.items()}, constants)
-            scaled = loss * loss_scale
+            if added:
+                metrics = {**metrics, REGULARIZATION_TERM: tf.add_n(added)}
+                loss += metrics[REGULARIZATION_TERM]
+            scaled = loss * (loss_scale / divisor)
         gradients = tape.gradient(scaled, trainable, unconnected_gradients="zero")
         # That of an embedding comes as the rows that were read.
         return [tf.convert_to_tensor(gradient) for gradient in gradients], updated[-1], {"loss": loss, **metrics}
@@ -116,20 +125,26 @@ def graph_step(forward, loss_fn, variables, constants, batch, *, accum, weight_d
     return gradients, new, metrics
 
 
+def make_sgd():
+    """Returns the published optimizer, whose learning rate is set step by step."""
+    return keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
+
+
 class Trainer:
-    """Trains one model: SGD with Nesterov momentum 0.9, weight decay added to the gradient.
+    """Trains one model: SGD with Nesterov momentum 0.9, or another optimizer; weight decay added to the gradient.
 
     Where the loss is scaled for float16, the scale doubles after LOSS_SCALE_GROWTH_STEPS steps with finite gradients; a step
     without is left out and halves it.
 
     Attributes:
         model: the keras.Model, created under the strategy's scope.
-        optimizer: the keras.optimizers.SGD.
+        optimizer: the keras.optimizers.Optimizer.
         loss_scale: tf.Variable, 1 unless the loss is scaled.
         good_steps: tf.Variable, steps with finite gradients since the loss scale last changed.
     """
 
-    def __init__(self, strategy, model, loss_fn, *, weight_decay, options=None, constants=(), update_statistics=True):
+    def __init__(self, strategy, model, loss_fn, *, weight_decay, options=None, constants=(), update_statistics=True,
+                 divisor=1.0, make_optimizer=make_sgd):
         """
         Args:
             strategy: tf.distribute.Strategy under whose scope the model was created.
@@ -139,12 +154,14 @@ class Trainer:
             options: StepOptions.
             constants: keras.Model whose variables loss_fn gets as (trainable, non-trainable), or ().
             update_statistics: whether the moving statistics of batch norms move.
+            divisor: of the loss; see graph_step.
+            make_optimizer: function that returns a new keras Optimizer.
         """
         self.model, options = model, options or StepOptions()
         self._strategy, self._constants, self._update_statistics = strategy, constants, update_statistics
         self._scales_loss = options.dtype == "float16"
         with strategy.scope():
-            self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
+            self.optimizer = make_optimizer()
             self.optimizer.build(model.trainable_variables)
             self.loss_scale = tf.Variable(LOSS_SCALE if self._scales_loss else 1.0, trainable=False)
             self.good_steps = tf.Variable(0, trainable=False)
@@ -153,7 +170,7 @@ class Trainer:
 
         def replica_step(variables, constants, loss_scale, batch):
             gradients, new, metrics = graph_step(forward, loss_fn, variables, constants, batch, accum=options.accum,
-                                                 weight_decay=weight_decay, loss_scale=loss_scale)
+                                                 weight_decay=weight_decay, loss_scale=loss_scale, divisor=divisor)
             return [gradient / replicas for gradient in gradients], new, metrics
 
         def make_step(use_xla):
@@ -174,6 +191,10 @@ class Trainer:
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self._learning_rate = None
         self._assign_scale(LOSS_SCALE if self._scales_loss else 1.0, 0)
+
+    def finish(self):
+        """Gives the model the weights that the optimizer ends with, as means over its steps; see Keras' use_ema."""
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def step(self, batch, learning_rate):
         """Updates the model with one global batch and returns {name: mean metric} as scalar tensors.

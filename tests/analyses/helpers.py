@@ -15,7 +15,7 @@ from ekg.run.folder import RunFolder
 
 DIGITS = ["--arch", "ResNet-8", "--dataset", "DIGITS"]
 SPECTRUM = {"largest", "smallest", "residual_largest", "residual_smallest", "products", "converged", "parameters",
-            "batch_statistics", "num_images"}
+            "batch_statistics", "num_images", "former_norms"}
 
 
 def run_analysis(*argv):
@@ -49,6 +49,7 @@ def make_run(path, params, top1=0.9, **arguments):
                                                loss, 0.9, -loss, 3, 1.5))
     for phase in ("baseline", "fine-tune"):
         files.append_json_line(folder / names.CURVES, {"phase": phase, "step": 1, "loss": 0.5, "top1": 0.8, "val_top1": 0.7})
+    utils.save_params(supernet.model, folder / names.SUPERNET)
     utils.save_params(supernet.cut(last), folder / names.SLIMMED)
     rows = [Row(name, loss=0.3, metrics={"top1": value, "top5": 1.0}, params=1000, flops=flops, file_size=10)
             for name, value, flops in (("baseline", 0.95, 1000), ("slimmed", 0.5, 450), ("fine-tuned", top1, 450))]

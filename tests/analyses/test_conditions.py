@@ -1,11 +1,21 @@
+import numpy as np
 import pytest
 
 import analyze
-from analyses import studies
+import utils
+from analyses import conditions, studies
 from analyses.subject import short_names
 from ekg import files
 from ekg.errors import EkgError
-from tests.analyses.helpers import DIGITS, SPECTRUM, cells, picture_size, run_analysis
+from ekg.landscape.hessian import model_landscape
+from tests.analyses.helpers import (
+    DIGITS,
+    SPECTRUM,
+    cells,
+    make_supernet,
+    picture_size,
+    run_analysis,
+)
 
 
 def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
@@ -43,6 +53,44 @@ def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, ca
     assert row["products"] == 2 and not row["converged"] and row["residual_smallest"] > 0
     run_analysis("tables", tmp_path, "--out", tmp_path / "docs")
     assert ", not converged |" in (tmp_path / "docs" / "results.md").read_text()
+
+
+def kernels(model):
+    return [variable.numpy() for variable in model.trainable_variables if len(variable.shape) > 1]
+
+
+def test_a_cut_networks_kernels_are_taken_at_the_norms_of_the_network_it_was_cut_from(
+        params, tmp_path, monkeypatch, caplog):
+    supernet, path, measured = make_supernet(params), tmp_path / "cut.pkl", []
+    half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
+    utils.save_params(supernet.cut(half), path)
+
+    def note(model, *args, **options):
+        measured.append((model, model_landscape(model, *args, **options)))
+        return measured[-1][1]
+    monkeypatch.setattr(conditions, "model_landscape", note)
+    argv = ("condition", path, *DIGITS, "--images", "test", "--tolerance", 100)
+    stored, = run_analysis(*argv, "--out", tmp_path / "stored")
+    assert not stored["former_norms"]
+    assert "cut.pkl was cut, and its kernels are taken as they are stored" in caplog.text
+    caplog.clear()
+    former, = run_analysis(*argv, "--norms_of", params / "one.pkl", "--out", tmp_path / "former")
+    assert former["former_norms"] and not caplog.records
+    assert former["loss"] == pytest.approx(stored["loss"], rel=1e-5)
+    assert former["largest"] != stored["largest"]
+    whole = [np.linalg.norm(kernel) for kernel in kernels(supernet.model)]
+    for (model, landscape), is_former in zip(measured, (False, True)):
+        sizes = np.cumsum([kernel.size for kernel in kernels(model)])[:-1]
+        norms = [np.linalg.norm(part) for part in np.split(landscape.point, sizes)]
+        assert (norms == pytest.approx(whole, rel=1e-5)) == is_former
+    run_analysis("tables", tmp_path / "stored", tmp_path / "former", "--out", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| kernels, at the norms before the cut |" in page and "| kernels |" in page
+    command = next(line for line in page.splitlines()
+                   if "condition cut.pkl --norms_of PARAMS --arch" in line)
+    analyze.parse_args(cells(command)[-1].strip("`").split()[2:])
+    with pytest.raises(EkgError, match="`norms_of` .*cut.pkl: was cut itself; name the unpruned"):
+        run_analysis(*argv, "--norms_of", path, "--out", tmp_path / "wrong")
 
 
 def test_networks_are_named_by_as_little_of_their_paths_as_tells_them_apart(tmp_path):

@@ -151,6 +151,15 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_dif
         tables.format_runs([*records, again])
 
 
+def test_runs_before_there_was_a_choice_of_groups_are_those_of_the_intended_one(params, tmp_path):
+    changes = ({}, {"group_choice": "intended"}, {"group_choice": "published"})
+    records = evidence.collect([make_run(tmp_path / str(i), params, 0.9, seed=i, **change)
+                                for i, change in enumerate(changes)])
+    groups = {group.special: [record.name for record in group.records]
+              for group in repetitions.group(records)}
+    assert groups == {"group_choice intended": ["0", "1"], "group_choice published": ["2"]}
+
+
 def test_records_in_files_and_folders_are_kept_and_another_run_of_a_name_is_refused(params, tmp_path):
     out, record = tmp_path / "docs", evidence.Record.of_run(make_run(tmp_path / "one", params))
     for name in ("peer", "other"):

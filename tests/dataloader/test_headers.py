@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 
@@ -9,7 +10,9 @@ import tensorflow as tf
 from dataloader import headers, own
 from dataloader.photographs import FileSplit
 from ekg.errors import EkgError
+from ekg.memory import peak_memory_mib
 from ekg.progress import progress_bar
+from tests.damage import mutate
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (13, 37, 3), np.uint8)
 
@@ -22,10 +25,11 @@ def png(width, height):
         b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
 def test_the_size_is_that_of_the_decoded_image(form):
     pillow = pytest.importorskip("PIL.Image")
-    for options in ({}, {"progressive": True, "comment": b"x" * 300} if form == "JPEG" else {}):
+    further = {"JPEG": {"progressive": True, "comment": b"x" * 300}, "WEBP": {"lossless": True}}
+    for options in ({}, further.get(form, {}), {"exif": b"Exif\0\0" + bytes(8)} if form == "WEBP" else {}):
         buffer = io.BytesIO()
         pillow.fromarray(IMAGE).save(buffer, form, **options)
         assert headers.declared_size(buffer.getvalue()) == (13, 37)
@@ -101,3 +105,93 @@ def test_of_an_animation_the_first_picture_counts(tmp_path):
         pictures[0].save(tmp_path / name / "moves.gif", save_all=True, append_images=pictures[1:])
     data, _ = own.load(tmp_path, (6, 6, 3))
     np.testing.assert_allclose(data.read([0]), 40, atol=3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1000), (1000, 1), (3, 2000)])
+def test_thin_photographs_are_judged_by_their_size_after_scaling(tmp_path, width, height):
+    """A column of 1000 pixels would become 256 x 256,000 of them, 800 MB as float32."""
+    (tmp_path / "thin.png").write_bytes(tf.io.encode_png(np.zeros((height, width, 3), np.uint8)).numpy())
+    split, before = FileSplit(np.array([str(tmp_path / "thin.png").encode()]), np.zeros(1, np.int32), 0), peak_memory_mib()
+    message = rf"its {width} x {height} pixels, scaled to a shorter side of 256, would be more than 16,777,216"
+    with pytest.raises(EkgError, match=message):
+        split.read(np.arange(1))
+    assert peak_memory_mib() - before < 100
+
+
+# ---------------------------------------------------------------- folders of a user's own
+
+def make_folder(folder, **files):
+    """Makes a folder of two classes; `files` are {name of a file of the second class: its bytes}."""
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "1.png").write_bytes(tf.io.encode_png(IMAGE).numpy())
+    for name, data in files.items():
+        (folder / "b" / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("held", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_photographs_are_turned_as_the_camera_was_held(tmp_path, held, form):
+    pillow, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+    exif = pillow.Exif()
+    exif[0x010F], exif[0x0112] = "a camera", held
+    name = f"2.{form.lower()}"
+    make_folder(tmp_path)
+    smooth = np.stack(np.broadcast_arrays(*np.ogrid[:13, :37], 60), -1).astype(np.uint8) * [9, 5, 1]
+    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
+    pillow.fromarray(smooth.astype(np.uint8)).save(tmp_path / "b" / name, form, exif=exif, **options)
+    expected = np.asarray(ops.exif_transpose(pillow.open(tmp_path / "b" / name)), np.float32)
+    found = own._read_file(str(tmp_path / "b" / name), expected.shape)
+    np.testing.assert_allclose(found, expected, atol=0 if form == "PNG" else 8)
+
+
+def test_damaged_exif_tells_nothing():
+    pillow = pytest.importorskip("PIL.Image")
+    exif, buffer, rng = pillow.Exif(), io.BytesIO(), np.random.default_rng(0)
+    exif[0x0112] = 6
+    pillow.fromarray(IMAGE).save(buffer, "JPEG", exif=exif)
+    assert headers.orientation(buffer.getvalue()) == 6
+    for _ in range(2000):
+        assert headers.orientation(mutate(buffer.getvalue()[:200], rng)) in range(1, 9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_webp_is_read_and_what_cannot_be_is_counted(tmp_path, channels, caplog):
+    pillow, buffer = pytest.importorskip("PIL.Image"), io.BytesIO()
+    pillow.fromarray(IMAGE).save(buffer, "WEBP", lossless=True)
+    make_folder(tmp_path, **{"2.webp": buffer.getvalue(), "3.tiff": b"II*", "4.TIFF": b"II*", "5.heic": b"",
+                             "notes.txt": b""})
+    data, _ = own.load(tmp_path, (13, 37, channels))
+    expected = tf.image.rgb_to_grayscale(IMAGE) if channels == 1 else IMAGE
+    np.testing.assert_array_equal(data.read([2])[0, ..., :3], expected)
+    message = "3 images are left out, as TensorFlow cannot read them (1 .heic, 2 .tiff)"
+    assert len(data.labels) == 3 and message in caplog.text
+
+
+def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    os.mkfifo(tmp_path / "b" / "2.jpg")
+    (tmp_path / "b" / "3.jpg").symlink_to("/dev/zero")
+    (tmp_path / "b" / "4.jpg").symlink_to(tmp_path / "a" / "1.png")  # a link to an image is one
+    with open(tmp_path / "b" / "5.jpg", "wb") as file:
+        file.truncate(2**40)
+    data, _ = own.load(tmp_path, (4, 4, 3))
+    for number, message in ((2, "2.jpg: is no plain file"), (3, "3.jpg: is no plain file"),
+                            (5, "5.jpg: takes 1,099,511,627,776 bytes, more than 268,435,456")):
+        with pytest.raises(EkgError, match=message):
+            data.read([number])
+    assert data.read([4]).shape == (1, 4, 4, 3)
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(EkgError, match="x.npz: there is no plain file of that name"):
+        own.load(tmp_path / "x.npz", (4, 4, 3))
+    np.savez_compressed(tmp_path / "y.npz", x=np.zeros((99, 99, 99)), y=np.zeros(9))
+    monkeypatch.setattr(own, "machine_memory_mib", lambda: 5)
+    with pytest.raises(EkgError, match="y.npz: its arrays take 7,[0-9,]+ bytes of memory, more than this machine has"):
+        own.load(tmp_path / "y.npz", (4, 4, 3))
+
+
+def test_why_an_image_is_bad_is_said_without_names_of_functions(tmp_path):
+    make_folder(tmp_path, **{"2.png": b"no image at all"})
+    with pytest.raises(EkgError, match="2.png: cannot be read as an image") as error:
+        own.load(tmp_path, (4, 4, 3))[0].read([2])
+    assert "{{" not in str(error.value) and "[Op:" not in str(error.value)

@@ -245,7 +245,7 @@ def test_folders_that_do_not_fit_are_named(folder, damage, message):
 
 
 def test_more_images_of_a_class_than_there_are_cannot_be_asked_for(folder):
-    with pytest.raises(EkgError, match="5 images of each class are asked for, and the smallest class of ILSVRC.* 4;"):
+    with pytest.raises(EkgError, match="5 images of each class are asked for, and the largest class of ILSVRC.* 4;"):
         load(folder).last_of_each_class(5, seed=0)
 
 

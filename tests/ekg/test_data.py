@@ -43,7 +43,7 @@ def test_subsets_hold_the_first_and_the_last_images_of_each_class(tiny_data):
 
 
 def test_more_images_of_a_class_than_there_are_cannot_be_asked_for(tiny_data):
-    message = "33 images of each class are asked for, and the smallest class of TINY has 32; lower `subset_per_class`"
+    message = "33 images of each class are asked for, and the largest class of TINY has 32; lower `subset_per_class`"
     for take in (tiny_data.first_of_each_class, tiny_data.last_of_each_class):
         with pytest.raises(EkgError, match=message):
             take(33, seed=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ekg import keras_files
+from ekg import keras_files, memory
 from ekg.errors import EkgError
 from ekg.keras_files import load_keras
 from tests import networks
@@ -104,6 +104,62 @@ def test_a_configuration_of_enormous_size_is_not_read(plain, monkeypatch):
         load_keras(plain)
 
 
+def widened(layer_class, name, value):
+    """Returns a change of the first layer of a class."""
+    def change(config):
+        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == layer_class)
+        layer["config"][name] = value
+    return change
+
+
+@pytest.mark.parametrize("change", [widened("Dense", "units", 3 * 10**8), widened("Conv2D", "filters", 10**8),
+                                    widened("Conv2D", "kernel_size", [10**5, 10**5])])
+def test_weights_that_the_file_does_not_hold_are_not_made(plain, change):
+    file, add_weight, before = rewritten(plain, change), keras.Layer.add_weight, memory.resident_mib()
+    with pytest.raises(EkgError, match=r"its layers have [\d,]+ weights or more, and the file holds [\d,]+ bytes of them"):
+        load_keras(file)
+    assert keras.Layer.add_weight is add_weight and memory.resident_mib() - before < 100
+    load_keras(plain)
+
+
+def test_a_network_of_more_layers_than_anyone_builds_is_refused_before_they_are_built(plain, nothing_is_loaded):
+    def change(config):
+        config["config"]["layers"] *= 20_000 // len(config["config"]["layers"])
+    with pytest.raises(EkgError, match="has more than 5,000 layers"):
+        load_keras(rewritten(plain, change))
+    assert nothing_is_loaded == []
+
+
+def repacked(path, make_weights, compression=zipfile.ZIP_STORED):
+    """Returns a copy of a .keras file with other weights."""
+    target = path.parent / "repacked.keras"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for member in old.namelist():
+            data = old.read(member)
+            new.writestr(member, make_weights(data) if member.endswith(".h5") else data)
+    return target
+
+
+def test_weights_that_would_unpack_to_gigabytes_are_refused(plain, nothing_is_loaded):
+    with pytest.raises(EkgError, match=r"its weights of [\d,]+ bytes would unpack to 20,000,000"):
+        load_keras(repacked(plain, lambda _: bytes(20_000_000), zipfile.ZIP_DEFLATED))
+    load_keras(repacked(plain, lambda data: data, zipfile.ZIP_DEFLATED))  # packed, as by another program
+    assert len(nothing_is_loaded) == 1
+
+
+def test_an_array_that_declares_more_than_the_file_holds_is_refused(plain, nothing_is_loaded):
+    h5py = pytest.importorskip("h5py")
+
+    def declare(_):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file.create_dataset("layers/dense/vars/0", (10**6, 10**6), "f4", chunks=(10, 10))  # no number is written
+        return buffer.getvalue()
+    with pytest.raises(EkgError, match="its array 'layers/dense/vars/0' declares 1,000,000,000,000 numbers in a file of"):
+        load_keras(repacked(plain, declare))
+    assert nothing_is_loaded == []
+
+
 def make_zip(**members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -137,9 +193,9 @@ def test_every_cut_and_many_flips_give_typed_errors_or_the_network(plain):
 
 
 def test_other_formats_and_missing_files_are_told(tmp_path):
-    (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(EkgError, match="is no .keras file; save the network"):  # safe mode does not hold for .h5
-        load_keras(tmp_path / "a.h5")
+    (tmp_path / "a.pb").write_bytes(b"x")
+    with pytest.raises(EkgError, match="is no .keras or .h5 file; save the network"):
+        load_keras(tmp_path / "a.pb")
     with pytest.raises(EkgError, match="no such file"):
         load_keras(tmp_path / "nothing.keras")
 

@@ -51,3 +51,17 @@ def test_what_is_told_stands_above_a_bar_and_once(monkeypatch, capsys):
         bar.update(2)
     lines = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
     assert lines.count("a word") == 1 and lines[-1].startswith("search: ")
+
+
+def test_a_warning_is_logged_once_as_long_as_a_job_lasts(caplog):
+    first, second = logging.getLogger("ekg.pruning"), logging.getLogger("ekg.graph.cutting")
+    for _ in range(2):  # two jobs
+        # a script's, and that of the call inside
+        with caplog.at_level(logging.INFO, "ekg"), progress.shown(True), progress.shown(False):
+            for number in (1, 1, 2, 1):
+                first.warning("seen %d", number)
+                second.warning("seen %d", number)
+    assert [record.getMessage() for record in caplog.records] == ["seen 1", "seen 2"] * 2
+    first.warning("seen 1")
+    first.warning("seen 1")
+    assert len(caplog.records) == 6

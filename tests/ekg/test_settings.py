@@ -34,8 +34,9 @@ REQUIRED = {train_imagenet.ImageNetSettings: {"data_path": "somewhere"},
 
 # What a number must be: (names, text in an error, numbers just inside, numbers just outside)
 WHOLE_RANGES = [
+    (("virtual_devices",), "from 1 to 64", (1, 64), (0, -1, 65, 10**6)),
     (("subset_per_class", "groups_per_step", "search_batch_size", "shortlist", "val_per_class", "num_teacher", "batch_size",
-      "train_epoch", "val_batch_size", "accum", "baseline_epoch", "virtual_devices", "latency_batch",
+      "train_epoch", "val_batch_size", "accum", "baseline_epoch", "latency_batch",
       "latency_threads"), "at least 1", (1, 10**9), (0, -1)),
     (("warmup_epoch",), "0 or more", (0, 100), (-1,)),  # no more than the epochs of the training, 100 by default
     (("num_views",), "from 1 to 2", (1, 2), (0, 3)),

@@ -119,7 +119,7 @@ def model(units=3, activation=None, maps=False):
     (model(), np.array([[0], [2]]), tasks.Classification), (model(activation="sigmoid"), np.eye(3), tasks.MultiLabel),
     (model(), np.array([[1, 1, 0], [0, 0, 1]]), tasks.MultiLabel), (model(1), np.array([0, 1, 1]), tasks.MultiLabel),
     (model(1, "sigmoid"), np.array([0.0, 1.0]), tasks.MultiLabel), (model(1), np.array([0.3, 2.0]), tasks.Regression),
-    (model(1), np.array([0.0, 1.0]), tasks.Regression), (model(), np.ones((2, 3)) / 2, tasks.Regression),
+    (model(), np.ones((2, 3)) / 2, tasks.Regression),
     (model(maps=True), np.zeros((2, 4, 4), int), tasks.DenseClassification),
     (model(maps=True), np.zeros((2, 4, 4, 1), int), tasks.DenseClassification),
     (model(maps=True), np.full((2, 4, 4, 3), 0.5), tasks.Regression)])

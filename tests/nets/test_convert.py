@@ -109,6 +109,66 @@ def test_weights_of_another_net_are_refused():
         convert.convert("ResNet-18", weights)
 
 
+def read(tmp_path, tensor):
+    torch.save({"a": tensor}, tmp_path / "w.pth")
+    return convert.read_weights(tmp_path / "w.pth")["a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool,
+                                   torch.float8_e4m3fn])
+def test_tensors_of_any_real_type_and_parameters_are_read(tmp_path, dtype):
+    numbers = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    expected = numbers.numpy()
+    for tensor in (numbers.to(dtype), nn.Parameter(numbers.to(dtype), requires_grad=False)):
+        found = read(tmp_path, tensor)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_safetensors_in_bfloat16_are_read(tmp_path):
+    torch_files = pytest.importorskip("safetensors.torch", reason="safetensors is a development dependency")
+    numbers = torch.tensor([[1.5, -2.0, 0.25]])
+    torch_files.save_file({"a": numbers.to(torch.bfloat16), "module.b": numbers}, tmp_path / "w.safetensors")
+    found = convert.read_weights(tmp_path / "w.safetensors")
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(found[name], numbers.numpy())
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of kinds of tensors that are going
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: torch.empty(3, device="meta"), "has a shape and no numbers"), (lambda: torch.eye(3).to_sparse(), "is sparse"),
+    (lambda: torch.eye(3).to_sparse_csr(), "is sparse"), (lambda: torch.ones(3, dtype=torch.complex64), "is complex"),
+    (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
+    (lambda: torch.ones(1, dtype=torch.bfloat16).expand(10**13), "declares 10,000,000,000,000 numbers and holds fewer")])
+def test_tensors_that_are_no_plain_numbers_are_one_line(tmp_path, make, message):
+    with pytest.raises(EkgError, match=f"w.pth: 'a' {message}") as error:
+        read(tmp_path, make())
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_contains_itself_ends(tmp_path):
+    itself = {}
+    itself["state_dict"] = itself
+    torch.save(itself, tmp_path / "w.pth")
+    with pytest.raises(EkgError, match="w.pth: holds no dict from names to tensors"):
+        convert.read_weights(tmp_path / "w.pth")
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    torch.save({"module.a": torch.ones(2), "a": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(EkgError, match="w.pth: holds 'a' twice"):
+        convert.read_weights(tmp_path / "w.pth")
+
+
+def test_misshapen_tensors_are_named():
+    weights = {name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-18").state_dict().items()}
+    weights |= {"conv1.weight": np.zeros(5), "fc.weight": np.zeros(()), "bn1.weight": np.zeros((2, 2))}
+    message = (r"3 entries differ: conv1.weight has shape \(5,\) where 4 axes are expected; bn1.weight has shape \(2, 2\) "
+               r"where 1 axes.*; fc.weight has shape \(\) where 2 axes")
+    with pytest.raises(EkgError, match=message):
+        convert.convert("ResNet-18", weights, "file")
+
+
 class Attack:
     def __init__(self, path):
         self.path = path

@@ -14,9 +14,20 @@ from tests.helpers import mirrored, random_subnetwork
 # ---------------------------------------------------------------- which sub-networks teach
 
 def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
-    # Aims: 0.1, 0.26, 0.42, 0.58, 0.74 (range 0.8 to the last network, which is no candidate itself)
+    # Aims: 0.1, 0.24, 0.38, 0.52, 0.66, from 0.1 to 0.8: the last network's 0.9 does not count.
+    # The nearest to 0.38 that is left is 0.45, by .07, and to 0.66 0.6, by .06.
     losses = [0.3, 0.1, 0.25, 0.45, 0.5, 0.8, 0.6, 0.9]
-    assert bank.select_teachers(losses, 5) == [1, 2, 3, 6, 5]
+    assert bank.select_teachers(losses, 5) == [1, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize("last", [0.0, 0.05, 0.9, 50.0])
+def test_the_last_networks_loss_moves_no_aim(last):
+    # Aims: 0.1, 0.35, 0.6, 0.85, from 0.1 to 1.1
+    assert bank.select_teachers([0.1, 0.2, 0.4, 0.5, 0.8, 1.1, last], 4) == [0, 2, 3, 4]
+
+
+def test_where_no_step_was_taken_the_whole_network_teaches():
+    assert bank.select_teachers([0.4], 1) == [0]
 
 
 def test_no_subnetwork_teaches_twice(caplog):

@@ -123,11 +123,11 @@ def test_a_missing_package_is_one_line(pruned, tmp_path, monkeypatch, package):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_policies_than_float32_are_refused_where_the_format_takes_none(tmp_path):
+def test_weights_of_half_the_width_are_refused_where_the_format_takes_none(tmp_path):
     entry = keras.Input((8, 8, 3))
-    model = keras.Model(entry, layers.Conv2D(2, 3, dtype="mixed_bfloat16", name="mixed")(entry))
+    model = keras.Model(entry, layers.Conv2D(2, 3, dtype="bfloat16", name="half")(entry))
     for name in ("a.tflite", "a.onnx"):
-        with pytest.raises(EkgError, match="layer 'mixed' computes in bfloat16, and .* takes float32 alone"):
+        with pytest.raises(EkgError, match="layer 'half' computes in bfloat16, and .* takes float32 alone"):
             ekg.export(model, tmp_path / name)
 
 

@@ -4,19 +4,24 @@ import pytest
 import tensorflow as tf
 
 import ekg
+from ekg.distil.slim import restore_norms_
 from ekg.landscape.hessian import model_landscape
+from ekg.landscape.subnetworks import MaskedLandscapes
 from tests.ekg.landscape.conftest import make_small
 from tests.helpers import evaluation_batches, relative_difference
 
+PARTS = ((0, 7), (7, 14), (14, 22))  # the batches of 22 images, at most 8 in each
 
-def make_small_in_float64():
+
+def make_small_in_float64(original):
+    """Returns a network of make_small(), or one cut from it, with its weights in float64."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64")
     try:
-        model = make_small()
+        model = make_small([original.get_layer(name).filters for name in ("one", "two")])
     finally:
         keras.config.set_dtype_policy(policy)
-    for variable, value in zip(model.weights, make_small().get_weights()):
+    for variable, value in zip(model.weights, original.get_weights()):
         variable.assign(value.astype(np.float64))
     return model
 
@@ -28,13 +33,13 @@ def assign_(variables, point):
         variable.assign(point[start:stop].reshape(variable.shape))
 
 
-def dense_hessian(data, parameters, batch_statistics, batches):
+def dense_hessian(original, data, parameters, batch_statistics, batches):
     """Central differences of Keras' own float64 gradients, mean over all images.
 
     Keras' second derivatives would be no oracle: tf.nn.moments takes the mean as a constant in the variance. The step is
     so small that no ReLU turns.
     """
-    model = make_small_in_float64()
+    model = make_small_in_float64(original)
     variables = [v for v in model.trainable_variables if parameters == "all" or len(v.shape) > 1]
 
     @tf.function
@@ -61,7 +66,7 @@ def dense_hessian(data, parameters, batch_statistics, batches):
 def test_products_and_eigenvalues_equal_the_dense_hessians(small, tiny_data, parameters, batch_statistics):
     landscape = model_landscape(small, evaluation_batches(tiny_data), parameters=parameters,
                                 batch_statistics=batch_statistics)
-    dense = dense_hessian(tiny_data, parameters, batch_statistics, ((0, 7), (7, 14), (14, 22)))
+    dense = dense_hessian(small, tiny_data, parameters, batch_statistics, PARTS)
     assert dense.shape == (landscape.dimension,) * 2 and landscape.dimension <= 2000
     vector = np.random.default_rng(0).normal(size=landscape.dimension)
     assert relative_difference(landscape.product(vector), dense @ vector) < 1e-3
@@ -71,6 +76,27 @@ def test_products_and_eigenvalues_equal_the_dense_hessians(small, tiny_data, par
     assert spectrum.smallest == pytest.approx(values[0], rel=1e-3)
     assert spectrum.condition == pytest.approx(abs(values[0] / values[-1]), rel=2e-3)
     assert (spectrum.parameters, spectrum.batch_statistics, spectrum.num_images) == (parameters, batch_statistics, 22)
+
+
+def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at_their_former_norms(
+        small, tiny_data):
+    """The eigenvalues are those of the dense Hessian there, not at the norms that the cut left."""
+    supernet = ekg.Supernet(small)
+    subnetwork = supernet.whole().with_kept(0, 2).with_kept(1, 3)
+    slimmed, cut = supernet.cut(subnetwork), supernet.cut(subnetwork)
+    restore_norms_(slimmed, small)
+    dense, other = (dense_hessian(model, tiny_data, "kernels", True, PARTS)
+                    for model in (slimmed, cut))
+    masked = MaskedLandscapes(supernet, evaluation_batches(tiny_data))(subnetwork)
+    vector, wide = np.random.default_rng(0).normal(size=len(dense)), np.zeros(masked.dimension)
+    wide[masked.support > 0] = vector
+    assert relative_difference(masked.product(wide)[masked.support > 0], dense @ vector) < 1e-3
+    values, other = np.linalg.eigvalsh(dense), np.linalg.eigvalsh(other)
+    spectrum = masked.spectrum(tolerance=1e-3, max_products=200)
+    assert spectrum.former_norms and spectrum.converged
+    assert spectrum.largest == pytest.approx(values[-1], rel=1e-3)
+    assert spectrum.smallest == pytest.approx(values[0], rel=1e-3)
+    assert other[-1] > 1.2 * values[-1]
 
 
 def test_the_gradient_is_the_slope_of_the_loss(small, tiny_data):

@@ -67,6 +67,13 @@ def test_a_drift_of_the_machine_hits_all_alike():
     assert second.rounds == 11
 
 
+def test_the_ratio_is_that_of_the_medians_which_are_shown_beside_it():
+    first, second = summarise(np.array([[0.004, 0.001], [0.010, 0.002], [0.001, 0.003]]))
+    assert (first.milliseconds, second.milliseconds) == pytest.approx((4, 2))
+    assert (first.ratio, second.ratio) == pytest.approx((1, 2 / 4))  # the median of the ratios is .25
+    assert (second.ratio_low, second.ratio_high) == pytest.approx(np.quantile([0.25, 0.2, 3.0], (0.1, 0.9)))
+
+
 def test_conditions_in_words():
     assert str(Conditions("litert")) == "litert, batch 1, 1 thread"
     assert str(Conditions("onnxruntime", 8, 2)) == "onnxruntime, batch 8, 2 threads"

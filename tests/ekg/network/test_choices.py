@@ -130,3 +130,17 @@ def test_a_frozen_layer_keeps_its_channels_unless_asked():
     cut = supernet.cut(supernet.smallest())
     assert not cut.get_layer("two").trainable and cut.get_layer("two").kernel.shape == (3, 3, 1, 20)
     assert names_of(ekg.Supernet(model, prune_frozen=True)) == ["one", "two", "three"]
+
+
+def test_the_refusal_of_a_frozen_network_names_what_prunes_it():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, name="one")(inputs)
+    model = keras.Model(inputs, layers.Dense(3, name="fc")(layers.Flatten()(x)), name="net")
+    model.trainable = False
+    with pytest.raises(ekg.EkgError, match="nothing in `model` 'net' can be pruned: .*'one' is frozen.*`prune_frozen`=True"):
+        ekg.Supernet(model)
+    assert [group.name for group in ekg.Supernet(model, prune_frozen=True).groups] == ["one"]
+    model.trainable = True
+    with pytest.raises(ekg.EkgError) as refused:
+        ekg.Supernet(model, exclude="one")
+    assert "prune_frozen" not in str(refused.value)

@@ -46,3 +46,10 @@ def test_uncounted_layers_are_named(caplog):
     x = layers.Dense(3, name="fc")(layers.Dense(8, activation="relu", name="hidden")(x))
     report = ekg.inspect(keras.Model(inputs, x))
     assert report.uncounted == ("'unknown' (SpectralNormalization)",) and "are not counted" in str(report)
+
+
+@pytest.mark.parametrize("layer", [layers.ReLU, layers.Flatten])
+def test_a_network_without_anything_that_counts_is_inspected_all_the_same(layer):
+    inputs = keras.Input((8, 8, 3))
+    report = ekg.inspect(keras.Model(inputs, layer()(inputs), name="bare"))
+    assert report.complexity == ekg.Complexity(0, 0) and "Nothing can be pruned." in str(report)

@@ -1,6 +1,6 @@
 import pytest
 
-from ekg.report.table import Row, format_table, milliseconds_text
+from ekg.report.table import Row, format_table, latency_text, milliseconds_text
 
 
 def column(text, name):
@@ -24,9 +24,9 @@ def test_latencies_stand_beside_their_ratio_and_images_a_second_follow_from_them
     rows = [Row(name, 1.0, {"top1": 0.5}, 10, 20, 1024, dict.fromkeys(conditions, timing),
                 {"litert": 2048})
             for name, timing in (("a", {"milliseconds": 2.0, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}),
-                                 ("b", {"milliseconds": 1.0, "ratio": 0.5, "ratio_low": 0.45, "ratio_high": 0.56}))]
+                                 ("b", {"milliseconds": 1.0, "ratio": 0.5, "ratio_low": 0.45, "ratio_high": 0.53}))]
     text = format_table(rows)
-    assert column(text, "ms, litert, batch 1, 1 thread") == ["2 = 1.000 [1.000, 1.000]", "1 = 0.500 [0.450, 0.560]"]
+    assert column(text, "ms, litert, batch 1, 1 thread") == ["2 = 1.000 [1.000, 1.000]", "1 = 0.500 [0.450, 0.530]"]
     assert column(text, "images/s, tensorflow, batch 256") == ["128,000", "256,000"]
     assert column(text, "litert KiB") == ["2", "2"]
     assert column(format_table(rows[1:]), "ms, tensorflow, batch 256") == ["1"]
@@ -44,3 +44,14 @@ def test_the_latencies_of_an_earlier_version_are_read():
                                          (1234.5, "1,234")])
 def test_milliseconds_have_three_digits_and_no_exponent(value, text):
     assert milliseconds_text(value) == text
+
+
+@pytest.mark.parametrize(("timing", "is_busy"), [
+    ({"milliseconds": 2.0, "low": 1.9, "high": 2.2, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}, False),
+    ({"milliseconds": 2.0, "low": 1.9, "high": 2.4, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}, True),
+    ({"milliseconds": 1.0, "low": 0.5, "high": 2.0, "ratio": 0.5, "ratio_low": 0.46, "ratio_high": 0.55}, False),
+    ({"milliseconds": 1.0, "low": 1.0, "high": 1.0, "ratio": 0.5, "ratio_low": 0.3, "ratio_high": 4.7}, True),
+    ({"milliseconds": 1.0}, False)])
+def test_a_latency_whose_rounds_differ_by_more_than_a_fifth_is_marked(timing, is_busy):
+    """The first network by its own time, another by its ratio, which a drift of the machine leaves alone."""
+    assert ("machine busy" in latency_text(timing)) == is_busy

@@ -43,7 +43,7 @@ def test_a_run_that_must_be_there_and_is_not_is_said(tmp_path):
 
 def test_a_new_run_needs_an_empty_folder(tmp_path):
     RunFolder.create(tmp_path, {"seed": 1})
-    with pytest.raises(EkgError, match="is not empty and holds no run; name a new folder"):
+    with pytest.raises(EkgError, match="is not empty, it holds a run; name a new folder"):
         RunFolder.create(tmp_path, {"seed": 1})
 
 
@@ -70,6 +70,29 @@ def test_a_run_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
     (tmp_path / ".arguments.json.abcd").write_text("half")
     RunFolder.prepare(tmp_path, {"seed": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
+
+
+def test_what_a_kill_left_in_folders_of_a_run_is_removed(tmp_path):
+    RunFolder.create(tmp_path, {"seed": 1})
+    gone = ["memory_bank/.bank.json.abcd", "checkpoints/subset/.ckpt-1.json.abcd", "exported/.a.onnx.abcd",
+            "checkpoints/subset/ckpt-2_temp/part-0"]
+    stays = ["memory_bank/bank.json", "checkpoints/subset/ckpt-1.json", "checkpoints/subset/ckpt-1.data-00000-of-00001"]
+    for name in gone + stays:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    RunFolder.prepare(tmp_path, {"seed": 1})
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == {*stays, "arguments.json"}
+
+
+@pytest.mark.parametrize("method", [RunFolder.prepare, RunFolder.open])
+def test_arguments_that_are_damaged_are_named(tmp_path, method):
+    folder = RunFolder.create(tmp_path, {"seed": 1})
+    (folder / "history.jsonl").write_text("")
+    for text in ("", "{}", "[1]"):
+        (folder / "arguments.json").write_text(text)
+        with pytest.raises(EkgError, match="arguments.json: damaged, so that the run cannot be resumed; put the file back"):
+            method(tmp_path, {"seed": 1})
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -58,7 +58,47 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
 def test_a_folder_of_something_else_gets_no_lock(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert not RunFolder(tmp_path).may_begin() and RunFolder(tmp_path / "new").may_begin()
+    with pytest.raises(EkgError, match="is not empty and holds no run"), RunFolder(tmp_path).locked():
+        pass
+    with RunFolder(tmp_path / "new").locked():
+        assert (tmp_path / "new" / LOCK).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_a_kill_left_of_the_first_file_is_locked_like_a_run(tmp_path):
+    """Two runs that begin there at once: the second one is refused."""
+    (tmp_path / ".arguments.json.abcd1234").write_text("half")
+    with RunFolder(tmp_path).locked():
+        RunFolder.prepare(tmp_path, {"seed": 1})
+        with pytest.raises(EkgError, match="another run works in this folder"), RunFolder(tmp_path).locked():
+            pass
+
+
+@pytest.mark.parametrize("make", [lambda path, target: path.symlink_to(target), lambda path, _: os.mkfifo(path),
+                                  lambda path, _: path.mkdir()], ids=["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_of_its_own_is_neither_followed_nor_written(tmp_path, make):
+    (tmp_path / "mine").write_text("years of work")
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run" / LOCK, tmp_path / "mine")
+    with pytest.raises(EkgError, match=f"{LOCK}: is a link, or no plain file"), held(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_moved_while_a_run_works_in_it_ends_the_run_when_its_phase_ends(tmp_path, replaced):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        RunFolder.prepare(folder.path, {"seed": 1})
+        with folder.timed("search"):
+            pass
+        with pytest.raises(EkgError, match="run: is no longer the folder that this run began in"), folder.timed("bank"):
+            folder.path.rename(tmp_path / "elsewhere")
+            if replaced:
+                (tmp_path / "run").mkdir()
+                (tmp_path / "run" / LOCK).touch()
+        assert not (tmp_path / "run" / "phases.jsonl").exists()
+    assert "bank" not in (tmp_path / "elsewhere" / "phases.jsonl").read_text()
 
 
 def test_steps_that_two_runs_wrote_are_noticed(tmp_path):

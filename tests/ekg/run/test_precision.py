@@ -5,6 +5,7 @@ import logging
 import pytest
 
 import ekg
+from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT, Compute
 from ekg.run import precision
 from ekg.run.folder import RunFolder
@@ -21,14 +22,14 @@ SETTINGS = JobSettings(search=SearchSettings(target_rate=0.4), fine_tuning=FineT
 def with_bfloat16(request, tmp_path, monkeypatch):
     path = tmp_path / "with"
     path.write_text(f"processor : 0\n{request.param}\n")
-    monkeypatch.setattr(precision, "PROCESSORS", path)
+    monkeypatch.setattr(kind, "PROCESSORS", path)
 
 
 @pytest.fixture
 def without_bfloat16(tmp_path, monkeypatch):
     path = tmp_path / "without"
     path.write_text("processor : 0\nflags : fpu avx2 avx512_vnni notbf16\n")
-    monkeypatch.setattr(precision, "PROCESSORS", path)
+    monkeypatch.setattr(kind, "PROCESSORS", path)
 
 
 def make_job(folder, settings=SETTINGS):

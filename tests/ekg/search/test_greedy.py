@@ -7,7 +7,7 @@ import pytest
 import ekg
 from ekg.data import Batches
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.search import criteria
+from ekg.search import criteria, proposals
 from ekg.search.objective import Objective
 from ekg.search.proposals import propose
 from ekg.search.targets import Flops
@@ -115,6 +115,27 @@ def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
     tiny_resnet.get_layer("fc").bias.assign([np.nan, 0, 0])
     with pytest.raises(FloatingPointError, match="not finite"):
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
+
+
+def test_the_published_choice_of_groups_is_that_of_every_step(tiny_resnet, tiny_data, monkeypatch):
+    """Every step again: the group that was narrowed is one that the published rule picks."""
+    supernet, picked = ekg.Supernet(tiny_resnet), []
+    pick = proposals.pick_groups
+
+    def note(sums, choice):
+        assert choice == "published"
+        picked.append((sums, pick(sums, choice)))
+        return picked[-1][1]
+    monkeypatch.setattr(proposals, "pick_groups", note)
+    history = ekg.search(supernet, tiny_data, target_rate=0.4, search_step=0.1,
+                         group_choice="published").history
+    assert history[-1].rate <= 0.4 and len(picked) == len(history) - 1
+    names = [group.name for group in supernet.groups]
+    for before, after, (sums, groups) in zip(history, history[1:], picked):
+        for i, group in enumerate(supernet.groups):
+            if i in sums:
+                assert (sums[i] == 0) == (before.subnetwork.num_kept(i) < group.size)
+        assert names.index(after.group) in groups and after.num_candidates == len(groups)
 
 
 # ---------------------------------------------------------------- several groups in a step

@@ -49,3 +49,12 @@ def test_costs_are_shares_of_the_unpruned_network(tiny_resnet):
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     assert Flops(0.5).cost(supernet, half) == supernet.rate(half)
     assert Params(0.5).cost(supernet, half) == supernet.cut(half).count_params() / tiny_resnet.count_params()
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    (Flops(0.45), "0.45 of the FLOPs"), (Every((Flops(1.0), Params(0.4))), "0.4 of the parameters"),
+    (Every((Flops(1.0), ekg.Latency(ratio=0.6))), "0.6 of the latency (litert, batch 1, 1 thread)"),
+    (Every((Flops(0.5), ekg.Latency(ms=4))), "0.5 of the FLOPs and 4 ms (litert, batch 1, 1 thread)"),
+    (Widest(0.5), "0.5 of the widest group"), (Flops(1.0), "")])
+def test_what_is_asked_for_is_told_in_words(target, words):
+    assert target.describe() == words
