@@ -25,12 +25,6 @@ HASH_DIGITS = 8
 TINY = 1e-12
 
 
-def is_possible(run):
-    """Returns whether this version of the library has what a Run needs."""
-    fields = {field.name for field in dataclasses.fields(SearchSettings)}
-    return run.cut != "published" or "group_choice" in fields
-
-
 class Start:
     """What a Run starts from.
 

@@ -4,17 +4,12 @@ import fcntl
 
 import pytest
 
-from benchmarks.proof import runs, setting, starts, work
+from benchmarks.proof import runs, setting, work
 from benchmarks.proof.__main__ import main, parse_args
 from ekg import stopping
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK, held
-
-
-@pytest.fixture(autouse=True)
-def all_possible(monkeypatch):
-    monkeypatch.setattr(starts, "is_possible", lambda run: True)
 
 
 @pytest.fixture
