@@ -180,4 +180,4 @@ def test_a_data_set_with_other_validation_images_is_the_same_otherwise():
     other = setting.with_validation(data, "viewed", data)
     for field in dataclasses.fields(data):
         assert getattr(other, field.name) is getattr(data, field.name)
-    assert isinstance(other.train, Split) and other.smallest_class() == data.smallest_class()
+    assert isinstance(other.train, Split) and other.largest_class() == data.largest_class()
