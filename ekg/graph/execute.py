@@ -6,7 +6,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from ekg.graph import norms
+from ekg.graph import norms, resizing
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.records import Context, record_of
 
@@ -53,6 +53,8 @@ def run_call(call, variables, tensors, training, options=FLOAT32, kept=None):
         kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
     """
     args, kwargs = call.arguments(tensors)
+    if args and resizing.needs_own_gradient(call.layer, args):
+        return [resizing.resize(lambda x: call.layer(x, *args[1:], **kwargs), args[0])], []
     if not isinstance(call.layer, keras.layers.Layer):
         return keras.tree.flatten(call.layer(*args, **kwargs)), []
     record = record_of(call.layer)
