@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from ekg.devices import kind
 from ekg.graph import narrow_norms
 
 
@@ -30,7 +31,7 @@ def batch_norm(layer, weights, x, training, options):
         gamma, beta = tf.ones_like(mean) if gamma is None else gamma, tf.zeros_like(mean) if beta is None else beta
         k = narrow_norms.tiles(x) if options.tile_norms else 1
     if not (training and layer.trainable):
-        if can_fuse:
+        if can_fuse and (kind.has_all_gradients() or not training):
             y = narrow_norms.normalise_by(x, k, gamma, beta, mean, variance, layer.epsilon)
         else:
             y = _normalise(x, axis, (mean, variance, gamma, beta), layer.epsilon)
