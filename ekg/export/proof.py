@@ -1,4 +1,5 @@
-"""The proof of an exported network: every channel of every output beside that of the network in memory."""
+"""The proof of an exported network: every channel of every output beside that of the network in
+memory."""
 
 import dataclasses
 
@@ -8,7 +9,7 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.tasks import METRICS, squashes
 
-# Greatest difference that a channel of an output may have, as a share of its scale; see scales_of().
+# Greatest difference that a channel of an output may have, as a share of its scale.
 TOLERANCES = {None: 1e-4, "float16": 1e-2, "dynamic": 0.15, "int8": 0.3}
 # What floating-point numbers cannot resolve beside larger ones: least scale, as a share of the
 # tensor's greatest absolute value. Whole numbers of 8 bits get no such allowance.
@@ -27,6 +28,7 @@ class Labels:
         values: as the task prepares them, [examples, ...].
         squash: "softmax" or "sigmoid" where the network returns probabilities; None for logits.
     """
+
     task: object
     values: np.ndarray
     squash: str | None = None
@@ -35,8 +37,8 @@ class Labels:
         """Returns {metric: its value for every example} of a list of the network's outputs."""
         number = self.task.output
         logits = to_logits(outputs[number], self.squash)
-        given = [*outputs[:number], logits, *outputs[number + 1:]]
-        measured = self.task.measure(self.values[:len(logits)], self.task.of(given))
+        given = [*outputs[:number], logits, *outputs[number + 1 :]]
+        measured = self.task.measure(self.values[: len(logits)], self.task.of(given))
         shown = self.task.metrics_of(logits.shape[1:])
         return {name: np.asarray(measured[name], np.float64) for name in shown}
 
@@ -56,6 +58,7 @@ class Comparison:
         metrics: {metric: (of the network in memory, of the exported one)}, empty without labels.
         losses: {metric: (mean of what the exported one loses per example, its standard error)}.
     """
+
     examples: int
     difference: float
     largest: float
@@ -81,7 +84,8 @@ class Comparison:
 
 
 def squash_of(graph, number):
-    """Returns "softmax", "sigmoid" or None: what the layer that writes a tensor of a calls.Graph does to logits."""
+    """Returns "softmax", "sigmoid" or None: what the layer that writes a tensor of a calls.Graph
+    does to logits."""
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
     if last is None or not squashes(last):
         return None
@@ -91,7 +95,8 @@ def squash_of(graph, number):
 
 
 def to_logits(values, squash):
-    """Returns logits for probabilities [examples, ...], float32; the values themselves where `squash` is None."""
+    """Returns logits for probabilities [examples, ...], float32; the values themselves where
+    `squash` is None."""
     if squash is None:
         return values
     shares = np.clip(np.asarray(values, np.float64), 1e-30, 1.0)
@@ -107,7 +112,8 @@ def compare(ours, theirs, axes, quantize, *, shares_one_scale=(), labels=None):
         theirs: of the exported one, likewise.
         axes: axis of the channels of each output, or None where there is none.
         quantize: one of formats.QUANTIZATIONS, or None.
-        shares_one_scale: numbers of the outputs whose channels are shares of one whole, by a softmax.
+        shares_one_scale: numbers of the outputs whose channels are shares of one whole, by a
+            softmax.
         labels: Labels, or None.
     """
     differences = [np.abs(mine.astype(np.float64) - other) for mine, other in zip(ours, theirs)]
@@ -118,20 +124,31 @@ def compare(ours, theirs, axes, quantize, *, shares_one_scale=(), labels=None):
         with np.errstate(divide="ignore", invalid="ignore"):
             shares.append(np.where(largest == 0, 0.0, largest / scale))
         scales.append(scale)
-    tops = [(mine.argmax(-1) == other.argmax(-1)).ravel() for mine, other in zip(ours, theirs)
-            if mine.ndim > 1 and mine.shape[-1] > 1]
+    tops = [
+        (mine.argmax(-1) == other.argmax(-1)).ravel()
+        for mine, other in zip(ours, theirs)
+        if mine.ndim > 1 and mine.shape[-1] > 1
+    ]
     metrics, losses = ({}, {}) if labels is None else _compare_metrics(labels, ours, theirs)
-    return Comparison(len(ours[0]), max(float(difference.max()) for difference in differences),
-                      max(float(np.abs(mine).max()) for mine in ours),
-                      float(np.mean(np.concatenate(tops))) if tops else None, shares, scales, metrics, losses)
+    return Comparison(
+        len(ours[0]),
+        max(float(difference.max()) for difference in differences),
+        max(float(np.abs(mine).max()) for mine in ours),
+        float(np.mean(np.concatenate(tops))) if tops else None,
+        shares,
+        scales,
+        metrics,
+        losses,
+    )
 
 
 def scales_of(output, axis, quantize, shares_one_scale=False):
     """Returns what the differences of each channel of an output are held against, [channels].
 
-    That is the channel's own range over all examples and positions, so that a small one beside large ones counts as
-    much; of a channel that is constant its value. Outputs of a softmax are shares of one whole and have its range. See
-    FLOORS and SMALL for what floating-point numbers cannot resolve.
+    That is the channel's own range over all examples and positions, so that a small one beside
+    large ones counts as much; of a channel that is constant its value. Outputs of a softmax are
+    shares of one whole and have its range. See FLOORS and SMALL for what floating-point numbers
+    cannot resolve.
 
     Args:
         output: of the network in memory, [examples, ...].
@@ -156,7 +173,8 @@ def _of_channels(values, axis):
 
 
 def _compare_metrics(labels, ours, theirs):
-    """Returns ({metric: (ours, theirs)}, {metric: (mean loss, its standard error)}), of metrics that are shares."""
+    """Returns ({metric: (ours, theirs)}, {metric: (mean loss, its standard error)}), of metrics
+    that are shares."""
     mine, other = labels.measure(ours), labels.measure(theirs)
     metrics = {name: (float(mine[name].mean()), float(other[name].mean())) for name in mine}
     losses = {}
@@ -179,7 +197,9 @@ def check(comparison, what, names, quantize, tolerance=None, decided=None):
         decided: number of the output that the task's metrics decide about where a quantised network
             has such, unless a tolerance is given; None for none.
     """
-    by_metric = quantize is not None and tolerance is None and decided is not None and comparison.losses
+    by_metric = (
+        quantize is not None and tolerance is None and decided is not None and comparison.losses
+    )
     if by_metric:
         _check_metrics(comparison, what)
     tolerance = TOLERANCES[quantize] if tolerance is None else tolerance
@@ -191,8 +211,11 @@ def check(comparison, what, names, quantize, tolerance=None, decided=None):
     if len(comparison.shares[number]) > 1:
         place = f"channel {channel} of {place}"
     scale = comparison.scales[number][channel]
-    raise EkgError(f"{what}: the exported network differs by {share * scale:.3g} in {place}, whose range is {scale:.3g}; "
-                   f"{tolerance:g} of it is allowed (`tolerance`). The file is not kept.")
+    raise EkgError(
+        f"{what}: the exported network differs by {share * scale:.3g} in {place}, whose range is "
+        f"{scale:.3g}; "
+        f"{tolerance:g} of it is allowed (`tolerance`). The file is not kept."
+    )
 
 
 def _check_metrics(comparison, what):
@@ -200,7 +223,9 @@ def _check_metrics(comparison, what):
         if lost <= METRIC_LOSS + 2 * error:
             continue
         metric, (mine, other) = METRICS[name], comparison.metrics[name]
-        raise EkgError(f"{what}: the exported network has {metric.title} {metric.text(other)} where the one in memory has "
-                       f"{metric.text(mine)}, on {comparison.examples} examples; {metric.text(METRIC_LOSS)} less is "
-                       "allowed beyond two standard errors. Give more varied `examples`, or another `quantize`. The file "
-                       "is not kept.")
+        raise EkgError(
+            f"{what}: the exported network has {metric.title} {metric.text(other)} where the one "
+            f"in memory has {metric.text(mine)}, on {comparison.examples} examples; "
+            f"{metric.text(METRIC_LOSS)} less is allowed beyond two standard errors. Give more "
+            "varied `examples`, or another `quantize`. The file is not kept."
+        )
