@@ -114,7 +114,7 @@ class Weighted(Task):
         self.inner.check_labels(self.values(labels), shape, what)
 
     def scale(self, labels):
-        return self.inner.scale(self._values(np.asarray(labels)))
+        return self.inner.scale(self.values(np.asarray(labels)))
 
     def strata(self, labels):
         return self.inner.strata(self.values(np.asarray(labels)))

@@ -14,6 +14,7 @@ from ekg.imitation import Imitation
 from ekg.output_choice import choose_outputs
 from ekg.outputs import Outputs, Part, weight_of
 from ekg.search.objective import Objective
+from ekg.weights import Weighted
 from tests.conftest import conv_bn, make_data, randomise_
 from tests.ekg.test_pruning import digits, network, softmax
 from tests.helpers import log_softmax
@@ -127,6 +128,16 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
     whole = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]))
     single_loss, loss = (data.task.label_loss(data.train.labels, outputs).numpy() for data in (single, whole))
     np.testing.assert_allclose(single_loss, factors * loss, rtol=1e-4)
+
+
+def test_the_scale_of_numbers_is_theirs_with_weights_and_without_labels():
+    numbers = (30 * RNG.normal(size=(80, 2))).astype(np.float32)
+    expected = tasks.Regression().scale(numbers)
+    assert expected == pytest.approx(numbers.var(axis=0).mean(), rel=1e-4) and expected > 100
+    assert Imitation(0, tasks.Regression()).scale(numbers) == expected
+    weighed = Weighted(0, tasks.Regression())
+    labels = weighed.prepare_labels(numbers, (2,), weights=np.full(80, 0.5))
+    assert weighed.scale(labels) == pytest.approx(expected)
 
 
 def test_labels_of_several_outputs_are_checked_one_by_one():
