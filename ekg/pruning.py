@@ -144,8 +144,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         exclude, min_channels, multiple_of, prune_frozen, open_layers: see Supernet; multiple_of="auto" measures time.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated again.
         search: {name: value} of SearchSettings, and those of SubsetSettings.
-        repair: whether kernels of the network that is cut out are fitted to the unpruned one before any training, unless
-            that raises the loss on the images that the search evaluates on; see ekg.repair.
+        repair: whether kernels that were cut are fitted to the unpruned network, where that helps; see ekg.repair.
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature; and
             "optimizer", a keras Optimizer, and "schedule", its learning rate; see train.optimizers.Recipe.
@@ -159,8 +158,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         class_weight: {class number: weight} in all losses with labels; None for 1.
 
     Raises:
-        EkgError: what is asked for cannot be done; before the first phase, in one line.
-        FloatingPointError: a loss or a reward is not finite.
+        EkgError, FloatingPointError: what cannot be done, before the first phase; a loss or a reward is not finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call resumes there.
     """
     plan.check_restart(restart, run_dir)
