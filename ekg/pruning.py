@@ -96,7 +96,10 @@ class PruneResult:
         """
         if examples is None and labels is None:
             examples, labels = draw_labelled(self._data, EXPORT_EXAMPLES)
-            task = self._data.task
+            if type(self._data.task) in TASKS.values():
+                task = self._data.task
+            else:  # labels of several outputs, or with weights, or made by the unpruned network
+                labels = None
         return export(self.model, path, format, quantize=quantize, examples=examples, labels=labels,
                       task=task, tolerance=tolerance)
 
