@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 POSITIONS = 40_000  # of each layer, at which it is fitted
 MAP_RIDGE = 1e-8  # of the map of channels, which has many positions for each of its unknowns
 HELD_OUT = 0.125  # share of the examples that choose the ridge
+DENSITY = 4  # positions of an example for each one that is taken, at most
 CHUNK_NUMBERS = 2**24  # of patches at a time
 
 
@@ -157,10 +159,14 @@ class Sweep:
         first = record.patches(own.layer, self._mine[own.inputs[0]][:1])
         blocks, rows = first.shape[-2:]
         positions = int(np.prod(first.shape[1:-2]))
-        taken = min(positions, -(-POSITIONS // self._num_examples))
+        wanted = math.ceil(POSITIONS * len(examples) / self._num_examples)
+        # Patches are made of whole examples: of large maps a quarter of the positions is taken of fewer examples.
+        used = min(len(examples), math.ceil(DENSITY * wanted / positions))
+        taken = min(positions, math.ceil(wanted / used))
         together = max(1, CHUNK_NUMBERS // (positions * blocks * rows))
-        for start in range(examples.start, examples.stop, together):
-            part = slice(start, min(start + together, examples.stop))
+        stop = examples.start + used
+        for start in range(examples.start, stop, together):
+            part = slice(start, min(start + together, stop))
             p = tf.reshape(record.patches(own.layer, self._mine[own.inputs[0]][part]), (-1, blocks, rows))
             t = self._targets(call, plan, part)
             t = t if affine is None else affine[0] * t + affine[1]
