@@ -2,14 +2,12 @@
 
 import dataclasses
 import logging
-import math
 from pathlib import Path
 
 import nets
 from analyses.results import write_results
 from analyses.stored import measure_networks, minutes
 from ekg import files
-from ekg.distil.slim import restore_norms_
 from ekg.errors import EkgError
 from ekg.landscape import lanczos
 from ekg.landscape.hessian import PARAMETERS, model_landscape
@@ -63,15 +61,13 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
         raise EkgError(f"`norms_of` {hessian.norms_of}: was cut itself; name the unpruned network.")
 
     def measure(model, batches, name):
-        if original is not None:
-            restore_norms_(model, original, max_change=math.inf)
-        elif _was_cut(subject, model):
+        if original is None and _was_cut(subject, model):
             logger.warning("%s was cut, and its kernels are taken as they are stored: name the "
                            "network that it was cut from with --norms_of, so that condition numbers "
                            "can be compared.", name)
         landscape = model_landscape(model, batches, parameters=hessian.parameters,
                                     batch_statistics=images.batch_statistics,
-                                    former_norms=original is not None)
+                                    original=original)
         spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
         return {"condition": spectrum.condition, "loss": landscape.loss(landscape.point)} | spectrum_values(spectrum)
     norms = {} if original is None else {"norms_of": files.sha256(hessian.norms_of)}
@@ -110,7 +106,7 @@ def kept_spectrum_values(path, model, original, batches, settings):
 
     Args:
         path: JSON file that keeps them, and has those of an earlier call with the same settings.
-        model: keras.Model, whose kernels get these norms.
+        model: keras.Model.
         original: the keras.Model that it was cut from.
         batches: data.Batches.
         settings: SpectrumSettings.
@@ -118,8 +114,7 @@ def kept_spectrum_values(path, model, original, batches, settings):
     asked = dataclasses.asdict(settings) | {"batch_size": batches.batch_size, "former_norms": True}
     kept = files.read_json(path) if path.exists() else {}
     if kept.get("options") != asked:
-        restore_norms_(model, original, max_change=math.inf)
-        landscape = model_landscape(model, batches, batch_statistics=True, former_norms=True)
+        landscape = model_landscape(model, batches, batch_statistics=True, original=original)
         spectrum = landscape.spectrum(**dataclasses.asdict(settings))
         kept = spectrum_values(spectrum) | {"options": asked}
         files.write_json(path, kept)

@@ -1,6 +1,6 @@
 """Training step, search step and memory bank on a GPU: XLA on and off, in every number format. Needs no data.
 
-    python -m benchmarks.bench_gpu --arch ResNet-56
+    python -m benchmarks.bench_gpu --arch ResNet-56 --json gpu.json
 
 Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which says nothing of one.
 --out docs adds the table to docs/performance.md.
@@ -22,12 +22,14 @@ from benchmarks import common, performance
 from benchmarks.bench_scale import make_batch
 from ekg import files
 from ekg.data import NUM_VIEWS, Batches
+from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil import bank, losses
 from ekg.memory import Peak
 from ekg.network.supernet import Supernet
-from ekg.run.arguments import origin
+from ekg.run import environment
+from ekg.run.arguments import VERSIONS, origin
 from ekg.search import criteria
 from ekg.search.history import HistoryEntry
 from ekg.search.objective import Objective
@@ -51,6 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--bank_images", type=int, default=16_384)
     parser.add_argument("--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file that gets all figures, and what they were measured on")
     parser.add_argument("--out", type=Path, help="folder whose performance.md gets the table, too")
     return parser.parse_args(argv)
 
@@ -125,6 +128,12 @@ def main(args):
             f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, medians of {args.runs}:")
     print(f"\n{name}")
     common.print_table(performance.SECTIONS["formats"][-1], rows)
+    if args.json:
+        head = performance.SECTIONS["formats"][-1]
+        files.write_json(args.json, {
+            "origin": came_of, "environment": environment.of_team(Team(strategy)), "versions": VERSIONS,
+            "gpus": [{**kind.details_of(gpu), "name": gpu.name} for gpu in kind.gpus()],
+            "rows": [dict(zip(head, row)) for row in rows]})
     if args.out:
         performance.add_rows(args.out, "formats", name, rows)
 

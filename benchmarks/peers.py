@@ -31,6 +31,7 @@ from ekg.devices.compute import DTYPES, Compute
 from ekg.devices.team import Team
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, restore_norms_, slim
+from ekg.graph.calls import Graph
 from ekg.graph.execute import pure_forward
 from ekg.network.supernet import Supernet
 from ekg.report.measure import measure
@@ -97,7 +98,7 @@ def make_network(args, data, unpruned, compute):
     if args.method in TORCH:
         model = nets.from_params(args.arch, prune_with_torch(args, data, unpruned), data.num_classes, "Torch-Pruning")
         fit_statistics_(model, train_batches, compute.use_xla)
-        restore_norms_(model, unpruned)  # as of all others: the effective learning rate stays
+        restore_norms_(model, Graph(unpruned))  # as of all others: the effective learning rate stays
         return model
     if args.method == "scratch":
         return keras.models.clone_model(load(args, data, args.searched / names.SLIMMED))  # weights of a clone are new

@@ -10,6 +10,7 @@ from ekg.distil.repair import repair
 from ekg.errors import EkgError
 from ekg.export.write import Export, export
 from ekg.graph.complexity import Complexity
+from ekg.graph.cutting import open_model
 from ekg.graph.groups import ChannelGroup
 from ekg.graph.records import LayerRecord, Weight, register_layer
 from ekg.latency.timing import Timing, measure_latency
@@ -32,4 +33,4 @@ __version__ = "0.2.0"
 __all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "Export", "HistoryEntry",
            "Inspection", "Latency", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork",
            "Supernet", "Target", "Team", "Timing", "Weight", "build_bank", "export", "fine_tune", "inspect", "make_data",
-           "measure_latency", "prune", "register_layer", "repair", "search", "slim", "tasks", "testing"]
+           "measure_latency", "open_model", "prune", "register_layer", "repair", "search", "slim", "tasks", "testing"]

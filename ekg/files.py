@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -234,3 +235,11 @@ def append_json_line(path, value):
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write((json.dumps(_with_checksum(value)) + "\n").encode())
         sync(file)
+
+
+def remove(path):
+    """Removes a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Networks in .h5 files, as Keras 2 wrote them: looked through before anything of them is loaded.
 
-Keras' safe mode does not look at these files' members. So names are read here first, as plain text, links that lead
-elsewhere are refused, and sizes are compared before anything of them is allocated.
+Keras' safe mode does not look at these files' members. So names are read here first, as plain text,
+links that lead elsewhere are refused, and sizes are compared before anything of them is allocated.
 """
 
 import json
@@ -24,16 +24,16 @@ _PLAIN = ("Functional", "Policy", "TensorShape")  # names of its own
 
 
 def load_h5(path, check_config):
-    """Returns the keras.Model in a .h5 file, not compiled; nothing of the file's own is imported or run.
+    """Returns the keras.Model in a .h5 file, not compiled; no code of the file's is run.
 
     Args:
         path: of the file.
-        check_config: function (path, configuration) that raises EkgError if a configuration speaks of code, or of anything
-            that is not Keras' own.
+        check_config: function (path, configuration) that raises EkgError if a configuration speaks
+            of code, or of anything that is not Keras' own.
 
     Raises:
-        EkgError: the file cannot be read; or it holds code, links, layers that Keras does not have, or another network's
-            weights.
+        EkgError: the file cannot be read; or it holds code, links, layers that Keras does not have,
+            or another network's weights.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -46,12 +46,15 @@ def load_h5(path, check_config):
     except EkgError:
         raise
     except Exception as error:  # whatever h5py and Keras raise
-        raise EkgError(f"`model` {path}: cannot be read as a .h5 file of a whole network "
-                       f"({first_line(error)[:200]}).") from None
+        raise EkgError(
+            f"`model` {path}: cannot be read as a .h5 file of a whole network "
+            f"({first_line(error)[:200]})."
+        ) from None
 
 
 def _check_members(path, file):
-    """Raises EkgError for links, for data outside the file, and for members that would grow in memory."""
+    """Raises EkgError for links, for data outside the file, and for members that would grow in
+    memory."""
     waiting, seen = [file], 0
     while waiting:
         group = waiting.pop()
@@ -59,9 +62,14 @@ def _check_members(path, file):
             seen += 1
             place = f"{group.name.rstrip('/')}/{name}"
             if seen > MOST_MEMBERS:
-                raise EkgError(f"`model` {path}: has more than {MOST_MEMBERS:,} members, or members within themselves.")
+                raise EkgError(
+                    f"`model` {path}: has more than {MOST_MEMBERS:,} members, or members within "
+                    "themselves."
+                )
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise EkgError(f"`model` {path}: {place} is a link to another place, which is not followed.")
+                raise EkgError(
+                    f"`model` {path}: {place} is a link to another place, which is not followed."
+                )
             member = group[name]
             if isinstance(member, h5py.Group):
                 waiting.append(member)
@@ -71,24 +79,35 @@ def _check_members(path, file):
 
 def _check_dataset(path, place, member):
     if member.external or member.is_virtual:
-        raise EkgError(f"`model` {path}: the data of {place} lie in another file, which is not read.")
+        raise EkgError(
+            f"`model` {path}: the data of {place} lie in another file, which is not read."
+        )
     if member.shape is None or member.dtype.hasobject:
         raise EkgError(f"`model` {path}: {place} holds no plain numbers.")
     size = math.prod(member.shape) * member.dtype.itemsize
     if size > max(FREE_BYTES, MOST_EXPANSION * member.id.get_storage_size()):
-        raise EkgError(f"`model` {path}: {place} would take {size:,} bytes of memory and has "
-                       f"{member.id.get_storage_size():,} in the file.")
+        raise EkgError(
+            f"`model` {path}: {place} would take {size:,} bytes of memory and has "
+            f"{member.id.get_storage_size():,} in the file."
+        )
 
 
 def _read_config(path, file):
     """Returns the configuration in an open file as plain JSON."""
     if "model_config" not in file.attrs:
-        raise EkgError(f"`model` {path}: holds weights alone; a whole network is needed, as model.save() writes it.")
+        raise EkgError(
+            f"`model` {path}: holds weights alone; a whole network is needed, as model.save() "
+            "writes it."
+        )
     if file.attrs.get_id("model_config").get_storage_size() > MOST_CONFIG_BYTES:
-        raise EkgError(f"`model` {path}: its configuration is larger than {MOST_CONFIG_BYTES:,} bytes.")
+        raise EkgError(
+            f"`model` {path}: its configuration is larger than {MOST_CONFIG_BYTES:,} bytes."
+        )
     text = file.attrs["model_config"]
     if len(text) > MOST_CONFIG_BYTES:
-        raise EkgError(f"`model` {path}: its configuration is larger than {MOST_CONFIG_BYTES:,} bytes.")
+        raise EkgError(
+            f"`model` {path}: its configuration is larger than {MOST_CONFIG_BYTES:,} bytes."
+        )
     return json.loads(text)
 
 
@@ -99,20 +118,31 @@ def _check_kinds(path, config):
         value = waiting.pop()
         if isinstance(value, dict):
             kind = value.get("class_name")
-            is_named = kind is not None and value.get("module") is None and not str(kind).startswith("__")
-            if is_named and kind not in _PLAIN and not any(
-                    isinstance(getattr(module, str(kind), None), type) for module in _MODULES):
-                raise EkgError(f"`model` {path}: holds a {kind}, which is no layer of Keras 3; build the network again from "
-                               "such layers, and prune it with ekg.prune.")
+            is_named = (
+                kind is not None and value.get("module") is None and not str(kind).startswith("__")
+            )
+            if (
+                is_named
+                and kind not in _PLAIN
+                and not any(
+                    isinstance(getattr(module, str(kind), None), type) for module in _MODULES
+                )
+            ):
+                raise EkgError(
+                    f"`model` {path}: holds a {kind}, which is no layer of Keras 3; build the "
+                    "network again from "
+                    "such layers, and prune it with ekg.prune."
+                )
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
 
 
 def _try_sizes(path):
-    """Raises what Keras raises where the network of the configuration is not that of the weights; allocates no variable.
+    """Raises what Keras does where configuration and weights do not fit; allocates no variable.
 
-    In a thread of its own: Keras keeps a list of variables that wait for their values, and fills them later.
+    In a thread of its own: Keras keeps a list of variables that wait for their values, and fills
+    them later.
     """
     raised = []
 
@@ -122,6 +152,7 @@ def _try_sizes(path):
                 keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever Keras raises
             raised.append(error)
+
     thread = threading.Thread(target=load)
     thread.start()
     thread.join()

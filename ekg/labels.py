@@ -29,6 +29,27 @@ def prepare_classes(labels, rank, num_classes, what):
     return class_numbers(labels, rank, num_classes, what)
 
 
+def prepare_shares(labels, shape, what):
+    """Returns labels that hold or not, or soft ones between, float32 [examples, *shape].
+
+    Args:
+        labels: array of this shape, also without a last axis of length 1.
+        shape: of one example.
+        what: what to call them in an error.
+
+    Raises:
+        EkgError: they have another shape, or are not from 0 to 1.
+    """
+    labels = np.asarray(labels)
+    labels = labels[..., None] if labels.ndim == len(shape) else labels
+    if labels.shape[1:] != tuple(shape):
+        raise EkgError(f"{what}: the network has {shape[-1]} outputs, so (examples, "
+                       f"{', '.join(map(str, shape))}) zeros and ones are needed; received shape {labels.shape}.")
+    if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
+        raise EkgError(f"{what} must be 0 or 1, or shares between; received others.")
+    return labels.astype(np.float32)
+
+
 def class_numbers(labels, rank, num_classes, what):
     """Returns labels as int32 class numbers of this rank, or raises EkgError."""
     is_whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all())

@@ -21,6 +21,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.export.accuracy import draw_labelled
 from ekg.export.write import export
+from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.choices import Choices
 from ekg.graph.complexity import model_complexity
@@ -95,7 +96,10 @@ class PruneResult:
         """
         if examples is None and labels is None:
             examples, labels = draw_labelled(self._data, EXPORT_EXAMPLES)
-            task = self._data.task
+            if type(self._data.task) in TASKS.values():
+                task = self._data.task
+            else:  # labels of several outputs, or with weights, or made by the unpruned network
+                labels = None
         return export(self.model, path, format, quantize=quantize, examples=examples, labels=labels,
                       task=task, tolerance=tolerance)
 
@@ -121,7 +125,7 @@ class PruneResult:
 def prune(model, data, *, target_rate=None, target=None, validation_data=None, task="auto", may_lose=(), exclude=(),
           min_channels=1, multiple_of=1, prune_frozen=False, epochs=20, search=None, repair=True, bank=None, fine_tune=None,
           run=None, augment=None, run_dir=None, restart=None, seed=0, strategy=None, verbose=True, steps_per_epoch=None,
-          class_weight=None):
+          class_weight=None, open_layers=True):
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the interim ones know.
 
         result = ekg.prune(model, (images, labels), target_rate=0.5)  # a PruneResult
@@ -131,7 +135,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
     and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
-        model: trained functional or sequential keras.Model of one input.
+        model: trained keras.Model of one input.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or keras.utils.PyDataset of such batches
             that gives the same each time, or an ekg.Data; or a data set of this project. Images as the network takes them.
             Labels as `fit` takes them; what has none is held against the unpruned network's output.
@@ -140,11 +144,10 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         validation_data: what the final table is of; None takes training images that the search uses.
         task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or dict.
         may_lose: names or numbers of outputs that may be worth nothing afterwards, as ["boxes"].
-        exclude, min_channels, multiple_of, prune_frozen: see Supernet; multiple_of="auto" measures where time jumps.
+        exclude, min_channels, multiple_of, prune_frozen, open_layers: see Supernet; multiple_of="auto" measures time.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics estimated again.
         search: {name: value} of SearchSettings, and those of SubsetSettings.
-        repair: whether kernels of the network that is cut out are fitted to the unpruned one before any training, unless
-            that raises the loss on the images that the search evaluates on; see ekg.repair.
+        repair: whether kernels that were cut are fitted to the unpruned network, where that helps; see ekg.repair.
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size, finetune_teacher, temperature; and
             "optimizer", a keras Optimizer, and "schedule", its learning rate; see train.optimizers.Recipe.
@@ -158,8 +161,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         class_weight: {class number: weight} in all losses with labels; None for 1.
 
     Raises:
-        EkgError: what is asked for cannot be done; before the first phase, in one line.
-        FloatingPointError: a loss or a reward is not finite.
+        EkgError, FloatingPointError: what cannot be done, before the first phase; a loss or a reward is not finite.
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call resumes there.
     """
     plan.check_restart(restart, run_dir)
@@ -171,7 +173,7 @@ def prune(model, data, *, target_rate=None, target=None, validation_data=None, t
         team = stack.enter_context(Team(strategy or _default_strategy()).sharing_failures())
         given = {"validation_data": validation_data, "augment": augment,
                  "steps_per_epoch": steps_per_epoch, "class_weight": class_weight}
-        data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays)
+        data, networks = _understand(model, data, {"task": task, "may_lose": may_lose}, given, stays, open_layers)
         found = {"auto_multiple_of": _find_multiple(networks, target, team, path)} if multiple_of == AUTO else {}
         networks = networks.with_choices({"multiple_of": found.get("auto_multiple_of", multiple_of)})
         job, note = _make_job(choices, data, networks, team, path)
@@ -231,7 +233,7 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
-def _understand(model, data, meant, given, supernet_choices):
+def _understand(model, data, meant, given, supernet_choices, open_layers):
     """Returns (data set, Networks) of what a user gave.
 
     Args:
@@ -239,9 +241,11 @@ def _understand(model, data, meant, given, supernet_choices):
         data: see prune().
         meant: what the outputs are for, and `given`: further arguments of make_data().
         supernet_choices: arguments of Supernet.
+        open_layers: which layers are opened.
     """
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
+    original, model = model, cutting.open_model(model, open_layers=open_layers)
     if isinstance(data, LabelledData):
         for name, value in given.items():
             if value is not None:
@@ -251,15 +255,16 @@ def _understand(model, data, meant, given, supernet_choices):
     _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
-    kept = Choices(**supernet_choices).excluded(Graph(model, size))
-    logits, head = without_heads(model, chosen.logits, size)
+    kept = Choices(**supernet_choices).excluded(Graph(original, size, open_layers))
+    logits, head = without_heads(cutting.open_model(model, size, open_layers), chosen.logits, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own network.
     supernet_choices["exclude"] = [f"^{re.escape(key)}$" for key in sorted(kept) if key in graph.layers]
     if head is not None:
         logger.info("%r (%s) is taken off for the work on logits, and put back behind it", head.name, head.squash)
-    return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size}, head)
+    return data, Networks(logits, {**supernet_choices, "class_logits": chosen.has_class_logits, "input_shape": size,
+                                   "open_layers": False}, head)  # what can be opened is open by now
 
 
 def _warn_of_own_training(model):

@@ -223,7 +223,7 @@ def _tensorflow_batches(dataset, rank, what, steps):
     """Returns (function that gives the batches of a tf.data.Dataset from its beginning on, whether they may not end)."""
     size = int(dataset.cardinality())
     if steps is None and size == tf.data.INFINITE_CARDINALITY:
-        raise EkgError(f"`{what}` never ends; leave its repeat() out, or {_STEPS}.")
+        raise EkgError(f"`{what}` never ends; leave its repeat() out, or {_advice(what)}.")
     _check_steps(steps, size if size >= 0 else None, what)
     spec = dataset.element_spec
     if isinstance(spec, dict):
@@ -247,12 +247,15 @@ def _count_batches(source, what, steps):
     except (NotImplementedError, TypeError):  # it has no length, or returns None for it
         number = None
     if steps is None and number is None:
-        raise EkgError(f"`{what}` has no length, so it never ends; {_STEPS}.")
+        raise EkgError(f"`{what}` has no length, so it never ends; {_advice(what)}.")
     _check_steps(steps, number, what)
     return number if steps is None else steps
 
 
-_STEPS = "say by `steps_per_epoch` how many batches of it are the data"
+def _advice(what):
+    """Returns how to say how much of data that never ends is meant."""
+    return ("say by `steps_per_epoch` how many batches of it are the data" if what == "data" else
+            "give so many batches of it")
 
 
 def _check_steps(steps, number, what):
@@ -353,7 +356,7 @@ class _Watch:
         Raises:
             EkgError: it is read for the second time, or there is no room for it.
         """
-        advice = f"leave its repeat() out, or {_STEPS}"
+        advice = f"leave its repeat() out, or {_advice(self._what)}"
         for number, image in enumerate(images):
             self._last.append(_checksum(image, [own[number] for own in _arrays_of(labels)]))
             self._count += 1

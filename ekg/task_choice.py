@@ -95,8 +95,9 @@ def _told_by_loss(shape, loss, squash):
                        f"`task` what it returns, one of {list(TASKS)}.")
     if not loss.is_plain:
         smooths = f" and label_smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
-        logger.warning("the network was compiled with %s%s; search and training take the loss of a %s, "
-                       "and `fine_tune` has a label_smoothing", loss.name, smooths, task.name)
+        logger.warning("the network was compiled with %s%s; search and training take the loss of a %s%s",
+                       loss.name, smooths, task.name,
+                       " without, unless `fine_tune` has a label_smoothing" if smooths else "")
     return task
 
 

@@ -60,16 +60,26 @@ def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, to
     for subnetwork, tolerances in tried:
         cut = supernet.cut(subnetwork)
         _check_count(supernet, subnetwork, cut, choices.get("input_shape"))
-        forward = execute.pure_forward(cut, PLAIN)
-        for training, most in ((True, tolerances[1]), (False, tolerances[0])):
-            masked = _check_layers(supernet.with_options(PLAIN), subnetwork, cut, inputs, training, most)
-            with full_float32():
-                value = forward(*execute.read_variables(cut), inputs, training)[0]
-            _compare(masked, value, most, f"the output of the cut network with {_mode(training)}")
-        _compare(masked, cut(inputs, training=False), tolerances[0], "the output of the cut network, called as it is,")
-        if reload and subnetwork is tried[-1][0]:
-            _compare(masked, _reloaded(cut)(inputs, training=False), tolerances[0], "the output of the network read again")
+        try:
+            _check_cut(supernet, subnetwork, cut, inputs, tolerances, reload and subnetwork is tried[-1][0])
+        except EkgError:
+            raise
+        except Exception as error:  # whatever a layer raises whose weights do not fit together
+            raise EkgError(f"the network cut out to {subnetwork} does not run: {first_line(error)}") from error
     return supernet
+
+
+def _check_cut(supernet, subnetwork, cut, inputs, tolerances, reload):
+    """Compares a cut network with the masked one; see check_prunable()."""
+    forward = execute.pure_forward(cut, PLAIN)
+    for training, most in ((True, tolerances[1]), (False, tolerances[0])):
+        masked = _check_layers(supernet.with_options(PLAIN), subnetwork, cut, inputs, training, most)
+        with full_float32():
+            value = forward(*execute.read_variables(cut), inputs, training)[0]
+        _compare(masked, value, most, f"the output of the cut network with {_mode(training)}")
+    _compare(masked, cut(inputs, training=False), tolerances[0], "the output of the cut network, called as it is,")
+    if reload:
+        _compare(masked, _reloaded(cut)(inputs, training=False), tolerances[0], "the output of the network read again")
 
 
 def _mode(training):

@@ -130,7 +130,7 @@ def make_view(augmentation, graph, task):
         raise EkgError(f"`augment` must be one of {list(VIEWS)}, a function (images, seed) or (images, "
                        f"labels, seed), or None; received {augmentation!r}.")
     rank = len(graph.shapes[graph.inputs[0]])
-    channel_axis = find_channel_axis(graph) if rank in IMAGE_RANKS else rank - 1
+    channel_axis = find_channel_axes(graph)[-1] if rank in IMAGE_RANKS else rank - 1
     changes_labels = _count_required(augmentation) >= 3
     function = task.taking_labels(augmentation) if changes_labels else augmentation
     return OwnView(function, changes_labels, channel_axis)
@@ -151,7 +151,12 @@ def _moving_view(name, graph, task):
     if len(shape) not in IMAGE_RANKS:
         raise EkgError(f"`augment` {name!r} moves images and volumes, and the network takes "
                        f"{shape[1:]}; give a function (images, seed) -> images.")
-    channel_axis, crops = find_channel_axis(graph), name == "flip_crop"
+    channel_axis, *others = find_channel_axes(graph)
+    if others:
+        raise EkgError(f"`augment` {name!r}: of the layers of `model` {graph.model.name!r} that read the "
+                       "images some take them for channels_first and some for channels_last; give a "
+                       "function (images, seed) -> images.")
+    crops = name == "flip_crop"
     places = [axis for axis in range(1, len(shape)) if axis != channel_axis]
     sizes, axes = tuple(shape[axis] for axis in places), tuple(places[-2:])
     if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
@@ -181,14 +186,11 @@ def _problem(task, output, sizes, num_channels, crops):
     return None
 
 
-def find_channel_axis(graph):
-    """Returns which axis of a batch of images or volumes holds the channels: 1, or the last.
+def find_channel_axes(graph):
+    """Returns which axes of a batch of images or volumes layers take for the channels, a list of one or two.
 
     The layers that read the input and have a data format decide, also behind a Permute; where there
     are none, Keras' configuration does.
-
-    Raises:
-        EkgError: layers disagree.
     """
     number = graph.inputs[0]
     rank = len(graph.shapes[number])
@@ -205,12 +207,8 @@ def find_channel_axis(graph):
             axes_of[call.output] = tuple(axes[axis] for axis in order)
         elif graph.shapes[call.outputs[0]] == graph.shapes[source]:
             axes_of[call.outputs[0]] = axes
-    if len(found) > 1:
-        raise EkgError(f"`augment`: of the layers of `model` {graph.model.name!r} that read the images "
-                       "some take them for channels_first and some for channels_last; their axes are "
-                       "not known.")
     default = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
-    return found.pop() if found else default
+    return sorted(found) or [default]
 
 
 def _permutation(operation, rank):

@@ -1,7 +1,6 @@
 """Comparisons and small pieces that several tests share."""
 
 import functools
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import tensorflow as tf
 
 import ekg
 from ekg.data import Batches
-from ekg.distil.slim import restore_norms_
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.search.objective import Objective
@@ -65,9 +63,8 @@ def check_landscape_is_that_of_the_cut(supernet, subnetwork, batches, parameters
     Returns both Landscapes.
     """
     masked = MaskedLandscapes(supernet, batches, parameters=parameters)(subnetwork)
-    model = supernet.cut(subnetwork)
-    restore_norms_(model, supernet.model, max_change=math.inf)
-    cut = model_landscape(model, batches, parameters=parameters, batch_statistics=True)
+    cut = model_landscape(supernet.cut(subnetwork), batches, parameters=parameters,
+                          batch_statistics=True, original=supernet.model)
     assert masked.loss(masked.point) == pytest.approx(cut.loss(cut.point), rel=1e-4)
     np.testing.assert_allclose(masked.point[masked.support > 0], cut.point, rtol=1e-5, atol=1e-7)
     vector = np.random.default_rng(0).normal(size=cut.dimension)

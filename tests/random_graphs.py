@@ -20,6 +20,28 @@ from tests.conftest import randomise_
 SIZE, DEPTH = 8, 12
 
 
+class Composite(layers.Layer):
+    """Layers in one layer, with a shortcut around them; in training they work otherwise."""
+
+    def __init__(self, inner, **options):
+        super().__init__(**options)
+        self.inner = inner
+
+    def build(self, shape):
+        for layer in self.inner:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x, training=False):
+        y = x
+        for layer in self.inner:
+            y = layer(y, training=training) if layer._call_has_training_arg else layer(y)
+        return ops.relu(y) + x
+
+
 class Maker:
     """Draws the parts of a network; every layer has a name of its own."""
 
@@ -152,6 +174,48 @@ class Maker:
         y = inner(x, **options)
         return inner(y) if y.shape == x.shape and self.pick(True, False) else y
 
+    # ---------------------------------------------------------------- layers made of layers
+
+    def composite(self, x, depth=1):
+        channels, inner = x.shape[-1], []
+        inner.append(layers.Conv2D(self.pick(2, 4), 3, padding="same", name="conv"))
+        inner.append(layers.BatchNormalization(epsilon=1e-3, name="norm"))
+        inner += self.pick([], [layers.Dropout(0.2, name="dropout")], [layers.ReLU(name="relu")])
+        inner.append(layers.Dense(channels, name="mix"))
+        if depth and self.pick(True, False):
+            inner.append(Composite([layers.Dense(3, activation="relu", name="up"),
+                                    layers.Dense(channels, name="down")], name="inside"))
+        composite = self.layer(Composite, inner)
+        y = composite(x)
+        return composite(y) if self.pick(True, False, False) else y
+
+    def heads(self, x):
+        size, options = self.pick(2, 3), {"use_bias": self.pick(True, False)}
+        if self.pick(True, False):
+            axes = self.pick(None, (1,), (2,))
+            layer = self.layer(layers.MultiHeadAttention, self.pick(2, 3), size, attention_axes=axes,
+                               output_shape=self.pick(None, 4), use_gate=self.pick(True, False),
+                               **options)
+            y = layer(x, self.pick(x, self.conv(x)))
+        else:
+            tokens = self.layer(layers.Reshape, (-1, x.shape[-1]))(x)
+            y = self.layer(layers.GroupQueryAttention, size, *self.pick((2, 1), (4, 2)), **options)(
+                tokens, tokens, use_causal_mask=self.pick(True, False))
+            y = self.layer(layers.Reshape, x.shape[1:])(y)
+        return y + x if y.shape == x.shape and self.pick(True, False) else y
+
+    def units(self, x):
+        rows = ops.mean(x, axis=1)
+        units, kind = self.pick(2, 4), self.pick(layers.LSTM, layers.GRU, layers.SimpleRNN)
+        options = {"use_bias": self.pick(True, False)}
+        if kind is layers.GRU:
+            options["reset_after"] = self.pick(True, False)
+        layer = self.layer(kind, units, return_sequences=True, **options)
+        if self.pick(True, False):
+            layer = self.layer(layers.Bidirectional, layer, merge_mode=self.pick("concat", "sum"))
+        y = ops.expand_dims(layer(rows), 1)
+        return self.conv(x, y.shape[-1]) + y
+
     def head(self, x):
         """Returns (kind of an output, the output): logits, shares, labels or numbers, vectors or maps."""
         kind, place = self.pick("logits", "softmax", "sigmoid", "numbers"), self.pick("pool", "mean", "flat", "map")
@@ -172,7 +236,8 @@ class Maker:
 
     def part(self, x):
         return self.pick(self.conv, self.conv, self.depthwise, self.pooled, self.scaled, self.residual, self.stacked,
-                         self.split, self.squeeze, self.attended, self.shared, self.frozen, self.nested)(x)
+                         self.split, self.squeeze, self.attended, self.shared, self.frozen, self.nested,
+                         self.composite, self.heads, self.units)(x)
 
 
 @st.composite

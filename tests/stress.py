@@ -1,11 +1,12 @@
 """Ends small runs again and again, starts them each time, and compares their ends with undisturbed runs'.
 
-    python -m tests.stress --kills 300 --signals 50 --workers 20
+    python -m tests.stress --kills 300 --signals 50 --workers 20 --differing 30
 
 Processes end at random instants, in turn in search, memory bank and fine-tuning: by SIGKILL (every fifteenth time the next
 process is killed within a second of its first line, too), and by SIGTERM and SIGUSR1. The runs are train_cifar.py on one
 device and on two, and a program of its own that calls ekg.prune; --workers is for two processes of one job, of which one is
-killed. Prints what was done, and how many ends are identical: history, curves, memory bank and parameters, bit for bit.
+killed; --differing for two whose data and versions differ, which both refuse. Prints what was done, and how many ends are
+identical: history, curves, memory bank and parameters, bit for bit.
 """
 
 import argparse
@@ -172,6 +173,19 @@ def stress_workers(params, folder, count, rng):
     return done
 
 
+def stress_differing_workers(params, folder, count):
+    """Starts two workers of which one has other data and another NumPy, so many times; each time both must refuse."""
+    arguments = [*stress_resume.ARGUMENTS, "--trained_param", params, "--train_path", folder / "run"]
+    done = collections.Counter()
+    for _ in range(count):
+        workers = test_multi_worker.start_workers(arguments, script=("-m", "tests.differing", "environment", "--"))
+        for code, output in (Watched(process).finish() for process in workers):
+            check(code == 2 and "versions numpy" in output and "data sample" in output, output)
+            check("Traceback" not in output and not (folder / "run").exists(), output)
+        done["refused"] += 1
+    return done
+
+
 def check(is_so, output):
     if not is_so:
         raise RuntimeError(output)
@@ -182,6 +196,7 @@ def main(argv=None):
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--signals", type=int, default=50)
     parser.add_argument("--workers", type=int, default=20)
+    parser.add_argument("--differing", type=int, default=30, help="starts of two workers of other data and versions")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -207,6 +222,9 @@ def main(argv=None):
             done = stress_workers(large_params, root / "workers", args.workers, rng)
             print(json.dumps({"kind": "two workers"} | done), flush=True)
             differing += done["runs"] - done["identical"]
+        if args.differing:
+            print(json.dumps({"kind": "differing workers"} | stress_differing_workers(
+                params, root / "differing", args.differing)), flush=True)
     return int(differing > 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import agreement, bench_gpu, growth, own_network, packaged, performance
-from ekg import search
+from ekg import files, search
 from ekg.network.supernet import Supernet
 from ekg.settings import SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
@@ -44,11 +44,15 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert ("\nResNet-8 on DIGITS:\n\n| format | steps | same group | same sub-network |\n|---|---|---|---|\n"
             "| bfloat16 | 17 | 88.2% | 70.6% |\n") in (tmp_path / "performance.md").read_text()
     argv = ["--arch", "ResNet-8", "--formats", "bfloat16", "--compile", "off", "--batch_size", "4", "--images", "8",
-            "--candidates", "2", "--bank_images", "8", "--peak_size", "64", "--runs", "1", "--out", str(tmp_path)]
+            "--candidates", "2", "--bank_images", "8", "--peak_size", "64", "--runs", "1",
+            "--json", str(tmp_path / "gpu.json"), "--out", str(tmp_path)]
     bench_gpu.main(bench_gpu.parse_args(argv))
     page = (tmp_path / "performance.md").read_text()
     assert page.count("| bfloat16 | off | ") == 3  # training, search, bank
     assert "8 views a training step, D_val of 8 images, a bank of 8 images and 5 teachers, medians of 1:" in page
+    measured = files.read_json(tmp_path / "gpu.json")
+    assert len(measured["rows"]) == 3 and measured["rows"][0]["format"] == "bfloat16"
+    assert measured["environment"]["cores"] == measured["origin"]["cores"] and measured["versions"]["numpy"]
     with pytest.raises(FileNotFoundError, match="performance.json"):
         bench_gpu.main(bench_gpu.parse_args([*argv[:-1], str(tmp_path / "none")]))
     growth.draw(curves, tmp_path / "growth.png")

@@ -9,6 +9,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
+from ekg.devices.compute import in_graph
 from ekg.distil import bank as banks
 from ekg.distil import losses
 from ekg.distil.bank import MemoryBank
@@ -126,7 +127,7 @@ def make_teaching(run, data, unpruned, make_bank, make_teachers):
 
 def clean_bank(data, unpruned):
     """Returns the MemoryBank of the unpruned network alone, of images as they are, moving statistics."""
-    forward = tf.function(lambda images: unpruned(data.normalise(images), training=False))
+    forward = in_graph(lambda images: unpruned(data.normalise(images), training=False))
     batches = data.batches(data.train, SETTINGS.batch_size)
     logits = np.concatenate([forward(images).numpy() for images in batches.images()])
     return MemoryBank(logits[:, None])

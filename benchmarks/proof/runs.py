@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-EPOCHS, FEW_EPOCHS = 60, 5  # of fine-tuning, alike for all arms
+EPOCHS, FEW_EPOCHS = 40, 5  # of fine-tuning, alike for all arms
 EPOCHS_OF_RESNET56 = 8  # on all 50 000 images
 RATES = (0.45, 0.3)
 FIRST_SEEDS, LAST_SEEDS = (0, 1), (2,)  # the decisive arms have the first ones before all else

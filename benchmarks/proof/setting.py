@@ -90,9 +90,10 @@ def first_of_each_class(data, count):
     Raises:
         EkgError: a class has fewer images.
     """
-    if data.smallest_class() < count:
+    smallest = int(np.bincount(data.train.labels, minlength=data.num_classes).min())
+    if smallest < count:
         raise EkgError(f"`data_path`: {count} images of each class are needed, and the smallest has "
-                       f"{data.smallest_class()}; name the whole data set.")
+                       f"{smallest}; name the whole data set.")
     chosen = [np.flatnonzero(data.train.labels == number)[:count] for number in range(data.num_classes)]
     return dataclasses.replace(data, train=data.train.take(np.sort(np.concatenate(chosen))))
 

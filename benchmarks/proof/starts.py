@@ -25,12 +25,6 @@ HASH_DIGITS = 8
 TINY = 1e-12
 
 
-def is_possible(run):
-    """Returns whether this version of the library has what a Run needs."""
-    fields = {field.name for field in dataclasses.fields(SearchSettings)}
-    return run.cut != "published" or "group_choice" in fields
-
-
 class Start:
     """What a Run starts from.
 
@@ -65,7 +59,7 @@ class Start:
         path = made_for.place.work / "searches" / self._key
         with setting.alone(path):
             data = setting.with_validation(made_for.data, run.cut, made_for.whole_data)
-            subset = SubsetSettings(min(SUBSET_PER_CLASS, data.smallest_class()))
+            subset = SubsetSettings(min(SUBSET_PER_CLASS, data.largest_class()))
             job = made_for.job({"subset": subset, "search": self._search_settings(),
                                 "run": RunSettings(seed=run.seed)}, data, path)
             supernet = SubsetPhase(job).run(self.unpruned)

@@ -11,12 +11,11 @@ from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run.lock import held
 
-from benchmarks.proof import runs, starts
+from benchmarks.proof import runs
 
 logger = logging.getLogger(__name__)
 
-FINISHED, RUNNING, BEGUN, WAITING, IMPOSSIBLE = (
-    "finished", "running", "begun", "waiting", "not possible in this version")
+FINISHED, RUNNING, BEGUN, WAITING = "finished", "running", "begun", "waiting"
 
 
 def chosen(pattern="*"):
@@ -32,11 +31,9 @@ def chosen(pattern="*"):
 
 
 def state_of(run, place):
-    """Returns one of FINISHED, RUNNING, BEGUN, WAITING and IMPOSSIBLE."""
+    """Returns one of FINISHED, RUNNING, BEGUN and WAITING."""
     if place.record(run).exists():
         return FINISHED
-    if not starts.is_possible(run):
-        return IMPOSSIBLE
     if not place.folder(run).exists():
         return WAITING
     try:

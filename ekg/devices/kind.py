@@ -48,8 +48,16 @@ def use_xla(choice="auto"):
 def tiles_norms():
     """Returns whether batch norms over few channels count several positions as one; see narrow_norms.
 
-    It is what a CPU's kernels are slow for. It also runs the gradient of a fused batch norm of given statistics, which has
-    no deterministic kernel for GPUs.
+    It is what a CPU's kernels are slow for. It also needs has_all_gradients().
+    """
+    return not gpus()
+
+
+def has_all_gradients():
+    """Returns whether every operation's gradient has a deterministic kernel on all devices of this process.
+
+    TensorFlow's for GPUs lack that of a fused batch norm of given statistics and that of resizing to the nearest pixel; they
+    raise UnimplementedError where op determinism is on. The form that is taken in their place needs more memory.
     """
     return not gpus()
 

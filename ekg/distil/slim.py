@@ -9,7 +9,7 @@ import numpy as np
 from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
-from ekg.graph.norms import scaled_statistics
+from ekg.graph.cutting import kernel_norm
 from ekg.graph.readers import normalised_convolutions
 from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
@@ -49,7 +49,7 @@ def slim(supernet, subnetwork, batches, compute=None, keep=None, val_batches=Non
         return model
 
     model = make() if keep is None else keep(make)
-    restore_norms_(model, supernet.model)
+    restore_norms_(model, supernet.graph)
     return model
 
 
@@ -73,41 +73,31 @@ def fit_statistics_(model, batches, use_xla=False):
     estimate_statistics_(model, batches.head(NUM_STATISTICS_IMAGES), use_xla)
 
 
-def restore_norms_(model, original, max_change=MAX_CHANGE):
+def restore_norms_(model, original):
     """Rescales, in place, every convolution of a cut model to the norm that its kernel had in the original.
 
     The batch norm behind cancels the factor f: with a moving mean of f·μ and a moving variance of f²·(σ² + ε) − ε it gives
     what it gave, exactly, and the effective learning rate is the original's. With the statistics of a batch σ/√(σ² + ε)
-    becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by more than
-    `max_change`. So does one without a batch norm behind it.
+    becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by more than MAX_CHANGE. So does one without a
+    batch norm behind it.
 
     Args:
         model: the cut keras.Model.
-        original: the keras.Model it was cut from; layers match by their names in the whole model.
-        max_change: of what a batch norm gives before its scale, with the statistics of a batch.
+        original: calls.Graph of the network it was cut from; layers match by their names in it.
     """
-    wholes = Graph(original).layers
+    wholes = original.layers
     for call, norm_call in normalised_convolutions(Graph(model)).items():
         key, layer, norm = call.key, call.layer, norm_call.layer
-        size = _norm(layer.kernel)
+        size = kernel_norm(layer.kernel.numpy())
         if size == 0:
             continue
-        factor = _norm(wholes[key].kernel) / size
+        factor = kernel_norm(wholes[key].kernel.numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon) for scale in (1, factor))
-        if np.abs(after - before).max() > max_change:
+        if np.abs(after - before).max() > MAX_CHANGE:
             logger.info("the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.", key)
             continue
         for weight in layer.weights:
             weight.assign(weight * factor)
-        scaled = scaled_statistics(norm.moving_mean.numpy(), variance, factor, norm.epsilon)
-        norm.moving_mean.assign(scaled[0])
-        norm.moving_variance.assign(scaled[1])
-
-
-def _norm(kernel):
-    """Returns the Euclidean norm of a kernel, summed in float64 by NumPy itself.
-
-    The sum of np.linalg.norm is BLAS's: in float32, and in an order that is the processor's.
-    """
-    return float(np.sqrt(np.square(kernel.numpy(), dtype=np.float64).sum()))
+        norm.moving_mean.assign(norm.moving_mean * factor)
+        norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)

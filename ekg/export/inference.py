@@ -9,10 +9,10 @@ MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
 class Inference(keras.Model):
-    """A network whose layers all work as in inference, whatever their calls or defaults say.
+    """A network whose layers all work as in inference, despite their calls and defaults.
 
-    Keras' image augmentation layers work as in training unless they are asked not to, and a dropout may be called with
-    training=True: an exported graph would be random.
+    Keras' image augmentation layers work as in training unless they are asked not to, and a dropout
+    may be called with training=True: an exported graph would be random.
     """
 
     def __init__(self, model):
@@ -28,7 +28,7 @@ class Inference(keras.Model):
 
 
 def in_float32(model, input_shape=None):
-    """Returns a copy of a network whose mixed dtype policies are float32; the network itself where it has none.
+    """Returns a float32 copy of a network of mixed dtype policies; the network itself without any.
 
     Its weights are float32 already, so they stay as they are.
 

@@ -10,8 +10,12 @@ import warnings
 
 from ekg.errors import EkgError
 
-MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "onnxruntime": "onnxruntime", "onnx": "onnx",
-           "tf2onnx": "tf2onnx"}
+MODULES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "onnxruntime": "onnxruntime",
+    "onnx": "onnx",
+    "tf2onnx": "tf2onnx",
+}
 
 TALKATIVE = ("absl", "tensorflow", "tf2onnx")  # loggers of converters
 MOST_LINES = 20  # of what they printed, that are shown where they fail
@@ -21,8 +25,8 @@ MOST_LINES = 20  # of what they printed, that are shown where they fail
 def quiet():
     """Keeps converters and runtimes from printing each of their steps.
 
-    Their compiled parts write to the process's own outputs, which a notebook shows, too: what comes there is held back,
-    and passed on to standard error only if they fail.
+    Their compiled parts write to the process's own outputs, which a notebook shows, too: what comes
+    there is held back, and passed on to standard error only if they fail.
     """
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
@@ -39,7 +43,8 @@ def quiet():
 
 @contextlib.contextmanager
 def _held_back():
-    """Sends file descriptors 1 and 2 to a file; the end of what came there is printed if the body fails."""
+    """Sends file descriptors 1 and 2 to a file; the end of what came there is printed if the body
+    fails."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as held:
         try:
             with contextlib.ExitStack() as stack:
@@ -81,5 +86,7 @@ def require(package):
     try:
         return importlib.import_module(MODULES[package])
     except ImportError:
-        raise EkgError(f"{package} is not installed; install what exports need with: pip install 'ekg-pruning[export]', or "
-                       f"pip install {package}") from None
+        raise EkgError(
+            f"{package} is not installed; install what exports need with: pip install 'ekg-pruning[export]', or "
+            f"pip install {package}"
+        ) from None

@@ -4,7 +4,6 @@ Nested models are looked into: the calls of their layers stand in the list like 
 Keras' own bookkeeping of a functional graph is in this file.
 """
 
-import dataclasses
 import functools
 import inspect
 import math
@@ -15,76 +14,11 @@ import keras
 from ekg.errors import EkgError
 from ekg.graph.activations import is_linear
 from ekg.graph.masks import Masks
+from ekg.graph.nodes import input_specs, sorted_nodes
+from ekg.graph.opening import CalledOtherwise, Opener, is_made_of_layers, open_root
+from ekg.graph.records import parts_of
 from ekg.graph.refs import Ref, fill_in, refs_in
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer, or of a function of keras.ops, in the graph.
-
-    Attributes:
-        layer: the Keras layer or other operation that is called.
-        key: name of the layer in the whole model: "mobilenet/conv1" for layer conv1 of the nested model mobilenet.
-        args: positional arguments, with a Ref for every tensor.
-        kwargs: arguments by name, likewise.
-        outputs: numbers of the tensors that it writes.
-    """
-    layer: keras.Operation
-    key: str
-    args: tuple
-    kwargs: dict
-    outputs: tuple[int, ...]
-
-    @functools.cached_property
-    def inputs(self):
-        """Numbers of the tensors that it reads, in the order of its arguments."""
-        return tuple(refs_in((self.args, self.kwargs)))
-
-    @property
-    def output(self):
-        """Number of the tensor that it writes, the first if there are several."""
-        return self.outputs[0]
-
-    def arguments(self, tensors):
-        """Returns (args, kwargs) of the call with tensor number t replaced by tensors[t]."""
-        return fill_in((self.args, self.kwargs), tensors)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModelCall:
-    """One call of a nested model.
-
-    Attributes:
-        model: the nested keras.Model.
-        key: its name in the whole model.
-        args: positional arguments, with a Ref for every tensor.
-        kwargs: arguments by name.
-        entries: numbers of the tensors inside that stand for its inputs.
-        outputs: numbers of the tensors that it returns.
-        steps: the Calls and ModelCalls inside, in the order in which they run.
-    """
-    model: keras.Model
-    key: str
-    args: tuple
-    kwargs: dict
-    entries: tuple[int, ...]
-    outputs: tuple[int, ...]
-    steps: list
-
-
-class Entry(keras.Operation):
-    """What a nested model does to an input: nothing but to give it the number format that it asks for."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def call(self, x):
-        floats = [keras.backend.is_float_dtype(dtype) for dtype in (self.dtype, keras.backend.standardize_dtype(x.dtype))]
-        return x if all(floats) else keras.ops.cast(x, self.dtype)
-
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(x.shape, self.dtype)
+from ekg.graph.steps import Call, Entry, ModelCall, PartsCall
 
 
 class Graph:
@@ -97,7 +31,9 @@ class Graph:
         model: the keras.Model.
         calls: list of all Calls, without input layers, those of nested models among them.
         steps: the same as a tree: list of Calls and ModelCalls.
+        unopened: {key of a layer that is made of layers: why it was not taken apart}.
         layers: {key: layer or operation} of all that is called.
+        looked_into: keys of those among them whose parts stand in the list of calls.
         shapes: {tensor number: shape tuple with None for the batch}.
         rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more than one where positions
             were folded into the batch.
@@ -108,23 +44,37 @@ class Graph:
         EkgError: the model is not functional, or is not built.
     """
 
-    def __init__(self, model, input_shape=None):
+    def __init__(self, model, input_shape=None, open_layers=False):
         """
         Args:
-            model: keras.Model, functional or sequential.
+            model: keras.Model, functional or sequential; or of any kind where `open_layers` opens it.
             input_shape: shape of one example, without the batch, or a list of one for each input; None takes what the model
                 itself says.
+            open_layers: which layers that are made of layers are taken apart into these, and stand in the graph as nested
+                models: True for all, or regular expressions for their names; see opening.Opener.
         """
-        self.model = model
+        opener = Opener(open_layers)
+        if opener.opens_root() and isinstance(model, keras.Model) and looked_into(model) is None and not isinstance(
+                model, keras.Sequential):
+            model, input_shape = open_root(model, input_shape), None
+        while True:
+            try:
+                self._read(model, input_shape, opener)
+                break
+            except CalledOtherwise:  # then that layer stays closed
+                continue
+
+    def _read(self, model, input_shape, opener):
+        self.model, self._opener, self.unopened = model, opener, opener.reasons
         inside = functional(model)
         self.calls, self.shapes, self.layers, self._dtypes = [], {}, {}, {}
-        self._keys = {}  # id of a layer -> key
-        specs = _input_specs(inside, input_shape)
+        self._keys, self._parts = {}, {}  # id of a layer -> key; -> its records.Parts
+        specs = input_specs(inside, input_shape)
         self.inputs = tuple(self._number(spec) for spec in specs)
         self._inferred = {number: spec.shape != symbol.shape for number, spec, symbol in zip(
             self.inputs, specs, inside.inputs)}
         self.rows = dict.fromkeys(self.inputs, Fraction(1))
-        self.steps, self.masks, self.models = [], Masks(), [model]
+        self.steps, self.masks, self.models, self.looked_into = [], Masks(), [model], set()
         self.outputs = self._follow(inside, self.inputs, self.steps, "")
 
     @property
@@ -173,6 +123,10 @@ class Graph:
         """Returns a list of one value for each input in the structure that the model takes."""
         return keras.tree.pack_sequence_as(functional(self.model)._inputs_struct, values)
 
+    def why_closed(self, key):
+        """Returns a part of a sentence: why a layer that is made of layers was not taken apart, or nothing."""
+        return f", as it stays closed: {self.unopened[key]}" if key in self.unopened else ""
+
     def dtype(self, number):
         """Returns the number format of a tensor, as in "float32"."""
         return self._dtypes[number]
@@ -194,17 +148,31 @@ class Graph:
     def _follow(self, model, inputs, steps, prefix):
         """Appends the calls of a functional model to `steps` and all lists; returns the numbers of its outputs."""
         numbers = {id(symbol): number for symbol, number in zip(model.inputs, inputs)}
-        for node in _sorted_nodes(model):
+        for node in sorted_nodes(model):
             args, kwargs = node.arguments.convert(
                 lambda value: Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value)
-            inner = looked_into(node.operation)
-            if inner is None:
+            inner = looked_into(node.operation) or self._opened(node, args, kwargs, prefix)
+            parts = self._parts_of(node.operation, kwargs) if inner is None else None
+            if parts is not None:
+                step = self._call_parts(node, parts, args, kwargs, prefix)
+            elif inner is None:
                 step = self._call(node, args, kwargs, prefix)
             else:
                 step = self._call_model(node, inner, args, kwargs, prefix)
             steps.append(step)
             numbers.update({id(symbol): number for symbol, number in zip(node.outputs, step.outputs)})
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
+
+    def _opened(self, node, args, kwargs, prefix):
+        """Returns the functional model of the parts of a layer, or None where it stays closed."""
+        key, numbers = self._key(node.operation, prefix), refs_in((args, kwargs))
+        if self.masks.is_on(numbers):
+            if is_made_of_layers(node.operation):
+                self.unopened[key] = "it is handed a mask"
+            return None
+        symbols = dict(zip(numbers, node.arguments.keras_tensors))
+        sizes = {number: (self.shapes[number], self._dtypes[number]) for number in numbers}
+        return self._opener.open(node.operation, key, (args, kwargs), symbols, sizes)
 
     def _call(self, node, args, kwargs, prefix):
         inputs = refs_in((args, kwargs))
@@ -223,6 +191,27 @@ class Graph:
         self.rows.update(dict.fromkeys(outputs, self._count_rows(call)))
         self.calls.append(call)
         return call
+
+    def _parts_of(self, layer, kwargs):
+        """Returns the records.Parts of a layer, the same at every call, or None."""
+        if id(layer) not in self._parts:
+            self._parts[id(layer)] = parts_of(layer, kwargs)
+        return self._parts[id(layer)]
+
+    def _call_parts(self, node, parts, args, kwargs, prefix):
+        """Follows a layer through its parts, as if they were called in its place."""
+        key = self._key(node.operation, prefix)
+        self.looked_into.add(key)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        kwargs = self.masks.named_ones(node, args, kwargs)
+        symbols = {number: keras.Input(batch_shape=self.shapes[number], dtype=self._dtypes[number])
+                   for number in refs_in((args, kwargs))}
+        given_args, given_kwargs = fill_in((args, kwargs), symbols)
+        model = keras.Model([*symbols.values()], parts.call(*given_args, **given_kwargs))
+        steps = []
+        outputs = self._follow(model, [*symbols], steps, f"{key}/")
+        self.masks.note(Call(node.operation, key, args, kwargs, outputs), node, self._symbol)
+        return PartsCall(node.operation, key, args, kwargs, outputs, parts, steps)
 
     def _symbol(self, number):
         """Returns a KerasTensor like a tensor."""
@@ -248,8 +237,13 @@ class Graph:
 
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
-        self.models += [] if node.operation in self.models else [node.operation]
-        given = args[0] if args else kwargs.get("inputs")
+        self.looked_into.add(key)
+        if looked_into(node.operation) is None:  # a layer that was opened: its model takes the tensors one by one
+            model, given = inner, [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+            args, kwargs = (given if len(given) > 1 else given[0],), {}
+        else:
+            model, given = node.operation, args[0] if args else kwargs.get("inputs")
+        self.models += [] if model in self.models else [model]
         refs = _by_input(inner, given)
         if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
             args, kwargs = (refs,), {}  # Keras takes the names for the values and their order for the sizes
@@ -265,7 +259,7 @@ class Graph:
             entries.append(number)
         steps = []
         outputs = self._follow(inner, entries, steps, f"{key}/")
-        return ModelCall(node.operation, key, args, kwargs, tuple(entries), outputs, steps)
+        return ModelCall(model, key, args, kwargs, tuple(entries), outputs, steps)
 
     def _key(self, operation, prefix):
         """Returns the name of a layer in the whole model; one that is met again keeps its first."""
@@ -353,48 +347,3 @@ def looked_into(operation):
 def _is_open(shape):
     """Returns whether a size of a tensor is not known, but for that of the batch."""
     return None in shape[1:]
-
-
-def _input_specs(model, input_shape):
-    """Returns a KerasTensor for each input, of the sizes that are asked for.
-
-    Raises:
-        EkgError: a size does not fit the model.
-    """
-    shapes = [tuple(symbol.shape[1:]) for symbol in model.inputs]
-    if input_shape is not None:
-        if not isinstance(input_shape, (tuple, list)):
-            raise EkgError(f"`input_shape` must be a tuple, as (224, 224, 3), or a list of them; received {input_shape!r}.")
-        is_one = not any(isinstance(size, (tuple, list)) for size in input_shape)
-        shapes = [tuple(shape) for shape in ([input_shape] if is_one else input_shape)]
-        fits = len(shapes) == len(model.inputs) and all(
-            len(shape) == len(symbol.shape) - 1 and all(
-                isinstance(size, int) and size > 0 and own in (None, size) for own, size in zip(symbol.shape[1:], shape))
-            for shape, symbol in zip(shapes, model.inputs))
-        if not fits:
-            raise EkgError(f"`input_shape` {input_shape} does not fit the inputs of `model` {model.name!r}: "
-                           f"{[tuple(symbol.shape[1:]) for symbol in model.inputs]}.")
-    return [keras.KerasTensor((symbol.shape[0], *shape), symbol.dtype) for shape, symbol in zip(shapes, model.inputs)]
-
-
-def _sorted_nodes(model):
-    """Returns the graph's nodes, depth first from each output in turn, inputs before what reads them."""
-    ordered, done = [], {_producer(tensor) for tensor in model.inputs}
-    for output in model.outputs:
-        stack = [_producer(output)]
-        while stack:
-            node = stack[-1]
-            waiting = [parent for parent in map(_producer, node.arguments.keras_tensors) if parent not in done]
-            if waiting and node not in done:
-                stack.append(waiting[0])
-                continue
-            stack.pop()
-            if node not in done:
-                done.add(node)
-                ordered.append(node)
-    return ordered
-
-
-def _producer(tensor):
-    operation, node_index, _ = tensor._keras_history
-    return operation._inbound_nodes[node_index]

@@ -24,8 +24,12 @@ def check_layers(graph):
     """
     _check_sharing(graph)
     for key, layer in graph.layers.items():
-        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
+        if not isinstance(layer, keras.layers.Layer) or key in graph.looked_into:
             continue
+        if isinstance(layer, keras.Model):
+            reason = graph.unopened.get(key, "`open_layers` leaves it closed")
+            raise EkgError(f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot be taken apart "
+                           f"into its layers: {reason}; make a functional model of them.")
         if getattr(layer, "stateful", False) is True:
             raise EkgError(f"layer {key!r} is stateful, so an output depends on the batch before; make it with "
                            "stateful=False.")
@@ -49,7 +53,7 @@ def _check_sharing(graph):
     """Raises EkgError for weights that a cut would untie: of two layers, or of a model beside its layers."""
     owners = {}
     for key, layer in graph.layers.items():
-        for variable in layer_variables(layer) if not isinstance(layer, keras.Model) else ():
+        for variable in layer_variables(layer) if key not in graph.looked_into else ():
             owner = owners.setdefault(id(variable), key)
             if owner != key:
                 raise EkgError(f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a cut would untie; "
@@ -64,12 +68,13 @@ def _check_sharing(graph):
 def _check_norms(graph):
     """Raises EkgError for a batch norm whose statistics cannot be those of a batch, or estimated for a pruned network."""
     for key, layer in graph.layers.items():
-        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
+        if isinstance(layer, keras.layers.Layer) and key not in graph.looked_into:
             inside = [inner for inner in layer._flatten_layers(include_self=False)
                       if norms.uses_batch_statistics(inner) and inner.trainable]
             if inside:
                 raise EkgError(f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, whose "
-                               "statistics are out of reach; freeze it, or make a functional model of the layer.")
+                               f"statistics are out of reach{graph.why_closed(key)}; freeze it, or make a functional "
+                               "model of the layer.")
         if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masks.readers:
             raise EkgError(f"batch norm {key!r} reads a tensor with a mask, which its statistics would have to leave out; "
                            "freeze it.")

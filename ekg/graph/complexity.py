@@ -40,7 +40,8 @@ class ComplexityTable:
     """
 
     # What the entries of a weight grow with, by whether it has an axis of (input, output) channels.
-    _GROWTHS = ((True, True), (True, False), (False, True), (False, False))
+    # The last are those between output channels.
+    _GROWTHS = ((True, True), (True, False), (False, True), (False, False), records.BACK)
 
     def __init__(self, graph, layout):
         rows, reads, writes, counted = [], [], [], set()
@@ -52,7 +53,7 @@ class ComplexityTable:
             counted.add(id(call.layer))
             if record is None or record.flops is not None:
                 self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
-            elif weights:
+            elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
                 reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
                 writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
@@ -82,28 +83,34 @@ class ComplexityTable:
     def _count_call(self, call, record, graph, layout, is_first):
         """Returns [FLOPs, parameters] of a call, each a list of the constants of every growth."""
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
-        numbers = {records.IN: call.inputs[0], records.OUT: call.output}
+        numbers = {records.IN: call.inputs[0], records.OUT: call.output, records.BACK: call.output}
         read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
         axis = flow.channel_axis(call.layer, len(written))  # what is never pruned may have its channels anywhere
         axis = layout.axes[call.output] if axis in (None, -1) else axis
         positions = graph.rows[call.output] * (records.spatial_size(written, axis) if record.positions is None
                                                else record.positions(call.layer, read, written, axis))
         names = records.weight_names(call.layer, record)
-        for variable, name in zip(call.layer.weights, names):
+        for variable, name in zip(getattr(call.layer, "weights", ()), names):
             axes, constant = record.weights[name].axes, Fraction(1)
             for size, role in zip(variable.shape, axes):
                 constant *= size if role is None else Fraction(size, len(layout.index[numbers[role]]))
             reads_all, writes_all = records.IN in axes, records.OUT in axes
-            growth = self._GROWTHS.index((reads_all, writes_all or record.weights[name].each_channel))
+            is_back = records.BACK in axes
+            writes_each = writes_all or record.weights[name].each_channel
+            growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_each))
             counts[0][growth] += constant * positions * (name in record.multiplies)
-            growth = self._GROWTHS.index((reads_all, writes_all))
+            growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_all))
             counts[1][growth] += constant * is_first  # a layer that is called again has no more parameters
+        if record.products is not None:
+            products = record.products(call.layer, [graph.shapes[number] for number in call.inputs], written)
+            written_channels = len(layout.index[call.output])
+            counts[0][self._GROWTHS.index((False, True))] += Fraction(products, written_channels) * graph.rows[call.output]
         return counts
 
     def count(self, mask):
         """Returns the Complexity for a mask, float array [num_channels + 1] of zeros and ones."""
         kept_in, kept_out = self._reads @ mask, self._writes @ mask
-        sizes = np.stack([kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in)])
+        sizes = np.stack([kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2])
         flops, params = (float((counts * sizes / divisors).sum()) for counts, divisors in zip(self._counts, self._divisors))
         return Complexity(round(params) + self._constant.params, round(flops) + self._constant.flops)
 

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
 from ekg.graph import groups, layers, records, wrappers
-from ekg.graph.calls import Graph, ModelCall, functional
+from ekg.graph.calls import Graph, ModelCall, functional, looked_into
 from ekg.graph.copying import copy_operation, has_attribute, refit_
 from ekg.graph.refs import fill_in
+from ekg.graph.steps import PartsCall, numbers_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +53,47 @@ def cut_part(graph, layout, mask, calls, reads):
     return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
 
 
-def copy(model, input_shape=None, replacements=None):
+def copy(model, input_shape=None, replacements=None, open_layers=False):
     """Returns a copy of a functional or sequential keras.Model, object by object, with its weights.
 
     Args:
         model: keras.Model.
         input_shape: of an example, where the model takes any size; the copy takes any size, too.
         replacements: {id of a layer: the layer that stands in its place}, or None.
+        open_layers: which layers of it are opened, as Graph takes it.
     """
-    graph = Graph(model, input_shape)
+    graph = Graph(model, input_shape, open_layers)
     layout = groups.find(graph)
     return cut(graph, layout, np.ones(layout.num_channels + 1, bool), replacements=replacements)
+
+
+def kernel_norm(kernel):
+    """Returns the Euclidean norm of a kernel, an array, summed in float64 by NumPy itself.
+
+    The sum of np.linalg.norm is BLAS's: in float32, and in an order that is the processor's.
+    """
+    return float(np.sqrt(np.square(kernel, dtype=np.float64).sum()))
+
+
+def open_model(model, input_shape=None, open_layers=True):
+    """Returns a functional keras.Model for a model of any kind; see opening.Opener.
+
+    That is the model itself where nothing in it is made of layers; else a copy of it, with weights
+    of its own, in which the layers and models that are made of layers are nested models.
+
+    Args:
+        model: keras.Model.
+        input_shape: as Graph takes it.
+        open_layers: which layers are opened, as Graph takes it.
+
+    Raises:
+        EkgError: the model is subclassed, and its input shape is not known, or it cannot be opened.
+    """
+    graph = Graph(model, input_shape, open_layers)
+    for key, reason in graph.unopened.items():
+        logger.info("layer %r (%s) stays closed: %s", key, type(graph.layers[key]).__name__, reason)
+    is_opened = any(looked_into(graph.layers[key]) is None for key in graph.looked_into)
+    return copy(model, input_shape, open_layers=open_layers) if is_opened or graph.model is not model else model
 
 
 def norm_factor(kernel, row_mask, axis):
@@ -134,7 +165,7 @@ class _Cutter:
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
             return args, {}  # another layer need not know its arguments, as the mask of a batch norm
-        record = None if isinstance(step, ModelCall) else records.record_of(step.layer)
+        record = None if isinstance(step, (ModelCall, PartsCall)) else records.record_of(step.layer)
         if record is None or record.arguments is None:
             return args, kwargs
         return record.arguments(step, args, kwargs, self._kept_by(step))
@@ -145,25 +176,63 @@ class _Cutter:
             if id(step.model) not in self._models:
                 self._models[id(step.model)] = self.model(step.model, step.entries, step.outputs, step.steps)
             return self._models[id(step.model)]
+        if isinstance(step, PartsCall):
+            return self._whole(step)
         if id(step.layer) in self._replacements:
             return self._replacements[id(step.layer)]
         layer, record = step.layer, records.record_of(step.layer)
         kept = self._kept_by(step)
         changes = record.resize(layer, kept) if record is not None and record.resize is not None and kept.is_cut else {}
+        copy, is_new = self._copy(step, changes, lambda: self._arrays(step, record, kept))
+        if is_new and isinstance(layer, keras.layers.Layer):
+            self._refit_(copy, step, kept)
+        return copy
+
+    def _copy(self, step, changes, arrays_of):
+        """Returns (the copy of the layer of a step with these changes, whether it was made now)."""
+        layer = step.layer
         known = self._copies.setdefault(id(layer), [])
         for other, copy in known:  # one without weights may be cut in several ways at its several calls
             if other == changes:
-                return copy
+                return copy, False
         missing = [name for name in changes if not has_attribute(layer, name)]
         if missing:
             raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
                            "attribute of the layer.")
-        name = self._free_name(layer.name) if known else None
-        copy = copy_operation(layer, self._arrays(step, record, kept), changes, name)
-        if isinstance(layer, keras.layers.Layer):
-            _refit_(copy, kept)
+        copy = copy_operation(layer, arrays_of(), changes, self._free_name(layer.name) if known else None)
         known.append((changes, copy))
+        return copy, True
+
+    def _whole(self, step):
+        """Returns the copy of a layer that stands as its parts."""
+        calls = {call.key.removeprefix(f"{step.key}/"): call for call in step.steps}
+        kept = {name: self._kept_by(call) for name, call in calls.items()}
+        is_cut = any(part.is_cut for part in kept.values())
+
+        def arrays_of():
+            return {place: array for name, call in calls.items() for place, array in self._arrays(
+                call, records.record_of(call.layer), kept[name]).items()}
+        copy, is_new = self._copy(step, step.parts.changes(kept) if is_cut else {}, arrays_of)
+        if is_new:
+            self._refit_(copy, step, None)
+            for name, attribute in step.parts.held.items():
+                self._refit_(getattr(copy, attribute), calls[name], kept[name])
         return copy
+
+    def _refit_(self, copy, step, kept):
+        """Sets the shapes that a copy was built for, where there are several by argument."""
+        if kept is not None:
+            refit_(copy, kept)
+        if not copy._build_shapes_dict or (kept is not None and len(copy._build_shapes_dict) == 1):
+            return
+        numbers = {f"{name}_shape": own for name, own in numbers_by_name(step).items()}
+
+        def cut(shape, own):
+            is_one = not any(isinstance(size, (list, tuple)) for size in shape)
+            return self._cut_shape(shape, own[0]) if is_one else [
+                self._cut_shape(one, number) for one, number in zip(shape, own)]
+        copy._build_shapes_dict = {name: cut(shape, numbers[name]) if name in numbers else shape
+                                   for name, shape in copy._build_shapes_dict.items()}
 
     def _free_name(self, name):
         """Returns the name with a number that no layer has."""
@@ -185,11 +254,14 @@ class _Cutter:
         """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""
         if record is None or not record.weights:
             return {}
-        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1])}
+        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1]),
+                    records.BACK: (kept.output, kept.sizes[1])}
         described, arrays = records.weights_of(call.layer, record), {}
         for variable in call.layer.weights:
-            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis]))
-                    for axis, role in enumerate(described[id(variable)].axes)
+            weight = described[id(variable)]
+            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis],
+                                                weight.is_tiled and role == records.OUT))
+                    for axis, role in enumerate(weight.axes)
                     if role is not None and len(channels[role][0]) != channels[role][1]]
             if cuts and self._is_trial:
                 sizes = {axis: len(indices) for axis, indices in cuts}

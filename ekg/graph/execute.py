@@ -6,7 +6,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from ekg.graph import layer_losses, norms
+from ekg.graph import layer_losses, norms, resizing
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.records import Context, record_of
 
@@ -55,6 +55,11 @@ def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, los
     """
     args, kwargs = call.arguments(tensors)
     layer, result = call.layer, None
+    if args and resizing.needs_own_gradient(layer, args):
+        outputs = [resizing.resize(lambda x: layer(x, *args[1:], **kwargs), args[0])]
+        if losses is not None and isinstance(layer, keras.layers.Layer):
+            losses.extend(layer_losses.activity_losses(layer, outputs))
+        return outputs, []
     if not isinstance(layer, keras.layers.Layer):
         return keras.tree.flatten(layer(*args, **kwargs)), []
     record = record_of(layer)

@@ -87,13 +87,14 @@ class ChannelFlow:
     """The channels of every tensor of a graph, as far as its calls have been followed.
 
     Attributes:
+        graph: calls.Graph.
         shapes: {tensor number: shape tuple}.
         channels: {tensor number: Channels}.
         written: {layer key: labels that this layer begins}.
     """
 
     def __init__(self, graph):
-        self.shapes, self._sets = graph.shapes, _DisjointSets()
+        self.shapes, self._sets, self.graph = graph.shapes, _DisjointSets(), graph
         self.channels, self.written = {}, {}
         self._read = {}  # (key of a layer with weights, number of its input) -> Channels
         for number in graph.inputs:
@@ -220,9 +221,10 @@ def _along_channels(flow, call, axis=None):
 
 def close(flow, call):
     """The effect on channels is unknown: whatever is read here is never pruned."""
-    reason = f"read by {describe(call)}"
+    reason = f"read by {describe(call)}{flow.graph.why_closed(call.key)}"
     if any(flow.is_open(channels.labels) for channels in flow.inputs(call)):
-        logger.warning("layer %s: its effect on channels is unknown, so what it reads is not pruned.", describe(call))
+        logger.warning("layer %s: its effect on channels is unknown, so what it reads is not pruned%s.", describe(call),
+                       flow.graph.why_closed(call.key))
     for channels in flow.inputs(call):
         flow.close(channels.labels, reason)
     return [flow.fixed(number, f"written by {describe(call)}") for number in call.outputs]

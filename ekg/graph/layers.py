@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import flow, norms, patches
+from ekg.graph import attention, flow, norms, patches, recurrent
 from ekg.graph.activations import is_linear
 from ekg.graph.operations import slice_constants
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
@@ -223,29 +223,6 @@ def _resize_reshape(layer, kept):
 _CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
 _CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
 
-# ---------------------------------------------------------------- kinds that are closed, but counted
-
-
-def _attention_flops(layer, shapes, _written):
-    """Projections of query, key, value and output, and the two products of attention."""
-    query, value = shapes[0], shapes[1]
-    key = shapes[2] if len(shapes) > 2 else value
-    queries, keys = np.prod(query[1:-1], dtype=int), np.prod(value[1:-1], dtype=int)
-    entries = {name: int(np.prod(getattr(layer, name).kernel.shape)) for name in
-               ("_query_dense", "_key_dense", "_value_dense", "_output_dense")}
-    axes = [axis % len(query) for axis in layer._attention_axes]
-    met = np.prod([value[axis] for axis in axes], dtype=int)  # keys that a query meets
-    products = queries * met * layer._num_heads * (layer._key_dim + layer._value_dim)
-    return int(queries * (entries["_query_dense"] + entries["_output_dense"])
-               + np.prod(key[1:-1], dtype=int) * entries["_key_dense"] + keys * entries["_value_dense"] + products)
-
-
-def _recurrent_flops(layer, shapes, _written):
-    """Every entry of every kernel at each time step."""
-    kernels = [variable for variable in layer.weights if len(variable.shape) > 1 and "bias" not in variable.name]
-    return int(shapes[0][1] * sum(np.prod(variable.shape) for variable in kernels))
-
-
 RECORDS.update({
     layers.Conv1D: _conv(1), layers.Conv2D: _conv(2), layers.Conv3D: _conv(3),
     layers.Conv1DTranspose: _conv_transpose(1), layers.Conv2DTranspose: _conv_transpose(2),
@@ -276,15 +253,13 @@ RECORDS.update({
     layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
     layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
     **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),
-    layers.MultiHeadAttention: LayerRecord(flow.close, flops=_attention_flops),
-    **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), LayerRecord(flow.close, flops=_recurrent_flops)),
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), LayerRecord(
+        flow.close, flops=attention.flops, parts=attention.parts)),
     # what networks of keras.applications have besides
     "keras.src.applications.convnext.LayerScale": LayerRecord(
         flow.carry, {"gamma": _VECTOR}, ("gamma",), keeps_zeros=True,
         resize=lambda _, kept: {"projection_dim": len(kept.output)}),
     "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
-    layers.Bidirectional: lambda layer: LayerRecord(flow.close, flops=_recurrent_flops) if type(layer.forward_layer) in (
-        layers.LSTM, layers.GRU, layers.SimpleRNN) else None,
 })
 
 # ---------------------------------------------------------------- what the network returns
@@ -303,7 +278,9 @@ def classifier_of(graph):
     call = producer.get(graph.output) if len(graph.outputs) == 1 else None
     while call is not None and (_is_softmax(call.layer) or is_linear(call.layer)):
         call = producer.get(call.inputs[0])
-    if call is None or not is_mixing(call.layer) or len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
+    if call is None or not is_mixing(call.layer) or type(call.layer) in recurrent.KINDS:
+        return None
+    if len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
         return None
     return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
 

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from ekg.devices import kind
 from ekg.graph import narrow_norms
 
 
@@ -30,7 +31,7 @@ def batch_norm(layer, weights, x, training, options):
         gamma, beta = tf.ones_like(mean) if gamma is None else gamma, tf.zeros_like(mean) if beta is None else beta
         k = narrow_norms.tiles(x) if options.tile_norms else 1
     if not (training and layer.trainable):
-        if can_fuse:
+        if can_fuse and (kind.has_all_gradients() or not training):
             y = narrow_norms.normalise_by(x, k, gamma, beta, mean, variance, layer.epsilon)
         else:
             y = _normalise(x, axis, (mean, variance, gamma, beta), layer.epsilon)
@@ -90,15 +91,6 @@ def _fused(x, k, gamma, beta, epsilon):
     # The fused operation reports the unbiased variance; Keras moves towards the biased one that normalises.
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
     return y, mean, variance * ((count - 1) / count)
-
-
-def scaled_statistics(mean, variance, factor, epsilon):
-    """Returns (mean, variance) with which a batch norm gives for f·x what it gave for x.
-
-    f·μ and f²·(σ² + ε) − ε, of arrays or tensors [channels]. A factor f below 1 may leave a
-    negative variance, whose sum with ε is positive all the same.
-    """
-    return mean * factor, factor**2 * (variance + epsilon) - epsilon
 
 
 def uses_batch_statistics(layer):

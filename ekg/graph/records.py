@@ -6,6 +6,7 @@ record. A layer of a kind without a record closes the channels that it reads: th
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 
 from ekg.errors import EkgError
 
-IN, OUT = "in", "out"
+IN, OUT, BACK = "in", "out", "back"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +24,22 @@ class Weight:
     Attributes:
         axes: what the index of each axis is: IN, a channel that the layer reads; OUT, one that it writes; None, neither.
             Where an axis is longer than there are channels, each stands for as many neighbouring indices; where it is
-            shorter, as in a layer that works in groups, for one index of every group.
+            shorter, as in a layer that works in groups, for one index of every group. BACK is a
+            channel that the layer writes and reads again, as a recurrent one does.
         filter_axes: the axes whose indices together name one filter; none for a weight that is not a kernel.
         each_channel: whether every output channel is multiplied by all entries, though no axis is that of the channels, as
             by a slope that all share.
+        is_tiled: whether a longer axis of OUT holds all channels several times, one row of them
+            after the other, as the gates of an LSTM, and not each channel's indices side by side.
     """
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
     each_channel: bool = False
+    is_tiled: bool = False
 
     def __post_init__(self):
-        if any(axis not in (IN, OUT, None) for axis in self.axes):
-            raise EkgError(f"`axes` must be IN, OUT or None each; received {self.axes}.")
+        if any(axis not in (IN, OUT, BACK, None) for axis in self.axes):
+            raise EkgError(f"`axes` must be IN, OUT, BACK or None each; received {self.axes}.")
         if not set(self.filter_axes) <= set(range(len(self.axes))):
             raise EkgError(f"`filter_axes` must be among the {len(self.axes)} axes; received {self.filter_axes}.")
 
@@ -88,6 +93,30 @@ class Context:
     kept: object = None
 
 
+class Parts:
+    """How one layer computes through smaller ones, each of which has a record of its own.
+
+    In a graph the parts stand in the layer's place, so that channels inside it can go. A cut makes
+    one smaller layer of them again.
+
+    Attributes:
+        held: {name of a part that the layer itself holds: the attribute that holds it}.
+    """
+    held = types.MappingProxyType({})
+
+    def call(self, *args, **kwargs):
+        """Returns what the layer returns for symbolic tensors, computed by calls of the parts."""
+        raise NotImplementedError
+
+    def changes(self, kept):
+        """Returns {attribute of the layer: value} that a cut changes; "cell.units" is one inside.
+
+        Args:
+            kept: {name of a part: Kept of its call}.
+        """
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
     """What a layer kind means to pruning.
@@ -100,6 +129,9 @@ class LayerRecord:
         positions: (layer, shape read, shape written, axis of the channels in both) -> number of positions at which it
             computes; None stands for those of what it writes.
         flops: (layer, list of shapes read, shape written) -> multiply-accumulates, of a kind whose channels never change.
+        products: (layer, list of shapes read, shape written) -> multiply-accumulates without a
+            weight, of which every output channel makes the same share.
+        parts: (layer, arguments of the call by name) -> Parts that stand in its place, or None.
         resize: (layer, Kept) -> {attribute: value} of the layer that a cut changes.
         arguments: (call, its args, its kwargs, Kept) -> (args, kwargs) of the call that a cut makes in its place.
         run: (layer, its variables, trainable first, args of the call, Context) -> (output, new non-trainable values), or
@@ -116,6 +148,8 @@ class LayerRecord:
     multiplies: tuple[str, ...] = ()
     positions: Callable | None = None
     flops: Callable | None = None
+    products: Callable | None = None
+    parts: Callable | None = None
     resize: Callable | None = None
     arguments: Callable | None = None
     run: Callable | None = None
@@ -136,6 +170,11 @@ class LayerRecord:
             raise EkgError("`patches` needs a kernel, a weight with `filter_axes` in `weights`.")
         if self.asks_mask and self.run is None:
             raise EkgError("`asks_mask` needs `run`, which gets the mask.")
+
+    @property
+    def recurrent(self):
+        """Name of the weight through which the layer reads what it wrote, or None."""
+        return next((name for name, weight in self.weights.items() if BACK in weight.axes), None)
 
     @property
     def kernel(self):
@@ -174,10 +213,22 @@ def record_of(layer):
     return record
 
 
+def has_record(layer):
+    """Returns whether the kind of a layer is described, if only as one that closes what it reads."""
+    return type(layer) in RECORDS or published_name(type(layer)) in RECORDS
+
+
 def published_name(kind):
     """Returns the name of a kind: keras.ops.Add for what stands in a graph where keras.ops.add was called."""
     module = "keras.ops" if kind.__module__.startswith("keras.src.ops.") else kind.__module__
     return f"{module}.{kind.__name__}"
+
+
+def parts_of(layer, kwargs):
+    """Returns the Parts of a layer called with these arguments by name, or None if it has none."""
+    record = RECORDS.get(type(layer))
+    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
+    return None if record is None or record.parts is None else record.parts(layer, kwargs)
 
 
 def weight_names(layer, record):
@@ -226,14 +277,17 @@ def keeps_zeros(layer):
     return record is not None and record.keeps_zeros
 
 
-def kept_indices(kept, num_channels, size):
+def kept_indices(kept, num_channels, size, is_tiled=False):
     """Returns the kept indices of an axis of this size whose channels these are.
 
     Args:
         kept: kept channels, ascending int array.
         num_channels: number of channels before the cut.
         size: length of the axis: a multiple of num_channels, or, in a layer that works in groups, a part of it.
+        is_tiled: see Weight.
     """
+    if is_tiled:
+        return (np.arange(size // num_channels)[:, None] * num_channels + kept).reshape(-1)
     if size >= num_channels:
         repeat = size // max(num_channels, 1)
         return (kept[:, None] * repeat + np.arange(repeat)).reshape(-1)

@@ -10,7 +10,8 @@ from ekg.graph.records import RECORDS, LayerRecord, record_of, spatial_size
 
 
 class _OneStep(flow.ChannelFlow):
-    """A ChannelFlow as the layer inside a TimeDistributed sees it: every tensor without its axis of steps."""
+    """A ChannelFlow as the layer inside a TimeDistributed sees it: every tensor without its axis of
+    steps."""
 
     def __init__(self, whole, call):
         """
@@ -34,18 +35,25 @@ def _without_steps(shape):
 
 def is_frozen(layer):
     """Returns whether a layer, or the one that it calls at every step, is not trainable."""
-    return not layer.trainable or (isinstance(layer, keras.layers.TimeDistributed) and is_frozen(layer.layer))
+    return not layer.trainable or (
+        isinstance(layer, keras.layers.TimeDistributed) and is_frozen(layer.layer)
+    )
 
 
 def _over_steps(record):
     """Returns the rule of the layer inside, for a TimeDistributed."""
+
     def rule(whole, call):
         if len(call.inputs) != 1 or whole.channels[call.inputs[0]].axis == 1:
             return flow.close(whole, call)
         inside = dataclasses.replace(call, layer=call.layer.layer)
         channels = record.flow(_OneStep(whole, call), inside)
         found = channels if isinstance(channels, list) else [channels]
-        return [one if one.axis is None else dataclasses.replace(one, axis=one.axis + 1) for one in found]
+        return [
+            one if one.axis is None else dataclasses.replace(one, axis=one.axis + 1)
+            for one in found
+        ]
+
     return rule
 
 
@@ -59,6 +67,7 @@ def _resize(record):
     def resize(layer, kept):
         changes = record.resize(layer.layer, one_step(kept))
         return {f"layer.{name}": value for name, value in changes.items()}
+
     return resize
 
 
@@ -66,8 +75,11 @@ def _positions(record):
     def positions(layer, read, written, axis):
         if record.positions is None:
             return spatial_size(written, axis)
-        inside = record.positions(layer.layer, _without_steps(read), _without_steps(written), axis - 1)
+        inside = record.positions(
+            layer.layer, _without_steps(read), _without_steps(written), axis - 1
+        )
         return written[1] * inside
+
     return positions
 
 
@@ -75,11 +87,14 @@ def _flops(record):
     def flops(layer, shapes, written):
         read = [_without_steps(shape) for shape in shapes]
         return written[1] * record.flops(layer.layer, read, _without_steps(written))
+
     return flops
 
 
 def _run(record):
-    """Returns the `run` of a LayerRecord: that of the layer inside, with the steps as rows of the batch."""
+    """Returns the `run` of a LayerRecord: that of the layer inside, with the steps as rows of the
+    batch."""
+
     def run(layer, variables, args, context):
         x = args[0]
         steps = x.shape[1] or tf.shape(x)[1]
@@ -90,6 +105,7 @@ def _run(record):
             return None
         output, new = result
         return tf.reshape(output, tf.concat([[-1, steps], tf.shape(output)[1:]], 0)), new
+
     return run
 
 
@@ -102,9 +118,12 @@ def _time_distributed(layer):
     if record.arguments is not None:  # merges and slices, whose calls change with a cut
         return None
     return dataclasses.replace(
-        record, flow=_over_steps(record), positions=_positions(record),
+        record,
+        flow=_over_steps(record),
+        positions=_positions(record),
         resize=None if record.resize is None else _resize(record),
-        run=None if record.run is None else _run(record))
+        run=None if record.run is None else _run(record),
+    )
 
 
 RECORDS[keras.layers.TimeDistributed] = _time_distributed

@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from ekg.devices.compute import compiled, full_float32
 from ekg.errors import EkgError
-from ekg.graph.calls import Graph
+from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.cutting import kernel_norm
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.graph.readers import normalised_convolutions
 from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
@@ -56,11 +58,14 @@ class Parameters:
         filter_axes: for each array the axes whose indices name a filter; see graph.layers.Weight.
         support: list of 0/1 arrays of the same shapes: which of them the network has; None stands for all.
         kind: one of PARAMETERS.
+        factors: for each array that by which it is multiplied to be at its norm before a cut,
+            float32; None where all are taken as they are. See norm_factors().
     """
     arrays: list
     filter_axes: list
     support: list | None
     kind: str
+    factors: list | None = None
 
 
 class Landscape:
@@ -71,24 +76,24 @@ class Landscape:
         support: which parameters the network has, float32 [dimension] of zeros and ones.
     """
 
-    def __init__(self, forward, parameters, batches, *, batch_statistics, former_norms=False,
-                 use_xla=False):
+    def __init__(self, forward, parameters, batches, *, batch_statistics, use_xla=False):
         """
         Args:
             forward: (list of parameter tensors, normalised images) -> logits. Pure.
             parameters: Parameters.
             batches: data.Batches; images of one are run together, and with batch statistics they share them.
             batch_statistics: for the record.
-            former_norms: for the record; see Spectrum.
             use_xla: whether to compile with XLA.
         """
         self._shapes = [array.shape for array in parameters.arrays]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self._filter_axes, self._kind = parameters.filter_axes, parameters.kind
         self._batches, self._batch_statistics, self._forward = batches, batch_statistics, forward
-        self._former_norms = former_norms
+        self._factors = None
+        if parameters.factors is not None:
+            self._factors = tf.Variable(np.float32(parameters.factors), trainable=False)
         self.point = self.support = None
-        self.move_(parameters.arrays, parameters.support)
+        self.move_(parameters.arrays, parameters.support, parameters.factors)
         self._loss = compiled(self._batch_loss, "loss of the landscape", use_xla)
         self._gradient = compiled(self._batch_gradient, "gradient of the landscape", use_xla)
         self._product = compiled(self._batch_product, "Hessian-vector product", use_xla)
@@ -97,8 +102,15 @@ class Landscape:
     def dimension(self):
         return len(self.point)
 
-    def move_(self, arrays, support):
-        """Sets the point and the support to those of another network of the same forward function."""
+    def move_(self, arrays, support, factors=None):
+        """Sets point, support and factors to those of another network of the same forward function.
+
+        Args:
+            arrays, support, factors: as of Parameters; factors are given if they were at the start.
+        """
+        if factors is not None:
+            self._factors.assign(factors)
+            arrays = [array * factor for array, factor in zip(arrays, factors)]
         self.support = np.ones(sum(self._sizes), np.float32) if support is None else _flatten(support)
         self.point = _flatten(arrays) * self.support
 
@@ -136,7 +148,7 @@ class Landscape:
     def describe(self, ends):
         """Returns the Spectrum of lanczos.Ends, with what they are the ends of."""
         return Spectrum(**dataclasses.asdict(ends), parameters=self._kind, batch_statistics=self._batch_statistics,
-                        num_images=self._batches.num_images, former_norms=self._former_norms)
+                        num_images=self._batches.num_images, former_norms=self._factors is not None)
 
     def directions(self, seed):
         """Returns two random filter-normalised directions, float32 [dimension]; see surfaces.normalise_filters."""
@@ -154,7 +166,11 @@ class Landscape:
             yield value.numpy().astype(np.float64)
 
     def _batch_loss(self, point, images, labels):
-        task, outputs = self._batches.task, self._forward(self._cut(point), self._batches.normalise(images))
+        arrays = self._cut(point)
+        if self._factors is not None:  # the same function, with other derivatives
+            factors = tf.unstack(self._factors)
+            arrays = [array / factor for array, factor in zip(arrays, factors)]
+        task, outputs = self._batches.task, self._forward(arrays, self._batches.normalise(images))
         return tf.reduce_sum(task.loss(labels, task.of(outputs)))
 
     def _batch_gradient(self, point, images, labels):
@@ -182,7 +198,7 @@ def _flatten(arrays):
 
 
 def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False,
-                    former_norms=False, use_xla=False):
+                    original=None, use_xla=False):
     """Returns the Landscape of a stored network.
 
     Args:
@@ -190,8 +206,8 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         batches: data.Batches.
         parameters: "kernels" or "all".
         batch_statistics: whether batch norms take the statistics of the batch, else the moving ones.
-        former_norms: whether slim.restore_norms_() gave the kernels the norms of before a cut; for
-            the record.
+        original: keras.Model that it was cut from: kernels that a batch norm follows are taken at
+            their norms there; None takes them as they are.
         use_xla: whether to compile with XLA.
 
     Raises:
@@ -214,9 +230,33 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         return pure(values, non_trainable, images, batch_statistics)[0]
     axes_of = {id(variable): surfaces.filter_axes(layer, variable) for layer in model.layers
                for variable in layer.trainable_variables}
-    axes = [axes_of[id(model.trainable_variables[i])] for i in places]
-    return Landscape(forward, Parameters([trainable[i].numpy() for i in places], axes, None, parameters), batches,
-                     batch_statistics=batch_statistics, former_norms=former_norms, use_xla=use_xla)
+    axes, factors = [axes_of[id(model.trainable_variables[i])] for i in places], None
+    if original is not None:
+        wholes = Graph(original).layers
+        by_variable = norm_factors(
+            graph, lambda call: (wholes[call.key].kernel.numpy(), call.layer.kernel.numpy()))
+        factors = [by_variable.get(id(model.trainable_variables[i]), np.float32(1)) for i in places]
+    arrays = [trainable[i].numpy() for i in places]
+    return Landscape(forward, Parameters(arrays, axes, None, parameters, factors), batches,
+                     batch_statistics=batch_statistics, use_xla=use_xla)
+
+
+def norm_factors(graph, kernels_of):
+    """Returns {id of a variable: ‖W‖ / ‖V‖, float32} of the convolutions that a batch norm follows.
+
+    By this κ takes each at the norm that it had before a cut: the batch norm cancels the factor, so
+    the network's function stays, and its derivatives are divided by it. 1 where V is all zeros.
+
+    Args:
+        graph: graph.calls.Graph.
+        kernels_of: (Call) -> (kernel W before the cut, what is left of it, V), arrays.
+    """
+    factors = {}
+    for call in normalised_convolutions(graph):
+        size, left = map(kernel_norm, kernels_of(call))
+        factor = np.float32(size / left) if left else np.float32(1)
+        factors |= {id(variable): factor for variable in layer_variables(call.layer)}
+    return factors
 
 
 def check_parameters(parameters):

@@ -8,8 +8,6 @@ import tensorflow as tf
 
 from ekg.graph import records
 from ekg.graph.calls import layer_variables
-from ekg.graph.norms import scaled_statistics
-from ekg.graph.readers import normalised_convolutions
 from ekg.landscape import hessian, lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
@@ -21,9 +19,7 @@ class MaskedLandscapes:
 
     The Hessian is that of the network cut out; parameters of channels that are not kept stay zero.
     A kernel that a batch norm follows is taken at the norm that it has in the whole network, as κ
-    depends on its scale: its layer's weights are multiplied by ‖W‖ / ‖W⊙m‖, and the moving
-    statistics of the batch norm fit; see distil.slim.restore_norms_, which does the same to a cut
-    network where the loss changes little by it.
+    depends on its scale; the loss is that of the sub-network as it is. See hessian.norm_factors.
     """
 
     def __init__(self, supernet, batches, *, parameters="kernels", use_xla=False):
@@ -50,11 +46,9 @@ class MaskedLandscapes:
                 self._places.append((key, i))
                 axes.append(surfaces.filter_axes(supernet.graph.layers[key], variable))
         self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
-        self._normalised = normalised_convolutions(supernet.graph)
-        self._factors = tf.Variable(np.ones(len(self._normalised), np.float32), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
-        self._landscape = hessian.Landscape(self._forward, hessian.Parameters(arrays, axes, None, parameters), batches,
-                                            batch_statistics=True, former_norms=True,
+        made = hessian.Parameters(arrays, axes, None, parameters, [np.float32(1)] * len(arrays))
+        self._landscape = hessian.Landscape(self._forward, made, batches, batch_statistics=True,
                                             use_xla=use_xla)
 
     def __call__(self, subnetwork):
@@ -62,17 +56,14 @@ class MaskedLandscapes:
         mask = self._supernet.mask(subnetwork)
         self._mask.assign(mask)
         support = _support(self._supernet, mask)
-        factors = [self._norm_factor(call, support) for call in self._normalised]
-        self._factors.assign(factors)
         weights = dict(self._weights)
-        for call, factor in zip(self._normalised, factors):
-            weights[call.key] = [value * factor for value in weights[call.key]]
         classifier = self._supernet.classifier
         if classifier is not None:  # the parameters are those of the cut network, at the restored norm
             restored = self._supernet.with_restored_norm(classifier, weights[classifier.key], mask)
             weights[classifier.key] = [np.asarray(value) for value in restored]
         self._landscape.move_([weights[name][i] for name, i in self._places],
-                              [support[name][i] for name, i in self._places])
+                              [support[name][i] for name, i in self._places],
+                              self._norm_factors(support))
         return self._landscape
 
     def describe(self, ends):
@@ -84,20 +75,21 @@ class MaskedLandscapes:
         """Parameters of the whole network."""
         return self._landscape.dimension
 
-    def _norm_factor(self, call, support):
-        """Returns ‖W‖ / ‖W⊙m‖ of a convolution's kernel W; 1 where nothing of it is left."""
-        place = next(i for i, variable in enumerate(layer_variables(call.layer))
-                     if variable is call.layer.kernel)
-        kernel = self._weights[call.key][place]
-        size = np.linalg.norm(kernel * support[call.key][place])
-        return np.float32(np.linalg.norm(kernel) / size) if size else np.float32(1)
+    def _norm_factors(self, support):
+        """Returns for each parameter array its factor; see hessian.Parameters."""
+        layers = self._supernet.graph.layers
+
+        def kernels_of(call):
+            variables = layer_variables(call.layer)
+            place = [id(variable) for variable in variables].index(id(call.layer.kernel))
+            kernel = self._weights[call.key][place]
+            return kernel, kernel * support[call.key][place]
+        by_variable = hessian.norm_factors(self._supernet.graph, kernels_of)
+        variables = [layer_variables(layers[name])[i] for name, i in self._places]
+        return [by_variable.get(id(variable), np.float32(1)) for variable in variables]
 
     def _forward(self, arrays, images):
         weights = {name: list(values) for name, values in self._weights.items()}
-        for (call, norm), factor in zip(self._normalised.items(), tf.unstack(self._factors)):
-            weights[call.key] = [value * factor for value in weights[call.key]]
-            mean, variance = weights[norm.key][-2:]
-            weights[norm.key][-2:] = scaled_statistics(mean, variance, factor, norm.layer.epsilon)
         for (name, i), array in zip(self._places, arrays):
             weights[name][i] = array
         return self._supernet.forward(weights, tf.convert_to_tensor(self._mask), images)
@@ -112,20 +104,22 @@ def _support(supernet, mask):
             continue
         masks = {records.IN: mask[supernet.layout.index[call.inputs[0]]],
                  records.OUT: mask[supernet.layout.index[call.output]]}
+        masks[records.BACK] = masks[records.OUT]
         described = {} if record is None else records.weights_of(call.layer, record)
-        support[call.key] = [_weight_support(described[id(variable)].axes if id(variable) in described else (),
-                                             variable.shape, masks) for variable in variables]
+        support[call.key] = [_weight_support(described.get(id(variable), records.Weight(())), variable.shape, masks)
+                             for variable in variables]
     return support
 
 
-def _weight_support(axes, shape, masks):
+def _weight_support(weight, shape, masks):
     """Returns a 0/1 array of this shape: 1 where no axis of channels has its index removed."""
     support = np.ones(shape, np.float32)
-    for axis, role in enumerate(axes):
+    for axis, role in enumerate(weight.axes):
         if role is not None:
             along = np.zeros(shape[axis], np.float32)
-            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis])] = 1
-            support *= along.reshape([-1 if i == axis else 1 for i in range(len(axes))])
+            is_tiled = weight.is_tiled and role == records.OUT
+            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis], is_tiled)] = 1
+            support *= along.reshape([-1 if i == axis else 1 for i in range(len(weight.axes))])
     return support
 
 

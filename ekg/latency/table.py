@@ -156,6 +156,9 @@ def _read_tables(path):
         raise EkgError(f"{path}: latency tables of version {value['version']}, and this program knows {VERSION}; name "
                        "another file.")
     try:
-        return [Table.from_json(entry) for entry in value["tables"]]
+        tables = [Table.from_json(entry) for entry in value["tables"]]
+        if all(isinstance(table.conditions["runtime"], str) for table in tables):
+            return tables
+        raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise EkgError(f"{path}: no file of latency tables; name another.") from None

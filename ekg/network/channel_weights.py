@@ -91,12 +91,14 @@ def rows_of(supernet, mask, place, values):
         values: float array of the weight's shape: the weight itself, or its gradient.
     """
     index, axis = supernet.layout.index[place.tensor], place.axis
-    axes, values = records.record_of(place.call.layer).weights[place.name].axes, np.asarray(values, np.float64)
+    weight, values = records.record_of(place.call.layer).weights[place.name], np.asarray(values, np.float64)
+    axes = weight.axes
     if place.is_kernel:
         read, is_read = axes.index(records.IN), mask[supernet.layout.index[place.call.inputs[0]]]
         values = np.take(values, records.kept_indices(np.flatnonzero(is_read), len(is_read), values.shape[read]), read)
     rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).T
-    # Neighbouring indices that stand for one channel are rows of their own.
-    index = np.repeat(index, max(len(rows) // len(index), 1))[:len(rows)]
+    # Several indices that stand for one channel, neighbours mostly, are rows of their own.
+    repeats = max(len(rows) // len(index), 1)
+    index = (np.tile if weight.is_tiled else np.repeat)(index, repeats)[:len(rows)]
     kept = mask[index] & (index < supernet.layout.num_channels)
     return ChannelWeight(place.call.key, place.name, index[kept], rows[kept]) if kept.any() else None

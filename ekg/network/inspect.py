@@ -85,7 +85,7 @@ def inspect(model, **choices):
         print(ekg.inspect(model, exclude="head"))
 
     Args:
-        model: functional or sequential keras.Model.
+        model: keras.Model.
         choices: arguments of Supernet, as exclude, min_channels, multiple_of.
 
     Raises:
@@ -95,7 +95,7 @@ def inspect(model, **choices):
         supernet = Supernet(model, **choices)
         graph, layout, table = supernet.graph, supernet.layout, supernet.table
     except checks.NothingToPrune:
-        graph = Graph(model, choices.pop("input_shape", None))
+        graph = Graph(model, choices.pop("input_shape", None), choices.pop("open_layers", True))
         layout = groups.find(graph, Choices(**choices))
         table = complexity.ComplexityTable(graph, layout)
         whole = table.count(np.ones(layout.num_channels + 1))

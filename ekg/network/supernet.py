@@ -25,12 +25,12 @@ class Gate:
 
 
 class Supernet:
-    """A functional Keras model whose channels can be masked and cut.
+    """A Keras model whose channels can be masked and cut.
 
     The model is read, never changed: its weights are looked up at every call.
 
     Attributes:
-        model: the keras.Model.
+        model: the keras.Model; of a subclassed one the functional model of the same layers.
         groups: tuple of ChannelGroup in network order.
         layout: groups.Layout, where every channel of every tensor belongs.
         program: list of graph calls and gates in the order in which they run.
@@ -44,10 +44,10 @@ class Supernet:
     """
 
     def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None,
-                 class_logits=True):
+                 class_logits=True, open_layers=True):
         """
         Args:
-            model: functional or sequential keras.Model.
+            model: keras.Model.
             exclude: layers that keep all their output channels: a layer, a kind, a regular expression for names, a function
                 from a layer to a bool, or a list of these. The name of a nested model stands for all its layers.
             min_channels: how many channels of every group stay at least; or {pattern of the group's name: number}.
@@ -55,11 +55,15 @@ class Supernet:
             prune_frozen: whether layers that are not trainable may lose channels of their own.
             input_shape: shape of one input without the batch, or a list of them, that FLOPs are counted for; needed where
                 the model itself leaves it open.
+            open_layers: which layers that are made of layers are taken apart into these, so that
+                channels inside can go: True for all, False for none, or regular expressions for
+                their names. They become nested models of the cut network. So does a subclassed
+                model, which becomes a functional one.
             class_logits: whether a vector that the network returns holds class logits, whose kernel keeps its norm; see
                 layers.classifier_of.
         """
-        self.model, self.options = model, execute.ExecutionOptions()
-        self.graph = Graph(model, input_shape)
+        self.graph = Graph(model, input_shape, open_layers)
+        self.model, self.options = self.graph.model, execute.ExecutionOptions()
         checks.check_layers(self.graph)
         self.layout = groups.find(self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen))
         if all(len(group.counts) == 1 for group in self.layout.groups):
@@ -71,6 +75,7 @@ class Supernet:
             self.program.extend(Gate(number) for number in call.outputs if number in self.layout.sites)
         self.classifier = layers.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
+        self._recurring = {call for call in self.graph.calls if self._is_recurring(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
         self._forward = in_graph(self.forward)
         checks.try_cut(self)
@@ -189,6 +194,7 @@ class Supernet:
             values = self.with_restored_norm(call, values, mask)
         if masks_rows and records.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
             values, tensors = self._without_rows(call, values, mask, tensors)
+        values = self._without_masked_states(call, values, mask)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
         options = self.options.of(self.graph.is_last(call))
@@ -212,6 +218,22 @@ class Supernet:
         rows = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
         return [value * tf.cast(rows, value.dtype) if variable is kernel else value
                 for variable, value in zip(layer_variables(call.layer), values)], tensors
+
+    def _without_masked_states(self, call, values, mask):
+        """Returns weights with which a recurrent call does not read the masked channels again."""
+        if call not in self._recurring:
+            return values
+        record = records.record_of(call.layer)
+        names = dict(zip(map(id, call.layer.weights), records.weight_names(call.layer, record)))
+        rows = tf.gather(mask, self.layout.index[call.output])[:, None]
+        return [value * tf.cast(rows, value.dtype) if names.get(id(variable)) == record.recurrent
+                else value for variable, value in zip(layer_variables(call.layer), values)]
+
+    def _is_recurring(self, call):
+        """Returns whether a call reads channels again that it writes, and that may be pruned."""
+        record = records.record_of(call.layer)
+        is_recurrent = record is not None and record.recurrent is not None
+        return is_recurrent and self.layout.is_open(call.output)
 
     def _asks_mask(self, call):
         """Returns whether what a call does to a channel depends on which others are kept."""
@@ -249,12 +271,15 @@ class Supernet:
     def first_use(self, group):
         """Returns the first position in the program at which the mask of the group at this position matters.
 
-        That is its first gate, or a norm over its channels before it.
+        That is its first gate, or before it a norm over its channels, or a recurrent layer that has
+        them as units.
         """
         channels = self.layout.channels(group)
         for position, step in enumerate(self.program):
-            if isinstance(step, Gate) or step in self._asking:
-                index = self.layout.index[step.tensor if isinstance(step, Gate) else step.inputs[0]]
+            if isinstance(step, Gate) or step in self._asking or step in self._recurring:
+                number = step.tensor if isinstance(step, Gate) else (
+                    step.inputs[0] if step in self._asking else step.output)
+                index = self.layout.index[number]
                 if ((index >= channels.start) & (index < channels.stop)).any():
                     return position
         raise LookupError(f"channel group {self.groups[group].name!r} has no gate.")

@@ -81,3 +81,9 @@ def model_fingerprint(model):
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
     digest.update(describe_network(model).encode())
     return digest.hexdigest()
+
+
+def differences(old, new):
+    """Returns a line for every entry in which two dicts differ, or an empty text."""
+    return "".join(f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
+                   for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))

@@ -6,7 +6,6 @@ The names of its files stand here and nowhere else.
 import contextlib
 import importlib.util
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ekg.errors import EkgError, first_line
 from ekg.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
-from ekg.run.arguments import TEST_DATA
+from ekg.run.arguments import TEST_DATA, differences
 from ekg.run.choice import CUT
 from ekg.run.lock import LOCK, held
 from ekg.search.history import HistoryEntry
@@ -220,12 +219,12 @@ class RunFolder:
                 path.unlink()
         for name in (BANK, CHECKPOINTS, EXPORTED):
             for path in [*(self / name).rglob(".*.*"), *(self / name).rglob("ckpt-*_temp")]:  # the last are TensorFlow's
-                _remove(path)
+                files.remove(path)
 
     def remove_run(self):
         """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
         for name in OWN_NAMES[:-1]:
-            _remove(self / name)
+            files.remove(self / name)
 
     def restart(self, phase):
         """Removes what a phase and all behind it left, so that they begin anew.
@@ -241,7 +240,7 @@ class RunFolder:
                                                if line["phase"] not in gone])
         for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
             for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
-                _remove(path)
+                files.remove(path)
         self._logged = None
 
     # ---------------------------------------------------------------- what is written and read line by line
@@ -398,16 +397,3 @@ class RunFolder:
 def _is_unfinished(name):
     """Returns whether this is the name of a file that was being written; see files.write_whole()."""
     return any(name.startswith(f".{own}.") for own in OWN_NAMES)
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def differences(old, new):
-    """Returns a line for every entry in which two dicts differ, or an empty text."""
-    return "".join(f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
-                   for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # How many files of a kind a run has at most, with the one that is being written under another name.
 PARAMETER_FILES = 4 + 2  # trained, searched, slimmed, fine-tuned; the last one twice before it has its name
-KERAS_FILES = 1 + 1
+KERAS_FILES = 2 + 1  # fine-tuned, and slimmed where that is better
 CHECKPOINTS = 2 + 1  # every training keeps the last two
 NETWORKS = 3  # rows of the table, each exported
 # Bytes besides the numbers.

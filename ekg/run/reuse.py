@@ -3,8 +3,7 @@
 from ekg import files
 from ekg.errors import EkgError
 from ekg.run import folder as names
-from ekg.run.arguments import TEST_DATA
-from ekg.run.folder import differences
+from ekg.run.arguments import TEST_DATA, differences
 
 SEARCH_PHASES = ("subset", "search", "slim")
 SEARCH_FILES = (names.SUPERNET, names.HISTORY, names.CURVES, names.PHASES, names.SLIMMED)

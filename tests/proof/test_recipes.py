@@ -159,7 +159,7 @@ def test_a_cut_of_another_program_is_recovered_from_its_weights():
     supernet = ekg.Supernet(make_tiny_resnet())
     subnetwork = random_subnetwork(supernet, 3)
     model = supernet.cut(subnetwork)
-    restore_norms_(model, supernet.model)
+    restore_norms_(model, supernet.graph)
     found = starts.recover_subnetwork(supernet, model)
     assert [list(found.kept(i)) for i in range(4)] == [list(subnetwork.kept(i)) for i in range(4)]
     first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
@@ -180,4 +180,4 @@ def test_a_data_set_with_other_validation_images_is_the_same_otherwise():
     other = setting.with_validation(data, "viewed", data)
     for field in dataclasses.fields(data):
         assert getattr(other, field.name) is getattr(data, field.name)
-    assert isinstance(other.train, Split) and other.smallest_class() == data.smallest_class()
+    assert isinstance(other.train, Split) and other.largest_class() == data.largest_class()

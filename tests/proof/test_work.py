@@ -4,17 +4,12 @@ import fcntl
 
 import pytest
 
-from benchmarks.proof import runs, setting, starts, work
+from benchmarks.proof import runs, setting, work
 from benchmarks.proof.__main__ import main, parse_args
 from ekg import stopping
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK, held
-
-
-@pytest.fixture(autouse=True)
-def all_possible(monkeypatch):
-    monkeypatch.setattr(starts, "is_possible", lambda run: True)
 
 
 @pytest.fixture
@@ -106,9 +101,9 @@ def test_a_run_is_made_by_a_process_of_its_own_with_the_same_place(place, monkey
 
 def test_the_status_counts_and_a_pattern_without_a_run_is_refused(place):
     finish(place, runs.queue()[0])
-    argv = ["--work", str(place.work), "--records", str(place.records), "--only", "*-ekg-labels-e60-s0"]
+    argv = ["--work", str(place.work), "--records", str(place.records), "--only", f"*-ekg-labels-e{runs.EPOCHS}-s0"]
     assert main(parse_args(["status", *argv])).splitlines() == [
-        f"{runs.queue()[0].name}: finished", "r20-0.3-ekg-labels-e60-s0: waiting", "1 finished, 1 waiting"]
+        f"{runs.queue()[0].name}: finished", f"r20-0.3-ekg-labels-e{runs.EPOCHS}-s0: waiting", "1 finished, 1 waiting"]
     with pytest.raises(EkgError, match="`only` none: no run has such a name"):
         main(parse_args(["run", "--only", "none"]))
     with pytest.raises(EkgError, match="r1: no run has this name"):

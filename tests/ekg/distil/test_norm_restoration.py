@@ -7,6 +7,7 @@ from keras import layers
 
 import ekg
 from ekg.distil import slim as slimming
+from ekg.graph.calls import Graph
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 from tests.helpers import random_subnetwork, relative_difference
 
@@ -32,7 +33,7 @@ def test_every_convolution_has_its_former_norm_and_the_function_stays(make, name
     cut = supernet.cut(random_subnetwork(supernet, 1))
     before = cut(images).numpy()
     assert any(norm_of(cut, name) < 0.95 * norm_of(model, name) for name in names)
-    slimming.restore_norms_(cut, model)
+    slimming.restore_norms_(cut, Graph(model))
     for name in names:
         assert norm_of(cut, name) == pytest.approx(norm_of(model, name), rel=1e-5)
     assert relative_difference(cut(images), before) < 1e-5
@@ -48,7 +49,7 @@ def test_the_function_stays_where_variances_are_near_epsilon(images, epsilon):
     norm.moving_variance.assign(epsilon * np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
     before = cut(images).numpy()
     size = norm_of(cut, "depthwise")
-    slimming.restore_norms_(cut, model)
+    slimming.restore_norms_(cut, Graph(model))
     assert norm_of(cut, "depthwise") == size  # near epsilon its factor would show
     assert relative_difference(cut(images), before) < 1e-5
 
@@ -63,6 +64,6 @@ def test_with_batch_statistics_the_change_is_within_its_bound(images):
     def outputs():
         return read.stateless_call(read.trainable_variables, read.non_trainable_variables, images, training=True)[0]
     before = [np.asarray(value) for value in outputs()]
-    slimming.restore_norms_(cut, model)
+    slimming.restore_norms_(cut, Graph(model))
     for value, old, scale in zip(outputs(), before, scales):
         assert np.abs(np.asarray(value) - old).max() <= 10 * slimming.MAX_CHANGE * scale.max()

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import ekg
-from ekg.distil import repair
+from ekg.distil import least_squares, repair, repair_sweep
 from ekg.errors import EkgError
 from ekg.graph import patches, records
 from ekg.network.supernet import Supernet
@@ -68,7 +68,7 @@ def convolved(layer, x):
 
 
 def moments(p, t):
-    made = repair._Moments()
+    made = least_squares.Moments()
     for part in (slice(0, 100), slice(100, None)):
         made.add(tf.constant(p[part][:, None]), tf.constant(t[part][:, None]))
     return made
@@ -76,10 +76,10 @@ def moments(p, t):
 
 @pytest.mark.parametrize("has_intercept", (True, False))
 def test_the_fit_is_that_of_numpy(has_intercept, monkeypatch):
-    monkeypatch.setattr(repair, "RIDGES", (1e-10,))
+    monkeypatch.setattr(least_squares, "RIDGES", (1e-10,))
     p, noise = normal(300, 6) + 2, 0.1 * normal(300, 2)
     t = (p @ normal(6, 2) + 3 + noise).astype(np.float32)
-    kernel, intercept, left = repair.fit(moments(p[:240], t[:240]), moments(p[240:], t[240:]), np.zeros((1, 6, 2)),
+    kernel, intercept, left = least_squares.fit(moments(p[:240], t[:240]), moments(p[240:], t[240:]), np.zeros((1, 6, 2)),
                                          has_intercept)
     design = np.c_[p, np.ones(300)][:240] if has_intercept else p[:240]
     expected = np.linalg.lstsq(design.astype(np.float64), t[:240], rcond=None)[0]
@@ -94,8 +94,8 @@ def test_the_ridge_is_chosen_by_examples_that_were_left_out():
     """With as many rows as positions and pure noise, only a large ridge predicts anything."""
     p, t = normal(40, 40), normal(40, 3)
     prior = np.zeros((1, 40, 3))
-    noisy = repair.fit(moments(p, t), moments(normal(200, 40), normal(200, 3)), prior)[0]
-    exact = repair.fit(moments(p, t), moments(p, t), prior)[0]
+    noisy = least_squares.fit(moments(p, t), moments(normal(200, 40), normal(200, 3)), prior)[0]
+    exact = least_squares.fit(moments(p, t), moments(p, t), prior)[0]
     assert np.linalg.norm(noisy) < 0.5 * np.linalg.norm(exact)
 
 
@@ -193,7 +193,7 @@ def test_a_repaired_network_is_nearer_to_the_unpruned_one_on_other_images(residu
 def test_what_a_stream_carries_past_a_block_is_corrected_by_the_block(residual, monkeypatch):
     supernet, subnetwork, images, others = residual
     with_error = error(repaired(supernet, subnetwork, images)[0], supernet, others)
-    monkeypatch.setattr(repair._Sweep, "_error_beside", lambda *_: None)
+    monkeypatch.setattr(repair_sweep.Sweep, "_error_beside", lambda *_: None)
     assert with_error < error(repaired(supernet, subnetwork, images)[0], supernet, others)
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import ekg
 from ekg.data import Batches
 from ekg.distil.slim import restore_norms_, slim
+from ekg.graph.calls import Graph
 from ekg.train.evaluate import estimate_statistics_
 from tests.helpers import mirrored, relative_difference
 
@@ -19,7 +20,7 @@ def test_restored_norms_leave_the_function_as_it_is(tiny_resnet, images):
     supernet = ekg.Supernet(tiny_resnet)
     cut = supernet.cut(supernet.whole().with_widths({"stem": 0.5, "b2": 0.5}))
     expected = cut(images).numpy()
-    restore_norms_(cut, tiny_resnet)
+    restore_norms_(cut, Graph(tiny_resnet))
     assert relative_difference(cut(images), expected) < 1e-3
     check_norms_are_those_of(tiny_resnet, cut)
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.graph import flow, records
+from ekg.graph import attention, flow, records
 from ekg.graph.complexity import model_complexity
 from ekg.graph.records import IN, OUT
 from ekg.search import criteria
@@ -43,7 +43,8 @@ KINDS_WITH_WEIGHTS = {
     "PReLU": (lambda: layers.PReLU(shared_axes=(1, 2)), 6),
 }
 # Their last axis of channels is a part, or a multiple, of what they read or write.
-OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional,
+OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.GroupQueryAttention, attention.ToHeads, attention.FromHeads,
+          layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional,
           layers.Rescaling, layers.UnitNormalization, layers.Normalization,
           layers.Resizing}
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import ekg
 from ekg.distil.slim import restore_norms_
+from ekg.graph.calls import Graph
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
 from tests.ekg.landscape.conftest import make_small
@@ -84,7 +85,7 @@ def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at
     supernet = ekg.Supernet(small)
     subnetwork = supernet.whole().with_kept(0, 2).with_kept(1, 3)
     slimmed, cut = supernet.cut(subnetwork), supernet.cut(subnetwork)
-    restore_norms_(slimmed, small)
+    restore_norms_(slimmed, Graph(small))
     dense, other = (dense_hessian(model, tiny_data, "kernels", True, PARTS)
                     for model in (slimmed, cut))
     masked = MaskedLandscapes(supernet, evaluation_batches(tiny_data))(subnetwork)

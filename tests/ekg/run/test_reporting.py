@@ -18,13 +18,17 @@ from tests.conftest import make_data, randomise_
 
 def network(dtype="float32", has_erfinv=False, size=8):
     entry = keras.Input((size, size, 3))
-    x = layers.BatchNormalization(dtype=dtype)(layers.Conv2D(4, 3, dtype=dtype)(layers.RandomFlip()(entry)))
+    x = layers.BatchNormalization(dtype=dtype)(
+        layers.Conv2D(4, 3, dtype=dtype)(layers.RandomFlip()(entry))
+    )
     x = keras.ops.erfinv(0.01 * x) if has_erfinv else x
     return randomise_(keras.Model(entry, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
 
 
 def rehearse(model, folder, form):
-    settings = dataclasses.replace(JobSettings(), run=RunSettings(val_batch_size=20, runtimes=(), exports=(form,)))
+    settings = dataclasses.replace(
+        JobSettings(), run=RunSettings(val_batch_size=20, runtimes=(), exports=(form,))
+    )
     networks = Networks(model, {"input_shape": (8, 8, 3)})
     job = Job(settings, make_data(), networks, Compute(), RunFolder.create(folder, {}))
     ReportPhase(job).rehearse(model)
@@ -35,6 +39,8 @@ def test_a_format_that_refuses_the_network_ends_the_run_before_it_begins(tmp_pat
         rehearse(network(has_erfinv=True), tmp_path / "run", "litert")
 
 
-@pytest.mark.parametrize("options", [{"dtype": "mixed_bfloat16"}, {"size": None}], ids=["mixed", "any size"])
+@pytest.mark.parametrize(
+    "options", [{"dtype": "mixed_bfloat16"}, {"size": None}], ids=["mixed", "any size"]
+)
 def test_a_network_that_a_format_takes_passes(tmp_path, options):
     rehearse(network(**options), tmp_path / "run", "onnx")

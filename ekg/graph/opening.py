@@ -1,0 +1,322 @@
+"""Layers and models that are made of layers, taken apart into the graph of their parts.
+
+The call() of such a layer runs on symbolic tensors, and what it calls becomes a functional model.
+The layers inside stay the same objects. Nothing is taken on trust: the model must give what the
+layer gives, in inference and in training, or the layer stays closed.
+"""
+
+import inspect
+import logging
+import re
+
+import keras
+import numpy as np
+
+from ekg.errors import EkgError, first_line
+from ekg.graph import records
+from ekg.graph.refs import Ref
+
+logger = logging.getLogger(__name__)
+
+BATCH = 2  # examples that a layer and the graph of its parts are compared on
+TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2  # shares of the largest value
+
+
+class Closed(Exception):
+    """A layer cannot be taken apart; the text says why."""
+
+
+class CalledOtherwise(Exception):
+    """A layer that was taken apart is called with other arguments, so it must stay closed."""
+
+
+class Opener:
+    """Takes the layers of one graph apart.
+
+    Attributes:
+        reasons: {key: why a layer that is made of layers stays closed}.
+    """
+
+    def __init__(self, which):
+        """
+        Args:
+            which: True opens all layers; False none; a regular expression that is searched in the
+                layers' names, or a list of these, those alone.
+
+        Raises:
+            EkgError: it is none of these.
+        """
+        self.reasons = {}
+        self._opens_all = which is True
+        self._patterns = [] if isinstance(which, bool) else _compiled(which)
+        self._opened = {}  # id of a layer -> (signature of its call, model)
+        self._called_otherwise = set()  # ids of layers
+
+    def opens(self, key):
+        """Returns whether a layer of this name is to be opened."""
+        return self._opens_all or any(pattern.search(key) for pattern in self._patterns)
+
+    def opens_root(self):
+        """Returns whether anything is to be opened."""
+        return self._opens_all or bool(self._patterns)
+
+    def open(self, layer, key, arguments, symbols, sizes):
+        """Returns the functional keras.Model of a layer's parts, or None where it stays closed.
+
+        Args:
+            layer: what is called.
+            key: its name in the whole model.
+            arguments: (args, kwargs) of the call, with a Ref for every tensor.
+            symbols: {tensor number: keras.KerasTensor} of what the call reads.
+            sizes: {tensor number: (shape tuple with all sizes that are known, dtype)} likewise.
+
+        Raises:
+            CalledOtherwise: the layer was opened for a call of other arguments.
+        """
+        if not is_made_of_layers(layer) or not self.opens(key):
+            return None
+        if id(layer) in self._called_otherwise:
+            self.reasons[key] = "it is called in several ways"
+            return None
+        signature = _signature(arguments, symbols)
+        if id(layer) in self._opened:
+            known, model = self._opened[id(layer)]
+            if known != signature:
+                self._called_otherwise.add(id(layer))
+                raise CalledOtherwise
+            return model
+        try:
+            model = take_apart(layer, arguments, symbols, sizes)
+        except Closed as reason:
+            self.reasons[key], model = str(reason), None
+        self._opened[id(layer)] = signature, model
+        return model
+
+
+def _compiled(which):
+    patterns = [which] if isinstance(which, str) else which
+    if not isinstance(patterns, (list, tuple)) or not all(
+            isinstance(pattern, str) for pattern in patterns):
+        raise EkgError("`open_layers` must be True, False, a regular expression for names of "
+                       f"layers, or a list of these; received {which!r}.")
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise EkgError(f"`open_layers`: {which!r} is no regular expression: {error}.") from None
+
+
+def is_made_of_layers(layer):
+    """Returns whether a layer without a record holds layers, or is a model with its own call()."""
+    if not isinstance(layer, keras.layers.Layer) or records.has_record(layer):
+        return False
+    if isinstance(layer, keras.Model):
+        return True
+    own = type(layer).__module__.startswith("keras.src.")  # what Keras itself makes is described
+    return not own and bool(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _signature(arguments, symbols):
+    """Returns a text that two calls share if one functional model serves both."""
+    def described(leaf):
+        if isinstance(leaf, Ref):
+            return str((symbols[leaf.number].shape, symbols[leaf.number].dtype))
+        return repr(leaf)
+    return repr(keras.tree.map_structure(described, arguments))
+
+
+# ---------------------------------------------------------------- one layer
+
+
+def take_apart(layer, arguments, symbols, sizes, structure=None):
+    """Returns the functional keras.Model of a layer's parts; see Opener.open().
+
+    Its inputs are the tensors of the call in their order, or have the structure that is given.
+
+    Raises:
+        Closed: the layer cannot be taken apart.
+    """
+    if not layer.built:
+        raise Closed("it is not built; call it once on some inputs before")
+    if layer._seed_generators:
+        raise Closed("it has randomness of its own")
+    own = [*layer._trainable_variables, *layer._non_trainable_variables]
+    if own:
+        raise Closed(f"it has a weight of its own, {own[0].name!r}, beside those of its layers")
+    inputs, (args, kwargs) = _entries(layer, arguments, symbols)
+    try:
+        # A number that is drawn while the graph is made would stay in it. This first draw, which
+        # ends with the scope, makes it differ from what the layer itself draws.
+        with keras.StatelessScope():
+            keras.random.uniform(())
+            outputs = layer.call(*args, **kwargs)
+    except Exception as error:  # whatever a layer of the user's own raises
+        raise Closed(f"its call() does not run on symbolic tensors: {first_line(error)}") from error
+    leaves = keras.tree.flatten(outputs)
+    if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+        raise Closed("it returns something that does not depend on its inputs")
+    try:
+        model = keras.Model(_packed(inputs, structure), outputs, name=layer.name)
+    except Exception as error:  # two layers of one name, say
+        raise Closed(f"its parts make no functional model: {first_line(error)}") from error
+    model._trainable = layer._trainable
+    _check_weights(layer, model)
+    _check_outputs(layer, model, arguments, sizes, structure)
+    return model
+
+
+def _packed(values, structure):
+    """Returns values in a structure; without one, a list of them, or the only one."""
+    if structure is not None:
+        return keras.tree.pack_sequence_as(structure, values)
+    return values if len(values) > 1 else values[0]
+
+
+def _entries(layer, arguments, symbols):
+    """Returns (list of keras.Input, (args, kwargs) of the call with them in place of tensors)."""
+    inputs = []
+
+    def entry(leaf):
+        if not isinstance(leaf, Ref):
+            return leaf
+        symbol = symbols[leaf.number]
+        name = f"input{len(inputs) + 1}" if inputs else "input"
+        inputs.append(keras.Input(batch_shape=symbol.shape, dtype=symbol.dtype, name=name))
+        dtypes = keras.backend.standardize_dtype(symbol.dtype), layer.compute_dtype
+        casts = layer.autocast and all(map(keras.backend.is_float_dtype, dtypes))
+        is_cast = casts and dtypes[0] != dtypes[1]
+        return keras.ops.cast(inputs[-1], dtypes[1]) if is_cast else inputs[-1]
+    args, kwargs = keras.tree.map_structure(entry, arguments)
+    training = inspect.signature(layer.call).parameters.get("training")
+    if training is not None and training.default is inspect.Parameter.empty:
+        return inputs, (args, kwargs | {"training": None})
+    return inputs, (args, _without_training(kwargs))
+
+
+def _without_training(kwargs):
+    """Returns the arguments by name but for `training`, which is that of the whole model."""
+    return {name: value for name, value in kwargs.items() if name != "training"}
+
+
+def _check_weights(layer, model):
+    known = {id(variable) for variable in model.variables}
+    missing = [variable for variable in layer.weights if id(variable) not in known]
+    if missing:
+        raise Closed(f"its call() does not use the weight {missing[0].path!r} as one of a layer")
+
+
+def _check_outputs(layer, model, arguments, sizes, structure):
+    """Raises Closed where a functional model gives something else than the layer it is made of."""
+    rng = np.random.default_rng(0)
+    for training in (False, True):
+        values = []
+
+        def value_of(leaf, values=values):
+            if not isinstance(leaf, Ref):
+                return leaf
+            values.append(_random(sizes[leaf.number], rng))
+            return values[-1]
+        args, kwargs = keras.tree.map_structure(value_of, arguments)
+        try:
+            expected, states = _run(layer, training, args, _without_training(kwargs))
+            found, new_states = _run(model, training, (_packed(values, structure),), {})
+        except Exception as error:  # whatever a layer of the user's own raises
+            raise Closed(f"the graph of its parts does not run: {first_line(error)}") from error
+        pairs = [*zip(keras.tree.flatten(expected), keras.tree.flatten(found)),
+                 *((value, new_states[key]) for key, value in states.items() if key in new_states)]
+        tolerance = TOLERANCE if layer.compute_dtype == "float32" else HALF_TOLERANCE
+        if not all(_is_close(first, second, tolerance) for first, second in pairs):
+            mode = "training" if training else "inference"
+            raise Closed(f"in {mode} the graph of its parts does not give what it gives")
+
+
+def _random(size_and_dtype, rng):
+    (_, *shape), dtype = size_and_dtype
+    if None in shape:
+        raise Closed(f"the size of what it reads is not known, {tuple(shape)}")
+    if keras.backend.is_float_dtype(dtype):
+        return keras.ops.convert_to_tensor(rng.normal(size=(BATCH, *shape)), dtype)
+    return keras.ops.convert_to_tensor(rng.integers(0, 2, (BATCH, *shape)), dtype)
+
+
+def _run(layer, training, args, kwargs):
+    """Returns (outputs, {id of a non-trainable variable: its new value}); nothing is updated.
+
+    Seeds are others than those that the layer has, so that they count.
+    """
+    values = [(variable, variable.value + 1 if variable.dtype == "uint32" else variable.value)
+              for variable in layer.variables]
+    with keras.StatelessScope(values) as scope:
+        outputs = layer(*args, training=training, **kwargs)
+    return outputs, {id(variable): scope.get_current_value(variable)
+                     for variable in layer.non_trainable_variables}
+
+
+def _is_close(first, second, tolerance):
+    first, second = (np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+                     for value in (first, second))
+    if first.shape != second.shape:
+        return False
+    bound = tolerance * max(np.abs(first).max(initial=0), np.finfo(np.float32).tiny)
+    return bool(np.allclose(first, second, rtol=0, atol=bound, equal_nan=True))
+
+
+# ---------------------------------------------------------------- a whole model
+
+
+def open_root(model, input_shape):
+    """Returns a functional keras.Model of the layers of a subclassed model, which stay the same.
+
+    Args:
+        model: keras.Model with a call() of its own.
+        input_shape: shape of one example, without the batch, or a list or dict of them; None takes
+            those that the model was built with. The model reads numbers in Keras' float format.
+
+    Raises:
+        EkgError: the shape is not known, or the model cannot be taken apart.
+    """
+    what = f"`model` {model.name!r} ({type(model).__name__})"
+    entries = _root_entries(model, input_shape)
+    if entries is None:
+        raise EkgError(f"{what} is a subclassed model, whose input shape is not known; give "
+                       "`input_shape`, as (224, 224, 3), or call it once on some inputs.")
+    symbols = dict(enumerate(keras.tree.flatten(entries)))
+    numbers = iter(symbols)
+    arguments = (keras.tree.map_structure(lambda _: Ref(next(numbers)), entries),), {}
+    sizes = {number: (tuple(symbol.shape), symbol.dtype) for number, symbol in symbols.items()}
+    try:
+        if not model.built:
+            model(keras.tree.map_structure(lambda symbol: keras.ops.zeros(
+                (1, *symbol.shape[1:]), symbol.dtype), entries))
+        opened = take_apart(model, arguments, symbols, sizes, entries)
+    except Closed as reason:
+        raise EkgError(f"{what} cannot be taken apart into its layers: {reason}. Make a functional "
+                       "model of its layers: inputs = keras.Input(...); keras.Model(inputs, "
+                       "outputs of its layers).") from reason
+    logger.info("%s becomes a functional keras.Model of its layers", what)
+    return opened
+
+
+def _root_entries(model, input_shape):
+    """Returns a KerasTensor for each input in their structure, or None if no shape is known."""
+    if isinstance(model, keras.Function):
+        return model._inputs_struct
+    if input_shape is None:
+        built = getattr(model, "_build_shapes_dict", None) or {}
+        if len(built) != 1:
+            return None
+        input_shape = _without_batch(next(iter(built.values())))
+    return _map_shapes(lambda shape: keras.KerasTensor((None, *shape), keras.config.floatx()),
+                       input_shape)
+
+
+def _without_batch(shapes):
+    return _map_shapes(lambda shape: tuple(shape[1:]), shapes)
+
+
+def _map_shapes(function, shapes):
+    """Returns a structure of shapes with the function applied to each."""
+    if isinstance(shapes, dict):
+        return {name: _map_shapes(function, shape) for name, shape in shapes.items()}
+    if any(isinstance(size, (tuple, list, dict)) for size in shapes):
+        return [_map_shapes(function, shape) for shape in shapes]
+    return function(tuple(shapes))

@@ -1,0 +1,143 @@
+"""Heads of attention layers are pruned like channels; FLOPs by hand."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import ekg
+from ekg.testing import check_prunable
+from tests.conftest import randomise_
+
+TOKENS, WIDTH, HIDDEN, CLASSES = 5, 8, 12, 3
+
+
+def transformer(attend, memory=None):
+    """A block of attention and one of an MLP on TOKENS tokens of 3 numbers.
+
+    Args:
+        attend: function of (query, value) symbols.
+        memory: channels of other tokens, twice as many, that are attended to; None for none.
+    """
+    inputs = keras.Input((TOKENS, 3))
+    x = layers.Dense(WIDTH, name="embed")(inputs)
+    y = layers.LayerNormalization(name="norm", epsilon=1e-3)(x)
+    if memory is None:
+        z = y
+    else:
+        twice = ops.concatenate([inputs, inputs], axis=1)
+        z = layers.Dense(memory, activation="relu", name="memory")(twice)
+    x = x + attend(y, z)
+    y = layers.Dense(HIDDEN, activation="gelu", name="up")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x + layers.Dense(WIDTH, name="down")(y))
+    return randomise_(keras.Model(inputs, layers.Dense(CLASSES, name="fc")(x), name="transformer"))
+
+
+def flops_by_hand(heads, groups, width, hidden, sizes, memory=None, gates=0):
+    """Multiply-accumulates of the transformer.
+
+    Args:
+        heads, groups: numbers of heads of the queries and of the keys.
+        width, hidden: channels of the residual stream and of the MLP.
+        sizes: numbers of a head in queries and keys, and in values.
+        memory: channels of other tokens.
+        gates: numbers of a head's gate.
+    """
+    size, value = sizes
+    met, read = (TOKENS, width) if memory is None else (2 * TOKENS, memory)
+    flops = TOKENS * 3 * width + 2 * TOKENS * width + (0 if memory is None else met * 3 * memory)
+    flops += TOKENS * width * heads * (size + gates) + met * read * groups * (size + value)
+    flops += TOKENS * met * heads * (size + value) + TOKENS * heads * value * width
+    return flops + 2 * TOKENS * width * hidden + width * CLASSES
+
+
+def check(model, name, by_hand):
+    """Checks the promise, that all three groups of a model are there, and its FLOPs by hand."""
+    supernet = check_prunable(model, subnetworks=1)
+    sizes = {group.writers[0].split("/")[0]: group.size for group in supernet.groups}
+    assert sizes.keys() >= {"embed", name, "up"}
+    assert supernet.complexity(supernet.whole()).flops == by_hand(sizes)
+    assert supernet.complexity(supernet.smallest()).flops == by_hand(dict.fromkeys(sizes, 1))
+    return supernet
+
+
+@pytest.mark.parametrize(("options", "call", "sizes"), [
+    ({}, {}, (3, 3)), ({}, {"use_causal_mask": True}, (3, 3)),
+    ({"value_dim": 5, "use_gate": True, "use_bias": False, "dropout": 0.2}, {}, (3, 5)),
+])
+def test_query_key_value_and_output_lose_the_same_heads(options, call, sizes):
+    layer = layers.MultiHeadAttention(4, 3, name="mha", **options)
+    supernet = check(transformer(lambda q, v: layer(q, v, **call)), "mha", lambda kept: flops_by_hand(
+        kept["mha"], kept["mha"], kept["embed"], kept["up"], sizes,
+        gates=sizes[1] * ("use_gate" in options)))
+    [heads] = [group for group in supernet.groups if group.writers[0].startswith("mha")]
+    gate = {"mha/gate"} if "use_gate" in options else set()
+    assert set(heads.writers) == {"mha/query", "mha/key", "mha/value"} | gate
+    assert heads.sites == ("mha/attention",) and heads.size == 4
+    cut = supernet.cut(supernet.whole().with_widths({heads.name: 0.5})).get_layer("mha")
+    assert type(cut) is layers.MultiHeadAttention and cut.get_config()["num_heads"] == 2
+
+
+def test_heads_of_cross_attention_with_a_mask_and_another_output():
+    layer = layers.MultiHeadAttention(4, 3, output_shape=WIDTH, name="mha")
+    mask = np.tril(np.ones((1, TOKENS, 2 * TOKENS), bool), 3)
+    model = transformer(lambda q, v: layer(q, v, key=ops.relu(v), attention_mask=mask), memory=6)
+    supernet = check(model, "mha", lambda kept: flops_by_hand(
+        kept["mha"], kept["mha"], kept["embed"], kept["up"], (3, 3), memory=kept["memory"]))
+    assert {group.name: group.size for group in supernet.groups}["memory"] == 6
+
+
+def test_grouped_queries_keep_their_ratio():
+    layer = layers.GroupQueryAttention(3, 6, 2, use_gate=True, name="gqa")
+    supernet = check(transformer(layer, memory=WIDTH), "gqa", lambda kept: flops_by_hand(
+        3 * kept["gqa"], kept["gqa"], kept["embed"], kept["up"], (3, 3), memory=kept["embed"],
+        gates=3))
+    assert {group.name: group.size for group in supernet.groups} == {
+        "embed": 8, "gqa/query": 2, "up": 12}
+    config = supernet.cut(supernet.smallest()).get_layer("gqa").get_config()
+    assert (config["num_query_heads"], config["num_key_value_heads"]) == (3, 1)
+
+
+def test_a_layer_called_twice_loses_the_same_heads_at_both_calls():
+    layer = layers.MultiHeadAttention(3, 4, name="mha")
+    model = transformer(lambda q, v: layer(layer(q, v), v))
+    supernet = check_prunable(model, subnetworks=1)
+    assert supernet.complexity(supernet.whole()).params == model.count_params()
+
+
+def test_choices_keep_heads():
+    model = transformer(layers.MultiHeadAttention(4, 3, name="mha"))
+    least = ekg.Supernet(model, min_channels={"^mha/": 2}, exclude="up")
+    assert {group.name: group.counts[0] for group in least.groups} == {"embed": 1, "mha/query": 2}
+    kept = ekg.Supernet(model, exclude=layers.MultiHeadAttention)
+    assert [group.name for group in kept.groups] == ["up"]
+    assert kept.layout.closed["mha/query"] == "'mha/query' is excluded"
+
+
+def test_what_returns_its_scores_stays_whole_and_is_counted():
+    for layer, heads in ((layers.MultiHeadAttention(4, 3, name="mha"), 4),
+                         (layers.GroupQueryAttention(3, 4, 2, name="gqa"), 2)):
+        model = transformer(lambda q, v, layer=layer: layer(q, v, return_attention_scores=True)[0])
+        supernet = check_prunable(model, subnetworks=1)
+        assert [group.name for group in supernet.groups] == ["up"]
+        assert supernet.complexity(supernet.whole()).flops == flops_by_hand(
+            4, heads, WIDTH, HIDDEN, (3, 3))
+
+
+def test_every_head_is_worth_what_its_part_of_the_output_is():
+    """A head whose output counts for nothing has no importance: L1 aside, its gate has no effect."""
+    model = transformer(layers.MultiHeadAttention(4, 3, name="mha"))
+    output = model.get_layer("mha")._output_dense.kernel
+    output.assign(output * np.array([1, 0, 1, 1.0]).reshape(4, 1, 1))
+    supernet = ekg.Supernet(model)
+    x = np.random.default_rng(0).normal(size=(4, TOKENS, 3)).astype(np.float32)
+    names = [group.name for group in supernet.groups]
+    order = [range(group.size) for group in supernet.groups]
+    losses = {}
+    for head in range(4):
+        order[names.index("mha/query")] = [h for h in range(4) if h != head] + [head]
+        dropped = ekg.Subnetwork(tuple(names), tuple(map(tuple, order)), tuple(
+            3 if name == "mha/query" else group.size for name, group in zip(names, supernet.groups)))
+        logits = supernet.logits(x, dropped, training=False)
+        losses[head] = float(np.abs(logits - model(x)).max())
+    assert losses[1] < 1e-5 and all(losses[head] > 1e-2 for head in (0, 2, 3))

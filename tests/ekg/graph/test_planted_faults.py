@@ -1,0 +1,156 @@
+"""A fault in a record of attention or recurrence, or in what opens a layer, does not pass unseen."""
+
+import dataclasses
+
+import keras
+import pytest
+from keras import layers
+
+import ekg
+from ekg.graph import attention, flow, opening, recurrent
+from ekg.graph.records import IN, OUT, RECORDS, Weight
+from ekg.network.supernet import Supernet
+from ekg.testing import check_prunable
+from tests.conftest import randomise_
+
+STEPS = 4
+
+
+def network(make):
+    inputs = keras.Input((STEPS, 3))
+    x = make(layers.Dense(6, activation="relu", name="first")(inputs))
+    x = layers.Dense(5, activation="relu", name="second")(x)
+    x = layers.Dense(3, name="fc")(layers.GlobalAveragePooling1D(name="pool")(x))
+    return randomise_(keras.Model(inputs, x, name="network"))
+
+
+def attended():
+    layer = layers.MultiHeadAttention(4, 3, value_dim=2, output_shape=7, name="mha")
+    return network(lambda x: layer(x, x))
+
+
+def grouped():
+    layer = layers.GroupQueryAttention(3, 4, 2, name="gqa")
+    return network(lambda x: layer(x, x))
+
+
+def units():
+    return network(layers.LSTM(4, return_sequences=True, name="units"))
+
+
+def handed_over():
+    def states(x):
+        x, h = layers.GRU(4, return_sequences=True, return_state=True, name="encoder")(x)
+        return layers.GRU(4, return_sequences=True, name="decoder")(x, initial_state=h)
+    return network(states)
+
+
+def both():
+    return network(layers.Bidirectional(layers.SimpleRNN(4, return_sequences=True), name="both"))
+
+
+class Noisy(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = layers.Dense(6, name="dense")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) + keras.random.normal((6,))
+
+
+def replaced(kind, **changes):
+    """Returns a function that gives a kind another record."""
+    def plant(patch):
+        patch.setitem(RECORDS, kind, dataclasses.replace(RECORDS[kind], **changes))
+    return plant
+
+
+def replaced_units(change):
+    """Returns a function that gives recurrent layers another record."""
+    def plant(patch):
+        for kind in recurrent.KINDS:
+            patch.setitem(RECORDS, kind, lambda layer: change(recurrent._record(layer)))
+    return plant
+
+
+def with_weight(record, name, **changes):
+    weight = dataclasses.replace(record.weights[name], **changes)
+    return dataclasses.replace(record, weights={**record.weights, name: weight})
+
+
+def without(record, name):
+    return dataclasses.replace(record, resize=lambda layer, kept: {
+        key: value for key, value in record.resize(layer, kept).items() if key != name})
+
+
+def new_states(channel_flow, call):
+    """As recurrent units flow, but for the states that are handed over."""
+    labels = channel_flow.begin(call, len(channel_flow.shapes[call.output]) - 1).labels
+    return [flow.Channels(labels, len(channel_flow.shapes[number]) - 1) for number in call.outputs]
+
+
+def changed(kind, name):
+    """Returns a function that lets the parts of a layer forget an attribute."""
+    def plant(patch):
+        whole = kind.changes
+        patch.setattr(kind, "changes", lambda self, kept: {
+            key: value for key, value in whole(self, kept).items() if key != name})
+    return plant
+
+
+def first_alone(channel_flow, call):
+    return channel_flow.channels[call.inputs[0]]
+
+
+def backwards(channel_flow, call):
+    channels = recurrent._merge(channel_flow, call)
+    return flow.Channels(channels.labels[::-1], channels.axis)
+
+
+FAULTS = {
+    "heads of query alone": (attended, replaced(attention.Attending, flow=first_alone)),
+    "size for head": (attended, replaced(attention.ToHeads, weights={
+        "kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT, None))})),
+    "bias of heads stays": (attended, replaced(attention.ToHeads, weights={
+        "kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((None, None))})),
+    "bias of the output stays": (attended, replaced(attention.FromHeads, weights={
+        "kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((None,))})),
+    "number of heads": (attended, changed(attention.AttentionParts, "_num_heads")),
+    "channels of the output": (attended, changed(attention.AttentionParts, "_output_shape")),
+    "groups of heads": (grouped, changed(attention.AttentionParts, "num_key_value_heads")),
+    "gates side by side": (units, replaced_units(
+        lambda record: with_weight(record, "kernel", is_tiled=False))),
+    "recurrent gates side by side": (units, replaced_units(
+        lambda record: with_weight(record, "recurrent_kernel", is_tiled=False))),
+    "biases side by side": (units, replaced_units(
+        lambda record: with_weight(record, "bias", is_tiled=False))),
+    "rows of the recurrent kernel stay": (units, replaced_units(
+        lambda record: with_weight(record, "recurrent_kernel", axes=(None, OUT)))),
+    "number of units": (handed_over, replaced_units(lambda record: without(record, "cell.units"))),
+    "size of states": (units, replaced_units(lambda record: without(record, "cell.state_size"))),
+    "masked units are read again": (units, lambda patch: patch.setattr(
+        Supernet, "_without_masked_states", lambda self, call, values, mask: values)),
+    "states apart": (handed_over, replaced_units(
+        lambda record: dataclasses.replace(record, flow=new_states))),
+    "directions in the other order": (both, replaced(recurrent.Merging, flow=backwards)),
+    "one direction": (both, replaced(recurrent.Merging, flow=first_alone)),
+    "noise that the graph keeps": (lambda: network(Noisy(name="noisy")), lambda patch:
+                                   patch.setattr(opening, "_check_outputs", lambda *_: None)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault, monkeypatch):
+    make, plant = FAULTS[fault]
+    plant(monkeypatch)
+    tried = 3 if fault == "states apart" else 1  # which shows where both have other widths
+    with pytest.raises(ekg.EkgError):
+        check_prunable(make(), subnetworks=tried)
+
+
+@pytest.mark.parametrize("make", [attended, grouped, units, handed_over, both])
+def test_without_it_the_same_networks_are_right(make):
+    assert len(check_prunable(make(), subnetworks=1).groups) >= 3
