@@ -153,8 +153,8 @@ def _read_tables(path):
     except OSError as error:
         raise EkgError(f"{path}: cannot be read ({error.strerror}).") from None
     if value.get("version", VERSION) != VERSION:
-        raise EkgError(f"{path}: latency tables of version {value['version']}, and this program knows {VERSION}; name "
-                       "another file.")
+        shown = ascii(value["version"])[:20]
+        raise EkgError(f"{path}: latency tables of version {shown}, and this program knows {VERSION}; name another file.")
     try:
         tables = [Table.from_json(entry) for entry in value["tables"]]
         if all(isinstance(table.conditions["runtime"], str) for table in tables):
