@@ -124,6 +124,27 @@ def test_what_returns_its_scores_stays_whole_and_is_counted():
             4, heads, WIDTH, HIDDEN, (3, 3))
 
 
+def test_a_mask_of_the_query_that_keras_ignores_is_ignored():
+    """Keras takes it from the tensor alone, so that one of the call's arguments has no effect."""
+    layer, none = layers.MultiHeadAttention(4, 3, name="mha"), np.zeros((2, TOKENS), bool)
+    inputs = keras.Input((TOKENS, 3))
+    mask = ops.greater(ops.abs(inputs[:, :, :1]), ops.transpose(inputs[:, :, 1:2], (0, 2, 1)))
+    x = layers.Dense(WIDTH, name="embed")(inputs)
+    x = layers.Dense(4, name="mix")(
+        layer(x, x, query_mask=inputs[:, :, 0] > 0.5, attention_mask=mask))
+    model = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+    supernet = check_prunable(randomise_(model), subnetworks=1)
+    assert {group.name: group.size for group in supernet.groups}["mha/query"] == 4
+    read = np.ones((2, TOKENS, WIDTH), np.float32)
+    np.testing.assert_array_equal(layer(read, read, query_mask=none), layer(read, read))
+
+
+def test_a_layer_that_returns_its_scores_once_stays_whole_everywhere():
+    layer = layers.MultiHeadAttention(3, 4, name="mha")
+    model = transformer(lambda q, v: layer(layer(q, v), v, return_attention_scores=True)[0])
+    assert [group.name for group in check_prunable(model, subnetworks=1).groups] == ["up"]
+
+
 def test_every_head_is_worth_what_its_part_of_the_output_is():
     """A head whose output counts for nothing has no importance: L1 aside, its gate has no effect."""
     model = transformer(layers.MultiHeadAttention(4, 3, name="mha"))
