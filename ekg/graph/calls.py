@@ -193,21 +193,25 @@ class Graph:
         return call
 
     def _parts_of(self, layer, kwargs):
-        """Returns the records.Parts of a layer, the same at every call, or None."""
-        if id(layer) not in self._parts:
-            self._parts[id(layer)] = parts_of(layer, kwargs)
-        return self._parts[id(layer)]
+        """Returns the records.Parts of a layer, the same at every call, or None at every call."""
+        if self._opener.stays_whole(layer):
+            return None
+        parts = parts_of(layer, kwargs)
+        known = self._parts.setdefault(id(layer), parts)
+        if (known is None) != (parts is None):  # one call could be cut, and another one not
+            self._opener.keep_whole(layer)
+            raise CalledOtherwise
+        return known
 
     def _call_parts(self, node, parts, args, kwargs, prefix):
         """Follows a layer through its parts, as if they were called in its place."""
         key = self._key(node.operation, prefix)
         self.looked_into.add(key)
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        kwargs = self.masks.named_ones(node, args, kwargs)
+        given = inspect.signature(node.operation.call).bind(*args, **kwargs).arguments
+        given = self.masks.taken_ones(node.operation, given)
         symbols = {number: keras.Input(batch_shape=self.shapes[number], dtype=self._dtypes[number])
-                   for number in refs_in((args, kwargs))}
-        given_args, given_kwargs = fill_in((args, kwargs), symbols)
-        model = keras.Model([*symbols.values()], parts.call(*given_args, **given_kwargs))
+                   for number in refs_in(given)}
+        model = keras.Model([*symbols.values()], parts.call(**fill_in(given, symbols)))
         steps = []
         outputs = self._follow(model, [*symbols], steps, f"{key}/")
         self.masks.note(Call(node.operation, key, args, kwargs, outputs), node, self._symbol)

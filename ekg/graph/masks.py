@@ -45,21 +45,19 @@ class Masks:
             if self._takes_another(call):
                 self.hidden.add(call.key)
 
-    def named_ones(self, node, args, kwargs):
-        """Returns a call's arguments by name without masks that Keras does not take from there.
+    def taken_ones(self, layer, arguments):
+        """Returns a call's arguments without a mask that Keras does not take from there.
 
         A MultiHeadAttention takes the mask of its query from the tensor alone.
 
         Args:
-            node: that of Keras' graph.
-            args, kwargs: arguments of the call, with a Ref for every tensor.
+            layer: what is called.
+            arguments: {name: argument of the call, with a Ref for every tensor}.
         """
-        if not isinstance(node.operation, _READ_FROM_TENSOR) or "query_mask" not in kwargs:
-            return kwargs
-        query = args[0] if args else kwargs["query"]
-        is_on = self.is_on(refs_in(query))
-        return kwargs if is_on else {
-            name: value for name, value in kwargs.items() if name != "query_mask"}
+        takes = not isinstance(layer, keras.layers.MultiHeadAttention) or self.is_on(
+            refs_in(arguments["query"]))
+        return {name: value for name, value in arguments.items()
+                if value is not None and (takes or name != "query_mask")}
 
     def is_on(self, numbers):
         """Returns whether one of these tensors carries a mask."""

@@ -52,6 +52,14 @@ class Opener:
         self._opened = {}  # id of a layer -> (signature of its call, model)
         self._called_otherwise = set()  # ids of layers
 
+    def keep_whole(self, layer):
+        """Says that a layer is not to be taken apart, not even into the parts of its record."""
+        self._called_otherwise.add(id(layer))
+
+    def stays_whole(self, layer):
+        """Returns whether keep_whole() was asked for a layer."""
+        return id(layer) in self._called_otherwise
+
     def opens(self, key):
         """Returns whether a layer of this name is to be opened."""
         return self._opens_all or any(pattern.search(key) for pattern in self._patterns)
@@ -75,14 +83,14 @@ class Opener:
         """
         if not is_made_of_layers(layer) or not self.opens(key):
             return None
-        if id(layer) in self._called_otherwise:
+        if self.stays_whole(layer):
             self.reasons[key] = "it is called in several ways"
             return None
         signature = _signature(arguments, symbols)
         if id(layer) in self._opened:
             known, model = self._opened[id(layer)]
             if known != signature:
-                self._called_otherwise.add(id(layer))
+                self.keep_whole(layer)
                 raise CalledOtherwise
             return model
         try:

@@ -1,4 +1,4 @@
-"""Recurrent layers: their units are channels, which they write and read again at every time step."""
+"""Recurrent layers: their units are channels, written and read again at every time step."""
 
 import types
 
@@ -95,7 +95,8 @@ class BothDirections(Parts):
     def __init__(self, layer):
         self._layer = layer
         self._merging = Merging(layer, "merge")
-        self.held = {getattr(layer, name).name: name for name in ("forward_layer", "backward_layer")}
+        self.held = {layer.forward_layer.name: "forward_layer",
+                     layer.backward_layer.name: "backward_layer"}
 
     def call(self, sequences, initial_state=None, mask=None, training=None):
         both, outputs, states = (self._layer.forward_layer, self._layer.backward_layer), [], []

@@ -67,7 +67,8 @@ def check(model, name, by_hand):
 ])
 def test_query_key_value_and_output_lose_the_same_heads(options, call, sizes):
     layer = layers.MultiHeadAttention(4, 3, name="mha", **options)
-    supernet = check(transformer(lambda q, v: layer(q, v, **call)), "mha", lambda kept: flops_by_hand(
+    model = transformer(lambda q, v: layer(q, v, **call))
+    supernet = check(model, "mha", lambda kept: flops_by_hand(
         kept["mha"], kept["mha"], kept["embed"], kept["up"], sizes,
         gates=sizes[1] * ("use_gate" in options)))
     [heads] = [group for group in supernet.groups if group.writers[0].startswith("mha")]
@@ -124,8 +125,28 @@ def test_what_returns_its_scores_stays_whole_and_is_counted():
             4, heads, WIDTH, HIDDEN, (3, 3))
 
 
-def test_every_head_is_worth_what_its_part_of_the_output_is():
-    """A head whose output counts for nothing has no importance: L1 aside, its gate has no effect."""
+def test_a_mask_of_the_query_that_keras_ignores_is_ignored():
+    """Keras takes it from the tensor alone, so that one of the call's arguments has no effect."""
+    layer, none = layers.MultiHeadAttention(4, 3, name="mha"), np.zeros((2, TOKENS), bool)
+    inputs = keras.Input((TOKENS, 3))
+    mask = ops.greater(ops.abs(inputs[:, :, :1]), ops.transpose(inputs[:, :, 1:2], (0, 2, 1)))
+    x = layers.Dense(WIDTH, name="embed")(inputs)
+    x = layers.Dense(4, name="mix")(
+        layer(x, x, query_mask=inputs[:, :, 0] > 0.5, attention_mask=mask))
+    model = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+    supernet = check_prunable(randomise_(model), subnetworks=1)
+    assert {group.name: group.size for group in supernet.groups}["mha/query"] == 4
+    read = np.ones((2, TOKENS, WIDTH), np.float32)
+    np.testing.assert_array_equal(layer(read, read, query_mask=none), layer(read, read))
+
+
+def test_a_layer_that_returns_its_scores_once_stays_whole_everywhere():
+    layer = layers.MultiHeadAttention(3, 4, name="mha")
+    model = transformer(lambda q, v: layer(layer(q, v), v, return_attention_scores=True)[0])
+    assert [group.name for group in check_prunable(model, subnetworks=1).groups] == ["up"]
+
+
+def test_a_head_whose_output_counts_for_nothing_can_go():
     model = transformer(layers.MultiHeadAttention(4, 3, name="mha"))
     output = model.get_layer("mha")._output_dense.kernel
     output.assign(output * np.array([1, 0, 1, 1.0]).reshape(4, 1, 1))
@@ -136,8 +157,8 @@ def test_every_head_is_worth_what_its_part_of_the_output_is():
     losses = {}
     for head in range(4):
         order[names.index("mha/query")] = [h for h in range(4) if h != head] + [head]
-        dropped = ekg.Subnetwork(tuple(names), tuple(map(tuple, order)), tuple(
-            3 if name == "mha/query" else group.size for name, group in zip(names, supernet.groups)))
+        counts = [group.size - (group.name == "mha/query") for group in supernet.groups]
+        dropped = ekg.Subnetwork(tuple(names), tuple(map(tuple, order)), tuple(counts))
         logits = supernet.logits(x, dropped, training=False)
         losses[head] = float(np.abs(logits - model(x)).max())
     assert losses[1] < 1e-5 and all(losses[head] > 1e-2 for head in (0, 2, 3))

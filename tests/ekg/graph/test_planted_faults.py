@@ -1,4 +1,4 @@
-"""A fault in a record of attention or recurrence, or in what opens a layer, does not pass unseen."""
+"""A fault in a record of attention or recurrence, or in what opens a layer, is found."""
 
 import dataclasses
 
