@@ -1,4 +1,4 @@
-"""What a network is worth that was cut and never trained, as it was cut and repaired: ours and those of others.
+"""Accuracy of networks before any training, cut out and repaired: of this project and of Torch-Pruning.
 
     python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR --trained_param resnet56.pkl \
         --searched runs/r56 --peers group-taylor group-l2
