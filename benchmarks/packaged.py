@@ -27,7 +27,7 @@ import ekg
 import keras
 import numpy as np
 import tensorflow as tf
-from analyses.correlation import scaled_subnetwork
+from analyses.widths import scaled_subnetwork
 from ekg import files
 from ekg.errors import EkgError
 from ekg.latency.timing import summarise, time_in_turn

@@ -362,7 +362,7 @@ class _Watch:
             self._count += 1
             if len(self._first) < COMPARED:
                 self._first.append(self._last[-1])
-            elif len(set(self._first)) > 1 and list(self._last) == self._first:
+            elif len(set(self._first)) == COMPARED and list(self._last) == self._first:
                 raise EkgError(f"`{self._what}` begins again after {self._count - COMPARED} examples and may never end; "
                                f"{advice}.")
         self._size += images.nbytes

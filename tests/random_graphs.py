@@ -332,7 +332,8 @@ def check_job(model, kinds, seed):
         model, (images, given or None), validation_data=(images, given or None), epochs=1, seed=seed, verbose=False,
         target_rate=(1 + supernet.rate(supernet.smallest())) / 2, bank={"num_teacher": 2}, run={"runtimes": ()},
         search={"search_step": 1.0, "val_per_class": 2, "subset_per_class": 2}, fine_tune={"batch_size": 12})
-    for row, pruned in ((result.table[0], model), (result.table[-1], result.model)):
+    handed_out = result._run.result  # the row of the better of the cut and the fine-tuned network
+    for row, pruned in ((result.table[0], model), (handed_out, result.model)):
         for number, (kind, shape) in enumerate(zip(kinds, shapes)):
             metric, measure, target = expected_metric(kind, shape, labels[number], before[number])
             alone = keras.Model(pruned.inputs, pruned.outputs[number])

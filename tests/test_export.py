@@ -114,7 +114,8 @@ def test_mistakes_are_told_and_leave_nothing(own, params, tmp_path):
             (["--model", tmp_path, "--out", tmp_path / "a.onnx"], "is no run folder"),
             (["--model", params, "--out", tmp_path / "a.onnx"], "of a parameter file name the network"),
             (["--model", path, "--out", tmp_path / "a.pt"], "no known ending"),
-            (["--model", path, "--out", tmp_path / "a.onnx", "--data_path", tmp_path / "no.npz"], "cannot be read"),
+            (["--model", path, "--out", tmp_path / "a.onnx", "--data_path", tmp_path / "no.npz"],
+             "there is no plain file of that name"),
             (["--model", path, "--out", tmp_path / "a.onnx", "--dataset", "DIGITS"], "has images of")]:
         with pytest.raises(EkgError, match=message):
             run(*argv)

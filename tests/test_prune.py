@@ -59,7 +59,8 @@ def test_a_search_alone_leaves_the_network_that_was_cut_out(place, tmp_path):
 def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkeypatch):
     """Defaults of ekg.prune suit the data: one that the command line repeats is not taken for one left out."""
     taken = {}
-    monkeypatch.setattr(ekg, "prune", lambda *_, **given: taken.update(given) or PruneResult(*[()] * 4, "", None, None))
+    monkeypatch.setattr(ekg, "prune", lambda *_, **given: taken.update(given) or PruneResult(
+        *[()] * 4, "", None, None, None))
     monkeypatch.setattr(PruneResult, "summary", lambda _: "")
     monkeypatch.setattr(PruneResult, "report", lambda *_: "")
     run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path, "--batch_size", 128, "--temperature", 4,

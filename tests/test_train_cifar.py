@@ -273,8 +273,8 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 def test_a_program_that_asks_the_library_for_the_same_gets_the_same(finished, tmp_path):
     folder, rows = finished
     model = nets.from_params("ResNet-8", utils.load_params(folder / "baseline_param.pkl"), 10)
-    result = ekg.prune(model, dataloader.load("DIGITS"), target_rate=0.9, epochs=2, bank={"num_teacher": 2},
-                       run_dir=tmp_path / "run", verbose=False)
+    result = ekg.prune(model, dataloader.load("DIGITS"), target_rate=0.9, epochs=2, repair=False,
+                       bank={"num_teacher": 2}, run_dir=tmp_path / "run", verbose=False)
     assert runs.read_history(tmp_path / "run") == runs.read_history(folder)
     expected, params = (utils.load_params(path / "trained_param.pkl") for path in (folder, tmp_path / "run"))
     assert expected.keys() == params.keys() and all((expected[key] == params[key]).all() for key in expected)

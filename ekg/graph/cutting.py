@@ -222,7 +222,7 @@ class _Cutter:
     def _refit_(self, copy, step, kept):
         """Sets the shapes that a copy was built for, where there are several by argument."""
         if kept is not None:
-            refit_(copy, kept)
+            _refit_(copy, kept)
         if not copy._build_shapes_dict or (kept is not None and len(copy._build_shapes_dict) == 1):
             return
         numbers = {f"{name}_shape": own for name, own in numbers_by_name(step).items()}

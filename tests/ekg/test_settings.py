@@ -47,7 +47,8 @@ NO_NUMBERS = (math.nan, math.inf, -math.inf)
 REAL_RANGES = [
     (("target_rate", "target_params", "search_step"), "in (0, 1]", (TINY, 1.0), (0.0, -TINY, ABOVE_ONE)),
     (("decay_points", "target_latency"), "in (0, 1)", (TINY, NEARLY_ONE), (0.0, 1.0)),
-    (("temperature", "learning_rate", "decay_rate", "target_ms"), "positive", (TINY, 1e300), (0.0, -TINY)),
+    (("temperature", "learning_rate", "subset_learning_rate", "decay_rate", "target_ms"), "positive",
+     (TINY, 1e300), (0.0, -TINY)),
     (("weight_decay", "checkpoint_minutes", "image_memory"), "0 or more", (0.0, 1e300), (-TINY,)),
     (("label_smoothing",), "in [0, 1)", (0.0, NEARLY_ONE), (-TINY, 1.0))]
 RANGES = {name: (text, inside, outside + (NO_NUMBERS if ranges is REAL_RANGES else ()))

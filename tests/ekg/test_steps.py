@@ -15,7 +15,8 @@ def test_the_phases_one_by_one_end_as_the_whole_job_behind_its_first_epoch(tmp_p
     """The job begins with an epoch on a part of the data; searched from there, the phases find and train the same."""
     monkeypatch.setattr(steps, "BATCH_SIZE", 80)  # as many as the job's search takes together
     model = network(lambda x: layers.Dense(10, name="fc")(x))
-    whole = ekg.prune(model, digits(), target_rate=0.5, epochs=2, verbose=False, bank={"num_teacher": 2}, augment="flip",
+    whole = ekg.prune(model, digits(), target_rate=0.5, epochs=2, verbose=False, bank={"num_teacher": 2},
+                      augment="flip", repair=False,
                       search={"search_step": 0.4, "val_per_class": 4, "subset_per_class": 8}, run_dir=tmp_path / "run")
     data = ekg.make_data(model, digits(), augment="flip")
     searched = ekg.Supernet(Networks(model).load(tmp_path / "run" / "supernet_param.pkl"))

@@ -1,8 +1,11 @@
+import keras
 import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import in_graph
-from ekg.own_data import make_view
+from ekg.graph.calls import Graph
+from ekg.tasks import Classification
+from ekg.views import make_view
 
 
 def test_python_runs_as_it_stands_while_a_graph_is_made():
@@ -25,8 +28,10 @@ def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
         if tf.reduce_mean(images) > 1:
             images = images / 2
         return images
-    view, draws = make_view(dim), np.zeros((2, 8), np.float32)
-    seen = in_graph(lambda images: view(images, tf.constant(draws)))
+    inputs = keras.Input((4, 4, 3))
+    graph = Graph(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs))))
+    view, draws = make_view(dim, graph, Classification()), np.zeros((2, 8), np.float32)
+    seen = in_graph(lambda images: view.images(images, None, tf.constant(draws)))
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 8.0)), np.full((2, 4, 4, 3), 4.0))
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 0.5)), np.full((2, 4, 4, 3), 0.5))
 

@@ -138,7 +138,7 @@ def test_probabilities_of_labels_that_hold_or_not_are_right_from_a_half_on():
     data = make_data(keras.Model(entry, layers.Dense(2, activation="sigmoid")(entry)),
                      (np.zeros((2, 3), np.float32), np.array([[1, 0], [1, 1]])), task="multi_label")
     reader = Given(np.array([[0.6, 0.4], [0.2, 0.9]], np.float32))
-    assert measure_exported(reader, data.batches(data.train, 1), "sigmoid") == {"accuracy": 0.75}
+    assert measure_exported(reader, data.batches(data.train, 1), {0: "sigmoid"}) == {"accuracy": 0.75}
     measured = proof.Labels(MultiLabel(), data.train.labels, {0: "sigmoid"}).measure([reader.outputs])
     np.testing.assert_allclose(measured["accuracy"], [1, 0.5])
 
@@ -158,7 +158,7 @@ def test_a_result_is_exported_with_examples_of_ones_own(tmp_path):
     model = randomise_(keras.Model(entry, layers.Dense(3)(pooled(entry))))
     labels = model.predict(IMAGES, verbose=0).argmax(-1)
     data = make_data(model, (IMAGES[:100], labels[:100]))
-    result = PruneResult(model, None, (), [], "", None, data)
+    result = PruneResult(model, None, (), [], "", None, None, data)
     assert result.export(tmp_path / "a.onnx").metrics == {"top1": (1.0, 1.0)}  # training images and their labels
     given = result.export(tmp_path / "b.onnx", examples=IMAGES[:70], labels=1 - labels[:70] % 2)
     expected = (1 - labels[:70] % 2 == labels[:70]).mean()

@@ -44,7 +44,7 @@ KINDS_WITH_WEIGHTS = {
 }
 # Their last axis of channels is a part, or a multiple, of what they read or write.
 OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.GroupQueryAttention, attention.ToHeads, attention.FromHeads,
-          layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional,
+          layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional, layers.TimeDistributed,
           layers.Rescaling, layers.UnitNormalization, layers.Normalization,
           layers.Resizing}
 

@@ -88,7 +88,7 @@ def test_padded_steps_named_in_the_graph_are_left_out():
     inputs = keras.Input((STEPS,), dtype="int32")
     x = layers.Embedding(9, 5, mask_zero=True, name="embed")(inputs)
     x = layers.GRU(4, return_sequences=True, name="first")(x)
-    x = layers.Bidirectional(layers.LSTM(3), name="both")(x)
+    x = layers.Bidirectional(layers.LSTM(3, name="lstm"), name="both")(x)
     model = randomise_(keras.Model(inputs, layers.Dense(CLASSES, name="fc")(x), name="words"))
     tokens = np.random.default_rng(0).integers(1, 9, (12, STEPS))
     tokens[:6, 3:] = 0

@@ -88,15 +88,15 @@ def test_a_convolution_at_each_step_is_one_over_three_axes_that_is_one_step_deep
     )
 
 
-def test_what_stays_closed_inside_is_counted_and_named():
+def test_a_recurrent_layer_at_each_step_is_counted_and_pruned():
     """By hand: an LSTM of 4 units over 5 tokens of 7 numbers, at each of 3 steps."""
     entry = keras.Input((3, 5, 6))
     x = STEPS(layers.LSTM(4), name="lstm")(STEPS(layers.Dense(7), name="dense")(entry))
-    report = ekg.inspect(
-        keras.Model(entry, layers.Dense(2, name="fc")(layers.GlobalAveragePooling1D()(x)))
-    )
+    model = keras.Model(entry, layers.Dense(2, name="fc")(layers.GlobalAveragePooling1D()(x)))
+    report = ekg.inspect(model)
     assert report.complexity.flops == 3 * 5 * (6 * 7) + 3 * 5 * 4 * (7 * 4 + 4 * 4) + 4 * 2
-    assert report.closed["dense"] == "read by 'lstm' (TimeDistributed)" and report.uncounted == ()
+    assert list(report.closed) == ["fc"] and report.uncounted == ()
+    assert [group.channels for group in ekg.testing.check_prunable(model, subnetworks=1).groups] == [7, 4]
 
 
 def test_channels_along_the_steps_are_never_pruned():

@@ -11,7 +11,7 @@ def seconds_of(model, tile=8):
 
     Every kernel adds to it, and each pass takes a microsecond besides.
     """
-    graph, total = Graph(model), 1e-6
+    graph, total = Graph(model, open_layers=True), 1e-6
     for call in graph.calls:
         shape = graph.shapes[call.output]
         area, channels = math.prod(shape[1:-1]), shape[-1]

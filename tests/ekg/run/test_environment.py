@@ -10,8 +10,8 @@ import tensorflow as tf
 import ekg
 from ekg.devices import kind
 from ekg.devices.team import Team
-from ekg.distil.slim import _norm
 from ekg.errors import EkgError
+from ekg.graph.cutting import kernel_norm
 from ekg.run import environment
 from tests.ekg.test_pruning import QUICK, digits, network, softmax
 
@@ -83,12 +83,8 @@ def test_the_kernel_of_numpys_library_is_named():
 
 
 def test_norms_are_summed_in_float64_without_blas(monkeypatch):
-    class Kernel:
-        value = np.random.default_rng(0).normal(size=(3, 3, 64, 128)).astype(np.float32)
-
-        def numpy(self):
-            return self.value
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 64, 128)).astype(np.float32)
     monkeypatch.setattr(np, "dot", None)
     monkeypatch.setattr(np.linalg, "norm", None)
-    exact = float(np.sqrt(np.sum(np.asarray(Kernel.value, np.longdouble) ** 2)))
-    assert _norm(Kernel()) == pytest.approx(exact, rel=1e-14)
+    exact = float(np.sqrt(np.sum(np.asarray(kernel, np.longdouble) ** 2)))
+    assert kernel_norm(kernel) == pytest.approx(exact, rel=1e-14)

@@ -292,7 +292,7 @@ def test_a_damaged_state_file_is_said_and_made_again(tiny_data, stopped, monkeyp
     ({"shortlist": 5}, "`shortlist` has no effect here: `reward` is not condition_number; leave it out."),
     ({"log_condition": 1}, "`log_condition` must be of type bool; received 1."),
     ({"val_per_class": 0}, "`val_per_class` must be at least 1; received 0."),
-    ({"val_per_class": 33}, "33 images of each class are asked for, and the smallest class of TINY has 32; lower "),
+    ({"val_per_class": 33}, "33 images of each class are asked for, and the largest class of TINY has 32; lower "),
     ({"settings": ekg.SearchSettings(), "target_rate": 0.5}, "`settings` and `target_rate` exclude each other; "),
 ])
 def test_impossible_settings_are_refused_in_one_line_that_names_them(tiny_resnet, tiny_data, changes, message):
