@@ -40,7 +40,7 @@ ACTIVATION_BYTES = 2**30  # of the activations that both networks hold at a time
 BATCH = 256  # examples that share statistics where these are estimated
 
 
-def repair(supernet, subnetwork, inputs):
+def repair(supernet, subnetwork, images):
     """Returns a sub-network cut out and repaired, or the plain cut where that comes closer to the unpruned network.
 
         smaller = ekg.repair(supernet, subnetwork, images)
@@ -51,13 +51,13 @@ def repair(supernet, subnetwork, inputs):
     Args:
         supernet: the Supernet.
         subnetwork: the Subnetwork.
-        inputs: examples as the network takes them, array [examples, ...], or a structure of arrays for several inputs; at
+        images: examples as the network takes them, array [examples, ...], or a structure of arrays for several inputs; at
             least LEAST_EXAMPLES, and of more than num_examples() the first ones.
 
     Raises:
         EkgError: there are too few examples, or their numbers are not finite.
     """
-    inputs = _checked(inputs, supernet.graph)
+    inputs = _checked(images, supernet.graph)
     held_out = keras.tree.map_structure(lambda array: array[first_held_out(len(array)):], inputs)
     model = supernet.cut(subnetwork)
     estimate = StatisticsEstimation(model)

@@ -1,5 +1,6 @@
 """The sweep of a repair: unpruned and cut network run side by side, call by call, and kernels are fitted on the way."""
 
+import collections
 import dataclasses
 import logging
 import math
@@ -56,8 +57,8 @@ class Sweep:
         self._pairs = list(zip(self._full.calls, self._cut.calls, strict=True))
         self._own = dict(self._pairs)
         self._last = {number: position for position, call in enumerate(self._full.calls) for number in call.inputs}
-        self._once = {call for call in self._full.calls
-                      if sum(other.key == call.key for other in self._full.calls) == 1}
+        times = collections.Counter(call.key for call in self._full.calls)
+        self._once = {call for call in self._full.calls if times[call.key] == 1}
         self._num_examples = int(self._whole[self._full.inputs[0]].shape[0])
         self._rng = np.random.default_rng(0)
 
