@@ -1,14 +1,16 @@
-"""The analyses of the paper, one sub-command each; every one writes numbers (JSON, CSV), a picture and a line of text.
+"""The analyses of the paper, one sub-command each; every one writes numbers (JSON, CSV), a picture
+and a line of text.
 
-    python analyze.py run runs/ResNet-56_CIFAR10_0.45                       # a run as a page of pictures
-    python analyze.py condition resnet56.pkl --arch ResNet-56               # smoothness of the loss at a network
-    python analyze.py landscape a.pkl b.pkl --arch ResNet-56                # loss surfaces side by side
-    python analyze.py correlation --trained_param resnet20.pkl --arch ResNet-20 --subnetworks 10
-    python analyze.py criteria --trained_param resnet56.pkl --arch ResNet-56 -- --train_epoch 1
-    python analyze.py ablation --trained_param resnet56.pkl --arch ResNet-56 --seeds 0 1 2
-    python analyze.py tables runs/*
+    python analyze.py run runs/ResNet-56_CIFAR10_0.45                       # a run as a page of
+    pictures python analyze.py condition resnet56.pkl --arch ResNet-56               # smoothness of
+    the loss at a network python analyze.py landscape a.pkl b.pkl --arch ResNet-56                #
+    loss surfaces side by side python analyze.py correlation --trained_param resnet20.pkl --arch
+    ResNet-20 --subnetworks 10 python analyze.py criteria --trained_param resnet56.pkl --arch
+    ResNet-56 -- --train_epoch 1 python analyze.py ablation --trained_param resnet56.pkl --arch
+    ResNet-56 --seeds 0 1 2 python analyze.py tables runs/*
 
-The same command again goes on where it stopped. What stands behind `--` goes to train_cifar.py as it is.
+The same command again goes on where it stopped. What stands behind `--` goes to train_cifar.py as
+it is.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from ekg.command_line import add_flags, from_args
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
-from ekg.search.criteria import CRITERIA
+from ekg.searching.criteria import CRITERIA
 from train_cifar import CifarSettings
 
 EXIT_NOT_CONVERGED = 4
@@ -40,7 +42,9 @@ EXIT_NOT_CONVERGED = 4
 def parse_args(argv=None):
     """Returns the checked arguments."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    argv, rest = (argv[:argv.index("--")], argv[argv.index("--") + 1:]) if "--" in argv else (argv, [])
+    argv, rest = (
+        (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    )
     parser = utils.Parser(description=__doc__.splitlines()[0])
     subparsers, commands = parser.add_subparsers(dest="command", required=True), {}
     for name, (_, text, groups) in COMMANDS.items():
@@ -49,24 +53,43 @@ def parse_args(argv=None):
             add_flags(commands[name], title, cls)
     for name in ("condition", "landscape"):
         commands[name].add_argument("params", nargs="+", type=Path, help="parameter files")
-    commands["criteria"].add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
-    commands["ablation"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each")
+    commands["criteria"].add_argument(
+        "--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA)
+    )
+    commands["ablation"].add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each"
+    )
     commands["run"].add_argument("folder", type=Path, help="run folder")
-    commands["tables"].add_argument("runs", nargs="*", type=Path, help="run folders, folders of condition, correlation and "
-                                    "landscape, and records of runs, .json files")
-    commands["tables"].add_argument("--out", type=Path, help="folder that keeps a record of each run and study in results/, "
-                                    "and gets results.md, made of all there; without it the tables are printed alone")
-    commands["tables"].add_argument("--readme", type=Path, help="page whose table of the published figures is made anew")
+    commands["tables"].add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        help="run folders, folders of condition, correlation and "
+        "landscape, and records of runs, .json files",
+    )
+    commands["tables"].add_argument(
+        "--out",
+        type=Path,
+        help="folder that keeps a record of each run and study in results/, "
+        "and gets results.md, made of all there; without it the tables are printed alone",
+    )
+    commands["tables"].add_argument(
+        "--readme", type=Path, help="page whose table of the published figures is made anew"
+    )
     args = parser.parse_args(argv, argparse.Namespace(rest=rest))
     if rest and args.command not in ("criteria", "ablation"):
-        parser.error(f"{args.command} starts no runs: {' '.join(rest)} has no effect; leave it out.")
+        parser.error(
+            f"{args.command} starts no runs: {' '.join(rest)} has no effect; leave it out."
+        )
     try:
         for cls in COMMANDS[args.command][2].values():
             from_args(cls, args)
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.command == "tables" and not (args.runs or args.out):
-        parser.error("tables needs run folders or records, or --out with a folder that holds records.")
+        parser.error(
+            "tables needs run folders or records, or --out with a folder that holds records."
+        )
     if args.command not in ("run", "tables") and args.out is None:
         args.out = Path("analysis") / args.command
     return args
@@ -80,44 +103,79 @@ def make_subject(args):
         params = utils.load_params(path)
         classes = params["fc/biases:0"].size if "fc/biases:0" in params else data.num_classes
         if classes != data.num_classes:
-            raise EkgError(f"{path}: a network of {classes} classes, and {args.dataset} has {data.num_classes}; "
-                           "name networks of the same classes.")
+            raise EkgError(
+                f"{path}: a network of {classes} classes, and {args.dataset} has "
+                f"{data.num_classes}; "
+                "name networks of the same classes."
+            )
         return nets.from_params(args.arch, params, data.num_classes, path)
+
     return Subject(args.arch, data, load, args.batch_size)
 
 
 def make_runs(args):
     """Returns the PruningRuns that the arguments name."""
-    return PruningRuns(args.out / "runs", args.arch, args.dataset, args.data_path, args.trained_param, args.target_rate,
-                       tuple(args.rest))
+    return PruningRuns(
+        args.out / "runs",
+        args.arch,
+        args.dataset,
+        args.data_path,
+        args.trained_param,
+        args.target_rate,
+        tuple(args.rest),
+    )
 
 
 # ---------------------------------------------------------------- commands
 
+
 def condition(args):
-    """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the tolerance."""
-    return measure_conditions(make_subject(args), args.params, from_args(ImageSettings, args),
-                              from_args(SpectrumSettings, args), from_args(HessianSettings, args),
-                              args.out)
+    """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the
+    tolerance.
+    """
+    return measure_conditions(
+        make_subject(args),
+        args.params,
+        from_args(ImageSettings, args),
+        from_args(SpectrumSettings, args),
+        from_args(HessianSettings, args),
+        args.out,
+    )
 
 
 def landscape(args):
     """Loss surfaces of stored networks on one scale."""
-    return measure_surfaces(make_subject(args), args.params, from_args(ImageSettings, args), from_args(GridSettings, args),
-                            args.out)
+    return measure_surfaces(
+        make_subject(args),
+        args.params,
+        from_args(ImageSettings, args),
+        from_args(GridSettings, args),
+        args.out,
+    )
 
 
 def correlation(args):
     """Ends of searches: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
     # Before anything else touches a device.
     compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"))
-    return study_correlation(make_subject(args), from_args(StudySettings, args), from_args(SpectrumSettings, args), args.out,
-                             compute)
+    return study_correlation(
+        make_subject(args),
+        from_args(StudySettings, args),
+        from_args(SpectrumSettings, args),
+        args.out,
+        compute,
+    )
 
 
 def criteria(args):
     """Prunes with each criterion at one rate; exit code 4 as of condition."""
-    return compare_criteria(make_subject(args), make_runs(args), args.criteria, from_args(SpectrumSettings, args), args.out)
+    return compare_criteria(
+        make_subject(args),
+        make_runs(args),
+        args.criteria,
+        from_args(SpectrumSettings, args),
+        args.out,
+    )
 
 
 def ablation(args):
@@ -126,20 +184,40 @@ def ablation(args):
 
 
 NETWORK = {"network and data": CifarSettings, "results": ResultSettings}
-STORED, TRAINED, SPECTRUM = {"images": ImageSettings}, {"pruning": TrainedSettings}, {"eigenvalues": SpectrumSettings}
+STORED, TRAINED, SPECTRUM = (
+    {"images": ImageSettings},
+    {"pruning": TrainedSettings},
+    {"eigenvalues": SpectrumSettings},
+)
 COMMANDS = {  # name: (function, what it does, {title: settings})
-    "condition": (condition, "extreme eigenvalues of the loss's Hessian and the condition number",
-                  NETWORK | STORED | SPECTRUM | {"Hessian": HessianSettings}),
-    "landscape": (landscape, "loss surfaces along two filter-normalised directions",
-                  NETWORK | STORED | {"grid": GridSettings}),
-    "correlation": (correlation,
-                    "ends of searches: loss and condition number before, loss after fine-tuning",
-                    NETWORK | {"sub-networks": StudySettings} | SPECTRUM),
+    "condition": (
+        condition,
+        "extreme eigenvalues of the loss's Hessian and the condition number",
+        NETWORK | STORED | SPECTRUM | {"Hessian": HessianSettings},
+    ),
+    "landscape": (
+        landscape,
+        "loss surfaces along two filter-normalised directions",
+        NETWORK | STORED | {"grid": GridSettings},
+    ),
+    "correlation": (
+        correlation,
+        "ends of searches: loss and condition number before, loss after fine-tuning",
+        NETWORK | {"sub-networks": StudySettings} | SPECTRUM,
+    ),
     "criteria": (criteria, "prune with each criterion", NETWORK | TRAINED | SPECTRUM),
     "ablation": (ablation, "search teacher x fine-tuning teacher", NETWORK | TRAINED),
-    "run": (lambda args: report_run(args.folder), "a finished run as a page of pictures in its folder", {}),
-    "tables": (lambda args: write_tables(args.runs, args.out, args.readme),
-               "Markdown tables of finished runs next to the published figures", {})}
+    "run": (
+        lambda args: report_run(args.folder),
+        "a finished run as a page of pictures in its folder",
+        {},
+    ),
+    "tables": (
+        lambda args: write_tables(args.runs, args.out, args.readme),
+        "Markdown tables of finished runs next to the published figures",
+        {},
+    ),
+}
 
 
 def main(args):

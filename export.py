@@ -1,8 +1,8 @@
 """Writes a network, pruned or not, in a deployment format, and proves that it computes the same.
 
-    python export.py --model runs/mine --out pruned.tflite
-    python export.py --model runs/mine --out pruned.tflite --quantize int8 --data_path images --rescale -1 1
-    python export.py --model resnet56.pkl --arch ResNet-56 --out resnet56.onnx --dataset CIFAR10 --data_path cifar
+python export.py --model runs/mine --out pruned.tflite python export.py --model runs/mine --out
+pruned.tflite --quantize int8 --data_path images --rescale -1 1 python export.py --model
+resnet56.pkl --arch ResNet-56 --out resnet56.onnx --dataset CIFAR10 --data_path cifar
 """
 
 import dataclasses
@@ -15,19 +15,20 @@ import dataloader
 import ekg
 import nets
 from dataloader import own
-from ekg import command_line, h5_files, settings
+from ekg import command_line, settings
+from ekg.io import h5_files
 from ekg.errors import EkgError
-from ekg.export.accuracy import draw_labelled, measure_exported
-from ekg.export.formats import QUANTIZATIONS
-from ekg.export.proof import TOLERANCES, squashes_of
-from ekg.export.write import FORMATS
+from ekg.deploy.accuracy import draw_labelled, measure_exported
+from ekg.deploy.formats import QUANTIZATIONS
+from ekg.deploy.proof import TOLERANCES, squashes_of
+from ekg.deploy.write import FORMATS
 from ekg.graph.calls import Graph
 from ekg.latency.timing import summarise, time_in_turn
-from ekg.own_data import make_data
+from ekg.data.own import make_data
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, Settings, setting
-from ekg.metrics import metric_named
+from ekg.tasks.metrics import metric_named
 
 EXAMPLES = 256
 ROUNDS = 100
@@ -36,34 +37,72 @@ ROUNDS = 100
 @dataclasses.dataclass(frozen=True)
 class ExportSettings(Settings):
     """What is exported, and to what."""
-    model: Path = setting(None, "run folder, .keras or .h5 file, or parameter file with --arch", SEARCH, is_required=True)
-    arch: str | None = setting(None, "network of a parameter file", SEARCH, choices=tuple(nets.ARCHS), may_be_none=True)
+
+    model: Path = setting(
+        None,
+        "run folder, .keras or .h5 file, or parameter file with --arch",
+        SEARCH,
+        is_required=True,
+    )
+    arch: str | None = setting(
+        None, "network of a parameter file", SEARCH, choices=tuple(nets.ARCHS), may_be_none=True
+    )
     out: Path = setting(None, "file to write, or folder of a SavedModel", SEARCH, is_required=True)
     format: str | None = setting(
-        None, "told by the ending of --out: .keras, .tflite, .onnx, none for a SavedModel", SEARCH, choices=tuple(FORMATS),
-        may_be_none=True)
+        None,
+        "told by the ending of --out: .keras, .tflite, .onnx, none for a SavedModel",
+        SEARCH,
+        choices=tuple(FORMATS),
+        may_be_none=True,
+    )
     quantize: str | None = setting(
-        None, "of a .tflite file; dynamic: weights in 8 bits; int8: all in 8 bits, which needs --data_path", SEARCH,
-        choices=QUANTIZATIONS, may_be_none=True)
+        None,
+        "of a .tflite file; dynamic: weights in 8 bits; int8: all in 8 bits, which needs "
+        "--data_path",
+        SEARCH,
+        choices=QUANTIZATIONS,
+        may_be_none=True,
+    )
     tolerance: float | None = setting(
-        None, "greatest difference of an output as a share of the greatest one; without it "
-        + ", ".join(f"{value:g} for {name or 'float32'}" for name, value in TOLERANCES.items()), SEARCH,
-        range=settings.POSITIVE, may_be_none=True)
+        None,
+        "greatest difference of an output as a share of the greatest one; without it "
+        + ", ".join(f"{value:g} for {name or 'float32'}" for name, value in TOLERANCES.items()),
+        SEARCH,
+        range=settings.POSITIVE,
+        may_be_none=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(Settings):
     """The data that the exported network is compared and measured on."""
+
     dataset: str | None = setting(
-        None, "data set by name; without it that of the run, or data of your own in --data_path", SEARCH,
-        choices=tuple(dataloader.DATASETS), may_be_none=True)
+        None,
+        "data set by name; without it that of the run, or data of your own in --data_path",
+        SEARCH,
+        choices=tuple(dataloader.DATASETS),
+        may_be_none=True,
+    )
     data_path: str | None = setting(
-        None, "where the data set lies; or data of your own: folder with one subfolder of images a class, .npz, tfds:NAME",
-        MACHINE, may_be_none=True)
+        None,
+        "where the data set lies; or data of your own: folder with one subfolder of images a "
+        "class, .npz, tfds:NAME",
+        MACHINE,
+        may_be_none=True,
+    )
     val_path: str | None = setting(
-        None, "data of your own to measure the accuracy on; without it that of --data_path", MACHINE, may_be_none=True)
+        None,
+        "data of your own to measure the accuracy on; without it that of --data_path",
+        MACHINE,
+        may_be_none=True,
+    )
     rescale: tuple[float, ...] | None = setting(
-        None, "what grey levels 0 and 255 of images of your own become, say -1 1", SEARCH, may_be_none=True)
+        None,
+        "what grey levels 0 and 255 of images of your own become, say -1 1",
+        SEARCH,
+        may_be_none=True,
+    )
 
 
 FLAGS = {"network": ExportSettings, "data": DataSettings}
@@ -71,7 +110,9 @@ FLAGS = {"network": ExportSettings, "data": DataSettings}
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = utils.Parser(description="Export a network, and prove that the file computes the same.")
+    parser = utils.Parser(
+        description="Export a network, and prove that the file computes the same."
+    )
     for title, cls in FLAGS.items():
         command_line.add_flags(parser, title, cls)
     args = parser.parse_args(argv)
@@ -81,7 +122,9 @@ def parse_args(argv=None):
         if args.rescale is not None and len(args.rescale) != 2:
             raise EkgError("`rescale` takes 2 numbers.")
         if args.quantize == "int8" and args.data_path is None and args.dataset is None:
-            raise EkgError("`quantize` int8 takes its ranges from data: name `data_path`, or `dataset`.")
+            raise EkgError(
+                "`quantize` int8 takes its ranges from data: name `data_path`, or `dataset`."
+            )
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     return args
@@ -92,7 +135,9 @@ def load_model(args):
     path = args.model
     if path.is_dir():
         run = RunFolder.open(path)
-        found = next((name for name in (names.TRAINED_KERAS, names.SLIMMED_KERAS) if run.has(name)), None)
+        found = next(
+            (name for name in (names.TRAINED_KERAS, names.SLIMMED_KERAS) if run.has(name)), None
+        )
         if found is None:
             raise EkgError(f"`model` {path}: the run left no .keras file; is it finished?")
         dataset = run.arguments().get("dataset")
@@ -100,8 +145,11 @@ def load_model(args):
     if path.suffix in (".keras", *h5_files.SUFFIXES):
         return utils.load_keras(path), None
     if args.arch is None:
-        raise EkgError(f"`model` {path}: of a parameter file name the network, `arch`; else it is a run folder, or a .keras "
-                       "or .h5 file.")
+        raise EkgError(
+            f"`model` {path}: of a parameter file name the network, `arch`; else it is a run "
+            f"folder, or a .keras "
+            "or .h5 file."
+        )
     params = utils.load_params(path)
     return nets.from_params(args.arch, params, nets.num_classes_of(params, path), path), None
 
@@ -110,18 +158,28 @@ def load_data(args, model, dataset):
     """Returns the data set to compare and measure on, or None where none is named."""
     shape = tuple(model.inputs[0].shape[1:])
     if None in shape and (args.dataset or args.data_path):
-        raise EkgError(f"`model` {args.model} takes images of any size; export it in a program, with ekg.export(model, "
-                       "path, examples=images).")
+        raise EkgError(
+            f"`model` {args.model} takes images of any size; export it in a program, with "
+            f"ekg.export(model, "
+            "path, examples=images)."
+        )
     dataset = args.dataset or dataset
     if dataset is not None and (args.dataset or args.data_path):
         data = dataloader.load(dataset, args.data_path)
         if shape != tuple(data.image_shape):
-            raise EkgError(f"`dataset` {dataset} has images of {data.image_shape}, and the network takes {shape}.")
+            raise EkgError(
+                f"`dataset` {dataset} has images of {data.image_shape}, and the network takes "
+                f"{shape}."
+            )
         return data
     if args.data_path is None:
         return None
     train, _ = own.load(args.data_path, shape, args.rescale)
-    validation = own.load(args.val_path, shape, args.rescale, "test", "val_path")[0] if args.val_path else None
+    validation = (
+        own.load(args.val_path, shape, args.rescale, "test", "val_path")[0]
+        if args.val_path
+        else None
+    )
     return make_data(model, train, validation_data=validation)
 
 
@@ -132,17 +190,37 @@ def main(args):
     examples, labels, task = None, None, "auto"
     if data is not None:
         (examples, labels), task = draw_labelled(data, EXAMPLES), data.task
-    result = ekg.export(model, args.out, args.format, quantize=args.quantize, examples=examples, labels=labels, task=task,
-                        tolerance=args.tolerance)
+    result = ekg.export(
+        model,
+        args.out,
+        args.format,
+        quantize=args.quantize,
+        examples=examples,
+        labels=labels,
+        task=task,
+        tolerance=args.tolerance,
+    )
     print(result)
     measured = {}
     if data is not None:
         squashes = squashes_of(Graph(model), data.task)
-        measured = measure_exported(result.reader, data.batches(data.test or data.train, 1), squashes)
-        print(", ".join(f"{metric_named(name).title} {metric_named(name).text(value)}" for name, value in measured.items())
-              + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} examples, in its own runtime")
+        measured = measure_exported(
+            result.reader, data.batches(data.test or data.train, 1), squashes
+        )
+        print(
+            ", ".join(
+                f"{metric_named(name).title} {metric_named(name).text(value)}"
+                for name, value in measured.items()
+            )
+            + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} "
+            f"examples, in its own runtime"
+        )
     has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
-    one = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs] if has_sizes else []
+    one = (
+        [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs]
+        if has_sizes
+        else []
+    )
     timed = result.reader.make_pass(one) if has_sizes else None
     if timed is not None:
         timing = summarise(time_in_turn([timed], ROUNDS, 10))[0]

@@ -1,4 +1,5 @@
-"""What the scripts do with devices: flags, strategy, clusters, determinism; and the two training scripts' common job.
+"""What the scripts do with devices: flags, strategy, clusters, determinism; and the two training
+scripts' common job.
 
 Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 """
@@ -13,8 +14,8 @@ from pathlib import Path
 import tensorflow as tf
 
 import utils
-from ekg import command_line, files, settings
-from ekg.data import TrainingBatches
+from ekg import command_line, settings
+from ekg.data.dataset import TrainingBatches
 from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.kind import COMPILE_CHOICES, use_xla
@@ -22,6 +23,7 @@ from ekg.devices.team import Team
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.report.table import format_table
 from ekg.run import folder as names
 from ekg.run import pipeline, precision, reuse
@@ -44,55 +46,108 @@ SOURCES = ("*.py", "ekg/**/*.py", "nets/*.py", "dataloader/*.py")
 
 # ---------------------------------------------------------------- flags
 
+
 @dataclasses.dataclass(frozen=True)
 class DeviceSettings(settings.Settings):
     """Which devices a script uses."""
+
     gpu_id: tuple[int, ...] | None = setting(
-        None, "GPUs to use; without it GPU 0, or the CPU", MACHINE, may_be_none=True, is_per_worker=True)
+        None,
+        "GPUs to use; without it GPU 0, or the CPU",
+        MACHINE,
+        may_be_none=True,
+        is_per_worker=True,
+    )
     virtual_devices: int | None = setting(
-        None, "split the CPU into so many devices, to try several", MACHINE,
-        range=settings.Range(1, MAX_VIRTUAL_DEVICES), may_be_none=True)
-    strategy: str = setting("mirrored", "this machine alone, or all processes that TF_CONFIG or SLURM names", MACHINE,
-                            choices=STRATEGIES)
-    compile: str = setting("auto", "compile steps with XLA; auto: where there is a GPU", MACHINE,
-                           choices=COMPILE_CHOICES)
+        None,
+        "split the CPU into so many devices, to try several",
+        MACHINE,
+        range=settings.Range(1, MAX_VIRTUAL_DEVICES),
+        may_be_none=True,
+    )
+    strategy: str = setting(
+        "mirrored",
+        "this machine alone, or all processes that TF_CONFIG or SLURM names",
+        MACHINE,
+        choices=STRATEGIES,
+    )
+    compile: str = setting(
+        "auto",
+        "compile steps with XLA; auto: where there is a GPU",
+        MACHINE,
+        choices=COMPILE_CHOICES,
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.virtual_devices and self.strategy == "multi_worker":
-            raise EkgError("`virtual_devices` and the multi_worker `strategy` exclude each other: without GPUs a worker has "
-                           "one device.")
+            raise EkgError(
+                "`virtual_devices` and the multi_worker `strategy` exclude each other: without "
+                "GPUs a worker has "
+                "one device."
+            )
         if self.virtual_devices and self.gpu_id is not None:
-            raise EkgError("`virtual_devices` and `gpu_id` exclude each other: one splits the CPU, the other names GPUs.")
+            raise EkgError(
+                "`virtual_devices` and `gpu_id` exclude each other: one splits the CPU, the other "
+                "names GPUs."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings(settings.Settings):
     """Where a run begins and what it leaves."""
+
     trained_param: Path | None = setting(
-        None, "parameter file of the trained network; without it a baseline is trained first", SEARCH, may_be_none=True)
+        None,
+        "parameter file of the trained network; without it a baseline is trained first",
+        SEARCH,
+        may_be_none=True,
+    )
     train_path: Path | None = setting(
-        None, "run folder; without it runs/ARCH_DATASET_RATE; the same command again goes on there", MACHINE,
-        may_be_none=True)
+        None,
+        "run folder; without it runs/ARCH_DATASET_RATE; the same command again goes on there",
+        MACHINE,
+        may_be_none=True,
+    )
     search_from: Path | None = setting(
-        None, "reuse this run's finished search; it must have pruned the same --trained_param", MACHINE, may_be_none=True)
-    overwrite: bool = setting(False, "remove an earlier run in --train_path and start anew", MACHINE)
+        None,
+        "reuse this run's finished search; it must have pruned the same --trained_param",
+        MACHINE,
+        may_be_none=True,
+    )
+    overwrite: bool = setting(
+        False, "remove an earlier run in --train_path and start anew", MACHINE
+    )
     restart: str | None = setting(
-        None, "phase that begins anew, with all behind it, where a run goes on; what they left is removed", MACHINE,
-        choices=tuple(names.PHASE_FILES), may_be_none=True)
+        None,
+        "phase that begins anew, with all behind it, where a run goes on; what they left is "
+        "removed",
+        MACHINE,
+        choices=tuple(names.PHASE_FILES),
+        may_be_none=True,
+    )
     preflight: bool = setting(
-        True, "before the first long phase, run one step of every phase and check room on disk", MACHINE)
+        True,
+        "before the first long phase, run one step of every phase and check room on disk",
+        MACHINE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class BaselineSettings(settings.Settings):
     """How a baseline is trained, where no trained network is given."""
-    baseline_epoch: int = setting(200, "epochs of baseline training", TRAINING, range=settings.COUNT)
+
+    baseline_epoch: int = setting(
+        200, "epochs of baseline training", TRAINING, range=settings.COUNT
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class BaselineRecipe:
-    """What a script fixes of its baselines' training: epochs by default, and the rest of the SGD step schedule."""
+    """What a script fixes of its baselines' training: epochs by default, and the rest of the SGD
+    step schedule.
+    """
+
     epochs: int
     learning_rate: float
     decay_points: tuple[float, ...]
@@ -100,14 +155,22 @@ class BaselineRecipe:
     weight_decay: float
 
 
-SHARED_FLAGS = {"network and run folder": FolderSettings, "epoch before the search": settings.SubsetSettings,
-                "search": settings.SearchSettings, "latency": settings.LatencySettings,
-                "network that is cut out": settings.SlimSettings, "fine-tuning": settings.FineTuneSettings,
-                "baseline training": BaselineSettings, "devices": DeviceSettings, "run": settings.RunSettings}
+SHARED_FLAGS = {
+    "network and run folder": FolderSettings,
+    "epoch before the search": settings.SubsetSettings,
+    "search": settings.SearchSettings,
+    "latency": settings.LatencySettings,
+    "network that is cut out": settings.SlimSettings,
+    "fine-tuning": settings.FineTuneSettings,
+    "baseline training": BaselineSettings,
+    "devices": DeviceSettings,
+    "run": settings.RunSettings,
+}
 
 
 def parse_training_args(description, recipe, script_settings, argv=None, **defaults):
-    """Returns the checked arguments of a training script; a mistake ends the program with one line and exit code 2.
+    """Returns the checked arguments of a training script; a mistake ends the program with one line
+    and exit code 2.
 
     Args:
         description: of the script.
@@ -121,7 +184,9 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
     rate = defaults.get("target_rate", settings.SearchSettings.target_rate)
     for title, cls in classes.items():
-        command_line.add_flags(parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None})
+        command_line.add_flags(
+            parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None}
+        )
     args = parser.parse_args(argv)
     command_line.fill_in_rate_(args, rate)
     args.settings_classes = tuple(classes.values())
@@ -133,48 +198,70 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{args.arch}_{args.dataset}_{command_line.name_of_targets(args)}"
+        args.train_path = (
+            Path("runs") / f"{args.arch}_{args.dataset}_{command_line.name_of_targets(args)}"
+        )
     return args
 
 
 def _check_combinations(args, recipe):
     command_line.from_args(settings.LatencySettings, args).target()
     if args.trained_param and args.baseline_epoch != recipe.epochs:
-        raise EkgError("`baseline_epoch` has no effect here: `trained_param` is given; leave it out.")
+        raise EkgError(
+            "`baseline_epoch` has no effect here: `trained_param` is given; leave it out."
+        )
     if args.restart == "baseline" and args.trained_param:
-        raise EkgError("`restart` baseline has no effect here: `trained_param` is given; name another phase.")
+        raise EkgError(
+            "`restart` baseline has no effect here: `trained_param` is given; name another phase."
+        )
     if args.search_from and not args.trained_param:
-        raise EkgError("`search_from` needs `trained_param`, the network that was searched; a run that trained it itself "
-                       f"keeps it as {names.BASELINE}.")
+        raise EkgError(
+            "`search_from` needs `trained_param`, the network that was searched; a run that "
+            "trained it itself "
+            f"keeps it as {names.BASELINE}."
+        )
 
 
 # ---------------------------------------------------------------- strategy
 
+
 def make_strategy(chosen=None):
-    """Returns the tf.distribute.Strategy of a script. It must be made before anything else touches a device.
+    """Returns the tf.distribute.Strategy of a script. It must be made before anything else touches
+    a device.
 
     Args:
         chosen: DeviceSettings; None takes GPU 0 where there is one, or the CPU.
 
     Raises:
-        EkgError: a GPU is named that this machine does not have, or one is named twice; TF_CONFIG is malformed.
+        EkgError: a GPU is named that this machine does not have, or one is named twice; TF_CONFIG
+            is malformed.
     """
     chosen = chosen or DeviceSettings()
     resolver = _make_resolver() if chosen.strategy == "multi_worker" else None
     devices = (
-        kind.split_cpu(chosen.virtual_devices) if chosen.virtual_devices else
-        kind.choose_gpus(chosen.gpu_id) or ["CPU:0"])
+        kind.split_cpu(chosen.virtual_devices)
+        if chosen.virtual_devices
+        else kind.choose_gpus(chosen.gpu_id) or ["CPU:0"]
+    )
     if resolver is None:
         return tf.distribute.MirroredStrategy(devices)
     addresses = resolver.cluster_spec().as_dict()["worker"]
-    logger.info("worker %d of %d, at %s, waits until all are there: %s", resolver.task_id,
-                len(addresses), addresses[resolver.task_id], ", ".join(addresses))
+    logger.info(
+        "worker %d of %d, at %s, waits until all are there: %s",
+        resolver.task_id,
+        len(addresses),
+        addresses[resolver.task_id],
+        ", ".join(addresses),
+    )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EkgError(f"`strategy` multi_worker: the workers cannot be joined ({reason}); check the addresses and start "
-                       "all workers.") from None
+        raise EkgError(
+            f"`strategy` multi_worker: the workers cannot be joined ({reason}); check the "
+            f"addresses and start "
+            "all workers."
+        ) from None
 
 
 def describe_devices(strategy):
@@ -189,37 +276,65 @@ def _make_resolver():
         _check_tf_config(os.environ["TF_CONFIG"])
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if "SLURM_PROCID" not in os.environ:
-        raise EkgError("`strategy` multi_worker: neither TF_CONFIG nor SLURM names the workers; set TF_CONFIG, or start the "
-                       "workers with srun.")
+        raise EkgError(
+            "`strategy` multi_worker: neither TF_CONFIG nor SLURM names the workers; set "
+            "TF_CONFIG, or start the "
+            "workers with srun."
+        )
     try:
-        # The resolver would ask for the node's GPUs; which of them a process takes is said by SLURM or the user.
+        # The resolver would ask for the node's GPUs; which of them a process takes is said by SLURM
+        # or the user.
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=SLURM_PORT, gpus_per_node=MAX_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False)
+            port_base=SLURM_PORT,
+            gpus_per_node=MAX_TASKS_PER_NODE,
+            gpus_per_task=1,
+            auto_set_gpu=False,
+        )
         resolver.cluster_spec()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise EkgError(f"`strategy` multi_worker: SLURM's variables cannot be understood ({error}); start the workers with "
-                       "srun, or set TF_CONFIG.") from None
+        raise EkgError(
+            f"`strategy` multi_worker: SLURM's variables cannot be understood ({error}); start "
+            f"the workers with "
+            "srun, or set TF_CONFIG."
+        ) from None
     return resolver
 
 
 def _check_tf_config(text):
     """Raises EkgError if TF_CONFIG does not name workers and this one's place among them."""
-    example = '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
+    example = (
+        '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", '
+        '"index": 0}}'
+    )
     try:
         config = json.loads(text)
     except ValueError as error:
         raise EkgError(f"TF_CONFIG: is no JSON ({error}); it must look like {example}.") from None
     cluster = config.get("cluster") if isinstance(config, dict) else None
     workers = cluster.get("worker") if isinstance(cluster, dict) else None
-    if set(cluster or {}) != {"worker"} or not isinstance(workers, list) or not workers or not all(
-            _is_address(worker) for worker in workers):
-        raise EkgError(f"TF_CONFIG: its cluster must name workers as host:port, of ports from 1 to {MAX_PORT}, and "
-                       f"nothing else; it must look like {example}.")
+    if (
+        set(cluster or {}) != {"worker"}
+        or not isinstance(workers, list)
+        or not workers
+        or not all(_is_address(worker) for worker in workers)
+    ):
+        raise EkgError(
+            f"TF_CONFIG: its cluster must name workers as host:port, of ports from 1 to "
+            f"{MAX_PORT}, and "
+            f"nothing else; it must look like {example}."
+        )
     task = config.get("task")
-    if not isinstance(task, dict) or task.get("type") != "worker" or type(task.get("index")) is not int or not (
-            0 <= task["index"] < len(workers)):
-        raise EkgError(f"TF_CONFIG: its task must be of type worker with an index from 0 to {len(workers) - 1}; it must "
-                       f"look like {example}.")
+    if (
+        not isinstance(task, dict)
+        or task.get("type") != "worker"
+        or type(task.get("index")) is not int
+        or not (0 <= task["index"] < len(workers))
+    ):
+        raise EkgError(
+            f"TF_CONFIG: its task must be of type worker with an index from 0 to "
+            f"{len(workers) - 1}; it must "
+            f"look like {example}."
+        )
 
 
 def _is_address(worker):
@@ -231,8 +346,12 @@ def _is_address(worker):
 
 # ---------------------------------------------------------------- the training scripts' job
 
+
 class BaselinePhase(Phase):
-    """Trains the network that is pruned, where none is given: labels alone, one view, flipped and cropped."""
+    """Trains the network that is pruned, where none is given: labels alone, one view, flipped and
+    cropped.
+    """
+
     name, leaves = "baseline", names.BASELINE
 
     def __init__(self, job, recipe, epochs, build):
@@ -252,25 +371,45 @@ class BaselinePhase(Phase):
 
     def _batches(self):
         settings = self.job.settings
-        return TrainingBatches(self.job.data, settings.fine_tuning.batch_size, settings.run.seed, num_views=1,
-                               phase=self.name)
+        return TrainingBatches(
+            self.job.data,
+            settings.fine_tuning.batch_size,
+            settings.run.seed,
+            num_views=1,
+            phase=self.name,
+        )
 
     def rehearse(self, model):
         team = self.job.team
         self.rehearsed = self._make_trainer(self.job.copy(model))
-        check_finite(self.name, self.rehearsed.step(next(self._batches().epoch(0, team.shard)), 0.0))
+        check_finite(
+            self.name, self.rehearsed.step(next(self._batches().epoch(0, team.shard)), 0.0)
+        )
 
     def run(self):
         """Returns the parameter file of the trained network."""
         job, recipe = self.job, self._recipe
         if not self.is_done():
-            schedule = Schedule(recipe.learning_rate, recipe.decay_points, recipe.decay_rate, self.num_epochs,
-                                job.settings.fine_tuning.warmup_epoch)
+            schedule = Schedule(
+                recipe.learning_rate,
+                recipe.decay_points,
+                recipe.decay_rate,
+                self.num_epochs,
+                job.settings.fine_tuning.warmup_epoch,
+            )
             with job.timed(self.name):
                 with job.team.strategy.scope():
                     trainer = self.trainer_from(self._build(), self._make_trainer)
-                fit(self.name, trainer, self._batches(), schedule, folder=job.folder, team=job.team,
-                    checkpoint_minutes=job.settings.run.checkpoint_minutes, measure=job.curve_measure(trainer.model))
+                fit(
+                    self.name,
+                    trainer,
+                    self._batches(),
+                    schedule,
+                    folder=job.folder,
+                    team=job.team,
+                    checkpoint_minutes=job.settings.run.checkpoint_minutes,
+                    measure=job.curve_measure(trainer.model),
+                )
                 fit_statistics_(trainer.model, job.train_batches, job.compute.use_xla)
                 job.save(trainer.model, self.leaves)
         return job.folder / self.leaves
@@ -284,11 +423,18 @@ def prune(args, recipe, load_data, build, from_params):
         recipe: BaselineRecipe.
         load_data: function that returns the data.Dataset.
         build: (arch, num_classes) -> unpruned keras.Model.
-        from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the parameters tell.
+        from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the
+            parameters tell.
     """
     team = Team(make_strategy(command_line.from_args(DeviceSettings, args)))
-    logger.info("%s on %s, to %s, on %s; run folder %s", args.arch, args.dataset, command_line.describe_targets(args),
-                describe_devices(team.strategy), args.train_path)
+    logger.info(
+        "%s on %s, to %s, on %s; run folder %s",
+        args.arch,
+        args.dataset,
+        command_line.describe_targets(args),
+        describe_devices(team.strategy),
+        args.train_path,
+    )
     with team.sharing_failures():
         return _prune(args, recipe, team, load_data, build, from_params)
 
@@ -301,21 +447,43 @@ def _prune(args, recipe, team, load_data, build, from_params):
     if args.subset_per_class is None:
         args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.largest_class())
     args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
-    job_settings = settings.JobSettings(*(command_line.from_args(cls, args) for cls in (
-        settings.SubsetSettings, settings.SearchSettings, settings.FineTuneSettings, settings.RunSettings,
-        settings.SlimSettings)), target=command_line.from_args(settings.LatencySettings, args).target())
+    job_settings = settings.JobSettings(
+        *(
+            command_line.from_args(cls, args)
+            for cls in (
+                settings.SubsetSettings,
+                settings.SearchSettings,
+                settings.FineTuneSettings,
+                settings.RunSettings,
+                settings.SlimSettings,
+            )
+        ),
+        target=command_line.from_args(settings.LatencySettings, args).target(),
+    )
     new_model = functools.partial(build, args.arch, data.num_classes)
-    model = from_params(args.arch, params, data.num_classes, args.trained_param) if params else new_model()
+    model = (
+        from_params(args.arch, params, data.num_classes, args.trained_param)
+        if params
+        else new_model()
+    )
     compute = Compute(team, use_xla(args.compile), args.precision)
-    job = precision.resolved(Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path)), args.overwrite)
+    job = precision.resolved(
+        Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path)),
+        args.overwrite,
+    )
     args.precision = job.compute.dtype
     arguments = _result_arguments(args, data, compute.use_xla)
-    team.check_same(arguments)  # data, versions and the trained network, too, which lie on each machine
+    team.check_same(
+        arguments
+    )  # data, versions and the trained network, too, which lie on each machine
     try:
         rows = pipeline.run_job(
-            job, lambda: _prepare_folder(args, arguments),
-            trained_file=args.trained_param, preflight=args.preflight,
-            baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model))
+            job,
+            lambda: _prepare_folder(args, arguments),
+            trained_file=args.trained_param,
+            preflight=args.preflight,
+            baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model),
+        )
     except FloatingPointError as error:
         raise FloatingPointError(f"{error} {_what_is_whole(args)}") from None
     if team.is_chief:
@@ -329,19 +497,26 @@ def _what_is_whole(args):
     folder = RunFolder(args.train_path)
     trained = args.trained_param or folder / names.BASELINE
     if folder.is_searched():
-        return (f"The search is whole: --trained_param {trained} --search_from {args.train_path} with a new --train_path "
-                "and a lower --learning_rate goes on from it.")
+        return (
+            f"The search is whole: --trained_param {trained} --search_from {args.train_path} with "
+            f"a new --train_path "
+            "and a lower --learning_rate goes on from it."
+        )
     if not args.trained_param and folder.has(names.BASELINE):
         return f"The trained network is whole: --trained_param {trained} goes on from it."
     return "Nothing before it is worth going on from."
 
 
 def _check_devices(args, team):
-    """Raises EkgError if workers were started otherwise, or batches or formats do not suit the devices."""
+    """Raises EkgError if workers were started otherwise, or batches or formats do not suit the
+    devices.
+    """
     per_worker = settings.names_where(args.settings_classes, lambda details: details.is_per_worker)
     given = settings.names_where(args.settings_classes, lambda details: not details.is_per_worker)
-    team.check_same({name: str(getattr(args, name)) for name in given if name not in per_worker}
-                    | {"code": hash_code(Path(__file__).parent, SOURCES)})
+    team.check_same(
+        {name: str(getattr(args, name)) for name in given if name not in per_worker}
+        | {"code": hash_code(Path(__file__).parent, SOURCES)}
+    )
     replicas, pieces = {"devices": team.size}, {"micro-batches (`accum`)": args.accum}
     check_batch("batch_size", args.batch_size, replicas | pieces)
     check_batch("search_batch_size", args.search_batch_size, pieces)
@@ -350,26 +525,41 @@ def _check_devices(args, team):
     for name in ("trained_param", "search_from") if args.overwrite else ():
         path = getattr(args, name)
         if path and path.resolve().is_relative_to(args.train_path.resolve()):
-            raise EkgError(f"`overwrite` would remove `{name}` {path}; copy it out of {args.train_path} first, or name "
-                           "another `train_path`.")
+            raise EkgError(
+                f"`overwrite` would remove `{name}` {path}; copy it out of {args.train_path} "
+                f"first, or name "
+                "another `train_path`."
+            )
 
 
 def _result_arguments(args, data, is_compiled):
     """Returns what arguments.json holds: all that the result depends on."""
-    affecting = settings.names_where(args.settings_classes, lambda details: details.affects != MACHINE)
+    affecting = settings.names_where(
+        args.settings_classes, lambda details: details.affects != MACHINE
+    )
     return {name: getattr(args, name) for name in affecting} | {
-        "trained_param": args.trained_param and files.sha256(args.trained_param), **describe(data, is_compiled)}
+        "trained_param": args.trained_param and files.sha256(args.trained_param),
+        **describe(data, is_compiled),
+    }
 
 
 def _prepare_folder(args, arguments):
-    """Makes the run folder, or opens it, with the search of another run in it if one is asked for."""
+    """Makes the run folder, or opens it, with the search of another run in it if one is asked
+    for.
+    """
     source = RunFolder(args.search_from) if args.search_from else None
     takes_search = source and (args.overwrite or not RunFolder(args.train_path).is_searched())
     if takes_search:
-        training = settings.names_where(args.settings_classes, lambda details: details.affects == TRAINING)
+        training = settings.names_where(
+            args.settings_classes, lambda details: details.affects == TRAINING
+        )
         reuse.check_search(source, arguments, training)
-    folder = RunFolder.prepare(args.train_path, arguments, args.overwrite,
-                               "name a new `train_path`, or start anew with `overwrite`")
+    folder = RunFolder.prepare(
+        args.train_path,
+        arguments,
+        args.overwrite,
+        "name a new `train_path`, or start anew with `overwrite`",
+    )
     if args.restart:
         folder.restart(args.restart)
     if takes_search:

@@ -1,11 +1,11 @@
 """Prunes a network of your own on data of your own.
 
     python prune.py --model my.keras --data_path images --target_rate 0.5 --train_path runs/mine
-    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path images --rescale -1 1
-    python prune.py --model my.keras --inspect
+    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path
+    images --rescale -1 1 python prune.py --model my.keras --inspect
 
-The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse as
-slimmed_param.keras. The same command again resumes where a run stopped.
+The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse
+as slimmed_param.keras. The same command again resumes where a run stopped.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from ekg.pruning import AUTO
 from ekg.run.folder import PHASE_FILES
 from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
-from ekg.tasks import TASKS
-from ekg.views import VIEWS
+from ekg.tasks.kinds import TASKS
+from ekg.data.views import VIEWS
 
 logger = logging.getLogger(__name__)
 
@@ -36,65 +36,142 @@ APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0]
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings(Settings):
     """The network, and what of it may go."""
+
     model: str = setting(
-        None, ".keras or .h5 file of a trained network, or a name of keras.applications", SEARCH, is_required=True)
+        None,
+        ".keras or .h5 file of a trained network, or a name of keras.applications",
+        SEARCH,
+        is_required=True,
+    )
     weights: Path | None = setting(
-        None, "weights of a network of keras.applications, a .weights.h5 file; without it those of ImageNet, downloaded",
-        SEARCH, may_be_none=True)
+        None,
+        "weights of a network of keras.applications, a .weights.h5 file; without it those of "
+        "ImageNet, downloaded",
+        SEARCH,
+        may_be_none=True,
+    )
     classes: int = setting(1000, "classes of a network of keras.applications", SEARCH, range=COUNT)
     image_size: tuple[int, ...] | None = setting(
-        None, "height and width of its images, where the network does not say", SEARCH, range=COUNT, may_be_none=True)
-    exclude: tuple[str, ...] = setting((), "patterns of the names of layers that keep their channels", SEARCH)
-    min_channels: int = setting(1, "channels of every group that stay at least", SEARCH, range=COUNT)
+        None,
+        "height and width of its images, where the network does not say",
+        SEARCH,
+        range=COUNT,
+        may_be_none=True,
+    )
+    exclude: tuple[str, ...] = setting(
+        (), "patterns of the names of layers that keep their channels", SEARCH
+    )
+    min_channels: int = setting(
+        1, "channels of every group that stay at least", SEARCH, range=COUNT
+    )
     multiple_of: str = setting(
-        "1", "what the number of channels that stay is a multiple of; auto: measured, where time jumps", SEARCH)
-    prune_frozen: bool = setting(False, "let layers that are not trainable lose channels of their own, too", SEARCH)
-    inspect: bool = setting(False, "print what can be pruned, and why the rest cannot, and end", MACHINE)
+        "1",
+        "what the number of channels that stay is a multiple of; auto: measured, where time jumps",
+        SEARCH,
+    )
+    prune_frozen: bool = setting(
+        False, "let layers that are not trainable lose channels of their own, too", SEARCH
+    )
+    inspect: bool = setting(
+        False, "print what can be pruned, and why the rest cannot, and end", MACHINE
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(Settings):
     """The data."""
+
     data_path: str | None = setting(
-        None, "training data: folder with one subfolder of images a class, .npz with x and y, or tfds:NAME", MACHINE,
-        may_be_none=True, is_per_worker=True)
+        None,
+        "training data: folder with one subfolder of images a class, .npz with x and y, or "
+        "tfds:NAME",
+        MACHINE,
+        may_be_none=True,
+        is_per_worker=True,
+    )
     val_path: str | None = setting(
-        None, "what the final table is measured on, in the same form; tfds:NAME reads its split test", MACHINE,
-        may_be_none=True, is_per_worker=True)
+        None,
+        "what the final table is measured on, in the same form; tfds:NAME reads its split test",
+        MACHINE,
+        may_be_none=True,
+        is_per_worker=True,
+    )
     rescale: tuple[float, ...] | None = setting(
-        None, "what grey levels 0 and 255 become, say -1 1; without it the network takes them as they are", SEARCH,
-        may_be_none=True)
-    task: str = setting("auto", "what the network is for; auto: told by its output and the labels", SEARCH,
-                        choices=("auto", *TASKS))
-    may_lose: tuple[str, ...] = setting((), "names of outputs that do not count, where there are several", SEARCH)
-    augment: str = setting("none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS))
+        None,
+        "what grey levels 0 and 255 become, say -1 1; without it the network takes them as they "
+        "are",
+        SEARCH,
+        may_be_none=True,
+    )
+    task: str = setting(
+        "auto",
+        "what the network is for; auto: told by its output and the labels",
+        SEARCH,
+        choices=("auto", *TASKS),
+    )
+    may_lose: tuple[str, ...] = setting(
+        (), "names of outputs that do not count, where there are several", SEARCH
+    )
+    augment: str = setting(
+        "none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputSettings(Settings):
     """What is left."""
+
     train_path: Path | None = setting(
-        None, "run folder; without it runs/MODEL_RATE; the same command again goes on there", MACHINE, may_be_none=True)
+        None,
+        "run folder; without it runs/MODEL_RATE; the same command again goes on there",
+        MACHINE,
+        may_be_none=True,
+    )
     restart: str | None = setting(
-        None, "phase that begins anew, with all behind it, where a run goes on", MACHINE,
-        choices=tuple(phase for phase in PHASE_FILES if phase != "baseline"), may_be_none=True)
-    search_only: bool = setting(False, "end with the network that is cut out, without fine-tuning", SEARCH)
+        None,
+        "phase that begins anew, with all behind it, where a run goes on",
+        MACHINE,
+        choices=tuple(phase for phase in PHASE_FILES if phase != "baseline"),
+        may_be_none=True,
+    )
+    search_only: bool = setting(
+        False, "end with the network that is cut out, without fine-tuning", SEARCH
+    )
 
 
-FLAGS = {"network": NetworkSettings, "data": DataSettings, "output": OutputSettings,
-         "epoch before the search": settings.SubsetSettings, "search": settings.SearchSettings,
-         "latency": settings.LatencySettings, "network that is cut out": settings.SlimSettings,
-         "fine-tuning": settings.FineTuneSettings, "devices": op_utils.DeviceSettings, "run": settings.RunSettings}
-FLAG_OF = {"data": "data_path", "validation_data": "val_path", "run_dir": "train_path", "epochs": "train_epoch"}
+FLAGS = {
+    "network": NetworkSettings,
+    "data": DataSettings,
+    "output": OutputSettings,
+    "epoch before the search": settings.SubsetSettings,
+    "search": settings.SearchSettings,
+    "latency": settings.LatencySettings,
+    "network that is cut out": settings.SlimSettings,
+    "fine-tuning": settings.FineTuneSettings,
+    "devices": op_utils.DeviceSettings,
+    "run": settings.RunSettings,
+}
+FLAG_OF = {
+    "data": "data_path",
+    "validation_data": "val_path",
+    "run_dir": "train_path",
+    "epochs": "train_epoch",
+}
 RATE = 0.5
 DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
 
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = utils.Parser(description="Prune a network of your own with EKG.", epilog=(
-        "Defaults of batch sizes and of val_per_class are the most that is taken: less where the data is smaller. The "
-        f"temperature is {MANY_CLASSES_TEMPERATURE:g} for networks of {MANY_CLASSES} outputs or more."))
+    parser = utils.Parser(
+        description="Prune a network of your own with EKG.",
+        epilog=(
+            "Defaults of batch sizes and of val_per_class are the most that is taken: less where "
+            "the data is smaller. The "
+            f"temperature is {MANY_CLASSES_TEMPERATURE:g} for networks of {MANY_CLASSES} outputs "
+            f"or more."
+        ),
+    )
     for title, cls in FLAGS.items():
         command_line.add_flags(parser, title, cls, command_line.rate_note(RATE), **DEFAULTS)
     args = parser.parse_args(argv)
@@ -110,7 +187,9 @@ def parse_args(argv=None):
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     if args.train_path is None:
-        args.train_path = Path("runs") / f"{Path(args.model).stem}_{command_line.name_of_targets(args)}"
+        args.train_path = (
+            Path("runs") / f"{Path(args.model).stem}_{command_line.name_of_targets(args)}"
+        )
     return args
 
 
@@ -120,16 +199,28 @@ def _check_combinations(args):
     for name, count in (("rescale", 2), ("image_size", 2)):
         if getattr(args, name) is not None and len(getattr(args, name)) != count:
             raise EkgError(f"`{name}` takes {count} numbers.")
-    tuning = [name for name in settings.names_where([settings.FineTuneSettings], lambda details: details.affects == TRAINING)
-              if name in args.given]
+    tuning = [
+        name
+        for name in settings.names_where(
+            [settings.FineTuneSettings], lambda details: details.affects == TRAINING
+        )
+        if name in args.given
+    ]
     if args.search_only and tuning:
-        raise EkgError(f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave it out.")
+        raise EkgError(
+            f"`{tuning[0]}` has no effect here: `search_only` ends before the fine-tuning; leave "
+            f"it out."
+        )
     if args.model not in APPLICATIONS and (args.weights or args.classes != NetworkSettings.classes):
-        raise EkgError("`weights` and `classes` are for a network of keras.applications; a file has its own.")
+        raise EkgError(
+            "`weights` and `classes` are for a network of keras.applications; a file has its own."
+        )
 
 
 def load_model(args):
-    """Returns the trained keras.Model that the arguments name; a file is read without running code of its own."""
+    """Returns the trained keras.Model that the arguments name; a file is read without running code
+    of its own.
+    """
     if args.model in APPLICATIONS:
         return _make_application(args)
     if not Path(args.model).is_file():
@@ -140,8 +231,12 @@ def load_model(args):
 def _make_application(args):
     options = {} if args.image_size is None else {"input_shape": (*args.image_size, 3)}
     try:
-        model = getattr(keras.applications, args.model)(weights=None if args.weights else "imagenet", classes=args.classes,
-                                                        classifier_activation=None, **options)
+        model = getattr(keras.applications, args.model)(
+            weights=None if args.weights else "imagenet",
+            classes=args.classes,
+            classifier_activation=None,
+            **options,
+        )
         if args.weights:
             model.load_weights(args.weights)
     except Exception as error:  # whatever Keras raises
@@ -156,71 +251,128 @@ def _load_data(args, shape):
         return data, None
     validation, others = own.load(args.val_path, shape, args.rescale, "test", "val_path")
     if classes != others:
-        raise EkgError(f"`val_path` {args.val_path}: its classes are {others}, and those of `data_path` are {classes}; they "
-                       "must be the same.")
+        raise EkgError(
+            f"`val_path` {args.val_path}: its classes are {others}, and those of `data_path` are "
+            f"{classes}; they "
+            "must be the same."
+        )
     return data, validation
 
 
 def _given(args, *classes):
-    """Returns {name: value} of the settings that the command line names; ekg.prune has defaults that suit the data."""
+    """Returns {name: value} of the settings that the command line names; ekg.prune has defaults
+    that suit the data.
+    """
     apart = ("target_rate", "target_params", "train_epoch", "seed")  # arguments of their own
-    return {name: value for cls in classes for name, value in vars(command_line.from_args(cls, args)).items()
-            if name in args.given and name not in apart}
+    return {
+        name: value
+        for cls in classes
+        for name, value in vars(command_line.from_args(cls, args)).items()
+        if name in args.given and name not in apart
+    }
 
 
 def _multiple(args):
     if args.multiple_of == AUTO:
         if args.inspect:
-            raise EkgError("`multiple_of` auto is measured when a network is pruned; name a number for `inspect`.")
+            raise EkgError(
+                "`multiple_of` auto is measured when a network is pruned; name a number for "
+                "`inspect`."
+            )
         return AUTO
     if not args.multiple_of.isdecimal() or int(args.multiple_of) < 1:
-        raise EkgError(f"`multiple_of` must be auto or a whole number of at least 1; received {args.multiple_of}.")
+        raise EkgError(
+            f"`multiple_of` must be auto or a whole number of at least 1; received "
+            f"{args.multiple_of}."
+        )
     return int(args.multiple_of)
 
 
 def _target(args):
     latency = command_line.from_args(settings.LatencySettings, args).target()
-    return {"flops": args.target_rate} | ({} if args.target_params is None else {"params": args.target_params}) | (
-        {} if latency is None else {"latency": latency})
+    return (
+        {"flops": args.target_rate}
+        | ({} if args.target_params is None else {"params": args.target_params})
+        | ({} if latency is None else {"latency": latency})
+    )
 
 
 def _check_size(args, model):
     """Raises EkgError where the network says itself, and otherwise, how large its images are."""
     own = model.inputs[0].shape[1:3]
-    if args.image_size is not None and any(size not in (None, asked) for size, asked in zip(own, args.image_size)):
-        raise EkgError(f"`image_size` {' '.join(map(str, args.image_size))}: the network takes images of "
-                       f"{' x '.join(map(str, own))}; leave it out.")
+    if args.image_size is not None and any(
+        size not in (None, asked) for size, asked in zip(own, args.image_size)
+    ):
+        raise EkgError(
+            f"`image_size` {' '.join(map(str, args.image_size))}: the network takes images of "
+            f"{' x '.join(map(str, own))}; leave it out."
+        )
 
 
 def main(args):
-    """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection and returns it."""
+    """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection
+    and returns it.
+    """
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
     if args.image_size is not None:
         shape = (*args.image_size, shape[-1])
     _check_size(args, model)
-    choices = {"exclude": args.exclude, "min_channels": args.min_channels, "multiple_of": _multiple(args),
-               "prune_frozen": args.prune_frozen}
+    choices = {
+        "exclude": args.exclude,
+        "min_channels": args.min_channels,
+        "multiple_of": _multiple(args),
+        "prune_frozen": args.prune_frozen,
+    }
     if args.inspect:
-        inspection = ekg.inspect(model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None)
+        inspection = ekg.inspect(
+            model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None
+        )
         print(inspection)
         return inspection
     strategy = op_utils.make_strategy(command_line.from_args(op_utils.DeviceSettings, args))
-    logger.info("%s on %s, to %s, on %s; run folder %s", args.model, args.data_path, command_line.describe_targets(args),
-                op_utils.describe_devices(strategy), args.train_path)
+    logger.info(
+        "%s on %s, to %s, on %s; run folder %s",
+        args.model,
+        args.data_path,
+        command_line.describe_targets(args),
+        op_utils.describe_devices(strategy),
+        args.train_path,
+    )
     data, validation = _load_data(args, shape)
-    search, tuning, run = (_given(args, *classes) for classes in (
-        (settings.SearchSettings, settings.SubsetSettings), (settings.FineTuneSettings,), (settings.RunSettings,)))
+    search, tuning, run = (
+        _given(args, *classes)
+        for classes in (
+            (settings.SearchSettings, settings.SubsetSettings),
+            (settings.FineTuneSettings,),
+            (settings.RunSettings,),
+        )
+    )
     try:
         result = ekg.prune(
-            model, data, validation_data=validation, target=_target(args), task=args.task,
-            may_lose=args.may_lose, **choices,
-            epochs=None if args.search_only else args.train_epoch, search=search, fine_tune=tuning, run=run, seed=args.seed,
+            model,
+            data,
+            validation_data=validation,
+            target=_target(args),
+            task=args.task,
+            may_lose=args.may_lose,
+            **choices,
+            epochs=None if args.search_only else args.train_epoch,
+            search=search,
+            fine_tune=tuning,
+            run=run,
+            seed=args.seed,
             repair=args.repair,
-            augment=None if args.augment == "none" else args.augment, run_dir=args.train_path, restart=args.restart,
-            strategy=strategy, verbose=not args.quiet)
+            augment=None if args.augment == "none" else args.augment,
+            run_dir=args.train_path,
+            restart=args.restart,
+            strategy=strategy,
+            verbose=not args.quiet,
+        )
     except EkgError as error:
-        raise EkgError(re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))) from None
+        raise EkgError(
+            re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))
+        ) from None
     print(result.summary())
     if Team(strategy).is_chief:
         try:

@@ -1,7 +1,9 @@
-"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency, images a second.
+"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency, images
+a second.
 
-    python test.py --arch ResNet-56 --dataset CIFAR10 --trained_param runs/ResNet-56_CIFAR10_0.45/trained_param.pkl
-    python test.py --arch ResNet-50 --dataset ILSVRC2012 --data_path ILSVRC2012 --trained_param resnet50.pkl
+python test.py --arch ResNet-56 --dataset CIFAR10 --trained_param
+runs/ResNet-56_CIFAR10_0.45/trained_param.pkl python test.py --arch ResNet-50 --dataset ILSVRC2012
+--data_path ILSVRC2012 --trained_param resnet50.pkl
 """
 
 import dataclasses
@@ -26,18 +28,33 @@ from ekg.train.evaluate import Evaluation
 @dataclasses.dataclass(frozen=True)
 class TestSettings(Settings):
     """What is evaluated, and on what."""
+
     arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.ARCHS))
     dataset: str = setting("CIFAR10", "data set", SEARCH, choices=tuple(dataloader.DATASETS))
     data_path: str | None = setting(
-        None, "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; ILSVRC2012: folder "
-        "with train/ and val/", MACHINE, may_be_none=True, is_per_worker=True)
+        None,
+        "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; "
+        "ILSVRC2012: folder "
+        "with train/ and val/",
+        MACHINE,
+        may_be_none=True,
+        is_per_worker=True,
+    )
     skip_bad_images: bool = setting(
-        False, "ILSVRC2012: read every file once before, and leave out those that cannot be decoded", MACHINE)
+        False,
+        "ILSVRC2012: read every file once before, and leave out those that cannot be decoded",
+        MACHINE,
+    )
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
     val_batch_size: int = setting(256, "images a step", MACHINE, range=COUNT)
     runtimes: tuple[str, ...] = setting(
-        ("tensorflow",), "in which latency is measured, in turn with the unpruned network: TensorFlow at batches of 1 and "
-        "256, others at 1 on one thread", MACHINE, choices=tuple(RUNTIMES))
+        ("tensorflow",),
+        "in which latency is measured, in turn with the unpruned network: TensorFlow at batches "
+        "of 1 and "
+        "256, others at 1 on one thread",
+        MACHINE,
+        choices=tuple(RUNTIMES),
+    )
 
 
 def parse_args(argv=None):
@@ -51,8 +68,11 @@ def parse_args(argv=None):
         for cls in classes.values():
             from_args(cls, args)
         if args.skip_bad_images and args.dataset != "ILSVRC2012":
-            raise EkgError(f"`skip_bad_images` has no effect here: the images of {args.dataset} are not in files; leave it "
-                           "out.")
+            raise EkgError(
+                f"`skip_bad_images` has no effect here: the images of {args.dataset} are not in "
+                f"files; leave it "
+                "out."
+            )
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
     return args
@@ -66,8 +86,11 @@ def main(args):
     options = {"skip_bad_images": True} if args.skip_bad_images else {}
     data = dataloader.load(args.dataset, args.data_path, **options)
     if args.arch not in nets.archs_for(data.image_shape):
-        raise EkgError(f"`arch` {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} images of "
-                       f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}.")
+        raise EkgError(
+            f"`arch` {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} "
+            f"images of "
+            f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}."
+        )
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
     use_xla, batches = op_utils.use_xla(args.compile), data.batches(data.test, args.val_batch_size)
@@ -75,7 +98,9 @@ def main(args):
     row = measure(args.trained_param.stem, evaluation, args.trained_param.stat().st_size)
     whole = nets.build(args.arch, data.num_classes)
     if args.runtimes:
-        _, row = with_latencies([row, row], [whole, model], conditions_for(args.runtimes), data.image_shape, use_xla)
+        _, row = with_latencies(
+            [row, row], [whole, model], conditions_for(args.runtimes), data.image_shape, use_xla
+        )
     if team.is_chief:
         print(format_table([row], model_complexity(whole).flops, with_ratios=True))
     return row

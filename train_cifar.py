@@ -1,10 +1,12 @@
 """Prunes a CIFAR network: search, memory bank, fine-tuning.
 
-    python train_cifar.py --arch ResNet-56 --target_rate 0.45                     # trains a baseline first
-    python train_cifar.py --arch ResNet-56 --target_rate 0.45 --trained_param resnet56.pkl
-    python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45    # no download
+    python train_cifar.py --arch ResNet-56 --target_rate 0.45                     # trains a
+    baseline first python train_cifar.py --arch ResNet-56 --target_rate 0.45 --trained_param
+    resnet56.pkl python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45    # no
+    download
 
-Published for ResNet-56 on CIFAR-10 at about 45 % of the FLOPs: 94.09 % top-1, 0.9 GPU hours (Lee and Song 2022).
+Published for ResNet-56 on CIFAR-10 at about 45 % of the FLOPs: 94.09 % top-1, 0.9 GPU hours (Lee
+and Song 2022).
 """
 
 import dataclasses
@@ -17,25 +19,38 @@ import op_utils
 from dataloader import cifar
 from ekg.settings import MACHINE, SEARCH, Settings, setting
 
-BASELINE = op_utils.BaselineRecipe(epochs=200, learning_rate=0.05, decay_points=(0.3, 0.6, 0.9), decay_rate=0.1,
-                                   weight_decay=1e-4)
+BASELINE = op_utils.BaselineRecipe(
+    epochs=200, learning_rate=0.05, decay_points=(0.3, 0.6, 0.9), decay_rate=0.1, weight_decay=1e-4
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class CifarSettings(Settings):
     """Data and network."""
-    arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.archs_for(cifar.IMAGE_SHAPE)))
-    dataset: str = setting("CIFAR10", "data set; DIGITS comes with scikit-learn and needs no download", SEARCH,
-                           choices=tuple(dataloader.names_for(cifar.IMAGE_SHAPE)))
+
+    arch: str = setting(
+        "ResNet-56", "network", SEARCH, choices=tuple(nets.archs_for(cifar.IMAGE_SHAPE))
+    )
+    dataset: str = setting(
+        "CIFAR10",
+        "data set; DIGITS comes with scikit-learn and needs no download",
+        SEARCH,
+        choices=tuple(dataloader.names_for(cifar.IMAGE_SHAPE)),
+    )
     data_path: str | None = setting(
-        None, "folder with the python batches or the official .tar.gz; without it, downloaded", MACHINE, may_be_none=True,
-        is_per_worker=True)
+        None,
+        "folder with the python batches or the official .tar.gz; without it, downloaded",
+        MACHINE,
+        may_be_none=True,
+        is_per_worker=True,
+    )
 
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    return op_utils.parse_training_args("Prune a CIFAR network with EKG.", BASELINE, CifarSettings, argv,
-                                        subset_per_class=None)  # DIGITS has fewer than others
+    return op_utils.parse_training_args(
+        "Prune a CIFAR network with EKG.", BASELINE, CifarSettings, argv, subset_per_class=None
+    )  # DIGITS has fewer than others
 
 
 def main(args):

@@ -1,1 +1,3 @@
-"""The analyses of the paper, which analyze.py runs. They stand on `ekg`; the script gives them networks and data."""
+"""The analyses of the paper, which analyze.py runs. They stand on `ekg`; the script gives them
+networks and data.
+"""

@@ -14,7 +14,8 @@ VIEWS = {1: "one view", 2: "two views"}
 
 
 def compare_teachers(runs, seeds, out):
-    """Prunes with the teachers of each row and each seed; writes and draws what comes of it, returns the rows.
+    """Prunes with the teachers of each row and each seed; writes and draws what comes of it,
+    returns the rows.
 
     Rows of one search share it.
 
@@ -34,7 +35,9 @@ def compare_teachers(runs, seeds, out):
     names = [f"{row['search']} / {row['fine_tuning']}, {VIEWS[row['views']]}" for row in rows]
     _draw(out / "ablation.png", title, names, rows)
     text = f"{title}, search / fine-tuning teacher: " + "; ".join(
-        f"{name} {row['top1']:.2f}" + f" ± {row['deviation']:.2f}" * several + " %" for name, row in zip(names, rows))
+        f"{name} {row['top1']:.2f}" + f" ± {row['deviation']:.2f}" * several + " %"
+        for name, row in zip(names, rows)
+    )
     write_results(out, "ablation", rows, text)
     return rows
 
@@ -47,10 +50,20 @@ def _rows():
 
 
 def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
-    """Returns the FinishedRun of a row and seed; all but labels on one view reuse that one's search."""
+    """Returns the FinishedRun of a row and seed; all but labels on one view reuse that one's
+    search.
+    """
     first = f"{search_teacher}-none-{seed}"
-    flags = ["--search_teacher", search_teacher, "--finetune_teacher", finetune_teacher, "--seed",
-             str(seed), "--num_views", str(num_views)]
+    flags = [
+        "--search_teacher",
+        search_teacher,
+        "--finetune_teacher",
+        finetune_teacher,
+        "--seed",
+        str(seed),
+        "--num_views",
+        str(num_views),
+    ]
     if (finetune_teacher, num_views) == ("none", 1):
         return runs.finish(first, *flags)
     name = f"{search_teacher}-{finetune_teacher}{'-2' * (finetune_teacher == 'none')}-{seed}"
@@ -60,17 +73,33 @@ def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
 def _row(search_teacher, finetune_teacher, num_views, finished):
     """Returns the row of the FinishedRuns of all seeds."""
     mean, deviation = mean_and_deviation([100 * run.table[2].top1 for run in finished])
-    return {"search": search_teacher, "fine_tuning": finetune_teacher, "views": num_views,
-            "seeds": len(finished), "top1": mean, "deviation": deviation,
-            "search_seconds": np.mean([run.seconds("search") for run in finished]),
-            "finetune_seconds": np.mean([run.seconds("bank", "fine-tune") for run in finished]),
-            "baseline_top1": 100 * finished[0].table[0].top1}
+    return {
+        "search": search_teacher,
+        "fine_tuning": finetune_teacher,
+        "views": num_views,
+        "seeds": len(finished),
+        "top1": mean,
+        "deviation": deviation,
+        "search_seconds": np.mean([run.seconds("search") for run in finished]),
+        "finetune_seconds": np.mean([run.seconds("bank", "fine-tune") for run in finished]),
+        "baseline_top1": 100 * finished[0].table[0].top1,
+    }
 
 
 def _draw(path, title, names, rows):
     from analyses import pictures  # imports matplotlib
 
-    pictures.draw_comparison(path, title, names, [
-        ("top-1 after fine-tuning, %", [row["top1"] for row in rows], [row["deviation"] for row in rows]),
-        ("search, s", [row["search_seconds"] for row in rows], None),
-        ("bank and fine-tuning, s", [row["finetune_seconds"] for row in rows], None)])
+    pictures.draw_comparison(
+        path,
+        title,
+        names,
+        [
+            (
+                "top-1 after fine-tuning, %",
+                [row["top1"] for row in rows],
+                [row["deviation"] for row in rows],
+            ),
+            ("search, s", [row["search_seconds"] for row in rows], None),
+            ("bank and fine-tuning, s", [row["finetune_seconds"] for row in rows], None),
+        ],
+    )

@@ -7,11 +7,11 @@ from pathlib import Path
 import nets
 from analyses.results import write_results
 from analyses.stored import measure_networks, minutes
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.landscape import lanczos
 from ekg.landscape.hessian import PARAMETERS, model_landscape
-from ekg.progress import progress_bar
+from ekg.process.progress import progress_bar
 from ekg.settings import COUNT, NOT_NEGATIVE, SEARCH, Settings, setting
 
 logger = logging.getLogger(__name__)
@@ -20,19 +20,31 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class SpectrumSettings(Settings):
     """How well eigenvalues must be known, and what may be spent on them."""
+
     tolerance: float = setting(
-        lanczos.TOLERANCE, "of the residual of an eigenvalue, as a share of it", SEARCH, range=NOT_NEGATIVE)
-    max_products: int = setting(lanczos.MAX_PRODUCTS, "Hessian-vector products, at most", SEARCH, range=COUNT)
+        lanczos.TOLERANCE,
+        "of the residual of an eigenvalue, as a share of it",
+        SEARCH,
+        range=NOT_NEGATIVE,
+    )
+    max_products: int = setting(
+        lanczos.MAX_PRODUCTS, "Hessian-vector products, at most", SEARCH, range=COUNT
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class HessianSettings(Settings):
     """Which Hessian of a stored network."""
+
     parameters: str = setting("kernels", "of the Hessian", SEARCH, choices=PARAMETERS)
     norms_of: Path | None = setting(
-        None, "parameter file of the network that the others were cut from: kernels that a batch "
+        None,
+        "parameter file of the network that the others were cut from: kernels that a batch "
         "norm follows are taken at the norms that they have there, as κ depends on their scale; "
-        "without it as they are stored", SEARCH, may_be_none=True)
+        "without it as they are stored",
+        SEARCH,
+        may_be_none=True,
+    )
 
 
 class NotConverged(Exception):
@@ -40,7 +52,8 @@ class NotConverged(Exception):
 
 
 def measure_conditions(subject, paths, images, settings, hessian, out):
-    """Measures condition numbers of stored networks; writes them, draws them and returns a row for each network.
+    """Measures condition numbers of stored networks; writes them, draws them and returns a row for
+    each network.
 
     Args:
         subject: Subject.
@@ -62,21 +75,40 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
 
     def measure(model, batches, name):
         if original is None and _was_cut(subject, model):
-            logger.warning("%s was cut, and its kernels are taken as they are stored: name the "
-                           "network that it was cut from with --norms_of, so that condition numbers "
-                           "can be compared.", name)
-        landscape = model_landscape(model, batches, parameters=hessian.parameters,
-                                    batch_statistics=images.batch_statistics,
-                                    original=original)
+            logger.warning(
+                "%s was cut, and its kernels are taken as they are stored: name the "
+                "network that it was cut from with --norms_of, so that condition numbers "
+                "can be compared.",
+                name,
+            )
+        landscape = model_landscape(
+            model,
+            batches,
+            parameters=hessian.parameters,
+            batch_statistics=images.batch_statistics,
+            original=original,
+        )
         spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
-        return {"condition": spectrum.condition, "loss": landscape.loss(landscape.point)} | spectrum_values(spectrum)
+        return {
+            "condition": spectrum.condition,
+            "loss": landscape.loss(landscape.point),
+        } | spectrum_values(spectrum)
+
     norms = {} if original is None else {"norms_of": files.sha256(hessian.norms_of)}
     asked = {"parameters": hessian.parameters, **dataclasses.asdict(settings), **norms}
-    rows, arguments = measure_networks(subject, paths, images, asked, out / "conditions.jsonl", measure)
-    pictures.draw_conditions(out / "condition.png", [row["network"] for row in rows], [row["condition"] for row in rows])
-    text = "; ".join(f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
-                     f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g}, "
-                     f"{row['products']} products)" for row in rows)
+    rows, arguments = measure_networks(
+        subject, paths, images, asked, out / "conditions.jsonl", measure
+    )
+    pictures.draw_conditions(
+        out / "condition.png", [row["network"] for row in rows], [row["condition"] for row in rows]
+    )
+    text = "; ".join(
+        f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
+        f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, "
+        f"{row['residual_largest']:.2g}, "
+        f"{row['products']} products)"
+        for row in rows
+    )
     write_results(out, "condition", rows, text, arguments=arguments, minutes=minutes(rows))
     check_converged(rows, "network", out)
     return rows
@@ -90,9 +122,11 @@ def _was_cut(subject, model):
 def _spectrum(landscape, title, settings):
     """Returns the Spectrum of a landscape, under a progress bar of this title."""
     with progress_bar(title, settings.max_products, "product") as progress:
+
         def show(_, residual):
             progress.update(1)
             progress.set_postfix(residual=f"{residual:.3g}")
+
         return landscape.spectrum(**dataclasses.asdict(settings), on_product=show)
 
 
@@ -130,8 +164,13 @@ def check_converged(rows, name, out, advice="raise `max_products`"):
         out: folder of the results, for the message.
         advice: what to do.
     """
-    unsure = [f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
-              for row in rows if not row["converged"]]
+    unsure = [
+        f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
+        for row in rows
+        if not row["converged"]
+    ]
     if unsure:
-        raise NotConverged(f"{len(unsure)} condition numbers are not known to the tolerance: those of {name} "
-                           f"{', '.join(unsure)}; {advice}. The results are kept in {out}.")
+        raise NotConverged(
+            f"{len(unsure)} condition numbers are not known to the tolerance: those of {name} "
+            f"{', '.join(unsure)}; {advice}. The results are kept in {out}."
+        )

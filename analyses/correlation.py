@@ -1,4 +1,6 @@
-"""What predicts the loss of a pruned network after fine-tuning: its validation loss or its condition number?"""
+"""What predicts the loss of a pruned network after fine-tuning: its validation loss or its
+condition number?
+"""
 
 import dataclasses
 import logging
@@ -9,21 +11,21 @@ import numpy as np
 
 from analyses import published
 from analyses.conditions import check_converged, spectrum_values
-from analyses.evidence import counted
+from analyses.records import counted
 from analyses.results import data_key, known_rows, tells_sign, write_results
 from analyses.search_ends import num_best, search_end
 from analyses.subject import TrainedSettings
-from ekg import files
-from ekg.data import TrainingBatches, mixed_order
+from ekg.data.dataset import TrainingBatches, mixed_order
 from ekg.devices.compute import DTYPES
 from ekg.distil import losses
 from ekg.distil.slim import fit_statistics_, slim
+from ekg.io import files
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.run.arguments import VERSIONS, origin
 from ekg.run.folder import HISTORY, RunFolder
-from ekg.search.objective import Objective
-from ekg.search.targets import Flops
+from ekg.searching.objective import Objective
+from ekg.searching.targets import Flops
 from ekg.settings import COUNT, SEARCH, FineTuneSettings, Range, SearchSettings, setting
 from ekg.train.evaluate import evaluate
 from ekg.train.loop import fit
@@ -37,21 +39,31 @@ FINE_TUNING = FineTuneSettings(finetune_teacher="none")
 BOOTSTRAP_SAMPLES = 2000
 # What is correlated with the loss after fine-tuning:
 # {name: (entry of a row, entry that is held fixed, or None)}
-PREDICTORS = {"val_loss": ("val_loss", None), "condition": ("condition", None),
-              "val_loss_given_condition": ("val_loss", "condition"),
-              "condition_given_val_loss": ("condition", "val_loss")}
+PREDICTORS = {
+    "val_loss": ("val_loss", None),
+    "condition": ("condition", None),
+    "val_loss_given_condition": ("val_loss", "condition"),
+    "condition_given_val_loss": ("condition", "val_loss"),
+}
 FULLY_EXPLAINED = 1e-12  # share of a variance: what is left of it is rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings(TrainedSettings):
     """What is asked of the sub-networks of a trained network, the ends of searches."""
+
     subnetworks: int = setting(50, "how many", SEARCH, range=COUNT)
     choices: int = setting(
-        4, "best candidates of a step that searches choose among by chance, at most; the first "
-        "takes the best one, the others choose among 2, 3, ... in turn", SEARCH, range=Range(2))
+        4,
+        "best candidates of a step that searches choose among by chance, at most; the first "
+        "takes the best one, the others choose among 2, 3, ... in turn",
+        SEARCH,
+        range=Range(2),
+    )
     train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
-    precision: str = setting("float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES)
+    precision: str = setting(
+        "float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES
+    )
 
 
 def study_correlation(subject, study, spectrum, out, compute):
@@ -76,39 +88,65 @@ def study_correlation(subject, study, spectrum, out, compute):
     arguments = _arguments(subject, study, spectrum, compute)
     folder = RunFolder.prepare(out, arguments, advice="name a new `out`")
     rows = measure_subnetworks(supernet, subject, study, spectrum, folder, compute)
-    columns = {name: [row[name] for row in rows]
-               for name in ("val_loss", "condition", "tuned_loss")}
-    statistics = {name: correlate(columns[predictor], columns["tuned_loss"], columns.get(fixed))
-                  for name, (predictor, fixed) in PREDICTORS.items()}
-    title = (f"{subject}: {len(rows)} ends of searches at {study.target_rate:.0%} of the FLOPs, "
-             f"{counted(study.train_epoch, 'epoch')} of fine-tuning")
+    columns = {
+        name: [row[name] for row in rows] for name in ("val_loss", "condition", "tuned_loss")
+    }
+    statistics = {
+        name: correlate(columns[predictor], columns["tuned_loss"], columns.get(fixed))
+        for name, (predictor, fixed) in PREDICTORS.items()
+    }
+    title = (
+        f"{subject}: {len(rows)} ends of searches at {study.target_rate:.0%} of the FLOPs, "
+        f"{counted(study.train_epoch, 'epoch')} of fine-tuning"
+    )
     pictures.draw_correlation(out / "correlation.png", title, rows, statistics)
     paper = published.CORRELATION
-    text = (f"{title}: correlation with the loss after fine-tuning: validation loss {_text(statistics['val_loss'])}, "
-            f"condition number {_text(statistics['condition'])}, where the other is held fixed "
-            f"{_text(statistics['val_loss_given_condition'])} and "
-            f"{_text(statistics['condition_given_val_loss'])}; published for "
-            f"{paper['subnetworks']} sub-networks: "
-            f"{paper['val_loss']:.2f} and {paper['condition']:.2f}")
-    write_results(out, "correlation", rows, text, statistics=statistics, arguments=arguments,
-                  minutes=sum(phase["seconds"] for phase in folder.phases().values()) / 60)
+    text = (
+        f"{title}: correlation with the loss after fine-tuning: validation loss "
+        f"{_text(statistics['val_loss'])}, "
+        f"condition number {_text(statistics['condition'])}, where the other is held fixed "
+        f"{_text(statistics['val_loss_given_condition'])} and "
+        f"{_text(statistics['condition_given_val_loss'])}; published for "
+        f"{paper['subnetworks']} sub-networks: "
+        f"{paper['val_loss']:.2f} and {paper['condition']:.2f}"
+    )
+    write_results(
+        out,
+        "correlation",
+        rows,
+        text,
+        statistics=statistics,
+        arguments=arguments,
+        minutes=sum(phase["seconds"] for phase in folder.phases().values()) / 60,
+    )
     check_converged(rows, "number", out, "raise `max_products` and name a new `out`")
     return rows
 
 
 def _arguments(subject, study, spectrum, compute):
     """Returns what the rows of a study depend on, as its folder keeps it."""
-    return {"trained_param": files.sha256(study.trained_param), "target_rate": study.target_rate, "arch": subject.arch,
-            "dataset": subject.data.name, "data": data_key(subject.data.train),
-            "choices": study.choices, "train_epoch": study.train_epoch,
-            "precision": compute.dtype, "use_xla": compute.use_xla,
-            "batch_size": subject.batch_size, **dataclasses.asdict(spectrum), "format": FORMAT}
+    return {
+        "trained_param": files.sha256(study.trained_param),
+        "target_rate": study.target_rate,
+        "arch": subject.arch,
+        "dataset": subject.data.name,
+        "data": data_key(subject.data.train),
+        "choices": study.choices,
+        "train_epoch": study.train_epoch,
+        "precision": compute.dtype,
+        "use_xla": compute.use_xla,
+        "batch_size": subject.batch_size,
+        **dataclasses.asdict(spectrum),
+        "format": FORMAT,
+    }
 
 
 # ---------------------------------------------------------------- sub-networks
 
+
 def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
-    """Returns a row for each sub-network; those that an earlier call left in the folder are not measured again.
+    """Returns a row for each sub-network; those that an earlier call left in the folder are not
+    measured again.
 
     Args:
         supernet: Supernet of the trained network.
@@ -129,20 +167,41 @@ def measure_subnetworks(supernet, subject, study, spectrum, folder, compute):
         with folder.timed("sub-networks"):
             end = search_end(objective, supernet, batches, settings, number, study.choices)
             ends = make_landscape(end.subnetwork).spectrum(**dataclasses.asdict(spectrum))
-            tuned = fine_tune(supernet, end.subnetwork, subject, study.train_epoch,
-                              folder.checkpoints(f"subnetwork{number}"), compute)
-        known[number] = {"number": number, "num_best": num_best(number, study.choices),
-                         "rate": end.rate, "val_loss": end.loss, "condition": ends.condition,
-                         **spectrum_values(ends), "tuned_loss": tuned.loss,
-                         "tuned_top1": tuned.top1, "origin": origin(), "versions": VERSIONS}
+            tuned = fine_tune(
+                supernet,
+                end.subnetwork,
+                subject,
+                study.train_epoch,
+                folder.checkpoints(f"subnetwork{number}"),
+                compute,
+            )
+        known[number] = {
+            "number": number,
+            "num_best": num_best(number, study.choices),
+            "rate": end.rate,
+            "val_loss": end.loss,
+            "condition": ends.condition,
+            **spectrum_values(ends),
+            "tuned_loss": tuned.loss,
+            "tuned_top1": tuned.top1,
+            "origin": origin(),
+            "versions": VERSIONS,
+        }
         files.append_json_line(folder / HISTORY, known[number])
-        logger.info("sub-network %d: validation loss %.4f, condition number %.4f, test loss after fine-tuning %.4f", number,
-                    end.loss, ends.condition, tuned.loss)
+        logger.info(
+            "sub-network %d: validation loss %.4f, condition number %.4f, test loss after "
+            "fine-tuning %.4f",
+            number,
+            end.loss,
+            ends.condition,
+            tuned.loss,
+        )
     return [known[number] for number in range(study.subnetworks)]
 
 
 def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
-    """Returns the test Metrics of a sub-network that was slimmed and fine-tuned with the labels alone.
+    """Returns the test Metrics of a sub-network that was slimmed and fine-tuned with the labels
+    alone.
 
     Args:
         supernet: Supernet of the trained network.
@@ -157,12 +216,22 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
     train_batches = data.batches(data.train, subject.batch_size, mixed_order(data.strata))
     model = slim(supernet, subnetwork, train_batches, compute)
     num_views = FINE_TUNING.views_of(data)
-    loss_fn = losses.fine_tuning(data, FINE_TUNING.finetune_teacher, FINE_TUNING.temperature,
-                                 num_views=num_views)
-    trainer = Trainer(team.strategy, model, loss_fn, weight_decay=FINE_TUNING.weight_decay,
-                      options=StepOptions(1, compute.use_xla, compute.dtype))
-    batches = TrainingBatches(data, min(FINE_TUNING.batch_size, len(data.train)), 0, num_views, phase="fine-tune")
-    schedule = Schedule(FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs)
+    loss_fn = losses.fine_tuning(
+        data, FINE_TUNING.finetune_teacher, FINE_TUNING.temperature, num_views=num_views
+    )
+    trainer = Trainer(
+        team.strategy,
+        model,
+        loss_fn,
+        weight_decay=FINE_TUNING.weight_decay,
+        options=StepOptions(1, compute.use_xla, compute.dtype),
+    )
+    batches = TrainingBatches(
+        data, min(FINE_TUNING.batch_size, len(data.train)), 0, num_views, phase="fine-tune"
+    )
+    schedule = Schedule(
+        FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs
+    )
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
     fit_statistics_(model, train_batches, compute.use_xla)
     return evaluate(model, subject.batches("test"), compute)
@@ -170,11 +239,13 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
 
 # ---------------------------------------------------------------- coefficients
 
-def correlate(first, second, given=None, seed=0):
-    """Returns {"pearson", "spearman": coefficient, "…_interval": 95 % bootstrap interval} of two rows of numbers.
 
-    Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of the coefficients. What
-    pairs that are all the same leave undefined is NaN.
+def correlate(first, second, given=None, seed=0):
+    """Returns {"pearson", "spearman": coefficient, "…_interval": 95 % bootstrap interval} of two
+    rows of numbers.
+
+    Pairs are drawn with replacement BOOTSTRAP_SAMPLES times; the interval holds the middle 95 % of
+    the coefficients. What pairs that are all the same leave undefined is NaN.
 
     Args:
         first: numbers.
@@ -211,7 +282,9 @@ def _text(coefficients):
     """Returns Pearson's coefficient of correlate() with its interval, as text."""
     low, high = coefficients["pearson_interval"]
     text = f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f}"
-    return f"{text})" if tells_sign((low, high)) else f"{text}, which says nothing, not even the sign)"
+    return (
+        f"{text})" if tells_sign((low, high)) else f"{text}, which says nothing, not even the sign)"
+    )
 
 
 def _pearson(first, second):

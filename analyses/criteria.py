@@ -21,20 +21,41 @@ def compare_criteria(subject, runs, names, settings, out):
     """
     batches, rows, figures = subject.batches(), [], {}
     for name in names:
-        run, folder = runs.finish(name, "--criterion", name, "--finetune_teacher", "none"), runs.folder(name)
+        run, folder = (
+            runs.finish(name, "--criterion", name, "--finetune_teacher", "none"),
+            runs.folder(name),
+        )
         slimmed, original = (subject.load(folder / path) for path in (SLIMMED, SUPERNET))
         spectrum = kept_spectrum_values(folder / CONDITION, slimmed, original, batches, settings)
-        rows.append({"criterion": name, "val_loss": run.history[-1].loss, "condition": spectrum["condition"], **spectrum,
-                     "top1": 100 * run.table[2].top1, "rate": run.rate, "search_seconds": run.seconds("search"),
-                     "steps": len(run.history) - 1})
+        rows.append(
+            {
+                "criterion": name,
+                "val_loss": run.history[-1].loss,
+                "condition": spectrum["condition"],
+                **spectrum,
+                "top1": 100 * run.table[2].top1,
+                "rate": run.rate,
+                "search_seconds": run.seconds("search"),
+                "steps": len(run.history) - 1,
+            }
+        )
         paper = published.find(run.arguments)
         if paper is not None and paper.condition is not None:
             figures[name] = (paper.val_loss, paper.condition, paper.top1)
     _draw(out / "criteria.png", str(runs), rows)
     best = max(rows, key=lambda row: row["top1"])
-    text = f"{runs}: " + "; ".join(f"{row['criterion']} loss {row['val_loss']:.4f}, κ {row['condition']:.4f}, top-1 "
-                                   f"{row['top1']:.2f} %" for row in rows)
-    write_results(out, "criteria", rows, f"{text}. Best after fine-tuning: {best['criterion']}", published=figures)
+    text = f"{runs}: " + "; ".join(
+        f"{row['criterion']} loss {row['val_loss']:.4f}, κ {row['condition']:.4f}, top-1 "
+        f"{row['top1']:.2f} %"
+        for row in rows
+    )
+    write_results(
+        out,
+        "criteria",
+        rows,
+        f"{text}. Best after fine-tuning: {best['criterion']}",
+        published=figures,
+    )
     check_converged(rows, "criterion", out)
     return rows
 
@@ -42,6 +63,14 @@ def compare_criteria(subject, runs, names, settings, out):
 def _draw(path, title, rows):
     from analyses import pictures  # imports matplotlib
 
-    labels = {"val_loss": "validation loss, nats", "condition": "condition number", "top1": "top-1 after fine-tuning, %"}
-    pictures.draw_comparison(path, title, [row["criterion"] for row in rows],
-                             [(label, [row[name] for row in rows], None) for name, label in labels.items()])
+    labels = {
+        "val_loss": "validation loss, nats",
+        "condition": "condition number",
+        "top1": "top-1 after fine-tuning, %",
+    }
+    pictures.draw_comparison(
+        path,
+        title,
+        [row["criterion"] for row in rows],
+        [(label, [row[name] for row in rows], None) for name, label in labels.items()],
+    )

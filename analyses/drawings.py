@@ -1,19 +1,24 @@
 """The pictures of a page of results: what of the records each of them shows."""
 
 from analyses import repetitions
-from analyses.evidence import counted
+from analyses.records import counted
 
 METHODS, RATES, CURVES = "methods.png", "rates.png", "curves.png"
 RATE_STEPS = 20  # rates that differ by less than one of so many count as equal
-TEXTS = {METHODS: "top-1 of every method: dots are runs, bars mean and standard deviation of several seeds",
-         RATES: "top-1 over the FLOPs kept", CURVES: "top-1 over the epochs of fine-tuning"}
+TEXTS = {
+    METHODS: "top-1 of every method: dots are runs, bars mean and standard deviation of several "
+    "seeds",
+    RATES: "top-1 over the FLOPs kept",
+    CURVES: "top-1 over the epochs of fine-tuning",
+}
 
 
 def draw(records, folder):
-    """Draws the pictures of records into a folder; one that would show nothing is not there afterwards.
+    """Draws the pictures of records into a folder; one that would show nothing is not there
+    afterwards.
 
     Args:
-        records: list of evidence.Record.
+        records: list of records.Record.
         folder: pathlib.Path.
     """
     found = shown(records)
@@ -22,21 +27,32 @@ def draw(records, folder):
     if found:
         from analyses import pictures  # imports matplotlib
 
-        functions = {METHODS: pictures.draw_methods, RATES: pictures.draw_rates, CURVES: pictures.draw_curves}
+        functions = {
+            METHODS: pictures.draw_methods,
+            RATES: pictures.draw_rates,
+            CURVES: pictures.draw_curves,
+        }
         for name, networks in found.items():
             functions[name](folder / name, networks)
 
 
 def shown(records):
-    """Returns {file name: what it shows, {network, data and epochs in words: what of it}}, but for empty pictures."""
+    """Returns {file name: what it shows, {network, data and epochs in words: what of it}}, but for
+    empty pictures.
+    """
     networks, found = {}, {name: {} for name in TEXTS}
     for group in repetitions.group(records):
         first = group.first
-        title = f"{first.arguments['arch']}, {first.data}, {counted(first.arguments['train_epoch'], 'epoch')}"
+        title = (
+            f"{first.arguments['arch']}, {first.data}, "
+            f"{counted(first.arguments['train_epoch'], 'epoch')}"
+        )
         networks.setdefault(title, []).append(group)
     for title, groups in networks.items():
         baselines = [record.top1(0) for group in groups for record in group.records]
-        by_rate = sorted(groups, key=lambda group: -round(RATE_STEPS * _rate(group)))  # the best first among equal ones
+        by_rate = sorted(
+            groups, key=lambda group: -round(RATE_STEPS * _rate(group))
+        )  # the best first among equal ones
         found[METHODS][title] = baselines, [(_title(group), _ends(group)) for group in by_rate]
         if lines := _lines(groups):
             found[RATES][title] = baselines, lines
@@ -59,7 +75,9 @@ def _title(group):
 
 
 def _lines(groups):
-    """Returns {method: list of (rate, top-1 of the runs in %)} of methods that ran at several rates."""
+    """Returns {method: list of (rate, top-1 of the runs in %)} of methods that ran at several
+    rates.
+    """
     lines = {}
     for group in groups:
         lines.setdefault(group.method, []).append((_rate(group), _ends(group)))

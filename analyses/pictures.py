@@ -12,7 +12,9 @@ from ekg.report.pictures import COLOURS, save
 
 MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
-MOST_GAP = 2.0  # between those that are drawn and the others, as a multiple of the range of the former
+MOST_GAP = (
+    2.0  # between those that are drawn and the others, as a multiple of the range of the former
+)
 IN_A_LEGEND = 6  # lines; a longer one would hide some of them, and stands beside the axes
 LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
 
@@ -32,25 +34,35 @@ def draw_conditions(path, names, conditions):
 
 
 def draw_surfaces(path, names, steps, surfaces, scale="log"):
-    """Draws the loss surfaces of several networks with one scale: in three dimensions above, contours below.
+    """Draws the loss surfaces of several networks with one scale: in three dimensions above,
+    contours below.
 
     Args:
         path: of the PNG.
         names: of the networks.
         steps: multiples of the two filter-normalised directions.
         surfaces: list of arrays [len(steps), len(steps)] of losses of 0 or more.
-        scale: "log" or "linear"; of the log one, losses below LOWEST of the highest are drawn as that.
+        scale: "log" or "linear"; of the log one, losses below LOWEST of the highest are drawn as
+            that.
     """
     columns = min(len(names), SURFACES_IN_A_ROW)
     rows = -(-len(names) // columns)
     losses = [surface[len(steps) // 2, len(steps) // 2] for surface in surfaces]
     if scale == "log":
         floor = LOWEST * max(surface.max() for surface in surfaces)
-        surfaces = [np.log10(np.maximum(surface, max(floor, np.finfo(float).tiny))) for surface in surfaces]
-        label, shown = "cross-entropy, nats, logarithmic scale", lambda exponent, _=None: f"{10**exponent:.3g}"
+        surfaces = [
+            np.log10(np.maximum(surface, max(floor, np.finfo(float).tiny))) for surface in surfaces
+        ]
+        label, shown = (
+            "cross-entropy, nats, logarithmic scale",
+            lambda exponent, _=None: f"{10**exponent:.3g}",
+        )
     else:
         label, shown = "cross-entropy, nats", lambda loss, _=None: f"{loss:.3g}"
-    low, high = min(surface.min() for surface in surfaces), max(surface.max() for surface in surfaces)
+    low, high = (
+        min(surface.min() for surface in surfaces),
+        max(surface.max() for surface in surfaces),
+    )
     high = max(high, low + 1e-6)
     figure = plt.figure(figsize=(4.4 * columns + 0.6, 8 * rows + 0.8), layout="constrained")
     places = figure.add_gridspec(2 * rows, columns)
@@ -66,14 +78,29 @@ def draw_surfaces(path, names, steps, surfaces, scale="log"):
         axes.zaxis.set_major_formatter(shown)
         axes = figure.add_subplot(places[row + 1, column])
         drawn = axes.contourf(*grid, surface, levels=np.linspace(low, high, 25), cmap="viridis")
-        axes.contour(*grid, surface, levels=np.linspace(low, high, 13), colors="white", linewidths=0.5, linestyles="solid")
+        axes.contour(
+            *grid,
+            surface,
+            levels=np.linspace(low, high, 13),
+            colors="white",
+            linewidths=0.5,
+            linestyles="solid",
+        )
         axes.plot(0, 0, "r+", markersize=10)
         axes.set_aspect("equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks(np.linspace(steps[0], steps[-1], 5))
         axes.set_xlabel("first direction")
         axes.set_ylabel("second direction" if column == 0 else "")
-    figure.colorbar(drawn, ax=figure.axes, label=label, location="bottom", format=shown, shrink=0.8, aspect=20 * columns)
+    figure.colorbar(
+        drawn,
+        ax=figure.axes,
+        label=label,
+        location="bottom",
+        format=shown,
+        shrink=0.8,
+        aspect=20 * columns,
+    )
     save(figure, path)
 
 
@@ -89,10 +116,18 @@ def draw_correlation(path, title, rows, statistics):
             "spearman_interval"}}.
     """
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained")
-    labels = {"val_loss": "validation loss before fine-tuning, nats", "condition": "condition number before fine-tuning"}
+    labels = {
+        "val_loss": "validation loss before fine-tuning, nats",
+        "condition": "condition number before fine-tuning",
+    }
     fixed = {"val_loss": "val_loss_given_condition", "condition": "condition_given_val_loss"}
     for axes, (name, label), colour in zip(panels, labels.items(), COLOURS):
-        axes.scatter([row[name] for row in rows], [row["tuned_loss"] for row in rows], color=colour, alpha=0.8)
+        axes.scatter(
+            [row[name] for row in rows],
+            [row["tuned_loss"] for row in rows],
+            color=colour,
+            alpha=0.8,
+        )
         texts = [_coefficient_text(statistics[name], kind) for kind in ("Pearson", "Spearman")]
         texts += [f"the other held fixed: {_coefficient_text(statistics[fixed[name]], 'Spearman')}"]
         axes.set_title("\n".join(texts), fontsize=10)
@@ -110,7 +145,8 @@ def _coefficient_text(coefficients, kind):
 
 
 def draw_comparison(path, title, names, panels):
-    """Draws several figures of several variants side by side, with error bars where there are several seeds.
+    """Draws several figures of several variants side by side, with error bars where there are
+    several seeds.
 
     Args:
         path: of the PNG.
@@ -118,8 +154,14 @@ def draw_comparison(path, title, names, panels):
         names: of the variants.
         panels: list of (label, means, standard deviations).
     """
-    figure, grid = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 0.42 * len(names) + 1.9), sharey=True,
-                                layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3.4 * len(panels), 0.42 * len(names) + 1.9),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
     places = np.arange(len(names))
     for axes, (label, means, deviations), colour in zip(grid[0], panels, COLOURS):
         axes.errorbar(means, places, xerr=deviations, fmt="o", color=colour, capsize=3)
@@ -135,50 +177,83 @@ def draw_comparison(path, title, names, panels):
 
 
 def draw_methods(path, networks):
-    """Draws what each method ends with, a panel a network, a line a method: every seed, and mean with deviation of several.
+    """Draws what each method ends with, a panel a network, a line a method: every seed, and mean
+    with deviation of several.
 
     Args:
         path: of the PNG.
-        networks: {title: (top-1 of the unpruned networks in %, list of (method, list of its runs' top-1 in %))}.
+        networks: {title: (top-1 of the unpruned networks in %, list of (method, list of its runs'
+            top-1 in %))}.
     """
     counts = [len(methods) for _, methods in networks.values()]
-    figure, grid = plt.subplots(len(counts), 1, figsize=(9, 0.3 * sum(counts) + 1.3 * len(counts)), layout="constrained",
-                                squeeze=False, height_ratios=[count + 1 for count in counts])
+    figure, grid = plt.subplots(
+        len(counts),
+        1,
+        figsize=(9, 0.3 * sum(counts) + 1.3 * len(counts)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=[count + 1 for count in counts],
+    )
     for axes, (title, (baselines, methods)) in zip(grid[:, 0], networks.items()):
         _draw_baselines(axes.axvline, baselines)
         lowest = _lowest_shown([value for _, runs in methods for value in runs])
         for place, (_, runs) in enumerate(methods):
             mean, deviation = mean_and_deviation(runs)
             axes.plot(runs, [place] * len(runs), "o", color=COLOURS[0], markersize=4, alpha=0.5)
-            if mean < lowest:  # beyond the edge, by so much that the others would lie on one another
-                axes.text(0.01, place, f"◄ {mean:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+            if (
+                mean < lowest
+            ):  # beyond the edge, by so much that the others would lie on one another
+                axes.text(
+                    0.01,
+                    place,
+                    f"◄ {mean:.2f}",
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    fontsize=9,
+                )
             if len(runs) > 1:
-                axes.errorbar(mean, place, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11)
-        axes.set_yticks(range(len(methods)), [f"{method} ({len(runs)})" if len(runs) > 1 else method
-                                              for method, runs in methods], fontsize=9)
+                axes.errorbar(
+                    mean, place, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11
+                )
+        axes.set_yticks(
+            range(len(methods)),
+            [f"{method} ({len(runs)})" if len(runs) > 1 else method for method, runs in methods],
+            fontsize=9,
+        )
         axes.set(title=title, xlabel="top-1, %", ylim=(len(methods) - 0.4, -0.6))
         axes.margins(x=0.08)
         axes.ticklabel_format(axis="x", useOffset=False)
         if lowest > -np.inf:
-            shown = [*baselines, *(value for _, runs in methods for value in runs if value >= lowest)]
+            shown = [
+                *baselines,
+                *(value for _, runs in methods for value in runs if value >= lowest),
+            ]
             margin = 0.08 * (max(shown) - min(shown))
             axes.set_xlim(min(shown) - margin, max(shown) + margin)
     _finish(figure, grid[:, 0], path)
 
 
 def _lowest_shown(values):
-    """Returns the value below which others, a quarter at most, lie so far off that they are written and not drawn."""
+    """Returns the value below which others, a quarter at most, lie so far off that they are written
+    and not drawn.
+    """
     values = sorted(values)
-    far = [high for low, high in zip(values, values[1:len(values) // 4 + 1]) if high - low > MOST_GAP * (values[-1] - high)]
+    far = [
+        high
+        for low, high in zip(values, values[1 : len(values) // 4 + 1])
+        if high - low > MOST_GAP * (values[-1] - high)
+    ]
     return max(far, default=-np.inf)
 
 
 def draw_rates(path, networks):
-    """Draws accuracy over the FLOPs kept, a panel a network, with error bars where there are several seeds.
+    """Draws accuracy over the FLOPs kept, a panel a network, with error bars where there are
+    several seeds.
 
     Args:
         path: of the PNG.
-        networks: {title: (top-1 of the unpruned networks in %, {method: list of (rate, top-1 of its runs in %)})}.
+        networks: {title: (top-1 of the unpruned networks in %, {method: list of (rate, top-1 of its
+            runs in %)})}.
     """
     figure, panels = _panels(len(networks))
     for axes, (title, (baselines, methods)) in zip(panels, networks.items()):
@@ -186,8 +261,15 @@ def draw_rates(path, networks):
         for i, (method, points) in enumerate(methods.items()):
             rates, runs = zip(*points)
             means, deviations = zip(*map(mean_and_deviation, runs))
-            axes.errorbar(rates, means, yerr=deviations, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
-                          capsize=3, label=method)
+            axes.errorbar(
+                rates,
+                means,
+                yerr=deviations,
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                capsize=3,
+                label=method,
+            )
         axes.set(title=title, xlabel="share of the FLOPs that is kept", ylabel="top-1, %")
         axes.margins(y=0.15)
     _finish(figure, panels, path)
@@ -195,31 +277,45 @@ def draw_rates(path, networks):
 
 def _draw_baselines(draw_line, baselines):
     for number, baseline in enumerate(sorted(set(baselines))):
-        draw_line(baseline, color="0.4", linestyle="--", linewidth=1, label=None if number else "unpruned")
+        draw_line(
+            baseline, color="0.4", linestyle="--", linewidth=1, label=None if number else "unpruned"
+        )
 
 
 def draw_curves(path, networks):
-    """Draws accuracy on the validation images over the epochs of fine-tuning, a panel a network, a line a run.
+    """Draws accuracy on the validation images over the epochs of fine-tuning, a panel a network, a
+    line a run.
 
     Args:
         path: of the PNG.
         networks: {title: list of (method, list of its runs' top-1 in % behind each epoch)}.
     """
-    networks = {title: drawn for title, methods in networks.items()
-                if (drawn := [(method, runs) for method, runs in methods if runs])}
+    networks = {
+        title: drawn
+        for title, methods in networks.items()
+        if (drawn := [(method, runs) for method, runs in methods if runs])
+    }
     figure, panels = _panels(max(1, len(networks)))
     for axes, (title, methods) in zip(panels, networks.items()):
         for i, (method, runs) in enumerate(methods):
             for number, curve in enumerate(runs):
-                axes.plot(range(1, len(curve) + 1), curve, color=COLOURS[i % len(COLOURS)], linewidth=1.2,
-                          linestyle=LINES[i // len(COLOURS) % len(LINES)], label=None if number else method)
+                axes.plot(
+                    range(1, len(curve) + 1),
+                    curve,
+                    color=COLOURS[i % len(COLOURS)],
+                    linewidth=1.2,
+                    linestyle=LINES[i // len(COLOURS) % len(LINES)],
+                    label=None if number else method,
+                )
         axes.set(title=title, xlabel="epoch of fine-tuning", ylabel="top-1 on D_val, %")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     _finish(figure, panels, path)
 
 
 def _panels(number):
-    figure, grid = plt.subplots(1, number, figsize=(7.5 * number, 5.5), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        1, number, figsize=(7.5 * number, 5.5), layout="constrained", squeeze=False
+    )
     return figure, grid[0]
 
 
@@ -228,5 +324,7 @@ def _finish(figure, panels, path):
         axes.grid(alpha=0.3)
         if axes.has_data():
             many = len(axes.get_legend_handles_labels()[0]) > IN_A_LEGEND
-            axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
+            axes.legend(
+                fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {})
+            )
     save(figure, path)

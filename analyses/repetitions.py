@@ -1,4 +1,6 @@
-"""Runs that are repetitions of each other: all that their results depend on is the same but the seed."""
+"""Runs that are repetitions of each other: all that their results depend on is the same but the
+seed.
+"""
 
 import dataclasses
 import json
@@ -8,7 +10,16 @@ from ekg.errors import EkgError
 from ekg.run.arguments import TEST_DATA
 
 # Arguments that tables show anyway.
-SHOWN = ("arch", "dataset", "data", "search_teacher", "finetune_teacher", "criterion", "target_rate", "train_epoch")
+SHOWN = (
+    "arch",
+    "dataset",
+    "data",
+    "search_teacher",
+    "finetune_teacher",
+    "criterion",
+    "target_rate",
+    "train_epoch",
+)
 # What arguments that later versions added were in runs before them.
 EARLIER = {"group_choice": "intended"}
 HASHES, HASH_DIGITS = ("trained_param", "searched"), 8
@@ -19,9 +30,11 @@ class Repetitions:
     """Records of runs that differ in their seed.
 
     Attributes:
-        records: list of evidence.Record, at least one.
-        special: in words, the arguments that tell them from other runs of the same network and data, but for those SHOWN.
+        records: list of records.Record, at least one.
+        special: in words, the arguments that tell them from other runs of the same network and
+            data, but for those SHOWN.
     """
+
     records: list
     special: str = ""
 
@@ -63,7 +76,11 @@ def group(records):
     # Records of earlier versions do not tell what they were tested on.
     tested = all(TEST_DATA in record.arguments for record in records)
     for record in records:
-        fixed = {name: value for name, value in _fixed(record.arguments).items() if tested or name != TEST_DATA}
+        fixed = {
+            name: value
+            for name, value in _fixed(record.arguments).items()
+            if tested or name != TEST_DATA
+        }
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(record)
     for own in groups.values():
         names = {}
@@ -72,9 +89,19 @@ def group(records):
         twice = next((" and ".join(found) for found in names.values() if len(found) > 1), None)
         if twice:
             raise EkgError(f"{twice}: differ in nothing, not even in their seed; name one of them.")
-    made = [Repetitions(own, _special(own[0], [other[0] for other in groups.values()])) for own in groups.values()]
-    return sorted(made, key=lambda one: (one.arguments["arch"], one.first.data, one.arguments["train_epoch"],
-                                         -one.mean(lambda record: record.top1(-1))))
+    made = [
+        Repetitions(own, _special(own[0], [other[0] for other in groups.values()]))
+        for own in groups.values()
+    ]
+    return sorted(
+        made,
+        key=lambda one: (
+            one.arguments["arch"],
+            one.first.data,
+            one.arguments["train_epoch"],
+            -one.mean(lambda record: record.top1(-1)),
+        ),
+    )
 
 
 def _fixed(arguments):
@@ -84,11 +111,19 @@ def _fixed(arguments):
 
 
 def _special(record, others):
-    """Returns the arguments of a record that differ among those of its network and data, as text."""
-    alike = [_fixed(other.arguments) for other in others
-             if (other.arguments["arch"], other.data) == (record.arguments["arch"], record.data)]
-    return ", ".join(f"{name} {_short(name, value)}" for name, value in _fixed(record.arguments).items() if name not in SHOWN
-                     and any(other.get(name, value) != value for other in alike))
+    """Returns the arguments of a record that differ among those of its network and data, as
+    text.
+    """
+    alike = [
+        _fixed(other.arguments)
+        for other in others
+        if (other.arguments["arch"], other.data) == (record.arguments["arch"], record.data)
+    ]
+    return ", ".join(
+        f"{name} {_short(name, value)}"
+        for name, value in _fixed(record.arguments).items()
+        if name not in SHOWN and any(other.get(name, value) != value for other in alike)
+    )
 
 
 def _short(name, value):

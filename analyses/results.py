@@ -1,12 +1,14 @@
-"""How analyses keep what they measure: line by line while they run, and as JSON, CSV and text at the end."""
+"""How analyses keep what they measure: line by line while they run, and as JSON, CSV and text at
+the end.
+"""
 
 import csv
 import sys
 
 import numpy as np
 
-from ekg import files
 from ekg.distil import bank_files
+from ekg.io import files
 
 
 def write_results(out, name, rows, text, **more):
@@ -21,7 +23,10 @@ def write_results(out, name, rows, text, **more):
     """
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / f"{name}.json", {"rows": rows, "text": text, **more})
-    flat = [{key: value for key, value in row.items() if not isinstance(value, (list, dict))} for row in rows]
+    flat = [
+        {key: value for key, value in row.items() if not isinstance(value, (list, dict))}
+        for row in rows
+    ]
     with open(out / f"{name}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(flat[0]))
         writer.writeheader()
@@ -38,7 +43,9 @@ def markdown_table(head, rows):
 
 
 def known_rows(path, key):
-    """Returns {row[key]: row} of the lines that an earlier call left in a file; none if there is no such file."""
+    """Returns {row[key]: row} of the lines that an earlier call left in a file; none if there is no
+    such file.
+    """
     return {row[key]: row for row in files.read_json_lines(path)} if path.exists() else {}
 
 
@@ -50,7 +57,9 @@ def row_key(path, batches, *settings):
         batches: data.Batches that it is measured on.
         settings: whatever else the result depends on.
     """
-    return "|".join(map(str, (files.sha256(path), data_key(batches.split), *settings, batches.batch_size)))
+    return "|".join(
+        map(str, (files.sha256(path), data_key(batches.split), *settings, batches.batch_size))
+    )
 
 
 def data_key(split):

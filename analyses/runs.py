@@ -1,4 +1,6 @@
-"""Runs of train_cifar.py: each is a process of its own, which can be stopped and goes on, and leaves a folder."""
+"""Runs of train_cifar.py: each is a process of its own, which can be stopped and goes on, and
+leaves a folder.
+"""
 
 import dataclasses
 import logging
@@ -6,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ekg import stopping
+from ekg.process import stopping
 from ekg.report.page import write_report
 from ekg.run.folder import REPORT_PAGE, REPORT_PICTURE, RunFolder
 
@@ -29,6 +31,7 @@ class PruningRuns:
         target_rate: share of the FLOPs to keep.
         more_flags: tuple of further flags of every run; they come last.
     """
+
     path: Path
     arch: str
     dataset: str
@@ -45,7 +48,8 @@ class PruningRuns:
         return RunFolder(self.path / name)
 
     def finish(self, name, *flags):
-        """Returns the page.FinishedRun of this name; a run that is not finished begins, or goes on where it stopped.
+        """Returns the page.FinishedRun of this name; a run that is not finished begins, or goes on
+        where it stopped.
 
         Args:
             name: of its folder.
@@ -58,9 +62,25 @@ class PruningRuns:
         logger.info("run %s", name)
         stopping.check()
         data_flags = ("--data_path", self.data_path) if self.data_path else ()
-        code = run_process([sys.executable, str(SCRIPT), "--train_path", str(self.path / name), "--arch", self.arch,
-                            "--dataset", self.dataset, "--trained_param", str(self.trained_param), "--target_rate",
-                            str(self.target_rate), *data_flags, *flags, *self.more_flags])
+        code = run_process(
+            [
+                sys.executable,
+                str(SCRIPT),
+                "--train_path",
+                str(self.path / name),
+                "--arch",
+                self.arch,
+                "--dataset",
+                self.dataset,
+                "--trained_param",
+                str(self.trained_param),
+                "--target_rate",
+                str(self.target_rate),
+                *data_flags,
+                *flags,
+                *self.more_flags,
+            ]
+        )
         stopping.check()
         if code:
             logger.error("the run %s ended with exit code %d.", name, code)
@@ -69,7 +89,9 @@ class PruningRuns:
 
 
 def run_process(command):
-    """Runs a command and returns its exit code; a signal that asks this process to end goes on to it."""
+    """Runs a command and returns its exit code; a signal that asks this process to end goes on to
+    it.
+    """
     process, is_told = subprocess.Popen(command, stdout=subprocess.DEVNULL), False  # noqa: S603
     while True:
         try:
@@ -81,7 +103,8 @@ def run_process(command):
 
 
 def report_run(path):
-    """Writes the report of a finished run into its folder again; prints a line of text and returns it.
+    """Writes the report of a finished run into its folder again; prints a line of text and returns
+    it.
 
     Raises:
         EkgError: the folder holds no finished run.

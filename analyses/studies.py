@@ -1,27 +1,50 @@
-"""Studies: what `analyze.py condition`, `correlation` and `landscape` found, kept as evidence, and the tables made of it."""
+"""Studies: what `analyze.py condition`, `correlation` and `landscape` found, kept as evidence, and
+the tables made of it.
+"""
 
 import dataclasses
 import shlex
 import shutil
 
 from analyses import published
-from analyses.evidence import GIVEN, Kept, came_of, data_name, flag
+from analyses.records import GIVEN, Kept, came_of, data_name, flag
 from analyses.results import markdown_table
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run.folder import SUMMARY
 
 ANALYSES = ("correlation", "condition", "landscape")
 # of the arguments of a study
 NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format", "norms_of")
-PREDICTORS = {"val_loss": "validation loss", "condition": "condition number",
-              "val_loss_given_condition": "validation loss, condition number held fixed",
-              "condition_given_val_loss": "condition number, validation loss held fixed"}
+PREDICTORS = {
+    "val_loss": "validation loss",
+    "condition": "condition number",
+    "val_loss_given_condition": "validation loss, condition number held fixed",
+    "condition_given_val_loss": "condition number, validation loss held fixed",
+}
 
-CORRELATIONS = ("study", "network", "data", "sub-networks", "FLOPs kept", "epochs", "before fine-tuning", "Pearson, 95 %",
-                "Spearman, 95 %", "published")
+CORRELATIONS = (
+    "study",
+    "network",
+    "data",
+    "sub-networks",
+    "FLOPs kept",
+    "epochs",
+    "before fine-tuning",
+    "Pearson, 95 %",
+    "Spearman, 95 %",
+    "published",
+)
 MEASURED = ("study", "network", "file", "data", "images", "batch norms take")
-CONDITIONS = (*MEASURED, "parameters", "loss", "condition number", "smallest eigenvalue", "largest eigenvalue", "residuals")
+CONDITIONS = (
+    *MEASURED,
+    "parameters",
+    "loss",
+    "condition number",
+    "smallest eigenvalue",
+    "largest eigenvalue",
+    "residuals",
+)
 SURFACES = (*MEASURED, "loss at the network", "lowest on the grid", "highest on the grid")
 EACH = ("study", "minutes", "machine", "versions", "revision", "command")
 
@@ -39,6 +62,7 @@ class Study(Kept):
         statistics: of a correlation {name of PREDICTORS: the coefficients of
             correlation.correlate()}; earlier studies have the first two alone.
     """
+
     name: str
     analysis: str
     arguments: dict
@@ -58,11 +82,22 @@ class Study(Kept):
         place = results_of(path)
         found = files.read_json(place)
         try:
-            rows = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in found["rows"]]
-            return cls(path.resolve().name, place.stem, found["arguments"], found["minutes"], rows,
-                       found.get("statistics", {}))
+            rows = [
+                {name: value for name, value in row.items() if not isinstance(value, list)}
+                for row in found["rows"]
+            ]
+            return cls(
+                path.resolve().name,
+                place.stem,
+                found["arguments"],
+                found["minutes"],
+                rows,
+                found.get("statistics", {}),
+            )
         except KeyError:
-            raise EkgError(f"{place}: is no {cls.KIND} of this version; run the analysis again.") from None
+            raise EkgError(
+                f"{place}: is no {cls.KIND} of this version; run the analysis again."
+            ) from None
 
     @property
     def arch(self):
@@ -70,12 +105,14 @@ class Study(Kept):
 
     @property
     def data(self):
-        """What the data is called; see evidence.data_name()."""
+        """What the data is called; see records.data_name()."""
         return data_name(self.arguments["data"][16:], self.arguments["dataset"])
 
     @property
     def count(self):
-        """How many sub-networks there are, and of how many the condition number is not as exact as was asked for."""
+        """How many sub-networks there are, and of how many the condition number is not as exact as
+        was asked for.
+        """
         left = sum(not row["converged"] for row in self.rows)
         return f"{len(self.rows)}" + (f", {left} not converged" if left else "")
 
@@ -83,26 +120,36 @@ class Study(Kept):
     def command(self):
         """The command line of the study, without the places of files."""
         given = " ".join(map(shlex.quote, self.arguments.get("networks", ()))) or (
-            f"--trained_param {GIVEN} --subnetworks {len(self.rows)}")
+            f"--trained_param {GIVEN} --subnetworks {len(self.rows)}"
+        )
         if "norms_of" in self.arguments:
             given = f"{given} --norms_of {GIVEN}"
-        flags = (flag(name, value) for name, value in self.arguments.items()
-                 if name not in NO_FLAGS and value is not False)  # which has no flag
+        flags = (
+            flag(name, value)
+            for name, value in self.arguments.items()
+            if name not in NO_FLAGS and value is not False
+        )  # which has no flag
         return f"python analyze.py {self.analysis} {given} {' '.join(flags)}"
 
 
 def results_of(folder):
-    """Returns the path of the results of one of ANALYSES in a folder, or None if there are none, as in a run folder.
+    """Returns the path of the results of one of ANALYSES in a folder, or None if there are none, as
+    in a run folder.
 
     Raises:
         EkgError: there are several.
     """
     places = [place for name in ANALYSES if (place := folder / f"{name}.json").is_file()]
-    if not places or (folder / SUMMARY).exists():  # a run may hold the condition number of its network
+    if (
+        not places or (folder / SUMMARY).exists()
+    ):  # a run may hold the condition number of its network
         return None
     if len(places) > 1:
-        raise EkgError(f"{folder}: holds {' and '.join(place.name for place in places)}; give each analysis an `out` of its "
-                       "own.")
+        raise EkgError(
+            f"{folder}: holds {' and '.join(place.name for place in places)}; give each analysis "
+            f"an `out` of its "
+            "own."
+        )
     return places[0]
 
 
@@ -111,7 +158,8 @@ def collect(paths, out=None):
 
     Args:
         paths: pathlib.Path each.
-        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or None.
+        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or
+            None.
 
     Raises:
         EkgError: there is no study, or another one of this name is kept already.
@@ -127,6 +175,7 @@ def collect(paths, out=None):
 
 # ---------------------------------------------------------------- tables
 
+
 def format_studies(studies, pictures):
     """Returns Markdown tables of studies, with their pictures.
 
@@ -138,8 +187,10 @@ def format_studies(studies, pictures):
     for analysis, (head, rows) in TABLES.items():
         own = [study for study in studies if study.analysis == analysis]
         if own:
-            parts += [markdown_table(head, [row for study in own for row in rows(study)]),
-                      *(f"![{analysis}: {study.name}]({pictures}/{study.name}.png)" for study in own)]
+            parts += [
+                markdown_table(head, [row for study in own for row in rows(study)]),
+                *(f"![{analysis}: {study.name}]({pictures}/{study.name}.png)" for study in own),
+            ]
     return "\n\n".join([*parts, markdown_table(EACH, map(_each, studies))])
 
 
@@ -148,20 +199,43 @@ def _correlations(study):
     arguments, rows = study.arguments, []
     count = study.count + ", ends of searches" * ("choices" in arguments)  # before: random widths
     for name, found in study.statistics.items():
-        coefficients = (f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to {found[f'{kind}_interval'][1]:.2f})"
-                        for kind in ("pearson", "spearman"))
+        coefficients = (
+            f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to "
+            f"{found[f'{kind}_interval'][1]:.2f})"
+            for kind in ("pearson", "spearman")
+        )
         paper, reported = published.CORRELATION, ""
         if name in paper:
             reported = f"{paper[name]:.2f}, {paper['subnetworks']} sub-networks"
-        rows.append([study.name, study.arch, study.data, count, f"{arguments['target_rate']:.2f}",
-                     arguments["train_epoch"], PREDICTORS[name], *coefficients, reported])
+        rows.append(
+            [
+                study.name,
+                study.arch,
+                study.data,
+                count,
+                f"{arguments['target_rate']:.2f}",
+                arguments["train_epoch"],
+                PREDICTORS[name],
+                *coefficients,
+                reported,
+            ]
+        )
     return rows
 
 
 def _measured(study, row):
     """Returns the cells of MEASURED."""
-    statistics = "statistics of the batch" if study.arguments["batch_statistics"] else "moving statistics"
-    return [study.name, study.arch, row["network"], study.data, study.arguments["images"], statistics]
+    statistics = (
+        "statistics of the batch" if study.arguments["batch_statistics"] else "moving statistics"
+    )
+    return [
+        study.name,
+        study.arch,
+        row["network"],
+        study.data,
+        study.arguments["images"],
+        statistics,
+    ]
 
 
 def _conditions(study):
@@ -170,21 +244,38 @@ def _conditions(study):
         residuals = f"{row['residual_smallest']:.2g}, {row['residual_largest']:.2g}"
         norms = ", at the norms before the cut" if row.get("former_norms", False) else ""
         parameters = row["parameters"] + norms
-        rows.append([*_measured(study, row), parameters, f"{row['loss']:.4f}",
-                     f"{row['condition']:.4f}", f"{row['smallest']:.4g}", f"{row['largest']:.4g}",
-                     residuals if row["converged"] else f"{residuals}, not converged"])
+        rows.append(
+            [
+                *_measured(study, row),
+                parameters,
+                f"{row['loss']:.4f}",
+                f"{row['condition']:.4f}",
+                f"{row['smallest']:.4g}",
+                f"{row['largest']:.4g}",
+                residuals if row["converged"] else f"{residuals}, not converged",
+            ]
+        )
     return rows
 
 
 def _surfaces(study):
-    return [[*_measured(study, row), *(f"{row[name]:.3g}" for name in ("loss", "lowest", "highest"))]
-            for row in study.rows]
+    return [
+        [*_measured(study, row), *(f"{row[name]:.3g}" for name in ("loss", "lowest", "highest"))]
+        for row in study.rows
+    ]
 
 
 def _each(study):
-    return [study.name, f"{study.minutes:.1f}", *came_of([(row["origin"], row["versions"]) for row in study.rows]),
-            f"`{study.command}`"]
+    return [
+        study.name,
+        f"{study.minutes:.1f}",
+        *came_of([(row["origin"], row["versions"]) for row in study.rows]),
+        f"`{study.command}`",
+    ]
 
 
-TABLES = {"correlation": (CORRELATIONS, _correlations), "condition": (CONDITIONS, _conditions),
-          "landscape": (SURFACES, _surfaces)}
+TABLES = {
+    "correlation": (CORRELATIONS, _correlations),
+    "condition": (CONDITIONS, _conditions),
+    "landscape": (SURFACES, _surfaces),
+}

@@ -1,6 +1,7 @@
-"""Rows a second of a memory bank on disk, what reading it costs in memory, and what float16 changes.
+"""Rows a second of a memory bank on disk, what reading it costs in memory, and what float16
+changes.
 
-    python -m benchmarks.bench_bank --folder /tmp --images 200000
+python -m benchmarks.bench_bank --folder /tmp --images 200000
 """
 
 import argparse
@@ -11,48 +12,60 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import numpy as np
 import tensorflow as tf
 from benchmarks import common
-from ekg.logits import kl_divergence
+from ekg.tasks.logits import kl_divergence
 from ekg.distil import bank, bank_files, losses
-from ekg.memory import peak_memory_mib, resident_mib
+from ekg.process.memory import peak_memory_mib, resident_mib
 
 BLOCK = 1000  # images written at a time
 LABEL_LOGIT, SPREAD, DISAGREEMENT = 10.0, 2.5, 0.7  # roughly those of trained ImageNet networks
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time a memory bank that is larger than memory need be.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time a memory bank that is larger than memory need be.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--folder", type=Path, help="where the bank is written and removed again")
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--num_teacher", type=int, default=5)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=400, help="batches of random rows that are read and timed")
+    parser.add_argument(
+        "--batches", type=int, default=400, help="batches of random rows that are read and timed"
+    )
     parser.add_argument("--temperature", type=float, default=10.0)
     return parser.parse_args(argv)
 
 
 def make_logits(rng, count, num_teacher, classes):
-    """Returns float32 [count, num_teacher, classes]: what teachers that agree for the most part say of random images."""
+    """Returns float32 [count, num_teacher, classes]: what teachers that agree for the most part say
+    of random images.
+    """
     logits = SPREAD * rng.standard_normal((count, 1, classes), np.float32)
     logits[np.arange(count), 0, rng.integers(0, classes, count)] += LABEL_LOGIT
     return logits + DISAGREEMENT * rng.standard_normal((count, num_teacher, classes), np.float32)
 
 
 def distillation_loss(logits, student, temperature):
-    """Returns the mean distillation loss of a batch: student logits against the logits of a bank."""
+    """Returns the mean distillation loss of a batch: student logits against the logits of a
+    bank.
+    """
     knowledge, _ = losses.choose_knowledge(tf.cast(logits, tf.float32), student, temperature)
     return float(tf.reduce_mean(kl_divergence(knowledge, student, temperature)))
 
 
 def distillation_change(args, rng):
-    """Returns the relative change of the distillation loss by float16 logits, the largest of ten batches."""
+    """Returns the relative change of the distillation loss by float16 logits, the largest of ten
+    batches.
+    """
     changes = []
     for _ in range(10):
         logits = make_logits(rng, args.batch_size, args.num_teacher, args.classes)
         student = logits[:, 0] + DISAGREEMENT * rng.standard_normal(logits[:, 0].shape, np.float32)
-        whole, half = (distillation_loss(logits.astype(dtype), student, args.temperature)
-                       for dtype in (np.float32, np.float16))
+        whole, half = (
+            distillation_loss(logits.astype(dtype), student, args.temperature)
+            for dtype in (np.float32, np.float16)
+        )
         changes.append(abs(half - whole) / whole)
     return max(changes)
 
@@ -67,8 +80,10 @@ def main(args):
         with open(path, "wb") as file:
             file.write(bank_files.header(shape, np.float16))
             for start in range(0, args.images, BLOCK):
-                block[:, 0, 0] = np.arange(start, start + BLOCK) % 2048  # so that rows tell their number
-                file.write(block[:args.images - start].tobytes())
+                block[:, 0, 0] = (
+                    np.arange(start, start + BLOCK) % 2048
+                )  # so that rows tell their number
+                file.write(block[: args.images - start].tobytes())
         size = path.stat().st_size
         memory_bank = bank.open_bank(Path(folder))
         batches = rng.integers(0, args.images, (args.batches, args.batch_size))
@@ -87,9 +102,26 @@ def main(args):
 
         spent = common.seconds(read, runs=3, warmup=1)
         peak_growth = peak_memory_mib() - peak_before
-    print(f"{shape[0]:,} x {shape[1]} x {shape[2]} float16, {size:,} bytes, batches of {args.batch_size} random rows")
-    common.print_table(["rows/s", "resident memory grows by, MiB", "its peak by, MiB", "float16 changes the loss by"],
-                       [[f"{batches.size / spent:,.0f}", f"{most - before:.0f}", f"{peak_growth:.0f}", f"{change:.5%}"]])
+    print(
+        f"{shape[0]:,} x {shape[1]} x {shape[2]} float16, {size:,} bytes, batches of "
+        f"{args.batch_size} random rows"
+    )
+    common.print_table(
+        [
+            "rows/s",
+            "resident memory grows by, MiB",
+            "its peak by, MiB",
+            "float16 changes the loss by",
+        ],
+        [
+            [
+                f"{batches.size / spent:,.0f}",
+                f"{most - before:.0f}",
+                f"{peak_growth:.0f}",
+                f"{change:.5%}",
+            ]
+        ],
+    )
 
 
 if __name__ == "__main__":

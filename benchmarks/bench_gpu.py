@@ -1,9 +1,10 @@
-"""Training step, search step and memory bank on a GPU: XLA on and off, in every number format. Needs no data.
+"""Training step, search step and memory bank on a GPU: XLA on and off, in every number format.
+Needs no data.
 
     python -m benchmarks.bench_gpu --arch ResNet-56 --json gpu.json
 
-Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which says nothing of one.
---out docs adds the table to docs/performance.md.
+Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which
+says nothing of one. --out docs adds the table to docs/performance.md.
 """
 
 import argparse
@@ -17,43 +18,57 @@ import nets
 import numpy as np
 import op_utils
 import tensorflow as tf
-from analyses.evidence import device_name
+from analyses.records import device_name
 from benchmarks import common, performance
 from benchmarks.bench_scale import make_batch
-from ekg import files
-from ekg.data import NUM_VIEWS, Batches
+from ekg.io import files
+from ekg.data.dataset import NUM_VIEWS, Batches
 from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil import bank, losses
-from ekg.memory import Peak
+from ekg.process.memory import Peak
 from ekg.network.supernet import Supernet
 from ekg.run import environment
 from ekg.run.arguments import VERSIONS, origin
-from ekg.search import criteria
-from ekg.search.history import HistoryEntry
-from ekg.search.objective import Objective
-from ekg.search.proposals import propose
-from ekg.search.targets import Flops
+from ekg.searching import criteria
+from ekg.searching.history import HistoryEntry
+from ekg.searching.objective import Objective
+from ekg.searching.proposals import propose
+from ekg.searching.targets import Flops
 from ekg.train.step import StepOptions, Trainer
 
-FORMATS = {"float32": ("float32", False), "TF32": ("float32", True), "bfloat16": ("bfloat16", False),
-           "float16": ("float16", False)}
+FORMATS = {
+    "float32": ("float32", False),
+    "TF32": ("float32", True),
+    "bfloat16": ("bfloat16", False),
+    "float16": ("float16", False),
+}
 PEAK_SIZE, WIDTHS = 8192, (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time a GPU.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time a GPU.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off", "on"])
-    parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
+    parser.add_argument(
+        "--batch_size", type=int, default=128, help="images of a training step, each in two views"
+    )
     parser.add_argument("--images", type=int, default=512, help="images of D_val")
-    parser.add_argument("--candidates", type=int, default=16, help="candidates of the search step, at most")
+    parser.add_argument(
+        "--candidates", type=int, default=16, help="candidates of the search step, at most"
+    )
     parser.add_argument("--bank_images", type=int, default=16_384)
-    parser.add_argument("--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak")
+    parser.add_argument(
+        "--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak"
+    )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file that gets all figures, and what they were measured on")
+    parser.add_argument(
+        "--json", type=Path, help="file that gets all figures, and what they were measured on"
+    )
     parser.add_argument("--out", type=Path, help="folder whose performance.md gets the table, too")
     return parser.parse_args(argv)
 
@@ -63,8 +78,13 @@ def training(args, strategy, data, dtype, use_xla):
     with strategy.scope():
         model = nets.build(args.arch, 10)
     supernet, batch = Supernet(model), make_batch(data.train, args.batch_size)
-    trainer = Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
-                      options=StepOptions(1, use_xla, dtype))
+    trainer = Trainer(
+        strategy,
+        model,
+        losses.fine_tuning(data, "ensemble", 4.0),
+        weight_decay=5e-4,
+        options=StepOptions(1, use_xla, dtype),
+    )
     seconds = common.seconds(lambda: trainer.step(batch, 0.01)["loss"].numpy(), args.runs)
     images = NUM_VIEWS * args.batch_size
     return seconds, 3 * supernet.complexity(supernet.whole()).flops * images, images
@@ -74,32 +94,68 @@ def searching(args, strategy, data, dtype, use_xla):
     """Returns (seconds of a search step, multiply-accumulates of it, candidates of it)."""
     supernet = Supernet(nets.build(args.arch, 10))
     batches = Batches(data.train.take(np.arange(args.images)), data.normalise, 256)
-    objective, whole = Objective(supernet, batches, compute=Compute(Team(strategy), use_xla, dtype)), supernet.whole()
+    objective, whole = (
+        Objective(supernet, batches, compute=Compute(Team(strategy), use_xla, dtype)),
+        supernet.whole(),
+    )
     objective.add_knowledge(whole)
     scores = criteria.score_channels("ekg", criteria.CriterionContext(objective, whole, 0))
     present, candidates = propose(supernet, whole, scores, Flops(0.01), 0.2)
-    candidates = candidates[:args.candidates]
+    candidates = candidates[: args.candidates]
 
     def step():
         criteria.score_channels("ekg", criteria.CriterionContext(objective, whole, 0))
         objective.scores(present, candidates)
         objective.add_knowledge(whole)
+
     flops = common.call_flops(supernet.graph)
-    behind = [sum(flops.get(getattr(item, "output", None), 0) for item in supernet.program[supernet.first_use(group):])
-              for group, _ in candidates]
-    return common.seconds(step, args.runs), args.images * (2.5 * sum(flops.values()) + sum(behind)), len(candidates)
+    behind = [
+        sum(
+            flops.get(getattr(item, "output", None), 0)
+            for item in supernet.program[supernet.first_use(group) :]
+        )
+        for group, _ in candidates
+    ]
+    return (
+        common.seconds(step, args.runs),
+        args.images * (2.5 * sum(flops.values()) + sum(behind)),
+        len(candidates),
+    )
 
 
 def banking(args, strategy, data, dtype, use_xla):
-    """Returns (seconds of a bank, multiply-accumulates of it as if nothing were masked, rows of it)."""
+    """Returns (seconds of a bank, multiply-accumulates of it as if nothing were masked, rows of
+    it).
+    """
     supernet = Supernet(nets.build(args.arch, 10))
-    teachers = [HistoryEntry(step, None, supernet.whole().with_widths({group.name: width for group in supernet.groups}),
-                             1.0, 0.0, 0.0, 0.0, 1, 0.0) for step, width in enumerate(WIDTHS)]
-    batches = Batches(data.train.take(np.arange(args.bank_images) % len(data.train)), data.normalise, 256)
+    teachers = [
+        HistoryEntry(
+            step,
+            None,
+            supernet.whole().with_widths({group.name: width for group in supernet.groups}),
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            1,
+            0.0,
+        )
+        for step, width in enumerate(WIDTHS)
+    ]
+    batches = Batches(
+        data.train.take(np.arange(args.bank_images) % len(data.train)), data.normalise, 256
+    )
 
     def build():
         with tempfile.TemporaryDirectory() as folder:
-            bank.build_bank(Path(folder) / "bank", supernet, teachers, batches, Compute(Team(strategy), use_xla, dtype))
+            bank.build_bank(
+                Path(folder) / "bank",
+                supernet,
+                teachers,
+                batches,
+                Compute(Team(strategy), use_xla, dtype),
+            )
+
     rows = args.bank_images * len(teachers)
     return common.seconds(build, 1), rows * supernet.complexity(supernet.whole()).flops, rows
 
@@ -114,26 +170,49 @@ def main(args):
         dtype, is_tf32 = FORMATS[name]
         tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
         peak = common.measure_peak(dtype, args.peak_size)
-        for what, measure, unit in (("training step, two views", training, "views/s"),
-                                    ("search step", searching, "candidates"),
-                                    ("memory bank with its compilation", banking, "rows/s")):
+        for what, measure, unit in (
+            ("training step, two views", training, "views/s"),
+            ("search step", searching, "candidates"),
+            ("memory bank with its compilation", banking, "rows/s"),
+        ):
             with Peak() as memory:
                 seconds, work, count = measure(args, strategy, data, dtype, compiles == "on")
             rate = f"{count} {unit}" if unit == "candidates" else f"{count / seconds:,.0f} {unit}"
-            rows.append([what, name, compiles, f"{seconds:.3f}", rate, f"{2 * work / seconds / peak:.3f}", str(memory)])
+            rows.append(
+                [
+                    what,
+                    name,
+                    compiles,
+                    f"{seconds:.3f}",
+                    rate,
+                    f"{2 * work / seconds / peak:.3f}",
+                    str(memory),
+                ]
+            )
             print(" | ".join(rows[-1]), flush=True)
     came_of = origin()
-    name = (f"{args.arch} on {device_name(came_of)}; TensorFlow {tf.__version__}, Keras {keras.__version__}, revision "
-            f"{(came_of['revision'] or 'unknown')[:7]}; {NUM_VIEWS * args.batch_size} views a training step, D_val of "
-            f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, medians of {args.runs}:")
+    name = (
+        f"{args.arch} on {device_name(came_of)}; TensorFlow {tf.__version__}, Keras "
+        f"{keras.__version__}, revision "
+        f"{(came_of['revision'] or 'unknown')[:7]}; {NUM_VIEWS * args.batch_size} views a "
+        f"training step, D_val of "
+        f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, "
+        f"medians of {args.runs}:"
+    )
     print(f"\n{name}")
     common.print_table(performance.SECTIONS["formats"][-1], rows)
     if args.json:
         head = performance.SECTIONS["formats"][-1]
-        files.write_json(args.json, {
-            "origin": came_of, "environment": environment.of_team(Team(strategy)), "versions": VERSIONS,
-            "gpus": [{**kind.details_of(gpu), "name": gpu.name} for gpu in kind.gpus()],
-            "rows": [dict(zip(head, row)) for row in rows]})
+        files.write_json(
+            args.json,
+            {
+                "origin": came_of,
+                "environment": environment.of_team(Team(strategy)),
+                "versions": VERSIONS,
+                "gpus": [{**kind.details_of(gpu), "name": gpu.name} for gpu in kind.gpus()],
+                "rows": [dict(zip(head, row)) for row in rows],
+            },
+        )
     if args.out:
         performance.add_rows(args.out, "formats", name, rows)
 

@@ -1,4 +1,5 @@
-"""Seconds that importing this package takes, next to those of importing TensorFlow and Keras, which it needs.
+"""Seconds that importing this package takes, next to those of importing TensorFlow and Keras, which
+it needs.
 
     python -m benchmarks.bench_import
 
@@ -19,22 +20,26 @@ STATEMENTS = ("import ekg", "import tensorflow, keras")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time the import of ekg.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time the import of ekg.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--runs", type=int, default=7, help="processes of each kind, in turn")
     return parser.parse_args(argv)
 
 
 def run_statement(statement):
     """Runs a statement in a new Python process and waits for it."""
-    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, check=True, capture_output=True)
 
 
 def main(args):
     runs = [functools.partial(run_statement, statement) for statement in STATEMENTS]
     ekg, needed = common.paired_seconds(*runs, args.runs)
-    common.print_table([*(f"{statement}, s" for statement in STATEMENTS), "ratio"],
-                       [[f"{ekg:.2f}", f"{needed:.2f}", f"{ekg / needed:.3f}"]])
+    common.print_table(
+        [*(f"{statement}, s" for statement in STATEMENTS), "ratio"],
+        [[f"{ekg:.2f}", f"{needed:.2f}", f"{ekg / needed:.3f}"]],
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What a Hessian-vector product costs next to a gradient of the same batches, and how long a condition number takes.
+"""What a Hessian-vector product costs next to a gradient of the same batches, and how long a
+condition number takes.
 
-    python -m benchmarks.bench_landscape --arch ResNet-56 --trained_param resnet56.pkl --data_path cifar-10-batches-py
+python -m benchmarks.bench_landscape --arch ResNet-56 --trained_param resnet56.pkl --data_path
+cifar-10-batches-py
 """
 
 import argparse
@@ -12,18 +14,22 @@ import keras
 import nets
 import numpy as np
 from benchmarks import common
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.lanczos import MAX_PRODUCTS
 from ekg.settings import SearchSettings
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time Hessian-vector products.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time Hessian-vector products.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     common.add_network_flags(parser)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--max_products", type=int, default=MAX_PRODUCTS, help="for a condition number, at most")
+    parser.add_argument(
+        "--max_products", type=int, default=MAX_PRODUCTS, help="for a condition number, at most"
+    )
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
 
@@ -35,25 +41,57 @@ def main(args):
     batches = Batches(split, data.normalise, args.batch_size)
     model = nets.build(args.arch, 10)
     if args.trained_param:
-        model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)
+        model = nets.from_params(
+            args.arch, utils.load_params(args.trained_param), 10, args.trained_param
+        )
     rows = []
     for batch_statistics in (False, True):
         landscape = model_landscape(model, batches, batch_statistics=batch_statistics)
         vector = np.random.default_rng(0).standard_normal(landscape.dimension)
-        product, gradient = common.paired_seconds(functools.partial(landscape.product, vector),
-                                                  functools.partial(landscape.gradient, landscape.point), args.runs)
-        row = ["of the batch" if batch_statistics else "moving", f"{gradient:.2f}", f"{product:.2f}",
-               f"{product / gradient:.2f}", "", "", ""]
+        product, gradient = common.paired_seconds(
+            functools.partial(landscape.product, vector),
+            functools.partial(landscape.gradient, landscape.point),
+            args.runs,
+        )
+        row = [
+            "of the batch" if batch_statistics else "moving",
+            f"{gradient:.2f}",
+            f"{product:.2f}",
+            f"{product / gradient:.2f}",
+            "",
+            "",
+            "",
+        ]
         if args.trained_param:
             start = time.perf_counter()
             spectrum = landscape.spectrum(max_products=args.max_products)
-            row[4:] = [f"{time.perf_counter() - start:.0f}", spectrum.products,
-                       f"{spectrum.condition:.4f}" + ("" if spectrum.converged else
-                                                      f", residual {spectrum.residual_smallest:.3g} of the smallest")]
+            row[4:] = [
+                f"{time.perf_counter() - start:.0f}",
+                spectrum.products,
+                f"{spectrum.condition:.4f}"
+                + (
+                    ""
+                    if spectrum.converged
+                    else f", residual {spectrum.residual_smallest:.3g} of the smallest"
+                ),
+            ]
         rows.append(row)
-    print(f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 matrix product")
-    common.print_table(["batch norm statistics", "gradient, s", "product, s", "ratio", "condition number, s", "products",
-                        "condition number"], rows)
+    print(
+        f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 "
+        f"matrix product"
+    )
+    common.print_table(
+        [
+            "batch norm statistics",
+            "gradient, s",
+            "product, s",
+            "ratio",
+            "condition number, s",
+            "products",
+            "condition number",
+        ],
+        rows,
+    )
 
 
 if __name__ == "__main__":

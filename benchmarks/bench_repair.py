@@ -1,9 +1,12 @@
-"""Accuracy of networks before any training, cut out and repaired: of this project and of Torch-Pruning.
+"""Accuracy of networks before any training, cut out and repaired: of this project and of
+Torch-Pruning.
 
-    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR --trained_param resnet56.pkl \
+    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR --trained_param
+    resnet56.pkl \
         --searched runs/r56 --peers group-taylor group-l2
 
-Top-1 on the test images, and the seconds of the repair alone; its images are training images without their labels.
+Top-1 on the test images, and the seconds of the repair alone; its images are training images
+without their labels.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import nets
 import op_utils
 from analyses.results import markdown_table
 from dataloader import cifar
-from ekg.data import mixed_order
+from ekg.data.dataset import mixed_order
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil import repair
@@ -34,17 +37,29 @@ BATCH = 256
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
-    parser = utils.Parser(description="Compare networks that were cut, and repaired, before any training.")
-    parser.add_argument("--arch", default="ResNet-56", choices=list(nets.archs_for(cifar.IMAGE_SHAPE)))
-    parser.add_argument("--dataset", default="CIFAR10", choices=dataloader.names_for(cifar.IMAGE_SHAPE))
+    parser = utils.Parser(
+        description="Compare networks that were cut, and repaired, before any training."
+    )
+    parser.add_argument(
+        "--arch", default="ResNet-56", choices=list(nets.archs_for(cifar.IMAGE_SHAPE))
+    )
+    parser.add_argument(
+        "--dataset", default="CIFAR10", choices=dataloader.names_for(cifar.IMAGE_SHAPE)
+    )
     parser.add_argument("--data_path")
     parser.add_argument("--trained_param", type=Path, required=True, help="the unpruned network")
     parser.add_argument("--searched", type=Path, help="run folder with a search of that network")
-    parser.add_argument("--peers", nargs="*", default=(), choices=[*peers.TORCH, "uniform", "random"])
+    parser.add_argument(
+        "--peers", nargs="*", default=(), choices=[*peers.TORCH, "uniform", "random"]
+    )
     parser.add_argument("--target_rate", type=float, default=0.45, help="of the peers")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/repair"), help="folder of what peers leave")
-    parser.add_argument("--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/repair"), help="folder of what peers leave"
+    )
+    parser.add_argument(
+        "--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning"
+    )
     return parser.parse_args(argv)
 
 
@@ -61,8 +76,14 @@ def compare(name, supernet, subnetwork, data, test):
     seconds = time.perf_counter() - began
     fit_statistics_(model, batches)
     cost, whole = supernet.complexity(subnetwork), supernet.complexity(supernet.whole())
-    return [name, f"{cost.flops / whole.flops:.4f}", f"{100 * cost.params / whole.params:.1f}", f"{100 * plain:.2f}",
-            f"{100 * evaluate(model, test).top1:.2f}", f"{seconds:.1f}"]
+    return [
+        name,
+        f"{cost.flops / whole.flops:.4f}",
+        f"{100 * cost.params / whole.params:.1f}",
+        f"{100 * plain:.2f}",
+        f"{100 * evaluate(model, test).top1:.2f}",
+        f"{seconds:.1f}",
+    ]
 
 
 def main(args):
@@ -81,8 +102,15 @@ def main(args):
         out.mkdir(parents=True, exist_ok=True)
         options = argparse.Namespace(**vars(args) | {"method": method, "out": out})
         model = peers.make_network(options, data, load, compute)
-        rows.append(compare(peers.TITLES[method], supernet, recover_subnetwork(supernet, model), data, test))
-    print(markdown_table(["network", "rate", "parameters %", "cut top-1 %", "repaired top-1 %", "repair, s"], rows))
+        rows.append(
+            compare(peers.TITLES[method], supernet, recover_subnetwork(supernet, model), data, test)
+        )
+    print(
+        markdown_table(
+            ["network", "rate", "parameters %", "cut top-1 %", "repaired top-1 %", "repair, s"],
+            rows,
+        )
+    )
     return rows
 
 

@@ -1,8 +1,10 @@
-"""What several devices, micro-batches and half-width formats cost or save: training, search step, peak memory.
+"""What several devices, micro-batches and half-width formats cost or save: training, search step,
+peak memory.
 
     python -m benchmarks.bench_scale --arch ResNet-56
 
-Every line is a process of its own, as devices and peak memory belong to a process; formats are compared within one. Virtual
+Every line is a process of its own, as devices and peak memory belong to a process; formats are
+compared within one. Virtual
 CPU devices share the machine's cores: they show that the work is shared out, not a speed-up.
 """
 
@@ -18,28 +20,40 @@ import numpy as np
 import op_utils
 import tensorflow as tf
 from benchmarks import common
-from ekg import augment
-from ekg.data import Batches
+from ekg.data import augment
+from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
-from ekg.data import NUM_VIEWS
+from ekg.data.dataset import NUM_VIEWS
 from ekg.distil import losses
 from ekg.network.supernet import Supernet
-from ekg.memory import peak_memory_mib
-from ekg.search.targets import Flops
-from ekg.search import criteria
-from ekg.search.objective import Objective
-from ekg.search.proposals import propose
+from ekg.process.memory import peak_memory_mib
+from ekg.searching.targets import Flops
+from ekg.searching import criteria
+from ekg.searching.objective import Objective
+from ekg.searching.proposals import propose
 from ekg.train.step import StepOptions, Trainer
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time devices, micro-batches and formats.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time devices, micro-batches and formats.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="virtual devices to compare")
-    parser.add_argument("--accum", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of micro-batches to compare")
-    parser.add_argument("--batch_size", type=int, default=128, help="images of a training step, each in two views")
+    parser.add_argument(
+        "--replicas", type=int, nargs="+", default=[1, 2, 4], help="virtual devices to compare"
+    )
+    parser.add_argument(
+        "--accum",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="numbers of micro-batches to compare",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=128, help="images of a training step, each in two views"
+    )
     parser.add_argument("--images", type=int, default=320, help="images of D_val")
     parser.add_argument("--candidates", type=int, default=8, help="candidates of the search step")
     parser.add_argument("--runs", type=int, default=3)
@@ -49,17 +63,25 @@ def parse_args(argv=None):
 
 def make_batch(split, size):
     rng = np.random.default_rng(0)
-    return {"images": split.images[:size], "labels": split.labels[:size],
-            "draws": rng.random((size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
-            "bank": rng.normal(size=(size, 5, 10)).astype(np.float32)}
+    return {
+        "images": split.images[:size],
+        "labels": split.labels[:size],
+        "draws": rng.random((size, NUM_VIEWS, augment.NUM_DRAWS), np.float32),
+        "bank": rng.normal(size=(size, 5, 10)).astype(np.float32),
+    }
 
 
 def make_step(args, strategy, data, accum=1, dtype="float32"):
     """Returns a function that runs one fine-tuning step and waits for it."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    trainer = Trainer(strategy, model, losses.fine_tuning(data, "ensemble", 4.0), weight_decay=5e-4,
-                      options=StepOptions(accum, op_utils.use_xla("auto"), dtype))
+    trainer = Trainer(
+        strategy,
+        model,
+        losses.fine_tuning(data, "ensemble", 4.0),
+        weight_decay=5e-4,
+        options=StepOptions(accum, op_utils.use_xla("auto"), dtype),
+    )
     batch = make_batch(data.train, args.batch_size)
     return lambda: trainer.step(batch, 0.01)["loss"].numpy()
 
@@ -67,16 +89,19 @@ def make_step(args, strategy, data, accum=1, dtype="float32"):
 def search_seconds(args, team, data, accum):
     """Returns the seconds of importance, candidates and knowledge of one search step."""
     supernet = Supernet(nets.build(args.arch, 10))
-    objective = Objective(supernet, Batches(data.train, data.normalise, 256 // accum), compute=Compute(team))
+    objective = Objective(
+        supernet, Batches(data.train, data.normalise, 256 // accum), compute=Compute(team)
+    )
     whole = supernet.whole()
     objective.add_knowledge(whole)
 
     def step():
         scores = criteria.ekg(criteria.CriterionContext(objective, whole))
         present, candidates = propose(supernet, whole, scores, Flops(0.01), 0.2)
-        spread = candidates[::max(len(candidates) // args.candidates, 1)][:args.candidates]
+        spread = candidates[:: max(len(candidates) // args.candidates, 1)][: args.candidates]
         objective.scores(present, spread)
         objective.add_knowledge(whole)
+
     return common.seconds(step, args.runs)
 
 
@@ -86,11 +111,15 @@ def measure(args, case):
     keras.utils.set_random_seed(0)
     data = common.random_data(max(args.images, args.batch_size))
     if case["kind"] == "format":
-        whole, half = common.paired_seconds(*(make_step(args, strategy, data, dtype=dtype)
-                                              for dtype in ("float32", "bfloat16")), args.runs)
+        whole, half = common.paired_seconds(
+            *(make_step(args, strategy, data, dtype=dtype) for dtype in ("float32", "bfloat16")),
+            args.runs,
+        )
         result = {"float32": whole, "bfloat16": half}
     elif case["kind"] == "train":
-        result = {"seconds": common.seconds(make_step(args, strategy, data, case["accum"]), args.runs)}
+        result = {
+            "seconds": common.seconds(make_step(args, strategy, data, case["accum"]), args.runs)
+        }
     else:
         result = {"seconds": search_seconds(args, Team(strategy), data, case["accum"])}
     peak = peak_memory_mib()
@@ -100,7 +129,7 @@ def measure(args, case):
 def run_case(argv, **case):
     """Returns what a process of its own measured."""
     command = [sys.executable, "-m", "benchmarks.bench_scale", *argv, "--case", json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         raise RuntimeError(f"{case}: {done.stderr[-2000:]}")
@@ -112,20 +141,47 @@ def main(args, argv=None):
         return measure(args, json.loads(args.case))
     argv, views = sys.argv[1:] if argv is None else argv, NUM_VIEWS * args.batch_size
     rows = []
-    for name, cases in (("devices", [(replicas, 1) for replicas in args.replicas]),
-                        ("micro-batches", [(1, accum) for accum in args.accum])):
+    for name, cases in (
+        ("devices", [(replicas, 1) for replicas in args.replicas]),
+        ("micro-batches", [(1, accum) for accum in args.accum]),
+    ):
         for replicas, accum in cases:
             train = run_case(argv, kind="train", replicas=replicas, accum=accum)
             search = run_case(argv, kind="search", replicas=replicas, accum=accum)
-            rows.append([name, replicas, accum, f"{views / train['seconds']:.0f}", train["peak_mib"],
-                         f"{search['seconds']:.1f}", search["peak_mib"]])
+            rows.append(
+                [
+                    name,
+                    replicas,
+                    accum,
+                    f"{views / train['seconds']:.0f}",
+                    train["peak_mib"],
+                    f"{search['seconds']:.1f}",
+                    search["peak_mib"],
+                ]
+            )
     formats = run_case(argv, kind="format", replicas=1)
-    print(f"{args.arch}, batch {args.batch_size} in two views; search step of {args.candidates} candidates on "
-          f"{args.images} images")
-    common.print_table(["compared", "devices", "micro-batches", "training, views/s", "peak MiB", "search step, s",
-                        "peak MiB"], rows)
-    print(f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 {views / formats['bfloat16']:.0f} "
-          f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}")
+    print(
+        f"{args.arch}, batch {args.batch_size} in two views; search step of {args.candidates} "
+        f"candidates on "
+        f"{args.images} images"
+    )
+    common.print_table(
+        [
+            "compared",
+            "devices",
+            "micro-batches",
+            "training, views/s",
+            "peak MiB",
+            "search step, s",
+            "peak MiB",
+        ],
+        rows,
+    )
+    print(
+        f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 "
+        f"{views / formats['bfloat16']:.0f} "
+        f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}"
+    )
     return rows
 
 

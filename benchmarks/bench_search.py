@@ -1,8 +1,11 @@
-"""Seconds of a search step, with and without the shared prefix, and their share of the machine's peak.
+"""Seconds of a search step, with and without the shared prefix, and their share of the machine's
+peak.
 
-    python -m benchmarks.bench_search --arch ResNet-56 --trained_param resnet56.pkl --data_path cifar-10-batches-py
+    python -m benchmarks.bench_search --arch ResNet-56 --trained_param resnet56.pkl --data_path
+    cifar-10-batches-py
 
-Without --trained_param the weights, and without --data_path the images, are random; which groups a step tries then differs.
+Without --trained_param the weights, and without --data_path the images, are random; which groups a
+step tries then differs.
 """
 
 import argparse
@@ -14,24 +17,29 @@ import nets
 import numpy as np
 import tensorflow as tf
 from benchmarks import common
-from ekg import files
-from ekg.data import Batches
+from ekg.io import files
+from ekg.data.dataset import Batches
 from ekg.network.supernet import Gate, Supernet
-from ekg.search.targets import Flops
-from ekg.search import criteria
-from ekg.search.history import HistoryEntry
-from ekg.search.objective import Objective
-from ekg.search.proposals import propose
+from ekg.searching.targets import Flops
+from ekg.searching import criteria
+from ekg.searching.history import HistoryEntry
+from ekg.searching.objective import Objective
+from ekg.searching.proposals import propose
 from ekg.settings import SearchSettings
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Time a search step.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Time a search step.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     common.add_network_flags(parser)
     parser.add_argument("--search_batch_size", type=int, default=256)
-    parser.add_argument("--history", help="history.jsonl of a search of this network, to take the sub-networks from")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time")
+    parser.add_argument(
+        "--history", help="history.jsonl of a search of this network, to take the sub-networks from"
+    )
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time"
+    )
     parser.add_argument("--runs", type=int, default=3, help="times each step is run")
     return parser.parse_args(argv)
 
@@ -39,11 +47,14 @@ def parse_args(argv=None):
 def executed(supernet, groups, share_prefix):
     """Returns the multiply-accumulates of one image in a step that tries these groups.
 
-    Importance runs forward and back to the activations (twice the forward), and the winner's knowledge once (from its
+    Importance runs forward and back to the activations (twice the forward), and the winner's
+    knowledge once (from its
     group's first gate on, if the prefix is shared: about half of it).
     """
     flops = common.call_flops(supernet.graph)
-    until = np.cumsum([0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)])
+    until = np.cumsum(
+        [0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)]
+    )
     total, gates = until[-1], [supernet.first_use(group) for group in groups]
     candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
     return (2.5 if share_prefix else 3) * total + candidates
@@ -52,7 +63,9 @@ def executed(supernet, groups, share_prefix):
 def main(args):
     keras.utils.set_random_seed(0)
     if args.trained_param:
-        model = nets.from_params(args.arch, utils.load_params(args.trained_param), 10, args.trained_param)
+        model = nets.from_params(
+            args.arch, utils.load_params(args.trained_param), 10, args.trained_param
+        )
     else:
         model = nets.build(args.arch, 10)
         for weight in model.weights:
@@ -82,16 +95,41 @@ def main(args):
         objective.add_knowledge(present)
         winner, groups = step(True)
         if number in args.steps:
-            shared, alone = common.paired_seconds(lambda: step(True), lambda: step(False), args.runs,
-                                                  prepare=functools.partial(objective.add_knowledge, present))
-            shares = [2 * num_images * executed(supernet, groups, share) / spent / peak
-                      for share, spent in ((True, shared), (False, alone))]
-            rows.append([number, len(groups), f"{shared:.2f}", f"{alone:.2f}", f"{shared / alone:.3f}",
-                         f"{shares[0]:.2f}", f"{shares[1]:.2f}"])
+            shared, alone = common.paired_seconds(
+                lambda: step(True),
+                lambda: step(False),
+                args.runs,
+                prepare=functools.partial(objective.add_knowledge, present),
+            )
+            shares = [
+                2 * num_images * executed(supernet, groups, share) / spent / peak
+                for share, spent in ((True, shared), (False, alone))
+            ]
+            rows.append(
+                [
+                    number,
+                    len(groups),
+                    f"{shared:.2f}",
+                    f"{alone:.2f}",
+                    f"{shared / alone:.3f}",
+                    f"{shares[0]:.2f}",
+                    f"{shares[1]:.2f}",
+                ]
+            )
         present = winner
     print(f"{args.arch}, {num_images} images, float32 matrix product {peak / 1e9:.0f} GFLOP/s")
-    common.print_table(["step", "candidates", "s, shared prefix", "s, from the input", "ratio", "share of peak, shared",
-                        "share of peak, from the input"], rows)
+    common.print_table(
+        [
+            "step",
+            "candidates",
+            "s, shared prefix",
+            "s, from the input",
+            "ratio",
+            "share of peak, shared",
+            "share of peak, from the input",
+        ],
+        rows,
+    )
 
 
 if __name__ == "__main__":

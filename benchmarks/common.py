@@ -1,4 +1,6 @@
-"""Timing that several benchmarks share. Figures of one run are compared with each other, never with another run's."""
+"""Timing that several benchmarks share. Figures of one run are compared with each other, never with
+another run's.
+"""
 
 import math
 import statistics
@@ -9,7 +11,7 @@ import nets
 import numpy as np
 import tensorflow as tf
 from analyses.results import markdown_table
-from ekg.data import Dataset, Split
+from ekg.data.dataset import Dataset, Split
 from ekg.graph import records
 from ekg.settings import SearchSettings
 
@@ -28,7 +30,8 @@ def seconds(function, runs=5, warmup=1):
 
 
 def paired_seconds(first, second, runs=5, prepare=lambda: None):
-    """Returns the median seconds of two functions that are called in turn, so that a drift of the machine hits both.
+    """Returns the median seconds of two functions that are called in turn, so that a drift of the
+    machine hits both.
 
     `prepare` is called before each of them, untimed.
     """
@@ -43,7 +46,9 @@ def paired_seconds(first, second, runs=5, prepare=lambda: None):
 
 
 def measure_peak(dtype="float32", size=PEAK_SIZE):
-    """Returns floating-point operations a second (two for a multiply-accumulate) of a matrix product in a format."""
+    """Returns floating-point operations a second (two for a multiply-accumulate) of a matrix
+    product in a format.
+    """
     matrix = tf.cast(tf.random.stateless_normal((size, size), (0, 0)), dtype)
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
     return 2 * size**3 / seconds(lambda: product().numpy(), PEAK_RUNS)
@@ -54,8 +59,14 @@ def call_flops(graph):
     flops = {}
     for call in graph.calls:
         record, shape = records.record_of(call.layer), graph.shapes[call.output]
-        weights = [weight for weight in getattr(call.layer, "weights", ()) if record and weight.name in record.multiplies]
-        flops[call.output] = records.spatial_size(shape, len(shape) - 1) * sum(math.prod(weight.shape) for weight in weights)
+        weights = [
+            weight
+            for weight in getattr(call.layer, "weights", ())
+            if record and weight.name in record.multiplies
+        ]
+        flops[call.output] = records.spatial_size(shape, len(shape) - 1) * sum(
+            math.prod(weight.shape) for weight in weights
+        )
     return flops
 
 
@@ -65,16 +76,24 @@ def print_table(head, rows):
 
 
 def random_data(count, size=32, classes=10):
-    """Returns a Dataset of noise: `count` images [size, size, 3], which are training and test images at once."""
+    """Returns a Dataset of noise: `count` images [size, size, 3], which are training and test
+    images at once.
+    """
     rng = np.random.default_rng(0)
-    split = Split(rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8),
-                  (np.arange(count) % classes).astype(np.int32))
+    split = Split(
+        rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8),
+        (np.arange(count) % classes).astype(np.int32),
+    )
     return Dataset("RANDOM", classes, split, split, (127.5,) * 3, (74.0,) * 3)
 
 
 def search_data(path):
     """Returns CIFAR-10 from a path, or noise of the size of its D_val without one."""
-    return dataloader.load("CIFAR10", path) if path else random_data(SearchSettings().val_per_class * 10)
+    return (
+        dataloader.load("CIFAR10", path)
+        if path
+        else random_data(SearchSettings().val_per_class * 10)
+    )
 
 
 def add_network_flags(parser):

@@ -1,6 +1,6 @@
 """How the cost of a search step grows with candidates, images, depth and width.
 
-    python -m benchmarks.growth --picture growth.png
+python -m benchmarks.growth --picture growth.png
 """
 
 import argparse
@@ -15,15 +15,18 @@ import nets
 import numpy as np
 from analyses.results import markdown_table
 from benchmarks import common
-from ekg.data import Batches, Split
-from ekg.memory import MIB, Peak, resident_mib
+from ekg.data.dataset import Batches, Split
+from ekg.process.memory import MIB, Peak, resident_mib
 from ekg.network.supernet import Supernet
-from ekg.search.objective import Objective
+from ekg.searching.objective import Objective
 
 RUNS, IMAGES, SIZE = 3, 256, 32
 CANDIDATES, IMAGE_COUNTS = (1, 2, 4, 8, 16), (128, 256, 512, 1024)
 ARCHS, WIDTHS = ("ResNet-8", "ResNet-20", "ResNet-32", "ResNet-56"), (32, 64, 128, 256)
-LARGE_SIZE, LARGE_COUNTS = 224, (1000, 8000, 32000)  # images of the search on ImageNet: 32 of each class
+LARGE_SIZE, LARGE_COUNTS = (
+    224,
+    (1000, 8000, 32000),
+)  # images of the search on ImageNet: 32 of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Curve:
         counts: how many of them, or how much.
         seconds: of each.
     """
+
     name: str
     counts: list
     seconds: list
@@ -72,22 +76,47 @@ def measure():
     small, wide = nets.build("ResNet-20", 10), [plain_network(width) for width in WIDTHS]
     deep = [nets.build(arch, 10) for arch in ARCHS]
     curves = [
-        Curve("candidates", list(CANDIDATES), [scoring_seconds(small, IMAGES, count) for count in CANDIDATES]),
-        Curve("images", list(IMAGE_COUNTS), [scoring_seconds(small, count, 2) for count in IMAGE_COUNTS]),
-        Curve("FLOPs by depth", [cost(model) for model in deep], [scoring_seconds(model, IMAGES, 2) for model in deep]),
-        Curve("FLOPs by width", [cost(model) for model in wide], [scoring_seconds(model, IMAGES, 2) for model in wide])]
+        Curve(
+            "candidates",
+            list(CANDIDATES),
+            [scoring_seconds(small, IMAGES, count) for count in CANDIDATES],
+        ),
+        Curve(
+            "images",
+            list(IMAGE_COUNTS),
+            [scoring_seconds(small, count, 2) for count in IMAGE_COUNTS],
+        ),
+        Curve(
+            "FLOPs by depth",
+            [cost(model) for model in deep],
+            [scoring_seconds(model, IMAGES, 2) for model in deep],
+        ),
+        Curve(
+            "FLOPs by width",
+            [cost(model) for model in wide],
+            [scoring_seconds(model, IMAGES, 2) for model in wide],
+        ),
+    ]
     return [dataclasses.asdict(curve) for curve in curves]
 
 
 def search_memory(count):
-    """Returns {"images", "images_mib", "more_mib"}: of so many large images, and the most that their search takes besides.
+    """Returns {"images", "images_mib", "more_mib"}: of so many large images, and the most that
+    their search takes besides.
 
-    It is that of scoring a network whose own activations are small, so that it does not hide what grows with the images.
+    It is that of scoring a network whose own activations are small, so that it does not hide what
+    grows with the images.
     """
     x = inputs = keras.Input((LARGE_SIZE, LARGE_SIZE, 3))
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 8, 8, use_bias=False)(x)))
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, 4, use_bias=False)(x)))
-    supernet = Supernet(keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))))
+    x = keras.layers.ReLU()(
+        keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 8, 8, use_bias=False)(x))
+    )
+    x = keras.layers.ReLU()(
+        keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, 4, use_bias=False)(x))
+    )
+    supernet = Supernet(
+        keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+    )
     images = np.zeros((count, LARGE_SIZE, LARGE_SIZE, 3), np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, images.shape[1:]).astype(np.uint8)
     for number, image in enumerate(images):
@@ -104,25 +133,39 @@ def search_memory(count):
 
 
 def measure_memory():
-    """Returns a list of what search_memory() returns for each of LARGE_COUNTS, each in a process of its own."""
+    """Returns a list of what search_memory() returns for each of LARGE_COUNTS, each in a process of
+    its own.
+    """
     command = [sys.executable, "-m", "benchmarks.growth", "--memory_of"]
-    done = [subprocess.run([*command, str(count)], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
-            for count in LARGE_COUNTS]
+    done = [
+        subprocess.run([*command, str(count)], stdout=subprocess.PIPE, text=True, check=True)
+        for count in LARGE_COUNTS
+    ]
     return [json.loads(one.stdout.splitlines()[-1]) for one in done]
 
 
 def memory_markdown(rows):
     """Returns the lines of a page about the rows of measure_memory()."""
-    cells = [[f"{row['images']:,}", f"{row['images_mib']:,.0f}", f"{row['more_mib']:,.0f}"] for row in rows]
-    return [f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. States of the present "
-            "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they fit `--image_memory`, "
-            "and else decoded batch by batch.", "",
-            markdown_table(["images", "MiB of images", "MiB besides"], cells), ""]
+    cells = [
+        [f"{row['images']:,}", f"{row['images_mib']:,.0f}", f"{row['more_mib']:,.0f}"]
+        for row in rows
+    ]
+    return [
+        f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. "
+        f"States of the present "
+        "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they "
+        "fit `--image_memory`, "
+        "and else decoded batch by batch.",
+        "",
+        markdown_table(["images", "MiB of images", "MiB besides"], cells),
+        "",
+    ]
 
 
 def draw(curves, path):
     """Draws the curves as plain data, each relative to its first point, on log-log axes."""
     from ekg.report.pictures import plt  # it imports matplotlib
+
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     most = 1.0
     for curve in (Curve(**values) for values in curves):
@@ -137,14 +180,31 @@ def draw(curves, path):
 
 
 def markdown(curves, picture, revision):
-    """Returns the lines of a page about the curves as plain data, which a revision of the code gave."""
-    rows = [[curve.name, f"{curve.counts[0]:,} to {curve.counts[-1]:,}",
-             f"{curve.seconds[0]:.2f} to {curve.seconds[-1]:.2f}", f"{curve.slope:.2f}"]
-            for curve in (Curve(**values) for values in curves)]
-    return ["## Growth", "", f"Of revision {revision}. Seconds in which candidates are scored on {SIZE}x{SIZE} images, from "
-            "the input on, and the slope of their logarithm: 1 where twice as much takes twice as long.", "",
-            f"![growth of the cost]({picture})", "",
-            markdown_table(["what grows", "from, to", "seconds", "slope"], rows), ""]
+    """Returns the lines of a page about the curves as plain data, which a revision of the code
+    gave.
+    """
+    rows = [
+        [
+            curve.name,
+            f"{curve.counts[0]:,} to {curve.counts[-1]:,}",
+            f"{curve.seconds[0]:.2f} to {curve.seconds[-1]:.2f}",
+            f"{curve.slope:.2f}",
+        ]
+        for curve in (Curve(**values) for values in curves)
+    ]
+    return [
+        "## Growth",
+        "",
+        f"Of revision {revision}. Seconds in which candidates are scored on {SIZE}x{SIZE} images, "
+        f"from "
+        "the input on, and the slope of their logarithm: 1 where twice as much takes twice as "
+        "long.",
+        "",
+        f"![growth of the cost]({picture})",
+        "",
+        markdown_table(["what grows", "from, to", "seconds", "slope"], rows),
+        "",
+    ]
 
 
 def main(args):
@@ -160,7 +220,9 @@ def main(args):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Measure how the cost of a search step grows.")
     parser.add_argument("--picture", help="file that the curves are drawn into")
-    parser.add_argument("--memory_of", type=int, help="tell, as JSON, what a search with so many large images takes")
+    parser.add_argument(
+        "--memory_of", type=int, help="tell, as JSON, what a search with so many large images takes"
+    )
     return parser.parse_args(argv)
 
 

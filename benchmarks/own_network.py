@@ -1,10 +1,12 @@
-"""A network from Keras' shelf, trained on images that a package ships, pruned by `ekg.prune` as a user would.
+"""A network from Keras' shelf, trained on images that a package ships, pruned by `ekg.prune` as a
+user would.
 
     python -m benchmarks.own_network --out runs/own
 
-MobileNetV2 of width 0.35 learns scikit-learn's handwritten digits at 96x96 pixels from new weights, is pruned to a share of
-its FLOPs and of its latency in LiteRT, and both networks are written as .tflite files. The result is a record for
-`analyze.py tables`; the same command goes on where it stopped.
+MobileNetV2 of width 0.35 learns scikit-learn's handwritten digits at 96x96 pixels from new weights,
+is pruned to a share of its FLOPs and of its latency in LiteRT, and both networks are written as
+.tflite files. The result is a record for `analyze.py tables`; the same command goes on where it
+stopped.
 """
 
 from pathlib import Path
@@ -13,9 +15,9 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import ekg
 import keras
 import tensorflow as tf
-from analyses.evidence import RECORD, Record
+from analyses.records import RECORD, Record
 from dataloader import digits
-from ekg import files
+from ekg.io import files
 from ekg.run.arguments import VERSIONS
 from ekg.run.folder import RunFolder
 
@@ -27,45 +29,85 @@ NETWORK, TRAINED = f"MobileNetV2-{WIDTH}", "trained.keras"
 
 
 def parse_args(argv=None):
-    parser = utils.Parser(description="Prune MobileNetV2 on handwritten digits, for FLOPs and latency.")
+    parser = utils.Parser(
+        description="Prune MobileNetV2 on handwritten digits, for FLOPs and latency."
+    )
     parser.add_argument("--flops", type=float, default=0.5, help="share of the FLOPs to keep")
-    parser.add_argument("--latency", type=float, default=0.6, help="share of the latency in LiteRT to keep")
-    parser.add_argument("--baseline_epoch", type=int, default=40, help="epochs of the network that is pruned")
+    parser.add_argument(
+        "--latency", type=float, default=0.6, help="share of the latency in LiteRT to keep"
+    )
+    parser.add_argument(
+        "--baseline_epoch", type=int, default=40, help="epochs of the network that is pruned"
+    )
     parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/own"), help="folder of the run and of the record")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/own"), help="folder of the run and of the record"
+    )
     return parser.parse_args(argv)
 
 
 def load_images():
-    """Returns ((images, labels) for training, the same for validation); float32 images [n, 96, 96, 3] in [-1, 1]."""
+    """Returns ((images, labels) for training, the same for validation); float32 images [n, 96, 96,
+    3] in [-1, 1].
+    """
     data = digits.load()
-    return tuple((tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, split.labels)
-                 for split in (data.train, data.test))
+    return tuple(
+        (tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, split.labels)
+        for split in (data.train, data.test)
+    )
 
 
 def shifted(images, seed):
     """Returns images that are moved by up to an eighth of their size."""
     count = tf.shape(images)[0]
-    moves = tf.cast(tf.random.stateless_uniform([count, 2], seed, -SIZE // 8, SIZE // 8 + 1, tf.int32), tf.float32)
+    moves = tf.cast(
+        tf.random.stateless_uniform([count, 2], seed, -SIZE // 8, SIZE // 8 + 1, tf.int32),
+        tf.float32,
+    )
     ones, zeros = tf.ones([count]), tf.zeros([count])
-    transforms = tf.stack([ones, zeros, moves[:, 0], zeros, ones, moves[:, 1], zeros, zeros], axis=1)
-    return tf.raw_ops.ImageProjectiveTransformV3(images=images, transforms=transforms, output_shape=[SIZE, SIZE],
-                                                 fill_value=-1.0, interpolation="NEAREST", fill_mode="CONSTANT")
+    transforms = tf.stack(
+        [ones, zeros, moves[:, 0], zeros, ones, moves[:, 1], zeros, zeros], axis=1
+    )
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=[SIZE, SIZE],
+        fill_value=-1.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
 
 
 def train_baseline(train, epochs, seed):
-    """Returns MobileNetV2, with logits at its end, trained with Keras' own loop on images that are moved."""
-    model = keras.applications.MobileNetV2(weights=None, classes=10, alpha=WIDTH, input_shape=(SIZE, SIZE, 3),
-                                           classifier_activation=None)
+    """Returns MobileNetV2, with logits at its end, trained with Keras' own loop on images that are
+    moved.
+    """
+    model = keras.applications.MobileNetV2(
+        weights=None,
+        classes=10,
+        alpha=WIDTH,
+        input_shape=(SIZE, SIZE, 3),
+        classifier_activation=None,
+    )
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = MOMENTUM
-    batches = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[0]), seed).batch(BATCH).enumerate()
-    moved = batches.map(lambda step, batch: (shifted(batch[0], tf.stack([seed, tf.cast(step, tf.int32)])), batch[1]))
+    batches = (
+        tf.data.Dataset.from_tensor_slices(train)
+        .shuffle(len(train[0]), seed)
+        .batch(BATCH)
+        .enumerate()
+    )
+    moved = batches.map(
+        lambda step, batch: (shifted(batch[0], tf.stack([seed, tf.cast(step, tf.int32)])), batch[1])
+    )
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs * len(moved))
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
-                  keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
     model.fit(moved, epochs=epochs, verbose=2)
     return model
 
@@ -74,16 +116,25 @@ def main(args):
     """Trains, prunes and measures; writes and returns the Record."""
     keras.utils.set_random_seed(args.seed)
     train, validation = load_images()
-    folder = RunFolder.prepare(args.out, {"baseline_epoch": args.baseline_epoch, "recipe": RECIPE, "seed": args.seed,
-                                          **VERSIONS})
+    folder = RunFolder.prepare(
+        args.out,
+        {"baseline_epoch": args.baseline_epoch, "recipe": RECIPE, "seed": args.seed, **VERSIONS},
+    )
     trained = args.out / TRAINED
     if not trained.exists():
         with folder.timed("baseline"):
             train_baseline(train, args.baseline_epoch, args.seed).save(trained)
-    result = ekg.prune(keras.models.load_model(trained), train, validation_data=validation, epochs=args.train_epoch,
-                       target={"flops": args.flops, "latency": ekg.Latency(ratio=args.latency)}, augment=shifted,
-                       run={"runtimes": ["tensorflow", "litert"], "exports": ["litert"]}, run_dir=args.out / "run",
-                       seed=args.seed)
+    result = ekg.prune(
+        keras.models.load_model(trained),
+        train,
+        validation_data=validation,
+        epochs=args.train_epoch,
+        target={"flops": args.flops, "latency": ekg.Latency(ratio=args.latency)},
+        augment=shifted,
+        run={"runtimes": ["tensorflow", "litert"], "exports": ["litert"]},
+        run_dir=args.out / "run",
+        seed=args.seed,
+    )
     record = to_record(args, RunFolder(args.out / "run").read_finished(), folder.phases())
     record.write(args.out / RECORD)
     print(result.summary())
@@ -98,11 +149,21 @@ def to_record(args, run, phases):
         run: the FinishedRun.
         phases: {phase before those of the run: what the folder keeps of it}.
     """
-    arguments = run.arguments | {"arch": NETWORK, "dataset": f"DIGITS at {SIZE}x{SIZE}", "target_rate": args.flops,
-                                 "train_epoch": args.train_epoch, "trained_param": files.sha256(args.out / TRAINED)}
+    arguments = run.arguments | {
+        "arch": NETWORK,
+        "dataset": f"DIGITS at {SIZE}x{SIZE}",
+        "target_rate": args.flops,
+        "train_epoch": args.train_epoch,
+        "trained_param": files.sha256(args.out / TRAINED),
+    }
     flags = " ".join(f"--{name} {getattr(args, name)}" for name in FLAGS)
-    return Record.of_finished(args.out.resolve().name, run, arguments=arguments, phases=phases | run.phases,
-                              given_command=f"python -m benchmarks.own_network {flags}")
+    return Record.of_finished(
+        args.out.resolve().name,
+        run,
+        arguments=arguments,
+        phases=phases | run.phases,
+        given_command=f"python -m benchmarks.own_network {flags}",
+    )
 
 
 if __name__ == "__main__":

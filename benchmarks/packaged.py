@@ -28,13 +28,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from analyses.widths import scaled_subnetwork
-from ekg import files
+from ekg.io import files
 from ekg.errors import EkgError
 from ekg.latency.timing import summarise, time_in_turn
-from ekg.own_data import make_data
+from ekg.data.own import make_data
 from ekg.report.table import latency_text
-from ekg.search import criteria
-from ekg.search.objective import Objective
+from ekg.searching import criteria
+from ekg.searching.objective import Objective
 
 BATCH, ROUNDS = 128, 200
 SMALL = 0.05  # of its range: a difference that is counted as such
@@ -106,7 +106,7 @@ def install(package, folder):
 
 
 def _run(command, **environment):
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=False
     )
     if done.returncode:

@@ -1,12 +1,14 @@
-"""Other ways to the same rate, fine-tuned as ours is: the same views, order, schedule, epochs and format.
+"""Other ways to the same rate, fine-tuned as ours is: the same views, order, schedule, epochs and
+format.
 
-    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl --data_path ... --train_epoch 30
-    python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
+    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl --data_path
+    ... --train_epoch 30 python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
 
-group-l2 and group-taylor prune with Torch-Pruning 1.6.1 (an environment of its own is made in --peer_env); uniform and
-random cut equal and random shares of all channel groups and keep the channels of the largest L1 norms; scratch trains the
-network that a run found with new weights; unpruned trains the whole network on. --finetune_teacher single adds distillation
-from the unpruned network. The result is a record for `analyze.py tables`; the same command goes on where it stopped.
+group-l2 and group-taylor prune with Torch-Pruning 1.6.1 (an environment of its own is made in
+--peer_env); uniform and random cut equal and random shares of all channel groups and keep the
+channels of the largest L1 norms; scratch trains the network that a run found with new weights;
+unpruned trains the whole network on. --finetune_teacher single adds distillation from the unpruned
+network. The result is a record for `analyze.py tables`; the same command goes on where it stopped.
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ import keras
 import nets
 import numpy as np
 import op_utils
-from analyses.evidence import RECORD, Record
+from analyses.records import RECORD, Record
 from analyses.subject import Subject
 from analyses.widths import random_subnetwork, scaled_subnetwork
 from dataloader import cifar
-from ekg import files
-from ekg.data import TrainingBatches, mixed_order
+from ekg.io import files
+from ekg.data.dataset import TrainingBatches, mixed_order
 from ekg.devices.compute import DTYPES, Compute
 from ekg.devices.team import Team
 from ekg.distil import losses
@@ -38,8 +40,8 @@ from ekg.report.measure import measure
 from ekg.run import folder as names
 from ekg.run.arguments import describe, origin
 from ekg.run.folder import RunFolder
-from ekg.search import criteria
-from ekg.search.objective import Objective
+from ekg.searching import criteria
+from ekg.searching.objective import Objective
 from ekg.settings import FineTuneSettings
 from ekg.train.evaluate import Evaluation
 from ekg.train.loop import fit
@@ -50,18 +52,28 @@ logger = logging.getLogger(__name__)
 TORCH = {"group-l2": "l2", "group-taylor": "taylor"}
 PACKAGES = ("torch==2.13.0", "torch-pruning==1.6.1", "numpy")
 METHODS = (*TORCH, "uniform", "random", "scratch", "unpruned")
-TITLES = {"group-l2": "Torch-Pruning 1.6.1, global group L2", "group-taylor": "Torch-Pruning 1.6.1, global group Taylor",
-          "uniform": "uniform widths", "random": "random widths", "scratch": "the searched network from scratch",
-          "unpruned": "not pruned, trained on"}
+TITLES = {
+    "group-l2": "Torch-Pruning 1.6.1, global group L2",
+    "group-taylor": "Torch-Pruning 1.6.1, global group Taylor",
+    "uniform": "uniform widths",
+    "random": "random widths",
+    "scratch": "the searched network from scratch",
+    "unpruned": "not pruned, trained on",
+}
 SUBSET, BATCH = 2048, 256
 
 
 def parse_args(argv=None):
     parser = utils.Parser(description="Fine-tune what other methods prune.")
     parser.add_argument("method", choices=METHODS)
-    parser.add_argument("--arch", default="ResNet-20", choices=[name for name in nets.archs_for(cifar.IMAGE_SHAPE)
-                                                                if name.startswith("ResNet")])
-    parser.add_argument("--dataset", default="CIFAR10", choices=dataloader.names_for(cifar.IMAGE_SHAPE))
+    parser.add_argument(
+        "--arch",
+        default="ResNet-20",
+        choices=[name for name in nets.archs_for(cifar.IMAGE_SHAPE) if name.startswith("ResNet")],
+    )
+    parser.add_argument(
+        "--dataset", default="CIFAR10", choices=dataloader.names_for(cifar.IMAGE_SHAPE)
+    )
     parser.add_argument("--data_path")
     parser.add_argument("--trained_param", type=Path, required=True, help="the unpruned network")
     parser.add_argument("--searched", type=Path, help="run folder whose network scratch trains")
@@ -69,21 +81,33 @@ def parse_args(argv=None):
     parser.add_argument("--train_epoch", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=FineTuneSettings.batch_size)
     parser.add_argument("--finetune_teacher", default="none", choices=("none", "single"))
-    parser.add_argument("--num_views", type=int, choices=(1, 2), help="random views of each image; "
-                        "without it 1 where labels alone teach, else 2")
+    parser.add_argument(
+        "--num_views",
+        type=int,
+        choices=(1, 2),
+        help="random views of each image; without it 1 where labels alone teach, else 2",
+    )
     parser.add_argument("--precision", default="float32", choices=DTYPES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder of checkpoints and of the record; without it runs/NAME")
-    parser.add_argument("--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning")
+    parser.add_argument(
+        "--out", type=Path, help="folder of checkpoints and of the record; without it runs/NAME"
+    )
+    parser.add_argument(
+        "--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning"
+    )
     args = parser.parse_args(argv)
     if (args.method == "scratch") != (args.searched is not None):
         parser.error("--searched belongs to the method scratch, which needs it.")
     if args.out is None:
-        args.out = Path("runs") / f"{args.arch}_{args.method}_{args.target_rate}_{args.finetune_teacher}_{args.seed}"
+        args.out = (
+            Path("runs")
+            / f"{args.arch}_{args.method}_{args.target_rate}_{args.finetune_teacher}_{args.seed}"
+        )
     return args
 
 
 # ---------------------------------------------------------------- the networks
+
 
 def load(args, data, path):
     """Returns the network, pruned or not, in a parameter file."""
@@ -91,27 +115,41 @@ def load(args, data, path):
 
 
 def make_network(args, data, unpruned, compute):
-    """Returns the network that is trained; all but scratch keep what the unpruned one knows, with new statistics."""
+    """Returns the network that is trained; all but scratch keep what the unpruned one knows, with
+    new statistics.
+    """
     if args.method == "unpruned":
         return unpruned
     train_batches = data.batches(data.train, BATCH, mixed_order(data.strata))
     if args.method in TORCH:
-        model = nets.from_params(args.arch, prune_with_torch(args, data, unpruned), data.num_classes, "Torch-Pruning")
+        model = nets.from_params(
+            args.arch, prune_with_torch(args, data, unpruned), data.num_classes, "Torch-Pruning"
+        )
         fit_statistics_(model, train_batches, compute.use_xla)
-        restore_norms_(model, Graph(unpruned))  # as of all others: the effective learning rate stays
+        restore_norms_(
+            model, Graph(unpruned)
+        )  # as of all others: the effective learning rate stays
         return model
     if args.method == "scratch":
-        return keras.models.clone_model(load(args, data, args.searched / names.SLIMMED))  # weights of a clone are new
+        return keras.models.clone_model(
+            load(args, data, args.searched / names.SLIMMED)
+        )  # weights of a clone are new
     supernet = Supernet(unpruned)
     return slim(supernet, choose_widths(args, data, supernet), train_batches, compute)
 
 
 def choose_widths(args, data, supernet):
-    """Returns the sub-network of equal or random widths at the rate; the channels of the largest L1 norms stay."""
+    """Returns the sub-network of equal or random widths at the rate; the channels of the largest L1
+    norms stay.
+    """
     batches = Subject(args.arch, data, None, BATCH).batches()
-    scores = criteria.l1(criteria.CriterionContext(Objective(supernet, batches, "none"), supernet.whole(), args.seed))
+    scores = criteria.l1(
+        criteria.CriterionContext(Objective(supernet, batches, "none"), supernet.whole(), args.seed)
+    )
     if args.method == "random":
-        return random_subnetwork(supernet, scores, args.target_rate, np.random.default_rng(args.seed))
+        return random_subnetwork(
+            supernet, scores, args.target_rate, np.random.default_rng(args.seed)
+        )
     return scaled_subnetwork(supernet, scores, args.target_rate, np.ones(len(supernet.groups)))
 
 
@@ -123,42 +161,77 @@ def prune_with_torch(args, data, unpruned):
         chosen = rng.choice(len(data.train), min(SUBSET, len(data.train)), replace=False)
         images = data.normalise(data.train.read(np.sort(chosen))).numpy()
         source = args.out / "torch_source.npz"
-        np.savez(source, images=images, labels=data.train.labels[np.sort(chosen)],
-                 logits=unpruned(images[:16], training=False).numpy(), **utils.load_params(args.trained_param))
+        np.savez(
+            source,
+            images=images,
+            labels=data.train.labels[np.sort(chosen)],
+            logits=unpruned(images[:16], training=False).numpy(),
+            **utils.load_params(args.trained_param),
+        )
         unfinished = args.out / "unfinished.npz"
-        subprocess.run([python, Path(__file__).with_name("peers_torch.py"), source, unfinished,  # noqa: S603
-                        "--importance", TORCH[args.method], "--rate", str(args.target_rate)], check=True)
+        subprocess.run(
+            [
+                python,
+                Path(__file__).with_name("peers_torch.py"),
+                source,
+                unfinished,
+                "--importance",
+                TORCH[args.method],
+                "--rate",
+                str(args.target_rate),
+            ],
+            check=True,
+        )
         unfinished.rename(target)
     with np.load(target, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def make_environment(folder):
-    """Returns the Python of a virtual environment with PACKAGES, which is made if it is not there."""
+    """Returns the Python of a virtual environment with PACKAGES, which is made if it is not
+    there.
+    """
     python, done = folder / "bin" / "python", folder / ".peers"
     if not done.exists():
         logger.info("making %s with %s", folder, ", ".join(PACKAGES))
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)  # noqa: S603
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)  # noqa: S603
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
         done.touch()
     return python
 
 
 # ---------------------------------------------------------------- training and record
 
+
 def train(args, data, model, unpruned, compute):
     """Trains the network as FineTunePhase would; a training that was stopped resumes."""
     settings = FineTuneSettings(train_epoch=args.train_epoch, batch_size=args.batch_size)
     is_single = args.finetune_teacher == "single"
-    loss_fn = losses.fine_tuning(data, args.finetune_teacher, settings.temperature,
-                                 pure_forward(unpruned) if is_single else None,
-                                 num_views=args.num_views)
-    trainer = Trainer(compute.team.strategy, model, loss_fn, weight_decay=settings.weight_decay,
-                      options=StepOptions(1, compute.use_xla, compute.dtype), constants=unpruned if is_single else ())
-    batches = TrainingBatches(data, settings.batch_size, args.seed, args.num_views, phase="fine-tune")
-    schedule = Schedule(settings.learning_rate, settings.decay_points, settings.decay_rate, args.train_epoch)
+    loss_fn = losses.fine_tuning(
+        data,
+        args.finetune_teacher,
+        settings.temperature,
+        pure_forward(unpruned) if is_single else None,
+        num_views=args.num_views,
+    )
+    trainer = Trainer(
+        compute.team.strategy,
+        model,
+        loss_fn,
+        weight_decay=settings.weight_decay,
+        options=StepOptions(1, compute.use_xla, compute.dtype),
+        constants=unpruned if is_single else (),
+    )
+    batches = TrainingBatches(
+        data, settings.batch_size, args.seed, args.num_views, phase="fine-tune"
+    )
+    schedule = Schedule(
+        settings.learning_rate, settings.decay_points, settings.decay_rate, args.train_epoch
+    )
     fit("fine-tune", trainer, batches, schedule, folder=RunFolder(args.out), team=compute.team)
-    fit_statistics_(model, data.batches(data.train, BATCH, mixed_order(data.strata)), compute.use_xla)
+    fit_statistics_(
+        model, data.batches(data.train, BATCH, mixed_order(data.strata)), compute.use_xla
+    )
 
 
 def main(args):
@@ -167,8 +240,9 @@ def main(args):
     compute = Compute(team, op_utils.use_xla("auto"), args.precision)
     keras.utils.set_random_seed(args.seed)
     data = dataloader.load(args.dataset, args.data_path)
-    args.num_views = FineTuneSettings(finetune_teacher=args.finetune_teacher,
-                                      num_views=args.num_views).views_of(data)
+    args.num_views = FineTuneSettings(
+        finetune_teacher=args.finetune_teacher, num_views=args.num_views
+    ).views_of(data)
     test = data.batches(data.test, BATCH)
     files_of = {name: args.out / f"{name}_param.pkl" for name in ("slimmed", "trained")}
     RunFolder.prepare(args.out, {"method": args.method, **_arguments(args, data, compute)})
@@ -182,36 +256,72 @@ def main(args):
     with team.strategy.scope():
         model = load(args, data, slimmed)
     evaluation = Evaluation(model, test, Compute(team))
-    rows = [measure("baseline", Evaluation(unpruned, test, Compute(team)), args.trained_param.stat().st_size),
-            measure("slimmed", evaluation, slimmed.stat().st_size)]
+    rows = [
+        measure(
+            "baseline", Evaluation(unpruned, test, Compute(team)), args.trained_param.stat().st_size
+        ),
+        measure("slimmed", evaluation, slimmed.stat().st_size),
+    ]
     with phases.timed("fine-tune"):
         train(args, data, model, unpruned, compute)
         utils.save_params(model, files_of["trained"])
     rows.append(measure("fine-tuned", evaluation, files_of["trained"].stat().st_size))
-    record = Record(args.out.resolve().name, _arguments(args, data, compute), [dataclasses.asdict(row) for row in rows], 0,
-                    phases.phases(), [], origin(), _command(args))
+    record = Record(
+        args.out.resolve().name,
+        _arguments(args, data, compute),
+        [dataclasses.asdict(row) for row in rows],
+        0,
+        phases.phases(),
+        [],
+        origin(),
+        _command(args),
+    )
     record.write(args.out / RECORD)
-    print(f"{record.name}: {record.rate:.4f} of the FLOPs, top-1 {record.top1(0):.2f} unpruned, {record.top1(1):.2f} "
-          f"pruned, {record.top1(2):.2f} fine-tuned")
+    print(
+        f"{record.name}: {record.rate:.4f} of the FLOPs, top-1 {record.top1(0):.2f} unpruned, "
+        f"{record.top1(1):.2f} "
+        f"pruned, {record.top1(2):.2f} fine-tuned"
+    )
     return record
 
 
 def _arguments(args, data, compute):
     """Returns what the tables tell runs apart by, in the form of arguments.json."""
-    return {"arch": args.arch, "dataset": args.dataset, "search_teacher": "", "finetune_teacher": args.finetune_teacher,
-            "num_views": args.num_views, "criterion": TITLES[args.method],
-            "target_rate": args.target_rate, "train_epoch": args.train_epoch,
-            "batch_size": args.batch_size, "precision": args.precision, "seed": args.seed,
-            "trained_param": files.sha256(args.trained_param), **describe(data, compute.use_xla),
-            **({"searched": files.sha256(args.searched / names.SLIMMED)} if args.searched else {})}
+    return {
+        "arch": args.arch,
+        "dataset": args.dataset,
+        "search_teacher": "",
+        "finetune_teacher": args.finetune_teacher,
+        "num_views": args.num_views,
+        "criterion": TITLES[args.method],
+        "target_rate": args.target_rate,
+        "train_epoch": args.train_epoch,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "seed": args.seed,
+        "trained_param": files.sha256(args.trained_param),
+        **describe(data, compute.use_xla),
+        **({"searched": files.sha256(args.searched / names.SLIMMED)} if args.searched else {}),
+    }
 
 
 def _command(args):
-    flags = {"arch": args.arch, "dataset": args.dataset, "trained_param": "PARAMS", "target_rate": args.target_rate,
-             "train_epoch": args.train_epoch, "batch_size": args.batch_size, "finetune_teacher": args.finetune_teacher,
-             "num_views": args.num_views, "precision": args.precision, "seed": args.seed}
+    flags = {
+        "arch": args.arch,
+        "dataset": args.dataset,
+        "trained_param": "PARAMS",
+        "target_rate": args.target_rate,
+        "train_epoch": args.train_epoch,
+        "batch_size": args.batch_size,
+        "finetune_teacher": args.finetune_teacher,
+        "num_views": args.num_views,
+        "precision": args.precision,
+        "seed": args.seed,
+    }
     flags |= {"searched": "RUN"} if args.searched else {}
-    return f"python -m benchmarks.peers {args.method} " + " ".join(f"--{name} {value}" for name, value in flags.items())
+    return f"python -m benchmarks.peers {args.method} " + " ".join(
+        f"--{name} {value}" for name, value in flags.items()
+    )
 
 
 if __name__ == "__main__":

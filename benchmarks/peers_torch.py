@@ -1,11 +1,13 @@
-"""Prunes a ResNet for small images with Torch-Pruning; runs in an environment of its own, which benchmarks.peers makes.
+"""Prunes a ResNet for small images with Torch-Pruning; runs in an environment of its own, which
+benchmarks.peers makes.
 
     python peers_torch.py IN.npz OUT.npz --importance l2 --rate 0.45
 
-IN.npz holds the parameters of a network by this project's names, normalised images [number, height, width, 3], their labels,
-and the logits of the first of them; the network that is built of them must give the same logits. Channels are ranked over
-the whole network (global pruning) and removed a few at a time, until the FLOPs are at or below the rate; group Taylor takes
-new gradients before each time. OUT.npz holds the parameters that are left.
+IN.npz holds the parameters of a network by this project's names, normalised images [number, height,
+width, 3], their labels, and the logits of the first of them; the network that is built of them must
+give the same logits. Channels are ranked over the whole network (global pruning) and removed a few
+at a time, until the FLOPs are at or below the rate; group Taylor takes new gradients before each
+time. OUT.npz holds the parameters that are left.
 """
 
 import argparse
@@ -18,7 +20,12 @@ from torch.nn import functional
 
 EPSILON, STEPS, TAYLOR_IMAGES = 1e-5, 200, 512
 TOLERANCE = 1e-3  # of logits
-NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 class Block(nn.Module):
@@ -51,13 +58,17 @@ class ResNet(nn.Module):
         width = params["conv/kernel:0"].shape[-1]
         self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width, EPSILON)
-        names = sorted({name.split("/")[0] for name in params if name.startswith("BasicBlock")},
-                       key=lambda name: [int(part) for part in name[len("BasicBlock"):].split(".")])
+        names = sorted(
+            {name.split("/")[0] for name in params if name.startswith("BasicBlock")},
+            key=lambda name: [int(part) for part in name[len("BasicBlock") :].split(".")],
+        )
         self.blocks = nn.ModuleDict()
         for name in names:
             c_in, c_out = params[f"{name}/conv1/kernel:0"].shape[2:]
             has_projection = f"{name}/conv3/kernel:0" in params
-            self.blocks[name.replace(".", "_")] = Block(c_in, c_out, 2 if has_projection else 1, has_projection)
+            self.blocks[name.replace(".", "_")] = Block(
+                c_in, c_out, 2 if has_projection else 1, has_projection
+            )
         self.fc = nn.Linear(*params["fc/kernel:0"].shape)
         for name, tensor in self.named_arrays():
             value = torch.from_numpy(to_torch(name, params[name]))
@@ -75,12 +86,17 @@ class ResNet(nn.Module):
         """Yields (this project's name, tensor) of all parameters and moving statistics."""
         modules = {"conv": self.conv, "bn": self.bn}
         for name, block in self.blocks.items():
-            modules |= {f"{name.replace('_', '.')}/{part}": module for part, module in block.named_children()}
+            modules |= {
+                f"{name.replace('_', '.')}/{part}": module
+                for part, module in block.named_children()
+            }
         for name, module in modules.items():
             if isinstance(module, nn.Conv2d):
                 yield f"{name}/kernel:0", module.weight
             else:
-                yield from ((f"{name}/{ours}:0", getattr(module, theirs)) for ours, theirs in NORM.items())
+                yield from (
+                    (f"{name}/{ours}:0", getattr(module, theirs)) for ours, theirs in NORM.items()
+                )
         yield "fc/kernel:0", self.fc.weight
         yield "fc/biases:0", self.fc.bias
 
@@ -100,7 +116,9 @@ def from_torch(name, array):
 
 
 def count_flops(model, image):
-    """Returns the multiply-accumulates of one image; a batch norm counts 2·H·W·C, as in this project."""
+    """Returns the multiply-accumulates of one image; a batch norm counts 2·H·W·C, as in this
+    project.
+    """
     total, hooks = [0], []
 
     def count(module, inputs, output):
@@ -110,6 +128,7 @@ def count_flops(model, image):
             total[0] += 2 * output[0].numel()
         else:
             total[0] += module.weight.numel()
+
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
             hooks.append(module.register_forward_hook(count))
@@ -121,22 +140,38 @@ def count_flops(model, image):
 
 
 def prune(model, images, labels, importance, rate):
-    """Removes channels from the model until its FLOPs are at or below a share of what they were; returns that share."""
+    """Removes channels from the model until its FLOPs are at or below a share of what they were;
+    returns that share.
+    """
     image, whole = images[:1], count_flops(model, images[:1])
-    makers = {"l2": lambda: tp.importance.GroupMagnitudeImportance(p=2), "taylor": tp.importance.GroupTaylorImportance}
-    pruner = tp.pruner.BasePruner(model, image, makers[importance](), global_pruning=True, pruning_ratio=0.95,
-                                  iterative_steps=STEPS, ignored_layers=[model.fc])
+    makers = {
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "taylor": tp.importance.GroupTaylorImportance,
+    }
+    pruner = tp.pruner.BasePruner(
+        model,
+        image,
+        makers[importance](),
+        global_pruning=True,
+        pruning_ratio=0.95,
+        iterative_steps=STEPS,
+        ignored_layers=[model.fc],
+    )
     present = 1.0
     for _ in range(STEPS):
         if present <= rate:
             break
         if importance == "taylor":
             model.zero_grad()
-            functional.cross_entropy(model(images[:TAYLOR_IMAGES]), labels[:TAYLOR_IMAGES]).backward()
+            functional.cross_entropy(
+                model(images[:TAYLOR_IMAGES]), labels[:TAYLOR_IMAGES]
+            ).backward()
         pruner.step()
         present = count_flops(model, image) / whole
     if present > rate:
-        raise SystemExit(f"error: {importance}: {present:.4f} of the FLOPs are left, and {rate} were asked for.")
+        raise SystemExit(
+            f"error: {importance}: {present:.4f} of the FLOPs are left, and {rate} were asked for."
+        )
     return present
 
 
@@ -154,11 +189,20 @@ def main():
     labels, logits = torch.from_numpy(stored.pop("labels")).long(), stored.pop("logits")
     model = ResNet(stored).eval()
     with torch.no_grad():
-        difference = np.abs(model(images[:len(logits)]).numpy() - logits).max() / np.abs(logits).max()
+        difference = (
+            np.abs(model(images[: len(logits)]).numpy() - logits).max() / np.abs(logits).max()
+        )
     if difference > TOLERANCE:
-        raise SystemExit(f"error: the logits differ by {difference:.2g} of the greatest from this project's.")
+        raise SystemExit(
+            f"error: the logits differ by {difference:.2g} of the greatest from this project's."
+        )
     rate = prune(model, images, labels, args.importance, args.rate)
-    np.savez(args.target, **{name: from_torch(name, tensor.detach().numpy()) for name, tensor in model.named_arrays()})
+    np.savez(
+        args.target,
+        **{
+            name: from_torch(name, tensor.detach().numpy()) for name, tensor in model.named_arrays()
+        },
+    )
     print(f"{args.importance}: {rate:.4f} of the FLOPs; logits agreed to {difference:.1g}")
 
 

@@ -1,9 +1,12 @@
-"""Every phase of a run before and after a change, timed in turn, and how its cost grows; writes docs/performance.md.
+"""Every phase of a run before and after a change, timed in turn, and how its cost grows; writes
+docs/performance.md.
 
-    python -m benchmarks.performance --before CHECKOUT --trained_param resnet56.pkl --data_path cifar-10-batches-py \
+    python -m benchmarks.performance --before CHECKOUT --trained_param resnet56.pkl --data_path
+    cifar-10-batches-py \
         --history history.jsonl --out docs
 
-CHECKOUT is another checkout of this repository, at the revision to compare with. Run it on a machine that does nothing else.
+CHECKOUT is another checkout of this repository, at the revision to compare with. Run it on a
+machine that does nothing else.
 """
 
 import argparse
@@ -19,40 +22,80 @@ from pathlib import Path
 import utils  # before TensorFlow: it sets TensorFlow's environment
 from analyses.results import markdown_table
 from benchmarks import growth
-from ekg import files
+from ekg.io import files
 from ekg.run.arguments import origin
 
 HERE = Path(__file__).resolve().parent.parent
-START_COMMAND = ("train_cifar.py", "--dataset", "DIGITS", "--arch", "ResNet-20", "--target_rate", "0.8",
-                 "--baseline_epoch", "1", "--train_epoch", "1", "--batch_size", "16", "--search_step", "0.5")
+START_COMMAND = (
+    "train_cifar.py",
+    "--dataset",
+    "DIGITS",
+    "--arch",
+    "ResNet-20",
+    "--target_rate",
+    "0.8",
+    "--baseline_epoch",
+    "1",
+    "--train_epoch",
+    "1",
+    "--batch_size",
+    "16",
+    "--search_step",
+    "0.5",
+)
 LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rounds that count
 NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
 HEAD = ("what", "before", "after", "times as fast", "share of peak before", "share of peak after")
 PEAK = "peak"  # the phase that is a matrix product
-SECTIONS = {  # {entry of the record: (title, what it says, head of its tables)}; other programs fill them
-    "agreement": ("Searches in other formats",
-                  "At so many steps of a float32 search, from its own sub-network and knowledge: how often a format chooses "
-                  "the same group of channels, and ends with the same ones.",
-                  ("format", "steps", "same group", "same sub-network")),
-    "formats": ("Number formats",
-                "Shares of peak are those of the matrix product in the same format. `python -m benchmarks.bench_gpu --out "
-                "docs` adds the table of a GPU: with and without XLA, in float32, TF32, bfloat16 and float16.",
-                ("work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"))}
+# {entry of the record: (title, what it says, head of its tables)}; other programs fill them
+SECTIONS = {
+    "agreement": (
+        "Searches in other formats",
+        "At so many steps of a float32 search, from its own sub-network and knowledge: how often "
+        "a format chooses "
+        "the same group of channels, and ends with the same ones.",
+        ("format", "steps", "same group", "same sub-network"),
+    ),
+    "formats": (
+        "Number formats",
+        "Shares of peak are those of the matrix product in the same format. `python -m "
+        "benchmarks.bench_gpu --out "
+        "docs` adds the table of a GPU: with and without XLA, in float32, TF32, bfloat16 and "
+        "float16.",
+        ("work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"),
+    ),
+}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Compare the speed of two revisions.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, help="checkout of the earlier revision")
+    parser = argparse.ArgumentParser(
+        description="Compare the speed of two revisions.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--before", type=Path, required=True, help="checkout of the earlier revision"
+    )
     parser.add_argument("--trained_param", type=Path, required=True)
     parser.add_argument("--data_path", type=Path, required=True, help="CIFAR-10")
-    parser.add_argument("--history", type=Path, required=True, help="history.jsonl of a search of that network")
+    parser.add_argument(
+        "--history", type=Path, required=True, help="history.jsonl of a search of that network"
+    )
     parser.add_argument("--arch", default="ResNet-56")
-    parser.add_argument("--rounds", type=int, default=5, help="times each revision runs each phase, in turn")
-    parser.add_argument("--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn")
-    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True,
-                        help="measure growth, too; else the page keeps what it has of it")
-    parser.add_argument("--only", help="times the phases alone whose names begin with this, and writes no page")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times each revision runs each phase, in turn"
+    )
+    parser.add_argument(
+        "--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn"
+    )
+    parser.add_argument(
+        "--growth",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure growth, too; else the page keeps what it has of it",
+    )
+    parser.add_argument(
+        "--only", help="times the phases alone whose names begin with this, and writes no page"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "docs")
     return parser.parse_args(argv)
 
@@ -65,8 +108,14 @@ class Revision:
         for name in ("trained_param", "data_path", "history"):
             command += [f"--{name}", str(getattr(args, name).resolve())]
         environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,  # noqa: S603
-                                         env=environment, cwd=checkout)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=checkout,
+        )
         self.phases = self._answer()
 
     def _answer(self):
@@ -87,7 +136,9 @@ class Revision:
 
 
 def measure_phases(args):
-    """Returns a list of {"name", "work", "count", "unit", "before", "after"}: seconds of every round, the two in turn."""
+    """Returns a list of {"name", "work", "count", "unit", "before", "after"}: seconds of every
+    round, the two in turn.
+    """
     before, after = revisions = [Revision(args, checkout) for checkout in (args.before, HERE)]
     found = []
     for name, (work, count, unit) in after.phases.items():
@@ -95,9 +146,19 @@ def measure_phases(args):
             continue
         first = [revision.seconds(name) for revision in revisions]
         more = args.rounds if max(first) < LONG_SECONDS else 0
-        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(more)] or [first]
-        found.append({"name": name, "work": work, "count": count, "unit": unit, "before": [first for first, _ in rounds],
-                      "after": [second for _, second in rounds]})
+        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(more)] or [
+            first
+        ]
+        found.append(
+            {
+                "name": name,
+                "work": work,
+                "count": count,
+                "unit": unit,
+                "before": [first for first, _ in rounds],
+                "after": [second for _, second in rounds],
+            }
+        )
         print(json.dumps(found[-1]), flush=True)
     for revision in revisions:
         revision.end()
@@ -107,36 +168,64 @@ def measure_phases(args):
 def small_run(checkout):
     """Returns {part: seconds} of a small run on DIGITS with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
-        command, start = [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"], time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=checkout)  # noqa: S603
+        command, start = (
+            [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"],
+            time.perf_counter(),
+        )
+        subprocess.run(command, check=True, capture_output=True, cwd=checkout)
         whole = time.perf_counter() - start
-        phases = {line["phase"]: line["seconds"] for line in files.read_report_lines(Path(folder) / "run" / "phases.jsonl")}
-    return {"whole": whole, "report": phases["report"], "start and what is between the phases": whole - sum(phases.values())}
+        phases = {
+            line["phase"]: line["seconds"]
+            for line in files.read_report_lines(Path(folder) / "run" / "phases.jsonl")
+        }
+    return {
+        "whole": whole,
+        "report": phases["report"],
+        "start and what is between the phases": whole - sum(phases.values()),
+    }
 
 
 def measure_small_runs(args):
     """Returns a list like that of measure_phases() of the parts of a small run."""
-    rounds = [[small_run(checkout) for checkout in (args.before, HERE)] for _ in range(args.small_rounds)]
-    return [{"name": f"small run on DIGITS: {part}", "work": None, "count": 0, "unit": "s",
-             "before": [first[part] for first, _ in rounds], "after": [second[part] for _, second in rounds]}
-            for part in (rounds[0][0] if rounds else ())]
+    rounds = [
+        [small_run(checkout) for checkout in (args.before, HERE)] for _ in range(args.small_rounds)
+    ]
+    return [
+        {
+            "name": f"small run on DIGITS: {part}",
+            "work": None,
+            "count": 0,
+            "unit": "s",
+            "before": [first[part] for first, _ in rounds],
+            "after": [second[part] for _, second in rounds],
+        }
+        for part in (rounds[0][0] if rounds else ())
+    ]
 
 
 def table(phases):
-    """Returns the rows [what, before, after, times as fast, share of peak before, after] of what measure_phases() found.
+    """Returns the rows [what, before, after, times as fast, share of peak before, after] of what
+    measure_phases() found.
 
-    "Times as fast" is the median of the ratios of the rounds, in each of which both revisions ran one after the other.
+    "Times as fast" is the median of the ratios of the rounds, in each of which both revisions ran
+    one after the other.
     """
     peak = next(phase for phase in phases if phase["name"] == PEAK)
     rows = []
     for phase in phases:
         if phase is peak:
             continue
-        ratio = statistics.median(first / second for first, second in zip(phase["before"], phase["after"]))
+        ratio = statistics.median(
+            first / second for first, second in zip(phase["before"], phase["after"])
+        )
         cells, shares = [], []
         for side in ("before", "after"):
             seconds = statistics.median(phase[side])
-            cells.append(f"{phase['count'] / seconds:,.0f} {phase['unit']}" if phase["count"] else f"{seconds:.1f} s")
+            cells.append(
+                f"{phase['count'] / seconds:,.0f} {phase['unit']}"
+                if phase["count"]
+                else f"{seconds:.1f} s"
+            )
             per_second = peak["work"] / statistics.median(peak[side])
             shares.append(f"{phase['work'] / seconds / per_second:.2f}" if phase["work"] else "")
         rows.append([phase["name"], *cells, f"{ratio:.2f}", *shares])
@@ -148,16 +237,27 @@ def markdown(record):
     now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == PEAK)
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
-        "# Speed", "", f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
-        f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, ran in turn on one "
-        f"machine ({now['machine']['processor']}, {now['cores']} cores). Seconds and rates are medians; "
-        f"\"times as fast\" is the median of the ratios within "
-        f"each round, so that a drift of the machine hits both alike. {record['arch']} on CIFAR-10 in float32. The "
-        f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts its multiply-accumulates "
-        "as if nothing were masked; fine-tuning and the bank count those of the cut networks.", "",
-        markdown_table(HEAD, table(record["phases"])), ""]
+        "# Speed",
+        "",
+        f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
+        f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, "
+        f"ran in turn on one "
+        f"machine ({now['machine']['processor']}, {now['cores']} cores). Seconds and rates are "
+        f"medians; "
+        f'"times as fast" is the median of the ratios within '
+        f"each round, so that a drift of the machine hits both alike. {record['arch']} on "
+        f"CIFAR-10 in float32. The "
+        f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts "
+        f"its multiply-accumulates "
+        "as if nothing were masked; fine-tuning and the bank count those of the cut networks.",
+        "",
+        markdown_table(HEAD, table(record["phases"])),
+        "",
+    ]
     if record.get("growth"):
-        lines += growth.markdown(record["growth"], PICTURE, (record.get("growth_of") or "unknown")[:7])
+        lines += growth.markdown(
+            record["growth"], PICTURE, (record.get("growth_of") or "unknown")[:7]
+        )
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
     for entry, (title, text, head) in SECTIONS.items():
@@ -195,15 +295,25 @@ NOT_RUN = ("## Not run", "", "The two revisions were not compared on a GPU.", ""
 
 
 def main(args):
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.before, capture_output=True, text=True)  # noqa: S603,S607
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=args.before, capture_output=True, text=True
+    )
     if args.only:
         print(markdown_table(HEAD, table(measure_phases(args))))
         return
     former, now = files.read_json(args.out / NAMES) if (args.out / NAMES).exists() else {}, origin()
-    record = former | {"arch": args.arch, "before": revision.stdout.strip() or "unknown", "after": now,
-                       "phases": [*measure_phases(args), *measure_small_runs(args)]}
+    record = former | {
+        "arch": args.arch,
+        "before": revision.stdout.strip() or "unknown",
+        "after": now,
+        "phases": [*measure_phases(args), *measure_small_runs(args)],
+    }
     if args.growth:
-        record |= {"growth": growth.measure(), "memory": growth.measure_memory(), "growth_of": now["revision"]}
+        record |= {
+            "growth": growth.measure(),
+            "memory": growth.measure_memory(),
+            "growth_of": now["revision"],
+        }
         growth.draw(record["growth"], args.out / PICTURE)
     write_page(args.out, record)
     print(markdown(record))

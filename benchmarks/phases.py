@@ -1,7 +1,10 @@
-"""Runs the phases whose names it reads, and says how long each took; of the revision that stands first on PYTHONPATH.
+"""Runs the phases whose names it reads, and says how long each took; of the revision that stands
+first on PYTHONPATH.
 
-benchmarks/performance.py lets two such processes, one a revision, work in turn. It uses nothing that both do not have, so no
-other benchmark. It says first, as JSON, what there is: {name: [multiply-accumulates, what is counted, unit of its rate]}.
+benchmarks/performance.py lets two such processes, one a revision, work in turn. It uses nothing
+that both do not have, so no
+other benchmark. It says first, as JSON, what there is: {name: [multiply-accumulates, what is
+    counted, unit of its rate]}.
 """
 
 import argparse
@@ -21,18 +24,19 @@ import nets
 import numpy as np
 import op_utils
 import tensorflow as tf
-from ekg import augment, files
-from ekg.data import NUM_VIEWS, Batches
+from ekg.data import augment
+from ekg.io import files
+from ekg.data.dataset import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, losses
 from ekg.graph import records
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 from ekg.network.supernet import Supernet
-from ekg.search import criteria
-from ekg.search.history import HistoryEntry
-from ekg.search.objective import Objective
-from ekg.search.proposals import propose
-from ekg.search.targets import Flops
+from ekg.searching import criteria
+from ekg.searching.history import HistoryEntry
+from ekg.searching.objective import Objective
+from ekg.searching.proposals import propose
+from ekg.searching.targets import Flops
 from ekg.settings import SearchSettings
 from ekg.train.step import StepOptions, Trainer
 
@@ -46,8 +50,12 @@ def parse_args():
     parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument("--trained_param", required=True)
     parser.add_argument("--data_path", required=True, help="CIFAR-10")
-    parser.add_argument("--history", required=True, help="history.jsonl of a search of this network")
-    parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 0.9], help="shares of the search")
+    parser.add_argument(
+        "--history", required=True, help="history.jsonl of a search of this network"
+    )
+    parser.add_argument(
+        "--steps", type=float, nargs="+", default=[0.1, 0.9], help="shares of the search"
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--bank_images", type=int, default=8192)
     parser.add_argument("--precision", default="float32")
@@ -64,6 +72,7 @@ class Work:
         count: of what it makes, or 0.
         unit: of their rate.
     """
+
     run: Callable
     multiply_accumulates: float
     count: int = 0
@@ -78,22 +87,32 @@ def matrix_product():
 
 
 def call_flops(supernet):
-    """Returns the multiply-accumulates of an image at every position of the program, nothing masked."""
+    """Returns the multiply-accumulates of an image at every position of the program, nothing
+    masked.
+    """
     flops = []
     for step in supernet.program:
         layer = getattr(step, "layer", None)
         record = records.record_of(layer) if layer is not None else None
         shape = supernet.graph.shapes[step.output] if record else ()
-        flops.append(sum(records.spatial_size(shape, len(shape) - 1) * math.prod(weight.shape)
-                         for weight in getattr(layer, "weights", ()) if record and weight.name in record.multiplies))
+        flops.append(
+            sum(
+                records.spatial_size(shape, len(shape) - 1) * math.prod(weight.shape)
+                for weight in getattr(layer, "weights", ())
+                if record and weight.name in record.multiplies
+            )
+        )
     return np.array(flops)
 
 
 def search_steps(args, supernet, history, data):
     """Returns {name: Work} of one search step at each place asked for."""
     split = data.last_of_each_class(SearchSettings().val_per_class, 0).in_memory()
-    objective = Objective(supernet, Batches(split, data.normalise, SearchSettings().search_batch_size),
-                          compute=Compute(dtype=args.precision))
+    objective = Objective(
+        supernet,
+        Batches(split, data.normalise, SearchSettings().search_batch_size),
+        compute=Compute(dtype=args.precision),
+    )
     objective.add_knowledge(supernet.whole())
     flops, found = call_flops(supernet), {}
     for share in args.steps:
@@ -102,14 +121,20 @@ def search_steps(args, supernet, history, data):
 
         def step(present=present):
             objective.add_knowledge(present)
-            scores = criteria.score_channels("ekg", criteria.CriterionContext(objective, present, 0))
+            scores = criteria.score_channels(
+                "ekg", criteria.CriterionContext(objective, present, 0)
+            )
             ranked, candidates = propose(supernet, present, scores, Flops(0.01), 0.2)
             objective.scores(ranked, candidates)
             return [group for group, _ in candidates]
+
         tried = step()
-        # Importance goes forward and back to the activations; the knowledge of the winner counts half a pass.
-        work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group):].sum() for group in tried)
-        found[f"search step {number}, {len(tried)} candidates"] = Work(step, float(work * objective.num_images))
+        # Importance goes forward and back to the activations; the knowledge of the winner counts
+        # half a pass.
+        work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group) :].sum() for group in tried)
+        found[f"search step {number}, {len(tried)} candidates"] = Work(
+            step, float(work * objective.num_images)
+        )
     return found
 
 
@@ -118,43 +143,73 @@ def training_step(args, data, model_of, num_views, loss_fn):
     strategy, rng = op_utils.make_strategy(), np.random.default_rng(0)
     with strategy.scope():
         model = model_of()
-    batch = {"images": data.train.read(np.arange(args.batch_size)), "labels": data.train.labels[:args.batch_size],
-             "draws": rng.random((args.batch_size, num_views, augment.NUM_DRAWS), np.float32)}
+    batch = {
+        "images": data.train.read(np.arange(args.batch_size)),
+        "labels": data.train.labels[: args.batch_size],
+        "draws": rng.random((args.batch_size, num_views, augment.NUM_DRAWS), np.float32),
+    }
     if num_views > 1:
-        batch["bank"] = rng.normal(size=(args.batch_size, TEACHERS, data.num_classes)).astype(np.float32)
-    trainer = Trainer(strategy, model, loss_fn, weight_decay=5e-4,
-                      options=StepOptions(1, op_utils.use_xla("auto"), args.precision))
+        batch["bank"] = rng.normal(size=(args.batch_size, TEACHERS, data.num_classes)).astype(
+            np.float32
+        )
+    trainer = Trainer(
+        strategy,
+        model,
+        loss_fn,
+        weight_decay=5e-4,
+        options=StepOptions(1, op_utils.use_xla("auto"), args.precision),
+    )
     supernet, images = Supernet(model), args.batch_size * num_views
-    return Work(lambda: trainer.step(batch, 0.01)["loss"].numpy(), 3 * supernet.complexity(supernet.whole()).flops * images,
-                images, "images/s" if num_views == 1 else "views/s")
+    return Work(
+        lambda: trainer.step(batch, 0.01)["loss"].numpy(),
+        3 * supernet.complexity(supernet.whole()).flops * images,
+        images,
+        "images/s" if num_views == 1 else "views/s",
+    )
 
 
 def memory_bank(args, supernet, history, data):
-    """Returns {name: Work} of a bank of some images, and of its networks alone; masked channels do not count."""
-    teachers = [history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)]
+    """Returns {name: Work} of a bank of some images, and of its networks alone; masked channels do
+    not count.
+    """
+    teachers = [
+        history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)
+    ]
     batches = Batches(data.train.take(np.arange(args.bank_images)), data.normalise, 256)
     ready = [data.normalise(images) for images in batches.images()]
 
     def build():
         with tempfile.TemporaryDirectory() as folder:
-            bank.build_bank(Path(folder) / "bank", supernet, teachers, batches, Compute(dtype=args.precision))
+            bank.build_bank(
+                Path(folder) / "bank", supernet, teachers, batches, Compute(dtype=args.precision)
+            )
 
     def forward_alone(entry):
         model = supernet.cut(entry.subnetwork)
         forward = pure_forward(model, ExecutionOptions(args.precision, norms_alone=True))
         function = tf.function(lambda images: forward(*read_variables(model), images, True)[0])
-        for images in (ready[0], ready[-1]):  # so that the time is without that of making the graphs
+        for images in (
+            ready[0],
+            ready[-1],
+        ):  # so that the time is without that of making the graphs
             function(images)
         return function
+
     functions = [forward_alone(entry) for entry in teachers]
 
     def run_alone():
         for function in functions:
             for images in ready:
                 function(images).numpy()
+
     work = args.bank_images * sum(supernet.complexity(entry.subnetwork).flops for entry in teachers)
-    return {name: Work(run, work, args.bank_images * len(teachers), "rows/s") for name, run in (
-        ("memory bank", build), ("memory bank, forward passes of its cut networks alone", run_alone))}
+    return {
+        name: Work(run, work, args.bank_images * len(teachers), "rows/s")
+        for name, run in (
+            ("memory bank", build),
+            ("memory bank, forward passes of its cut networks alone", run_alone),
+        )
+    }
 
 
 def make_work(args):
@@ -164,21 +219,34 @@ def make_work(args):
     supernet = Supernet(nets.from_params(args.arch, params, data.num_classes, args.trained_param))
     history = [HistoryEntry.from_json(line) for line in files.read_json_lines(Path(args.history))]
     found = history[-1].subnetwork
-    return {"peak": matrix_product(),
-            **search_steps(args, supernet, history, data),
-            "training the unpruned network, one view": training_step(
-                args, data, lambda: nets.build(args.arch, data.num_classes), 1, losses.baseline(data)),
-            "fine-tuning the pruned network, two views": training_step(
-                args, data, lambda: supernet.cut(found), NUM_VIEWS, losses.fine_tuning(data, "ensemble", TEMPERATURE)),
-            **memory_bank(args, supernet, history, data)}
+    return {
+        "peak": matrix_product(),
+        **search_steps(args, supernet, history, data),
+        "training the unpruned network, one view": training_step(
+            args, data, lambda: nets.build(args.arch, data.num_classes), 1, losses.baseline(data)
+        ),
+        "fine-tuning the pruned network, two views": training_step(
+            args,
+            data,
+            lambda: supernet.cut(found),
+            NUM_VIEWS,
+            losses.fine_tuning(data, "ensemble", TEMPERATURE),
+        ),
+        **memory_bank(args, supernet, history, data),
+    }
 
 
 def main():
     args = parse_args()
     keras.utils.set_random_seed(0)
     phases = make_work(args)
-    print("RESULT " + json.dumps({name: [one.multiply_accumulates, one.count, one.unit] for name, one in phases.items()}),
-          flush=True)
+    print(
+        "RESULT "
+        + json.dumps(
+            {name: [one.multiply_accumulates, one.count, one.unit] for name, one in phases.items()}
+        ),
+        flush=True,
+    )
     for line in sys.stdin:
         start = time.perf_counter()
         phases[line.strip()].run()

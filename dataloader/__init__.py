@@ -4,12 +4,18 @@ from dataloader import cifar, digits, ilsvrc
 from ekg.errors import EkgError
 
 # name -> (load(name, data_path, **options), shape of its images)
-DATASETS = {"CIFAR10": (cifar.load, cifar.IMAGE_SHAPE), "CIFAR100": (cifar.load, cifar.IMAGE_SHAPE),
-            "DIGITS": (digits.load, digits.IMAGE_SHAPE), "ILSVRC2012": (ilsvrc.load, ilsvrc.IMAGE_SHAPE)}
+DATASETS = {
+    "CIFAR10": (cifar.load, cifar.IMAGE_SHAPE),
+    "CIFAR100": (cifar.load, cifar.IMAGE_SHAPE),
+    "DIGITS": (digits.load, digits.IMAGE_SHAPE),
+    "ILSVRC2012": (ilsvrc.load, ilsvrc.IMAGE_SHAPE),
+}
 
 
 def names_for(image_shape):
-    """Returns the names of the data sets whose images have this shape, (height, width, channels)."""
+    """Returns the names of the data sets whose images have this shape, (height, width,
+    channels).
+    """
     return [name for name, (_, shape) in DATASETS.items() if shape == tuple(image_shape)]
 
 
@@ -18,7 +24,8 @@ def load(dataset, data_path=None, **options):
 
     Args:
         dataset: its name, one of DATASETS.
-        data_path: where its files lie; None takes the data set's own source (download, or what comes with a package).
+        data_path: where its files lie; None takes the data set's own source (download, or what
+            comes with a package).
         options: further arguments of the data set's own load().
 
     Raises:

@@ -1,11 +1,13 @@
-"""Handwritten digits that come with scikit-learn (1 797 real images of 8x8): a data set that needs no download.
+"""Handwritten digits that come with scikit-learn (1 797 real images of 8x8): a data set that needs
+no download.
 
-E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, 1998.
 """
 
 import numpy as np
 
-from ekg.data import Dataset, Split
+from ekg.data.dataset import Dataset, Split
 from ekg.errors import EkgError
 
 IMAGE_SIZE = 32
@@ -15,7 +17,8 @@ TEST_EVERY = 5
 
 
 def load(name="DIGITS", data_path=None):
-    """Returns the digits, enlarged to 32x32 and repeated over three channels; every fifth image is a test image.
+    """Returns the digits, enlarged to 32x32 and repeated over three channels; every fifth image is
+    a test image.
 
     Args:
         name: what to call the data set.
@@ -25,11 +28,16 @@ def load(name="DIGITS", data_path=None):
         EkgError: data_path is given, or scikit-learn is missing.
     """
     if data_path is not None:
-        raise EkgError(f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave `data_path` out.")
+        raise EkgError(
+            f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave "
+            f"`data_path` out."
+        )
     try:
         from sklearn import datasets
     except ImportError:
-        raise EkgError(f"`dataset` {name}: comes with scikit-learn, which is missing; install it with pip.") from None
+        raise EkgError(
+            f"`dataset` {name}: comes with scikit-learn, which is missing; install it with pip."
+        ) from None
     digits = datasets.load_digits()
     images = _enlarge(digits.images * (255 / MAX_INTENSITY))
     images = np.repeat(np.rint(images).astype(np.uint8)[..., None], 3, axis=-1)
@@ -37,7 +45,9 @@ def load(name="DIGITS", data_path=None):
     is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
     mean, std = float(train.images.mean()), float(train.images.std())
-    return Dataset(name, len(digits.target_names), train, test, (mean,) * 3, (std,) * 3, flips=False)
+    return Dataset(
+        name, len(digits.target_names), train, test, (mean,) * 3, (std,) * 3, flips=False
+    )
 
 
 def _enlarge(images):

@@ -1,4 +1,6 @@
-"""A user's own images: a folder with one subfolder a class, an .npz of arrays, or a data set of TensorFlow Datasets."""
+"""A user's own images: a folder with one subfolder a class, an .npz of arrays, or a data set of
+TensorFlow Datasets.
+"""
 
 import collections
 import functools
@@ -13,14 +15,23 @@ import numpy as np
 import tensorflow as tf
 
 from dataloader.headers import is_webp, orientation, problem_of, reason_of, upright
+from ekg.data.sources import Data
 from ekg.errors import EkgError, first_line
-from ekg.memory import MIB, machine_memory_mib
-from ekg.sources import Data
+from ekg.process.memory import MIB, machine_memory_mib
 
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-OTHER_ENDINGS = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")  # TensorFlow cannot read these
+OTHER_ENDINGS = (
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jp2",
+    ".jxl",
+    ".tif",
+    ".tiff",
+)  # TensorFlow cannot read these
 MOST_FILE_BYTES = 2**28  # of an image file
 TFDS = "tfds:"
 THREADS = 16
@@ -31,7 +42,8 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
 
     Args:
         path: folder, .npz file with the arrays x and y, or tfds:NAME.
-        image_shape: (height, width, channels) that the network takes; images in files are resized to it.
+        image_shape: (height, width, channels) that the network takes; images in files are resized
+            to it.
         rescale: (low, high) that grey levels of 0 to 255 become; None leaves them as they are.
         split: of a data set of TensorFlow Datasets.
         name: the argument's name, for errors.
@@ -40,12 +52,15 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
         EkgError: nothing of the kind is there.
     """
     if str(path).startswith(TFDS):
-        return _load_tfds(str(path)[len(TFDS):], split, image_shape, rescale), None
+        return _load_tfds(str(path)[len(TFDS) :], split, image_shape, rescale), None
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, image_shape, rescale, name)
     if path.suffix != ".npz":
-        raise EkgError(f"`{name}` {path}: no such folder with one subfolder a class, no .npz file, and not {TFDS}NAME.")
+        raise EkgError(
+            f"`{name}` {path}: no such folder with one subfolder a class, no .npz file, and not "
+            f"{TFDS}NAME."
+        )
     if not path.is_file():
         raise EkgError(f"`{name}` {path}: there is no plain file of that name.")
     try:
@@ -53,7 +68,10 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
         with np.load(path, allow_pickle=False) as arrays:
             missing = sorted({"x", "y"} - set(arrays.files))
             if missing:
-                raise EkgError(f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and y, labels.")
+                raise EkgError(
+                    f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and "
+                    f"y, labels."
+                )
             images, labels = arrays["x"], arrays["y"]
     except EkgError:
         raise
@@ -67,12 +85,16 @@ def _check_unpacked(path, name):
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > machine_memory_mib() * MIB:
-        raise EkgError(f"`{name}` {path}: its arrays take {size:,} bytes of memory, more than this machine "
-                       "has; give the images as files.")
+        raise EkgError(
+            f"`{name}` {path}: its arrays take {size:,} bytes of memory, more than this machine "
+            "has; give the images as files."
+        )
 
 
 def _rescaled(images, rescale):
-    """Returns images whose grey levels of 0 to 255 go from low to high, float32; as they are for None."""
+    """Returns images whose grey levels of 0 to 255 go from low to high, float32; as they are for
+    None.
+    """
     if rescale is None:
         return images
     low, high = rescale
@@ -81,26 +103,44 @@ def _rescaled(images, rescale):
 
 # ---------------------------------------------------------------- folders
 
+
 def _load_folder(path, image_shape, rescale, name):
     if None in image_shape[:2]:
-        raise EkgError(f"`{name}` {path}: the network leaves the size of its images open; say which with `image_size`.")
-    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        raise EkgError(
+            f"`{name}` {path}: the network leaves the size of its images open; say which with "
+            f"`image_size`."
+        )
+    classes = sorted(
+        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     files, labels, others = [], [], collections.Counter()
     for label, class_name in enumerate(classes):
         there = [file for file in (path / class_name).rglob("*") if not file.is_dir()]
         found = sorted(str(file) for file in there if file.suffix.lower() in ENDINGS)
         others.update(file.suffix.lower() for file in there if file.suffix.lower() in OTHER_ENDINGS)
         if not found:
-            raise EkgError(f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove the folder, or "
-                           "fill it.")
+            raise EkgError(
+                f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove "
+                f"the folder, or "
+                "fill it."
+            )
         files += found
         labels += [label] * len(found)
     if len(classes) < 2:
-        raise EkgError(f"`{name}` {path}: holds {len(classes)} subfolders; it needs one for each class, at least two.")
+        raise EkgError(
+            f"`{name}` {path}: holds {len(classes)} subfolders; it needs one for each class, at "
+            f"least two."
+        )
     if others:
-        logger.warning("`%s` %s: %d images are left out, as TensorFlow cannot read them (%s); save them as PNG "
-                       "or JPEG.", name, path, others.total(),
-                       ", ".join(f"{number} {ending}" for ending, number in sorted(others.items())))
+        logger.warning(
+            "`%s` %s: %d images are left out, as TensorFlow cannot read them (%s); save them as "
+            "PNG "
+            "or JPEG.",
+            name,
+            path,
+            others.total(),
+            ", ".join(f"{number} {ending}" for ending, number in sorted(others.items())),
+        )
     read = functools.partial(_read_files, files, tuple(image_shape), rescale)
     return Data(np.array(labels, np.int32), read), classes
 
@@ -113,7 +153,9 @@ def _read_files(files, image_shape, rescale, indices):
 
 
 def _read_file(file, image_shape):
-    """Returns the image in a file, turned as its camera was held, and resized: float32 [height, width, channels]."""
+    """Returns the image in a file, turned as its camera was held, and resized: float32 [height,
+    width, channels].
+    """
     height, width, channels = image_shape
     data = _read_bytes(file)
     problem = problem_of(data)
@@ -126,8 +168,10 @@ def _read_file(file, image_shape):
             image = image if held == 1 else upright(image.numpy(), held)
             return tf.image.resize(image, (height, width)).numpy()
     except tf.errors.OpError as error:
-        raise EkgError(f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or remove it."
-                       ) from None
+        raise EkgError(
+            f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or "
+            f"remove it."
+        ) from None
 
 
 def _decode(data, channels):
@@ -137,7 +181,11 @@ def _decode(data, channels):
     image = tf.io.decode_webp(data)
     image = image[0] if len(image.shape) == 4 else image  # of an animation the first picture
     if channels == 4:
-        return image if image.shape[-1] == 4 else tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
+        return (
+            image
+            if image.shape[-1] == 4
+            else tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
+        )
     return tf.image.rgb_to_grayscale(image[..., :3]) if channels == 1 else image[..., :3]
 
 
@@ -148,24 +196,33 @@ def _read_bytes(file):
         if not stat.S_ISREG(state.st_mode):
             raise EkgError(f"{file}: is no plain file; remove it.")
         if state.st_size > MOST_FILE_BYTES:
-            raise EkgError(f"{file}: takes {state.st_size:,} bytes, more than {MOST_FILE_BYTES:,}; make it "
-                           "smaller, or remove it.")
+            raise EkgError(
+                f"{file}: takes {state.st_size:,} bytes, more than {MOST_FILE_BYTES:,}; make it "
+                "smaller, or remove it."
+            )
         return Path(file).read_bytes()
     except OSError as error:
-        raise EkgError(f"{file}: cannot be read ({error.strerror}); put a good copy there, or remove it.") from None
+        raise EkgError(
+            f"{file}: cannot be read ({error.strerror}); put a good copy there, or remove it."
+        ) from None
 
 
 # ---------------------------------------------------------------- TensorFlow Datasets
+
 
 def _load_tfds(name, split, image_shape, rescale):
     """Returns a tf.data.Dataset of resized images, in the order of its files."""
     try:
         import tensorflow_datasets
     except ModuleNotFoundError:
-        raise EkgError(f"{TFDS}{name} needs the package tensorflow_datasets; install it with: pip install "
-                       "tensorflow-datasets") from None
+        raise EkgError(
+            f"{TFDS}{name} needs the package tensorflow_datasets; install it with: pip install "
+            "tensorflow-datasets"
+        ) from None
     try:
-        dataset = tensorflow_datasets.load(name, split=split, as_supervised=True, shuffle_files=False)
+        dataset = tensorflow_datasets.load(
+            name, split=split, as_supervised=True, shuffle_files=False
+        )
     except Exception as error:  # whatever that package raises
         raise EkgError(f"{TFDS}{name}: cannot be loaded ({first_line(error)}).") from None
 
@@ -173,4 +230,5 @@ def _load_tfds(name, split, image_shape, rescale):
         image = tf.image.resize(image, image_shape[:2])
         low, high = rescale or (0.0, 255.0)
         return image * ((high - low) / 255) + low, label
+
     return dataset.map(fit).batch(128)

@@ -1,7 +1,8 @@
-"""Photographs in files, which are decoded while the network runs: evaluation views, random views, splits, data set.
+"""Photographs in files, which are decoded while the network runs: evaluation views, random views,
+splits, data set.
 
-Whatever a batch holds is keyed by (seed, epoch, example index): decoding is parallel, and its order and its crops are the
-same in every run.
+Whatever a batch holds is keyed by (seed, epoch, example index): decoding is parallel, and its order
+and its crops are the same in every run.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from dataloader.headers import MOST_PIXELS, MOST_SCALED_PIXELS, declared_size, problem_of, reason_of
-from ekg import augment
-from ekg.data import Dataset, Split, prefetched
+from ekg.data import augment
+from ekg.data.dataset import Dataset, Split, prefetched
 from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,13 @@ MAX_VIEWS, MAX_PHASES = 2**40, 2**20  # so that a view and a phase do
 
 # ---------------------------------------------------------------- from bytes to pixels
 
-def checked(contents):
-    """Returns the bytes of an image file, a scalar string tensor, if their header declares no more than MOST_PIXELS.
 
-    An image of a few kilobytes may declare gigabytes, which a decoder would fill; a thin one would take them once its
-    shorter side is scaled to SHORTER_SIDE. Nothing is decoded here.
+def checked(contents):
+    """Returns the bytes of an image file, a scalar string tensor, if their header declares no more
+    than MOST_PIXELS.
+
+    An image of a few kilobytes may declare gigabytes, which a decoder would fill; a thin one would
+    take them once its shorter side is scaled to SHORTER_SIDE. Nothing is decoded here.
 
     Raises:
         tf.errors.InvalidArgumentError: it declares more.
@@ -42,30 +45,40 @@ def checked(contents):
         size = tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.float64)
     else:
         size = tf.numpy_function(_size_of, [contents], tf.float64)
-    height, width = tf.unstack(tf.ensure_shape(size, [2]))  # float64: the product of two large integers would overflow
+    height, width = tf.unstack(
+        tf.ensure_shape(size, [2])
+    )  # float64: the product of two large integers would overflow
     longer, shorter = tf.maximum(height, width), tf.minimum(height, width)
-    is_small = (height * width <= MOST_PIXELS) & (longer * SHORTER_SIDE**2 <= MOST_SCALED_PIXELS * shorter)
+    is_small = (height * width <= MOST_PIXELS) & (
+        longer * SHORTER_SIDE**2 <= MOST_SCALED_PIXELS * shorter
+    )
     with tf.control_dependencies([tf.debugging.Assert(is_small, [height, width])]):
         return tf.identity(contents)
 
 
 def _size_of(contents):
-    contents = np.asarray(contents, object).item()  # of bytes, or of an array of them where there is no graph
-    return np.array(declared_size(contents) or (0, 0), np.float64)  # what tells no size is the decoder's to refuse
+    contents = np.asarray(
+        contents, object
+    ).item()  # of bytes, or of an array of them where there is no graph
+    return np.array(
+        declared_size(contents) or (0, 0), np.float64
+    )  # what tells no size is the decoder's to refuse
 
 
 def evaluation_view(contents):
-    """Returns the middle of an image as uint8 [SIZE, SIZE, 3]: shorter side to 256 (bicubic, antialiased), centre 224.
+    """Returns the middle of an image as uint8 [SIZE, SIZE, 3]: shorter side to 256 (bicubic,
+    antialiased), centre 224.
 
     Args:
-        contents: scalar string tensor, the bytes of a JPEG (grey-scale and CMYK too), PNG, GIF or BMP file.
+        contents: scalar string tensor, the bytes of a JPEG (grey-scale and CMYK too), PNG, GIF or
+            BMP file.
     """
     image = tf.io.decode_image(checked(contents), channels=3, expand_animations=False)
     size = tf.shape(image)[:2]
     size = size * SHORTER_SIDE // tf.reduce_min(size)
     image = tf.image.resize(image, size, "bicubic", antialias=True)
     top, left = tf.unstack((size - SIZE) // 2)
-    return _to_uint8(image[top:top + SIZE, left:left + SIZE])
+    return _to_uint8(image[top : top + SIZE, left : left + SIZE])
 
 
 def random_view(contents, key):
@@ -85,12 +98,13 @@ def random_view(contents, key):
     else:
         image = tf.io.decode_image(contents, channels=3, expand_animations=False)
         top, left, height, width = tf.unstack(sample_window(tf.shape(image), key))
-        image = image[top:top + height, left:left + width]
+        image = image[top : top + height, left : left + width]
     return _to_uint8(tf.image.resize(image, (SIZE, SIZE)))
 
 
 def view_key(seed, epoch, number, phase=0):
-    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) of a phase share one.
+    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) of a phase
+    share one.
 
     Args:
         seed: of the training.
@@ -101,24 +115,35 @@ def view_key(seed, epoch, number, phase=0):
     if epoch >= MAX_EPOCHS:
         raise EkgError(f"`epoch` must be below {MAX_EPOCHS}; received {epoch}.")
     offset = phase % MAX_PHASES * MAX_VIEWS
-    return tf.stack([tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64) + offset])
+    return tf.stack(
+        [tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64) + offset]
+    )
 
 
 def sample_window(shape, key):
     """Returns a window (top, left, height, width), int32 [4], in an image of this shape."""
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape, whole, key, min_object_covered=0.0, aspect_ratio_range=CROP_RATIO, area_range=CROP_SCALE,
-        max_attempts=CROP_ATTEMPTS)
+        shape,
+        whole,
+        key,
+        min_object_covered=0.0,
+        aspect_ratio_range=CROP_RATIO,
+        area_range=CROP_SCALE,
+        max_attempts=CROP_ATTEMPTS,
+    )
     return tf.concat([begin[:2], size[:2]], 0)
 
 
 def _to_uint8(image):
     image = tf.ensure_shape(image, IMAGE_SHAPE)
-    return tf.cast(tf.clip_by_value(image + 0.5, 0.0, 255.0), tf.uint8)  # a cast cuts off what is behind the point
+    return tf.cast(
+        tf.clip_by_value(image + 0.5, 0.0, 255.0), tf.uint8
+    )  # a cast cuts off what is behind the point
 
 
 # ---------------------------------------------------------------- splits and data set
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FileSplit:
@@ -129,6 +154,7 @@ class FileSplit:
         labels: int32 [number].
         memory_budget: bytes that in_memory() may take.
     """
+
     files: np.ndarray
     labels: np.ndarray
     memory_budget: int
@@ -140,21 +166,32 @@ class FileSplit:
         return len(self.labels)
 
     def read(self, indices):
-        """Returns the evaluation views of the images with these indices, uint8 [len(indices), SIZE, SIZE, 3]."""
+        """Returns the evaluation views of the images with these indices, uint8 [len(indices), SIZE,
+        SIZE, 3].
+        """
         return next(self.stream([indices]))
 
     def stream(self, batches):
-        """Yields the evaluation views of each array of indices in `batches`, uint8 [len(indices), SIZE, SIZE, 3]."""
+        """Yields the evaluation views of each array of indices in `batches`, uint8 [len(indices),
+        SIZE, SIZE, 3].
+        """
         return self._stream(batches, lambda contents, _: evaluation_view(contents))
 
     def stream_views(self, batches, num_views, key):
-        """Yields random views of each array of indices, uint8 [len(indices), num_views, SIZE, SIZE, 3].
+        """Yields random views of each array of indices, uint8 [len(indices), num_views, SIZE, SIZE,
+        3].
 
         All views of an image are made from one read of its file.
         """
+
         def views(contents, index):
-            return tf.stack([random_view(contents, view_key(*key[:2], index * num_views + number, *key[2:]))
-                             for number in range(num_views)])
+            return tf.stack(
+                [
+                    random_view(contents, view_key(*key[:2], index * num_views + number, *key[2:]))
+                    for number in range(num_views)
+                ]
+            )
+
         return self._stream(batches, views)
 
     def take(self, indices):
@@ -164,8 +201,11 @@ class FileSplit:
     def in_memory(self):
         """Returns a Split of the evaluation views if they fit the budget, else this split."""
         if len(self) * math.prod(IMAGE_SHAPE) > self.memory_budget:
-            logger.info("%d images do not fit %.1f GiB: they are decoded again every time", len(self),
-                        self.memory_budget / 2**30)
+            logger.info(
+                "%d images do not fit %.1f GiB: they are decoded again every time",
+                len(self),
+                self.memory_budget / 2**30,
+            )
             return self
         images = np.empty((len(self), *IMAGE_SHAPE), np.uint8)
         batches = np.array_split(np.arange(len(self)), -(-len(self) // 256))
@@ -183,10 +223,17 @@ class FileSplit:
 
         def decode(index):
             # The size is asked for so that the decoding is not optimised away.
-            return index, tf.size(tf.io.decode_image(checked(read(index)), channels=3, expand_animations=False))
+            return index, tf.size(
+                tf.io.decode_image(checked(read(index)), channels=3, expand_animations=False)
+            )
 
         is_good = np.zeros(len(self), bool)
-        examples = tf.data.Dataset.range(len(self)).map(decode, tf.data.AUTOTUNE).ignore_errors().batch(256)
+        examples = (
+            tf.data.Dataset.range(len(self))
+            .map(decode, tf.data.AUTOTUNE)
+            .ignore_errors()
+            .batch(256)
+        )
         for indices, _ in examples.as_numpy_iterator():
             is_good[indices] = True
             progress.update(len(indices))
@@ -223,9 +270,12 @@ class FileSplit:
                 yield next(images)
             except tf.errors.OpError as error:
                 self._name_damaged(indices)
-                raise EkgError(f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with it, "
-                               f"could not be read for a moment ({reason_of(error)}); the same command goes on."
-                                      ) from None
+                raise EkgError(
+                    f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with "
+                    f"it, "
+                    f"could not be read for a moment ({reason_of(error)}); the same command goes "
+                    f"on."
+                ) from None
 
     def _name_damaged(self, indices):
         """Raises EkgError for the first image that cannot be read."""
@@ -237,12 +287,17 @@ class FileSplit:
                 reason = problem_of(contents.numpy(), SHORTER_SIDE)
                 evaluation_view(contents)
             except tf.errors.OpError as error:
-                raise EkgError(f"{self.name(index)}: cannot be read as an image ({reason or reason_of(error)}); put a good "
-                               "copy there, or give `skip_bad_images` to go on without such files.") from None
+                raise EkgError(
+                    f"{self.name(index)}: cannot be read as an image "
+                    f"({reason or reason_of(error)}); put a good "
+                    "copy there, or give `skip_bad_images` to go on without such files."
+                ) from None
 
 
 class PhotographDataset(Dataset):
-    """A data set whose splits are FileSplits: views are cropped while they are decoded, the rest is done in the step."""
+    """A data set whose splits are FileSplits: views are cropped while they are decoded, the rest is
+    done in the step.
+    """
 
     image_shape = IMAGE_SHAPE
 
@@ -250,5 +305,12 @@ class PhotographDataset(Dataset):
         return split.stream_views(batches, num_views, key) if num_views else split.stream(batches)
 
     def _view(self, batch, number, use_colour):
-        return augment.view(batch["images"][:, number], batch["draws"][:, number], self.mean, self.std, use_colour,
-                            self.flips, use_crop=False)
+        return augment.view(
+            batch["images"][:, number],
+            batch["draws"][:, number],
+            self.mean,
+            self.std,
+            use_colour,
+            self.flips,
+            use_crop=False,
+        )

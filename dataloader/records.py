@@ -1,6 +1,7 @@
 """Photographs in records that tensorflow-datasets prepared, read at random by its own reader.
 
-Needs the package tensorflow-datasets, and records in the array_record format, which can be read in any order.
+Needs the package tensorflow-datasets, and records in the array_record format, which can be read in
+any order.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from dataloader import photographs
 from ekg.errors import EkgError
-from ekg.progress import progress_bar
+from ekg.process.progress import progress_bar
 
 INFO_FILE = "dataset_info.json"
 TRAIN, TEST = "train", "validation"
@@ -25,6 +26,7 @@ class RecordSplit(photographs.FileSplit):
         source: sequence of {"image": bytes of the file, "label": class number}.
         place: what to call the source in a message.
     """
+
     source: Any
     place: str
 
@@ -35,9 +37,14 @@ class RecordSplit(photographs.FileSplit):
         numbers = tf.constant(self.files)
 
         def read(index):
-            contents = tf.numpy_function(lambda number: self.source[int(number)]["image"], [tf.gather(numbers, index)],
-                                         tf.string, stateful=False)
+            contents = tf.numpy_function(
+                lambda number: self.source[int(number)]["image"],
+                [tf.gather(numbers, index)],
+                tf.string,
+                stateful=False,
+            )
             return tf.ensure_shape(contents, ())
+
         return read
 
 
@@ -57,17 +64,24 @@ def load(folder, memory_budget):
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise EkgError(f"`data_path` {folder}: holds records of tensorflow-datasets; to read them, install "
-                       "tensorflow-datasets with pip.") from None
+        raise EkgError(
+            f"`data_path` {folder}: holds records of tensorflow-datasets; to read them, install "
+            "tensorflow-datasets with pip."
+        ) from None
     try:
         builder = tfds.builder_from_directory(folder)
         names = builder.info.features["label"].names
-        sources = [builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-                   for split in (TRAIN, TEST)]
+        sources = [
+            builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+            for split in (TRAIN, TEST)
+        ]
     except Exception as error:  # the package raises many kinds
         reason = " ".join(str(error).split())[:160]
-        raise EkgError(f"`data_path` {folder}: cannot be read as records of images with labels, in the array_record "
-                       f"format, with the splits {TRAIN} and {TEST} ({reason}).") from None
+        raise EkgError(
+            f"`data_path` {folder}: cannot be read as records of images with labels, in the "
+            f"array_record "
+            f"format, with the splits {TRAIN} and {TEST} ({reason})."
+        ) from None
     splits = []
     for split, source in zip((TRAIN, TEST), sources):
         with progress_bar(f"labels of {split}", len(source), "image") as progress:
@@ -76,5 +90,7 @@ def load(folder, memory_budget):
                 labels[number] = source[number]["label"]
                 progress.update(1)
         order = np.argsort(labels, kind="stable")
-        splits.append(RecordSplit(order, labels[order], memory_budget, source, f"{folder}, {split}"))
+        splits.append(
+            RecordSplit(order, labels[order], memory_budget, source, f"{folder}, {split}")
+        )
     return names, splits

@@ -1,14 +1,17 @@
 """EKG: ensemble knowledge guided sub-network search and fine-tuning for filter pruning.
 
-Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter Pruning", ECCV 2022.
+Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter Pruning",
+ECCV 2022.
 """
 
 from ekg import tasks, testing
+from ekg.data.own import make_data
+from ekg.data.sources import Data
+from ekg.deploy.write import Export, export
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil.repair import repair
 from ekg.errors import EkgError
-from ekg.export.write import Export, export
 from ekg.graph.complexity import Complexity
 from ekg.graph.cutting import open_model
 from ekg.graph.groups import ChannelGroup
@@ -17,20 +20,50 @@ from ekg.latency.timing import Timing, measure_latency
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
-from ekg.own_data import make_data
 from ekg.pruning import PruneResult, prune
-from ekg.search.criteria import CriterionContext
-from ekg.search.greedy import search
-from ekg.search.history import HistoryEntry, SearchResult
-from ekg.search.latency import Latency
-from ekg.search.targets import Target
+from ekg.searching.criteria import CriterionContext
+from ekg.searching.greedy import search
+from ekg.searching.history import HistoryEntry, SearchResult
+from ekg.searching.latency import Latency
+from ekg.searching.targets import Target
 from ekg.settings import SearchSettings
-from ekg.sources import Data
 from ekg.steps import build_bank, fine_tune, slim
 
 __version__ = "0.2.0"
 
-__all__ = ["ChannelGroup", "Complexity", "Compute", "CriterionContext", "Data", "EkgError", "Export", "HistoryEntry",
-           "Inspection", "Latency", "LayerRecord", "PruneResult", "SearchResult", "SearchSettings", "Subnetwork",
-           "Supernet", "Target", "Team", "Timing", "Weight", "build_bank", "export", "fine_tune", "inspect", "make_data",
-           "measure_latency", "open_model", "prune", "register_layer", "repair", "search", "slim", "tasks", "testing"]
+__all__ = [
+    "ChannelGroup",
+    "Complexity",
+    "Compute",
+    "CriterionContext",
+    "Data",
+    "EkgError",
+    "Export",
+    "HistoryEntry",
+    "Inspection",
+    "Latency",
+    "LayerRecord",
+    "PruneResult",
+    "SearchResult",
+    "SearchSettings",
+    "Subnetwork",
+    "Supernet",
+    "Target",
+    "Team",
+    "Timing",
+    "Weight",
+    "build_bank",
+    "export",
+    "fine_tune",
+    "inspect",
+    "make_data",
+    "measure_latency",
+    "open_model",
+    "prune",
+    "register_layer",
+    "repair",
+    "search",
+    "slim",
+    "tasks",
+    "testing",
+]

@@ -18,9 +18,16 @@ def add_flags(parser, title, cls, notes=None, **defaults):
     """
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(cls):
-        details, (kind, is_list), default = about(field), kind_of(field), defaults.get(field.name, field.default)
+        details, (kind, is_list), default = (
+            about(field),
+            kind_of(field),
+            defaults.get(field.name, field.default),
+        )
         text = "; ".join(filter(None, (details.help, (notes or {}).get(field.name))))
-        options = {"help": text, "default": list(default) if isinstance(default, tuple) else default}
+        options = {
+            "help": text,
+            "default": list(default) if isinstance(default, tuple) else default,
+        }
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if default else "store_true"
         else:
@@ -36,25 +43,42 @@ def rate_note(default):
 
 
 def fill_in_rate_(args, default):
-    """Sets the share of the FLOPs that a command line left out: all where another target is given, else a default."""
+    """Sets the share of the FLOPs that a command line left out: all where another target is given,
+    else a default.
+    """
     if args.target_rate is None:
         others = (args.target_params, args.target_latency, args.target_ms)
         args.target_rate = default if all(other is None for other in others) else 1.0
 
 
 def name_of_targets(args):
-    """Returns what tells the run folders of command lines with different targets apart, as "0.45" or "latency0.6"."""
-    given = {"": None if args.target_rate == 1.0 else args.target_rate, "params": args.target_params,
-             "latency": args.target_latency, "ms": args.target_ms}
-    return "_".join(f"{name}{value:g}" for name, value in given.items() if value is not None) or f"{args.target_rate:g}"
+    """Returns what tells the run folders of command lines with different targets apart, as "0.45"
+    or "latency0.6".
+    """
+    given = {
+        "": None if args.target_rate == 1.0 else args.target_rate,
+        "params": args.target_params,
+        "latency": args.target_latency,
+        "ms": args.target_ms,
+    }
+    return (
+        "_".join(f"{name}{value:g}" for name, value in given.items() if value is not None)
+        or f"{args.target_rate:g}"
+    )
 
 
 def describe_targets(args):
     """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
-    given = {"{:.4g} % of its FLOPs": 100 * args.target_rate if args.target_rate < 1 else None,
-             "{:.4g} % of its parameters": args.target_params and 100 * args.target_params,
-             "{:.4g} % of its latency": args.target_latency and 100 * args.target_latency, "{:g} ms": args.target_ms}
-    return " and ".join(words.format(value) for words, value in given.items() if value is not None) or "all of its FLOPs"
+    given = {
+        "{:.4g} % of its FLOPs": 100 * args.target_rate if args.target_rate < 1 else None,
+        "{:.4g} % of its parameters": args.target_params and 100 * args.target_params,
+        "{:.4g} % of its latency": args.target_latency and 100 * args.target_latency,
+        "{:g} ms": args.target_ms,
+    }
+    return (
+        " and ".join(words.format(value) for words, value in given.items() if value is not None)
+        or "all of its FLOPs"
+    )
 
 
 def from_args(cls, args):
@@ -64,4 +88,9 @@ def from_args(cls, args):
         EkgError: a value is outside its range.
     """
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return cls(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )

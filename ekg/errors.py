@@ -4,11 +4,13 @@
 class EkgError(ValueError):
     """A mistake of the caller's, in one line: what is wrong, where, and what to do.
 
-    The text names arguments between backticks, as in "`target_rate` must be in (0, 1]": a program reads it as it is, and
-    a script puts its flag there.
+    The text names arguments between backticks, as in "`target_rate` must be in (0, 1]": a program
+    reads it as it is, and a script puts its flag there.
     """
 
 
 def first_line(error):
-    """Returns the first line of an error's text, or its kind where it has none: others' errors may have many."""
+    """Returns the first line of an error's text, or its kind where it has none: others' errors may
+    have many.
+    """
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,6 @@
-"""The promise as a test: masked = cut = reloaded = counted, for a network or a layer of one's own."""
+"""The promise as a test: masked = cut = reloaded = counted, for a network or a layer of one's
+own.
+"""
 
 import tempfile
 from pathlib import Path
@@ -13,59 +15,97 @@ from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
-from ekg.network.promise import computes_in_half
+from ekg.network.masked_check import computes_in_half
 from ekg.network.supernet import Supernet
 
 EXAMPLES = 12  # in a batch: batch norms need some
-# Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than this is wrong, not rounded.
+# Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than
+# this is wrong, not rounded.
 SMALLEST_TOLERANCE = 1e-2
-NORM_ROUNDINGS = 256  # units in the last place of a batch norm's input that its mean may be wrong by
-# Sums in the same order, whatever the width: what is compared is what a cut changes, not how a norm of another width rounds
+NORM_ROUNDINGS = (
+    256  # units in the last place of a batch norm's input that its mean may be wrong by
+)
+# Sums in the same order, whatever the width: what is compared is what a cut changes, not how a norm
+# of another width rounds
 PLAIN = execute.ExecutionOptions(norms_alone=True, tile_norms=False)
 HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
 
-def check_prunable(model, *, subnetworks=2, seed=0, inputs=None, reload=True, tolerance=1e-5, batch_tolerance=1e-4,
-                   **choices):
+def check_prunable(
+    model,
+    *,
+    subnetworks=2,
+    seed=0,
+    inputs=None,
+    reload=True,
+    tolerance=1e-5,
+    batch_tolerance=1e-4,
+    **choices,
+):
     """Checks that what is pruned of a network is what was measured of it; returns the Supernet.
 
-    The smallest sub-network and some random ones are masked and cut out; the last is saved and read again, too. Every layer
-    of the cut network must give what the masked one gives, with moving statistics and with those of the batch, and so must
-    the cut network as a whole and the one that was read again; parameters and FLOPs must be those that were counted. The
-    smallest sub-network is compared to SMALLEST_TOLERANCE, networks of half precision to HALF_TOLERANCE.
+    The smallest sub-network and some random ones are masked and cut out; the last is saved and read
+    again, too. Every layer of the cut network must give what the masked one gives, with moving
+    statistics and with those of the batch, and so must the cut network as a whole and the one that
+    was read again; parameters and FLOPs must be those that were counted. The smallest sub-network
+    is compared to SMALLEST_TOLERANCE, networks of half precision to HALF_TOLERANCE.
 
     Args:
         model: keras.Model.
         subnetworks: number of random sub-networks besides the smallest.
         seed: of the sub-networks and of random inputs.
         inputs: what the model takes, a batch of a few examples; None makes random ones.
-        reload: whether the last cut network is saved and read again, which needs layers that Keras can make anew.
-        tolerance: greatest difference with moving statistics, as a share of the tensor's greatest value.
+        reload: whether the last cut network is saved and read again, which needs layers that Keras
+            can make anew.
+        tolerance: greatest difference with moving statistics, as a share of the tensor's greatest
+            value.
         batch_tolerance: the same with statistics of the batch.
         choices: arguments of Supernet.
 
     Raises:
-        EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is not counted rightly.
+        EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is
+            not counted rightly.
     """
     supernet = Supernet(model, **choices)
     if computes_in_half(supernet.graph):
-        tolerance, batch_tolerance = max(tolerance, HALF_TOLERANCE), max(batch_tolerance, HALF_TOLERANCE)
+        tolerance, batch_tolerance = (
+            max(tolerance, HALF_TOLERANCE),
+            max(batch_tolerance, HALF_TOLERANCE),
+        )
     rng = np.random.default_rng(seed)
     inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs
-    tried = [(supernet.smallest(), (SMALLEST_TOLERANCE, SMALLEST_TOLERANCE)),
-             *((random_subnetwork(supernet, rng), (tolerance, batch_tolerance)) for _ in range(subnetworks))]
-    whole = supernet.execute(supernet.weights(), tf.constant(supernet.mask(supernet.whole())),
-                             supernet.graph.tensors_of(inputs), training=False)
-    _compare(model(inputs, training=False), supernet.graph.structured(whole), tolerance, "the output of the whole network")
+    tried = [
+        (supernet.smallest(), (SMALLEST_TOLERANCE, SMALLEST_TOLERANCE)),
+        *(
+            (random_subnetwork(supernet, rng), (tolerance, batch_tolerance))
+            for _ in range(subnetworks)
+        ),
+    ]
+    whole = supernet.execute(
+        supernet.weights(),
+        tf.constant(supernet.mask(supernet.whole())),
+        supernet.graph.tensors_of(inputs),
+        training=False,
+    )
+    _compare(
+        model(inputs, training=False),
+        supernet.graph.structured(whole),
+        tolerance,
+        "the output of the whole network",
+    )
     for subnetwork, tolerances in tried:
         cut = supernet.cut(subnetwork)
         _check_count(supernet, subnetwork, cut, choices.get("input_shape"))
         try:
-            _check_cut(supernet, subnetwork, cut, inputs, tolerances, reload and subnetwork is tried[-1][0])
+            _check_cut(
+                supernet, subnetwork, cut, inputs, tolerances, reload and subnetwork is tried[-1][0]
+            )
         except EkgError:
             raise
         except Exception as error:  # whatever a layer raises whose weights do not fit together
-            raise EkgError(f"the network cut out to {subnetwork} does not run: {first_line(error)}") from error
+            raise EkgError(
+                f"the network cut out to {subnetwork} does not run: {first_line(error)}"
+            ) from error
     return supernet
 
 
@@ -73,13 +113,25 @@ def _check_cut(supernet, subnetwork, cut, inputs, tolerances, reload):
     """Compares a cut network with the masked one; see check_prunable()."""
     forward = execute.pure_forward(cut, PLAIN)
     for training, most in ((True, tolerances[1]), (False, tolerances[0])):
-        masked = _check_layers(supernet.with_options(PLAIN), subnetwork, cut, inputs, training, most)
+        masked = _check_layers(
+            supernet.with_options(PLAIN), subnetwork, cut, inputs, training, most
+        )
         with full_float32():
             value = forward(*execute.read_variables(cut), inputs, training)[0]
         _compare(masked, value, most, f"the output of the cut network with {_mode(training)}")
-    _compare(masked, cut(inputs, training=False), tolerances[0], "the output of the cut network, called as it is,")
+    _compare(
+        masked,
+        cut(inputs, training=False),
+        tolerances[0],
+        "the output of the cut network, called as it is,",
+    )
     if reload:
-        _compare(masked, _reloaded(cut)(inputs, training=False), tolerances[0], "the output of the network read again")
+        _compare(
+            masked,
+            _reloaded(cut)(inputs, training=False),
+            tolerances[0],
+            "the output of the network read again",
+        )
 
 
 def _mode(training):
@@ -98,7 +150,8 @@ def random_subnetwork(supernet, rng):
 
 
 def random_inputs(graph, rng):
-    """Returns a batch of random inputs in the structure that a model takes: normal numbers, or 0 and 1 for integers.
+    """Returns a batch of random inputs in the structure that a model takes: normal numbers, or 0
+    and 1 for integers.
 
     Args:
         graph: calls.Graph.
@@ -109,46 +162,79 @@ def random_inputs(graph, rng):
         shape = (graph.shapes[number][0] or EXAMPLES, *graph.shapes[number][1:])
         dtype = graph.dtype(number)
         is_float = keras.backend.is_float_dtype(dtype)
-        values.append(rng.normal(size=shape).astype("float32") if is_float else rng.integers(0, 2, shape).astype(dtype))
+        values.append(
+            rng.normal(size=shape).astype("float32")
+            if is_float
+            else rng.integers(0, 2, shape).astype(dtype)
+        )
     return graph.structured_inputs(values)
 
 
 def _check_count(supernet, subnetwork, cut, input_shape):
     counted, anew = supernet.complexity(subnetwork), model_complexity(cut, input_shape)
     if anew != counted or cut.count_params() != counted.params:
-        raise EkgError(f"sub-network {subnetwork} counts {counted}, and the network cut out has {anew} "
-                       f"and {cut.count_params()} parameters.")
+        raise EkgError(
+            f"sub-network {subnetwork} counts {counted}, and the network cut out has {anew} "
+            f"and {cut.count_params()} parameters."
+        )
 
 
 def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
-    """Compares every layer of the cut network, given what the masked one gives it; returns the masked network's output."""
+    """Compares every layer of the cut network, given what the masked one gives it; returns the
+    masked network's output.
+    """
     mask, layout, graph = supernet.mask(subnetwork), supernet.layout, Graph(cut)
     with full_float32():
-        masked = supernet.execute(supernet.weights(), tf.constant(mask), supernet.graph.tensors_of(inputs),
-                                  training=training)
+        masked = supernet.execute(
+            supernet.weights(),
+            tf.constant(mask),
+            supernet.graph.tensors_of(inputs),
+            training=training,
+        )
         tensors = {}  # of the cut network
         pairs = list(_pairs(supernet.graph, graph))
-        numbers = [*zip(supernet.graph.inputs, graph.inputs),
-                   *(pair for original, call in pairs for pair in zip(original.outputs, call.outputs))]
+        numbers = [
+            *zip(supernet.graph.inputs, graph.inputs),
+            *(pair for original, call in pairs for pair in zip(original.outputs, call.outputs)),
+        ]
         for own, number in numbers:
             kept, axis = np.flatnonzero(mask[layout.index[own]]), layout.axes[own]
-            tensors[number] = masked[own] if axis is None else tf.gather(masked[own], kept, axis=axis)
+            tensors[number] = (
+                masked[own] if axis is None else tf.gather(masked[own], kept, axis=axis)
+            )
         for original, call in pairs:
             is_training = training and norms.uses_batch_statistics(call.layer)
-            variables = [tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)]
+            variables = [
+                tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)
+            ]
             outputs, _ = execute.run_call(call, variables, tensors, is_training)
-            rounding = _rounding_of(call.layer, tensors[call.inputs[0]], is_training) if call.inputs else 0.0
+            rounding = (
+                _rounding_of(call.layer, tensors[call.inputs[0]], is_training)
+                if call.inputs
+                else 0.0
+            )
             for number, value in zip(call.outputs, outputs):
-                _compare(tensors[number], value, tolerance, f"layer {describe(original)} with {_mode(training)}", rounding)
+                _compare(
+                    tensors[number],
+                    value,
+                    tolerance,
+                    f"layer {describe(original)} with {_mode(training)}",
+                    rounding,
+                )
     return supernet.graph.structured(masked)
 
 
 def _rounding_of(layer, value, training):
-    """Returns by how much rounding may change what a norm gives that takes a mean away, NORM_ROUNDINGS ulp of its input.
+    """Returns by how much rounding may change what a norm gives that takes a mean away,
+    NORM_ROUNDINGS ulp of its input.
 
     What is constant has no variance but epsilon, and the rounding error of its mean is enlarged.
     """
-    kinds = keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization
+    kinds = (
+        keras.layers.BatchNormalization,
+        keras.layers.LayerNormalization,
+        keras.layers.GroupNormalization,
+    )
     if not isinstance(layer, kinds) or (isinstance(layer, kinds[0]) and not training):
         return 0.0
     value = np.asarray(tf.cast(value, tf.float32))
@@ -161,9 +247,16 @@ def _rounding_of(layer, value, training):
         groups = value.shape[-1] if layer.groups == -1 else layer.groups
         value = value.reshape(*value.shape[:-1], groups, -1)
         axes = tuple(i for i in range(1, value.ndim) if i != value.ndim - 2)
-    errors = np.finfo(np.float32).eps * np.abs(value).max(axes, initial=0) / np.sqrt(value.var(axes) + layer.epsilon)
-    return NORM_ROUNDINGS * float(errors.max(initial=0)) * (
-        1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0)))
+    errors = (
+        np.finfo(np.float32).eps
+        * np.abs(value).max(axes, initial=0)
+        / np.sqrt(value.var(axes) + layer.epsilon)
+    )
+    return (
+        NORM_ROUNDINGS
+        * float(errors.max(initial=0))
+        * (1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0)))
+    )
 
 
 def _pairs(original, cut):
@@ -185,11 +278,15 @@ def _compare(masked, value, tolerance, what, rounding=0.0):
     for first, second in zip(keras.tree.flatten(masked), keras.tree.flatten(value)):
         first, second = (np.asarray(tf.cast(tensor, tf.float32)) for tensor in (first, second))
         if first.shape != second.shape:
-            raise EkgError(f"{what} has shape {second.shape} where the masked one has {first.shape}.")
+            raise EkgError(
+                f"{what} has shape {second.shape} where the masked one has {first.shape}."
+            )
         largest = np.abs(first).max(initial=np.finfo(np.float32).tiny)
         difference = max(np.abs(first - second).max(initial=0) - rounding, 0.0) / largest
         if not difference <= tolerance:
-            raise EkgError(f"{what} differs from the masked one by {difference:.2g} of the largest value.")
+            raise EkgError(
+                f"{what} differs from the masked one by {difference:.2g} of the largest value."
+            )
 
 
 def _reloaded(model):
@@ -199,5 +296,8 @@ def _reloaded(model):
             model.save(path)
             return keras.models.load_model(path, compile=False)
         except Exception as error:  # whatever Keras, or a layer of the user's own, raises
-            raise EkgError(f"the cut network cannot be saved and read again: {first_line(error)} Register what it needs "
-                           "with keras.saving, or leave this out by `reload`=False.") from error
+            raise EkgError(
+                f"the cut network cannot be saved and read again: {first_line(error)} Register "
+                f"what it needs "
+                "with keras.saving, or leave this out by `reload`=False."
+            ) from error

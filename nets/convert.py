@@ -20,17 +20,36 @@ from nets import resnet
 # Where training code keeps the network inside its checkpoint, and what it puts before each name.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = re.compile(r"^((module|model|encoder|backbone|online_encoder|net)\.)+")
-NORM_ENTRIES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+NORM_ENTRIES = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
 BFLOAT16 = ml_dtypes.bfloat16
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-           "U8": "u1", "BOOL": "?"}  # by the names of .safetensors
-COUNTER = "num_batches_tracked"  # torchvision's batch norms count their batches; nothing here needs it
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": BFLOAT16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}  # by the names of .safetensors
+COUNTER = (
+    "num_batches_tracked"  # torchvision's batch norms count their batches; nothing here needs it
+)
 
 
 def parse_args(argv=None):
     """Returns the checked arguments."""
     parser = utils.Parser(description="Turn torchvision-style weights into a parameter file.")
-    parser.add_argument("source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors")
+    parser.add_argument(
+        "source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors"
+    )
     parser.add_argument("target", type=Path, metavar="OUT.pkl", help="parameter file to write")
     large = [arch for arch, spec in resnet.SPECS.items() if spec.is_large]
     parser.add_argument("--arch", required=True, choices=large, help="network")
@@ -41,7 +60,8 @@ def read_weights(path):
     """Returns {name: float32 array} of a PyTorch state dict or a .safetensors file.
 
     Raises:
-        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors of plain real numbers.
+        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors
+            of plain real numbers.
     """
     if not path.is_file():
         raise EkgError(f"{path}: no such file.")
@@ -51,85 +71,123 @@ def read_weights(path):
         raise EkgError(f"{path}: to read it, install {error.name} with pip.") from None
     try:
         weights = read(path)
-    except Exception as error:  # either package raises many kinds for a file that is damaged or holds code
+    except (
+        Exception
+    ) as error:  # either package raises many kinds for a file that is damaged or holds code
         raise EkgError(f"{path}: cannot be read as weights ({first_line(error)[:200]}).") from None
     arrays = {}
     for name, value in _unwrapped(weights, path).items():
         plain = PREFIXES.sub("", str(name))
         if plain in arrays:
-            raise EkgError(f"{path}: holds {plain!r} twice, under names with different prefixes; leave one out.")
+            raise EkgError(
+                f"{path}: holds {plain!r} twice, under names with different prefixes; leave one "
+                f"out."
+            )
         try:
             arrays[plain] = to_array(value)
         except EkgError as error:
             raise EkgError(f"{path}: {str(name)[:80]!r} {error}") from None
         except Exception as error:  # whatever the package cannot turn into numbers
-            raise EkgError(f"{path}: {str(name)[:80]!r} cannot be read ({first_line(error)[:120]}).") from None
+            raise EkgError(
+                f"{path}: {str(name)[:80]!r} cannot be read ({first_line(error)[:120]})."
+            ) from None
     return arrays
 
 
 def _unwrapped(weights, path):
-    """Returns the dict of tensors that training code wrapped in others; one that holds itself is gone through once."""
+    """Returns the dict of tensors that training code wrapped in others; one that holds itself is
+    gone through once.
+    """
     seen = set()
     while isinstance(weights, dict) and id(weights) not in seen:
         seen.add(id(weights))
-        weights = next((weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict)), weights)
-    if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
+        weights = next(
+            (weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict)), weights
+        )
+    if not isinstance(weights, dict) or not all(
+        hasattr(value, "shape") for value in weights.values()
+    ):
         raise EkgError(f"{path}: holds no dict from names to tensors.")
     return weights
 
 
 def _pytorch():
-    """Returns (function of a path to what torch.save() wrote, function of a tensor to a float32 array)."""
+    """Returns (function of a path to what torch.save() wrote, function of a tensor to a float32
+    array).
+    """
     import torch
 
     def to_array(value):
         if not isinstance(value, torch.Tensor):
             return _plain(np.asarray(value))
-        kinds = {"has a shape and no numbers (device meta)": value.is_meta, "is quantised": value.is_quantized,
-                 "is sparse": value.layout != torch.strided or value.is_nested, "is complex": value.is_complex()}
+        kinds = {
+            "has a shape and no numbers (device meta)": value.is_meta,
+            "is quantised": value.is_quantized,
+            "is sparse": value.layout != torch.strided or value.is_nested,
+            "is complex": value.is_complex(),
+        }
         found = [kind for kind, is_so in kinds.items() if is_so]
         if found:
             raise EkgError(f"{found[0]}; save the weights as dense tensors of real numbers.")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise EkgError(f"declares {value.numel():,} numbers and holds fewer; save a copy of it.")
+            raise EkgError(
+                f"declares {value.numel():,} numbers and holds fewer; save a copy of it."
+            )
         return value.detach().to(torch.float32).numpy()
+
     return lambda path: torch.load(path, map_location="cpu", weights_only=True), to_array
 
 
 def _safetensors():
-    """Returns (function of a path to {name: array} of a .safetensors file, function of an array to a float32 array)."""
+    """Returns (function of a path to {name: array} of a .safetensors file, function of an array to
+    a float32 array).
+    """
     from safetensors import deserialize
 
     def read(path):
-        return {name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-                for name, entry in deserialize(path.read_bytes())}
+        return {
+            name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in deserialize(path.read_bytes())
+        }
+
     return read, _plain
 
 
 def _plain(array):
     if array.dtype.kind not in "biufV" or array.dtype.kind == "V" and array.dtype != BFLOAT16:
-        raise EkgError(f"is of type {array.dtype}; save the weights as dense tensors of real numbers.")
+        raise EkgError(
+            f"is of type {array.dtype}; save the weights as dense tensors of real numbers."
+        )
     return array.astype(np.float32)
 
 
 def sources(arch):
-    """Returns {torchvision's layer: this project's layer} of convolutions, batch norms and the classifier."""
+    """Returns {torchvision's layer: this project's layer} of convolutions, batch norms and the
+    classifier.
+    """
     spec = resnet.SPECS[arch]
     names = {"conv1": "conv", "bn1": "bn", "fc": "fc"}
     first = 0 if spec.is_bottleneck else 1
     for stage, block, strides, has_projection in spec.stages():
         theirs, ours = f"layer{stage + 1}.{block}", f"BasicBlock{stage}.{block}"
         for i in range(len(spec.block_convs(strides))):
-            names |= {f"{theirs}.conv{i + 1}": f"{ours}/conv{first + i}", f"{theirs}.bn{i + 1}": f"{ours}/bn{first + i}"}
+            names |= {
+                f"{theirs}.conv{i + 1}": f"{ours}/conv{first + i}",
+                f"{theirs}.bn{i + 1}": f"{ours}/bn{first + i}",
+            }
         if has_projection:
-            names |= {f"{theirs}.downsample.0": f"{ours}/conv3", f"{theirs}.downsample.1": f"{ours}/bn3"}
+            names |= {
+                f"{theirs}.downsample.0": f"{ours}/conv3",
+                f"{theirs}.downsample.1": f"{ours}/bn3",
+            }
     return names
 
 
 def convert(arch, weights, source="weights"):
     """Returns the {name: array} of a parameter file; every entry of `weights` is used exactly once.
 
-    Kernels [c_out, c_in, kh, kw] become [kh, kw, c_in, c_out]; the classifier's [classes, c_in] becomes [c_in, classes].
+    Kernels [c_out, c_in, kh, kw] become [kh, kw, c_in, c_out]; the classifier's [classes, c_in]
+    becomes [c_in, classes].
 
     Args:
         arch: "ResNet-18", "ResNet-34" or "ResNet-50".
@@ -145,7 +203,9 @@ def convert(arch, weights, source="weights"):
         if theirs not in left:
             problems.append(f"missing {theirs}")
         elif left[theirs].ndim != rank:
-            problems.append(f"{theirs} has shape {left.pop(theirs).shape} where {rank} axes are expected")
+            problems.append(
+                f"{theirs} has shape {left.pop(theirs).shape} where {rank} axes are expected"
+            )
         else:
             params[ours] = layout(left.pop(theirs))
 
@@ -154,10 +214,20 @@ def convert(arch, weights, source="weights"):
             take("fc.weight", "fc/kernel:0", 2, np.transpose)
             take("fc.bias", "fc/biases:0", 1, lambda bias: bias.reshape(1, -1))
         elif re.search(r"conv\d$|downsample\.0$", theirs):
-            take(f"{theirs}.weight", f"{ours}/kernel:0", 4, lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)))
+            take(
+                f"{theirs}.weight",
+                f"{ours}/kernel:0",
+                4,
+                lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)),
+            )
         else:
             for entry, name in NORM_ENTRIES.items():
-                take(f"{theirs}.{entry}", f"{ours}/{name}:0", 1, lambda array: array.reshape(1, 1, 1, -1))
+                take(
+                    f"{theirs}.{entry}",
+                    f"{ours}/{name}:0",
+                    1,
+                    lambda array: array.reshape(1, 1, 1, -1),
+                )
             left.pop(f"{theirs}.{COUNTER}", None)
     problems += [f"surplus {name}" for name in left]
     if problems:
@@ -172,7 +242,9 @@ def main(args):
     if not args.target.parent.is_dir():
         raise EkgError(f"{args.target}: there is no folder {args.target.parent} to write it to.")
     utils.save_params(model, args.target)
-    print(f"{args.target}: {len(params)} arrays of {args.arch}, {params['fc/biases:0'].size} classes")
+    print(
+        f"{args.target}: {len(params)} arrays of {args.arch}, {params['fc/biases:0'].size} classes"
+    )
     return args.target
 
 

@@ -1,8 +1,9 @@
-"""MobileNet-v2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks") for images of 32x32.
+"""MobileNet-v2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks") for
+images of 32x32.
 
-A plain Keras functional model of standard layers. The stem and the first two stages that halve an ImageNet image keep the
-size here, so an image is halved twice. A pruned network is the same network with other widths; a depthwise convolution has
-the width of the convolution before it.
+A plain Keras functional model of standard layers. The stem and the first two stages that halve an
+ImageNet image keep the size here, so an image is halved twice. A pruned network is the same network
+with other widths; a depthwise convolution has the width of the convolution before it.
 """
 
 import dataclasses
@@ -14,12 +15,21 @@ from nets.resnet import BN_EPSILON, BN_MOMENTUM
 
 STEM_FILTERS, HEAD_FILTERS = 32, 1280
 # (expansion, filters, blocks, stride of the first block) of each stage
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 1), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 1),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """image_shape: (height, width, channels)."""
+
     image_shape: tuple[int, int, int]
 
 
@@ -27,17 +37,26 @@ SPECS = {"MobileNet-v2": Spec((32, 32, 3))}
 
 
 def _blocks():
-    """Yields (name, filters of the expansion or None, filters at the end, stride, whether it has a shortcut)."""
+    """Yields (name, filters of the expansion or None, filters at the end, stride, whether it has a
+    shortcut).
+    """
     channels = STEM_FILTERS
     for stage, (expansion, filters, blocks, strides) in enumerate(STAGES):
         for block in range(blocks):
             expanded = expansion * channels if expansion > 1 else None
-            yield f"InvertedResidual{stage}.{block}", expanded, filters, strides if block == 0 else 1, block > 0
+            yield (
+                f"InvertedResidual{stage}.{block}",
+                expanded,
+                filters,
+                strides if block == 0 else 1,
+                block > 0,
+            )
             channels = filters
 
 
 def conv_widths(arch):
-    """Returns {convolution name: number of filters} of the unpruned network, depthwise ones left out.
+    """Returns {convolution name: number of filters} of the unpruned network, depthwise ones left
+    out.
 
     Args:
         arch: name in SPECS.
@@ -51,7 +70,9 @@ def conv_widths(arch):
 
 
 def streams(arch):
-    """Returns lists of the convolutions that are added into one residual stream and so must have one width."""
+    """Returns lists of the convolutions that are added into one residual stream and so must have
+    one width.
+    """
     by_stage = {}
     for name, *_ in _blocks():
         by_stage.setdefault(name.split(".")[0], []).append(f"{name}-conv2")
@@ -59,7 +80,8 @@ def streams(arch):
 
 
 def build(arch, num_classes, widths=None):
-    """Returns a MobileNet-v2: keras.Model from normalised images [batch, 32, 32, 3] to logits [batch, num_classes].
+    """Returns a MobileNet-v2: keras.Model from normalised images [batch, 32, 32, 3] to logits
+    [batch, num_classes].
 
     Args:
         arch: name in SPECS.
@@ -74,16 +96,24 @@ def build(arch, num_classes, widths=None):
     expected = conv_widths(arch)
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
-        raise ValueError(f"widths must name the convolutions of {arch}; "
-                         f"missing or surplus: {sorted(set(widths) ^ set(expected))}.")
+        raise ValueError(
+            f"widths must name the convolutions of {arch}; "
+            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+        )
     inputs = keras.Input(SPECS[arch].image_shape, name="images")
     x = _conv(inputs, "conv", widths["conv"], 3)
     for name, expanded, _, strides, has_shortcut in _blocks():
         shortcut = x
         if expanded is not None:
             x = _conv(x, f"{name}-conv0", widths[f"{name}-conv0"], 1)
-        depthwise = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"{name}-conv1",
-                                           depthwise_initializer=_initializer())
+        depthwise = layers.DepthwiseConv2D(
+            3,
+            strides,
+            padding="same",
+            use_bias=False,
+            name=f"{name}-conv1",
+            depthwise_initializer=_initializer(),
+        )
         x = _norm(depthwise(x), f"{name}-conv1")
         x = _conv(x, f"{name}-conv2", widths[f"{name}-conv2"], 1, is_linear=True)
         if has_shortcut:
@@ -94,7 +124,9 @@ def build(arch, num_classes, widths=None):
 
 
 def _conv(x, name, filters, size, is_linear=False):
-    conv = layers.Conv2D(filters, size, padding="same", use_bias=False, name=name, kernel_initializer=_initializer())
+    conv = layers.Conv2D(
+        filters, size, padding="same", use_bias=False, name=name, kernel_initializer=_initializer()
+    )
     return _norm(conv(x), name, is_linear)
 
 

@@ -1,9 +1,11 @@
-"""Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition"), for small images and for ImageNet.
+"""Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition"), for small
+images and for ImageNet.
 
-Plain Keras functional models: nothing here knows that a network may be pruned. A pruned network is the same
-network with other widths, so the builder takes a width for every convolution. The ImageNet networks are torchvision's
-v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric padding, so that torchvision's weights give
-torchvision's logits.
+Plain Keras functional models: nothing here knows that a network may be pruned. A pruned network is
+    the same
+network with other widths, so the builder takes a width for every convolution. The ImageNet networks
+are torchvision's v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric padding, so
+that torchvision's weights give torchvision's logits.
 """
 
 import dataclasses
@@ -25,8 +27,10 @@ class Spec:
         blocks: number of blocks of each stage.
         filters: of the 3x3 convolutions of each stage; the stem has those of the first.
         is_bottleneck: whether a block is 1x1, 3x3, 1x1, else 3x3, 3x3.
-        is_large: whether the stem is 7x7 with stride 2 and max-pooling and padding is symmetric, else 3x3 and "same".
+        is_large: whether the stem is 7x7 with stride 2 and max-pooling and padding is symmetric,
+            else 3x3 and "same".
     """
+
     image_shape: tuple[int, int, int]
     blocks: tuple[int, ...]
     filters: tuple[int, ...]
@@ -34,11 +38,18 @@ class Spec:
     is_large: bool
 
     def stages(self):
-        """Yields (stage, block, stride of the block, whether its shortcut is a projection) in network order."""
+        """Yields (stage, block, stride of the block, whether its shortcut is a projection) in
+        network order.
+        """
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 is_first = block == 0
-                yield stage, block, 2 if stage and is_first else 1, is_first and (stage > 0 or self.is_bottleneck)
+                yield (
+                    stage,
+                    block,
+                    2 if stage and is_first else 1,
+                    is_first and (stage > 0 or self.is_bottleneck),
+                )
 
     def block_convs(self, strides):
         """Returns [(name, kernel size, strides)] of the convolutions on a block's main branch."""
@@ -48,8 +59,10 @@ class Spec:
 
 
 SPECS = {
-    **{f"ResNet-{depth}": Spec((32, 32, 3), ((depth - 2) // 6,) * 3, (16, 32, 64), False, False)
-       for depth in (8, 20, 32, 44, 56, 110)},
+    **{
+        f"ResNet-{depth}": Spec((32, 32, 3), ((depth - 2) // 6,) * 3, (16, 32, 64), False, False)
+        for depth in (8, 20, 32, 44, 56, 110)
+    },
     "ResNet-18": Spec((224, 224, 3), (2, 2, 2, 2), (64, 128, 256, 512), False, True),
     "ResNet-34": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), False, True),
     "ResNet-50": Spec((224, 224, 3), (3, 4, 6, 3), (64, 128, 256, 512), True, True),
@@ -67,14 +80,18 @@ def conv_widths(arch):
     for stage, block, strides, has_projection in spec.stages():
         end = spec.filters[stage] * (EXPANSION if spec.is_bottleneck else 1)
         for name, _, _ in spec.block_convs(strides):
-            widths[f"BasicBlock{stage}.{block}-{name}"] = end if name == "conv2" else spec.filters[stage]
+            widths[f"BasicBlock{stage}.{block}-{name}"] = (
+                end if name == "conv2" else spec.filters[stage]
+            )
         if has_projection:
             widths[f"BasicBlock{stage}.{block}-conv3"] = end
     return widths
 
 
 def streams(arch):
-    """Returns lists of the convolutions that are added into one residual stream and so must have one width."""
+    """Returns lists of the convolutions that are added into one residual stream and so must have
+    one width.
+    """
     spec = SPECS[arch]
     by_stage = [[] for _ in spec.blocks]
     if not spec.is_bottleneck:
@@ -86,13 +103,14 @@ def streams(arch):
 
 
 def build(arch, num_classes, widths=None):
-    """Returns a ResNet: keras.Model from normalised images [batch, height, width, 3] to logits [batch, num_classes].
+    """Returns a ResNet: keras.Model from normalised images [batch, height, width, 3] to logits
+    [batch, num_classes].
 
     Args:
         arch: name in SPECS.
         num_classes: number of logits.
-        widths: {convolution name: filters} of a pruned network; None builds the unpruned one. Convolutions that are
-            added into one residual stream must have the same width.
+        widths: {convolution name: filters} of a pruned network; None builds the unpruned one.
+            Convolutions that are added into one residual stream must have the same width.
 
     Raises:
         ValueError: arch is unknown, or widths does not name exactly the network's convolutions.
@@ -102,13 +120,17 @@ def build(arch, num_classes, widths=None):
     spec, expected = SPECS[arch], conv_widths(arch)
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
-        raise ValueError(f"widths must name the convolutions of {arch}; "
-                         f"missing or surplus: {sorted(set(widths) ^ set(expected))}.")
+        raise ValueError(
+            f"widths must name the convolutions of {arch}; "
+            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+        )
     inputs = keras.Input(spec.image_shape, name="images")
     x = _conv(inputs, "conv", widths, spec, 7 if spec.is_large else 3, 2 if spec.is_large else 1)
     x = layers.ReLU(name="relu")(_batch_norm(x, "bn"))
     if spec.is_large:
-        x = layers.ZeroPadding2D(1, name="pool0-pad")(x)  # behind a ReLU zeros are as good as minus infinity
+        x = layers.ZeroPadding2D(1, name="pool0-pad")(
+            x
+        )  # behind a ReLU zeros are as good as minus infinity
         x = layers.MaxPooling2D(3, 2, name="pool0")(x)
     for stage, block, strides, has_projection in spec.stages():
         x = _block(x, f"BasicBlock{stage}.{block}", widths, spec, strides, has_projection)
@@ -118,7 +140,9 @@ def build(arch, num_classes, widths=None):
 
 
 def _block(x, prefix, widths, spec, strides, has_projection):
-    """A main branch of convolutions and a shortcut; the branch's last gamma starts at 0, so the block as its shortcut."""
+    """A main branch of convolutions and a shortcut; the branch's last gamma starts at 0, so the
+    block as its shortcut.
+    """
     shortcut = x
     convs = spec.block_convs(strides)
     for name, kernel_size, own_strides in convs:
@@ -140,11 +164,20 @@ def _conv(x, name, widths, spec, kernel_size, strides):
     if spec.is_large and strides > 1 and kernel_size > 1:
         # "same" would pad an even image with stride 2 more at its end than at its beginning
         x, padding = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}-pad")(x), "valid"
-    conv = layers.Conv2D(widths[name], kernel_size, strides, padding=padding, use_bias=False, name=name,
-                         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"))
+    conv = layers.Conv2D(
+        widths[name],
+        kernel_size,
+        strides,
+        padding=padding,
+        use_bias=False,
+        name=name,
+        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+    )
     return conv(x)
 
 
 def _batch_norm(x, name, gamma="ones"):
-    norm = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, gamma_initializer=gamma, name=name)
+    norm = layers.BatchNormalization(
+        momentum=BN_MOMENTUM, epsilon=BN_EPSILON, gamma_initializer=gamma, name=name
+    )
     return norm(x)

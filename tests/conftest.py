@@ -1,8 +1,11 @@
-"""Small networks and data that the tests share. Everything runs on a CPU in seconds and needs no download."""
+"""Small networks and data that the tests share. Everything runs on a CPU in seconds and needs no
+download.
+"""
 
 import os
 
-# Each of pytest's processes has a core of its own: threads that wait for one another's cores get less done.
+# Each of pytest's processes has a core of its own: threads that wait for one another's cores get
+# less done.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
@@ -14,18 +17,31 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ekg.data import Dataset, Split
+from ekg.data.dataset import Dataset, Split
 from ekg.graph.calls import finish_layers_
 
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
-                                           [tf.config.LogicalDeviceConfiguration()] * 3)
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+)
 tf.config.experimental.enable_op_determinism()
 
-# Files with a test of a minute or more, begun first: a file is one process's, so that a long one at the end would keep the
-# other waiting
-LONG_FILES = ("test_readme", "test_multi_worker", "test_full_disk", "test_resume", "test_real_data",
-              "test_applications_deep", "test_applications", "test_random_graphs", "test_train_cifar",
-              "test_train_imagenet", "test_prune", "test_export", "test_networks")
+# Files with a test of a minute or more, begun first: a file is one process's, so that a long one at
+# the end would keep the other waiting
+LONG_FILES = (
+    "test_readme",
+    "test_multi_worker",
+    "test_full_disk",
+    "test_resume",
+    "test_real_data",
+    "test_applications_deep",
+    "test_applications",
+    "test_random_graphs",
+    "test_train_cifar",
+    "test_train_imagenet",
+    "test_prune",
+    "test_export",
+    "test_networks",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -34,7 +50,9 @@ def pytest_collection_modifyitems(items):
 
 
 def randomise_(model, seed=0):
-    """Gives every weight of a model random values, batch norms included, so that no test passes by symmetry."""
+    """Gives every weight of a model random values, batch norms included, so that no test passes by
+    symmetry.
+    """
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         if variable.name in ("gamma", "moving_variance", "variance", "scale"):
@@ -42,7 +60,11 @@ def randomise_(model, seed=0):
         elif variable.name in ("beta", "moving_mean", "bias"):
             variable.assign(rng.normal(0, 0.3, variable.shape))
         else:
-            variable.assign(rng.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape).astype(variable.dtype))
+            variable.assign(
+                rng.normal(0, 1 / np.sqrt(np.prod(variable.shape[:-1])), variable.shape).astype(
+                    variable.dtype
+                )
+            )
     finish_layers_(model)
     return model
 
@@ -54,7 +76,9 @@ def conv_bn(x, filters, name, size=3, strides=1, relu=True):
 
 
 def make_tiny_resnet(num_classes=3):
-    """Stem, an identity block and a block with a projection: 4 channel groups of 6, 4, 5 and 8 channels."""
+    """Stem, an identity block and a block with a projection: 4 channel groups of 6, 4, 5 and 8
+    channels.
+    """
     inputs = keras.Input((8, 8, 3))
     stem = conv_bn(inputs, 6, "stem")
     x = conv_bn(conv_bn(stem, 4, "a1"), 6, "a2", relu=False)
@@ -75,7 +99,10 @@ def make_data(num_train=96, num_test=22, num_classes=3, size=8, seed=0):
         images = rng.integers(0, 160, (count, size, size, 3))
         images[np.arange(count), ..., labels % 3] += 60
         return Split(images.astype(np.uint8), labels)
-    return Dataset("TINY", num_classes, split(num_train), split(num_test), (100.0,) * 3, (50.0,) * 3)
+
+    return Dataset(
+        "TINY", num_classes, split(num_train), split(num_test), (100.0,) * 3, (50.0,) * 3
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""A small job of two workers of which the second has other data and another NumPy, or fails by itself.
+"""A small job of two workers of which the second has other data and another NumPy, or fails by
+itself.
 
-    python -m tests.differing HOW -- ARGUMENTS OF train_cifar.py
+python -m tests.differing HOW -- ARGUMENTS OF train_cifar.py
 """
 
 import json
@@ -28,8 +29,10 @@ def differ(how):
         small_jobs.make_large_data = make_other_data
         arguments.VERSIONS["numpy"] = f"{np.__version__}.other"
     elif how == "failure":
+
         def fail(*_):
             raise EkgError("its own disk is full.")
+
         phases.SearchPhase.rehearse = phases.SearchPhase.run = fail
     else:
         raise ValueError(f"no such way: {how}.")

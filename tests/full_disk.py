@@ -2,8 +2,8 @@
 
     python -m tests.full_disk HOW PHASE -- ARGUMENTS OF train_cifar.py
 
-HOW is fill (the file system that the run folder lies on gets full) or limit (no file may grow any more: other errors, and
-for where there is no small file system to fill).
+HOW is fill (the file system that the run folder lies on gets full) or limit (no file may grow any
+more: other errors, and for where there is no small file system to fill).
 """
 
 import contextlib
@@ -46,6 +46,7 @@ def main(how, obstructed, argv):
             if phase == obstructed:
                 OBSTACLES[how](self.folder.path.parent)
             yield
+
     Job.timed = obstructing
     utils.run_script(stress_resume.run_job, lambda: train_cifar.parse_args(argv))
 

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 import ekg
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.search.objective import Objective
+from ekg.searching.objective import Objective
 
 
 def relative_difference(value, expected):
@@ -37,34 +37,51 @@ def mirrored(replicas):
 
 
 def evaluation_batches(data, batch_size=8):
-    """Returns the Batches of a data set's test split; of 22 images in batches of at most 8 they hold 7, 7 and 8."""
+    """Returns the Batches of a data set's test split; of 22 images in batches of at most 8 they
+    hold 7, 7 and 8.
+    """
     return Batches(data.test, data.normalise, batch_size)
 
 
 def make_objective(model, data, teacher="ensemble", batch_size=8, **compute):
-    """Returns the Objective of a model on a data set's test split, computed as these fields of Compute say."""
-    return Objective(ekg.Supernet(model), evaluation_batches(data, batch_size), teacher, ekg.Compute(**compute))
+    """Returns the Objective of a model on a data set's test split, computed as these fields of
+    Compute say.
+    """
+    return Objective(
+        ekg.Supernet(model), evaluation_batches(data, batch_size), teacher, ekg.Compute(**compute)
+    )
 
 
 def check_masked_is_cut(supernet, subnetwork, images):
-    """Masked and cut network agree: in both modes in their logits, and in the number of parameters."""
+    """Masked and cut network agree: in both modes in their logits, and in the number of
+    parameters.
+    """
     cut = supernet.cut(subnetwork)
-    for training in (False, True):  # training=True moves the cut network's statistics, so it comes last
+    for training in (
+        False,
+        True,
+    ):  # training=True moves the cut network's statistics, so it comes last
         masked = supernet.logits(images, subnetwork, training=training)
         assert relative_difference(cut(images, training=training), masked) < 1e-4
     assert supernet.complexity(subnetwork).params == cut.count_params()
 
 
 def check_landscape_is_that_of_the_cut(supernet, subnetwork, batches, parameters="kernels"):
-    """The masked landscape of a sub-network is that of the network cut out: loss, parameters, products, and no others.
+    """The masked landscape of a sub-network is that of the network cut out: loss, parameters,
+    products, and no others.
 
     Kernels that a batch norm follows are at the norm of before the cut.
 
     Returns both Landscapes.
     """
     masked = MaskedLandscapes(supernet, batches, parameters=parameters)(subnetwork)
-    cut = model_landscape(supernet.cut(subnetwork), batches, parameters=parameters,
-                          batch_statistics=True, original=supernet.model)
+    cut = model_landscape(
+        supernet.cut(subnetwork),
+        batches,
+        parameters=parameters,
+        batch_statistics=True,
+        original=supernet.model,
+    )
     assert masked.loss(masked.point) == pytest.approx(cut.loss(cut.point), rel=1e-4)
     np.testing.assert_allclose(masked.point[masked.support > 0], cut.point, rtol=1e-5, atol=1e-7)
     vector = np.random.default_rng(0).normal(size=cut.dimension)

@@ -1,9 +1,10 @@
-"""Damages every kind of file that is read, again and again: whatever is wrong ends in one typed error, or in good data.
+"""Damages every kind of file that is read, again and again: whatever is wrong ends in one typed
+error, or in good data.
 
     python -m tests.mutations --count 2000
 
-Prints for every kind how many damaged files were refused, and how many were read all the same (a file without a checksum may
-still make sense). Anything else than an EkgError ends it.
+Prints for every kind how many damaged files were refused, and how many were read all the same (a
+file without a checksum may still make sense). Anything else than an EkgError ends it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from dataloader import own
-from ekg import files
+from ekg.io import files
 from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.latency.table import Table, load_table, save_table
@@ -26,8 +27,8 @@ from ekg.network.subnetwork import Subnetwork
 from ekg.report.table import Row
 from ekg.run import environment
 from ekg.run.folder import RunFolder
-from ekg.search import greedy
-from ekg.search.history import HistoryEntry
+from ekg.searching import greedy
+from ekg.searching.history import HistoryEntry
 from ekg.train.checkpoints import Checkpoints
 from nets import convert
 from tests.conftest import make_tiny_resnet
@@ -42,6 +43,7 @@ ROW = Row("baseline", 1.0, {"top1": 0.5}, 5, 7, 9)
 
 class Knowledge:
     """Stands for the objective whose knowledge is restored."""
+
     num_images = 12
 
     def restore_knowledge(self, knowledge, num_added):
@@ -54,14 +56,18 @@ class Knowledge:
 
 
 def write_all(folder):
-    """Writes a good file of every kind and returns {kind: (file to damage, function that reads it)}."""
+    """Writes a good file of every kind and returns {kind: (file to damage, function that reads
+    it)}.
+    """
     run = RunFolder(folder / "run")
     run.path.mkdir(parents=True)
     files.write_json(run / "arguments.json", {"target_rate": 0.5, "arch": "ResNet-8"})
     for step in range(3):
         run.append_history(HistoryEntry(step, None, SUBNETWORK, 0.9, 1.0, 0.5, -2.0, 1, 0.1))
         files.append_json_line(run / "curves.jsonl", {"phase": "search", "step": step, "loss": 1.0})
-        files.append_json_line(run / "phases.jsonl", {"phase": "search", "seconds": 1.0, "peak_memory_mib": 5})
+        files.append_json_line(
+            run / "phases.jsonl", {"phase": "search", "seconds": 1.0, "peak_memory_mib": 5}
+        )
     files.append_json_line(run / "environments.jsonl", HERE)
     files.write_json(run / "summary.json", {"table": [dataclasses.asdict(ROW)], "phases": {}})
     greedy._save_knowledge(run / "search_state.npz", np.ones((12, 3), np.float32), 2)
@@ -71,25 +77,42 @@ def write_all(folder):
     conditions = {"runtime": "litert", "batch": 1, "threads": 1, "versions": {}, "machine": {}}
     save_table(folder / "table.json", Table(conditions))
     np.savez(folder / "data.npz", x=np.zeros((4, *IMAGE), np.float32), y=np.arange(4) % 2)
-    np.savez_compressed(folder / "packed.npz", x=np.zeros((4, *IMAGE), np.float32), y=np.arange(4) % 2)
+    np.savez_compressed(
+        folder / "packed.npz", x=np.zeros((4, *IMAGE), np.float32), y=np.arange(4) % 2
+    )
     for name in ("a", "b"):
         (folder / "images" / name).mkdir(parents=True)
-        keras.utils.save_img(folder / "images" / name / "i.png", np.arange(192).reshape(IMAGE), scale=False)
-    keras.utils.save_img(folder / "images" / "a" / "i.jpg", np.arange(192).reshape(IMAGE), scale=False)
-    kinds = {"arguments": (run / "arguments.json", lambda _: run.arguments()),
-             "history": (run / "history.jsonl", lambda _: run.history()),
-             "curves": (run / "curves.jsonl", files.read_report_lines),
-             "phases": (run / "phases.jsonl", lambda _: run.phases()),
-             "table": (run / "summary.json", lambda _: run.table()),
-             "environments": (run / "environments.jsonl", lambda path: environment.keep(path, HERE, is_strict=False)),
-             "knowledge": (run / "search_state.npz", read_knowledge),
-             "parameters": (folder / "p.pkl", utils.load_params), ".keras": (folder / "m.keras", utils.load_keras),
-             "latency table": (folder / "table.json", lambda path: load_table(path, conditions)),
-             ".npz": (folder / "data.npz", lambda path: own.load(path, IMAGE)),
-             "packed .npz": (folder / "packed.npz", lambda path: own.load(path, IMAGE)),
-             ".png": (folder / "images/a/i.png", lambda path: read_images(path.parents[1])),
-             ".jpg": (folder / "images/a/i.jpg", lambda path: read_images(path.parents[1]))}
-    return kinds | write_torch(folder / "w.pth") | write_bank(folder / "bank") | write_checkpoint(folder / "checkpoints")
+        keras.utils.save_img(
+            folder / "images" / name / "i.png", np.arange(192).reshape(IMAGE), scale=False
+        )
+    keras.utils.save_img(
+        folder / "images" / "a" / "i.jpg", np.arange(192).reshape(IMAGE), scale=False
+    )
+    kinds = {
+        "arguments": (run / "arguments.json", lambda _: run.arguments()),
+        "history": (run / "history.jsonl", lambda _: run.history()),
+        "curves": (run / "curves.jsonl", files.read_report_lines),
+        "phases": (run / "phases.jsonl", lambda _: run.phases()),
+        "table": (run / "summary.json", lambda _: run.table()),
+        "environments": (
+            run / "environments.jsonl",
+            lambda path: environment.keep(path, HERE, is_strict=False),
+        ),
+        "knowledge": (run / "search_state.npz", read_knowledge),
+        "parameters": (folder / "p.pkl", utils.load_params),
+        ".keras": (folder / "m.keras", utils.load_keras),
+        "latency table": (folder / "table.json", lambda path: load_table(path, conditions)),
+        ".npz": (folder / "data.npz", lambda path: own.load(path, IMAGE)),
+        "packed .npz": (folder / "packed.npz", lambda path: own.load(path, IMAGE)),
+        ".png": (folder / "images/a/i.png", lambda path: read_images(path.parents[1])),
+        ".jpg": (folder / "images/a/i.jpg", lambda path: read_images(path.parents[1])),
+    }
+    return (
+        kinds
+        | write_torch(folder / "w.pth")
+        | write_bank(folder / "bank")
+        | write_checkpoint(folder / "checkpoints")
+    )
 
 
 def write_torch(path):
@@ -125,10 +148,16 @@ def write_bank(folder):
     def read(_):
         good = bank_files.count_good(folder, INFO)
         if good:
-            head, data = bank_files.header(rows.shape, rows.dtype), (folder / bank_files.ARRAY_FILE).read_bytes()
+            head, data = (
+                bank_files.header(rows.shape, rows.dtype),
+                (folder / bank_files.ARRAY_FILE).read_bytes(),
+            )
             assert data.startswith(head + rows[:good].tobytes())
-    return {f"bank's {name}": (folder / name, read) for name in (
-        bank_files.ARRAY_FILE, bank_files.INFO_FILE, bank_files.BLOCKS_FILE)}
+
+    return {
+        f"bank's {name}": (folder / name, read)
+        for name in (bank_files.ARRAY_FILE, bank_files.INFO_FILE, bank_files.BLOCKS_FILE)
+    }
 
 
 def write_checkpoint(folder):
@@ -141,12 +170,13 @@ def write_checkpoint(folder):
         other = tf.Variable([0.0, 0.0])
         position = Checkpoints(folder, value=other).restore()
         assert position["step"] in (1, 2) and other.numpy().tolist() == [1.0, 2.0]
+
     return {f"checkpoint's {path.suffix}": (path, read) for path in sorted(folder.glob("ckpt-2.*"))}
 
 
 def changed_json(data, rng):
     """Returns a JSON file, or one of JSON lines, of other content and with the right checksums."""
-    lines = data.splitlines() if data.count(b"{") > 1 and b'\n{' in data else [data]
+    lines = data.splitlines() if data.count(b"{") > 1 and b"\n{" in data else [data]
     number = int(rng.integers(len(lines)))
     value = json.loads(lines[number])
     del value[files.CHECKSUM]

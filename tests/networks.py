@@ -1,4 +1,6 @@
-"""Networks of well-known kinds, whole ones and small ones written with plain layers, and their FLOPs counted by hand."""
+"""Networks of well-known kinds, whole ones and small ones written with plain layers, and their
+FLOPs counted by hand.
+"""
 
 import math
 
@@ -15,15 +17,21 @@ SIZE, CLASSES = 96, 10
 
 
 def flops_by_hand(model):
-    """Returns the multiply-accumulates of one image from the shapes that Keras itself knows, layer by layer.
+    """Returns the multiply-accumulates of one image from the shapes that Keras itself knows, layer
+    by layer.
 
     Every layer must be called once.
     """
-    return sum(flops_by_hand(layer) if isinstance(layer, keras.Model) else _layer_flops(layer) for layer in model.layers)
+    return sum(
+        flops_by_hand(layer) if isinstance(layer, keras.Model) else _layer_flops(layer)
+        for layer in model.layers
+    )
 
 
 def _layer_flops(layer):
-    if not layer.weights or isinstance(layer, layers.Normalization):  # that of the input is not counted, which is said
+    if not layer.weights or isinstance(
+        layer, layers.Normalization
+    ):  # that of the input is not counted, which is said
         return 0
     *positions, channels = layer.output.shape[1:]
     area, read = math.prod(positions), layer.input.shape[-1]
@@ -40,7 +48,12 @@ def _layer_flops(layer):
         return area * read * channels
     if isinstance(layer, layers.BatchNormalization):
         return 2 * area * channels
-    scales = (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization, layers.PReLU)
+    scales = (
+        layers.LayerNormalization,
+        layers.RMSNormalization,
+        layers.GroupNormalization,
+        layers.PReLU,
+    )
     if isinstance(layer, scales) or type(layer).__name__ == "LayerScale":
         return area * channels * len(layer.weights)
     raise NotImplementedError(f"{layer.name} ({type(layer).__name__})")
@@ -52,12 +65,21 @@ def _layer_flops(layer):
 def application(name, **options):
     """Returns a network of keras.applications for small images, with random weights."""
     make = getattr(keras.applications, name)
-    return randomise_(make(input_shape=(SIZE, SIZE, 3), weights=None, classes=CLASSES, classifier_activation=None,
-                           **options))
+    return randomise_(
+        make(
+            input_shape=(SIZE, SIZE, 3),
+            weights=None,
+            classes=CLASSES,
+            classifier_activation=None,
+            **options,
+        )
+    )
 
 
 def check_network(model, least, **options):
-    """Checks the promise, the count by hand, and that the smallest sub-network has this share of the FLOPs; the Supernet."""
+    """Checks the promise, the count by hand, and that the smallest sub-network has this share of
+    the FLOPs; the Supernet.
+    """
     supernet = check_prunable(model, subnetworks=1, **options)
     smallest = flops_by_hand(supernet.cut(supernet.smallest()))
     whole = flops_by_hand(model)
@@ -68,7 +90,8 @@ def check_network(model, least, **options):
 
 
 def check_application(name, least=0.01, model=None, **options):
-    """Checks a network of keras.applications: all of it but its output can be pruned. Returns the Supernet.
+    """Checks a network of keras.applications: all of it but its output can be pruned. Returns the
+    Supernet.
 
     Args:
         name: of the network.
@@ -82,9 +105,13 @@ def check_application(name, least=0.01, model=None, **options):
 
 
 def smooth_images(number=12, seed=0):
-    """Returns images that differ more from one another than noise does, which keeps norms of a batch well conditioned."""
+    """Returns images that differ more from one another than noise does, which keeps norms of a
+    batch well conditioned.
+    """
     coarse = np.random.default_rng(seed).normal(size=(number, 4, 4, 3))
-    return ops.convert_to_numpy(ops.image.resize(coarse.astype(np.float32), (SIZE, SIZE), "bicubic"))
+    return ops.convert_to_numpy(
+        ops.image.resize(coarse.astype(np.float32), (SIZE, SIZE), "bicubic")
+    )
 
 
 # ---------------------------------------------------------------- small ones
@@ -114,9 +141,18 @@ def regnet(widths=(32, 64), group_width=16, squeeze=True, size=32):
         for block in range(2):
             name, strides = f"s{stage}b{block}", 1 if block else 2
             y = conv_bn(x, width, f"{name}_1", size=1)
-            y = layers.Conv2D(width, 3, strides, padding="same", groups=width // group_width, use_bias=False,
-                              name=f"{name}_2")(y)
-            y = layers.ReLU(name=f"{name}_2_relu")(layers.BatchNormalization(name=f"{name}_2_bn")(y))
+            y = layers.Conv2D(
+                width,
+                3,
+                strides,
+                padding="same",
+                groups=width // group_width,
+                use_bias=False,
+                name=f"{name}_2",
+            )(y)
+            y = layers.ReLU(name=f"{name}_2_relu")(
+                layers.BatchNormalization(name=f"{name}_2_bn")(y)
+            )
             if squeeze:
                 s = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(y)
                 s = layers.Conv2D(width // 4, 1, activation="relu", name=f"{name}_reduce")(s)
@@ -131,25 +167,33 @@ def regnet(widths=(32, 64), group_width=16, squeeze=True, size=32):
 
 
 def shufflenet(split="split", size=32):
-    """Units of ShuffleNetV2: half of the channels go through a branch, then those of both halves are dealt in turn.
+    """Units of ShuffleNetV2: half of the channels go through a branch, then those of both halves
+    are dealt in turn.
 
     Args:
         split: how the channels are halved, "split" by keras.ops.split or "slice" by indices.
     """
+
     def unit(x, name):
         half = x.shape[-1] // 2
-        left, right = ops.split(x, 2, axis=-1) if split == "split" else (x[..., :half], x[..., half:])
+        left, right = (
+            ops.split(x, 2, axis=-1) if split == "split" else (x[..., :half], x[..., half:])
+        )
         return shuffled(left, branch(right, half, name, 1), name)
 
     def down(x, width, name):
         left = layers.DepthwiseConv2D(3, 2, padding="same", use_bias=False, name=f"{name}_dw0")(x)
-        left = conv_bn(layers.BatchNormalization(name=f"{name}_dw0_bn")(left), width // 2, f"{name}_0", size=1)
+        left = conv_bn(
+            layers.BatchNormalization(name=f"{name}_dw0_bn")(left), width // 2, f"{name}_0", size=1
+        )
         return shuffled(left, branch(x, width // 2, name, 2), name)
 
     def branch(x, width, name, strides):
         x = conv_bn(x, width, f"{name}_1", size=1)
         x = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"{name}_dw")(x)
-        return conv_bn(layers.BatchNormalization(name=f"{name}_dw_bn")(x), width, f"{name}_2", size=1)
+        return conv_bn(
+            layers.BatchNormalization(name=f"{name}_dw_bn")(x), width, f"{name}_2", size=1
+        )
 
     def shuffled(left, right, name):
         x = layers.Concatenate(name=f"{name}_cat")([left, right])
@@ -166,7 +210,10 @@ def shufflenet(split="split", size=32):
 
 
 def unet(size=32, widths=(8, 16, 32)):
-    """A U-Net: a map of two channels from maps of three sizes, put up again by a transposed convolution and by repeating."""
+    """A U-Net: a map of two channels from maps of three sizes, put up again by a transposed
+    convolution and by repeating.
+    """
+
     def double(x, width, name):
         return conv_bn(conv_bn(x, width, f"{name}_1"), width, f"{name}_2")
 

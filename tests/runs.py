@@ -1,4 +1,6 @@
-"""What tests of whole runs share: processes, a network to begin with, and what two runs are compared by."""
+"""What tests of whole runs share: processes, a network to begin with, and what two runs are
+compared by.
+"""
 
 import os
 import subprocess
@@ -9,16 +11,24 @@ import keras
 import numpy as np
 
 import nets
-import utils  # noqa: I001  first: it sets TensorFlow's environment
-from ekg import files
+import utils
+from ekg.io import files
 
 ROOT = Path(__file__).parents[1]
 
 
 def start(*command, **environment):
-    """Starts Python with these arguments in a process of its own; both its streams come together."""
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | environment,  # noqa: S603
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Starts Python with these arguments in a process of its own; both its streams come
+    together.
+    """
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(*processes, timeout=600):
@@ -33,13 +43,15 @@ def finish(*processes, timeout=600):
 
 def error_line(output):
     """Returns the line that says why a process ended; there must be one, and no traceback."""
-    line, = [line for line in output.splitlines() if line.startswith("error:")]
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "Traceback" not in output, output
     return line
 
 
 def write_params(path):
-    """Writes the parameter file of a network that is as good as untrained; every channel of it matters."""
+    """Writes the parameter file of a network that is as good as untrained; every channel of it
+    matters.
+    """
     keras.utils.set_random_seed(0)
     model = nets.build("ResNet-8", 10)
     for weight in model.weights:
@@ -55,4 +67,6 @@ def read_history(folder):
 
 def read_curves(folder):
     """Returns the lines of a run's curves without the speed."""
-    return [line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")]
+    return [
+        line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")
+    ]

@@ -20,7 +20,9 @@ def build(_, num_classes, widths=(6, 8)):
 
 def from_params(arch, params, num_classes, source):
     """Returns the network whose widths the parameters tell."""
-    model = build(arch, num_classes, [params[f"{name}/kernel:0"].shape[-1] for name in CONVOLUTIONS])
+    model = build(
+        arch, num_classes, [params[f"{name}/kernel:0"].shape[-1] for name in CONVOLUTIONS]
+    )
     utils.assign_params_(model, params, source)
     return model
 
@@ -31,6 +33,8 @@ def make_large_data():
 
 
 def run(script, data, *argv):
-    """Runs the job of a training script with these arguments, but with this data and small networks."""
+    """Runs the job of a training script with these arguments, but with this data and small
+    networks.
+    """
     args = script.parse_args([*map(str, argv), "--no-preflight"])
     return op_utils.prune(args, script.BASELINE, lambda: data, build, from_params)

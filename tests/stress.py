@@ -1,11 +1,13 @@
-"""Ends small runs again and again, starts them each time, and compares their ends with undisturbed runs'.
+"""Ends small runs again and again, starts them each time, and compares their ends with undisturbed
+runs'.
 
     python -m tests.stress --kills 300 --signals 50 --workers 20 --differing 30
 
-Processes end at random instants, in turn in search, memory bank and fine-tuning: by SIGKILL (every fifteenth time the next
-process is killed within a second of its first line, too), and by SIGTERM and SIGUSR1. The runs are train_cifar.py on one
-device and on two, and a program of its own that calls ekg.prune; --workers is for two processes of one job, of which one is
-killed; --differing for two whose data and versions differ, which both refuse. Prints what was done, and how many ends are
+Processes end at random instants, in turn in search, memory bank and fine-tuning: by SIGKILL (every
+fifteenth time the next process is killed within a second of its first line, too), and by SIGTERM
+and SIGUSR1. The runs are train_cifar.py on one device and on two, and a program of its own that
+calls ekg.prune; --workers is for two processes of one job, of which one is killed; --differing for
+two whose data and versions differ, which both refuse. Prints what was done, and how many ends are
 identical: history, curves, memory bank and parameters, bit for bit.
 """
 
@@ -59,19 +61,27 @@ class Watched:
             self._changed.notify_all()
 
     def wait_for(self, is_there):
-        """Returns when something of this object is so, or the process has ended, or after ten minutes."""
+        """Returns when something of this object is so, or the process has ended, or after ten
+        minutes.
+        """
         with self._changed:
             self._changed.wait_for(lambda: is_there() or self._lines[-1:] == [""], 600)
 
     def wait_for_phase(self, phase):
-        order = {name: number for number, name in enumerate(PHASES)} | {"subset": -1, "slim": 0.5, "report": 9}
+        order = {name: number for number, name in enumerate(PHASES)} | {
+            "subset": -1,
+            "slim": 0.5,
+            "report": 9,
+        }
         self.wait_for(lambda: order.get(self.phase, -2) >= order[phase])
 
     def wait_for_line(self):
         self.wait_for(lambda: len(self._lines) > 1)  # the first comes before TensorFlow is loaded
 
     def end(self, number):
-        """Sends a signal and returns (whether the process was running, its exit code, all it said)."""
+        """Sends a signal and returns (whether the process was running, its exit code, all it
+        said).
+        """
         is_running = self.process.poll() is None
         if is_running:
             self.process.send_signal(number)
@@ -106,11 +116,13 @@ class Stress:
         self._expected = stress_resume.end_of(folder / "undisturbed")
 
     def run(self, numbers):
-        """Ends processes by these signals, one after the other, and lets each run come to its end behind ten of them."""
+        """Ends processes by these signals, one after the other, and lets each run come to its end
+        behind ten of them.
+        """
         numbers = list(numbers)
         for begin in range(0, len(numbers), len(AIMS)):
             folder = self._folder / f"run{self.done['runs']}"
-            for aim, number in zip(AIMS, numbers[begin:begin + len(AIMS)]):
+            for aim, number in zip(AIMS, numbers[begin : begin + len(AIMS)]):
                 self._disturb(folder, aim, number)
             self._finish(folder)
 
@@ -119,7 +131,9 @@ class Stress:
         watched.wait_for_phase(aim)
         time.sleep(self._rng.uniform(0, DELAYS[aim]) / self._haste)
         was_running, code, output = watched.end(number)
-        at_the_end = code == -number and "phase report took" in output  # while Python ended, where signals have no handler
+        at_the_end = (
+            code == -number and "phase report took" in output
+        )  # while Python ended, where signals have no handler
         check(not was_running or code in (0, *ENDS[number]) or at_the_end, output)
         check("Traceback" not in output, output)
         if was_running and code:
@@ -143,16 +157,28 @@ class Stress:
 
 def stress_workers(params, folder, count, rng):
     """Kills one of two processes of a job so many times; returns what was done."""
-    arguments = [*test_multi_worker.SHORT, "--checkpoint_minutes", "0.01", "--trained_param", params]
+    arguments = [
+        *test_multi_worker.SHORT,
+        "--checkpoint_minutes",
+        "0.01",
+        "--trained_param",
+        params,
+    ]
     done = collections.Counter()
 
     def start(name):
-        return [Watched(process) for process in test_multi_worker.start_workers([*arguments, "--train_path", folder / name])]
+        return [
+            Watched(process)
+            for process in test_multi_worker.start_workers(
+                [*arguments, "--train_path", folder / name]
+            )
+        ]
 
     def finish(name):
         for watched in start(name):
             code, output = watched.finish()
             check(code == 0, output)
+
     finish("undisturbed")
     expected = stress_resume.end_of(folder / "undisturbed")
     for number in range(count):
@@ -174,11 +200,21 @@ def stress_workers(params, folder, count, rng):
 
 
 def stress_differing_workers(params, folder, count):
-    """Starts two workers of which one has other data and another NumPy, so many times; each time both must refuse."""
-    arguments = [*stress_resume.ARGUMENTS, "--trained_param", params, "--train_path", folder / "run"]
+    """Starts two workers of which one has other data and another NumPy, so many times; each time
+    both must refuse.
+    """
+    arguments = [
+        *stress_resume.ARGUMENTS,
+        "--trained_param",
+        params,
+        "--train_path",
+        folder / "run",
+    ]
     done = collections.Counter()
     for _ in range(count):
-        workers = test_multi_worker.start_workers(arguments, script=("-m", "tests.differing", "environment", "--"))
+        workers = test_multi_worker.start_workers(
+            arguments, script=("-m", "tests.differing", "environment", "--")
+        )
         for code, output in (Watched(process).finish() for process in workers):
             check(code == 2 and "versions numpy" in output and "data sample" in output, output)
             check("Traceback" not in output and not (folder / "run").exists(), output)
@@ -192,11 +228,15 @@ def check(is_so, output):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="End runs at random instants and compare their ends.")
+    parser = argparse.ArgumentParser(
+        description="End runs at random instants and compare their ends."
+    )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--signals", type=int, default=50)
     parser.add_argument("--workers", type=int, default=20)
-    parser.add_argument("--differing", type=int, default=30, help="starts of two workers of other data and versions")
+    parser.add_argument(
+        "--differing", type=int, default=30, help="starts of two workers of other data and versions"
+    )
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -206,12 +246,19 @@ def main(argv=None):
         params, large_params = root / "params.pkl", root / "large_params.pkl"
         stress_resume.write_params(params)
         runs.write_params(large_params)
-        kinds = {"one device": (lambda folder: stress_resume.start(params, folder), 1),
-                 "two devices": (lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")), 1),
-                 "ekg.prune": (lambda folder: runs.start("-m", "tests.stress_own", folder), 10)}
+        kinds = {
+            "one device": (lambda folder: stress_resume.start(params, folder), 1),
+            "two devices": (
+                lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")),
+                1,
+            ),
+            "ekg.prune": (lambda folder: runs.start("-m", "tests.stress_own", folder), 10),
+        }
         for number, kind in enumerate(args.kinds):
             share = len(args.kinds)
-            kills, signals = (count // share + (number < count % share) for count in (args.kills, args.signals))
+            kills, signals = (
+                count // share + (number < count % share) for count in (args.kills, args.signals)
+            )
             signals_in_turn = [(signal.SIGTERM, signal.SIGUSR1)[i % 2] for i in range(signals)]
             if kills or signals:
                 stress = Stress(*kinds[kind], root / kind.replace(" ", "_"), rng)
@@ -223,8 +270,13 @@ def main(argv=None):
             print(json.dumps({"kind": "two workers"} | done), flush=True)
             differing += done["runs"] - done["identical"]
         if args.differing:
-            print(json.dumps({"kind": "differing workers"} | stress_differing_workers(
-                params, root / "differing", args.differing)), flush=True)
+            print(
+                json.dumps(
+                    {"kind": "differing workers"}
+                    | stress_differing_workers(params, root / "differing", args.differing)
+                ),
+                flush=True,
+            )
     return int(differing > 0)
 
 

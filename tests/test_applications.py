@@ -1,4 +1,6 @@
-"""The promise for the networks of keras.applications that have few layers; test_applications_deep.py has the others."""
+"""The promise for the networks of keras.applications that have few layers;
+test_applications_deep.py has the others.
+"""
 
 import keras
 import pytest
@@ -12,8 +14,22 @@ def memory():
     keras.backend.clear_session()
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "ResNet50V2", "MobileNet", "MobileNetV2", "MobileNetV3Small",
-                                  "MobileNetV3Large", "EfficientNetB0", "EfficientNetV2B0", "Xception", "ConvNeXtTiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VGG16",
+        "ResNet50",
+        "ResNet50V2",
+        "MobileNet",
+        "MobileNetV2",
+        "MobileNetV3Small",
+        "MobileNetV3Large",
+        "EfficientNetB0",
+        "EfficientNetV2B0",
+        "Xception",
+        "ConvNeXtTiny",
+    ],
+)
 def test_every_application_is_pruned_as_it_is_masked_and_counted(name):
     check_application(name)
 

@@ -1,4 +1,6 @@
-"""The promise for the networks of keras.applications that have hundreds of layers, as in test_applications.py."""
+"""The promise for the networks of keras.applications that have hundreds of layers, as in
+test_applications.py.
+"""
 
 import keras
 import pytest
@@ -18,5 +20,6 @@ def test_every_deep_application_is_pruned_as_it_is_masked_and_counted(name):
 
 
 def test_inception_is_pruned_as_it_is_masked_and_counted():
-    # Its norms enlarge a change of the images by 1e-6 to 3e-4 of the logits; less in this sub-network, on these images.
+    # Its norms enlarge a change of the images by 1e-6 to 3e-4 of the logits; less in this
+    # sub-network, on these images.
     check_application("InceptionV3", seed=3, inputs=smooth_images())

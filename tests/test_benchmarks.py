@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import agreement, bench_gpu, growth, own_network, packaged, performance
-from ekg import files, search
+from ekg import search
+from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.settings import SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
@@ -21,38 +22,91 @@ def test_a_slope_is_that_of_the_logarithms():
 
 
 def phase(name, before, after, count=0, work=5e9, unit="s"):
-    return {"name": name, "work": work, "count": count, "unit": unit, "before": before, "after": after}
+    return {
+        "name": name,
+        "work": work,
+        "count": count,
+        "unit": unit,
+        "before": before,
+        "after": after,
+    }
 
 
 def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     curves = [{"name": "images", "counts": [1, 2], "seconds": [1.0, 2.0]}]
-    phases = [phase("peak", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], work=5e9),  # 5 G multiply-accumulates a second
-              phase("search step 8, 3 candidates", [4.0, 8.0, 3.0], [2.0, 2.0, 2.0]),  # ratios 2, 4 and 1.5
-              phase("memory bank", [4.0] * 3, [2.0] * 3, 100, unit="rows/s"),
-              phase("small run on DIGITS: whole", [40.0], [20.0], work=None)]
-    record = {"arch": "ResNet-56", "before": "a" * 40, "phases": phases, "growth": curves, "growth_of": "c" * 40,
-              "after": {"revision": "b" * 40, "machine": {"processor": "a machine"}, "cores": 2}}
+    phases = [
+        phase(
+            "peak", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], work=5e9
+        ),  # 5 G multiply-accumulates a second
+        phase(
+            "search step 8, 3 candidates", [4.0, 8.0, 3.0], [2.0, 2.0, 2.0]
+        ),  # ratios 2, 4 and 1.5
+        phase("memory bank", [4.0] * 3, [2.0] * 3, 100, unit="rows/s"),
+        phase("small run on DIGITS: whole", [40.0], [20.0], work=None),
+    ]
+    record = {
+        "arch": "ResNet-56",
+        "before": "a" * 40,
+        "phases": phases,
+        "growth": curves,
+        "growth_of": "c" * 40,
+        "after": {"revision": "b" * 40, "machine": {"processor": "a machine"}, "cores": 2},
+    }
     page = performance.markdown(record)
     assert "| search step 8, 3 candidates | 4.0 s | 2.0 s | 2.00 | 0.25 | 0.50 |" in page
     assert "| memory bank | 25 rows/s | 50 rows/s | 2.00 | 0.25 | 0.50 |" in page
     assert "| small run on DIGITS: whole | 40.0 s | 20.0 s | 2.00 |  |  |" in page
     assert "aaaaaaa and bbbbbbb, ran in turn on one machine (a machine, 2 cores)" in page
     assert "Of revision ccccccc. Seconds" in page
-    assert "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
+    assert (
+        "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
+    )
     performance.write_page(tmp_path, record)
-    performance.add_rows(tmp_path, "agreement", "ResNet-8 on DIGITS:", [["bfloat16", 17, "88.2%", "70.6%"]])
-    assert ("\nResNet-8 on DIGITS:\n\n| format | steps | same group | same sub-network |\n|---|---|---|---|\n"
-            "| bfloat16 | 17 | 88.2% | 70.6% |\n") in (tmp_path / "performance.md").read_text()
-    argv = ["--arch", "ResNet-8", "--formats", "bfloat16", "--compile", "off", "--batch_size", "4", "--images", "8",
-            "--candidates", "2", "--bank_images", "8", "--peak_size", "64", "--runs", "1",
-            "--json", str(tmp_path / "gpu.json"), "--out", str(tmp_path)]
+    performance.add_rows(
+        tmp_path, "agreement", "ResNet-8 on DIGITS:", [["bfloat16", 17, "88.2%", "70.6%"]]
+    )
+    assert (
+        "\nResNet-8 on DIGITS:\n\n| format | steps | same group | same sub-network "
+        "|\n|---|---|---|---|\n"
+        "| bfloat16 | 17 | 88.2% | 70.6% |\n"
+    ) in (tmp_path / "performance.md").read_text()
+    argv = [
+        "--arch",
+        "ResNet-8",
+        "--formats",
+        "bfloat16",
+        "--compile",
+        "off",
+        "--batch_size",
+        "4",
+        "--images",
+        "8",
+        "--candidates",
+        "2",
+        "--bank_images",
+        "8",
+        "--peak_size",
+        "64",
+        "--runs",
+        "1",
+        "--json",
+        str(tmp_path / "gpu.json"),
+        "--out",
+        str(tmp_path),
+    ]
     bench_gpu.main(bench_gpu.parse_args(argv))
     page = (tmp_path / "performance.md").read_text()
     assert page.count("| bfloat16 | off | ") == 3  # training, search, bank
-    assert "8 views a training step, D_val of 8 images, a bank of 8 images and 5 teachers, medians of 1:" in page
+    assert (
+        "8 views a training step, D_val of 8 images, a bank of 8 images and 5 teachers, medians "
+        "of 1:" in page
+    )
     measured = files.read_json(tmp_path / "gpu.json")
     assert len(measured["rows"]) == 3 and measured["rows"][0]["format"] == "bfloat16"
-    assert measured["environment"]["cores"] == measured["origin"]["cores"] and measured["versions"]["numpy"]
+    assert (
+        measured["environment"]["cores"] == measured["origin"]["cores"]
+        and measured["versions"]["numpy"]
+    )
     with pytest.raises(FileNotFoundError, match="performance.json"):
         bench_gpu.main(bench_gpu.parse_args([*argv[:-1], str(tmp_path / "none")]))
     growth.draw(curves, tmp_path / "growth.png")
@@ -63,9 +117,15 @@ def test_steps_in_float32_are_those_of_the_search():
     supernet, data = Supernet(make_tiny_resnet()), make_data()
     settings = SearchSettings(target_rate=0.4, val_per_class=16, search_batch_size=40)
     history = search(supernet, data, settings).history
-    batches = data.batches(data.last_of_each_class(settings.val_per_class, 0).in_memory(), settings.search_batch_size)
+    batches = data.batches(
+        data.last_of_each_class(settings.val_per_class, 0).in_memory(), settings.search_batch_size
+    )
     steps = len(history) - 1
-    assert agreement.compare(supernet, batches, settings, history, "float32", 0) == (steps, steps, steps) and steps > 2
+    assert (
+        agreement.compare(supernet, batches, settings, history, "float32", 0)
+        == (steps, steps, steps)
+        and steps > 2
+    )
 
 
 def test_a_view_moves_each_image_by_itself():
@@ -79,25 +139,49 @@ def test_a_view_moves_each_image_by_itself():
 
 def test_a_baseline_of_ones_own_learns_on_moved_images_with_statistics_that_keep_up(monkeypatch):
     seen = []
-    monkeypatch.setattr(own_network.keras.Model, "fit", lambda _, data, **options: seen.append((list(data), options)))
+    monkeypatch.setattr(
+        own_network.keras.Model,
+        "fit",
+        lambda _, data, **options: seen.append((list(data), options)),
+    )
     images = np.full((40, own_network.SIZE, own_network.SIZE, 3), -1, np.float32)
     images[:, 40:56, 40:56] = 1
     model = own_network.train_baseline((images, np.arange(40)), 3, 0)
-    (batches, options), = seen
-    assert options["epochs"] == 3 and sorted(np.concatenate([labels for _, labels in batches])) == list(range(40))
-    assert len({tuple(np.argwhere(image[..., 0] > 0)[0]) for moved, _ in batches for image in moved.numpy()}) > 10
-    assert {layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+    ((batches, options),) = seen
+    assert options["epochs"] == 3 and sorted(
+        np.concatenate([labels for _, labels in batches])
+    ) == list(range(40))
+    assert (
+        len(
+            {
+                tuple(np.argwhere(image[..., 0] > 0)[0])
+                for moved, _ in batches
+                for image in moved.numpy()
+            }
+        )
+        > 10
+    )
+    assert {
+        layer.momentum
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    } == {0.9}
     assert model.output_shape == (None, 10)
 
 
 def test_outputs_are_joined_by_their_ranges_and_parted_again():
     inputs = keras.Input((4,))
     outputs = [keras.layers.Dense(2)(inputs), keras.layers.Dense(3, activation="softmax")(inputs)]
-    model, x = keras.Model(inputs, outputs), np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    model, x = (
+        keras.Model(inputs, outputs),
+        np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32),
+    )
     ranges = [np.array([2.0, 50.0]), np.array([0.5, 1.0, 0.25])]
     whole = packaged.joined(model, ranges)
     boxes, classes = (np.asarray(value) for value in model(x))
-    np.testing.assert_allclose(whole(x), np.concatenate([boxes / ranges[0], classes / ranges[1]], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        whole(x), np.concatenate([boxes / ranges[0], classes / ranges[1]], axis=1), rtol=1e-5
+    )
     for value, expected in zip(packaged.parted(whole, 2)(x), (boxes, classes), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 
@@ -105,8 +189,10 @@ def test_outputs_are_joined_by_their_ranges_and_parted_again():
 def test_differences_are_shares_of_each_channels_range():
     whole = [np.array([[0.0, 10.0], [1.0, 30.0]])]
     ranges = packaged.ranges_of(whole)
-    found, = packaged.compare(whole, [whole[0] + [[0.04, 1.0], [0.06, 5.0]]], ranges)
+    (found,) = packaged.compare(whole, [whole[0] + [[0.04, 1.0], [0.06, 5.0]]], ranges)
     np.testing.assert_allclose(ranges[0], [1, 20])
     np.testing.assert_allclose(found["mean"], [0.05, 3 / 20])
-    np.testing.assert_allclose(found["within"], [0.5, 0.5])  # .04 and 1 of 20 are, .06 and 5 of 20 are not
+    np.testing.assert_allclose(
+        found["within"], [0.5, 0.5]
+    )  # .04 and 1 of 20 are, .06 and 5 of 20 are not
     assert packaged.agreements(whole, [np.array([[0.0, 1.0], [2.0, 1.0]])]) == [0.5]

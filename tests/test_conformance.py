@@ -9,10 +9,10 @@ import tensorflow as tf
 import ekg
 import nets
 import utils
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.graph.complexity import model_complexity
-from ekg.search.criteria import CRITERIA, CriterionContext
-from ekg.search.objective import Objective
+from ekg.searching.criteria import CRITERIA, CriterionContext
+from ekg.searching.objective import Objective
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.helpers import random_subnetwork, relative_difference
 
@@ -39,12 +39,16 @@ def test_every_network_has_names_and_logits(pruned):
     arch, supernet, *_ = pruned
     names = [layer.name for layer in supernet.model.layers]
     assert len(set(names)) == len(names) and supernet.model.output_shape == (None, CLASSES)
-    assert {writer for group in supernet.groups for writer in group.writers} == set(nets.ARCHS[arch].conv_widths(arch))
+    assert {writer for group in supernet.groups for writer in group.writers} == set(
+        nets.ARCHS[arch].conv_widths(arch)
+    )
 
 
 def outputs(model, images, training=False):
     """Returns what a model gives; calling it in training would move its statistics."""
-    return model.stateless_call(model.trainable_variables, model.non_trainable_variables, images, training=training)[0]
+    return model.stateless_call(
+        model.trainable_variables, model.non_trainable_variables, images, training=training
+    )[0]
 
 
 def test_every_network_masked_is_the_network_cut_out_stored_and_read(pruned, tmp_path):
@@ -52,7 +56,10 @@ def test_every_network_masked_is_the_network_cut_out_stored_and_read(pruned, tmp
     utils.save_params(cut, tmp_path / "params.pkl")
     loaded = nets.from_params(arch, utils.load_params(tmp_path / "params.pkl"), CLASSES)
     arrays = utils.model_params(loaded)
-    assert all((arrays.pop(name) == array).all() for name, array in utils.model_params(cut).items()) and not arrays
+    assert (
+        all((arrays.pop(name) == array).all() for name, array in utils.model_params(cut).items())
+        and not arrays
+    )
     for training in (False, True):
         masked = supernet.logits(images, subnetwork, training=training)
         assert masked.shape == (NUM_IMAGES, CLASSES)
@@ -64,22 +71,39 @@ def test_every_networks_complexity_is_that_of_the_network_cut_out(pruned):
     assert model_complexity(cut) == supernet.complexity(subnetwork)
     assert cut.count_params() == supernet.complexity(subnetwork).params
     assert supernet.model.count_params() == supernet.complexity(supernet.whole()).params
-    assert supernet.rate(subnetwork) == model_complexity(cut).flops / model_complexity(supernet.model).flops < 1
+    assert (
+        supernet.rate(subnetwork)
+        == model_complexity(cut).flops / model_complexity(supernet.model).flops
+        < 1
+    )
 
 
 def test_every_networks_cut_can_be_cut_again(pruned):
-    """The cut of a cut keeps what both keep: one channel a group, chosen in two steps, as in one."""
+    """The cut of a cut keeps what both keep: one channel a group, chosen in two steps, as in
+    one.
+    """
     _, supernet, subnetwork, cut, images = pruned
     again = ekg.Supernet(cut)
     assert [group.name for group in again.groups] == [group.name for group in supernet.groups]
-    assert [group.size for group in again.groups] == [subnetwork.num_kept(i) for i in range(len(supernet.groups))]
+    assert [group.size for group in again.groups] == [
+        subnetwork.num_kept(i) for i in range(len(supernet.groups))
+    ]
     smallest = again.cut(again.smallest())
     # The first kept channel in ascending order is what the smallest sub-network of the cut keeps.
-    order = [sorted(range(group.size), key=lambda channel, i=i: channel != subnetwork.kept(i)[0])
-             for i, group in enumerate(supernet.groups)]
+    order = [
+        sorted(range(group.size), key=lambda channel, i=i: channel != subnetwork.kept(i)[0])
+        for i, group in enumerate(supernet.groups)
+    ]
     at_once = ekg.Subnetwork(subnetwork.names, tuple(map(tuple, order)), (1,) * len(order))
-    assert model_complexity(smallest) == supernet.complexity(at_once) == supernet.complexity(supernet.smallest())
-    assert relative_difference(outputs(smallest, images), outputs(supernet.cut(at_once), images)) < 1e-4
+    assert (
+        model_complexity(smallest)
+        == supernet.complexity(at_once)
+        == supernet.complexity(supernet.smallest())
+    )
+    assert (
+        relative_difference(outputs(smallest, images), outputs(supernet.cut(at_once), images))
+        < 1e-4
+    )
 
 
 def test_every_networks_subnetwork_goes_to_json_and_back(pruned):
@@ -89,11 +113,14 @@ def test_every_networks_subnetwork_goes_to_json_and_back(pruned):
 
 # ---------------------------------------------------------------- criteria
 
+
 def scores_of(model, data, criterion, subnetwork=None):
     supernet = ekg.Supernet(model)
     objective = Objective(supernet, Batches(data.test, data.normalise, 8))
     objective.add_knowledge(supernet.whole())
-    return supernet, CRITERIA[criterion](CriterionContext(objective, subnetwork or supernet.whole()))
+    return supernet, CRITERIA[criterion](
+        CriterionContext(objective, subnetwork or supernet.whole())
+    )
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
@@ -109,7 +136,9 @@ def test_every_criterion_scores_every_kept_channel_and_no_other(tiny_data, crite
 # What is drawn for a channel hangs on its number, not on what it computes.
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])
 def test_every_criterion_follows_a_channel_that_moves(tiny_data, criterion):
-    """With the filters of a group in another order, and what reads them likewise, the scores are in that order."""
+    """With the filters of a group in another order, and what reads them likewise, the scores are in
+    that order.
+    """
     model, moved = make_tiny_resnet(), make_tiny_resnet()
     order = np.array([2, 0, 3, 1])
     for name in ("a1", "a1_bn"):
@@ -120,8 +149,12 @@ def test_every_criterion_follows_a_channel_that_moves(tiny_data, criterion):
     supernet, scores = scores_of(model, tiny_data, criterion)
     _, moved_scores = scores_of(moved, tiny_data, criterion)
     group = [group.name for group in supernet.groups].index("a1")
-    for i, (found, expected) in enumerate(zip(supernet.layout.by_group(moved_scores), supernet.layout.by_group(scores))):
-        np.testing.assert_allclose(found, expected[order] if i == group else expected, rtol=2e-3, atol=1e-5)
+    for i, (found, expected) in enumerate(
+        zip(supernet.layout.by_group(moved_scores), supernet.layout.by_group(scores))
+    ):
+        np.testing.assert_allclose(
+            found, expected[order] if i == group else expected, rtol=2e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))

@@ -1,4 +1,6 @@
-"""A finished run whose result or numbers are gone or damaged: what can be made again is, the rest is named."""
+"""A finished run whose result or numbers are gone or damaged: what can be made again is, the rest
+is named.
+"""
 
 import shutil
 
@@ -8,8 +10,8 @@ import pytest
 
 import train_cifar
 import utils
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run.folder import RunFolder
 from tests import small_jobs
 from tests.conftest import randomise_
@@ -21,7 +23,17 @@ def finished(tmp_path_factory):
     """(folder of a finished run, its arguments, its data)."""
     place = tmp_path_factory.mktemp("finished")
     utils.save_params(randomise_(small_jobs.build(None, 3)), place / "p.pkl")
-    argv = ["--trained_param", place / "p.pkl", "--target_rate", "0.6", "--train_epoch", 1, "--num_teacher", 2, "--runtimes"]
+    argv = [
+        "--trained_param",
+        place / "p.pkl",
+        "--target_rate",
+        "0.6",
+        "--train_epoch",
+        1,
+        "--num_teacher",
+        2,
+        "--runtimes",
+    ]
     data = small_jobs.make_large_data()
     small_jobs.run(train_cifar, data, *argv, "--train_path", place / "run")
     return place / "run", argv, data
@@ -29,7 +41,9 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def again(finished, tmp_path):
-    """(copy of the folder, function that gives the same command again and returns the table's rows)."""
+    """(copy of the folder, function that gives the same command again and returns the table's
+    rows).
+    """
     source, argv, data = finished
     folder = tmp_path / "run"
     shutil.copytree(source, folder)
@@ -49,10 +63,14 @@ def check_same(folder, source):
     ours, theirs = (utils.load_params(place / "trained_param.pkl") for place in (folder, source))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
-    stored, expected = (keras.models.load_model(place / "trained_param.keras") for place in (folder, source))
+    stored, expected = (
+        keras.models.load_model(place / "trained_param.keras") for place in (folder, source)
+    )
     np.testing.assert_array_equal(stored(images), expected(images))
     rows = [RunFolder.open(place).table() for place in (folder, source)]
-    assert [(row.loss, row.metrics, row.flops) for row in rows[0]] == [(row.loss, row.metrics, row.flops) for row in rows[1]]
+    assert [(row.loss, row.metrics, row.flops) for row in rows[0]] == [
+        (row.loss, row.metrics, row.flops) for row in rows[1]
+    ]
 
 
 @pytest.mark.parametrize("damage", [remove, cut_short, flip_bit_of])
@@ -79,7 +97,9 @@ def test_a_whole_run_is_left_as_it_is(again):
     folder, run = again
     before = {path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"}
     run()
-    assert {path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"} == before
+    assert {
+        path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"
+    } == before
 
 
 def test_what_cannot_be_made_again_is_named_and_nothing_is_lost(again):
@@ -87,7 +107,10 @@ def test_what_cannot_be_made_again_is_named_and_nothing_is_lost(again):
     (folder / "trained_param.pkl").unlink()
     shutil.rmtree(folder / "checkpoints")
     before = {path.name for path in folder.iterdir()} | {".lock"}
-    with pytest.raises(EkgError, match=r"trained_param.pkl: is gone, and so is what it could be made of \(fine-tune\); put"):
+    with pytest.raises(
+        EkgError,
+        match=r"trained_param.pkl: is gone, and so is what it could be made of \(fine-tune\); put",
+    ):
         run()
     assert {path.name for path in folder.iterdir()} | {".lock"} == before
 
@@ -108,7 +131,9 @@ def test_damage_that_the_result_does_not_need_is_named_and_the_table_still_shown
     assert run()[2].name == "fine-tuned" and (folder / "summary.json").stat().st_mtime == before
     for name in names:
         said = [record.message for record in caplog.records if str(folder / name) in record.message]
-        assert any("damaged" in text for text in said) and any("does not need it" in text for text in said), (name, said)
+        assert any("damaged" in text for text in said) and any(
+            "does not need it" in text for text in said
+        ), (name, said)
 
 
 @pytest.mark.parametrize("name", ["curves.jsonl", "phases.jsonl"])
@@ -134,14 +159,22 @@ def test_a_phase_begins_anew_with_all_behind_it(finished, again):
 
     def run(*more):
         return small_jobs.run(train_cifar, data, *argv, "--train_path", folder, *more)
-    with pytest.raises(EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew with "
-                                       "`restart` fine-tune"):
+
+    with pytest.raises(
+        EkgError,
+        match="every checkpoint there is damaged; put them back, or start this phase anew with "
+        "`restart` fine-tune",
+    ):
         run()
     before = (folder / "slimmed_param.pkl").stat().st_mtime
     run("--restart", "fine-tune")
     check_same(folder, finished[0])
     assert (folder / "slimmed_param.pkl").stat().st_mtime == before
-    curves = [line for line in files.read_json_lines(folder / "curves.jsonl") if line["phase"] == "fine-tune"]
+    curves = [
+        line
+        for line in files.read_json_lines(folder / "curves.jsonl")
+        if line["phase"] == "fine-tune"
+    ]
     assert [line["step"] for line in curves] == [1]
     run("--restart", "search")
     check_same(folder, finished[0])
@@ -156,9 +189,22 @@ def test_a_baseline_that_was_given_cannot_begin_anew(finished, capsys):
 
 def test_a_loss_that_diverges_says_what_to_go_on_from(finished, tmp_path):
     _, argv, data = finished
-    message = ("became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from .*run with a new "
-               "--train_path and a lower --learning_rate")
+    message = (
+        "became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from "
+        ".*run with a new "
+        "--train_path and a lower --learning_rate"
+    )
     with pytest.raises(FloatingPointError, match=message):
-        small_jobs.run(train_cifar, data, *argv, "--train_path", tmp_path / "run", "--learning_rate", 1e30)
-    small_jobs.run(train_cifar, data, *argv, "--train_path", tmp_path / "new", "--search_from", tmp_path / "run")
+        small_jobs.run(
+            train_cifar, data, *argv, "--train_path", tmp_path / "run", "--learning_rate", 1e30
+        )
+    small_jobs.run(
+        train_cifar,
+        data,
+        *argv,
+        "--train_path",
+        tmp_path / "new",
+        "--search_from",
+        tmp_path / "run",
+    )
     check_same(tmp_path / "new", finished[0])

@@ -1,4 +1,6 @@
-"""A disk that is full, or takes nothing more of this process, in every phase: one line, and the same command goes on."""
+"""A disk that is full, or takes nothing more of this process, in every phase: one line, and the
+same command goes on.
+"""
 
 import re
 import subprocess
@@ -7,7 +9,9 @@ import pytest
 
 from tests import full_disk, runs, stress_resume
 
-EXPECTED = r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
+EXPECTED = (
+    r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
+)
 PHASES = ("subset", "search", "slim", "bank", "fine-tune", "report")
 
 
@@ -25,20 +29,34 @@ def small_disk(tmp_path):
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     try:
-        is_there = subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+        is_there = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         is_there = False
     yield folder if is_there else None
     if is_there:
-        subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S603, S607
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def run(params, folder, how="none", phase="none"):
-    return runs.finish(runs.start("-m", "tests.full_disk", how, phase, "--", *stress_resume.ARGUMENTS, "--trained_param",
-                                  params, "--train_path", folder))[0]
+    return runs.finish(
+        runs.start(
+            "-m",
+            "tests.full_disk",
+            how,
+            phase,
+            "--",
+            *stress_resume.ARGUMENTS,
+            "--trained_param",
+            params,
+            "--train_path",
+            folder,
+        )
+    )[0]
 
 
-def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_goes_on_when_there_is_room(params, small_disk, tmp_path):
+def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_goes_on_when_there_is_room(
+    params, small_disk, tmp_path
+):
     code, output = run(params, tmp_path / "undisturbed")
     assert code == 0, output
     folder = (small_disk or tmp_path) / "run"

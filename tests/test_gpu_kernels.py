@@ -1,8 +1,11 @@
-"""No operation of a job lacks a deterministic kernel on GPUs, as every graph that is made shows, on a CPU, too.
+"""No operation of a job lacks a deterministic kernel on GPUs, as every graph that is made shows, on
+a CPU, too.
 
-The list is of TensorFlow 2.21: its library holds the text of each such error ("... deterministic ... is not currently
-available", "Determinism is not yet supported in ..."). Sums over segments, and so the gradient of an embedding, have
-deterministic kernels by now; the gradient of a depthwise kernel has one in cuDNN.
+The list is of TensorFlow 2.21: its library holds the text of each such error ("... deterministic
+    ... is not currently
+available", "Determinism is not yet supported in ..."). Sums over segments, and so the gradient of
+an embedding, have deterministic kernels by now; the gradient of a depthwise kernel has one in
+cuDNN.
 """
 
 import contextlib
@@ -19,30 +22,52 @@ from ekg.devices import kind
 from ekg.devices.compute import in_graph
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.run.pipeline import Pipeline
-from ekg.search import criteria
+from ekg.searching import criteria
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 from tests.ekg.test_pruning import QUICK, digits
 from tests.helpers import make_objective
 
 WITHOUT_KERNEL = {
-    "AdjustContrast", "AdjustContrastv2", "Bincount", "CropAndResizeGradBoxes", "CropAndResizeGradImage", "DenseBincount",
-    "Dilation2DBackpropFilter", "Dilation2DBackpropInput", "FakeQuantWithMinMaxVarsGradient",
-    "FakeQuantWithMinMaxVarsPerChannelGradient", "MaxPoolGradWithArgmax", "ResizeNearestNeighborGrad", "ScatterAdd",
-    "ScatterSub", "ScatterUpdate", "SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits",
-    "SparseTensorDenseMatMul"}
-OF_GIVEN_STATISTICS = {"FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3"}  # where is_training is False
+    "AdjustContrast",
+    "AdjustContrastv2",
+    "Bincount",
+    "CropAndResizeGradBoxes",
+    "CropAndResizeGradImage",
+    "DenseBincount",
+    "Dilation2DBackpropFilter",
+    "Dilation2DBackpropInput",
+    "FakeQuantWithMinMaxVarsGradient",
+    "FakeQuantWithMinMaxVarsPerChannelGradient",
+    "MaxPoolGradWithArgmax",
+    "ResizeNearestNeighborGrad",
+    "ScatterAdd",
+    "ScatterSub",
+    "ScatterUpdate",
+    "SoftmaxCrossEntropyWithLogits",
+    "SparseSoftmaxCrossEntropyWithLogits",
+    "SparseTensorDenseMatMul",
+}
+OF_GIVEN_STATISTICS = {
+    "FusedBatchNormGrad",
+    "FusedBatchNormGradV2",
+    "FusedBatchNormGradV3",
+}  # where is_training is False
 
 
 @pytest.fixture
 def as_with_a_gpu(monkeypatch):
-    """Decisions of what is computed are those of a machine with a GPU; the devices are those that are there."""
+    """Decisions of what is computed are those of a machine with a GPU; the devices are those that
+    are there.
+    """
     monkeypatch.setattr(kind, "has_all_gradients", lambda: False)
     monkeypatch.setattr(kind, "tiles_norms", lambda: False)
 
 
 @contextlib.contextmanager
 def operations():
-    """Gives the set of the names of all operations that are run or put into graphs by this thread in the meantime."""
+    """Gives the set of the names of all operations that are run or put into graphs by this thread
+    in the meantime.
+    """
     seen = set()
 
     def note(op_type, inputs, attrs, outputs, op_name=None, graph=None):
@@ -50,7 +75,12 @@ def operations():
         named = dict(zip(attrs[::2], attrs[1::2])) if attrs else {}
         is_training = named.get("is_training", named.get(b"is_training"))
         is_training = is_training.b if hasattr(is_training, "b") else is_training
-        seen.add(f"{name} of given statistics" if name in OF_GIVEN_STATISTICS and not is_training else name)
+        seen.add(
+            f"{name} of given statistics"
+            if name in OF_GIVEN_STATISTICS and not is_training
+            else name
+        )
+
     op_callbacks.add_op_callback(note)
     try:
         yield seen
@@ -59,19 +89,26 @@ def operations():
 
 
 def lacking(seen):
-    return sorted(name for name in seen if name in WITHOUT_KERNEL or name.endswith("of given statistics"))
+    return sorted(
+        name for name in seen if name in WITHOUT_KERNEL or name.endswith("of given statistics")
+    )
 
 
 def gradient(model, x):
-    """Returns the gradients of a model in training by its inputs and weights, as the training step computes them."""
+    """Returns the gradients of a model in training by its inputs and weights, as the training step
+    computes them.
+    """
     forward, variables = pure_forward(model), read_variables(model)
 
     def step(trainable, non_trainable, x):
         with tf.GradientTape() as tape:
             tape.watch([trainable, x])
             y = forward(trainable, non_trainable, x, True)[0]
-            loss = tf.reduce_sum(y * tf.reshape(tf.sin(tf.range(tf.size(y), dtype=y.dtype)), tf.shape(y)))
+            loss = tf.reduce_sum(
+                y * tf.reshape(tf.sin(tf.range(tf.size(y), dtype=y.dtype)), tf.shape(y))
+            )
         return tape.gradient(loss, [x, trainable], unconnected_gradients="zero")
+
     return tf.nest.flatten(in_graph(step)(*variables, x))
 
 
@@ -91,19 +128,32 @@ def frozen(x):
 
 
 RESIZINGS = {
-    "nearest up": layers.Resizing(13, 11, interpolation="nearest"), "nearest down": layers.Resizing(3, 5, "nearest"),
+    "nearest up": layers.Resizing(13, 11, interpolation="nearest"),
+    "nearest down": layers.Resizing(3, 5, "nearest"),
     "nearest padded": layers.Resizing(16, 8, "nearest", pad_to_aspect_ratio=True),
     "nearest cropped": layers.Resizing(16, 8, "nearest", crop_to_aspect_ratio=True),
     "nearest by an operation": lambda x: ops.image.resize(x, (5, 12), interpolation="nearest"),
-    "same size": layers.Resizing(8, 8, "nearest")}
+    "same size": layers.Resizing(8, 8, "nearest"),
+}
 KINDS = {
-    "frozen norm": frozen, "depthwise": layers.DepthwiseConv2D(3), "grouped": layers.Conv2D(6, 3, groups=2),
-    "separable": layers.SeparableConv2D(5, 3), "transposed": layers.Conv2DTranspose(5, 3, strides=2),
-    "nearest by repetition": layers.UpSampling2D(2), "bilinear": layers.UpSampling2D(2, interpolation="bilinear"),
-    "bicubic": layers.Resizing(5, 5, interpolation="bicubic"), "greatest": layers.MaxPooling2D(3, 2),
-    "mean": layers.AveragePooling2D(2), "dropout": layers.SpatialDropout2D(0.5), "layer norm": layers.LayerNormalization(),
-    "group norm": layers.GroupNormalization(2), "attention": lambda x: layers.MultiHeadAttention(2, 3)(
-        layers.Reshape((64, 4))(x), layers.Reshape((64, 4))(x)), **RESIZINGS}
+    "frozen norm": frozen,
+    "depthwise": layers.DepthwiseConv2D(3),
+    "grouped": layers.Conv2D(6, 3, groups=2),
+    "separable": layers.SeparableConv2D(5, 3),
+    "transposed": layers.Conv2DTranspose(5, 3, strides=2),
+    "nearest by repetition": layers.UpSampling2D(2),
+    "bilinear": layers.UpSampling2D(2, interpolation="bilinear"),
+    "bicubic": layers.Resizing(5, 5, interpolation="bicubic"),
+    "greatest": layers.MaxPooling2D(3, 2),
+    "mean": layers.AveragePooling2D(2),
+    "dropout": layers.SpatialDropout2D(0.5),
+    "layer norm": layers.LayerNormalization(),
+    "group norm": layers.GroupNormalization(2),
+    "attention": lambda x: layers.MultiHeadAttention(2, 3)(
+        layers.Reshape((64, 4))(x), layers.Reshape((64, 4))(x)
+    ),
+    **RESIZINGS,
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -125,6 +175,7 @@ def test_gradients_of_three_axes_and_of_embeddings_have_kernels(as_with_a_gpu):
             tape.watch(trainable)
             loss = tf.reduce_sum(forward(trainable, non_trainable, x, True)[0])
         return list(map(tf.convert_to_tensor, tape.gradient(loss, trainable)))
+
     with operations() as seen:
         in_graph(step)(*variables, tf.zeros((2, 6), tf.int32))
         for model in deep:
@@ -152,25 +203,53 @@ def network():
     """A network whose training needs most kinds of kernels, with a norm that is frozen."""
     inputs = keras.Input((8, 8, 1))
     x = conv_bn(layers.Resizing(10, 10, "nearest")(conv_bn(inputs, 6, "one")), 8, "two", strides=2)
-    x = layers.ReLU()(layers.BatchNormalization(name="norm")(layers.DepthwiseConv2D(3, padding="same")(x)))
+    x = layers.ReLU()(
+        layers.BatchNormalization(name="norm")(layers.DepthwiseConv2D(3, padding="same")(x))
+    )
     x = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(2)(layers.Dropout(0.1)(x)))
-    model = randomise_(keras.Model(inputs, layers.Dense(10, activation="softmax", name="fc")(x), name="own"))
+    model = randomise_(
+        keras.Model(inputs, layers.Dense(10, activation="softmax", name="fc")(x), name="own")
+    )
     model.get_layer("norm").trainable = False
     return model
 
 
-@pytest.mark.parametrize(("run", "tuning", "search"), [
-    ({"accum": 2}, {"finetune_teacher": "single"}, {"log_condition": True}),
-    ({"precision": "bfloat16"}, {"finetune_teacher": "ensemble", "label_smoothing": 0.1}, {"search_teacher": "single"})])
+@pytest.mark.parametrize(
+    ("run", "tuning", "search"),
+    [
+        ({"accum": 2}, {"finetune_teacher": "single"}, {"log_condition": True}),
+        (
+            {"precision": "bfloat16"},
+            {"finetune_teacher": "ensemble", "label_smoothing": 0.1},
+            {"search_teacher": "single"},
+        ),
+    ],
+)
 def test_every_phase_has_kernels(as_with_a_gpu, monkeypatch, run, tuning, search):
-    """One step of the epoch before the search, importance, candidates, landscape, training, evaluation: the preflight."""
+    """One step of the epoch before the search, importance, candidates, landscape, training,
+    evaluation: the preflight.
+    """
+
     def stop(*_):
         raise Rehearsed
+
     monkeypatch.setattr(Pipeline, "run", stop)
     options = {**QUICK, "search": QUICK["search"] | search}
     with operations() as seen, pytest.raises(Rehearsed):
-        ekg.prune(network(), digits(), epochs=1, target_rate=0.7, fine_tune=tuning, run=run, augment="flip_crop", **options)
-    assert not lacking(seen) and {"FusedBatchNormGradV3", "DepthwiseConv2dNativeBackpropFilter", "MaxPoolGrad"} <= seen
+        ekg.prune(
+            network(),
+            digits(),
+            epochs=1,
+            target_rate=0.7,
+            fine_tune=tuning,
+            run=run,
+            augment="flip_crop",
+            **options,
+        )
+    assert (
+        not lacking(seen)
+        and {"FusedBatchNormGradV3", "DepthwiseConv2dNativeBackpropFilter", "MaxPoolGrad"} <= seen
+    )
 
 
 def test_every_criterion_has_kernels(as_with_a_gpu, tiny_data):
@@ -178,5 +257,7 @@ def test_every_criterion_has_kernels(as_with_a_gpu, tiny_data):
     with operations() as seen:
         objective.add_knowledge(objective.supernet.whole())
         for name in criteria.CRITERIA:
-            criteria.score_channels(name, criteria.CriterionContext(objective, objective.supernet.whole(), 0))
+            criteria.score_channels(
+                name, criteria.CriterionContext(objective, objective.supernet.whole(), 0)
+            )
     assert not lacking(seen) and "Conv2DBackpropInput" in seen

@@ -9,12 +9,31 @@ import numpy as np
 import pytest
 
 import utils
-from ekg import files
+from ekg.io import files
 from ekg.train import loop
 from tests import runs, stress_resume
 
-SHORT = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.85", "--search_step", "0.5", "--num_teacher", "2",
-         "--train_epoch", "1", "--no-preflight", "--batch_size", "32", "--subset_per_class", "64", "--val_per_class", "8"]
+SHORT = [
+    "--arch",
+    "ResNet-8",
+    "--dataset",
+    "DIGITS",
+    "--target_rate",
+    "0.85",
+    "--search_step",
+    "0.5",
+    "--num_teacher",
+    "2",
+    "--train_epoch",
+    "1",
+    "--no-preflight",
+    "--batch_size",
+    "32",
+    "--subset_per_class",
+    "64",
+    "--val_per_class",
+    "8",
+]
 
 
 def free_ports(count):
@@ -32,11 +51,21 @@ SMALL_SCRIPT = ("-m", "tests.stress_resume", "none", "--")
 
 
 def start_workers(arguments, further=((), ()), script=("train_cifar.py",)):
-    """Starts two workers of the same arguments and returns their processes; `further` are those of each besides."""
+    """Starts two workers of the same arguments and returns their processes; `further` are those of
+    each besides.
+    """
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
-    return [runs.start(*script, "--strategy", "multi_worker", *arguments, *further[index],
-                       TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}))
-            for index in range(2)]
+    return [
+        runs.start(
+            *script,
+            "--strategy",
+            "multi_worker",
+            *arguments,
+            *further[index],
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +77,17 @@ def trained(tmp_path_factory):
 
 
 def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path):
-    """Search and bank to the bit, trained parameters but for the order of sums; the chief alone writes and prints.
+    """Search and bank to the bit, trained parameters but for the order of sums; the chief alone
+    writes and prints.
 
     One worker dies in the search, and one gets a signal in the training.
     """
     one, two, trained = tmp_path / "one", tmp_path / "two", tmp_path / "small.pkl"
     stress_resume.write_params(trained)
     arguments = [*stress_resume.ARGUMENTS, "--trained_param", trained]
-    (code, output), = runs.finish(runs.start(*SMALL_SCRIPT, *arguments, "--train_path", one, "--virtual_devices", "2"))
+    ((code, output),) = runs.finish(
+        runs.start(*SMALL_SCRIPT, *arguments, "--train_path", one, "--virtual_devices", "2")
+    )
     assert code == 0, output
 
     arguments += ["--train_path", two]
@@ -63,13 +95,21 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
     wait_for(chief, "phase search")
     other.kill()
     (code, output), _ = runs.finish(chief, other)
-    assert code == 3 and runs.error_line(output).startswith("error: another worker ended or cannot be reached"), output
+    assert code == 3 and runs.error_line(output).startswith(
+        "error: another worker ended or cannot be reached"
+    ), output
 
     workers = start_workers(arguments, script=SMALL_SCRIPT)
-    assert not any("phase subset" in line for line in wait_for(workers[0], "phase fine-tune"))  # that was done
+    assert not any(
+        "phase subset" in line for line in wait_for(workers[0], "phase fine-tune")
+    )  # that was done
     workers[1].send_signal(signal.SIGUSR1)  # the chief itself gets none
     for code, output in runs.finish(*workers):
-        assert code == 138 and "stopped by SIGUSR1; the same command goes on" in output and "Traceback" not in output, output
+        assert (
+            code == 138
+            and "stopped by SIGUSR1; the same command goes on" in output
+            and "Traceback" not in output
+        ), output
 
     workers = runs.finish(*start_workers(arguments, script=SMALL_SCRIPT))
     assert [code for code, _ in workers] == [0, 0], workers
@@ -86,9 +126,13 @@ def check_same_end(one, two):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     expected, params = (utils.load_params(folder / "trained_param.pkl") for folder in (one, two))
     for name, array in expected.items():
-        np.testing.assert_allclose(params[name], array, rtol=1e-4, atol=1e-6 + 1e-4 * np.abs(array).max())
+        np.testing.assert_allclose(
+            params[name], array, rtol=1e-4, atol=1e-6 + 1e-4 * np.abs(array).max()
+        )
     rows = [files.read_json(folder / "summary.json")["table"][2] for folder in (one, two)]
-    assert rows[0]["metrics"] == rows[1]["metrics"] and rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-4)
+    assert rows[0]["metrics"] == rows[1]["metrics"] and rows[0]["loss"] == pytest.approx(
+        rows[1]["loss"], rel=1e-4
+    )
 
 
 def wait_for(process, *words):
@@ -109,16 +153,28 @@ def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
 
 
 @pytest.mark.parametrize("how", ["environment", "failure"])
-def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is_named(tmp_path, how):
+def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is_named(
+    tmp_path, how
+):
     stress_resume.write_params(tmp_path / "small.pkl")
-    arguments = [*stress_resume.ARGUMENTS, "--trained_param", tmp_path / "small.pkl", "--train_path", tmp_path / "run"]
+    arguments = [
+        *stress_resume.ARGUMENTS,
+        "--trained_param",
+        tmp_path / "small.pkl",
+        "--train_path",
+        tmp_path / "run",
+    ]
     script = ("-m", "tests.differing", how, "--")
     (chief_code, chief), (code, other) = runs.finish(*start_workers(arguments, script=script))
     lines = [runs.error_line(output) for output in (chief, other)]
     if how == "failure":
         assert (chief_code, code) == (3, 2), (chief, other)
-        assert lines == ["error: worker 1: its own disk is full; start all workers again with the same command: the run "
-                         "resumes.", "error: its own disk is full."]
+        assert lines == [
+            "error: worker 1: its own disk is full; start all workers again with the same "
+            "command: the run "
+            "resumes.",
+            "error: its own disk is full.",
+        ]
         return
     assert (chief_code, code) == (2, 2) and lines[0] == lines[1], lines
     version = np.__version__
@@ -129,5 +185,7 @@ def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is
 
 
 def test_a_malformed_cluster_is_one_line_and_exit_code_2():
-    (code, output), = runs.finish(runs.start("train_cifar.py", "--strategy", "multi_worker", *SHORT, TF_CONFIG="{"))
+    ((code, output),) = runs.finish(
+        runs.start("train_cifar.py", "--strategy", "multi_worker", *SHORT, TF_CONFIG="{")
+    )
     assert code == 2 and runs.error_line(output).startswith("error: TF_CONFIG: is no JSON")

@@ -1,25 +1,43 @@
-"""A short run of tests.mutations: damaged files of every kind end in a typed error, or in good data."""
+"""A short run of tests.mutations: damaged files of every kind end in a typed error, or in good
+data.
+"""
 
 import numpy as np
 
 from tests import mutations
 
 HAS_CHECKSUM = {"parameters"}  # every change is noticed
-NEVER_STOPS = {"curves", "phases", "knowledge", "environments"}  # what only tells what was, or is computed again
+NEVER_STOPS = {
+    "curves",
+    "phases",
+    "knowledge",
+    "environments",
+}  # what only tells what was, or is computed again
 
 
 def test_damaged_files_of_every_kind_end_in_typed_errors_or_good_data(tmp_path):
     kinds = mutations.write_all(tmp_path)
     assert len(kinds) in (20, 21)  # with PyTorch or without
-    results = {kind: mutations.damage(path, read, 40, np.random.default_rng(1)) for kind, (path, read) in kinds.items()}
+    results = {
+        kind: mutations.damage(path, read, 40, np.random.default_rng(1))
+        for kind, (path, read) in kinds.items()
+    }
     for kind, result in results.items():
         assert result["read"] + result["refused"] == 40
         assert kind not in HAS_CHECKSUM or result["refused"] == 40
-        assert result["refused"] == 0 if kind in NEVER_STOPS or "'s " in kind else result["refused"] > 10, (kind, result)
+        assert (
+            result["refused"] == 0
+            if kind in NEVER_STOPS or "'s " in kind
+            else result["refused"] > 10
+        ), (kind, result)
 
 
 def test_content_of_another_kind_with_the_right_checksum_ends_so_too(tmp_path):
-    kinds = {kind: entry for kind, entry in mutations.write_all(tmp_path).items() if entry[0].suffix in (".json", ".jsonl")}
+    kinds = {
+        kind: entry
+        for kind, entry in mutations.write_all(tmp_path).items()
+        if entry[0].suffix in (".json", ".jsonl")
+    }
     assert len(kinds) == 10
     for kind, (path, read) in kinds.items():
         for way, count in (("content", 60), ("nesting", 3)):
@@ -27,5 +45,7 @@ def test_content_of_another_kind_with_the_right_checksum_ends_so_too(tmp_path):
             assert result["read"] + result["refused"] == count
             if (kind, way) == ("bank's bank.json", "content"):
                 continue  # it may tell of another run's bank
-            is_free = kind in NEVER_STOPS or "'s " in kind or (kind, way) == ("arguments", "content")
+            is_free = (
+                kind in NEVER_STOPS or "'s " in kind or (kind, way) == ("arguments", "content")
+            )
             assert result["refused"] == 0 if is_free else result["refused"] > 0, (kind, way)

@@ -10,23 +10,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = 'raise SystemExit("a module of the working directory was imported")\n'
-PROGRAM = '''
+PROGRAM = """
 import sys
 for name in ("matplotlib", "scipy", "sklearn", "tensorboard"):
     sys.modules[name] = None  # importing it fails: none of them is needed here
 import importlib.util
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if sys.modules.get(name, name) is None else find_spec(name, *more)
+
+def find_importable(name, *more):
+    return None if sys.modules.get(name, name) is None else find_spec(name, *more)
+
+importlib.util.find_spec = find_importable
 
 import keras, numpy as np
 from keras import layers
 import ekg
-from ekg.data import Dataset, Split
+from ekg.data.dataset import Dataset, Split
 
 keras.utils.set_random_seed(0)
 inputs = keras.Input((8, 8, 3))
 x = layers.Conv2D(8, 3, activation="relu", name="one")(inputs)
-x = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, activation="relu", name="two")(x))
+x = layers.Conv2D(6, 3, activation="relu", name="two")(x)
+x = layers.GlobalAveragePooling2D(name="pool")(x)
 model = keras.Model(inputs, layers.Dense(3, name="fc")(x))
 labels = np.arange(96, dtype=np.int32) % 3
 images = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3)).astype(np.uint8)
@@ -35,20 +40,34 @@ supernet = ekg.Supernet(model)
 result = ekg.search(supernet, data, target_rate=0.5)
 smaller = supernet.cut(result.subnetwork)
 batch = np.asarray(data.normalise(images[:4]))
-difference = np.abs(smaller(batch) - supernet.logits(batch, result.subnetwork, training=False)).max()
+masked = supernet.logits(batch, result.subnetwork, training=False)
+difference = np.abs(smaller(batch) - masked).max()
 assert difference < 1e-5, difference
-assert smaller.count_params() == supernet.complexity(result.subnetwork).params < model.count_params()
+params = supernet.complexity(result.subnetwork).params
+assert smaller.count_params() == params < model.count_params()
 assert not [name for name in ("utils", "op_utils", "nets", "dataloader") if name in sys.modules]
-pruned = ekg.prune(model, (images.astype(np.float32) / 255, labels), target_rate=0.5, epochs=1, verbose=False,
+arrays = images.astype(np.float32) / 255, labels
+pruned = ekg.prune(model, arrays, target_rate=0.5, epochs=1, verbose=False,
                    bank={"num_teacher": 2}, run_dir="run")
 assert pruned.rate <= 0.5 and pruned.model(batch).shape == (4, 3)
 print(ekg.__file__, f"{supernet.rate(result.subnetwork):.3f}")
-'''
+"""
 
 
 def run(*command, folder, **environment):
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=600,  # noqa: S603
-                          env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", **environment})
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(folder),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -63,20 +82,46 @@ def wheel(tmp_path_factory):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    run(sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", "out",
-        folder=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--quiet",
+        "-w",
+        "out",
+        folder=folder,
+    )
     return next((folder / "out").glob("ekg_pruning-*.whl"))
 
 
 def test_a_program_elsewhere_prunes_with_the_installed_library(wheel, tmp_path):
-    """In a new environment, with modules in the working directory that go by the names of the repository's."""
+    """In a new environment, with modules in the working directory that go by the names of the
+    repository's.
+    """
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
     packages = next((tmp_path / "venv" / "lib").glob("python3*")) / "site-packages"
-    # TensorFlow is taken from this environment: installing it again would take minutes and prove nothing.
+    # TensorFlow is taken from this environment: installing it again would take minutes and prove
+    # nothing.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", packages, wheel,
-        folder=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        "--target",
+        packages,
+        wheel,
+        folder=tmp_path,
+    )
     work = tmp_path / "work"
     work.mkdir()
     for name in ("utils", "op_utils", "nets", "dataloader"):

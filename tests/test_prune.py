@@ -6,15 +6,24 @@ import pytest
 
 import ekg
 import prune
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.pruning import PruneResult
 from ekg.run.folder import RunFolder
 from tests import runs
 from tests.ekg.latency.helpers import install
 from tests.ekg.test_pruning import as_folder, digits, network, softmax
 
-QUICK = ["--target_rate", "0.7", "--search_step", "1.0", "--val_per_class", "4", "--subset_per_class", "6"]
+QUICK = [
+    "--target_rate",
+    "0.7",
+    "--search_step",
+    "1.0",
+    "--val_per_class",
+    "4",
+    "--subset_per_class",
+    "6",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,48 +44,129 @@ def run(place, *argv):
 
 
 def test_a_folder_is_pruned_like_the_same_images_in_an_array(place, tmp_path, capsys):
-    result = run(place, "--data_path", place / "images", "--train_path", tmp_path / "run", *QUICK, "--rescale", -1, 1,
-                 "--train_epoch", 1, "--num_teacher", 2, "--augment", "flip", "--val_path", place / "images")
+    result = run(
+        place,
+        "--data_path",
+        place / "images",
+        "--train_path",
+        tmp_path / "run",
+        *QUICK,
+        "--rescale",
+        -1,
+        1,
+        "--train_epoch",
+        1,
+        "--num_teacher",
+        2,
+        "--augment",
+        "flip",
+        "--val_path",
+        place / "images",
+    )
     assert "| fine-tuned |" in capsys.readouterr().out and result.rate <= 0.7
     stored = keras.models.load_model(tmp_path / "run" / "trained_param.keras", safe_mode=True)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     np.testing.assert_allclose(stored(images), result.model(images), rtol=1e-6)
     np.testing.assert_allclose(stored(images).numpy().sum(axis=1), 1, rtol=1e-5)
-    again = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "other", *QUICK, "--rescale", -1, 1,
-                "--train_epoch", 1, "--num_teacher", 2, "--augment", "flip", "--val_path", place / "digits.npz")
-    assert again.subnetwork == result.subnetwork and again.table[2].loss == pytest.approx(result.table[2].loss, rel=1e-5)
+    again = run(
+        place,
+        "--data_path",
+        place / "digits.npz",
+        "--train_path",
+        tmp_path / "other",
+        *QUICK,
+        "--rescale",
+        -1,
+        1,
+        "--train_epoch",
+        1,
+        "--num_teacher",
+        2,
+        "--augment",
+        "flip",
+        "--val_path",
+        place / "digits.npz",
+    )
+    assert again.subnetwork == result.subnetwork and again.table[2].loss == pytest.approx(
+        result.table[2].loss, rel=1e-5
+    )
 
 
 def test_a_search_alone_leaves_the_network_that_was_cut_out(place, tmp_path):
-    result = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK, "--search_only")
+    result = run(
+        place,
+        "--data_path",
+        place / "digits.npz",
+        "--train_path",
+        tmp_path / "run",
+        *QUICK,
+        "--search_only",
+    )
     stored = keras.models.load_model(tmp_path / "run" / "slimmed_param.keras", safe_mode=True)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     np.testing.assert_allclose(stored(images), result.model(images), rtol=1e-6)
     assert [row.name for row in result.table] == ["baseline", "slimmed"]
-    assert "slimmed" in (tmp_path / "run" / "report.html").read_text() and (tmp_path / "run" / "report.png").exists()
+    assert (
+        "slimmed" in (tmp_path / "run" / "report.html").read_text()
+        and (tmp_path / "run" / "report.png").exists()
+    )
 
 
 def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkeypatch):
-    """Defaults of ekg.prune suit the data: one that the command line repeats is not taken for one left out."""
+    """Defaults of ekg.prune suit the data: one that the command line repeats is not taken for one
+    left out.
+    """
     taken = {}
-    monkeypatch.setattr(ekg, "prune", lambda *_, **given: taken.update(given) or PruneResult(
-        *[()] * 4, "", None, None, None))
+    monkeypatch.setattr(
+        ekg,
+        "prune",
+        lambda *_, **given: taken.update(given) or PruneResult(*[()] * 4, "", None, None, None),
+    )
     monkeypatch.setattr(PruneResult, "summary", lambda _: "")
     monkeypatch.setattr(PruneResult, "report", lambda *_: "")
-    run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path, "--batch_size", 128, "--temperature", 4,
-        "--val_per_class", 32, "--accum", 1)
-    assert taken["fine_tune"] == {"batch_size": 128, "temperature": 4.0} and taken["search"] == {"val_per_class": 32}
-    assert taken["run"] == {"accum": 1} and taken["epochs"] == 20 and taken["target"] == {"flops": 0.5}
+    run(
+        place,
+        "--data_path",
+        place / "digits.npz",
+        "--train_path",
+        tmp_path,
+        "--batch_size",
+        128,
+        "--temperature",
+        4,
+        "--val_per_class",
+        32,
+        "--accum",
+        1,
+    )
+    assert taken["fine_tune"] == {"batch_size": 128, "temperature": 4.0} and taken["search"] == {
+        "val_per_class": 32
+    }
+    assert (
+        taken["run"] == {"accum": 1} and taken["epochs"] == 20 and taken["target"] == {"flops": 0.5}
+    )
 
 
 def test_a_search_alone_takes_the_weight_decay_of_its_epoch(place, tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise EkgError("a report needs matplotlib")
+
     monkeypatch.setattr(PruneResult, "report", refuse)
-    run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK, "--search_only",
-        "--weight_decay", "0.25")
+    run(
+        place,
+        "--data_path",
+        place / "digits.npz",
+        "--train_path",
+        tmp_path / "run",
+        *QUICK,
+        "--search_only",
+        "--weight_decay",
+        "0.25",
+    )
     assert files.read_json(tmp_path / "run" / "arguments.json")["weight_decay"] == 0.25
-    assert "no report is drawn: a report needs matplotlib" in caplog.text  # and the network is there
+    assert (
+        "no report is drawn: a report needs matplotlib" in caplog.text
+    )  # and the network is there
 
 
 def test_what_can_be_pruned_is_printed(place, capsys):
@@ -86,7 +176,9 @@ def test_what_can_be_pruned_is_printed(place, capsys):
 
 
 def test_a_size_of_images_that_the_network_does_not_take_is_refused(place):
-    with pytest.raises(EkgError, match="`image_size` 9 9: the network takes images of . x .; leave it out"):
+    with pytest.raises(
+        EkgError, match="`image_size` 9 9: the network takes images of . x .; leave it out"
+    ):
         run(place, "--inspect", "--image_size", 9, 9)
 
 
@@ -95,16 +187,27 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, ca
     with pytest.raises(SystemExit) as error:
         prune.parse_args(["--model", "m.keras", "--data_path", "x", "--train_path", path])
     said = capsys.readouterr().err
-    assert error.value.code == 2 and r"r\udcffn is no UTF-8 text; rename what it names" in said and said.count("\n") == 1
-    for action in (lambda: RunFolder.create(path, {}), lambda: RunFolder(path).locked().__enter__()):
-        with pytest.raises(EkgError, match=r"r.udcffn: its name is no UTF-8 text; name another folder") as error:
+    assert (
+        error.value.code == 2
+        and r"r\udcffn is no UTF-8 text; rename what it names" in said
+        and said.count("\n") == 1
+    )
+    for action in (
+        lambda: RunFolder.create(path, {}),
+        lambda: RunFolder(path).locked().__enter__(),
+    ):
+        with pytest.raises(
+            EkgError, match=r"r.udcffn: its name is no UTF-8 text; name another folder"
+        ) as error:
             action()
         str(error.value).encode()
     assert not RunFolder(path).path.exists()
 
 
 def test_networks_of_keras_are_known_by_name(tmp_path, capsys):
-    model = keras.applications.MobileNetV2((32, 32, 3), alpha=1.0, weights=None, classes=3, classifier_activation=None)
+    model = keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=1.0, weights=None, classes=3, classifier_activation=None
+    )
     model.save_weights(tmp_path / "m.weights.h5")
     args = ["--model", "MobileNetV2", "--classes", "3", "--image_size", "32", "32", "--inspect"]
     inspection = prune.main(prune.parse_args([*args, "--weights", str(tmp_path / "m.weights.h5")]))
@@ -114,18 +217,39 @@ def test_networks_of_keras_are_known_by_name(tmp_path, capsys):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(place):
-    (code, output), = runs.finish(runs.start("prune.py", "--model", place / "my.keras", "--data_path", "/nowhere"))
+    ((code, output),) = runs.finish(
+        runs.start("prune.py", "--model", place / "my.keras", "--data_path", "/nowhere")
+    )
     assert code == 2 and runs.error_line(output) == (
-        "error: --data_path /nowhere: no such folder with one subfolder a class, no .npz file, and not tfds:NAME.")
+        "error: --data_path /nowhere: no such folder with one subfolder a class, no .npz file, "
+        "and not tfds:NAME."
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "--data_path is needed"), (["--data_path", "x", "--rescale", "1"], "--rescale takes 2 numbers"),
-    (["--data_path", "x", "--classes", "3"], "--weights and --classes are for a network of keras.applications"),
-    (["--data_path", "x", "--search_only", "--train_epoch", "20"], "--train_epoch has no effect here: --search_only ends"),
-    (["--data_path", "x", "--sync_bn", "--accum", "2"], "--sync_bn and --accum exclude each other"),
-    (["--data_path", "x", "--task", "detection"], "invalid choice: 'detection'"),
-    (["--data_path", "x", "--target_rate", "2"], "--target_rate must be in (0, 1]; received 2.")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data_path is needed"),
+        (["--data_path", "x", "--rescale", "1"], "--rescale takes 2 numbers"),
+        (
+            ["--data_path", "x", "--classes", "3"],
+            "--weights and --classes are for a network of keras.applications",
+        ),
+        (
+            ["--data_path", "x", "--search_only", "--train_epoch", "20"],
+            "--train_epoch has no effect here: --search_only ends",
+        ),
+        (
+            ["--data_path", "x", "--sync_bn", "--accum", "2"],
+            "--sync_bn and --accum exclude each other",
+        ),
+        (["--data_path", "x", "--task", "detection"], "invalid choice: 'detection'"),
+        (
+            ["--data_path", "x", "--target_rate", "2"],
+            "--target_rate must be in (0, 1]; received 2.",
+        ),
+    ],
+)
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
         prune.parse_args(["--model", "m.keras", *arguments])
@@ -140,15 +264,20 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
     (tmp_path / "one_class" / "only").mkdir(parents=True)
     (tmp_path / "empty" / "a").mkdir(parents=True)
     data = ["--data_path", place / "digits.npz"]
-    for argv, message in ((["--model", tmp_path / "nowhere.keras", *data], "nowhere.keras: no such file"),
-                          (["--model", tmp_path / "broken.keras", *data], "broken.keras: cannot be read as a .keras file"),
-                          (["--data_path", tmp_path / "broken.npz"], "broken.npz: cannot be read"),
-                          (["--data_path", tmp_path / "others.npz"], "holds .'a'.; it needs the arrays x"),
-                          (["--data_path", tmp_path / "one_class"], "holds no images"),
-                          (["--data_path", tmp_path / "empty"], "holds no images"),
-                          (["--data_path", place], "holds 1 subfolders"),
-                          ([*data, "--val_path", place / "images"], "its classes are"),
-                          (["--data_path", tmp_path / "small.npz"], "^`data_path` has examples of shape")):
+    for argv, message in (
+        (["--model", tmp_path / "nowhere.keras", *data], "nowhere.keras: no such file"),
+        (
+            ["--model", tmp_path / "broken.keras", *data],
+            "broken.keras: cannot be read as a .keras file",
+        ),
+        (["--data_path", tmp_path / "broken.npz"], "broken.npz: cannot be read"),
+        (["--data_path", tmp_path / "others.npz"], "holds .'a'.; it needs the arrays x"),
+        (["--data_path", tmp_path / "one_class"], "holds no images"),
+        (["--data_path", tmp_path / "empty"], "holds no images"),
+        (["--data_path", place], "holds 1 subfolders"),
+        ([*data, "--val_path", place / "images"], "its classes are"),
+        (["--data_path", tmp_path / "small.npz"], "^`data_path` has examples of shape"),
+    ):
         with pytest.raises(EkgError, match=message):
             run(place, "--train_path", tmp_path / "run", *argv)
     (place / "images" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
@@ -162,22 +291,54 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
 
 def test_latency_is_aimed_at_and_the_result_is_exported(place, tmp_path, monkeypatch, capsys):
     clock = install(monkeypatch)
-    result = run(place, "--data_path", place / "digits.npz", "--train_path", tmp_path / "run", *QUICK[2:], "--search_only",
-                 "--target_latency", "0.8", "--latency_table", tmp_path / "table.json", "--runtimes", "litert",
-                 "--exports", "onnx")
+    result = run(
+        place,
+        "--data_path",
+        place / "digits.npz",
+        "--train_path",
+        tmp_path / "run",
+        *QUICK[2:],
+        "--search_only",
+        "--target_latency",
+        "0.8",
+        "--latency_table",
+        tmp_path / "table.json",
+        "--runtimes",
+        "litert",
+        "--exports",
+        "onnx",
+    )
     assert result.history[-1].costs["latency"]["measured"]["ratio"] <= 0.8 and clock.loads > 20
     out = capsys.readouterr().out
     assert "ms, litert, batch 1, 1 thread" in out and "onnx KiB" in out
-    assert (tmp_path / "table.json").exists() and (tmp_path / "run" / "exported" / "slimmed.onnx").exists()
+    assert (tmp_path / "table.json").exists() and (
+        tmp_path / "run" / "exported" / "slimmed.onnx"
+    ).exists()
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--target_latency", "1.0"], "--target_latency must be in (0, 1); received 1"),
-    (["--target_latency", "0.5", "--target_ms", "3"], "--target_latency and --target_ms exclude each other"),
-    (["--latency_runtime", "litert"], "--latency_runtime has no effect here: no latency is aimed at"),
-    (["--multiple_of", "0"], "--multiple_of must be auto or a whole number of at least 1; received 0"),
-    (["--multiple_of", "auto", "--inspect"], "--multiple_of auto is measured when a network is pruned"),
-    (["--exports", "pytorch"], "--exports: invalid choice")])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--target_latency", "1.0"], "--target_latency must be in (0, 1); received 1"),
+        (
+            ["--target_latency", "0.5", "--target_ms", "3"],
+            "--target_latency and --target_ms exclude each other",
+        ),
+        (
+            ["--latency_runtime", "litert"],
+            "--latency_runtime has no effect here: no latency is aimed at",
+        ),
+        (
+            ["--multiple_of", "0"],
+            "--multiple_of must be auto or a whole number of at least 1; received 0",
+        ),
+        (
+            ["--multiple_of", "auto", "--inspect"],
+            "--multiple_of auto is measured when a network is pruned",
+        ),
+        (["--exports", "pytorch"], "--exports: invalid choice"),
+    ],
+)
 def test_mistakes_about_latency_are_one_line(place, argv, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         prune.parse_args(["--model", str(place / "my.keras"), "--data_path", "x.npz", *argv])
@@ -185,8 +346,12 @@ def test_mistakes_about_latency_are_one_line(place, argv, message, capsys):
 
 
 def test_a_target_gives_the_run_folder_its_name():
-    for argv, name in (([], "my_0.5"), (["--target_latency", "0.6"], "my_latency0.6"), (["--target_ms", "4"], "my_ms4"),
-                       (["--target_rate", "0.5", "--target_params", "0.3"], "my_0.5_params0.3"),
-                       (["--target_rate", "1"], "my_1")):
+    for argv, name in (
+        ([], "my_0.5"),
+        (["--target_latency", "0.6"], "my_latency0.6"),
+        (["--target_ms", "4"], "my_ms4"),
+        (["--target_rate", "0.5", "--target_params", "0.3"], "my_0.5_params0.3"),
+        (["--target_rate", "1"], "my_1"),
+    ):
         args = prune.parse_args(["--model", "my.keras", "--data_path", "x.npz", *argv])
         assert str(args.train_path) == f"runs/{name}"

@@ -1,4 +1,6 @@
-"""A trained ResNet-56 on real CIFAR-10 images, where the checkout has the project's development data beside it."""
+"""A trained ResNet-56 on real CIFAR-10 images, where the checkout has the project's development
+data beside it.
+"""
 
 import tarfile
 from pathlib import Path
@@ -11,7 +13,7 @@ import ekg
 import nets
 import utils
 from dataloader import cifar
-from ekg import augment
+from ekg.data import augment
 from tests.helpers import random_subnetwork, relative_difference
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -28,8 +30,14 @@ def pictures():
     with tarfile.open(DATA / "cifar10_jpeg.tar.xz") as archive:
         for member in archive:
             split, name = member.name.split("/")[:2] if "/" in member.name else ("", "")
-            if member.isfile() and split == "test" and labels.count(CLASSES.index(name)) < PER_CLASS:
-                images.append(tf.io.decode_jpeg(archive.extractfile(member).read(), channels=3).numpy())
+            if (
+                member.isfile()
+                and split == "test"
+                and labels.count(CLASSES.index(name)) < PER_CLASS
+            ):
+                images.append(
+                    tf.io.decode_jpeg(archive.extractfile(member).read(), channels=3).numpy()
+                )
                 labels.append(CLASSES.index(name))
                 if len(labels) == PER_CLASS * len(CLASSES):
                     break
@@ -52,7 +60,9 @@ def test_a_published_file_is_read_with_its_metadata():
 
 
 def test_the_trained_network_knows_real_images(model, pictures):
-    """90.3 % on the whole test set; wrong names, padding or normalisation leave far less than 84 % of 300 images."""
+    """90.3 % on the whole test set; wrong names, padding or normalisation leave far less than 84 %
+    of 300 images.
+    """
     images, labels = pictures
     assert (model(normalised(images)).numpy().argmax(axis=1) == labels).mean() > 0.84
 

@@ -1,4 +1,6 @@
-"""A run that is killed in every phase and inside file writes ends as an undisturbed one; signals leave a checkpoint."""
+"""A run that is killed in every phase and inside file writes ends as an undisturbed one; signals
+leave a checkpoint.
+"""
 
 import os
 import signal
@@ -7,8 +9,8 @@ import time
 import pytest
 
 import train_cifar
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run import reuse
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
@@ -16,11 +18,18 @@ from tests import runs, stress_resume
 from tests.damage import flip_bit
 
 # (when the process is killed, what must be there by then)
-KILLS = [("step:2", None), ("candidate:5", "supernet_param.pkl"), ("line:1", "history.jsonl"),
-         ("rename:1", "history.jsonl"),
-         ("block:2", "memory_bank/logits.npy"), ("block:3", "memory_bank/blocks.jsonl"), ("step:9", "slimmed_param.pkl"),
-         ("checksum:5", "checkpoints/fine-tune"), ("rename:3", "checkpoints/fine-tune"),
-         ("step:30", "checkpoints/fine-tune")]
+KILLS = [
+    ("step:2", None),
+    ("candidate:5", "supernet_param.pkl"),
+    ("line:1", "history.jsonl"),
+    ("rename:1", "history.jsonl"),
+    ("block:2", "memory_bank/logits.npy"),
+    ("block:3", "memory_bank/blocks.jsonl"),
+    ("step:9", "slimmed_param.pkl"),
+    ("checksum:5", "checkpoints/fine-tune"),
+    ("rename:3", "checkpoints/fine-tune"),
+    ("step:30", "checkpoints/fine-tune"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +70,16 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
         process = stress_resume.start(params, folder)
         before = set((folder / "checkpoints").glob("fine-tune/*.index"))
         deadline = time.monotonic() + 120
-        while set((folder / "checkpoints").glob("fine-tune/*.index")) <= before and time.monotonic() < deadline:
+        while (
+            set((folder / "checkpoints").glob("fine-tune/*.index")) <= before
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         os.kill(process.pid, number)
-        (exit_code, output), = runs.finish(process, timeout=60)
-        assert exit_code == code and f"stopped by {number.name}; the same command goes on" in output, output
+        ((exit_code, output),) = runs.finish(process, timeout=60)
+        assert (
+            exit_code == code and f"stopped by {number.name}; the same command goes on" in output
+        ), output
         assert "Traceback" not in output
     code, output = stress_resume.run_to_event(params, folder)
     assert code == 0 and "fine-tune: goes on after epoch" in output, output
@@ -87,7 +101,9 @@ def test_damaged_files_of_a_run_are_named(params, undisturbed, tmp_path):
 
 def test_another_run_in_the_folder_is_refused_line_by_line(params, undisturbed):
     before = times_of(undisturbed)
-    with pytest.raises(EkgError, match="\n  seed: 0 there, 3 here\n  train_epoch: 2 there, 5 here") as refused:
+    with pytest.raises(
+        EkgError, match="\n  seed: 0 there, 3 here\n  train_epoch: 2 there, 5 here"
+    ) as refused:
         resume(params, undisturbed, "--seed", "3", "--train_epoch", "5", "--virtual_devices", "2")
     assert "virtual_devices" not in str(refused.value)
     assert times_of(undisturbed) == before
@@ -99,8 +115,18 @@ def times_of(folder):
 
 
 def resume(params, folder, *more):
-    return stress_resume.run_job(train_cifar.parse_args(
-        [*stress_resume.ARGUMENTS, "--trained_param", str(params), "--train_path", str(folder), *more]))
+    return stress_resume.run_job(
+        train_cifar.parse_args(
+            [
+                *stress_resume.ARGUMENTS,
+                "--trained_param",
+                str(params),
+                "--train_path",
+                str(folder),
+                *more,
+            ]
+        )
+    )
 
 
 def test_a_finished_run_shows_its_summary(params, undisturbed):

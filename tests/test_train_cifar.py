@@ -13,8 +13,8 @@ import nets
 import test as test_script
 import train_cifar
 import utils
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
 from ekg.train.checkpoints import Checkpoints
@@ -36,7 +36,9 @@ def evaluate(*argv):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run and the rows of its table. Others run without the preflight: it must not change the result."""
+    """A finished run and the rows of its table. Others run without the preflight: it must not
+    change the result.
+    """
     folder = tmp_path_factory.mktemp("runs") / "run"
     return folder, train(*SHORT, "--preflight", "--train_path", folder)
 
@@ -45,8 +47,17 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     folder, rows = finished
     assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"]
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"arguments.json", "history.jsonl", "memory_bank", "slimmed_param.pkl", "trained_param.pkl",
-                     "trained_param.keras", "baseline_param.pkl", "events", "summary.json"}
+    assert names >= {
+        "arguments.json",
+        "history.jsonl",
+        "memory_bank",
+        "slimmed_param.pkl",
+        "trained_param.pkl",
+        "trained_param.keras",
+        "baseline_param.pkl",
+        "events",
+        "summary.json",
+    }
     assert list((folder / "events").glob("events.out.tfevents*"))
     baseline, slimmed, tuned = rows
     assert baseline.flops == 12_673_664 and baseline.params == 78_714
@@ -55,8 +66,11 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     for row in rows:
         assert 0 <= row.top1 <= row.top5 <= 1
         assert list(row.latencies) == ["tensorflow, batch 1", "tensorflow, batch 256"]
-        assert all(timing["milliseconds"] > 0 and timing["ratio_low"] <= timing["ratio"] <= timing["ratio_high"]
-                   for timing in row.latencies.values())
+        assert all(
+            timing["milliseconds"] > 0
+            and timing["ratio_low"] <= timing["ratio"] <= timing["ratio_high"]
+            for timing in row.latencies.values()
+        )
 
 
 def test_the_history_has_a_line_for_every_step(finished):
@@ -78,15 +92,24 @@ def test_curves_hold_every_epoch(finished):
 
 def test_the_evaluation_script_returns_the_tables_row(finished):
     folder, rows = finished
-    row = evaluate("--arch", "ResNet-8", "--dataset", "DIGITS", "--trained_param", folder / "trained_param.pkl")
-    assert (row.loss, row.top1, row.params, row.flops) == (rows[2].loss, rows[2].top1, rows[2].params, rows[2].flops)
+    row = evaluate(
+        "--arch", "ResNet-8", "--dataset", "DIGITS", "--trained_param", folder / "trained_param.pkl"
+    )
+    assert (row.loss, row.top1, row.params, row.flops) == (
+        rows[2].loss,
+        rows[2].top1,
+        rows[2].params,
+        rows[2].flops,
+    )
 
 
 def test_the_keras_file_holds_the_same_network(finished):
     stored = keras.models.load_model(finished[0] / "trained_param.keras", safe_mode=True)
     params = utils.load_params(finished[0] / "trained_param.pkl")
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-    assert relative_difference(stored(images), nets.from_params("ResNet-8", params, 10)(images)) < 1e-6
+    assert (
+        relative_difference(stored(images), nets.from_params("ResNet-8", params, 10)(images)) < 1e-6
+    )
 
 
 def test_a_finished_run_shows_its_table_again(finished):
@@ -98,23 +121,44 @@ def test_a_finished_run_writes_its_page_again_if_it_is_gone(finished):
     folder, rows = finished
     page = (folder / "report.html").read_text()
     (folder / "report.html").unlink()
-    assert train(*SHORT, "--train_path", folder) == rows and (folder / "report.html").read_text() == page
+    assert (
+        train(*SHORT, "--train_path", folder) == rows
+        and (folder / "report.html").read_text() == page
+    )
 
 
-SMALL = ("--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2", "--batch_size", "40", "--subset_per_class",
-         "40", "--search_batch_size", "60", "--val_batch_size", "40")
+SMALL = (
+    "--baseline_epoch",
+    "1",
+    "--train_epoch",
+    "2",
+    "--num_teacher",
+    "2",
+    "--batch_size",
+    "40",
+    "--subset_per_class",
+    "40",
+    "--search_batch_size",
+    "60",
+    "--val_batch_size",
+    "40",
+)
 
 
 def train_small(folder, *argv):
-    return small_jobs.run(train_cifar, small_jobs.make_large_data(), *SMALL, *argv, "--train_path", folder)
+    return small_jobs.run(
+        train_cifar, small_jobs.make_large_data(), *SMALL, *argv, "--train_path", folder
+    )
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     """Stopped after a search step and again after the first epoch of fine-tuning."""
     folder, other = tmp_path / "undisturbed", tmp_path / "run"
     train_small(folder, "--target_rate", "0.5")
-    for owner, name, function in ((RunFolder, "log_curves", stop_at("search", 2)),
-                                  (Checkpoints, "save", stop_after_saving("fine-tune"))):
+    for owner, name, function in (
+        (RunFolder, "log_curves", stop_at("search", 2)),
+        (Checkpoints, "save", stop_after_saving("fine-tune")),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, name, function)
             with pytest.raises(KeyboardInterrupt):
@@ -124,7 +168,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     assert runs.read_curves(folder) == runs.read_curves(other)
     for name in ("slimmed_param.pkl", "trained_param.pkl"):
         expected, params = (utils.load_params(path / name) for path in (folder, other))
-        assert expected.keys() == params.keys() and all((expected[key] == params[key]).all() for key in expected)
+        assert expected.keys() == params.keys() and all(
+            (expected[key] == params[key]).all() for key in expected
+        )
 
 
 def stop_at(phase, step):
@@ -134,6 +180,7 @@ def stop_at(phase, step):
         original(self, name, number, values)
         if (name, number) == (phase, step):
             raise KeyboardInterrupt
+
     return log_curves
 
 
@@ -144,22 +191,46 @@ def stop_after_saving(phase):
         original(self, position)
         if self._folder.name == phase:
             raise KeyboardInterrupt
+
     return save
 
 
 @pytest.mark.parametrize("teacher", ["single", "none"])
 def test_other_teachers_need_no_bank(tmp_path, teacher):
-    rows = small_jobs.run(train_cifar, small_jobs.make_large_data(), *SMALL[:4], *SMALL[6:],
-                          "--target_rate", "0.8", "--search_teacher", teacher, "--finetune_teacher", teacher, "--accum", "2",
-                          "--train_path", tmp_path / "run")
+    rows = small_jobs.run(
+        train_cifar,
+        small_jobs.make_large_data(),
+        *SMALL[:4],
+        *SMALL[6:],
+        "--target_rate",
+        "0.8",
+        "--search_teacher",
+        teacher,
+        "--finetune_teacher",
+        teacher,
+        "--accum",
+        "2",
+        "--train_path",
+        tmp_path / "run",
+    )
     assert not (tmp_path / "run" / "memory_bank").exists()
-    assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"] and rows[2].flops <= 0.8 * rows[0].flops
+    assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"] and rows[
+        2
+    ].flops <= 0.8 * rows[0].flops
 
 
 @pytest.fixture
 def base(finished):
     """What a run needs that takes the search of the finished one."""
-    return [*NETWORK, "--train_epoch", "2", "--num_teacher", "2", "--trained_param", finished[0] / "baseline_param.pkl"]
+    return [
+        *NETWORK,
+        "--train_epoch",
+        "2",
+        "--num_teacher",
+        "2",
+        "--trained_param",
+        finished[0] / "baseline_param.pkl",
+    ]
 
 
 def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path, monkeypatch):
@@ -168,18 +239,26 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr("ekg.run.phases.search", None)
         again = train(*base, "--train_path", taken, "--search_from", folder, "--preflight")
-    assert [(row.loss, row.top1, row.flops) for row in again] == [(row.loss, row.top1, row.flops) for row in rows]
+    assert [(row.loss, row.top1, row.flops) for row in again] == [
+        (row.loss, row.top1, row.flops) for row in rows
+    ]
     for name in ("slimmed_param.pkl", "history.jsonl", "trained_param.pkl"):
         assert (taken / name).read_bytes() == (folder / name).read_bytes()
     summaries = [files.read_json(path / "summary.json")["phases"] for path in (taken, folder)]
-    assert summaries[0]["search"] == summaries[1]["search"] and "bank" in summaries[0] and "baseline" not in summaries[0]
+    assert (
+        summaries[0]["search"] == summaries[1]["search"]
+        and "bank" in summaries[0]
+        and "baseline" not in summaries[0]
+    )
 
 
 def test_a_search_that_is_another_one_or_damaged_is_not_taken(finished, base, tmp_path):
     folder, damaged = finished[0], tmp_path / "damaged"
     base = [*base, "--train_path", tmp_path / "new", "--search_from"]
-    for argv, message in ((["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
-                          (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$")):
+    for argv, message in (
+        (["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
+        (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$"),
+    ):
         with pytest.raises(EkgError, match=message):
             train(*base, folder, *argv)
     with pytest.raises(EkgError, match="is no run folder"):
@@ -196,43 +275,79 @@ def test_a_search_that_is_another_one_or_damaged_is_not_taken(finished, base, tm
 
 
 def test_a_mistake_is_one_line_and_exit_code_2():
-    (code, output), = runs.finish(runs.start("test.py", "--dataset", "DIGITS", "--trained_param", "/nowhere/missing.pkl"))
+    ((code, output),) = runs.finish(
+        runs.start("test.py", "--dataset", "DIGITS", "--trained_param", "/nowhere/missing.pkl")
+    )
     assert code == 2
-    assert runs.error_line(output) == "error: /nowhere/missing.pkl: cannot be read (No such file or directory)."
+    assert (
+        runs.error_line(output)
+        == "error: /nowhere/missing.pkl: cannot be read (No such file or directory)."
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--target_rate", "1.2"], "--target_rate must be in (0, 1]; received 1.2."),
-    (["--target_rate", "0"], "--target_rate must be in (0, 1]; received 0."), (["--arch", "VGG"], "invalid choice"),
-    (["--batch_size", "0"], "--batch_size must be at least 1; received 0."), (["--dataset", "MNIST"], "invalid choice"),
-    (["--decay_points", "30", "60"], "--decay_points must be in (0, 1); received 30."),
-    (["--decay_points", "0.8", "0.3"], "error: --decay_points must rise; received 0.8 0.3. --help lists all arguments."),
-    (["--decay_points", "0.3", "0.3"], "--decay_points must rise; received 0.3 0.3."),
-    (["--warmup_epoch", "200"], "--warmup_epoch 200 is longer than the training, --train_epoch 100; make it shorter."),
-    (["--learning_rate", "nan"], "--learning_rate must be positive; received nan."),
-    (["--seed", "4294967296"], "--seed must be from 0 to 4294967295; received 4294967296."),
-    (["--trained_param", "p.pkl", "--baseline_epoch", "3"], "--baseline_epoch has no effect here: --trained_param is given"),
-    (["--finetune_teacher", "none", "--num_teacher", "3"],
-     "--num_teacher has no effect here: only the memory bank has teachers"),
-    (["--shortlist", "5"], "--shortlist has no effect here: --reward is not condition_number; leave it out."),
-    (["--sync_bn", "--accum", "2"], "--sync_bn and --accum exclude each other"),
-    (["--virtual_devices", "2", "--gpu_id", "0"], "--virtual_devices and --gpu_id exclude each other"),
-    (["--search_from", "runs/a"], "--search_from needs --trained_param")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target_rate", "1.2"], "--target_rate must be in (0, 1]; received 1.2."),
+        (["--target_rate", "0"], "--target_rate must be in (0, 1]; received 0."),
+        (["--arch", "VGG"], "invalid choice"),
+        (["--batch_size", "0"], "--batch_size must be at least 1; received 0."),
+        (["--dataset", "MNIST"], "invalid choice"),
+        (["--decay_points", "30", "60"], "--decay_points must be in (0, 1); received 30."),
+        (
+            ["--decay_points", "0.8", "0.3"],
+            "error: --decay_points must rise; received 0.8 0.3. --help lists all arguments.",
+        ),
+        (["--decay_points", "0.3", "0.3"], "--decay_points must rise; received 0.3 0.3."),
+        (
+            ["--warmup_epoch", "200"],
+            "--warmup_epoch 200 is longer than the training, --train_epoch 100; make it shorter.",
+        ),
+        (["--learning_rate", "nan"], "--learning_rate must be positive; received nan."),
+        (["--seed", "4294967296"], "--seed must be from 0 to 4294967295; received 4294967296."),
+        (
+            ["--trained_param", "p.pkl", "--baseline_epoch", "3"],
+            "--baseline_epoch has no effect here: --trained_param is given",
+        ),
+        (
+            ["--finetune_teacher", "none", "--num_teacher", "3"],
+            "--num_teacher has no effect here: only the memory bank has teachers",
+        ),
+        (
+            ["--shortlist", "5"],
+            "--shortlist has no effect here: --reward is not condition_number; leave it out.",
+        ),
+        (["--sync_bn", "--accum", "2"], "--sync_bn and --accum exclude each other"),
+        (
+            ["--virtual_devices", "2", "--gpu_id", "0"],
+            "--virtual_devices and --gpu_id exclude each other",
+        ),
+        (["--search_from", "runs/a"], "--search_from needs --trained_param"),
+    ],
+)
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
         train_cifar.parse_args(arguments)
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--target_rate", "0.001"], "`target_rate` 0.001 cannot be reached"),
-    (["--gpu_id", "99"], "`gpu_id` 99: this machine has"), (["--batch_size", "30", "--accum", "4"], "multiple of 4"),
-    (["--data_path", "/nowhere"], "leave `data_path` out"),
-    (["--dataset", "CIFAR10", "--data_path", "/nowhere"],
-     "^`data_path` /nowhere: no such folder or file; name the folder with the python batches, or cifar-10-python.tar.gz.$"),
-    (["--precision", "float16"], "`precision` float16: needs a GPU"),
-    (["--batch_size", "2000"], "`batch_size` 2000 is larger than the 1438 images"),
-    (["--search_batch_size", "2000"], "`search_batch_size` 2000 is larger than the")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target_rate", "0.001"], "`target_rate` 0.001 cannot be reached"),
+        (["--gpu_id", "99"], "`gpu_id` 99: this machine has"),
+        (["--batch_size", "30", "--accum", "4"], "multiple of 4"),
+        (["--data_path", "/nowhere"], "leave `data_path` out"),
+        (
+            ["--dataset", "CIFAR10", "--data_path", "/nowhere"],
+            "^`data_path` /nowhere: no such folder or file; name the folder with the python "
+            "batches, or cifar-10-python.tar.gz.$",
+        ),
+        (["--precision", "float16"], "`precision` float16: needs a GPU"),
+        (["--batch_size", "2000"], "`batch_size` 2000 is larger than the 1438 images"),
+        (["--search_batch_size", "2000"], "`search_batch_size` 2000 is larger than the"),
+    ],
+)
 def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(EkgError, match=message):
         train(*SHORT, "--train_path", tmp_path / "run", *arguments)
@@ -247,10 +362,18 @@ def test_overwriting_does_not_remove_the_network_it_prunes(finished):
 
 
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
-    monkeypatch.setattr("ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2_948_743))
-    with pytest.raises(EkgError, match="the run needs [0-9,]+ bytes and 2,948,743 are free; make room"):
+    monkeypatch.setattr(
+        "ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2_948_743)
+    )
+    with pytest.raises(
+        EkgError, match="the run needs [0-9,]+ bytes and 2,948,743 are free; make room"
+    ):
         train(*SHORT, "--preflight", "--train_path", tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"arguments.json", "environments.jsonl", LOCK}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "arguments.json",
+        "environments.jsonl",
+        LOCK,
+    }
 
 
 def test_a_parameter_file_of_another_net_leaves_no_run_folder(tmp_path):
@@ -264,6 +387,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     class Attack:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
+
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(EkgError, match="it asks for '_?io.open'"):
         evaluate("--dataset", "DIGITS", "--trained_param", tmp_path / "p.pkl")
@@ -273,10 +397,22 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 def test_a_program_that_asks_the_library_for_the_same_gets_the_same(finished, tmp_path):
     folder, rows = finished
     model = nets.from_params("ResNet-8", utils.load_params(folder / "baseline_param.pkl"), 10)
-    result = ekg.prune(model, dataloader.load("DIGITS"), target_rate=0.9, epochs=2, repair=False,
-                       bank={"num_teacher": 2}, run_dir=tmp_path / "run", verbose=False)
+    result = ekg.prune(
+        model,
+        dataloader.load("DIGITS"),
+        target_rate=0.9,
+        epochs=2,
+        repair=False,
+        bank={"num_teacher": 2},
+        run_dir=tmp_path / "run",
+        verbose=False,
+    )
     assert runs.read_history(tmp_path / "run") == runs.read_history(folder)
-    expected, params = (utils.load_params(path / "trained_param.pkl") for path in (folder, tmp_path / "run"))
-    assert expected.keys() == params.keys() and all((expected[key] == params[key]).all() for key in expected)
+    expected, params = (
+        utils.load_params(path / "trained_param.pkl") for path in (folder, tmp_path / "run")
+    )
+    assert expected.keys() == params.keys() and all(
+        (expected[key] == params[key]).all() for key in expected
+    )
     for row, expected in zip(result.table, rows, strict=True):
         assert (row.name, row.loss, row.metrics) == (expected.name, expected.loss, expected.metrics)

@@ -21,17 +21,26 @@ RECORDS = Path(__file__).parents[2] / "docs" / "results" / "proof"
 
 def parse_args(argv=None):
     parser = utils.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "status", "table", "one"),
-                        help="one makes the run that is named, as a process of `run` does")
+    parser.add_argument(
+        "command",
+        choices=("run", "status", "table", "one"),
+        help="one makes the run that is named, as a process of `run` does",
+    )
     parser.add_argument("name", nargs="?", help="of the run that `one` makes")
     parser.add_argument("--only", default="*", help="pattern of the names of runs")
     parser.add_argument("--data_path", help="all of CIFAR-10; without it, downloaded")
-    parser.add_argument("--work", type=Path, default=Path("runs/proof"),
-                        help="folder of checkpoints and networks")
-    parser.add_argument("--records", type=Path, default=RECORDS,
-                        help="folder of records, searches and unpruned networks")
-    parser.add_argument("--peer_env", type=Path, default=Path(".venv-peers"),
-                        help="environment of Torch-Pruning")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/proof"), help="folder of checkpoints and networks"
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        default=RECORDS,
+        help="folder of records, searches and unpruned networks",
+    )
+    parser.add_argument(
+        "--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning"
+    )
     parser.add_argument("--resnet56", type=Path, help="parameter file of a trained ResNet-56")
     args = parser.parse_args(argv)
     if (args.command == "one") != (args.name is not None):

@@ -7,9 +7,9 @@ import logging
 import keras
 import tensorflow as tf
 import utils
-from analyses.evidence import Record
-from ekg import files
-from ekg.data import TrainingBatches
+from analyses.records import Record
+from ekg.io import files
+from ekg.data.dataset import TrainingBatches
 from ekg.devices.compute import Compute
 from ekg.distil.slim import fit_statistics_
 from ekg.report.measure import measure
@@ -36,6 +36,7 @@ class ProofRecord(Record):
     Attributes:
         num_teachers: mean number of teachers in G in each epoch; empty where there is no G.
     """
+
     num_teachers: list = dataclasses.field(default_factory=list)
 
 
@@ -60,7 +61,9 @@ def perform(run, place):
         rows = [_measure(made_for, "baseline", start.unpruned, made_for.baseline)]
         model = _slimmed(made_for, folder, start)
         rows.append(_measure(made_for, "slimmed", model, folder / names.SLIMMED))
-        logger.info("%s: top-1 %.2f unpruned, %.2f cut", run.name, *(100 * row.top1 for row in rows))
+        logger.info(
+            "%s: top-1 %.2f unpruned, %.2f cut", run.name, *(100 * row.top1 for row in rows)
+        )
         with folder.timed(TRAINING):
             train(made_for, model, start, folder)
             utils.save_params(model, folder / names.TRAINED)
@@ -68,8 +71,10 @@ def perform(run, place):
         record = _record(made_for, arguments, folder, start, rows)
         place.records.mkdir(parents=True, exist_ok=True)
         record.write(place.record(run))
-    print(f"{run.name}: {record.rate:.4f} of the FLOPs, top-1 {record.top1(0):.2f} unpruned, "
-          f"{record.top1(1):.2f} cut, {record.top1(2):.2f} fine-tuned")
+    print(
+        f"{run.name}: {record.rate:.4f} of the FLOPs, top-1 {record.top1(0):.2f} unpruned, "
+        f"{record.top1(1):.2f} cut, {record.top1(2):.2f} fine-tuned"
+    )
     return record
 
 
@@ -92,14 +97,27 @@ def train(made_for, model, start, folder):
         folder: RunFolder of checkpoints and curves.
     """
     run, data, compute = made_for.run, made_for.data, made_for.compute
-    teaching = recipes.make_teaching(run, data, start.unpruned, start.make_bank, start.make_teachers)
+    teaching = recipes.make_teaching(
+        run, data, start.unpruned, start.make_bank, start.make_teachers
+    )
     is_averaged = run.change == "ema"
     with recipes.averaging(is_averaged):
-        trainer = Trainer(compute.team.strategy, model, teaching.loss_fn, constants=teaching.constants,
-                          weight_decay=recipes.SETTINGS.weight_decay,
-                          options=StepOptions(1, compute.use_xla, compute.dtype))
-    batches = TrainingBatches(data, recipes.SETTINGS.batch_size, run.seed, run.num_views,
-                              phase=TRAINING, complete=teaching.complete)
+        trainer = Trainer(
+            compute.team.strategy,
+            model,
+            teaching.loss_fn,
+            constants=teaching.constants,
+            weight_decay=recipes.SETTINGS.weight_decay,
+            options=StepOptions(1, compute.use_xla, compute.dtype),
+        )
+    batches = TrainingBatches(
+        data,
+        recipes.SETTINGS.batch_size,
+        run.seed,
+        run.num_views,
+        phase=TRAINING,
+        complete=teaching.complete,
+    )
     fit(TRAINING, trainer, batches, recipes.make_schedule(run), folder=folder, team=compute.team)
     if is_averaged:
         trainer.optimizer.finalize_variable_values(model.trainable_variables)
@@ -115,13 +133,23 @@ def _measure(made_for, name, model, path):
 def _arguments(made_for):
     """Returns all that the result depends on, in the form of arguments.json."""
     run = made_for.run
-    return {"arch": run.arch, "dataset": setting.DATASET,
-            "search_teacher": "ensemble" if run.is_searched else "", "finetune_teacher": run.teacher,
-            "criterion": runs.CUTS[run.cut], "target_rate": run.rate, "train_epoch": run.epochs,
-            "num_views": run.num_views, "is_repaired": run.is_repaired, "change": run.change,
-            "batch_size": recipes.SETTINGS.batch_size, "precision": made_for.compute.dtype,
-            "seed": run.seed, "trained_param": files.sha256(made_for.baseline),
-            **describe(made_for.data, made_for.compute.use_xla)}
+    return {
+        "arch": run.arch,
+        "dataset": setting.DATASET,
+        "search_teacher": "ensemble" if run.is_searched else "",
+        "finetune_teacher": run.teacher,
+        "criterion": runs.CUTS[run.cut],
+        "target_rate": run.rate,
+        "train_epoch": run.epochs,
+        "num_views": run.num_views,
+        "is_repaired": run.is_repaired,
+        "change": run.change,
+        "batch_size": recipes.SETTINGS.batch_size,
+        "precision": made_for.compute.dtype,
+        "seed": run.seed,
+        "trained_param": files.sha256(made_for.baseline),
+        **describe(made_for.data, made_for.compute.use_xla),
+    }
 
 
 def _record(made_for, arguments, folder, start, rows):
@@ -129,6 +157,14 @@ def _record(made_for, arguments, folder, start, rows):
     curves = files.read_report_lines(folder / names.CURVES)
     num_teachers = [line["num_teachers"] for line in curves if "num_teachers" in line]
     return ProofRecord(
-        run.name, arguments, [dataclasses.asdict(row) for row in rows], max(len(history) - 1, 0),
-        folder.phases(), [], origin(), f"python -m benchmarks.proof run --only {run.name}",
-        history[-1].loss if history else None, num_teachers)
+        run.name,
+        arguments,
+        [dataclasses.asdict(row) for row in rows],
+        max(len(history) - 1, 0),
+        folder.phases(),
+        [],
+        origin(),
+        f"python -m benchmarks.proof run --only {run.name}",
+        history[-1].loss if history else None,
+        num_teachers,
+    )

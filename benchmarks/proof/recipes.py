@@ -1,4 +1,6 @@
-"""How the arms of the proof train: the library's losses, and the changes that are tried beside them."""
+"""How the arms of the proof train: the library's losses, and the changes that are tried beside
+them.
+"""
 
 import contextlib
 import dataclasses
@@ -15,7 +17,7 @@ from ekg.distil import losses
 from ekg.distil.bank import MemoryBank
 from ekg.graph.execute import ExecutionOptions, pure_forward
 from ekg.settings import FineTuneSettings
-from ekg.tasks import Classification
+from ekg.tasks.kinds import Classification
 from ekg.train.evaluate import Evaluation
 from ekg.train.step import Schedule
 
@@ -34,6 +36,7 @@ class Teaching:
         constants: keras.Model whose variables loss_fn gets, or ().
         complete: function from a batch to further entries of it, or None; see TrainingBatches.
     """
+
     loss_fn: Any
     constants: Any = ()
     complete: Any = None
@@ -48,6 +51,7 @@ class WeightedClassification(Classification):
     Attributes:
         weight: factor of the distillation loss.
     """
+
     weight: float = 1.0
 
     def divergence(self, teacher, outputs, temperature):
@@ -65,6 +69,7 @@ class Cosine:
         learning_rate: the first one.
         epochs: length of the training.
     """
+
     learning_rate: float
     epochs: int
 
@@ -90,11 +95,13 @@ def averaging(is_averaged):
 
     def make(**options):
         return plain(**options, use_ema=True, ema_momentum=EMA_MOMENTUM)
+
     with mock.patch.object(keras.optimizers, "SGD", make):
         yield
 
 
 # ---------------------------------------------------------------- teachers
+
 
 def make_teaching(run, data, unpruned, make_bank, make_teachers):
     """Returns the Teaching of a Run.
@@ -126,7 +133,9 @@ def make_teaching(run, data, unpruned, make_bank, make_teachers):
 
 
 def clean_bank(data, unpruned):
-    """Returns the MemoryBank of the unpruned network alone, of images as they are, moving statistics."""
+    """Returns the MemoryBank of the unpruned network alone, of images as they are, moving
+    statistics.
+    """
     forward = in_graph(lambda images: unpruned(data.normalise(images), training=False))
     batches = data.batches(data.train, SETTINGS.batch_size)
     logits = np.concatenate([forward(images).numpy() for images in batches.images()])
@@ -134,7 +143,8 @@ def clean_bank(data, unpruned):
 
 
 def join(models):
-    """Returns a keras.Model from images to the outputs of several networks, [batch, networks, classes].
+    """Returns a keras.Model from images to the outputs of several networks, [batch, networks,
+    classes].
 
     Args:
         models: list of keras.Models of one input shape; their names change.
@@ -147,7 +157,8 @@ def join(models):
 
 
 def fine_tuning_by_five(data, num_views, together):
-    """Returns the loss_fn of teachers that run along on each view, with the statistics of the batch.
+    """Returns the loss_fn of teachers that run along on each view, with the statistics of the
+    batch.
 
     Each view counts as an image of its own: G compares sums over all views of the batch.
 
@@ -161,11 +172,13 @@ def fine_tuning_by_five(data, num_views, together):
     def know(batch, views, outputs, constants):
         bank = tf.stack(forward(*constants, views, True)[0], axis=1)
         return losses.choose_knowledge(bank, outputs, TAU, data.task)
+
     return _fine_tuning(data, num_views, know)
 
 
 def fine_tuning_by_image(data, num_views):
     """Returns the loss_fn of a memory bank whose teachers G each image chooses for itself."""
+
     def know(batch, views, outputs, constants):
         bank = tf.cast(batch["bank"], tf.float32)
         mean = tf.reduce_mean(tf.reshape(outputs, [num_views, -1, outputs.shape[-1]]), axis=0)
@@ -177,6 +190,7 @@ def fine_tuning_by_image(data, num_views):
         count = tf.reduce_sum(chosen, axis=1)
         knowledge = tf.reduce_sum(bank * chosen[..., None], axis=1) / count[:, None]
         return tf.tile(knowledge, [num_views, 1]), tf.reduce_mean(count)
+
     return _fine_tuning(data, num_views, know)
 
 
@@ -196,15 +210,21 @@ def _fine_tuning(data, num_views, know):
         outputs = network(views)
         labels = tf.tile(batch["labels"], [num_views])
         knowledge, count = know(batch, views, tf.stop_gradient(outputs), constants)
-        terms = {losses.LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs)),
-                 "top1": tf.reduce_mean(task.measure(labels, outputs)["top1"]), "num_teachers": count,
-                 "distillation": tf.reduce_mean(task.divergence(knowledge, outputs, TAU))}
+        terms = {
+            losses.LABEL_TERM: tf.reduce_mean(task.loss(labels, outputs)),
+            "top1": tf.reduce_mean(task.measure(labels, outputs)["top1"]),
+            "num_teachers": count,
+            "distillation": tf.reduce_mean(task.divergence(knowledge, outputs, TAU)),
+        }
         return terms[losses.LABEL_TERM] + terms["distillation"], terms
+
     return loss_fn
 
 
 def teachers_of(history):
-    """Returns the history entries that the memory bank takes, the one with the lowest loss first."""
+    """Returns the history entries that the memory bank takes, the one with the lowest loss
+    first.
+    """
     steps = banks.select_teachers([entry.loss for entry in history], NUM_TEACHER)
     return [history[step] for step in steps]
 

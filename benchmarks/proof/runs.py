@@ -12,21 +12,35 @@ BASELINES = {0: 0, 1: 1, 2: 0}  # seed of a run -> seed of the training of its u
 BEST_TEACHER = "single"  # of the arms that take one teacher for all
 
 TEACHERS = {
-    "labels": "labels alone", "bank": "the memory bank", "clean": "Θ₀ on the clean image",
-    "single": "Θ₀ on each view", "five": "five teachers on each view, with G"}
+    "labels": "labels alone",
+    "bank": "the memory bank",
+    "clean": "Θ₀ on the clean image",
+    "single": "Θ₀ on each view",
+    "five": "five teachers on each view, with G",
+}
 # What finds the sub-network: first the search and its variants, then others.
 SEARCHES = {
-    "ekg": "the search", "published": "the search by the released program's rule",
+    "ekg": "the search",
+    "published": "the search by the released program's rule",
     "params": "the search, with group Taylor's share of parameters",
     "viewed": "the search on one view of each image of D_val",
-    "unseen": "the search on images that the network was not trained on"}
+    "unseen": "the search on images that the network was not trained on",
+}
 CUTS = SEARCHES | {
-    "group-taylor": "Torch-Pruning, group Taylor", "group-l2": "Torch-Pruning, group L2",
-    "uniform": "uniform widths", "random": "random widths", "unpruned": "not pruned"}
+    "group-taylor": "Torch-Pruning, group Taylor",
+    "group-l2": "Torch-Pruning, group L2",
+    "uniform": "uniform widths",
+    "random": "random widths",
+    "unpruned": "not pruned",
+}
 CHANGES = {
-    "": "", "cosine": "cosine schedule", "ema": "average of the weights over steps",
-    "squared": "distillation weighted τ²", "twice": "distillation weighted twice",
-    "by-image": "G for each image by itself"}
+    "": "",
+    "cosine": "cosine schedule",
+    "ema": "average of the weights over steps",
+    "squared": "distillation weighted τ²",
+    "twice": "distillation weighted twice",
+    "by-image": "G for each image by itself",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Run:
         change: of the recipe, one of CHANGES.
         arch: name of the network.
     """
+
     cut: str
     teacher: str
     seed: int
@@ -61,9 +76,16 @@ class Run:
     @property
     def arm(self):
         """What runs of several seeds have in common, as text that may be part of a file's name."""
-        parts = (self.arch.lower().replace("resnet-", "r"), f"{self.rate:g}", self.cut,
-                 "repaired" * self.is_repaired, self.teacher, "v1" * (self.num_views == 1),
-                 self.change, f"e{self.epochs}")
+        parts = (
+            self.arch.lower().replace("resnet-", "r"),
+            f"{self.rate:g}",
+            self.cut,
+            "repaired" * self.is_repaired,
+            self.teacher,
+            "v1" * (self.num_views == 1),
+            self.change,
+            f"e{self.epochs}",
+        )
         return "-".join(filter(None, parts))
 
     @property
@@ -74,10 +96,21 @@ class Run:
     def title(self):
         """What the run is, in words."""
         views = "one view" if self.num_views == 1 else "two views"
-        return ", ".join(filter(None, (
-            self.arch, f"{self.rate:g}" * (self.cut != "unpruned"), CUTS[self.cut],
-            "repaired" * self.is_repaired, TEACHERS[self.teacher], views, CHANGES[self.change],
-            f"{self.epochs} epochs")))
+        return ", ".join(
+            filter(
+                None,
+                (
+                    self.arch,
+                    f"{self.rate:g}" * (self.cut != "unpruned"),
+                    CUTS[self.cut],
+                    "repaired" * self.is_repaired,
+                    TEACHERS[self.teacher],
+                    views,
+                    CHANGES[self.change],
+                    f"{self.epochs} epochs",
+                ),
+            )
+        )
 
 
 def with_seeds(seeds, *runs):
@@ -88,14 +121,18 @@ def with_seeds(seeds, *runs):
 def arms_of_teachers():
     """Returns the decisive arms: what each teacher is worth on the searched network at .45."""
     return [Run("ekg", teacher, 0) for teacher in ("labels", "bank", "single", "clean", "five")] + [
-        Run("ekg", "labels", 0, num_views=1)]
+        Run("ekg", "labels", 0, num_views=1)
+    ]
 
 
 def arms_of_few_epochs():
     """Returns the arms of a short training, plain and repaired."""
-    return [Run("ekg", teacher, 0, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
-            for rate, teacher, is_repaired in itertools.product(
-                RATES, ("labels", BEST_TEACHER), (False, True))]
+    return [
+        Run("ekg", teacher, 0, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
+        for rate, teacher, is_repaired in itertools.product(
+            RATES, ("labels", BEST_TEACHER), (False, True)
+        )
+    ]
 
 
 def arms_at_the_low_rate():
@@ -103,14 +140,21 @@ def arms_at_the_low_rate():
 
 
 def arms_of_repair():
-    return [Run("ekg", teacher, 0, rate, is_repaired=True)
-            for rate in RATES for teacher in ("labels", BEST_TEACHER)]
+    return [
+        Run("ekg", teacher, 0, rate, is_repaired=True)
+        for rate in RATES
+        for teacher in ("labels", BEST_TEACHER)
+    ]
 
 
 def arms_of_peers():
     """Returns the other ways to the same rates, with the weapons of ours."""
-    torch = [Run(cut, teacher, 0, rate) for cut in ("group-taylor", "group-l2") for rate in RATES
-             for teacher in ("labels", BEST_TEACHER)]
+    torch = [
+        Run(cut, teacher, 0, rate)
+        for cut in ("group-taylor", "group-l2")
+        for rate in RATES
+        for teacher in ("labels", BEST_TEACHER)
+    ]
     ours = [Run("params", BEST_TEACHER, 0, rate) for rate in RATES]
     widths = [Run(cut, BEST_TEACHER, 0) for cut in ("uniform", "random")]
     whole = [Run("unpruned", teacher, 0, 1) for teacher in ("labels", BEST_TEACHER)]
@@ -118,8 +162,11 @@ def arms_of_peers():
 
 
 def arms_of_repaired_peers():
-    return [Run(cut, BEST_TEACHER, 0, rate, is_repaired=True)
-            for cut in ("group-taylor", "group-l2") for rate in RATES]
+    return [
+        Run(cut, BEST_TEACHER, 0, rate, is_repaired=True)
+        for cut in ("group-taylor", "group-l2")
+        for rate in RATES
+    ]
 
 
 def arms_of_changes():
@@ -131,18 +178,21 @@ def arms_of_changes():
 def runs_of_resnet56():
     """Returns the runs from the shared weights on all images, one seed."""
     arms = [("ekg", "labels"), ("ekg", "bank"), ("ekg", "single"), ("group-taylor", "single")]
-    return [Run(cut, teacher, 0, epochs=EPOCHS_OF_RESNET56, arch="ResNet-56")
-            for cut, teacher in arms]
+    return [
+        Run(cut, teacher, 0, epochs=EPOCHS_OF_RESNET56, arch="ResNet-56") for cut, teacher in arms
+    ]
 
 
 def queue():
     """Returns all runs in the order in which they are made."""
-    return [*with_seeds(FIRST_SEEDS, *arms_of_teachers()),
-            *with_seeds(SEEDS, *arms_of_few_epochs()),
-            *with_seeds(LAST_SEEDS, *arms_of_teachers()),
-            *with_seeds(SEEDS, *arms_at_the_low_rate()),
-            *with_seeds(SEEDS, *arms_of_repair()),
-            *with_seeds(SEEDS, *arms_of_peers()),
-            *with_seeds(SEEDS, *arms_of_repaired_peers()),
-            *with_seeds(SEEDS, *arms_of_changes()),
-            *runs_of_resnet56()]
+    return [
+        *with_seeds(FIRST_SEEDS, *arms_of_teachers()),
+        *with_seeds(SEEDS, *arms_of_few_epochs()),
+        *with_seeds(LAST_SEEDS, *arms_of_teachers()),
+        *with_seeds(SEEDS, *arms_at_the_low_rate()),
+        *with_seeds(SEEDS, *arms_of_repair()),
+        *with_seeds(SEEDS, *arms_of_peers()),
+        *with_seeds(SEEDS, *arms_of_repaired_peers()),
+        *with_seeds(SEEDS, *arms_of_changes()),
+        *runs_of_resnet56(),
+    ]

@@ -16,8 +16,9 @@ import numpy as np
 import op_utils
 import train_cifar
 import utils
-from ekg import augment, files
-from ekg.data import Dataset, Split, mixed_order
+from ekg.data import augment
+from ekg.io import files
+from ekg.data.dataset import Dataset, Split, mixed_order
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
@@ -32,7 +33,10 @@ from benchmarks.proof import recipes, runs
 
 logger = logging.getLogger(__name__)
 
-DATASET, ALL_IMAGES_OF = "CIFAR10", ("ResNet-56",)  # the shared ResNet-56 was trained on all of them
+DATASET, ALL_IMAGES_OF = (
+    "CIFAR10",
+    ("ResNet-56",),
+)  # the shared ResNet-56 was trained on all of them
 PER_CLASS = 1000  # training images
 BATCH = 256  # images that share batch statistics, and of evaluations
 PRECISION = "bfloat16"  # of trainings
@@ -52,6 +56,7 @@ class Place:
         peer_env: pathlib.Path of Torch-Pruning's environment.
         resnet56: pathlib.Path of the parameter file of a trained ResNet-56, or None.
     """
+
     data_path: str
     work: Path
     records: Path
@@ -84,17 +89,23 @@ def alone(path):
 
 # ---------------------------------------------------------------- images
 
+
 def first_of_each_class(data, count):
-    """Returns a data set with the first `count` training images of each class alone, in their order.
+    """Returns a data set with the first `count` training images of each class alone, in their
+    order.
 
     Raises:
         EkgError: a class has fewer images.
     """
     smallest = int(np.bincount(data.train.labels, minlength=data.num_classes).min())
     if smallest < count:
-        raise EkgError(f"`data_path`: {count} images of each class are needed, and the smallest has "
-                       f"{smallest}; name the whole data set.")
-    chosen = [np.flatnonzero(data.train.labels == number)[:count] for number in range(data.num_classes)]
+        raise EkgError(
+            f"`data_path`: {count} images of each class are needed, and the smallest has "
+            f"{smallest}; name the whole data set."
+        )
+    chosen = [
+        np.flatnonzero(data.train.labels == number)[:count] for number in range(data.num_classes)
+    ]
     return dataclasses.replace(data, train=data.train.take(np.sort(np.concatenate(chosen))))
 
 
@@ -105,6 +116,7 @@ class OtherValidation(Dataset):
     Attributes:
         validation: function (count, seed) -> Split of so many images of each class.
     """
+
     validation: Any = None
 
     def last_of_each_class(self, count, seed):
@@ -130,10 +142,12 @@ def with_validation(data, cut, whole):
         split = data.last_of_each_class(count, seed)
         draws = np.random.default_rng([VIEW_SEED, seed]).random((3, len(split)), np.float32)
         return Split(augment.flip_and_crop(split.images, *draws, data.flips).numpy(), split.labels)
+
     return OtherValidation(**values, validation=viewed)
 
 
 # ---------------------------------------------------------------- what a run needs
+
 
 class Setting:
     """What a Run needs besides itself, made when it is asked for.
@@ -166,10 +180,14 @@ class Setting:
 
     @functools.cached_property
     def baseline(self):
-        """pathlib.Path of the parameter file of the unpruned network; it is trained if it is not there."""
+        """pathlib.Path of the parameter file of the unpruned network; it is trained if it is not
+        there.
+        """
         if self.run.arch in ALL_IMAGES_OF:
             if self.place.resnet56 is None:
-                raise EkgError(f"`resnet56` is needed for {self.run.name}: the parameter file of the network.")
+                raise EkgError(
+                    f"`resnet56` is needed for {self.run.name}: the parameter file of the network."
+                )
             return self.place.resnet56
         seed = runs.BASELINES[self.run.seed]
         path = self.place.records / f"baseline{seed}.pkl"
@@ -183,7 +201,9 @@ class Setting:
     def load(self, path):
         """Returns the network, pruned or not, in a parameter file, made for training."""
         with self.compute.team.strategy.scope():
-            return nets.from_params(self.run.arch, utils.load_params(path), self.data.num_classes, path)
+            return nets.from_params(
+                self.run.arch, utils.load_params(path), self.data.num_classes, path
+            )
 
     def job(self, settings, data, path):
         """Returns the Job of a part of the method in a folder of its own, which begins or resumes.
@@ -196,7 +216,8 @@ class Setting:
         made = JobSettings(**settings)
         model = nets.build(self.run.arch, data.num_classes)
         arguments = {name: vars(value) for name, value in settings.items()} | describe(
-            data, self.compute.use_xla)
+            data, self.compute.use_xla
+        )
         folder = RunFolder.prepare(path, json.loads(json.dumps(arguments)))
         compute = dataclasses.replace(self.compute, dtype=made.run.precision)
         return Job(made, data, Networks(model), compute, folder)
@@ -205,10 +226,16 @@ class Setting:
 def train_baseline(setting, seed, path):
     """Trains an unpruned network by the paper's recipe for CIFAR and keeps its parameters."""
     run_settings = RunSettings(seed=seed, precision=PRECISION)
-    job = setting.job({"run": run_settings}, setting.data, setting.place.work / "baselines" / str(seed))
+    job = setting.job(
+        {"run": run_settings}, setting.data, setting.place.work / "baselines" / str(seed)
+    )
     keras.utils.set_random_seed(seed)
-    phase = op_utils.BaselinePhase(job, train_cifar.BASELINE, BASELINE_EPOCHS, lambda: nets.build(
-        setting.run.arch, setting.data.num_classes))
+    phase = op_utils.BaselinePhase(
+        job,
+        train_cifar.BASELINE,
+        BASELINE_EPOCHS,
+        lambda: nets.build(setting.run.arch, setting.data.num_classes),
+    )
     trained = phase.run().read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, lambda file: file.write(trained))
@@ -217,11 +244,17 @@ def train_baseline(setting, seed, path):
 def judge_baseline(setting, path):
     """Keeps how well an unpruned network knows its clean training images, and the test images."""
     model, data = setting.load(path), setting.data
-    known = {"parameters": files.sha256(path),
-             "train_top1": recipes.top1(model, data.batches(data.train, BATCH)),
-             "test_top1": recipes.top1(model, data.batches(data.test, BATCH))}
+    known = {
+        "parameters": files.sha256(path),
+        "train_top1": recipes.top1(model, data.batches(data.train, BATCH)),
+        "test_top1": recipes.top1(model, data.batches(data.test, BATCH)),
+    }
     if known["train_top1"] < LEAST_TRAIN_TOP1:
-        logger.warning("%s: knows %.2f %% of its clean training images; the regime of the proof needs "
-                       "%.0f %%.", path, known["train_top1"], LEAST_TRAIN_TOP1)
+        logger.warning(
+            "%s: knows %.2f %% of its clean training images; the regime of the proof needs "
+            "%.0f %%.",
+            path,
+            known["train_top1"],
+            LEAST_TRAIN_TOP1,
+        )
     files.write_json(path.with_suffix(".json"), known)
-

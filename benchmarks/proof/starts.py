@@ -1,4 +1,6 @@
-"""The networks that the trainings of the proof start from: searched, cut by others, repaired or not."""
+"""The networks that the trainings of the proof start from: searched, cut by others, repaired or
+not.
+"""
 
 import argparse
 import dataclasses
@@ -7,7 +9,7 @@ import functools
 import keras
 import numpy as np
 import utils
-from ekg import files
+from ekg.io import files
 from ekg.distil import bank as banks
 from ekg.distil.slim import slim
 from ekg.errors import EkgError
@@ -47,21 +49,32 @@ class Start:
 
     @functools.cached_property
     def _key(self):
-        """What tells the search, or the cut, from others: the seed of its unpruned network and more."""
+        """What tells the search, or the cut, from others: the seed of its unpruned network and
+        more.
+        """
         run, hashed = self._setting.run, files.sha256(self._setting.baseline)[:HASH_DIGITS]
         arch = run.arch.lower().replace("resnet-", "r")
         return f"{arch}-{run.rate:g}-{run.cut}-s{run.seed}-{hashed}"
 
     def _search(self):
-        """Returns (Supernet, history); a finished search that the records keep is not made again."""
+        """Returns (Supernet, history); a finished search that the records keep is not made
+        again.
+        """
         made_for, run = self._setting, self._setting.run
         kept = made_for.place.records / "searches" / f"{self._key}.jsonl"
         path = made_for.place.work / "searches" / self._key
         with setting.alone(path):
             data = setting.with_validation(made_for.data, run.cut, made_for.whole_data)
             subset = SubsetSettings(min(SUBSET_PER_CLASS, data.largest_class()))
-            job = made_for.job({"subset": subset, "search": self._search_settings(),
-                                "run": RunSettings(seed=run.seed)}, data, path)
+            job = made_for.job(
+                {
+                    "subset": subset,
+                    "search": self._search_settings(),
+                    "run": RunSettings(seed=run.seed),
+                },
+                data,
+                path,
+            )
             supernet = SubsetPhase(job).run(self.unpruned)
             if kept.exists():
                 text = kept.read_bytes()
@@ -111,19 +124,28 @@ class Start:
 
     def _cut_by_peer(self, path):
         made_for, run = self._setting, self._setting.run
-        args = argparse.Namespace(method=run.cut, arch=run.arch, target_rate=run.rate, seed=run.seed,
-                                  out=path, peer_env=made_for.place.peer_env,
-                                  trained_param=made_for.baseline)
+        args = argparse.Namespace(
+            method=run.cut,
+            arch=run.arch,
+            target_rate=run.rate,
+            seed=run.seed,
+            out=path,
+            peer_env=made_for.place.peer_env,
+            trained_param=made_for.baseline,
+        )
         return peers.make_network(args, made_for.data, self.unpruned, made_for.compute)
 
     def _slimmed(self, supernet, subnetwork):
         """Returns a sub-network cut out, repaired if asked, its kernels at their former norms."""
         made_for, val_batches = self._setting, None
         if made_for.run.is_repaired:
-            split = made_for.data.last_of_each_class(SearchSettings.val_per_class, made_for.run.seed)
+            split = made_for.data.last_of_each_class(
+                SearchSettings.val_per_class, made_for.run.seed
+            )
             val_batches = made_for.data.batches(split, setting.BATCH)
-        return slim(supernet, subnetwork, made_for.train_batches, made_for.compute,
-                    val_batches=val_batches)
+        return slim(
+            supernet, subnetwork, made_for.train_batches, made_for.compute, val_batches=val_batches
+        )
 
     # ---------------------------------------------------------------- teachers
 
@@ -133,26 +155,32 @@ class Start:
         compute = dataclasses.replace(self._setting.compute, dtype="float32")
         batches = self._setting.train_batches
         with setting.alone(path):
-            banks.build_bank(path, self._supernet, recipes.teachers_of(self.history), batches, compute)
+            banks.build_bank(
+                path, self._supernet, recipes.teachers_of(self.history), batches, compute
+            )
         return banks.open_bank(path, batches)
 
     def make_teachers(self):
         """Returns the networks of the memory bank's teachers, cut out, the top one first."""
         with self._setting.compute.team.strategy.scope():
-            return [self._supernet.cut(entry.subnetwork) for entry in recipes.teachers_of(self.history)]
+            return [
+                self._supernet.cut(entry.subnetwork) for entry in recipes.teachers_of(self.history)
+            ]
 
 
 def recover_subnetwork(supernet, model):
     """Returns the Subnetwork that another program cut out of a network.
 
-    Channels are known by the scale and offset of their batch norm, which that program left as they were.
+    Channels are known by the scale and offset of their batch norm, which that program left as they
+    were.
 
     Args:
         supernet: Supernet of the unpruned network.
         model: the smaller keras.Model, of the same layers.
 
     Raises:
-        EkgError: a channel cannot be told, or a kernel is no multiple of a slice of the unpruned one's.
+        EkgError: a channel cannot be told, or a kernel is no multiple of a slice of the unpruned
+            one's.
     """
     order, counts = [], []
     rows_of, kept_of = (_norm_rows(one) for one in (supernet.model, model))
@@ -166,7 +194,9 @@ def recover_subnetwork(supernet, model):
     for ours, theirs in pairs:
         ours, name, theirs = ours.numpy(), theirs.path, theirs.numpy()
         factor = np.linalg.norm(theirs) / max(np.linalg.norm(ours), TINY)
-        if ours.shape != theirs.shape or not np.allclose(factor * ours, theirs, rtol=1e-3, atol=1e-5):
+        if ours.shape != theirs.shape or not np.allclose(
+            factor * ours, theirs, rtol=1e-3, atol=1e-5
+        ):
             raise EkgError(f"{name} is no slice of the unpruned network's.")
     return found
 
@@ -174,14 +204,19 @@ def recover_subnetwork(supernet, model):
 def _norm_rows(model):
     """Returns {convolution: scale and offset of the batch norm that reads it, [channels, 2]}."""
     pairs = sole_readers(Graph(model)).items()
-    return {call.key: np.stack([norm.layer.gamma.numpy(), norm.layer.beta.numpy()], axis=1)
-            for call, norm in pairs if isinstance(norm.layer, keras.layers.BatchNormalization)}
+    return {
+        call.key: np.stack([norm.layer.gamma.numpy(), norm.layer.beta.numpy()], axis=1)
+        for call, norm in pairs
+        if isinstance(norm.layer, keras.layers.BatchNormalization)
+    }
 
 
 def _find(row, rows, name):
     """Returns the number of the row that a channel came from."""
     matches = np.flatnonzero((rows == row).all(axis=1))
     if len(matches) != 1:
-        raise EkgError(f"channel group {name}: {len(matches)} channels have the batch norm of one that "
-                       "was kept; it cannot be told which that is.")
+        raise EkgError(
+            f"channel group {name}: {len(matches)} channels have the batch norm of one that "
+            "was kept; it cannot be told which that is."
+        )
     return int(matches[0])

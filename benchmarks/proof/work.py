@@ -6,7 +6,7 @@ import logging
 import sys
 
 from analyses.runs import run_process
-from ekg import stopping
+from ekg.process import stopping
 from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run.lock import held
@@ -45,9 +45,11 @@ def state_of(run, place):
 
 
 def work_off(todo, place, make):
-    """Makes all runs that nobody has made or makes, one after the other, and returns the names of those that failed.
+    """Makes all runs that nobody has made or makes, one after the other, and returns the names of
+    those that failed.
 
-    Several of these may work at once: a run belongs to the process that holds the lock of its folder.
+    Several of these may work at once: a run belongs to the process that holds the lock of its
+        folder.
 
     Args:
         todo: list of runs.Run.
@@ -74,12 +76,20 @@ def work_off(todo, place, make):
 
 
 def make_in_process(place):
-    """Returns a function that makes a run in a process of its own, so that memory and graphs go with it."""
+    """Returns a function that makes a run in a process of its own, so that memory and graphs go
+    with it.
+    """
+
     def make(run):
         flags = {field.name: getattr(place, field.name) for field in dataclasses.fields(place)}
-        given = [text for name, value in flags.items() if value is not None
-                 for text in (f"--{name}", str(value))]
+        given = [
+            text
+            for name, value in flags.items()
+            if value is not None
+            for text in (f"--{name}", str(value))
+        ]
         return run_process([sys.executable, "-m", "benchmarks.proof", "one", run.name, *given])
+
     return make
 
 
@@ -92,12 +102,16 @@ def run_all(place, pattern):
     """
     failed = work_off(chosen(pattern), place, make_in_process(place))
     if failed:
-        raise EkgError(f"{len(failed)} runs failed: {', '.join(failed)}; see the log, and start the same "
-                       "command again.")
+        raise EkgError(
+            f"{len(failed)} runs failed: {', '.join(failed)}; see the log, and start the same "
+            "command again."
+        )
 
 
 def describe(place, pattern):
-    """Returns the state of the runs that match a pattern as text, one per line, and how many there are of each."""
+    """Returns the state of the runs that match a pattern as text, one per line, and how many there
+    are of each.
+    """
     states = {run.name: state_of(run, place) for run in chosen(pattern)}
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     lines = [f"{name}: {state}" for name, state in states.items()]

@@ -1,4 +1,6 @@
-"""How pure functions are computed: on which devices, compiled with XLA or not, in which number format."""
+"""How pure functions are computed: on which devices, compiled with XLA or not, in which number
+format.
+"""
 
 import contextlib
 import dataclasses
@@ -15,7 +17,11 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_FORMAT = "auto"  # stands for one of them until run.precision has chosen it
-XLA_FAILURES = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
+XLA_FAILURES = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Compute:
         use_xla: whether steps are compiled with XLA.
         dtype: one of DTYPES, of convolutions and activations.
     """
+
     team: Team = dataclasses.field(default_factory=Team)
     use_xla: bool = False
     dtype: str = "float32"
@@ -34,7 +41,8 @@ class Compute:
 
 @contextlib.contextmanager
 def full_float32():
-    """Switches TensorFloat-32 off while it lasts: GPUs that have it would multiply float32 with 10 bits of mantissa.
+    """Switches TensorFloat-32 off while it lasts: GPUs that have it would multiply float32 with 10
+    bits of mantissa.
 
     The search, second derivatives and whatever compares two forms of one network are computed so.
     """
@@ -63,7 +71,8 @@ _tf32 = _Tf32()
 
 
 class Compiled:
-    """A function that is compiled with XLA if asked and if XLA can; else one warning line, and it goes on uncompiled.
+    """A function that is compiled with XLA if asked and if XLA can; else one warning line, and it
+    goes on uncompiled.
 
     Attributes:
         is_compiled: whether calls run through XLA.
@@ -89,7 +98,9 @@ class Compiled:
             result = plain(*args)  # what is wrong with the arguments fails here, too
             self._function, self.is_compiled = plain, False
             reason = " ".join(error.message.split())
-            logger.warning("XLA cannot compile the %s (%s); it runs uncompiled.", self._name, reason[:160])
+            logger.warning(
+                "XLA cannot compile the %s (%s); it runs uncompiled.", self._name, reason[:160]
+            )
             return result
 
     def count_traces(self):
@@ -98,13 +109,16 @@ class Compiled:
 
 
 def in_graph(function, use_xla=None, **options):
-    """Returns a tf.function whose Python runs as it stands while a graph is made, as in Keras' own training.
+    """Returns a tf.function whose Python runs as it stands while a graph is made, as in Keras' own
+    training.
 
-    Converting `if` and `for` for tensors, which nothing here needs, takes several times as long as all else of that.
+    Converting `if` and `for` for tensors, which nothing here needs, takes several times as long as
+    all else of that.
     """
     made = tf.function(function, jit_compile=use_xla, autograph=False, **options)
-    # One line of code makes a function for every part of every network, each traced once for a batch shape. TensorFlow
-    # goes by the line, and would warn that one function is traced again and again.
+    # One line of code makes a function for every part of every network, each traced once for a
+    # batch shape. TensorFlow goes by the line, and would warn that one function is traced again and
+    # again.
     made._omit_frequent_tracing_warning = True
     return made
 
@@ -115,18 +129,26 @@ def compiled(function, name, use_xla):
 
 
 def split_batch(strategy, batch):
-    """Returns this process's part of a batch {name: array [part, ...]} as values of its replicas, split along axis 0."""
+    """Returns this process's part of a batch {name: array [part, ...]} as values of its replicas,
+    split along axis 0.
+    """
     if strategy.num_replicas_in_sync == 1:
         return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
     replicas = len(strategy.extended.worker_devices)
     uneven = [len(value) for value in batch.values() if len(value) % replicas]
     if uneven:
-        raise EkgError(f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` must be a "
-                       "multiple of their number.")
+        raise EkgError(
+            f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` "
+            f"must be a "
+            "multiple of their number."
+        )
 
     def replica_part(context):
         number = context.replica_id_in_sync_group % replicas
         size = {name: len(value) // replicas for name, value in batch.items()}
-        return {name: tf.convert_to_tensor(value[number * size[name]:(number + 1) * size[name]])
-                for name, value in batch.items()}
+        return {
+            name: tf.convert_to_tensor(value[number * size[name] : (number + 1) * size[name]])
+            for name, value in batch.items()
+        }
+
     return strategy.experimental_distribute_values_from_function(replica_part)

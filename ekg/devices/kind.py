@@ -1,4 +1,5 @@
-"""What depends on the kind of device: every question about GPUs is asked here, and answered from what TensorFlow lists.
+"""What depends on the kind of device: every question about GPUs is asked here, and answered from
+what TensorFlow lists.
 
 A test that replaces gpus() and details_of() sees what a machine with GPUs would do.
 """
@@ -21,7 +22,9 @@ def gpus():
 
 
 def details_of(gpu):
-    """Returns {what: value} that TensorFlow knows of a GPU, as {"device_name": ..., "compute_capability": (8, 0)}."""
+    """Returns {what: value} that TensorFlow knows of a GPU, as {"device_name": ...,
+    "compute_capability": (8, 0)}.
+    """
     return tf.config.experimental.get_device_details(gpu)
 
 
@@ -36,17 +39,22 @@ def gpu_memory_names():
 
 
 def default_device():
-    """Returns the name of the device that is taken where none is named: the first GPU, or the CPU."""
+    """Returns the name of the device that is taken where none is named: the first GPU, or the
+    CPU.
+    """
     return "GPU:0" if gpus() else "CPU:0"
 
 
 def use_xla(choice="auto"):
-    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA trains slower)."""
+    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA
+    trains slower).
+    """
     return choice == "on" or (choice == "auto" and bool(gpus()))
 
 
 def tiles_norms():
-    """Returns whether batch norms over few channels count several positions as one; see narrow_norms.
+    """Returns whether batch norms over few channels count several positions as one; see
+    narrow_norms.
 
     It is what a CPU's kernels are slow for. It also needs has_all_gradients().
     """
@@ -54,10 +62,12 @@ def tiles_norms():
 
 
 def has_all_gradients():
-    """Returns whether every operation's gradient has a deterministic kernel on all devices of this process.
+    """Returns whether every operation's gradient has a deterministic kernel on all devices of this
+    process.
 
-    TensorFlow's for GPUs lack that of a fused batch norm of given statistics and that of resizing to the nearest pixel; they
-    raise UnimplementedError where op determinism is on. The form that is taken in their place needs more memory.
+    TensorFlow's for GPUs lack that of a fused batch norm of given statistics and that of resizing
+    to the nearest pixel; they raise UnimplementedError where op determinism is on. The form that is
+    taken in their place needs more memory.
     """
     return not gpus()
 
@@ -70,16 +80,22 @@ def has_float16():
 def has_bfloat16():
     """Returns whether all devices that this process computes on have instructions for bfloat16."""
     if gpus():
-        return all(details_of(gpu).get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY for gpu in gpus())
+        return all(
+            details_of(gpu).get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY
+            for gpu in gpus()
+        )
     return bool(BFLOAT16_FLAGS & processor_flags())
 
 
 def processor_flags():
-    """Returns the set of the words that the system describes the processors by, instruction sets among them."""
+    """Returns the set of the words that the system describes the processors by, instruction sets
+    among them.
+    """
     return set(PROCESSORS.read_text().split()) if PROCESSORS.exists() else set()
 
 
 # ---------------------------------------------------------------- which devices are taken
+
 
 def split_cpu(count):
     """Splits the CPU into so many devices, hides the GPUs, and returns the devices' names.
@@ -91,18 +107,26 @@ def split_cpu(count):
     try:
         tf.config.set_visible_devices([], "GPU")
         if tf.config.get_logical_device_configuration(cpu) is None or (
-                len(tf.config.get_logical_device_configuration(cpu)) < count):
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+            len(tf.config.get_logical_device_configuration(cpu)) < count
+        ):
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * count
+            )
     except RuntimeError:
-        raise EkgError(f"`virtual_devices` {count}: this process has used its devices already; start a new one.") from None
+        raise EkgError(
+            f"`virtual_devices` {count}: this process has used its devices already; start a new "
+            f"one."
+        ) from None
     return [f"CPU:{number}" for number in range(count)]
 
 
 def choose_gpus(gpu_ids=None):
-    """Makes the chosen GPUs, which alone stay visible, take memory as they need it, and returns their names.
+    """Makes the chosen GPUs, which alone stay visible, take memory as they need it, and returns
+    their names.
 
     Args:
-        gpu_ids: numbers of GPUs of this machine; None takes the first one, or none where there is none.
+        gpu_ids: numbers of GPUs of this machine; None takes the first one, or none where there is
+            none.
 
     Raises:
         EkgError: this machine does not have one of them, or one is named twice.
@@ -113,8 +137,11 @@ def choose_gpus(gpu_ids=None):
     missing = [number for number in gpu_ids if not 0 <= number < len(there)]
     if missing:
         have = f"GPUs 0 to {len(there) - 1}" if there else "no GPU that TensorFlow can use"
-        raise EkgError(f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or leave `gpu_id` "
-                       "out to run on what there is.")
+        raise EkgError(
+            f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or "
+            f"leave `gpu_id` "
+            "out to run on what there is."
+        )
     if len(set(gpu_ids)) != len(gpu_ids):
         raise EkgError(f"`gpu_id` {' '.join(map(str, gpu_ids))}: name every GPU once.")
     chosen = [there[number] for number in gpu_ids]
@@ -136,4 +163,6 @@ def _let_memory_grow(gpu):
     try:
         tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
-        raise EkgError("`gpu_id`: this process has used its GPUs already; start a new one.") from None
+        raise EkgError(
+            "`gpu_id`: this process has used its GPUs already; start a new one."
+        ) from None

@@ -11,15 +11,22 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.framework import errors
 
-from ekg import stopping
 from ekg.errors import EkgError
+from ekg.process import stopping
 
 MAX_TEXT = 2**20  # bytes of a text that workers exchange
 MAX_REASON = 400  # characters of why a worker ended
 # What a process gets where another one has ended or cannot be reached.
-LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+LOST_WORKER = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
-_TOLD = re.compile(r"<<(worker \d+: .*?)>>", re.DOTALL)  # a worker's reason, in what TensorFlow reports to the others
+_TOLD = re.compile(
+    r"<<(worker \d+: .*?)>>", re.DOTALL
+)  # a worker's reason, in what TensorFlow reports to the others
 
 
 class Agreed(EkgError):
@@ -27,7 +34,9 @@ class Agreed(EkgError):
 
 
 def reason_of_loss(error):
-    """Returns why another worker ended, of one of LOST_WORKER; what TensorFlow reports where that worker told nothing."""
+    """Returns why another worker ended, of one of LOST_WORKER; what TensorFlow reports where that
+    worker told nothing.
+    """
     told = _TOLD.search(error.message)
     if told:
         return " ".join(told.group(1).split())
@@ -37,8 +46,8 @@ def reason_of_loss(error):
 class Team:
     """All replicas of a job, on this machine and on others, as members that share out pure work.
 
-    Every process goes through the same program in the same order. What members compute is put together so that all processes
-    hold the same, bit for bit; so all take the same decisions.
+    Every process goes through the same program in the same order. What members compute is put
+    together so that all processes hold the same, bit for bit; so all take the same decisions.
 
     Attributes:
         strategy: the tf.distribute.Strategy; TensorFlow's default one for a team of one member.
@@ -62,8 +71,10 @@ class Team:
             first = int(strategy.experimental_local_results(strategy.run(_replica_number))[0])
         self.local_members = range(first, first + len(self._devices))
         self.worker = first // len(self._devices)
-        self._sum = tf.function(lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None),
-                                reduce_retracing=True)
+        self._sum = tf.function(
+            lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None),
+            reduce_retracing=True,
+        )
 
     @property
     def is_chief(self):
@@ -71,7 +82,9 @@ class Team:
 
     @property
     def shard(self):
-        """(number of this process, number of processes): which part of every batch this process reads."""
+        """(number of this process, number of processes): which part of every batch this process
+        reads.
+        """
         return self.worker, self.num_workers
 
     @property
@@ -80,7 +93,10 @@ class Team:
         return self._devices[0]
 
     def map_members(self, function):
-        """Returns {member: function(member)} for the members of this process, each on its own device and thread."""
+        """Returns {member: function(member)} for the members of this process, each on its own
+        device and thread.
+        """
+
         def on_device(member):
             with tf.device(self._devices[member - self.local_members.start]):
                 return function(member)
@@ -91,17 +107,25 @@ class Team:
             return dict(zip(self.local_members, pool.map(on_device, self.local_members)))
 
     def sum_over_workers(self, array):
-        """Returns the sum of the processes' arrays of one shape; where all but one hold zero it is exact."""
+        """Returns the sum of the processes' arrays of one shape; where all but one hold zero it is
+        exact.
+        """
         if self.num_workers == 1:
             return array
         flat = np.ascontiguousarray(array).reshape(-1)
         parts = self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(flat if context.replica_id_in_sync_group == self.local_members.start
-                                        else np.zeros_like(flat)))
+            lambda context: tf.constant(
+                flat
+                if context.replica_id_in_sync_group == self.local_members.start
+                else np.zeros_like(flat)
+            )
+        )
         return self._sum(parts).numpy().reshape(array.shape)
 
     def gather_texts(self, text):
-        """Returns the list of all processes' texts, of at most MAX_TEXT bytes; all wait for the last."""
+        """Returns the list of all processes' texts, of at most MAX_TEXT bytes; all wait for the
+        last.
+        """
         if self.num_workers == 1:
             return [text]
         data = text.encode()[:MAX_TEXT]
@@ -109,16 +133,20 @@ class Team:
         sizes[self.worker] = len(data)
         sizes = self.sum_over_workers(sizes)
         table = np.zeros((self.num_workers, max(int(sizes.max()), 1)), np.int32)
-        table[self.worker, :len(data)] = np.frombuffer(data, np.uint8)
-        return [row[:size].astype(np.uint8).tobytes().decode(errors="replace")
-                for row, size in zip(self.sum_over_workers(table), sizes)]
+        table[self.worker, : len(data)] = np.frombuffer(data, np.uint8)
+        return [
+            row[:size].astype(np.uint8).tobytes().decode(errors="replace")
+            for row, size in zip(self.sum_over_workers(table), sizes)
+        ]
 
     def wait(self):
         """Returns when all processes have called it."""
         self.gather_texts("")
 
     def as_chief_sees(self, is_so):
-        """Returns the chief's value of a condition: files are looked up by one process, so that all decide alike."""
+        """Returns the chief's value of a condition: files are looked up by one process, so that all
+        decide alike.
+        """
         return self.gather_texts("yes" if is_so else "")[0] == "yes"
 
     def from_chief(self, make):
@@ -133,11 +161,16 @@ class Team:
             return json.loads(texts[0])
         text = texts[0] if texts else ""
         length = int(self.gather_texts(str(len(text)))[0])
-        return json.loads("".join(self.gather_texts(text[begin:begin + MAX_TEXT] if self.is_chief else "")[0]
-                                  for begin in range(0, length, MAX_TEXT)))
+        return json.loads(
+            "".join(
+                self.gather_texts(text[begin : begin + MAX_TEXT] if self.is_chief else "")[0]
+                for begin in range(0, length, MAX_TEXT)
+            )
+        )
 
     def stop_signal(self):
-        """Returns the number of the signal that asked any process to end, or 0: the same in all, which call it together.
+        """Returns the number of the signal that asked any process to end, or 0: the same in all,
+        which call it together.
 
         All processes go on as if they had got it themselves.
         """
@@ -177,16 +210,23 @@ class Team:
         for worker, other in enumerate(started):
             names = [name for name in started[0] if other.get(name) != started[0][name]]
             if names:
-                differing = "; ".join(f"{name} {other.get(name)!r} there, {started[0][name]!r} at the chief"
-                                      for name in names)
-                self._refuse(f"worker {worker}: was started otherwise than the chief ({differing}); start all workers "
-                             "with the same code, arguments, data and versions.")
+                differing = "; ".join(
+                    f"{name} {other.get(name)!r} there, {started[0][name]!r} at the chief"
+                    for name in names
+                )
+                self._refuse(
+                    f"worker {worker}: was started otherwise than the chief ({differing}); start "
+                    f"all workers "
+                    "with the same code, arguments, data and versions."
+                )
 
     def _refuse(self, reason):
-        """Raises EkgError for a reason that all processes learn in one exchange, whichever of them is the first to leave.
+        """Raises EkgError for a reason that all processes learn in one exchange, whichever of them
+        is the first to leave.
 
-        Who ends takes its connections with it, perhaps while another still reads. So all wait once more: who gets out of
-        that knows that the others have read, and for the others it does not matter whether it breaks off.
+        Who ends takes its connections with it, perhaps while another still reads. So all wait once
+        more: who gets out of that knows that the others have read, and for the others it does not
+        matter whether it breaks off.
         """
         with contextlib.suppress(*LOST_WORKER):
             self.wait()
@@ -194,9 +234,11 @@ class Team:
 
     @contextlib.contextmanager
     def sharing_failures(self):
-        """Gives the team, and lets the other processes know why this one fails: its disk, its memory, its data.
+        """Gives the team, and lets the other processes know why this one fails: its disk, its
+        memory, its data.
 
-        They wait for this one in an exchange, which TensorFlow breaks off with the reason; see reason_of_loss().
+        They wait for this one in an exchange, which TensorFlow breaks off with the reason; see
+        reason_of_loss().
         """
         try:
             yield self
@@ -209,13 +251,21 @@ class Team:
             raise
 
     def _tell_others(self, reason):
-        with contextlib.suppress(Exception):  # they may have ended before; this process has its own reason to name
-            context.context().report_error_to_cluster(errors.ABORTED, f"<<worker {self.worker}: {reason}>>")
-            time.sleep(1)  # the chief's process serves the others: they must have heard it before it ends
+        with contextlib.suppress(
+            Exception
+        ):  # they may have ended before; this process has its own reason to name
+            context.context().report_error_to_cluster(
+                errors.ABORTED, f"<<worker {self.worker}: {reason}>>"
+            )
+            time.sleep(
+                1
+            )  # the chief's process serves the others: they must have heard it before it ends
 
 
 def _flat(values):
-    """Returns a dict of dicts as one dict, so that the entry that differs is named: {"versions numpy": ...}."""
+    """Returns a dict of dicts as one dict, so that the entry that differs is named: {"versions
+    numpy": ...}.
+    """
     flat = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -9,14 +9,18 @@ from concurrent import futures
 
 import numpy as np
 
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 
 logger = logging.getLogger(__name__)
 
 ARRAY_FILE, INFO_FILE, BLOCKS_FILE = "logits.npy", "bank.json", "blocks.jsonl"
-BLOCK_ROWS = 10_000  # images whose rows get one checksum, at most: so many are lost where a run is killed
-HALF_PRECISION_NUMBERS = 1000  # from so many classes, or numbers an example, up outputs are kept as float16
+BLOCK_ROWS = (
+    10_000  # images whose rows get one checksum, at most: so many are lost where a run is killed
+)
+HALF_PRECISION_NUMBERS = (
+    1000  # from so many classes, or numbers an example, up outputs are kept as float16
+)
 FINGERPRINT_IMAGES = 64
 
 
@@ -32,13 +36,17 @@ def fingerprint(split, task=None):
     """
     labels = split.labels if task is None else task.given(split.labels)
     sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
-    return {"images": len(split), "shape": list(sample.shape[1:]),
-            "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
-            "sample": hashlib.sha256(sample.tobytes()).hexdigest()}
+    return {
+        "images": len(split),
+        "shape": list(sample.shape[1:]),
+        "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+        "sample": hashlib.sha256(sample.tobytes()).hexdigest(),
+    }
 
 
 def describe(supernet, batches, teachers):
-    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers, network, data and batches.
+    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers,
+    network, data and batches.
 
     Args:
         supernet: the Supernet that the teachers are sub-networks of.
@@ -48,12 +56,16 @@ def describe(supernet, batches, teachers):
     network, split, shape = hashlib.sha256(), batches.split, batches.task.shape(supernet.graph)
     for array in supernet.model.get_weights():
         network.update(np.ascontiguousarray(array).tobytes())
-    return {"rows": len(split), "outputs": list(shape),
-            "dtype": dtype_for(shape),
-            "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
-            "network": network.hexdigest(), "data": fingerprint(split, batches.task),
-            "batch_size": batches.batch_size,
-            "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest()}
+    return {
+        "rows": len(split),
+        "outputs": list(shape),
+        "dtype": dtype_for(shape),
+        "teachers": [{"step": entry.step, "loss": entry.loss} for entry in teachers],
+        "network": network.hexdigest(),
+        "data": fingerprint(split, batches.task),
+        "batch_size": batches.batch_size,
+        "order": hashlib.sha256(np.concatenate(batches.indices).tobytes()).hexdigest(),
+    }
 
 
 def dtype_for(shape):
@@ -87,8 +99,11 @@ def count_good(folder, info):
         return 0
     differing = [name for name in info if stored.get(name) != info[name]]
     if differing:
-        raise EkgError(f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} differ; "
-                       "move it away, and a new one is built.")
+        raise EkgError(
+            f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} "
+            f"differ; "
+            "move it away, and a new one is built."
+        )
     good, shape, dtype = 0, shape_of(info), np.dtype(info["dtype"])
     if not (folder / ARRAY_FILE).is_file() or not (folder / BLOCKS_FILE).is_file():
         return 0
@@ -103,13 +118,19 @@ def count_good(folder, info):
                 break
             good = block["stop"]
     if good < info["rows"]:
-        logger.warning("%s: %d of %d rows are good; the memory bank is built from there.", folder / ARRAY_FILE, good,
-                       info["rows"])
+        logger.warning(
+            "%s: %d of %d rows are good; the memory bank is built from there.",
+            folder / ARRAY_FILE,
+            good,
+            info["rows"],
+        )
     return good
 
 
 def find_damage(folder):
-    """Returns the pathlib.Path of a file of a bank that is gone or damaged, or None; every block is read."""
+    """Returns the pathlib.Path of a file of a bank that is gone or damaged, or None; every block is
+    read.
+    """
     info = _read_info(folder)
     if info is None:
         return folder / INFO_FILE
@@ -121,20 +142,32 @@ def find_damage(folder):
 
 def _read_info(folder):
     try:
-        return files.read_json(folder / INFO_FILE, {"rows": int, "outputs": list, "dtype": str, "teachers": list})
+        return files.read_json(
+            folder / INFO_FILE, {"rows": int, "outputs": list, "dtype": str, "teachers": list}
+        )
     except (EkgError, OSError):
         return None
 
 
 def _read_blocks(folder):
-    return files.read_json_lines(folder / BLOCKS_FILE, until_damage=True, kinds={"stop": int, "sha256": str})
+    return files.read_json_lines(
+        folder / BLOCKS_FILE, until_damage=True, kinds={"stop": int, "sha256": str}
+    )
 
 
 def header(shape, dtype):
-    """Returns the bytes that stand before the rows of a bank's array file, the .npy format's header."""
+    """Returns the bytes that stand before the rows of a bank's array file, the .npy format's
+    header.
+    """
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-                                                  "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer,
+        {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": shape,
+        },
+    )
     return buffer.getvalue()
 
 
@@ -153,7 +186,10 @@ class BankWriter:
         """
         self._folder, self._info, self._stop = folder, info, num_good
         self._file, self._rows = None, []
-        self._disk, self._pending = futures.ThreadPoolExecutor(1), None  # the block that is being written
+        self._disk, self._pending = (
+            futures.ThreadPoolExecutor(1),
+            None,
+        )  # the block that is being written
 
     def open(self):
         """Opens the files behind the last good row; a new bank's description is written first.
@@ -168,10 +204,15 @@ class BankWriter:
             array, blocks = self._folder / ARRAY_FILE, self._folder / BLOCKS_FILE
             size = len(head) + self._stop * row_bytes
             needed = (shape[0] - self._stop) * row_bytes
-            free = shutil.disk_usage(self._folder).free + (array.stat().st_size - size if array.exists() else 0)
+            free = shutil.disk_usage(self._folder).free + (
+                array.stat().st_size - size if array.exists() else 0
+            )
             if needed > free:
-                raise EkgError(f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are free; make room, "
-                               "or lower `num_teacher`.")
+                raise EkgError(
+                    f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are "
+                    f"free; make room, "
+                    "or lower `num_teacher`."
+                )
             kept = _read_blocks(self._folder) if self._stop else []
             kept = [block for block in kept if block["stop"] <= self._stop]
             files.write_json_lines(blocks, kept)
@@ -229,4 +270,7 @@ class BankWriter:
         with files.writing(self._folder / ARRAY_FILE):
             self._file.write(data)
             files.sync(self._file)
-            files.append_json_line(self._folder / BLOCKS_FILE, {"stop": stop, "sha256": hashlib.sha256(data).hexdigest()})
+            files.append_json_line(
+                self._folder / BLOCKS_FILE,
+                {"stop": stop, "sha256": hashlib.sha256(data).hexdigest()},
+            )

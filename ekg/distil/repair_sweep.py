@@ -1,4 +1,6 @@
-"""The sweep of a repair: unpruned and cut network run side by side, call by call, and kernels are fitted on the way."""
+"""The sweep of a repair: unpruned and cut network run side by side, call by call, and kernels are
+fitted on the way.
+"""
 
 import collections
 import dataclasses
@@ -33,11 +35,15 @@ class Plan:
     """How a call is fitted.
 
     Attributes:
-        is_linear: whether the layer has no activation of its own, so that what it writes is what is fitted.
+        is_linear: whether the layer has no activation of its own, so that what it writes is what is
+            fitted.
         norm: the call of a batch norm that follows and whose scale and offset can be set, or None.
-        has_intercept: whether a constant per channel can be added: by a bias, or as a batch norm takes any away.
-        error: what the other part of a residual sum lacks, [examples, positions..., kept channels], or None.
+        has_intercept: whether a constant per channel can be added: by a bias, or as a batch norm
+            takes any away.
+        error: what the other part of a residual sum lacks, [examples, positions..., kept channels],
+            or None.
     """
+
     is_linear: bool
     norm: object
     has_intercept: bool
@@ -45,18 +51,27 @@ class Plan:
 
 
 class Sweep:
-    """One pass over the unpruned and the cut network, side by side; all examples go through each call at once."""
+    """One pass over the unpruned and the cut network, side by side; all examples go through each
+    call at once.
+    """
 
     def __init__(self, model, supernet, subnetwork, inputs):
         self._full = supernet.graph
         self._cut = Graph(model, self._full.input_shapes)
         self._layout, self._mask = supernet.layout, supernet.mask(subnetwork) > 0
-        self._whole, self._mine = self._full.tensors_of(inputs), self._cut.tensors_of(inputs)  # {tensor number: value}
+        self._whole, self._mine = (
+            self._full.tensors_of(inputs),
+            self._cut.tensors_of(inputs),
+        )  # {tensor number: value}
         self._unchanged = set(self._full.inputs)  # tensors that are the same in both
         self._followers = sole_readers(self._full)
         self._pairs = list(zip(self._full.calls, self._cut.calls, strict=True))
         self._own = dict(self._pairs)
-        self._last = {number: position for position, call in enumerate(self._full.calls) for number in call.inputs}
+        self._last = {
+            number: position
+            for position, call in enumerate(self._full.calls)
+            for number in call.inputs
+        }
         times = collections.Counter(call.key for call in self._full.calls)
         self._once = {call for call in self._full.calls if times[call.key] == 1}
         self._num_examples = int(self._whole[self._full.inputs[0]].shape[0])
@@ -75,8 +90,11 @@ class Sweep:
             self._run(own, self._mine)
             if factor is not None:
                 self._set_norm(call, own, plan, factor)
-            if not self._differs(call) and (plan is None or plan.error is None) and all(
-                    self._mask[self._layout.index[number]].all() for number in call.outputs):
+            if (
+                not self._differs(call)
+                and (plan is None or plan.error is None)
+                and all(self._mask[self._layout.index[number]].all() for number in call.outputs)
+            ):
                 self._unchanged.update(call.outputs)
             for mine, theirs in zip(call.inputs, own.inputs):
                 if self._last[mine] == position and mine not in self._full.outputs:
@@ -86,8 +104,12 @@ class Sweep:
 
     def _run(self, call, tensors):
         options = execute.ExecutionOptions(collect_moments=True)
-        variables = [tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)]
-        outputs, _ = execute.run_call(call, variables, tensors, norms.uses_batch_statistics(call.layer), options)
+        variables = [
+            tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)
+        ]
+        outputs, _ = execute.run_call(
+            call, variables, tensors, norms.uses_batch_statistics(call.layer), options
+        )
         tensors.update(zip(call.outputs, outputs))
 
     def _differs(self, call):
@@ -109,7 +131,9 @@ class Sweep:
             return None
         is_linear = getattr(call.layer, "activation", None) in (None, keras.activations.linear)
         follower = self._followers.get(call) if is_linear else None
-        is_normed = follower is not None and norms.supports(follower.layer) and follower.layer.trainable
+        is_normed = (
+            follower is not None and norms.supports(follower.layer) and follower.layer.trainable
+        )
         norm = follower if is_normed and follower.layer.scale and follower.layer.center else None
         adding = self._followers.get(norm) if norm is not None else None if is_normed else follower
         error = None if adding is None else self._error_beside((norm or call).output, adding)
@@ -118,19 +142,32 @@ class Sweep:
         return Plan(is_linear, norm, is_normed or getattr(call.layer, "use_bias", False), error)
 
     def _error_beside(self, number, adding):
-        """Returns what the other summands of a sum lack, or None if there is nothing, or it is not known yet."""
+        """Returns what the other summands of a sum lack, or None if there is nothing, or it is not
+        known yet.
+        """
         own = self._own[adding]
-        others = [(mine, theirs) for mine, theirs in zip(adding.inputs, own.inputs) if mine != number]
+        others = [
+            (mine, theirs) for mine, theirs in zip(adding.inputs, own.inputs) if mine != number
+        ]
         shapes = {self._full.shapes[other] for other in (*adding.inputs, adding.output)}
-        if not _is_sum(adding.layer) or len(others) != len(adding.inputs) - 1 or len(shapes) > 1 or not all(
-                mine in self._whole and theirs in self._mine for mine, theirs in others) or all(
-                mine in self._unchanged for mine, _ in others):
+        if (
+            not _is_sum(adding.layer)
+            or len(others) != len(adding.inputs) - 1
+            or len(shapes) > 1
+            or not all(mine in self._whole and theirs in self._mine for mine, theirs in others)
+            or all(mine in self._unchanged for mine, _ in others)
+        ):
             return None
-        return sum(tf.gather(self._channels_last(self._whole[mine], mine), self._kept(mine), axis=-1)
-                   - self._channels_last(self._mine[theirs], mine) for mine, theirs in others)
+        return sum(
+            tf.gather(self._channels_last(self._whole[mine], mine), self._kept(mine), axis=-1)
+            - self._channels_last(self._mine[theirs], mine)
+            for mine, theirs in others
+        )
 
     def _targets(self, call, plan, part):
-        """Returns what a call computes before its activation for some examples, [examples, positions..., kept channels]."""
+        """Returns what a call computes before its activation for some examples, [examples,
+        positions..., kept channels].
+        """
         if plan.is_linear:
             value = self._channels_last(self._whole[call.output][part], call.output)
         else:
@@ -140,19 +177,31 @@ class Sweep:
             kernel = patches.kernel_matrix(variable.numpy(), weight, p.shape[-2])
             value = tf.einsum("...br,brc->...bc", p, kernel)
             value = tf.reshape(value, (*value.shape[:-2], -1))
-            value = value + call.layer.bias.value if getattr(call.layer, "use_bias", False) else value
+            value = (
+                value + call.layer.bias.value if getattr(call.layer, "use_bias", False) else value
+            )
         return tf.gather(value, self._kept(call.output), axis=-1)
 
     def _norm_as_affine(self, call, plan):
-        """Returns (factor, offset, deviation) per kept channel: a batch norm maps y to factor·y + offset; y's deviation."""
+        """Returns (factor, offset, deviation) per kept channel: a batch norm maps y to factor·y +
+        offset; y's deviation.
+        """
         value = self._channels_last(self._whole[call.output], call.output)
-        mean, variance = (tf.gather(moment, self._kept(call.output)) for moment in tf.nn.moments(
-            tf.cast(value, tf.float64), range(len(value.shape) - 1)))
+        mean, variance = (
+            tf.gather(moment, self._kept(call.output))
+            for moment in tf.nn.moments(tf.cast(value, tf.float64), range(len(value.shape) - 1))
+        )
         layer = plan.norm.layer
-        gamma, beta = (tf.gather(tf.cast(variable.value, tf.float64), self._kept(call.output))
-                       for variable in (layer.gamma, layer.beta))
+        gamma, beta = (
+            tf.gather(tf.cast(variable.value, tf.float64), self._kept(call.output))
+            for variable in (layer.gamma, layer.beta)
+        )
         factor = gamma / tf.sqrt(variance + layer.epsilon)
-        return tf.cast(factor, tf.float32), tf.cast(beta - factor * mean, tf.float32), tf.sqrt(variance).numpy()
+        return (
+            tf.cast(factor, tf.float32),
+            tf.cast(beta - factor * mean, tf.float32),
+            tf.sqrt(variance).numpy(),
+        )
 
     def _moments(self, call, own, plan, affine, examples):
         """Returns the Moments of a range of examples, at a random choice of positions."""
@@ -161,19 +210,26 @@ class Sweep:
         blocks, rows = first.shape[-2:]
         positions = int(np.prod(first.shape[1:-2]))
         wanted = math.ceil(POSITIONS * len(examples) / self._num_examples)
-        # Patches are made of whole examples: of large maps a quarter of the positions is taken of fewer examples.
+        # Patches are made of whole examples: of large maps a quarter of the positions is taken of
+        # fewer examples.
         used = min(len(examples), math.ceil(DENSITY * wanted / positions))
         taken = min(positions, math.ceil(wanted / used))
         together = max(1, CHUNK_NUMBERS // (positions * blocks * rows))
         stop = examples.start + used
         for start in range(examples.start, stop, together):
             part = slice(start, min(start + together, stop))
-            p = tf.reshape(record.patches(own.layer, self._mine[own.inputs[0]][part]), (-1, blocks, rows))
+            p = tf.reshape(
+                record.patches(own.layer, self._mine[own.inputs[0]][part]), (-1, blocks, rows)
+            )
             t = self._targets(call, plan, part)
             t = t if affine is None else affine[0] * t + affine[1]
-            t = tf.reshape(t if plan.error is None else t + plan.error[part], (p.shape[0], blocks, -1))
+            t = tf.reshape(
+                t if plan.error is None else t + plan.error[part], (p.shape[0], blocks, -1)
+            )
             if taken < positions:
-                chosen = self._rng.choice(p.shape[0], taken * (part.stop - part.start), replace=False)
+                chosen = self._rng.choice(
+                    p.shape[0], taken * (part.stop - part.start), replace=False
+                )
                 p, t = tf.gather(p, chosen), tf.gather(t, chosen)
             moments.add(p, t)
         return moments
@@ -181,10 +237,12 @@ class Sweep:
     # ---------------------------------------------------------------- the map of channels
 
     def _mapped_kernel(self, call, own, has_intercept):
-        """Returns the unpruned kernel for what the cut layer reads, each channel as a combination of the kept ones.
+        """Returns the unpruned kernel for what the cut layer reads, each channel as a combination
+        of the kept ones.
 
-        That is W'_k = Σ_c M_ck·W_c with M = Cov(X, Y)·(Cov(Y, Y) + ρI)⁻¹ for the channels X of the unpruned network and
-        the kept ones Y. Layers that work in groups keep the kernel that was cut.
+        That is W'_k = Σ_c M_ck·W_c with M = Cov(X, Y)·(Cov(Y, Y) + ρI)⁻¹ for the channels X of the
+        unpruned network and the kept ones Y. Layers that work in groups keep the kernel that was
+        cut.
 
         Returns:
             float64 array of the shape of the cut layer's kernel.
@@ -194,30 +252,49 @@ class Sweep:
         number, kept = call.inputs[0], self._kept(call.inputs[0])
         axis = weight.axes.index(records.IN) if record.mixes else None
         entries = len(self._layout.index[number])
-        if axis is None or whole.shape[axis] != entries or len(kept) == entries and number in self._unchanged:
+        if (
+            axis is None
+            or whole.shape[axis] != entries
+            or len(kept) == entries
+            and number in self._unchanged
+        ):
             return mine.numpy().astype(np.float64)
         groups = self._entries_by_channel(number)  # [channels, entries of each]
         own_place = np.full(entries, -1)
         own_place[kept] = np.arange(len(kept))
         own_groups = own_place[groups[own_place[groups[:, 0]] >= 0]]
-        x, y = (self._by_channel(value, number, places) for value, places in (
-            (self._whole[number], groups), (self._mine[own.inputs[0]], own_groups)))
+        x, y = (
+            self._by_channel(value, number, places)
+            for value, places in (
+                (self._whole[number], groups),
+                (self._mine[own.inputs[0]], own_groups),
+            )
+        )
         if has_intercept:
             x, y = x - x.mean(0), y - y.mean(0)
         products = y.T @ y
         products += (MAP_RIDGE * np.trace(products) / len(products) + TINY) * np.eye(len(products))
         mapping = np.linalg.solve(products, y.T @ x)  # [kept channels, channels]
-        kernel = np.moveaxis(np.take(whole.numpy().astype(np.float64), self._kept(call.output),
-                                     weight.axes.index(records.OUT)), axis, 0)
+        kernel = np.moveaxis(
+            np.take(
+                whole.numpy().astype(np.float64),
+                self._kept(call.output),
+                weight.axes.index(records.OUT),
+            ),
+            axis,
+            0,
+        )
         mapped = np.zeros((len(kept), *kernel.shape[1:]))
         for column, own_column in zip(groups.T, own_groups.T):
             mapped[own_column] = np.tensordot(mapping, kernel[column], 1)
         return np.moveaxis(mapped, 0, axis)
 
     def _entries_by_channel(self, number):
-        """Returns the entries of a tensor's channel axis by channel, int array [channels, entries of each].
+        """Returns the entries of a tensor's channel axis by channel, int array [channels, entries
+        of each].
 
-        A flattened map has each channel at every position; fixed channels, which are not told apart, count one by one.
+        A flattened map has each channel at every position; fixed channels, which are not told
+        apart, count one by one.
         """
         index = self._layout.index[number]
         counts = np.unique(index, return_counts=True)[1]
@@ -229,7 +306,9 @@ class Sweep:
         """Returns values [positions, channels] as float64, at a regular choice of positions."""
         value = self._channels_last(value, number)
         value = tf.reshape(value, (-1, value.shape[-1]))
-        value = value[::max(1, len(value) * places.shape[1] // POSITIONS)].numpy().astype(np.float64)
+        value = (
+            value[:: max(1, len(value) * places.shape[1] // POSITIONS)].numpy().astype(np.float64)
+        )
         return value[:, places.T].reshape(-1, len(places))
 
     # ---------------------------------------------------------------- the fit
@@ -238,22 +317,28 @@ class Sweep:
         """Sets the kernel of a cut layer, and its bias.
 
         Returns:
-            (share of the target's variance that is left; where a batch norm follows, by how much each filter is larger than
-            the fit of the norm's output, float64 [kept channels], 0 where there is nothing to fit; else None).
+            (share of the target's variance that is left; where a batch norm follows, by how much
+            each filter is larger than the fit of the norm's output, float64 [kept channels], 0
+            where there is nothing to fit; else None).
         """
         affine = None if plan.norm is None else self._norm_as_affine(call, plan)
         end = first_held_out(self._num_examples)
-        fitting, held_out = (self._moments(call, own, plan, affine, examples)
-                             for examples in (range(end), range(end, self._num_examples)))
+        fitting, held_out = (
+            self._moments(call, own, plan, affine, examples)
+            for examples in (range(end), range(end, self._num_examples))
+        )
         variable, weight = records.fitted_of(own.layer)
         blocks = fitting.sums[0].shape[0]
-        prior = patches.kernel_matrix(self._mapped_kernel(call, own, plan.has_intercept), weight, blocks)
+        prior = patches.kernel_matrix(
+            self._mapped_kernel(call, own, plan.has_intercept), weight, blocks
+        )
         if affine is not None:
             prior = prior * affine[0].numpy().reshape(blocks, 1, -1)
         matrix, intercept, left = fit(fitting, held_out, prior, plan.has_intercept)
         factor = None
         if plan.norm is not None:
-            # The norm takes any scale: each filter gets the one at which its output varies as it did.
+            # The norm takes any scale: each filter gets the one at which its output varies as it
+            # did.
             products = fitting.means(True)[2].numpy()
             deviation = np.sqrt(np.maximum((matrix * (products @ matrix)).sum(1), 0)).reshape(-1)
             is_constant = deviation <= TINY**0.5
@@ -267,7 +352,9 @@ class Sweep:
         return left, factor
 
     def _set_norm(self, call, own, plan, factor):
-        """Lets the batch norm that follows pass the fit on as it is: undo the factor, and add the mean of the error."""
+        """Lets the batch norm that follows pass the fit on as it is: undo the factor, and add the
+        mean of the error.
+        """
         value = self._channels_last(self._mine[own.output], call.output)
         axes = range(len(value.shape) - 1)
         variance = tf.math.reduce_variance(tf.cast(value, tf.float64), axes).numpy()
@@ -279,4 +366,7 @@ class Sweep:
 
 
 def _is_sum(operation):
-    return type(operation) is keras.layers.Add or records.published_name(type(operation)) == "keras.ops.Add"
+    return (
+        type(operation) is keras.layers.Add
+        or records.published_name(type(operation)) == "keras.ops.Add"
+    )

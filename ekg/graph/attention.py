@@ -16,8 +16,13 @@ from ekg.graph.flow import Channels
 from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
-PROJECTIONS = {"query": "_query_dense", "key": "_key_dense", "value": "_value_dense",
-               "gate": "_gate_dense", "output": "_output_dense"}
+PROJECTIONS = {
+    "query": "_query_dense",
+    "key": "_key_dense",
+    "value": "_value_dense",
+    "gate": "_gate_dense",
+    "output": "_output_dense",
+}
 
 # ---------------------------------------------------------------- the parts
 
@@ -70,23 +75,46 @@ class Attending(keras.layers.Layer):
         self.of = types.SimpleNamespace(layer=layer)  # not as a layer: its weights are others'
         self.dropout, self.built = layer._dropout_layer, True
 
-    def call(self, query, key, value, gate=None, query_mask=None, value_mask=None, key_mask=None,
-             attention_mask=None, use_causal_mask=False, training=None):
+    def call(
+        self,
+        query,
+        key,
+        value,
+        gate=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        use_causal_mask=False,
+        training=None,
+    ):
         layer = self.of.layer
         masks = (query_mask, value_mask, key_mask, attention_mask)
-        is_causal = use_causal_mask and _window_of(layer) is None and all(
-            mask is None for mask in masks)
-        mask = None if is_causal else layer._compute_attention_mask(
-            query, value, query_mask=query_mask, value_mask=value_mask, key_mask=key_mask,
-            attention_mask=attention_mask, use_causal_mask=use_causal_mask)
+        is_causal = (
+            use_causal_mask and _window_of(layer) is None and all(mask is None for mask in masks)
+        )
+        mask = (
+            None
+            if is_causal
+            else layer._compute_attention_mask(
+                query,
+                value,
+                query_mask=query_mask,
+                value_mask=value_mask,
+                key_mask=key_mask,
+                attention_mask=attention_mask,
+                use_causal_mask=use_causal_mask,
+            )
+        )
         repeats = query.shape[-2] // key.shape[-2]
         if repeats > 1:
             key, value = (keras.ops.repeat(part, repeats, axis=-2) for part in (key, value))
         causal = {"use_causal_mask": True} if is_causal else {}
         if not is_multi_head(layer):
             layer._return_attention_scores = False  # as its call() does
-        y, _ = layer._compute_attention(query, key, value, attention_mask=mask, training=training,
-                                        **causal)
+        y, _ = layer._compute_attention(
+            query, key, value, attention_mask=mask, training=training, **causal
+        )
         return y if gate is None else keras.ops.multiply(y, gate)
 
     def compute_output_spec(self, query, key, value, *args, **kwargs):
@@ -108,9 +136,11 @@ class AttentionParts(Parts):
     def __init__(self, layer):
         self._layer = layer
         makers = {"output": FromHeads}
-        self._dense = {name: makers.get(name, ToHeads)(getattr(layer, attribute), name)
-                       for name, attribute in PROJECTIONS.items()
-                       if hasattr(layer, attribute)}
+        self._dense = {
+            name: makers.get(name, ToHeads)(getattr(layer, attribute), name)
+            for name, attribute in PROJECTIONS.items()
+            if hasattr(layer, attribute)
+        }
         self._attending = Attending(layer, "attention")
 
     def call(self, query, value, key=None, return_attention_scores=False, training=None, **masks):
@@ -135,8 +165,11 @@ class AttentionParts(Parts):
                     changes[dense + shape] = tuple(value)
         if is_multi_head(layer):
             return changes | {"_num_heads": heads, "_output_shape": (count,)}
-        return changes | {"num_query_heads": heads, "num_key_value_heads": groups,
-                          "feature_dim": count}
+        return changes | {
+            "num_query_heads": heads,
+            "num_key_value_heads": groups,
+            "feature_dim": count,
+        }
 
 
 def parts(layer, kwargs):
@@ -150,15 +183,21 @@ def flops(layer, shapes, _written):
     """Projections and both products of attention, of a layer that stays whole."""
     query, value = shapes[0], shapes[1]
     key = shapes[2] if len(shapes) > 2 else value
-    entries = {name: math.prod(getattr(layer, attribute).kernel.shape)
-               for name, attribute in PROJECTIONS.items() if hasattr(layer, attribute)}
+    entries = {
+        name: math.prod(getattr(layer, attribute).kernel.shape)
+        for name, attribute in PROJECTIONS.items()
+        if hasattr(layer, attribute)
+    }
     axes = [axis % len(query) for axis in layer._attention_axes] if is_multi_head(layer) else [1]
     met = math.prod(value[axis] for axis in axes)  # keys that a query meets
     _, heads, size = layer._query_dense.kernel.shape
     products = met * heads * (size + layer._value_dense.kernel.shape[-1])
     each = entries["query"] + entries.get("gate", 0) + entries["output"] + products  # query
-    return (math.prod(query[1:-1]) * each + math.prod(key[1:-1]) * entries["key"]
-            + math.prod(value[1:-1]) * entries["value"])
+    return (
+        math.prod(query[1:-1]) * each
+        + math.prod(key[1:-1]) * entries["key"]
+        + math.prod(value[1:-1]) * entries["value"]
+    )
 
 
 # ---------------------------------------------------------------- how channels go through them
@@ -176,8 +215,11 @@ def _attend(channel_flow, call):
     axis = len(channel_flow.shapes[call.output]) - 2
     size = channel_flow.shapes[call.output][axis]
     named = {name: number for name, [number] in numbers_by_name(call).items()}
-    heads = [channel_flow.channels[named.pop(name)] for name in ("query", "key", "value", "gate")
-             if name in named]
+    heads = [
+        channel_flow.channels[named.pop(name)]
+        for name in ("query", "key", "value", "gate")
+        if name in named
+    ]
     if any(part.axis != axis for part in heads):
         return flow.close(channel_flow, call)
     for number in named.values():
@@ -207,14 +249,24 @@ def _products(layer, read, written):
     return queries * met * query[-2] * (query[-1] + written[-1])
 
 
-RECORDS.update({
-    ToHeads: LayerRecord(
-        _to_heads, {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
-        ("kernel",), positions=lambda _, read, __, ___: math.prod(read[1:-1]), mixes=True,
-        resize=lambda *_: {}),
-    FromHeads: LayerRecord(
-        _from_heads, {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
-        ("kernel",), positions=lambda _, read, __, ___: math.prod(read[1:-2]), mixes=True,
-        resize=lambda *_: {}),
-    Attending: LayerRecord(_attend, products=_products),
-})
+RECORDS.update(
+    {
+        ToHeads: LayerRecord(
+            _to_heads,
+            {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
+            ("kernel",),
+            positions=lambda _, read, __, ___: math.prod(read[1:-1]),
+            mixes=True,
+            resize=lambda *_: {},
+        ),
+        FromHeads: LayerRecord(
+            _from_heads,
+            {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
+            ("kernel",),
+            positions=lambda _, read, __, ___: math.prod(read[1:-2]),
+            mixes=True,
+            resize=lambda *_: {},
+        ),
+        Attending: LayerRecord(_attend, products=_products),
+    }
+)

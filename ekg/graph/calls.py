@@ -1,6 +1,7 @@
 """The layer graph of a functional Keras model as a flat list of calls.
 
-Nested models are looked into: the calls of their layers stand in the list like all others. Everything this package knows of
+Nested models are looked into: the calls of their layers stand in the list like all others.
+    Everything this package knows of
 Keras' own bookkeeping of a functional graph is in this file.
 """
 
@@ -13,7 +14,7 @@ import keras
 
 from ekg.errors import EkgError
 from ekg.graph.activations import is_linear
-from ekg.graph.masks import Masks
+from ekg.graph.keras_masks import Masks
 from ekg.graph.nodes import input_specs, sorted_nodes
 from ekg.graph.opening import CalledOtherwise, Opener, is_made_of_layers, open_root
 from ekg.graph.records import parts_of
@@ -24,8 +25,8 @@ from ekg.graph.steps import Call, Entry, ModelCall, PartsCall
 class Graph:
     """Calls of a functional model in an order in which each runs after all it needs.
 
-    A block's main branch comes before its shortcut where the block adds [main, shortcut]. Tensors are numbered, the inputs
-    first.
+    A block's main branch comes before its shortcut where the block adds [main, shortcut]. Tensors
+    are numbered, the inputs first.
 
     Attributes:
         model: the keras.Model.
@@ -35,9 +36,10 @@ class Graph:
         layers: {key: layer or operation} of all that is called.
         looked_into: keys of those among them whose parts stand in the list of calls.
         shapes: {tensor number: shape tuple with None for the batch}.
-        rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more than one where positions
-            were folded into the batch.
-        masks: where masks are, as those of padded tokens. models: list of the model and of all that are nested in it.
+        rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more
+            than one where positions were folded into the batch.
+        masks: where masks are, as those of padded tokens. models: list of the model and of all that
+            are nested in it.
         inputs, outputs: tuples of the numbers of the tensors that the model takes and returns.
 
     Raises:
@@ -47,15 +49,21 @@ class Graph:
     def __init__(self, model, input_shape=None, open_layers=False):
         """
         Args:
-            model: keras.Model, functional or sequential; or of any kind where `open_layers` opens it.
-            input_shape: shape of one example, without the batch, or a list of one for each input; None takes what the model
-                itself says.
-            open_layers: which layers that are made of layers are taken apart into these, and stand in the graph as nested
-                models: True for all, or regular expressions for their names; see opening.Opener.
+            model: keras.Model, functional or sequential; or of any kind where `open_layers` opens
+                it.
+            input_shape: shape of one example, without the batch, or a list of one for each input;
+                None takes what the model itself says.
+            open_layers: which layers that are made of layers are taken apart into these, and stand
+                in the graph as nested models: True for all, or regular expressions for their names;
+                see opening.Opener.
         """
         opener = Opener(open_layers)
-        if opener.opens_root() and isinstance(model, keras.Model) and looked_into(model) is None and not isinstance(
-                model, keras.Sequential):
+        if (
+            opener.opens_root()
+            and isinstance(model, keras.Model)
+            and looked_into(model) is None
+            and not isinstance(model, keras.Sequential)
+        ):
             model, input_shape = open_root(model, input_shape), None
         while True:
             try:
@@ -71,8 +79,10 @@ class Graph:
         self._keys, self._parts = {}, {}  # id of a layer -> key; -> its records.Parts
         specs = input_specs(inside, input_shape)
         self.inputs = tuple(self._number(spec) for spec in specs)
-        self._inferred = {number: spec.shape != symbol.shape for number, spec, symbol in zip(
-            self.inputs, specs, inside.inputs)}
+        self._inferred = {
+            number: spec.shape != symbol.shape
+            for number, spec, symbol in zip(self.inputs, specs, inside.inputs)
+        }
         self.rows = dict.fromkeys(self.inputs, Fraction(1))
         self.steps, self.masks, self.models, self.looked_into = [], Masks(), [model], set()
         self.outputs = self._follow(inside, self.inputs, self.steps, "")
@@ -93,26 +103,36 @@ class Graph:
         return [self.shapes[number][1:] for number in self.inputs]
 
     def is_last(self, call):
-        """Returns whether a call writes what the model returns, as it is or through a linear activation."""
+        """Returns whether a call writes what the model returns, as it is or through a linear
+        activation.
+        """
         return any(number in self._returned for number in call.outputs)
 
     @functools.cached_property
     def _returned(self):
-        """Numbers of the outputs, and of what linear activations return as one, which stand where a head was."""
+        """Numbers of the outputs, and of what linear activations return as one, which stand where a
+        head was.
+        """
         heads = {call.output: call.inputs[0] for call in self.calls if is_linear(call.layer)}
         return {*self.outputs, *(heads[number] for number in self.outputs if number in heads)}
 
     def tensors_of(self, inputs):
-        """Returns {tensor number: value} of the model's inputs, in the number format that the model asks for.
+        """Returns {tensor number: value} of the model's inputs, in the number format that the model
+        asks for.
 
         Args:
             inputs: a tensor, or a structure of them as the model takes.
         """
         values = _by_input(functional(self.model), inputs)
         if len(values) != len(self.inputs):
-            raise EkgError(f"`model` {self.model.name!r} takes {len(self.inputs)} inputs; received {len(values)}.")
-        return {number: keras.ops.convert_to_tensor(value, dtype=self._dtypes[number])
-                for number, value in zip(self.inputs, values)}
+            raise EkgError(
+                f"`model` {self.model.name!r} takes {len(self.inputs)} inputs; received "
+                f"{len(values)}."
+            )
+        return {
+            number: keras.ops.convert_to_tensor(value, dtype=self._dtypes[number])
+            for number, value in zip(self.inputs, values)
+        }
 
     def structured(self, tensors):
         """Returns what the model returns, in its own structure, from {tensor number: value}."""
@@ -124,7 +144,9 @@ class Graph:
         return keras.tree.pack_sequence_as(functional(self.model)._inputs_struct, values)
 
     def why_closed(self, key):
-        """Returns a part of a sentence: why a layer that is made of layers was not taken apart, or nothing."""
+        """Returns a part of a sentence: why a layer that is made of layers was not taken apart, or
+        nothing.
+        """
         return f", as it stays closed: {self.unopened[key]}" if key in self.unopened else ""
 
     def dtype(self, number):
@@ -135,22 +157,33 @@ class Graph:
         """Raises EkgError if the size of an input is not known, and with it the FLOPs."""
         shapes = self.input_shapes
         if any(size is None for shape in shapes for size in shape):
-            raise EkgError(f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs are not known; "
-                           "give the size that they are counted for, as in `input_shape`=(224, 224, 3).")
+            raise EkgError(
+                f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs "
+                f"are not known; "
+                "give the size that they are counted for, as in `input_shape`=(224, 224, 3)."
+            )
 
     # ---------------------------------------------------------------- following the graph
 
     def _number(self, spec):
         number = len(self.shapes)
-        self.shapes[number], self._dtypes[number] = tuple(spec.shape), keras.backend.standardize_dtype(spec.dtype)
+        self.shapes[number], self._dtypes[number] = (
+            tuple(spec.shape),
+            keras.backend.standardize_dtype(spec.dtype),
+        )
         return number
 
     def _follow(self, model, inputs, steps, prefix):
-        """Appends the calls of a functional model to `steps` and all lists; returns the numbers of its outputs."""
+        """Appends the calls of a functional model to `steps` and all lists; returns the numbers of
+        its outputs.
+        """
         numbers = {id(symbol): number for symbol, number in zip(model.inputs, inputs)}
         for node in sorted_nodes(model):
             args, kwargs = node.arguments.convert(
-                lambda value: Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value)
+                lambda value: (
+                    Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value
+                )
+            )
             inner = looked_into(node.operation) or self._opened(node, args, kwargs, prefix)
             parts = self._parts_of(node.operation, kwargs) if inner is None else None
             if parts is not None:
@@ -160,7 +193,9 @@ class Graph:
             else:
                 step = self._call_model(node, inner, args, kwargs, prefix)
             steps.append(step)
-            numbers.update({id(symbol): number for symbol, number in zip(node.outputs, step.outputs)})
+            numbers.update(
+                {id(symbol): number for symbol, number in zip(node.outputs, step.outputs)}
+            )
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
 
     def _opened(self, node, args, kwargs, prefix):
@@ -178,12 +213,17 @@ class Graph:
         inputs = refs_in((args, kwargs))
         args, kwargs = _first_by_place(node.operation, args, kwargs)
         is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
-        if is_inferred:  # the sizes are others than those that the layer was called with when the model was made
+        if (
+            is_inferred
+        ):  # the sizes are others than those that the layer was called with when the model was made
             specs = self._infer(node.operation.compute_output_spec, args, kwargs)
         leaves_open = any(_is_open(spec.shape) for spec in specs)
         if leaves_open and not any(_is_open(self.shapes[number]) for number in inputs):
             traced = functools.partial(keras.Operation.compute_output_spec, node.operation)
-            specs, is_inferred = self._infer(traced, args, kwargs), True  # some layers do not say what they know
+            specs, is_inferred = (
+                self._infer(traced, args, kwargs),
+                True,
+            )  # some layers do not say what they know
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
         call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
@@ -209,8 +249,10 @@ class Graph:
         self.looked_into.add(key)
         given = inspect.signature(node.operation.call).bind(*args, **kwargs).arguments
         given = self.masks.taken_ones(node.operation, given)
-        symbols = {number: keras.Input(batch_shape=self.shapes[number], dtype=self._dtypes[number])
-                   for number in refs_in(given)}
+        symbols = {
+            number: keras.Input(batch_shape=self.shapes[number], dtype=self._dtypes[number])
+            for number in refs_in(given)
+        }
         model = keras.Model([*symbols.values()], parts.call(**fill_in(given, symbols)))
         steps = []
         outputs = self._follow(model, [*symbols], steps, f"{key}/")
@@ -230,7 +272,10 @@ class Graph:
     def _count_rows(self, call):
         """Returns how many rows of the batch one example has in what a call writes."""
         rows = [self.rows[number] for number in call.inputs] or [Fraction(1)]
-        name, shapes = type(call.layer).__name__, [self.shapes[number] for number in (*call.inputs[:1], call.output)]
+        name, shapes = (
+            type(call.layer).__name__,
+            [self.shapes[number] for number in (*call.inputs[:1], call.output)],
+        )
         if name == "Reshape" and not any(map(_is_open, shapes)):
             return rows[0] * Fraction(math.prod(shapes[0][1:]), math.prod(shapes[1][1:]))
         if name == "Concatenate" and call.layer.axis % len(shapes[1]) == 0:
@@ -242,17 +287,28 @@ class Graph:
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
         self.looked_into.add(key)
-        if looked_into(node.operation) is None:  # a layer that was opened: its model takes the tensors one by one
-            model, given = inner, [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+        if (
+            looked_into(node.operation) is None
+        ):  # a layer that was opened: its model takes the tensors one by one
+            model, given = (
+                inner,
+                [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)],
+            )
             args, kwargs = (given if len(given) > 1 else given[0],), {}
         else:
             model, given = node.operation, args[0] if args else kwargs.get("inputs")
         self.models += [] if model in self.models else [model]
         refs = _by_input(inner, given)
         if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
-            args, kwargs = (refs,), {}  # Keras takes the names for the values and their order for the sizes
+            args, kwargs = (
+                (refs,),
+                {},
+            )  # Keras takes the names for the values and their order for the sizes
         if len(refs) != len(inner.inputs):
-            raise EkgError(f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with {len(refs)}.")
+            raise EkgError(
+                f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with "
+                f"{len(refs)}."
+            )
         for ref, symbol in zip(refs, inner.inputs):
             dtype = keras.backend.standardize_dtype(symbol.dtype)
             number = self._number(keras.KerasTensor(self.shapes[ref.number], dtype))
@@ -276,11 +332,17 @@ class Graph:
 
 
 def _by_input(model, given):
-    """Returns a list of what a functional model is given, in the order of its inputs; a dict goes by their names."""
+    """Returns a list of what a functional model is given, in the order of its inputs; a dict goes
+    by their names.
+    """
     if not isinstance(given, dict):
         return keras.tree.flatten(given)
     structure = model._inputs_struct
-    names = sorted(structure) if isinstance(structure, dict) else [symbol.name for symbol in model.inputs]
+    names = (
+        sorted(structure)
+        if isinstance(structure, dict)
+        else [symbol.name for symbol in model.inputs]
+    )
     missing = [name for name in names if name not in given]
     if missing:
         raise EkgError(f"model {model.name!r} takes the inputs {names}; {missing} are missing.")
@@ -292,8 +354,11 @@ def _first_by_place(operation, args, kwargs):
     if args:
         return args, kwargs
     first = next(iter(inspect.signature(operation.call).parameters))
-    return ((kwargs[first],), {name: value for name, value in kwargs.items() if name != first}) if first in kwargs else (
-        args, kwargs)
+    return (
+        ((kwargs[first],), {name: value for name, value in kwargs.items() if name != first})
+        if first in kwargs
+        else (args, kwargs)
+    )
 
 
 def _calls_itself(model):
@@ -309,20 +374,31 @@ def functional(model):
         EkgError: the model is neither, or a Sequential one that is not built.
     """
     if isinstance(model, keras.Function) and _calls_itself(model):
-        raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) has a call() of its own, which its graph does not "
-                       "show; make that part of the graph.")
+        raise EkgError(
+            f"`model` {model.name!r} ({type(model).__name__}) has a call() of its own, which its "
+            f"graph does not "
+            "show; make that part of the graph."
+        )
     if isinstance(model, keras.Sequential):
         if getattr(model, "_functional", None) is None:
-            raise EkgError(f"`model` {model.name!r} has no input shape yet; begin it with keras.Input, or call it once.")
+            raise EkgError(
+                f"`model` {model.name!r} has no input shape yet; begin it with keras.Input, or "
+                f"call it once."
+            )
         return model._functional
     if isinstance(model, keras.Function):
         return model
     if isinstance(model, keras.Model):
-        raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) is a subclassed model, whose graph is not known; "
-                       "make a functional one of its layers: inputs = keras.Input(...); keras.Model(inputs, "
-                       "outputs of its layers).")
-    raise EkgError(f"`model` must be a functional keras.Model; received {type(model).__name__} "
-                   f"{getattr(model, 'name', model)!r}.")
+        raise EkgError(
+            f"`model` {model.name!r} ({type(model).__name__}) is a subclassed model, whose graph "
+            f"is not known; "
+            "make a functional one of its layers: inputs = keras.Input(...); keras.Model(inputs, "
+            "outputs of its layers)."
+        )
+    raise EkgError(
+        f"`model` must be a functional keras.Model; received {type(model).__name__} "
+        f"{getattr(model, 'name', model)!r}."
+    )
 
 
 def layer_variables(layer):
@@ -333,14 +409,18 @@ def layer_variables(layer):
 
 
 def finish_layers_(model):
-    """Lets layers that keep something made of their weights, such as an adapted Normalization, make it anew."""
+    """Lets layers that keep something made of their weights, such as an adapted Normalization, make
+    it anew.
+    """
     for layer in model._flatten_layers(include_self=False):
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
 
 
 def looked_into(operation):
-    """Returns the functional model behind a nested model, or None for a layer and for models of other kinds."""
+    """Returns the functional model behind a nested model, or None for a layer and for models of
+    other kinds.
+    """
     if isinstance(operation, keras.Model) and _calls_itself(operation):
         return None
     if isinstance(operation, keras.Sequential):

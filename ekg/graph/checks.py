@@ -28,63 +28,106 @@ def check_layers(graph):
             continue
         if isinstance(layer, keras.Model):
             reason = graph.unopened.get(key, "`open_layers` leaves it closed")
-            raise EkgError(f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot be taken apart "
-                           f"into its layers: {reason}; make a functional model of them.")
+            raise EkgError(
+                f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot "
+                f"be taken apart "
+                f"into its layers: {reason}; make a functional model of them."
+            )
         if getattr(layer, "stateful", False) is True:
-            raise EkgError(f"layer {key!r} is stateful, so an output depends on the batch before; make it with "
-                           "stateful=False.")
+            raise EkgError(
+                f"layer {key!r} is stateful, so an output depends on the batch before; make it "
+                f"with "
+                "stateful=False."
+            )
         if getattr(layer, "lora_enabled", False):
-            raise EkgError(f"layer {key!r} has LoRA weights; merge them into its kernel before the network is pruned.")
+            raise EkgError(
+                f"layer {key!r} has LoRA weights; merge them into its kernel before the network "
+                f"is pruned."
+            )
         if getattr(layer, "quantization_mode", None) is not None:
-            raise EkgError(f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network before that.")
+            raise EkgError(
+                f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network "
+                f"before that."
+            )
         if layer.dtype_policy.name not in _FLOATS and any(
-                keras.backend.is_float_dtype(variable.dtype) for variable in layer.variables):
-            raise EkgError(f"layer {key!r} has the dtype policy {layer.dtype_policy.name!r}; networks of the policies "
-                           f"{', '.join(_FLOATS)} can be pruned.")
+            keras.backend.is_float_dtype(variable.dtype) for variable in layer.variables
+        ):
+            raise EkgError(
+                f"layer {key!r} has the dtype policy {layer.dtype_policy.name!r}; networks of the "
+                f"policies "
+                f"{', '.join(_FLOATS)} can be pruned."
+            )
     _check_norms(graph)
     for key in sorted(graph.masks.hidden):
         if not norms.uses_batch_statistics(graph.layers[key]):  # a frozen one asks for no mask
-            raise EkgError(f"layer {key!r} ({type(graph.layers[key]).__name__}) is handed a mask, as that of padded tokens, "
-                           "beside the graph, which does not show then what is computed; name it in the call, as mask=..., "
-                           "where the layer reads one tensor alone, or leave masks out (mask_zero=False).")
+            raise EkgError(
+                f"layer {key!r} ({type(graph.layers[key]).__name__}) is handed a mask, as that of "
+                f"padded tokens, "
+                "beside the graph, which does not show then what is computed; name it in the "
+                "call, as mask=..., "
+                "where the layer reads one tensor alone, or leave masks out (mask_zero=False)."
+            )
 
 
 def _check_sharing(graph):
-    """Raises EkgError for weights that a cut would untie: of two layers, or of a model beside its layers."""
+    """Raises EkgError for weights that a cut would untie: of two layers, or of a model beside its
+    layers.
+    """
     owners = {}
     for key, layer in graph.layers.items():
         for variable in layer_variables(layer) if key not in graph.looked_into else ():
             owner = owners.setdefault(id(variable), key)
             if owner != key:
-                raise EkgError(f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a cut would untie; "
-                               "call one layer twice, or give each weights of its own.")
+                raise EkgError(
+                    f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a "
+                    f"cut would untie; "
+                    "call one layer twice, or give each weights of its own."
+                )
     for model in graph.models:
         own = [*model._trainable_variables, *model._non_trainable_variables]
         if own:
-            raise EkgError(f"`model` {model.name!r} ({type(model).__name__}) has a weight of its own, {own[0].name!r}, "
-                           "beside those of its layers; hold it in a layer of the graph.")
+            raise EkgError(
+                f"`model` {model.name!r} ({type(model).__name__}) has a weight of its own, "
+                f"{own[0].name!r}, "
+                "beside those of its layers; hold it in a layer of the graph."
+            )
 
 
 def _check_norms(graph):
-    """Raises EkgError for a batch norm whose statistics cannot be those of a batch, or estimated for a pruned network."""
+    """Raises EkgError for a batch norm whose statistics cannot be those of a batch, or estimated
+    for a pruned network.
+    """
     for key, layer in graph.layers.items():
         if isinstance(layer, keras.layers.Layer) and key not in graph.looked_into:
-            inside = [inner for inner in layer._flatten_layers(include_self=False)
-                      if norms.uses_batch_statistics(inner) and inner.trainable]
+            inside = [
+                inner
+                for inner in layer._flatten_layers(include_self=False)
+                if norms.uses_batch_statistics(inner) and inner.trainable
+            ]
             if inside:
-                raise EkgError(f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, whose "
-                               f"statistics are out of reach{graph.why_closed(key)}; freeze it, or make a functional "
-                               "model of the layer.")
+                raise EkgError(
+                    f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, "
+                    f"whose "
+                    f"statistics are out of reach{graph.why_closed(key)}; freeze it, or make a "
+                    f"functional "
+                    "model of the layer."
+                )
         if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masks.readers:
-            raise EkgError(f"batch norm {key!r} reads a tensor with a mask, which its statistics would have to leave out; "
-                           "freeze it.")
+            raise EkgError(
+                f"batch norm {key!r} reads a tensor with a mask, which its statistics would have "
+                f"to leave out; "
+                "freeze it."
+            )
         if not norms.uses_batch_statistics(layer) or norms.supports(layer) or not layer.trainable:
             continue
         calls = sum(call.layer is layer for call in graph.calls)
         if layer.momentum == 1 or calls > 1:
             why = "never move" if layer.momentum == 1 else "belong to several calls"
-            raise EkgError(f"the moving statistics of layer {key!r} ({type(layer).__name__}) {why}, so they cannot be "
-                           "estimated for a pruned network; freeze it.")
+            raise EkgError(
+                f"the moving statistics of layer {key!r} ({type(layer).__name__}) {why}, so they "
+                f"cannot be "
+                "estimated for a pruned network; freeze it."
+            )
 
 
 def describe_closed(layout):
@@ -97,9 +140,14 @@ def describe_closed(layout):
         return "it has no convolution or dense layer whose outputs another one reads."
     reasons = [f"{key}: {reason}" for key, reason in layout.closed.items()]
     more = len(reasons) - _MOST_REASONS
-    advice = " `prune_frozen`=True lets frozen layers lose channels." if any(
-        reason.endswith(FROZEN) for reason in layout.closed.values()) else ""
-    return "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more." if more > 0 else ".") + advice
+    advice = (
+        " `prune_frozen`=True lets frozen layers lose channels."
+        if any(reason.endswith(FROZEN) for reason in layout.closed.values())
+        else ""
+    )
+    return (
+        "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more." if more > 0 else ".") + advice
+    )
 
 
 def middling(supernet):
@@ -111,7 +159,8 @@ def middling(supernet):
 
 
 def try_cut(supernet):
-    """Cuts a sub-network of middling, unequal widths once, so that what cannot be cut is known before the work begins.
+    """Cuts a sub-network of middling, unequal widths once, so that what cannot be cut is known
+    before the work begins.
 
     Raises:
         EkgError: a layer cannot be copied, or does not take what it is given in the cut network.
@@ -122,8 +171,13 @@ def try_cut(supernet):
     except EkgError:
         raise
     except Exception as error:  # whatever a layer of the user's own raises
-        raise EkgError(f"`model` {supernet.model.name!r} cannot be cut: {first_line(error)}") from error
+        raise EkgError(
+            f"`model` {supernet.model.name!r} cannot be cut: {first_line(error)}"
+        ) from error
     params = supernet.complexity(tried).params
     if cut.count_params() != params:
-        raise EkgError(f"`model` {supernet.model.name!r}: a sub-network of it has {cut.count_params()} parameters, and "
-                       f"{params} were counted; a layer's record does not fit it.")
+        raise EkgError(
+            f"`model` {supernet.model.name!r}: a sub-network of it has {cut.count_params()} "
+            f"parameters, and "
+            f"{params} were counted; a layer's record does not fit it."
+        )

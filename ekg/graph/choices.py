@@ -13,12 +13,16 @@ class Choices:
     """What may be pruned of a network, and in which steps.
 
     Attributes:
-        exclude: what keeps its output channels: a layer or a kind of layers, a regular expression that is searched in names
-            of layers, a function from a layer to a bool, or a list of these.
-        min_channels: how many channels of every group stay at least; or {regular expression: number} by the group's name.
-        multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
+        exclude: what keeps its output channels: a layer or a kind of layers, a regular expression
+            that is searched in names of layers, a function from a layer to a bool, or a list of
+            these.
+        min_channels: how many channels of every group stay at least; or {regular expression:
+            number} by the group's name.
+        multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a
+            dict likewise.
         prune_frozen: whether layers that are not trainable may lose channels of their own.
     """
+
     exclude: object = ()
     min_channels: object = 1
     multiple_of: object = 1
@@ -53,15 +57,26 @@ class Choices:
                 found = {key for key, layer in graph.layers.items() if item(layer)}
             else:
                 found = {key for key, layer in graph.layers.items() if layer is item}
-            if not found and (isinstance(item, (str, type)) or hasattr(item, "name") or not callable(item)):
-                raise EkgError(f"`exclude`: no layer of {graph.model.name!r} is {getattr(item, 'name', item)!r}.")
+            if not found and (
+                isinstance(item, (str, type)) or hasattr(item, "name") or not callable(item)
+            ):
+                raise EkgError(
+                    f"`exclude`: no layer of {graph.model.name!r} is "
+                    f"{getattr(item, 'name', item)!r}."
+                )
             keys |= found
         return keys | {key for key in graph.layers for outer in keys if key.startswith(f"{outer}/")}
 
     def of_group(self, name):
         """Returns (least number of channels, multiple) of the group of this name."""
-        return tuple(max([number for pattern, number in value.items() if re.search(pattern, name)], default=1)
-                     if isinstance(value, dict) else value for value in (self.min_channels, self.multiple_of))
+        return tuple(
+            max(
+                [number for pattern, number in value.items() if re.search(pattern, name)], default=1
+            )
+            if isinstance(value, dict)
+            else value
+            for value in (self.min_channels, self.multiple_of)
+        )
 
     def check_patterns(self, names):
         """Raises EkgError if a pattern fits none of the groups' names."""
@@ -69,7 +84,10 @@ class Choices:
             value = getattr(self, setting)
             for pattern in value if isinstance(value, dict) else ():
                 if not any(re.search(pattern, name) for name in names):
-                    raise EkgError(f"`{setting}`: no channel group fits {pattern!r}; the groups are {list(names)}.")
+                    raise EkgError(
+                        f"`{setting}`: no channel group fits {pattern!r}; the groups are "
+                        f"{list(names)}."
+                    )
 
 
 def _compile(name, pattern):

@@ -1,9 +1,11 @@
-"""Parameters and FLOPs of a sub-network in closed form: no forward pass, integer arithmetic over kept channels.
+"""Parameters and FLOPs of a sub-network in closed form: no forward pass, integer arithmetic over
+kept channels.
 
-FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its groups; a transposed one at
-the positions of its input), a dense layer Cin·Cout, a batch norm 2·H·W·C, another norm or scale H·W·C for each of its
-vectors, recurrent and attention layers all their products. Parameters are all weights, moving statistics included. Other
-layers are free.
+FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its
+    groups; a transposed one at
+the positions of its input), a dense layer Cin·Cout, a batch norm 2·H·W·C, another norm or scale
+H·W·C for each of its vectors, recurrent and attention layers all their products. Parameters are all
+weights, moving statistics included. Other layers are free.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Complexity:
     """Cost of a network: number of parameters, and multiply-accumulates of one image."""
+
     params: int
     flops: int
 
@@ -31,12 +34,14 @@ class Complexity:
 class ComplexityTable:
     """Counts of one graph, ready to be asked for many sub-networks.
 
-    The number of entries of a weight is a constant, times the kept input channels, the kept output channels, or both. For
-    a mask m over all channels, the kept channels of every call's input and output are A·m and B·m with constant matrices A
-    and B. All numbers are whole and below 2**53, so float64 arithmetic is exact.
+    The number of entries of a weight is a constant, times the kept input channels, the kept output
+    channels, or both. For a mask m over all channels, the kept channels of every call's input and
+    output are A·m and B·m with constant matrices A and B. All numbers are whole and below 2**53, so
+    float64 arithmetic is exact.
 
     Attributes:
-        uncounted: descriptions of the layers that have weights of an unknown kind, whose FLOPs are missing.
+        uncounted: descriptions of the layers that have weights of an unknown kind, whose FLOPs are
+            missing.
     """
 
     # What the entries of a weight grow with, by whether it has an axis of (input, output) channels.
@@ -55,26 +60,52 @@ class ComplexityTable:
                 self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
             elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
-                reads.append(np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1))
-                writes.append(np.bincount(layout.index[call.output], minlength=layout.num_channels + 1))
-        # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what its channels would make
+                reads.append(
+                    np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1)
+                )
+                writes.append(
+                    np.bincount(layout.index[call.output], minlength=layout.num_channels + 1)
+                )
+        # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what
+        # its channels would make
         self._counts, self._divisors = (
-            np.array([[[getattr(value, part) for value in counts] for counts in row] for row in rows], dtype=np.float64)
-            .reshape(len(rows), 2, len(self._GROWTHS)).transpose(1, 2, 0) for part in ("numerator", "denominator"))
+            np.array(
+                [[[getattr(value, part) for value in counts] for counts in row] for row in rows],
+                dtype=np.float64,
+            )
+            .reshape(len(rows), 2, len(self._GROWTHS))
+            .transpose(1, 2, 0)
+            for part in ("numerator", "denominator")
+        )
         self._reads = np.array(reads, dtype=np.float64).reshape(len(rows), layout.num_channels + 1)
-        self._writes = np.array(writes, dtype=np.float64).reshape(len(rows), layout.num_channels + 1)
+        self._writes = np.array(writes, dtype=np.float64).reshape(
+            len(rows), layout.num_channels + 1
+        )
         if self.uncounted:
-            logger.warning("the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all other layers; "
-                           "ekg.register_layer() says what a layer costs.", ", ".join(dict.fromkeys(self.uncounted)),
-                           graph.model.name)
+            logger.warning(
+                "the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all "
+                "other layers; "
+                "ekg.register_layer() says what a layer costs.",
+                ", ".join(dict.fromkeys(self.uncounted)),
+                graph.model.name,
+            )
 
     def _count_closed(self, call, record, shapes, rows, is_first):
         """Counts a call whose channels never change."""
-        params = is_first * sum(math.prod(variable.shape) for variable in getattr(call.layer, "weights", ()))
+        params = is_first * sum(
+            math.prod(variable.shape) for variable in getattr(call.layer, "weights", ())
+        )
         flops = 0
         if record is not None:
-            named = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments  # in their own order
-            read = [shapes[number] for name, value in named.items() if "mask" not in name for number in refs_in(value)]
+            named = (
+                inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
+            )  # in their own order
+            read = [
+                shapes[number]
+                for name, value in named.items()
+                if "mask" not in name
+                for number in refs_in(value)
+            ]
             flops = round(record.flops(call.layer, read, shapes[call.output]) * rows)
         elif getattr(call.layer, "weights", ()):
             self.uncounted.append(flow.describe(call))
@@ -85,38 +116,59 @@ class ComplexityTable:
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
         numbers = {records.IN: call.inputs[0], records.OUT: call.output, records.BACK: call.output}
         read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
-        axis = flow.channel_axis(call.layer, len(written))  # what is never pruned may have its channels anywhere
+        axis = flow.channel_axis(
+            call.layer, len(written)
+        )  # what is never pruned may have its channels anywhere
         axis = layout.axes[call.output] if axis in (None, -1) else axis
-        positions = graph.rows[call.output] * (records.spatial_size(written, axis) if record.positions is None
-                                               else record.positions(call.layer, read, written, axis))
+        positions = graph.rows[call.output] * (
+            records.spatial_size(written, axis)
+            if record.positions is None
+            else record.positions(call.layer, read, written, axis)
+        )
         names = records.weight_names(call.layer, record)
         for variable, name in zip(getattr(call.layer, "weights", ()), names):
             axes, constant = record.weights[name].axes, Fraction(1)
             for size, role in zip(variable.shape, axes):
-                constant *= size if role is None else Fraction(size, len(layout.index[numbers[role]]))
+                constant *= (
+                    size if role is None else Fraction(size, len(layout.index[numbers[role]]))
+                )
             reads_all, writes_all = records.IN in axes, records.OUT in axes
             is_back = records.BACK in axes
             writes_each = writes_all or record.weights[name].each_channel
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_each))
             counts[0][growth] += constant * positions * (name in record.multiplies)
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_all))
-            counts[1][growth] += constant * is_first  # a layer that is called again has no more parameters
+            counts[1][growth] += (
+                constant * is_first
+            )  # a layer that is called again has no more parameters
         if record.products is not None:
-            products = record.products(call.layer, [graph.shapes[number] for number in call.inputs], written)
+            products = record.products(
+                call.layer, [graph.shapes[number] for number in call.inputs], written
+            )
             written_channels = len(layout.index[call.output])
-            counts[0][self._GROWTHS.index((False, True))] += Fraction(products, written_channels) * graph.rows[call.output]
+            counts[0][self._GROWTHS.index((False, True))] += (
+                Fraction(products, written_channels) * graph.rows[call.output]
+            )
         return counts
 
     def count(self, mask):
         """Returns the Complexity for a mask, float array [num_channels + 1] of zeros and ones."""
         kept_in, kept_out = self._reads @ mask, self._writes @ mask
-        sizes = np.stack([kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2])
-        flops, params = (float((counts * sizes / divisors).sum()) for counts, divisors in zip(self._counts, self._divisors))
-        return Complexity(round(params) + self._constant.params, round(flops) + self._constant.flops)
+        sizes = np.stack(
+            [kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2]
+        )
+        flops, params = (
+            float((counts * sizes / divisors).sum())
+            for counts, divisors in zip(self._counts, self._divisors)
+        )
+        return Complexity(
+            round(params) + self._constant.params, round(flops) + self._constant.flops
+        )
 
 
 def model_complexity(model, input_shape=None):
-    """Returns the Complexity of a functional keras.Model as it stands, for inputs of this shape if it leaves it open.
+    """Returns the Complexity of a functional keras.Model as it stands, for inputs of this shape if
+    it leaves it open.
 
     Raises:
         EkgError: the model is not functional, or the size of its inputs is not known.

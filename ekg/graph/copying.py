@@ -1,8 +1,9 @@
 """Copies of Keras layers and operations, object by object.
 
-A layer that is made again from its configuration loses what the configuration does not hold: an adapted state, a function of
-the user's own, the state of a seed. A copy here takes every attribute of the original as it is; only variables, and layers
-and seeds inside, are made anew. What is cut gets other values and attributes on the way.
+A layer that is made again from its configuration loses what the configuration does not hold: an
+adapted state, a function of the user's own, the state of a seed. A copy here takes every attribute
+of the original as it is; only variables, and layers and seeds inside, are made anew. What is cut
+gets other values and attributes on the way.
 """
 
 import contextlib
@@ -22,11 +23,29 @@ logger = logging.getLogger(__name__)
 _CONTAINERS = (list, tuple, set, dict)
 _WITHOUT_BUILD = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
-# What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with the copy.
-_BOOKKEEPING = frozenset((
-    "_tracker", "_trainable_variables", "_non_trainable_variables", "_layers", "_metrics", "_seed_generators",
-    "_inbound_nodes", "_outbound_nodes", "build", "quantize", "_lock", "_tracked", "_saved_model_inputs_spec",
-    "_saved_model_arg_spec", "_losses", "_loss_ids", "_losses_override"))
+# What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with
+# the copy.
+_BOOKKEEPING = frozenset(
+    (
+        "_tracker",
+        "_trainable_variables",
+        "_non_trainable_variables",
+        "_layers",
+        "_metrics",
+        "_seed_generators",
+        "_inbound_nodes",
+        "_outbound_nodes",
+        "build",
+        "quantize",
+        "_lock",
+        "_tracked",
+        "_saved_model_inputs_spec",
+        "_saved_model_arg_spec",
+        "_losses",
+        "_loss_ids",
+        "_losses_override",
+    )
+)
 
 
 def copy_operation(operation, arrays=None, changes=None, name=None):
@@ -39,7 +58,8 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
         name: another name for the copy.
 
     Raises:
-        EkgError: the layer holds a layer that is not built, or hides variables where they are not found.
+        EkgError: the layer holds a layer that is not built, or hides variables where they are not
+            found.
     """
     changes = {**(changes or {}), **({"name": name} if name else {})}
     if not isinstance(operation, keras.layers.Layer):
@@ -47,15 +67,21 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
     _check_functions(operation)
     copies = {}
     copy = _copy_layer(operation, arrays or {}, changes, copies)
-    left = {id(variable) for variable in operation.variables} & {id(variable) for variable in copy.variables}
+    left = {id(variable) for variable in operation.variables} & {
+        id(variable) for variable in copy.variables
+    }
     if left or len(copy.variables) != len(operation.variables):
-        raise EkgError(f"layer {operation.name!r} ({type(operation).__name__}) keeps variables where they cannot be copied; "
-                       "hold each in an attribute of the layer.")
+        raise EkgError(
+            f"layer {operation.name!r} ({type(operation).__name__}) keeps variables where they "
+            f"cannot be copied; "
+            "hold each in an attribute of the layer."
+        )
     return copy
 
 
 def _check_functions(layer):
-    """Raises EkgError where an attribute holds a function that holds the layer, or a part of it, in a way out of reach.
+    """Raises EkgError where an attribute holds a function that holds the layer, or a part of it, in
+    a way out of reach.
 
     The copy's function would go on with the weights of the original.
     """
@@ -64,13 +90,21 @@ def _check_functions(layer):
             if name in _BOOKKEEPING or name.startswith("_self_"):
                 continue
             held = {id(item) for item in _held_by_functions(value, set())}
-            if held and layer.variables and not held.isdisjoint(map(id, (*owner._flatten_layers(), *owner.variables))):
-                raise EkgError(f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function that holds the "
-                               "layer itself, which a copy cannot take over; make it a method.")
+            if (
+                held
+                and layer.variables
+                and not held.isdisjoint(map(id, (*owner._flatten_layers(), *owner.variables)))
+            ):
+                raise EkgError(
+                    f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function "
+                    f"that holds the "
+                    "layer itself, which a copy cannot take over; make it a method."
+                )
 
 
 def _held_by_functions(value, seen, is_inside=False):
-    """Yields what functions hold that a value is, or has among its entries, and what those methods belong to.
+    """Yields what functions hold that a value is, or has among its entries, and what those methods
+    belong to.
 
     Args:
         value: of an attribute.
@@ -85,8 +119,14 @@ def _held_by_functions(value, seen, is_inside=False):
     seen.add(id(value))
     held = []
     if isinstance(value, types.FunctionType):
-        held, is_inside = [*_contents(value.__closure__ or ()), *(value.__defaults__ or ()),
-                           *(value.__kwdefaults__ or {}).values()], True
+        held, is_inside = (
+            [
+                *_contents(value.__closure__ or ()),
+                *(value.__defaults__ or ()),
+                *(value.__kwdefaults__ or {}).values(),
+            ],
+            True,
+        )
     elif isinstance(value, _CONTAINERS):
         held = value.values() if isinstance(value, dict) else value
     elif isinstance(value, functools.partial):  # one of a method or a layer goes over to the copy
@@ -112,7 +152,10 @@ def _copy_plain(operation, changes):
     copy.__dict__.update(operation.__dict__)
     copy.__dict__.update(_inbound_nodes=[], _outbound_nodes=[])
     if changes and getattr(operation, "_auto_config", None) is not None:
-        config = {**operation._auto_config.config, **{key: value for key, value in changes.items() if key != "name"}}
+        config = {
+            **operation._auto_config.config,
+            **{key: value for key, value in changes.items() if key != "name"},
+        }
         copy.__dict__["_auto_config"] = type(operation._auto_config)(**config)
     copy.__dict__.update(changes)
     return copy
@@ -120,31 +163,56 @@ def _copy_plain(operation, changes):
 
 def _copy_layer(layer, arrays, changes, copies):
     if isinstance(layer, keras.Model):
-        raise EkgError(f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() of its own; call "
-                       "it in the graph itself, as a functional model.")
-    unbuilt = [inner.name for inner in layer._flatten_layers(include_self=False, recursive=False)
-               if not inner.built and not isinstance(inner, _WITHOUT_BUILD)]
+        raise EkgError(
+            f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() "
+            f"of its own; call "
+            "it in the graph itself, as a functional model."
+        )
+    unbuilt = [
+        inner.name
+        for inner in layer._flatten_layers(include_self=False, recursive=False)
+        if not inner.built and not isinstance(inner, _WITHOUT_BUILD)
+    ]
     if unbuilt:
-        raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is not built; call "
-                       "the model once on some inputs before.")
+        raise EkgError(
+            f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is "
+            f"not built; call "
+            "the model once on some inputs before."
+        )
     copy = type(layer).__new__(type(layer))
     copies[id(layer)] = copy
     copy._initialize_tracker()
-    copy.__dict__.update(_inbound_nodes=[], _outbound_nodes=[], _tracked=[], _saved_model_inputs_spec=None,
-                         _saved_model_arg_spec=None, _losses=[], _loss_ids=set(), _losses_override=[], _lock=False,
-                         _trainable=layer._trainable)
-    for store in ("trainable_variables", "non_trainable_variables"):  # a frozen layer's stay among the first, for later
+    copy.__dict__.update(
+        _inbound_nodes=[],
+        _outbound_nodes=[],
+        _tracked=[],
+        _saved_model_inputs_spec=None,
+        _saved_model_arg_spec=None,
+        _losses=[],
+        _loss_ids=set(),
+        _losses_override=[],
+        _lock=False,
+        _trainable=layer._trainable,
+    )
+    for store in (
+        "trainable_variables",
+        "non_trainable_variables",
+    ):  # a frozen layer's stay among the first, for later
         for variable in getattr(layer, f"_{store}"):
             if id(variable) not in copies:  # a wrapper and the layer inside may hold the same one
                 copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
             copy._tracker.add_to_store(store, copies[id(variable)])
             copy._post_track_variable(copies[id(variable)])
     # Methods and functions of what is inside come behind it.
-    for name, value in sorted(layer.__dict__.items(), key=lambda item: callable(item[1]) and not _is_tracked(item[1])):
+    for name, value in sorted(
+        layer.__dict__.items(), key=lambda item: callable(item[1]) and not _is_tracked(item[1])
+    ):
         if name not in _BOOKKEEPING and not name.startswith("_self_"):
             new = _copy_value(value, arrays, copies)
             if not _is_tracked(new):
-                copy.__dict__[name] = new  # setattr() costs most of the time of a cut, and tracks nothing here
+                copy.__dict__[name] = (
+                    new  # setattr() costs most of the time of a cut, and tracks nothing here
+                )
             else:
                 setattr(copy, name, new)
     for name, value in {**changes, **_without_arrays(copy, bool(changes or arrays))}.items():
@@ -175,21 +243,37 @@ def _is_tracked(value):
         return any(map(_is_tracked, value))
     if isinstance(value, dict):
         return any(map(_is_tracked, value.values()))
-    return isinstance(value, (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric))
+    return isinstance(
+        value,
+        (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric),
+    )
 
 
 def _copy_variable(variable, array):
     value = variable.value if array is None else array
-    copy = keras.Variable(lambda shape, dtype=None: tf.convert_to_tensor(value), shape=value.shape, dtype=variable.dtype,
-                          trainable=variable._trainable, autocast=variable._autocast, aggregation=variable.aggregation,
-                          synchronization=variable.synchronization, name=variable.name)
-    copy._path, copy.regularizer, copy.constraint = variable.path, variable.regularizer, variable.constraint
+    copy = keras.Variable(
+        lambda shape, dtype=None: tf.convert_to_tensor(value),
+        shape=value.shape,
+        dtype=variable.dtype,
+        trainable=variable._trainable,
+        autocast=variable._autocast,
+        aggregation=variable.aggregation,
+        synchronization=variable.synchronization,
+        name=variable.name,
+    )
+    copy._path, copy.regularizer, copy.constraint = (
+        variable.path,
+        variable.regularizer,
+        variable.constraint,
+    )
     copy.overwrite_with_gradient = variable.overwrite_with_gradient
     return copy
 
 
 def _copy_value(value, arrays, copies):
-    """Returns a copy of what holds variables, layers or seeds; whatever else an attribute holds is shared."""
+    """Returns a copy of what holds variables, layers or seeds; whatever else an attribute holds is
+    shared.
+    """
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, keras.layers.Layer):
@@ -208,12 +292,16 @@ def _copy_value(value, arrays, copies):
     if isinstance(value, dict):  # plain ones in place of those that Keras wraps
         return {key: _copy_value(item, arrays, copies) for key, item in value.items()}
     if isinstance(value, (list, set)):
-        return (list if isinstance(value, list) else set)(_copy_value(item, arrays, copies) for item in value)
+        return (list if isinstance(value, list) else set)(
+            _copy_value(item, arrays, copies) for item in value
+        )
     if isinstance(value, types.MethodType) and id(value.__self__) in copies:
         return types.MethodType(value.__func__, copies[id(value.__self__)])
     if isinstance(value, functools.partial):
-        return functools.partial(*(_copy_value(item, arrays, copies) for item in (value.func, *value.args)),
-                                 **_copy_value(value.keywords, arrays, copies))
+        return functools.partial(
+            *(_copy_value(item, arrays, copies) for item in (value.func, *value.args)),
+            **_copy_value(value.keywords, arrays, copies),
+        )
     if isinstance(value, tuple) and not hasattr(value, "_fields") and _is_tracked(value):
         return tuple(_copy_value(item, arrays, copies) for item in value)
     return value
@@ -229,21 +317,34 @@ def _copy_metric(metric):
 
 
 def _without_arrays(layer, is_cut):
-    """Returns {attribute: zeros} for the initializers of a cut layer that hold an array of the size before the cut."""
+    """Returns {attribute: zeros} for the initializers of a cut layer that hold an array of the size
+    before the cut.
+    """
     if not is_cut:
         return {}
     for name, value in vars(layer).items():
-        if isinstance(value, (keras.regularizers.Regularizer, keras.constraints.Constraint)) and holds_array(value):
-            raise EkgError(f"layer {layer.name!r} ({type(layer).__name__}) has a {name} that holds an array, which does not "
-                           "fit the layer when it is cut; exclude the layers around it.")
-    return {name: keras.initializers.Zeros() for name, value in vars(layer).items()
-            if isinstance(value, keras.initializers.Initializer) and holds_array(value)}
+        if isinstance(
+            value, (keras.regularizers.Regularizer, keras.constraints.Constraint)
+        ) and holds_array(value):
+            raise EkgError(
+                f"layer {layer.name!r} ({type(layer).__name__}) has a {name} that holds an array, "
+                f"which does not "
+                "fit the layer when it is cut; exclude the layers around it."
+            )
+    return {
+        name: keras.initializers.Zeros()
+        for name, value in vars(layer).items()
+        if isinstance(value, keras.initializers.Initializer) and holds_array(value)
+    }
 
 
 def holds_array(value):
     """Returns whether an initializer, regularizer or constraint holds an array."""
-    return any(np.ndim(item) > 0 and not isinstance(item, (str, tuple)) for item in vars(value).values()
-               if not isinstance(item, keras.Variable))
+    return any(
+        np.ndim(item) > 0 and not isinstance(item, (str, tuple))
+        for item in vars(value).values()
+        if not isinstance(item, keras.Variable)
+    )
 
 
 def refit_(copy, kept):
@@ -258,16 +359,32 @@ def refit_(copy, kept):
         return
 
     def cut(shape, count):
-        shape, place = tuple(shape), len(shape) + axis - rank  # inputs of fewer axes are spread from the last one on
-        return (*shape[:place], count, *shape[place + 1:]) if place > 0 and shape[place] != 1 else shape
+        shape, place = (
+            tuple(shape),
+            len(shape) + axis - rank,
+        )  # inputs of fewer axes are spread from the last one on
+        return (
+            (*shape[:place], count, *shape[place + 1 :])
+            if place > 0 and shape[place] != 1
+            else shape
+        )
+
     shapes = copy._build_shapes_dict
     if shapes and len(shapes) == 1:
         [(name, shape)] = shapes.items()
         is_one = not any(isinstance(size, (list, tuple)) for size in shape)
-        copy._build_shapes_dict = {name: cut(shape, count) if is_one else [
-            cut(one, len(own)) for one, own in zip(shape, kept.inputs)]}
+        copy._build_shapes_dict = {
+            name: cut(shape, count)
+            if is_one
+            else [cut(one, len(own)) for one, own in zip(shape, kept.inputs)]
+        }
     spec = copy.input_spec
     if isinstance(spec, keras.InputSpec) and spec.axes:
         axes = {place: count if place % rank == axis else size for place, size in spec.axes.items()}
-        copy.input_spec = keras.InputSpec(dtype=spec.dtype, ndim=spec.ndim, min_ndim=spec.min_ndim, max_ndim=spec.max_ndim,
-                                          axes=axes)
+        copy.input_spec = keras.InputSpec(
+            dtype=spec.dtype,
+            ndim=spec.ndim,
+            min_ndim=spec.min_ndim,
+            max_ndim=spec.max_ndim,
+            axes=axes,
+        )

@@ -19,17 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 def cut(graph, layout, mask, is_trial=False, keeps_norm=True, replacements=None):
-    """Returns a new keras.Model without the masked channels, nested and compiled as the original is.
+    """Returns a new keras.Model without the masked channels, nested and compiled as the original
+    is.
 
-    Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius norm it had; all
-    other weights are slices of the model's.
+    Layer names stay. The kernel of the layer that writes class logits is rescaled to the Frobenius
+    norm it had; all other weights are slices of the model's.
 
     Args:
         graph: Graph of the model.
         layout: groups.Layout of the graph.
         mask: bool array [num_channels + 1], the channels to keep.
-        is_trial: whether the model is made to be thrown away: what is cut of its weights is zero then, which costs less.
-        keeps_norm: whether the kernel that writes class logits keeps its norm: the output may be something else.
+        is_trial: whether the model is made to be thrown away: what is cut of its weights is zero
+            then, which costs less.
+        keeps_norm: whether the kernel that writes class logits keeps its norm: the output may be
+            something else.
         replacements: {id of a layer: the layer that stands in its place}, or None.
     """
     cutter = _Cutter(graph, layout, mask, is_trial, keeps_norm, replacements)
@@ -40,14 +43,15 @@ def cut(graph, layout, mask, is_trial=False, keeps_norm=True, replacements=None)
 
 
 def cut_part(graph, layout, mask, calls, reads):
-    """Returns a keras.Model of a chain of calls alone, without the masked channels; what is cut of its weights is zero.
+    """Returns a keras.Model of a chain of calls alone, without the masked channels; what is cut of
+    its weights is zero.
 
     Args:
         graph: Graph of the model.
         layout: groups.Layout of the graph.
         mask: bool array [num_channels + 1], the channels to keep.
-        calls: list of Calls, each of which reads what is in `reads` or what one before it wrote; the last one's outputs
-            are the model's.
+        calls: list of Calls, each of which reads what is in `reads` or what one before it wrote;
+            the last one's outputs are the model's.
         reads: numbers of the tensors that are its inputs.
     """
     return _Cutter(graph, layout, mask, is_trial=True, keeps_norm=False).part(calls, reads)
@@ -93,11 +97,16 @@ def open_model(model, input_shape=None, open_layers=True):
     for key, reason in graph.unopened.items():
         logger.info("layer %r (%s) stays closed: %s", key, type(graph.layers[key]).__name__, reason)
     is_opened = any(looked_into(graph.layers[key]) is None for key in graph.looked_into)
-    return copy(model, input_shape, open_layers=open_layers) if is_opened or graph.model is not model else model
+    return (
+        copy(model, input_shape, open_layers=open_layers)
+        if is_opened or graph.model is not model
+        else model
+    )
 
 
 def norm_factor(kernel, row_mask, axis):
-    """Returns ‖W‖ / ‖W⊙m‖, scalar float32, for a kernel W and a mask m of its rows, its indices along this axis.
+    """Returns ‖W‖ / ‖W⊙m‖, scalar float32, for a kernel W and a mask m of its rows, its indices
+    along this axis.
 
     The factor carries no gradient: the importance of a channel is measured at its activation alone.
     """
@@ -106,8 +115,21 @@ def norm_factor(kernel, row_mask, axis):
 
 
 # attributes that Keras itself sets
-_OF_KERAS = frozenset(("name", "built", "autocast", "supports_jit", "jit_compile", "run_eagerly", "steps_per_execution",
-                       "stop_training", "compiled", "loss", "auto_scale_loss"))
+_OF_KERAS = frozenset(
+    (
+        "name",
+        "built",
+        "autocast",
+        "supports_jit",
+        "jit_compile",
+        "run_eagerly",
+        "steps_per_execution",
+        "stop_training",
+        "compiled",
+        "loss",
+        "auto_scale_loss",
+    )
+)
 
 
 class _Cutter:
@@ -119,16 +141,33 @@ class _Cutter:
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
         self._classifier = layers.classifier_of(graph) if keeps_norm else None
         self._names = {operation.name for operation in graph.layers.values()}
-        self._models, self._copies = {}, {}  # id of a model -> its copy; id of a layer -> [(changes, copy)]
+        self._models, self._copies = (
+            {},
+            {},
+        )  # id of a model -> its copy; id of a layer -> [(changes, copy)]
 
     def model(self, model, inputs, outputs, steps):
-        """Returns the copy of a model, the outermost or a nested one, without the masked channels."""
+        """Returns the copy of a model, the outermost or a nested one, without the masked
+        channels.
+        """
         symbols = functional(model).inputs
-        entries = [keras.Input(batch_shape=self._cut_shape(symbol.shape, number), dtype=symbol.dtype, sparse=symbol.sparse,
-                               name=symbol._keras_history.operation.name) for number, symbol in zip(inputs, symbols)]
+        entries = [
+            keras.Input(
+                batch_shape=self._cut_shape(symbol.shape, number),
+                dtype=symbol.dtype,
+                sparse=symbol.sparse,
+                name=symbol._keras_history.operation.name,
+            )
+            for number, symbol in zip(inputs, symbols)
+        ]
         if isinstance(model, keras.Sequential):
-            # Functions of keras.ops among its steps make masks; the copies of the layers make these anew.
-            layers_ = [step for step in steps if isinstance(step, ModelCall) or isinstance(step.layer, keras.layers.Layer)]
+            # Functions of keras.ops among its steps make masks; the copies of the layers make these
+            # anew.
+            layers_ = [
+                step
+                for step in steps
+                if isinstance(step, ModelCall) or isinstance(step.layer, keras.layers.Layer)
+            ]
             copy = _sequential_like(model, [entries[0], *map(self._operation, layers_)])
         else:
             tensors = dict(zip(inputs, entries))
@@ -139,19 +178,30 @@ class _Cutter:
             copy = _model_like(model, entries, [tensors[number] for number in outputs])
         copy._trainable = model._trainable  # that of the layers is their own
         for name, value in vars(model).items():  # settings of a class of the user's own
-            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in _OF_KERAS:
+            if (
+                isinstance(value, (bool, int, float, str))
+                and not name.startswith("_")
+                and name not in _OF_KERAS
+            ):
                 setattr(copy, name, value)
         return copy
 
     def part(self, calls, reads):
         """Returns a model of some calls; see cut_part."""
         rows = {number: self._graph.rows[number] for number in reads}
-        entries = [keras.Input(self._cut_shape(self._graph.shapes[number], number)[1:], dtype=self._graph.dtype(number))
-                   for number in rows]
+        entries = [
+            keras.Input(
+                self._cut_shape(self._graph.shapes[number], number)[1:],
+                dtype=self._graph.dtype(number),
+            )
+            for number in rows
+        ]
         tensors = dict(zip(rows, entries))
         for call in calls:
             args, kwargs = self._arguments(call, tensors)
-            tensors.update(zip(call.outputs, keras.tree.flatten(self._operation(call)(*args, **kwargs))))
+            tensors.update(
+                zip(call.outputs, keras.tree.flatten(self._operation(call)(*args, **kwargs)))
+            )
         return keras.Model(entries, [tensors[number] for number in calls[-1].outputs])
 
     def _cut_shape(self, shape, number):
@@ -159,12 +209,15 @@ class _Cutter:
         shape = tuple(shape)
         if axis is None or len(self._kept[number]) == len(self._layout.index[number]):
             return shape
-        return (*shape[:axis], len(self._kept[number]), *shape[axis + 1:])
+        return (*shape[:axis], len(self._kept[number]), *shape[axis + 1 :])
 
     def _arguments(self, step, tensors):
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
-            return args, {}  # another layer need not know its arguments, as the mask of a batch norm
+            return (
+                args,
+                {},
+            )  # another layer need not know its arguments, as the mask of a batch norm
         record = None if isinstance(step, (ModelCall, PartsCall)) else records.record_of(step.layer)
         if record is None or record.arguments is None:
             return args, kwargs
@@ -174,7 +227,9 @@ class _Cutter:
         """Returns the copy of what a step calls."""
         if isinstance(step, ModelCall):
             if id(step.model) not in self._models:
-                self._models[id(step.model)] = self.model(step.model, step.entries, step.outputs, step.steps)
+                self._models[id(step.model)] = self.model(
+                    step.model, step.entries, step.outputs, step.steps
+                )
             return self._models[id(step.model)]
         if isinstance(step, PartsCall):
             return self._whole(step)
@@ -182,7 +237,11 @@ class _Cutter:
             return self._replacements[id(step.layer)]
         layer, record = step.layer, records.record_of(step.layer)
         kept = self._kept_by(step)
-        changes = record.resize(layer, kept) if record is not None and record.resize is not None and kept.is_cut else {}
+        changes = (
+            record.resize(layer, kept)
+            if record is not None and record.resize is not None and kept.is_cut
+            else {}
+        )
         copy, is_new = self._copy(step, changes, lambda: self._arrays(step, record, kept))
         if is_new and isinstance(layer, keras.layers.Layer):
             self._refit_(copy, step, kept)
@@ -192,14 +251,22 @@ class _Cutter:
         """Returns (the copy of the layer of a step with these changes, whether it was made now)."""
         layer = step.layer
         known = self._copies.setdefault(id(layer), [])
-        for other, copy in known:  # one without weights may be cut in several ways at its several calls
+        for (
+            other,
+            copy,
+        ) in known:  # one without weights may be cut in several ways at its several calls
             if other == changes:
                 return copy, False
         missing = [name for name in changes if not has_attribute(layer, name)]
         if missing:
-            raise EkgError(f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, which is no "
-                           "attribute of the layer.")
-        copy = copy_operation(layer, arrays_of(), changes, self._free_name(layer.name) if known else None)
+            raise EkgError(
+                f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, "
+                f"which is no "
+                "attribute of the layer."
+            )
+        copy = copy_operation(
+            layer, arrays_of(), changes, self._free_name(layer.name) if known else None
+        )
         known.append((changes, copy))
         return copy, True
 
@@ -210,8 +277,14 @@ class _Cutter:
         is_cut = any(part.is_cut for part in kept.values())
 
         def arrays_of():
-            return {place: array for name, call in calls.items() for place, array in self._arrays(
-                call, records.record_of(call.layer), kept[name]).items()}
+            return {
+                place: array
+                for name, call in calls.items()
+                for place, array in self._arrays(
+                    call, records.record_of(call.layer), kept[name]
+                ).items()
+            }
+
         copy, is_new = self._copy(step, step.parts.changes(kept) if is_cut else {}, arrays_of)
         if is_new:
             self._refit_(copy, step, None)
@@ -229,10 +302,16 @@ class _Cutter:
 
         def cut(shape, own):
             is_one = not any(isinstance(size, (list, tuple)) for size in shape)
-            return self._cut_shape(shape, own[0]) if is_one else [
-                self._cut_shape(one, number) for one, number in zip(shape, own)]
-        copy._build_shapes_dict = {name: cut(shape, numbers[name]) if name in numbers else shape
-                                   for name, shape in copy._build_shapes_dict.items()}
+            return (
+                self._cut_shape(shape, own[0])
+                if is_one
+                else [self._cut_shape(one, number) for one, number in zip(shape, own)]
+            )
+
+        copy._build_shapes_dict = {
+            name: cut(shape, numbers[name]) if name in numbers else shape
+            for name, shape in copy._build_shapes_dict.items()
+        }
 
     def _free_name(self, name):
         """Returns the name with a number that no layer has."""
@@ -244,29 +323,51 @@ class _Cutter:
         """Returns the records.Kept of a call."""
         kept, layout, shapes = self._kept, self._layout, self._graph.shapes
         first, last = call.inputs[0] if call.inputs else call.output, call.output
-        is_cut = any(len(kept[number]) != len(layout.index[number]) for number in (*call.inputs, *call.outputs))
-        return records.Kept(tuple(kept[number] for number in call.inputs or call.outputs),
-                            tuple(kept[number] for number in call.outputs), (layout.axes[first], layout.axes[last]),
-                            (len(layout.index[first]), len(layout.index[last])), (len(shapes[first]), len(shapes[last])),
-                            is_cut)
+        is_cut = any(
+            len(kept[number]) != len(layout.index[number])
+            for number in (*call.inputs, *call.outputs)
+        )
+        return records.Kept(
+            tuple(kept[number] for number in call.inputs or call.outputs),
+            tuple(kept[number] for number in call.outputs),
+            (layout.axes[first], layout.axes[last]),
+            (len(layout.index[first]), len(layout.index[last])),
+            (len(shapes[first]), len(shapes[last])),
+            is_cut,
+        )
 
     def _arrays(self, call, record, kept):
-        """Returns {id of a variable of the layer: its value without the removed channels} of those that are cut."""
+        """Returns {id of a variable of the layer: its value without the removed channels} of those
+        that are cut.
+        """
         if record is None or not record.weights:
             return {}
-        channels = {records.IN: (kept.input, kept.sizes[0]), records.OUT: (kept.output, kept.sizes[1]),
-                    records.BACK: (kept.output, kept.sizes[1])}
+        channels = {
+            records.IN: (kept.input, kept.sizes[0]),
+            records.OUT: (kept.output, kept.sizes[1]),
+            records.BACK: (kept.output, kept.sizes[1]),
+        }
         described, arrays = records.weights_of(call.layer, record), {}
         for variable in call.layer.weights:
             weight = described[id(variable)]
-            cuts = [(axis, records.kept_indices(*channels[role], variable.shape[axis],
-                                                weight.is_tiled and role == records.OUT))
-                    for axis, role in enumerate(weight.axes)
-                    if role is not None and len(channels[role][0]) != channels[role][1]]
+            cuts = [
+                (
+                    axis,
+                    records.kept_indices(
+                        *channels[role],
+                        variable.shape[axis],
+                        weight.is_tiled and role == records.OUT,
+                    ),
+                )
+                for axis, role in enumerate(weight.axes)
+                if role is not None and len(channels[role][0]) != channels[role][1]
+            ]
             if cuts and self._is_trial:
                 sizes = {axis: len(indices) for axis, indices in cuts}
-                arrays[id(variable)] = np.zeros([sizes.get(axis, size) for axis, size in enumerate(variable.shape)],
-                                                variable.dtype)
+                arrays[id(variable)] = np.zeros(
+                    [sizes.get(axis, size) for axis, size in enumerate(variable.shape)],
+                    variable.dtype,
+                )
             elif cuts:
                 value = np.asarray(variable.value)
                 for axis, indices in cuts:
@@ -292,26 +393,42 @@ def _sequential_like(model, layers_):
     try:
         return type(model)(layers_, name=model.name)
     except TypeError:
-        logger.warning("`model` %r (%s) takes other arguments than layers: the pruned network is a plain keras.Sequential.",
-                       model.name, type(model).__name__)
+        logger.warning(
+            "`model` %r (%s) takes other arguments than layers: the pruned network is a plain "
+            "keras.Sequential.",
+            model.name,
+            type(model).__name__,
+        )
         return keras.Sequential(layers_, name=model.name)
 
 
 def _model_like(model, inputs, outputs):
     """Returns a functional model of the kind and the structure of another."""
     inside = functional(model)
-    structures = [keras.tree.pack_sequence_as(structure, tensors)
-                  for structure, tensors in ((inside._inputs_struct, inputs), (inside._outputs_struct, outputs))]
+    structures = [
+        keras.tree.pack_sequence_as(structure, tensors)
+        for structure, tensors in (
+            (inside._inputs_struct, inputs),
+            (inside._outputs_struct, outputs),
+        )
+    ]
     try:
         return type(model)(inputs=structures[0], outputs=structures[1], name=model.name)
     except TypeError:
-        logger.warning("`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is a plain "
-                       "keras.Model.", model.name, type(model).__name__)
+        logger.warning(
+            "`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is "
+            "a plain "
+            "keras.Model.",
+            model.name,
+            type(model).__name__,
+        )
         return keras.Model(*structures, name=model.name)
 
 
 def _compile_like(model, original):
-    """Compiles a copy as the original was: optimizer, losses and metrics, without what they have counted."""
+    """Compiles a copy as the original was: optimizer, losses and metrics, without what they have
+    counted.
+    """
     if not getattr(original, "compiled", False):
         return
     reason = f"{type(original).__name__} has a compile() of its own."
@@ -322,5 +439,8 @@ def _compile_like(model, original):
     except Exception as error:  # whatever an optimizer, a loss or a metric of the user's own raises
         reason = first_line(error)
     if not model.compiled:
-        logger.warning("the pruned network of %r is not compiled, so compile it where you need that: %s", original.name,
-                       reason)
+        logger.warning(
+            "the pruned network of %r is not compiled, so compile it where you need that: %s",
+            original.name,
+            reason,
+        )

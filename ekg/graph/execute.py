@@ -1,4 +1,6 @@
-"""Runs the calls of a graph as pure functions: weights go in as tensors, new statistics come out, nothing is updated."""
+"""Runs the calls of a graph as pure functions: weights go in as tensors, new statistics come out,
+nothing is updated.
+"""
 
 import dataclasses
 import inspect
@@ -16,16 +18,20 @@ class ExecutionOptions:
     """How calls are computed.
 
     Attributes:
-        dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights, statistics of batch norms and
-            logits are float32 always.
-        sync_norms: whether batch norms in training take the statistics of all replicas' parts together.
-        fuse_norms: whether batch norms run as one operation, which is fast but for second derivatives.
-        collect_moments: whether batch norms in training return the mean and variance of the batch in place of new moving
-            statistics.
-        norms_alone: whether in training it is the batch norms alone that work so; dropout and its like stay off.
-        tile_norms: whether fused batch norms may take several positions as one; see narrow_norms. Off where the graph is
-            to be what another program runs.
+        dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights,
+            statistics of batch norms and logits are float32 always.
+        sync_norms: whether batch norms in training take the statistics of all replicas' parts
+            together.
+        fuse_norms: whether batch norms run as one operation, which is fast but for second
+            derivatives.
+        collect_moments: whether batch norms in training return the mean and variance of the batch
+            in place of new moving statistics.
+        norms_alone: whether in training it is the batch norms alone that work so; dropout and its
+            like stay off.
+        tile_norms: whether fused batch norms may take several positions as one; see narrow_norms.
+            Off where the graph is to be what another program runs.
     """
+
     dtype: str = "float32"
     sync_norms: bool = False
     fuse_norms: bool = True
@@ -42,13 +48,15 @@ FLOAT32 = ExecutionOptions()
 
 
 def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, losses=None):
-    """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over replicas if asked.
+    """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over
+    replicas if asked.
 
     Args:
         call: Call.
         variables: values of layer_variables(call.layer).
         tensors: {tensor number: value}.
-        training: whether batch norms use the statistics of the batch; as in Keras, it counts more than what the call says.
+        training: whether batch norms use the statistics of the batch; as in Keras, it counts more
+            than what the call says.
         options: ExecutionOptions.
         kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
         losses: list that gets the scalars that the call adds to the loss; None leaves them out.
@@ -70,7 +78,8 @@ def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, los
     else:
         outputs, new = [result[0]], result[1]
         if losses is not None and not type(layer).__module__.startswith("keras."):
-            # Its own call is asked as well: it may add losses there, of which the record knows nothing.
+            # Its own call is asked as well: it may add losses there, of which the record knows
+            # nothing.
             _call_layer(layer, variables, args, kwargs, training, losses)
     if losses is not None:
         losses.extend(layer_losses.activity_losses(layer, outputs))
@@ -78,7 +87,9 @@ def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, los
 
 
 def _call_layer(layer, variables, args, kwargs, training, losses):
-    """Returns (list of outputs, new non-trainable values) of Keras' own call of a layer; see run_call()."""
+    """Returns (list of outputs, new non-trainable values) of Keras' own call of a layer; see
+    run_call().
+    """
     if layer.variables:  # whatever else has weights is computed in their format
         args, kwargs = keras.tree.map_structure(_to_float32, (args, kwargs))
     if takes_training(layer):
@@ -94,7 +105,9 @@ def _call_layer(layer, variables, args, kwargs, training, losses):
 
 
 def is_in_training(call, training, options):
-    """Returns whether a call works as in training: with `norms_alone` of the options only batch norms do."""
+    """Returns whether a call works as in training: with `norms_alone` of the options only batch
+    norms do.
+    """
     return training and (not options.norms_alone or norms.uses_batch_statistics(call.layer))
 
 
@@ -108,39 +121,55 @@ def _to_float32(value):
 
 
 def pure_forward(model, options=FLOAT32, on_call=None):
-    """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch norms.
+    """Returns a model's forward pass as a pure function, like model.stateless_call with fused batch
+    norms.
 
-    The function is (trainable, non_trainable, images, training) -> (output, new non-trainable values), with the values of
-    model.trainable_variables and model.non_trainable_variables as lists of tensors. A list as a further argument, `losses`,
-    gets the scalars that Keras' fit adds to the loss, `model.losses`: regularizers of weights and activities, add_loss().
+    The function is (trainable, non_trainable, images, training) -> (output, new non-trainable
+    values), with the values of model.trainable_variables and model.non_trainable_variables as lists
+    of tensors. A list as a further argument, `losses`, gets the scalars that Keras' fit adds to the
+    loss, `model.losses`: regularizers of weights and activities, add_loss().
 
     Args:
         model: functional keras.Model.
-        options: ExecutionOptions; the output itself is float32 always, unless the model says otherwise.
-        on_call: function that gets every Call with the list of its outputs and its new non-trainable values, or None.
+        options: ExecutionOptions; the output itself is float32 always, unless the model says
+            otherwise.
+        on_call: function that gets every Call with the list of its outputs and its new
+            non-trainable values, or None.
     """
     graph = Graph(model)
-    places = [id(variable) for variable in (*model.trainable_variables, *model.non_trainable_variables)]
+    places = [
+        id(variable) for variable in (*model.trainable_variables, *model.non_trainable_variables)
+    ]
 
     def forward(trainable, non_trainable, images, training, losses=None):
         values = dict(zip(places, [*trainable, *non_trainable]))
         tensors = graph.tensors_of(images)
         for call in graph.calls:
             variables = layer_variables(call.layer)
-            outputs, new = run_call(call, [values[id(variable)] for variable in variables], tensors,
-                                    is_in_training(call, training, options),
-                                    options.of(graph.is_last(call)), losses=losses)
+            outputs, new = run_call(
+                call,
+                [values[id(variable)] for variable in variables],
+                tensors,
+                is_in_training(call, training, options),
+                options.of(graph.is_last(call)),
+                losses=losses,
+            )
             tensors.update(zip(call.outputs, outputs))
-            values.update(zip([id(variable) for variable in variables[len(variables) - len(new):]], new))
+            values.update(
+                zip([id(variable) for variable in variables[len(variables) - len(new) :]], new)
+            )
             if on_call is not None:
                 on_call(call, outputs, new)
         if losses is not None:
             losses.extend(layer_losses.weight_losses(model.trainable_variables, trainable))
-        return graph.structured(tensors), [values[place] for place in places[len(trainable):]]
+        return graph.structured(tensors), [values[place] for place in places[len(trainable) :]]
+
     return forward
 
 
 def read_variables(model):
     """Returns (trainable, non-trainable) of a model as two lists of tensors."""
-    return ([tf.convert_to_tensor(variable.value) for variable in model.trainable_variables],
-            [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables])
+    return (
+        [tf.convert_to_tensor(variable.value) for variable in model.trainable_variables],
+        [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables],
+    )

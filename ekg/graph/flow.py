@@ -1,7 +1,9 @@
-"""How channels flow through a graph: which channel of which tensor must be kept or removed together with which other.
+"""How channels flow through a graph: which channel of which tensor must be kept or removed together
+with which other.
 
-A tensor has its channels along one axis. Every function here named for a verb is what a layer record's `flow` may be: it
-takes the ChannelFlow and a call, and returns the Channels of the call's output, or a list of them, one for each output.
+A tensor has its channels along one axis. Every function here named for a verb is what a layer
+record's `flow` may be: it takes the ChannelFlow and a call, and returns the Channels of the call's
+output, or a list of them, one for each output.
 """
 
 import dataclasses
@@ -28,15 +30,19 @@ class Channels:
     Attributes:
         labels: int array.
         axis: along which they stand; None: the tensor has none.
-        is_fixed: whether nothing of the tensor is ever pruned, so that its channels may stand along any axis.
+        is_fixed: whether nothing of the tensor is ever pruned, so that its channels may stand along
+            any axis.
     """
+
     labels: np.ndarray
     axis: int | None
     is_fixed: bool = False
 
 
 class _DisjointSets:
-    """Channels as a union-find forest; channels of one set are pruned together, or never for one reason."""
+    """Channels as a union-find forest; channels of one set are pruned together, or never for one
+    reason.
+    """
 
     def __init__(self):
         self._parent = [FIXED]
@@ -106,10 +112,14 @@ class ChannelFlow:
         return self._sets.size
 
     def follow(self, call, rule):
-        """Notes the channels of a call's outputs, which the rule (a function of this flow and the call) returns."""
+        """Notes the channels of a call's outputs, which the rule (a function of this flow and the
+        call) returns.
+        """
         self._share_weights(call)
         channels = rule(self, call)
-        for number, own in zip(call.outputs, [channels] if isinstance(channels, Channels) else channels):
+        for number, own in zip(
+            call.outputs, [channels] if isinstance(channels, Channels) else channels
+        ):
             self.channels[number] = own
 
     def inputs(self, call):
@@ -124,12 +134,14 @@ class ChannelFlow:
         return Channels(labels, len(shape) - 1 if len(shape) > 1 else None, is_fixed=True)
 
     def begin(self, call, axis, repeat=1):
-        """Returns new channels along an axis of a call's output; a layer that is called again writes the same ones.
+        """Returns new channels along an axis of a call's output; a layer that is called again
+        writes the same ones.
 
         Args:
             call: Call.
             axis: axis of the output.
-            repeat: how many channels, a share of all apart, are one and the same: groups that shrink together.
+            repeat: how many channels, a share of all apart, are one and the same: groups that
+                shrink together.
         """
         if call.key not in self.written:
             size = self.shapes[call.output][axis]
@@ -145,11 +157,15 @@ class ChannelFlow:
         self._sets.close(labels, reason)
 
     def roots(self, labels):
-        """Returns one representative for each label; channels that are pruned together have the same, closed ones FIXED."""
+        """Returns one representative for each label; channels that are pruned together have the
+        same, closed ones FIXED.
+        """
         return self.all_roots([labels])[0]
 
     def all_roots(self, rows):
-        """Returns roots() of each of several rows of labels, which takes little longer than of one."""
+        """Returns roots() of each of several rows of labels, which takes little longer than of
+        one.
+        """
         ends = np.cumsum([len(row) for row in rows])
         return np.split(self._sets.roots(np.concatenate([*rows, []]).astype(np.int64)), ends[:-1])
 
@@ -162,11 +178,14 @@ class ChannelFlow:
         return next(filter(None, map(self._sets.reason, labels.tolist())), None)
 
     def _share_weights(self, call):
-        """A layer that is called twice has one set of weights, so both calls must read the same channels.
+        """A layer that is called twice has one set of weights, so both calls must read the same
+        channels.
 
         A nested model, too, is one and the same at every call.
         """
-        if isinstance(call.layer, Entry) or (isinstance(call.layer, keras.layers.Layer) and call.layer.weights):
+        if isinstance(call.layer, Entry) or (
+            isinstance(call.layer, keras.layers.Layer) and call.layer.weights
+        ):
             for i, channels in enumerate(self.inputs(call)):
                 first = self._read.setdefault((call.key, i), channels)
                 if first is channels:
@@ -184,47 +203,66 @@ def describe(call):
 
 
 def channel_axis(layer, rank):
-    """Returns the axis of the channels in what a layer reads, as its data format or axis says; None if it says nothing."""
+    """Returns the axis of the channels in what a layer reads, as its data format or axis says; None
+    if it says nothing.
+    """
     if isinstance(getattr(layer, "axis", None), (int, list, tuple)):
         axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-        return axes[0] % rank if len(axes) == 1 else -1  # along several axes: none of them is the one
+        return (
+            axes[0] % rank if len(axes) == 1 else -1
+        )  # along several axes: none of them is the one
     data_format = getattr(layer, "data_format", None)
     return {"channels_last": rank - 1, "channels_first": 1}.get(data_format)
 
 
 def _bias_is_ambiguous(flow, call):
-    """Returns whether Keras may add the bias of a channels_first layer along the columns of the map.
+    """Returns whether Keras may add the bias of a channels_first layer along the columns of the
+    map.
 
     It does where there are as many columns as channels, which a cut can bring about.
     """
     shape, layer = flow.shapes[call.output], call.layer
-    is_first = getattr(layer, "data_format", None) == "channels_first" and getattr(layer, "use_bias", False)
+    is_first = getattr(layer, "data_format", None) == "channels_first" and getattr(
+        layer, "use_bias", False
+    )
     return is_first and (shape[-1] is None or shape[-1] <= shape[1])
 
 
 def carry_noise(flow, call):
     """As carry(), of a dropout whose `noise_shape` must not name the channels."""
     channels, shape = flow.channels[call.inputs[0]], call.layer.noise_shape
-    names_channels = shape is not None and channels.axis is not None and shape[channels.axis] not in (None, 1)
+    names_channels = (
+        shape is not None and channels.axis is not None and shape[channels.axis] not in (None, 1)
+    )
     return close(flow, call) if names_channels else carry(flow, call)
 
 
 def _along_channels(flow, call, axis=None):
-    """Returns whether a call works along the axis of its input's channels and treats each by itself."""
+    """Returns whether a call works along the axis of its input's channels and treats each by
+    itself.
+    """
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axis = channel_axis(call.layer, rank) if axis is None else axis
-    return len(call.inputs) == 1 and channels.axis is not None and axis in (None, channels.axis) and is_elementwise(
-        getattr(call.layer, "activation", None))
+    return (
+        len(call.inputs) == 1
+        and channels.axis is not None
+        and axis in (None, channels.axis)
+        and is_elementwise(getattr(call.layer, "activation", None))
+    )
 
 
 # ---------------------------------------------------------------- rules of layers
+
 
 def close(flow, call):
     """The effect on channels is unknown: whatever is read here is never pruned."""
     reason = f"read by {describe(call)}{flow.graph.why_closed(call.key)}"
     if any(flow.is_open(channels.labels) for channels in flow.inputs(call)):
-        logger.warning("layer %s: its effect on channels is unknown, so what it reads is not pruned%s.", describe(call),
-                       flow.graph.why_closed(call.key))
+        logger.warning(
+            "layer %s: its effect on channels is unknown, so what it reads is not pruned%s.",
+            describe(call),
+            flow.graph.why_closed(call.key),
+        )
     for channels in flow.inputs(call):
         flow.close(channels.labels, reason)
     return [flow.fixed(number, f"written by {describe(call)}") for number in call.outputs]
@@ -232,7 +270,9 @@ def close(flow, call):
 
 def stay(flow, call):
     """Nothing that is read here is ever pruned, and so nothing that is written."""
-    reason = flow.reason(np.concatenate([[], *(channels.labels for channels in flow.inputs(call))]).astype(np.int64))
+    reason = flow.reason(
+        np.concatenate([[], *(channels.labels for channels in flow.inputs(call))]).astype(np.int64)
+    )
     return [flow.fixed(number, reason or f"written by {describe(call)}") for number in call.outputs]
 
 
@@ -242,7 +282,11 @@ def carry(flow, call):
         return close(flow, call)
     channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
     axis = channels.axis if len(shape) == len(flow.shapes[call.inputs[0]]) else len(shape) - 1
-    return Channels(channels.labels, axis) if shape[axis] == len(channels.labels) else close(flow, call)
+    return (
+        Channels(channels.labels, axis)
+        if shape[axis] == len(channels.labels)
+        else close(flow, call)
+    )
 
 
 def carry_along_axis(flow, call):
@@ -251,7 +295,9 @@ def carry_along_axis(flow, call):
 
 
 def carry_groups(flow, call):
-    """As carry(), of a layer that treats `groups` of neighbouring channels as a whole: whole groups are removed."""
+    """As carry(), of a layer that treats `groups` of neighbouring channels as a whole: whole groups
+    are removed.
+    """
     channels = carry(flow, call)
     if isinstance(channels, Channels):
         rows = channels.labels.reshape(call.layer.groups, -1)
@@ -265,7 +311,9 @@ def multiply_channels(flow, call):
     if not _along_channels(flow, call) or _bias_is_ambiguous(flow, call):
         return close(flow, call)
     channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
-    return Channels(np.repeat(channels.labels, shape[channels.axis] // len(channels.labels)), channels.axis)
+    return Channels(
+        np.repeat(channels.labels, shape[channels.axis] // len(channels.labels)), channels.axis
+    )
 
 
 def mix(flow, call):
@@ -279,18 +327,27 @@ def mix(flow, call):
         return close(flow, call)
     is_first = getattr(call.layer, "data_format", None) == "channels_first"
     channels = flow.begin(call, 1 if is_first else len(flow.shapes[call.output]) - 1)
-    if not is_elementwise(getattr(call.layer, "activation", None)):  # a softmax, say, mixes the channels once more
-        flow.close(channels.labels, f"the activation of {describe(call)} is not known to treat each channel by itself")
+    if not is_elementwise(
+        getattr(call.layer, "activation", None)
+    ):  # a softmax, say, mixes the channels once more
+        flow.close(
+            channels.labels,
+            f"the activation of {describe(call)} is not known to treat each channel by itself",
+        )
     return channels
 
 
 def mix_groups(flow, call):
-    """As mix(), of a layer that works in `groups` of channels: every group loses the same number."""
+    """As mix(), of a layer that works in `groups` of channels: every group loses the same
+    number.
+    """
     source, groups = flow.channels[call.inputs[0]], call.layer.groups
     if _bias_is_ambiguous(flow, call):
         return close(flow, call)
     if source.is_fixed:
-        return flow.begin(call, channel_axis(call.layer, len(flow.shapes[call.inputs[0]])), repeat=groups)
+        return flow.begin(
+            call, channel_axis(call.layer, len(flow.shapes[call.inputs[0]])), repeat=groups
+        )
     if not _along_channels(flow, call):
         return close(flow, call)
     rows = source.labels.reshape(groups, -1)
@@ -300,12 +357,20 @@ def mix_groups(flow, call):
 
 
 def merge(flow, call):
-    """Inputs, and constants, are combined element by element; a single channel is spread over those of the others."""
+    """Inputs, and constants, are combined element by element; a single channel is spread over those
+    of the others.
+    """
     inputs, shape = flow.inputs(call), flow.shapes[call.output]
-    from_end = {channels.axis - len(flow.shapes[number]) for channels, number in zip(inputs, call.inputs)
-                if channels.axis is not None}
-    if len(from_end) != 1 or any(channels.axis is None for channels in inputs) or not is_elementwise(
-            getattr(call.layer, "activation", None)):
+    from_end = {
+        channels.axis - len(flow.shapes[number])
+        for channels, number in zip(inputs, call.inputs)
+        if channels.axis is not None
+    }
+    if (
+        len(from_end) != 1
+        or any(channels.axis is None for channels in inputs)
+        or not is_elementwise(getattr(call.layer, "activation", None))
+    ):
         return close(flow, call)
     axis = from_end.pop()
     wide = [channels.labels for channels in inputs if len(channels.labels) == shape[axis]]
@@ -326,10 +391,12 @@ def constants(call):
 
 
 def _spreads_badly(constant, axis, written):
-    """Returns whether a constant is a weight, or does not fit channels along this axis, counted from the end.
+    """Returns whether a constant is a weight, or does not fit channels along this axis, counted
+    from the end.
 
-    Keras takes an array that is long along one axis alone for a vector of the last axis wherever it is as long as that: so
-    another axis than the channels' must not be that one, nor theirs where a cut may make them as many as the last axis.
+    Keras takes an array that is long along one axis alone for a vector of the last axis wherever it
+    is as long as that: so another axis than the channels' must not be that one, nor theirs where a
+    cut may make them as many as the last axis.
     """
     shape, size = tuple(constant.shape), written[axis]
     own = shape[axis] if len(shape) >= -axis else 1
@@ -340,9 +407,15 @@ def _spreads_badly(constant, axis, written):
 
 
 def stack(flow, call):
-    """Channels of the inputs stand one behind the other; or, along another axis, each stands behind the same one."""
+    """Channels of the inputs stand one behind the other; or, along another axis, each stands behind
+    the same one.
+    """
     inputs, rank = flow.inputs(call), len(flow.shapes[call.output])
-    if len({channels.axis for channels in inputs}) != 1 or inputs[0].axis is None or constants(call):
+    if (
+        len({channels.axis for channels in inputs}) != 1
+        or inputs[0].axis is None
+        or constants(call)
+    ):
         return close(flow, call)
     if call.layer.axis % rank == inputs[0].axis:
         return Channels(np.concatenate([channels.labels for channels in inputs]), inputs[0].axis)
@@ -350,7 +423,9 @@ def stack(flow, call):
 
 
 def tile(flow, call):
-    """All axes become one, or are put together otherwise beside that of the channels, which stays whole."""
+    """All axes become one, or are put together otherwise beside that of the channels, which stays
+    whole.
+    """
     channels, number = flow.channels[call.inputs[0]], call.inputs[0]
     shape, target = flow.shapes[number], flow.shapes[call.output]
     count = len(channels.labels)
@@ -366,21 +441,32 @@ def tile(flow, call):
         return Channels(channels.labels, 1)
     if len(target) != 2:
         return close(flow, call)
-    along = channels.labels.reshape([-1 if axis == channels.axis else 1 for axis in range(1, len(shape))])
+    along = channels.labels.reshape(
+        [-1 if axis == channels.axis else 1 for axis in range(1, len(shape))]
+    )
     return Channels(np.broadcast_to(along, shape[1:]).reshape(-1), 1)
 
 
 def normalise(flow, call):
-    """Each channel is scaled by what all kept channels have in common; the layer's `axis` must be that of the channels."""
+    """Each channel is scaled by what all kept channels have in common; the layer's `axis` must be
+    that of the channels.
+    """
     rank = len(flow.shapes[call.inputs[0]])
-    return carry(flow, call) if channel_axis(call.layer, rank) not in (None, -1) else close(flow, call)
+    return (
+        carry(flow, call) if channel_axis(call.layer, rank) not in (None, -1) else close(flow, call)
+    )
 
 
 def carry_beside_axis(flow, call):
     """As carry(), of a layer whose `axis` must be another one than that of the channels."""
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axes = call.layer.axis if isinstance(call.layer.axis, (list, tuple)) else [call.layer.axis]
-    if len(call.inputs) > 1 or None in axes or channels.axis is None or channels.axis in [axis % rank for axis in axes]:
+    if (
+        len(call.inputs) > 1
+        or None in axes
+        or channels.axis is None
+        or channels.axis in [axis % rank for axis in axes]
+    ):
         return close(flow, call)
     return channels
 
@@ -388,11 +474,17 @@ def carry_beside_axis(flow, call):
 def permute(flow, call):
     """Axes are put in the order of the layer's `dims`."""
     channels = flow.channels[call.inputs[0]]
-    return move_axes(flow, call, [0, *call.layer.dims]) if channels.axis is not None else close(flow, call)
+    return (
+        move_axes(flow, call, [0, *call.layer.dims])
+        if channels.axis is not None
+        else close(flow, call)
+    )
 
 
 def move_axes(flow, call, order):
-    """Returns the channels behind a transposition: axis order[i] of the input is axis i of the output."""
+    """Returns the channels behind a transposition: axis order[i] of the input is axis i of the
+    output.
+    """
     channels = flow.channels[call.inputs[0]]
     if channels.axis is None or list(order)[0] != 0:
         return close(flow, call)

@@ -1,8 +1,9 @@
-"""Channel groups: which layer outputs must lose the same channels, found by following the channels through the graph.
+"""Channel groups: which layer outputs must lose the same channels, found by following the channels
+through the graph.
 
-Every convolution and dense layer starts new channels at its output. Layers that treat each channel by itself carry them on,
-elementwise layers merge the channels of their inputs, Concatenate stacks them. Channels that the same layers write form
-one group.
+Every convolution and dense layer starts new channels at its output. Layers that treat each channel
+by itself carry them on, elementwise layers merge the channels of their inputs, Concatenate stacks
+them. Channels that the same layers write form one group.
 """
 
 import dataclasses
@@ -23,13 +24,14 @@ class ChannelGroup:
 
     Attributes:
         name: name of the first layer that writes the group.
-        size: number of channels; where several must go at once, as one of each group of a grouped convolution, they count as
-            one here.
+        size: number of channels; where several must go at once, as one of each group of a grouped
+            convolution, they count as one here.
         writers: names of the layers that mix channels whose output channels are the group's.
         sites: names of the layers whose output carries a gate of the group.
         least: how many channels stay at least.
         multiple: what the number of channels that stay is a multiple of, unless all stay.
     """
+
     name: str
     size: int
     writers: tuple[str, ...]
@@ -48,8 +50,8 @@ class ChannelGroup:
 class Layout:
     """Where every channel of every tensor belongs.
 
-    Channels of all groups are numbered in one row, group after group; the number after the last one stands for all
-    channels that are never pruned.
+    Channels of all groups are numbered in one row, group after group; the number after the last one
+    stands for all channels that are never pruned.
 
     Attributes:
         groups: tuple of ChannelGroup in network order.
@@ -60,6 +62,7 @@ class Layout:
         sites: tuple of tensor numbers that carry a gate, in network order.
         closed: {key of a mixing layer: why its output channels, or some of them, are never pruned}.
     """
+
     groups: tuple[ChannelGroup, ...]
     offsets: tuple[int, ...]
     num_channels: int
@@ -73,7 +76,9 @@ class Layout:
         return slice(self.offsets[group], self.offsets[group] + self.groups[group].size)
 
     def by_group(self, values):
-        """Returns the values of all channels, array [num_channels], as a list of one array a group."""
+        """Returns the values of all channels, array [num_channels], as a list of one array a
+        group.
+        """
         return [values[self.channels(group)] for group in range(len(self.groups))]
 
     def is_open(self, tensor):
@@ -84,10 +89,11 @@ class Layout:
 def find(graph, choices=None):
     """Returns the Layout of a graph: its channel groups in network order and the gate sites.
 
-    A gate sits on every tensor that a mixing layer reads, before layers that keep zeros (padding, pooling, ...): with
-    a ReLU behind each batch norm and each add, that is behind the ReLU. The input, the logits, and whatever a layer
-    of unknown effect reads are in no group. Where a layer writes channels of several groups, as one that is added to
-    stacked tensors, each group keeps one of them.
+    A gate sits on every tensor that a mixing layer reads, before layers that keep zeros (padding,
+    pooling, ...): with a ReLU behind each batch norm and each add, that is behind the ReLU. The
+    input, the logits, and whatever a layer of unknown effect reads are in no group. Where a layer
+    writes channels of several groups, as one that is added to stacked tensors, each group keeps one
+    of them.
 
     Args:
         graph: calls.Graph.
@@ -99,7 +105,9 @@ def find(graph, choices=None):
     graph.check_sizes()
     choices = choices or Choices()
     channel_flow = _follow(graph, choices)
-    roots = dict(zip(channel_flow.written, channel_flow.all_roots(list(channel_flow.written.values()))))
+    roots = dict(
+        zip(channel_flow.written, channel_flow.all_roots(list(channel_flow.written.values())))
+    )
     parts = _partition(roots)
     offsets = np.cumsum([0, *(len(members) for _, members in parts)]).tolist()
     total = offsets.pop()
@@ -112,32 +120,58 @@ def find(graph, choices=None):
     producer = {number: call.key for call in graph.calls for number in call.outputs}
     groups, names = [], set()
     for (writers, members), first, last in zip(parts, offsets, [*offsets[1:], total]):
-        group_sites = [site for site in sites if ((index[site] >= first) & (index[site] < last)).any()]
+        group_sites = [
+            site for site in sites if ((index[site] >= first) & (index[site] < last)).any()
+        ]
         name = _free_name(writers[0], names)
         least, multiple = choices.of_group(name)
         together = min(int(np.isin(roots[key], members).sum()) for key in writers) // len(members)
-        groups.append(ChannelGroup(name, last - first, writers, tuple(producer[site] for site in group_sites),
-                                   min(-(-least // together), last - first), multiple // math.gcd(multiple, together)))
+        groups.append(
+            ChannelGroup(
+                name,
+                last - first,
+                writers,
+                tuple(producer[site] for site in group_sites),
+                min(-(-least // together), last - first),
+                multiple // math.gcd(multiple, together),
+            )
+        )
     choices.check_patterns([group.name for group in groups])
-    closed = {key: channel_flow.reason(labels) for key, labels in channel_flow.written.items()
-              if channel_flow.reason(labels) is not None}
-    closed |= {call.key: "it mixes another axis than that of the channels that it reads" for call in graph.calls
-               if records.is_mixing(call.layer) and call.key not in channel_flow.written}
+    closed = {
+        key: channel_flow.reason(labels)
+        for key, labels in channel_flow.written.items()
+        if channel_flow.reason(labels) is not None
+    }
+    closed |= {
+        call.key: "it mixes another axis than that of the channels that it reads"
+        for call in graph.calls
+        if records.is_mixing(call.layer) and call.key not in channel_flow.written
+    }
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
     return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
 
 
 def _follow(graph, choices):
-    """Returns the ChannelFlow of all calls; what the network returns is never pruned, nor what the choices keep."""
+    """Returns the ChannelFlow of all calls; what the network returns is never pruned, nor what the
+    choices keep.
+    """
     channel_flow, excluded = flow.ChannelFlow(graph), choices.excluded(graph)
     for call in graph.calls:
         record = records.record_of(call.layer)
-        is_fixed = not records.is_mixing(call.layer) and all(channels.is_fixed for channels in channel_flow.inputs(call))
-        channel_flow.follow(call, flow.stay if is_fixed else flow.close if record is None else record.flow)
+        is_fixed = not records.is_mixing(call.layer) and all(
+            channels.is_fixed for channels in channel_flow.inputs(call)
+        )
+        channel_flow.follow(
+            call, flow.stay if is_fixed else flow.close if record is None else record.flow
+        )
         labels = np.concatenate([channel_flow.channels[number].labels for number in call.outputs])
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
-        elif records.is_mixing(call.layer) and wrappers.is_frozen(call.layer) and not choices.prune_frozen:
+        elif (
+            records.is_mixing(call.layer)
+            and wrappers.is_frozen(call.layer)
+            and not choices.prune_frozen
+        ):
             channel_flow.close(labels, f"{call.key!r} {FROZEN}")
     for number in graph.outputs:
         channel_flow.close(channel_flow.channels[number].labels, "output of the network")
@@ -146,30 +180,41 @@ def _follow(graph, choices):
 
 
 def _close_unread(graph, channel_flow):
-    """Closes channels that no gate reaches, as those of a nested model's output that nothing reads."""
+    """Closes channels that no gate reaches, as those of a nested model's output that nothing
+    reads.
+    """
     rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
     index = dict(zip(channel_flow.channels, rows))
-    gated = np.concatenate([[flow.FIXED], *(index[site] for site in _find_sites(graph, index, flow.FIXED))])
+    gated = np.concatenate(
+        [[flow.FIXED], *(index[site] for site in _find_sites(graph, index, flow.FIXED))]
+    )
     for labels in channel_flow.written.values():
         channel_flow.close(labels[~np.isin(channel_flow.roots(labels), gated)], "nothing reads it")
 
 
 def _partition(roots):
-    """Returns [(keys of the layers that write a group, the group's roots)], in the order of the first layers.
+    """Returns [(keys of the layers that write a group, the group's roots)], in the order of the
+    first layers.
 
     Args:
         roots: {key: representative of every channel that the layer writes, int array}.
     """
     keys, kinds = list(roots), {(): 0}  # tuple of writers -> its number
-    kind_of = np.zeros(1 + max((int(written.max(initial=0)) for written in roots.values()), default=0), dtype=np.int64)
+    kind_of = np.zeros(
+        1 + max((int(written.max(initial=0)) for written in roots.values()), default=0),
+        dtype=np.int64,
+    )
     for number, written in enumerate(roots.values()):
         written = np.unique(written[written != flow.FIXED])
         known = list(kinds)
         for kind in np.unique(kind_of[written]).tolist():
             members = written[kind_of[written] == kind]
             kind_of[members] = kinds.setdefault((*known[kind], number), len(kinds))
-    parts = {tuple(keys[i] for i in kind): np.flatnonzero(kind_of == number)
-             for kind, number in kinds.items() if kind and (kind_of == number).any()}
+    parts = {
+        tuple(keys[i] for i in kind): np.flatnonzero(kind_of == number)
+        for kind, number in kinds.items()
+        if kind and (kind_of == number).any()
+    }
     order = {key: i for i, key in enumerate(roots)}
     return sorted(parts.items(), key=lambda part: (order[part[0][0]], part[1][0]))
 
@@ -190,9 +235,12 @@ def _find_sites(graph, index, fixed):
     for call in graph.calls:
         if records.is_mixing(call.layer):
             tensor = call.inputs[0]
-            while tensor in producer and records.keeps_zeros(producer[tensor].layer) and len(producer[tensor].inputs) == 1:
+            while (
+                tensor in producer
+                and records.keeps_zeros(producer[tensor].layer)
+                and len(producer[tensor].inputs) == 1
+            ):
                 tensor = producer[tensor].inputs[0]
             if (index[tensor] != fixed).any():
                 sites.add(tensor)
     return tuple(sorted(sites))
-

@@ -1,4 +1,6 @@
-"""The end of a network: what turns logits into probabilities is taken off for the search, and put back behind it."""
+"""The end of a network: what turns logits into probabilities is taken off for the search, and put
+back behind it.
+"""
 
 import keras
 
@@ -6,7 +8,7 @@ from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.copying import copy_operation
-from ekg.logits import squashes
+from ekg.tasks.logits import squashes
 
 
 class Head:
@@ -43,6 +45,7 @@ def without_heads(model, outputs, input_shape=None):
         for head in reversed(heads):
             cut = head.put_back(cut)
         return cut
+
     if len(heads) < 2:
         return model, heads[0] if heads else None
     names = ", ".join(head.name for head in heads)
@@ -50,7 +53,8 @@ def without_heads(model, outputs, input_shape=None):
 
 
 def without_head(model, output=0, input_shape=None):
-    """Returns (a copy of a network that returns logits, its Head), or (a copy, None) where it has none.
+    """Returns (a copy of a network that returns logits, its Head), or (a copy, None) where it has
+    none.
 
     Args:
         model: keras.Model; it stays as it is.
@@ -70,18 +74,26 @@ def without_head(model, output=0, input_shape=None):
         raise _refusal(model, last, "whose result other layers read")
     if getattr(last, "activation", None) is not None:
         return _without_activation(cutting.copy(model, input_shape), calls[0].key)
-    if len(calls[0].inputs) > 1 or getattr(last, "axis", -1) not in (-1, len(graph.shapes[number]) - 1):
+    if len(calls[0].inputs) > 1 or getattr(last, "axis", -1) not in (
+        -1,
+        len(graph.shapes[number]) - 1,
+    ):
         raise _refusal(model, last, "which reads a mask or works along another axis than the last")
     return _without_operation(graph, calls[0], input_shape)
 
 
 def _refusal(model, last, where):
-    return EkgError(f"`model` {model.name!r} ends with {last.name!r} ({type(last).__name__}), {where}; take the network "
-                    "without it, which returns logits.")
+    return EkgError(
+        f"`model` {model.name!r} ends with {last.name!r} ({type(last).__name__}), {where}; take "
+        f"the network "
+        "without it, which returns logits."
+    )
 
 
 def _without_activation(copy, key):
-    """Takes an activation out of a layer, that of a Dense(10, activation="softmax") or of an Activation("softmax")."""
+    """Takes an activation out of a layer, that of a Dense(10, activation="softmax") or of an
+    Activation("softmax").
+    """
     layer = Graph(copy).layers[key]
     activation, layer.activation = layer.activation, keras.activations.linear
     regularizer = layer.activity_regularizer
@@ -91,23 +103,32 @@ def _without_activation(copy, key):
         layer = Graph(cut).layers[key]
         layer.activation, layer.activity_regularizer = activation, regularizer
         return cut
+
     return copy, Head(layer.name, getattr(activation, "__name__", "activation"), put_back)
 
 
 def _without_operation(graph, call, input_shape):
-    """Puts a linear activation in the place of the last operation, a Softmax() or a keras.ops.softmax."""
+    """Puts a linear activation in the place of the last operation, a Softmax() or a
+    keras.ops.softmax.
+    """
     last, key = call.layer, call.key
     is_layer = isinstance(last, keras.layers.Layer)
-    linear = keras.layers.Activation("linear", name=last.name,
-                                     dtype=last.dtype_policy if is_layer else graph.dtype(call.output))
+    linear = keras.layers.Activation(
+        "linear", name=last.name, dtype=last.dtype_policy if is_layer else graph.dtype(call.output)
+    )
     linear.activity_regularizer = _before(last, getattr(last, "activity_regularizer", None))
     copy = cutting.copy(graph.model, input_shape, {id(last): linear})
 
     def put_back(cut):
-        return cutting.copy(cut, input_shape, {id(Graph(cut, input_shape).layers[key]): copy_operation(last)})
+        return cutting.copy(
+            cut, input_shape, {id(Graph(cut, input_shape).layers[key]): copy_operation(last)}
+        )
+
     return copy, Head(last.name, type(last).__name__.lower(), put_back)
 
 
 def _before(squash, regularizer):
-    """Returns what regularizes logits as an activity regularizer does the probabilities made of them; None for None."""
+    """Returns what regularizes logits as an activity regularizer does the probabilities made of
+    them; None for None.
+    """
     return None if regularizer is None else lambda outputs: regularizer(squash(outputs))

@@ -29,16 +29,19 @@ def activity_losses(layer, outputs):
 
 
 def call_with_losses(layer, trainable, non_trainable, args, kwargs):
-    """Returns what layer.stateless_call() does, and a list of the scalars that the call added with add_loss().
+    """Returns what layer.stateless_call() does, and a list of the scalars that the call added with
+    add_loss().
 
-    Losses of layers inside are among them; regularizers of weights, which count once for each weight
-    and not for each call, are not, and neither is the activity regularizer of the layer itself.
+    Losses of layers inside are among them; regularizers of weights, which count once for each
+    weight and not for each call, are not, and neither is the activity regularizer of the layer
+    itself.
     """
     layer._clear_losses()  # the identities of an earlier trace's tensors, which new ones may have
     output, new, losses = layer.stateless_call(
-        trainable, non_trainable, *args, **kwargs, return_losses=True)
+        trainable, non_trainable, *args, **kwargs, return_losses=True
+    )
     num_regularizers = len(regularized(layer.trainable_weights))
-    return output, new, list(map(_scalar, losses[:len(losses) - num_regularizers]))
+    return output, new, list(map(_scalar, losses[: len(losses) - num_regularizers]))
 
 
 def weight_losses(variables, values):
@@ -48,8 +51,11 @@ def weight_losses(variables, values):
         variables: the trainable keras.Variables of a model.
         values: list of their values, tensors.
     """
-    return [_scalar(variable.regularizer(value)) for variable, value in zip(variables, values)
-            if variable.regularizer is not None]
+    return [
+        _scalar(variable.regularizer(value))
+        for variable, value in zip(variables, values)
+        if variable.regularizer is not None
+    ]
 
 
 def regularized(variables):
@@ -58,12 +64,20 @@ def regularized(variables):
 
 
 def warn_of_weight_decay(model, weight_decay):
-    """Warns if a network that is trained with a weight decay has regularizers of its own besides."""
+    """Warns if a network that is trained with a weight decay has regularizers of its own
+    besides.
+    """
     weights = [variable.path for variable in regularized(model.trainable_variables)]
     if weights and weight_decay:
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
-        logger.warning("the regularizers of the network (of %s%s) count in training, as in fit; `weight_decay` %g comes on "
-                       "top: give 0 to leave it to them.", weights[0], more, weight_decay)
+        logger.warning(
+            "the regularizers of the network (of %s%s) count in training, as in fit; "
+            "`weight_decay` %g comes on "
+            "top: give 0 to leave it to them.",
+            weights[0],
+            more,
+            weight_decay,
+        )
 
 
 def _scalar(loss):

@@ -18,15 +18,23 @@ _VECTOR = Weight((OUT,))
 
 
 def _run_convolution(layer, variables, args, context):
-    """Computes a convolution in another number format than that of its weights, or a strided one of single pixels.
+    """Computes a convolution in another number format than that of its weights, or a strided one of
+    single pixels.
 
-    A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation itself some of TensorFlow's
-    CPU kernels give a wrong gradient of the kernel where it reads fewer than eight channels.
+    A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation
+    itself some of TensorFlow's CPU kernels give a wrong gradient of the kernel where it reads fewer
+    than eight channels.
     """
     options = context.options
-    is_strided_pointwise = tuple(layer.kernel_size) == (1, 1) and max(layer.strides) > 1 and layer.groups == 1 and (
-        layer.data_format == "channels_last")
-    is_plain = options.dtype == "float32" or layer.compute_dtype != "float32"  # a mixed policy computes as it says
+    is_strided_pointwise = (
+        tuple(layer.kernel_size) == (1, 1)
+        and max(layer.strides) > 1
+        and layer.groups == 1
+        and (layer.data_format == "channels_last")
+    )
+    is_plain = (
+        options.dtype == "float32" or layer.compute_dtype != "float32"
+    )  # a mixed policy computes as it says
     if is_plain and not is_strided_pointwise:
         return None
     dtype = layer.compute_dtype if is_plain else options.dtype
@@ -42,9 +50,11 @@ def _run_convolution(layer, variables, args, context):
 
 
 def _every(x, strides):
-    """Returns x[:, ::rows, ::columns] for strides (rows, columns) of x [batch, height, width, channels].
+    """Returns x[:, ::rows, ::columns] for strides (rows, columns) of x [batch, height, width,
+    channels].
 
-    Where they divide the size, as the first part of longer pixels: on CPUs a slice without strides is three times as fast.
+    Where they divide the size, as the first part of longer pixels: on CPUs a slice without strides
+    is three times as fast.
     """
     (rows, columns), (height, width, channels) = strides, x.shape[1:]
     if None in (height, width) or height % rows or width % columns:
@@ -62,68 +72,130 @@ def _conv(rank):
     """Returns the record of a convolution over so many axes, as a function of the layer."""
     kernel = Weight((*[None] * rank, IN, OUT), (rank + 1,))
     run = _run_convolution if rank == 2 else None
-    plain = LayerRecord(flow.mix, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
-                        patches=patches.of_convolution, resize=lambda _, kept: {"filters": len(kept.output)})
-    grouped = LayerRecord(flow.mix_groups, {"kernel": kernel, "bias": _VECTOR}, ("kernel",), run=run, mixes=True,
-                          patches=patches.of_convolution, resize=lambda _, kept: {"filters": len(kept.output)})
-    # As many groups as channels: a depthwise convolution; those of a kernel's filters are its channels'.
-    depthwise = LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)),
-                                                     "bias": _VECTOR}, ("kernel",), run=run, patches=patches.of_convolution,
-                            resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)})
+    plain = LayerRecord(
+        flow.mix,
+        {"kernel": kernel, "bias": _VECTOR},
+        ("kernel",),
+        run=run,
+        mixes=True,
+        patches=patches.of_convolution,
+        resize=lambda _, kept: {"filters": len(kept.output)},
+    )
+    grouped = LayerRecord(
+        flow.mix_groups,
+        {"kernel": kernel, "bias": _VECTOR},
+        ("kernel",),
+        run=run,
+        mixes=True,
+        patches=patches.of_convolution,
+        resize=lambda _, kept: {"filters": len(kept.output)},
+    )
+    # As many groups as channels: a depthwise convolution; those of a kernel's filters are its
+    # channels'.
+    depthwise = LayerRecord(
+        flow.multiply_channels,
+        {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)), "bias": _VECTOR},
+        ("kernel",),
+        run=run,
+        patches=patches.of_convolution,
+        resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)},
+    )
 
     def record(layer):
         if layer.groups == 1:
             return plain
         return depthwise if layer.built and layer.kernel.shape[-2] == 1 else grouped
+
     return record
 
 
 def _conv_transpose(rank):
-    return LayerRecord(flow.mix, {"kernel": Weight((*[None] * rank, OUT, IN), (rank,)), "bias": _VECTOR}, ("kernel",),
-                       positions=_input_positions, mixes=True, patches=patches.of_transposed,
-                       resize=lambda _, kept: {"filters": len(kept.output)})
+    return LayerRecord(
+        flow.mix,
+        {"kernel": Weight((*[None] * rank, OUT, IN), (rank,)), "bias": _VECTOR},
+        ("kernel",),
+        positions=_input_positions,
+        mixes=True,
+        patches=patches.of_transposed,
+        resize=lambda _, kept: {"filters": len(kept.output)},
+    )
 
 
 def _depthwise(rank):
-    return LayerRecord(flow.multiply_channels, {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
-                                                "bias": _VECTOR}, ("kernel",), patches=patches.of_depthwise)
+    return LayerRecord(
+        flow.multiply_channels,
+        {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)), "bias": _VECTOR},
+        ("kernel",),
+        patches=patches.of_depthwise,
+    )
 
 
 def _separable(rank):
-    weights = {"depthwise_kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
-               "pointwise_kernel": Weight((*[None] * rank, IN, OUT), (rank + 1,)), "bias": _VECTOR}
-    return LayerRecord(flow.mix, weights, ("depthwise_kernel", "pointwise_kernel"), mixes=True,
-                       patches=patches.of_separable, resize=lambda _, kept: {"filters": len(kept.output)})
+    weights = {
+        "depthwise_kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)),
+        "pointwise_kernel": Weight((*[None] * rank, IN, OUT), (rank + 1,)),
+        "bias": _VECTOR,
+    }
+    return LayerRecord(
+        flow.mix,
+        weights,
+        ("depthwise_kernel", "pointwise_kernel"),
+        mixes=True,
+        patches=patches.of_separable,
+        resize=lambda _, kept: {"filters": len(kept.output)},
+    )
 
 
 # ---------------------------------------------------------------- dense layers
 
-_DENSE = LayerRecord(flow.mix, {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR}, ("kernel",), mixes=True,
-                     patches=patches.of_dense, resize=lambda _, kept: {"units": len(kept.output)})
+_DENSE = LayerRecord(
+    flow.mix,
+    {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR},
+    ("kernel",),
+    mixes=True,
+    patches=patches.of_dense,
+    resize=lambda _, kept: {"units": len(kept.output)},
+)
 
 
 def _einsum_axes(layer):
-    """Returns the axes of an EinsumDense's kernel, or None where its last axes are no channels that it mixes."""
+    """Returns the axes of an EinsumDense's kernel, or None where its last axes are no channels that
+    it mixes.
+    """
     reads, rest = layer.equation.replace(" ", "").split(",")
     kernel, writes = rest.split("->")
     read, written = reads[-1:], writes[-1:]
-    if "." in (read, written) or read not in kernel or read in writes or written not in kernel or written in reads:
+    if (
+        "." in (read, written)
+        or read not in kernel
+        or read in writes
+        or written not in kernel
+        or written in reads
+    ):
         return None
     return tuple(IN if label == read else OUT if label == written else None for label in kernel)
 
 
 def _einsum_positions(layer, read, written, _axis):
-    """Every entry of the kernel is used at each index that is read or written, but not the kernel's own."""
+    """Every entry of the kernel is used at each index that is read or written, but not the kernel's
+    own.
+    """
     reads, rest = layer.equation.replace(" ", "").split(",")
     kernel, writes = rest.split("->")
     sizes = {}
     for labels, shape in ((reads, read), (writes, written)):
         before, _, after = labels.partition("...")
         named = [*zip(before, shape), *zip(after[::-1], shape[::-1])]
-        between = shape[len(before):len(shape) - len(after)]
-        sizes |= dict(named) | {f"...{i}": size for i, size in enumerate(between if "..." in labels else ())}
+        between = shape[len(before) : len(shape) - len(after)]
+        sizes |= dict(named) | {
+            f"...{i}": size for i, size in enumerate(between if "..." in labels else ())
+        }
     first = reads[0] if not reads.startswith("...") else "...0"
-    return int(np.prod([size for label, size in sizes.items() if label not in kernel and label != first] or [1]))
+    return int(
+        np.prod(
+            [size for label, size in sizes.items() if label not in kernel and label != first] or [1]
+        )
+    )
 
 
 def _einsum(layer):
@@ -132,18 +204,33 @@ def _einsum(layer):
         return None
     writes, named = layer.equation.replace(" ", "").split("->")[1], layer.bias_axes or ""
     if len(named) == 1 and named != writes[-1]:
-        return None  # Keras takes a bias that is long along one axis for one of the channels, where the lengths agree
+        # Keras takes a bias that is long along one axis for one of the channels, where the lengths
+        # agree
+        return None
     first = min([writes.find(label) for label in named], default=len(writes) - 1)
-    bias = Weight(tuple(OUT if i == len(writes) - 1 and label in named else None
-                        for i, label in enumerate(writes) if i >= first))
-    return LayerRecord(flow.mix, {"kernel": Weight(axes, (axes.index(OUT),)), "bias": bias}, ("kernel",), mixes=True,
-                       positions=_einsum_positions, resize=_resize_einsum)
+    bias = Weight(
+        tuple(
+            OUT if i == len(writes) - 1 and label in named else None
+            for i, label in enumerate(writes)
+            if i >= first
+        )
+    )
+    return LayerRecord(
+        flow.mix,
+        {"kernel": Weight(axes, (axes.index(OUT),)), "bias": bias},
+        ("kernel",),
+        mixes=True,
+        positions=_einsum_positions,
+        resize=_resize_einsum,
+    )
 
 
 def _resize_einsum(layer, kept):
     count = len(kept.output)
     shape = layer.partial_output_shape
-    changes = {"partial_output_shape": (*shape[:-1], count) if isinstance(shape, (tuple, list)) else count}
+    changes = {
+        "partial_output_shape": (*shape[:-1], count) if isinstance(shape, (tuple, list)) else count
+    }
     if hasattr(layer, "full_output_shape"):
         changes["full_output_shape"] = (*layer.full_output_shape[:-1], count)
     return changes
@@ -153,39 +240,67 @@ def _resize_einsum(layer, kept):
 
 # A batch norm costs 2·H·W·C, whether it has a scale and an offset or not.
 _BATCH_NORM = LayerRecord(
-    flow.carry_along_axis, dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
+    flow.carry_along_axis,
+    dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
     ("moving_mean", "moving_variance"),
-    run=lambda layer, variables, args, context: norms.batch_norm(layer, variables, args[0], context.training,
-                                                                 context.options))
-_LAYER_NORM = LayerRecord(flow.normalise, {"gamma": _VECTOR, "beta": _VECTOR}, ("gamma", "beta"),
-                          run=norms.masked_layer_norm, asks_mask=True)
-_RMS_NORM = LayerRecord(flow.normalise, {"scale": _VECTOR}, ("scale",), run=norms.masked_rms_norm, asks_mask=True)
-_UNIT_NORM = LayerRecord(flow.normalise, run=norms.masked_unit_norm, asks_mask=True, keeps_zeros=True)
+    run=lambda layer, variables, args, context: norms.batch_norm(
+        layer, variables, args[0], context.training, context.options
+    ),
+)
+_LAYER_NORM = LayerRecord(
+    flow.normalise,
+    {"gamma": _VECTOR, "beta": _VECTOR},
+    ("gamma", "beta"),
+    run=norms.masked_layer_norm,
+    asks_mask=True,
+)
+_RMS_NORM = LayerRecord(
+    flow.normalise, {"scale": _VECTOR}, ("scale",), run=norms.masked_rms_norm, asks_mask=True
+)
+_UNIT_NORM = LayerRecord(
+    flow.normalise, run=norms.masked_unit_norm, asks_mask=True, keeps_zeros=True
+)
 _GROUP_NORM = LayerRecord(
-    flow.carry_groups, {"gamma": _VECTOR, "beta": _VECTOR}, ("gamma", "beta"),
-    resize=lambda layer, kept: {"groups": layer.groups * len(kept.output) // kept.sizes[1]})
+    flow.carry_groups,
+    {"gamma": _VECTOR, "beta": _VECTOR},
+    ("gamma", "beta"),
+    resize=lambda layer, kept: {"groups": layer.groups * len(kept.output) // kept.sizes[1]},
+)
 
 
 def _over_one_axis(layer, record):
-    """Returns the record of a norm if it is taken over one axis; over several, every channel depends on all positions."""
+    """Returns the record of a norm if it is taken over one axis; over several, every channel
+    depends on all positions.
+    """
     return record if isinstance(layer.axis, int) or len(layer.axis) == 1 else None
 
 
 def _prelu(layer):
-    """A slope for each channel of channels_last, or shared by all channels; each axis that is shared has length 1."""
+    """A slope for each channel of channels_last, or shared by all channels; each axis that is
+    shared has length 1.
+    """
     if not layer.built:
         return None
     *rest, last = layer.alpha.shape
     axes = (*[None] * len(rest), OUT if last != 1 else None)
     alpha = Weight(axes, each_channel=last == 1)
-    return LayerRecord(_carry_slopes, {"alpha": alpha}, ("alpha",), keeps_zeros=True,
-                       positions=lambda _, __, written, axis: spatial_size(written, axis) // math.prod(rest))
+    return LayerRecord(
+        _carry_slopes,
+        {"alpha": alpha},
+        ("alpha",),
+        keeps_zeros=True,
+        positions=lambda _, __, written, axis: spatial_size(written, axis) // math.prod(rest),
+    )
 
 
 def _carry_slopes(channel_flow, call):
-    """As flow.carry, where the slopes are those of the last axis, or shared along the axis of the channels."""
+    """As flow.carry, where the slopes are those of the last axis, or shared along the axis of the
+    channels.
+    """
     channels, alpha = channel_flow.channels[call.inputs[0]], call.layer.alpha
-    fits = channels.axis is not None and (channels.axis == len(alpha.shape) or alpha.shape[channels.axis - 1] == 1)
+    fits = channels.axis is not None and (
+        channels.axis == len(alpha.shape) or alpha.shape[channels.axis - 1] == 1
+    )
     return flow.carry(channel_flow, call) if fits else flow.close(channel_flow, call)
 
 
@@ -213,6 +328,7 @@ def _carry_last(channel_flow, call):
 
 # ---------------------------------------------------------------- kinds without weights
 
+
 def _resize_reshape(layer, kept):
     shape = list(layer.target_shape)
     if kept.axis is not None and shape[kept.axis - 1] != -1:
@@ -221,55 +337,127 @@ def _resize_reshape(layer, kept):
 
 
 _CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
-_CARRY_ZEROS, _TILE_ZEROS = LayerRecord(flow.carry, keeps_zeros=True), LayerRecord(flow.tile, keeps_zeros=True)
+_CARRY_ZEROS, _TILE_ZEROS = (
+    LayerRecord(flow.carry, keeps_zeros=True),
+    LayerRecord(flow.tile, keeps_zeros=True),
+)
 
-RECORDS.update({
-    layers.Conv1D: _conv(1), layers.Conv2D: _conv(2), layers.Conv3D: _conv(3),
-    layers.Conv1DTranspose: _conv_transpose(1), layers.Conv2DTranspose: _conv_transpose(2),
-    layers.Conv3DTranspose: _conv_transpose(3),
-    layers.DepthwiseConv1D: _depthwise(1), layers.DepthwiseConv2D: _depthwise(2),
-    layers.SeparableConv1D: _separable(1), layers.SeparableConv2D: _separable(2),
-    layers.Dense: _DENSE, layers.EinsumDense: _einsum,
-    layers.BatchNormalization: _BATCH_NORM,
-    layers.LayerNormalization: lambda layer: _over_one_axis(layer, None if layer.rms_scaling else _LAYER_NORM),
-    layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
-    layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM), layers.GroupNormalization: _GROUP_NORM,
-    layers.PReLU: _prelu, layers.Rescaling: _rescaling,
-    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.GaussianNoise,
-                     layers.AlphaDropout), _CARRY),
-    layers.Softmax: LayerRecord(flow.carry_beside_axis),
-    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum), _MERGE),
-    layers.Concatenate: LayerRecord(flow.stack),
-    **dict.fromkeys((
-        layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, layers.Cropping1D, layers.Cropping2D,
-        layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.MaxPooling1D,
-        layers.MaxPooling2D, layers.MaxPooling3D, layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
-        layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, layers.GlobalAveragePooling1D,
-        layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, layers.SpatialDropout1D, layers.SpatialDropout2D,
-        layers.SpatialDropout3D, layers.GaussianDropout, layers.Identity, layers.CenterCrop,
-        layers.ActivityRegularization), _CARRY_ZEROS),
-    layers.Dropout: LayerRecord(flow.carry_noise, keeps_zeros=True),
-    layers.Resizing: lambda layer: _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS,
-    layers.Flatten: _TILE_ZEROS, layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-    layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
-    **dict.fromkeys((layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)),
-    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), LayerRecord(
-        flow.close, flops=attention.flops, parts=attention.parts)),
-    # what networks of keras.applications have besides
-    "keras.src.applications.convnext.LayerScale": LayerRecord(
-        flow.carry, {"gamma": _VECTOR}, ("gamma",), keeps_zeros=True,
-        resize=lambda _, kept: {"projection_dim": len(kept.output)}),
-    "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
-})
+RECORDS.update(
+    {
+        layers.Conv1D: _conv(1),
+        layers.Conv2D: _conv(2),
+        layers.Conv3D: _conv(3),
+        layers.Conv1DTranspose: _conv_transpose(1),
+        layers.Conv2DTranspose: _conv_transpose(2),
+        layers.Conv3DTranspose: _conv_transpose(3),
+        layers.DepthwiseConv1D: _depthwise(1),
+        layers.DepthwiseConv2D: _depthwise(2),
+        layers.SeparableConv1D: _separable(1),
+        layers.SeparableConv2D: _separable(2),
+        layers.Dense: _DENSE,
+        layers.EinsumDense: _einsum,
+        layers.BatchNormalization: _BATCH_NORM,
+        layers.LayerNormalization: lambda layer: _over_one_axis(
+            layer, None if layer.rms_scaling else _LAYER_NORM
+        ),
+        layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
+        layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM),
+        layers.GroupNormalization: _GROUP_NORM,
+        layers.PReLU: _prelu,
+        layers.Rescaling: _rescaling,
+        **dict.fromkeys(
+            (
+                layers.Activation,
+                layers.ReLU,
+                layers.LeakyReLU,
+                layers.ELU,
+                layers.GaussianNoise,
+                layers.AlphaDropout,
+            ),
+            _CARRY,
+        ),
+        layers.Softmax: LayerRecord(flow.carry_beside_axis),
+        **dict.fromkeys(
+            (
+                layers.Add,
+                layers.Subtract,
+                layers.Multiply,
+                layers.Average,
+                layers.Maximum,
+                layers.Minimum,
+            ),
+            _MERGE,
+        ),
+        layers.Concatenate: LayerRecord(flow.stack),
+        **dict.fromkeys(
+            (
+                layers.ZeroPadding1D,
+                layers.ZeroPadding2D,
+                layers.ZeroPadding3D,
+                layers.Cropping1D,
+                layers.Cropping2D,
+                layers.Cropping3D,
+                layers.UpSampling1D,
+                layers.UpSampling2D,
+                layers.UpSampling3D,
+                layers.MaxPooling1D,
+                layers.MaxPooling2D,
+                layers.MaxPooling3D,
+                layers.AveragePooling1D,
+                layers.AveragePooling2D,
+                layers.AveragePooling3D,
+                layers.GlobalMaxPooling1D,
+                layers.GlobalMaxPooling2D,
+                layers.GlobalMaxPooling3D,
+                layers.GlobalAveragePooling1D,
+                layers.GlobalAveragePooling2D,
+                layers.GlobalAveragePooling3D,
+                layers.SpatialDropout1D,
+                layers.SpatialDropout2D,
+                layers.SpatialDropout3D,
+                layers.GaussianDropout,
+                layers.Identity,
+                layers.CenterCrop,
+                layers.ActivityRegularization,
+            ),
+            _CARRY_ZEROS,
+        ),
+        layers.Dropout: LayerRecord(flow.carry_noise, keeps_zeros=True),
+        layers.Resizing: lambda layer: (
+            _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS
+        ),
+        layers.Flatten: _TILE_ZEROS,
+        layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
+        layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
+        **dict.fromkeys(
+            (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
+        ),
+        **dict.fromkeys(
+            (layers.MultiHeadAttention, layers.GroupQueryAttention),
+            LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
+        ),
+        # what networks of keras.applications have besides
+        "keras.src.applications.convnext.LayerScale": LayerRecord(
+            flow.carry,
+            {"gamma": _VECTOR},
+            ("gamma",),
+            keeps_zeros=True,
+            resize=lambda _, kept: {"projection_dim": len(kept.output)},
+        ),
+        "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
+    }
+)
 
 # ---------------------------------------------------------------- what the network returns
 
 
 def classifier_of(graph):
-    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are removed; None if none does.
+    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are
+    removed; None if none does.
 
-    That is a mixing layer of one position and several units, called once, whose output the network returns, maybe behind a
-    softmax. What returns images, maps or a single number has no class logits, and neither has a network of several outputs.
+    That is a mixing layer of one position and several units, called once, whose output the network
+    returns, maybe behind a softmax. What returns images, maps or a single number has no class
+    logits, and neither has a network of several outputs.
 
     Args:
         graph: graph.calls.Graph.
@@ -287,4 +475,5 @@ def classifier_of(graph):
 
 def _is_softmax(layer):
     return type(layer) is layers.Softmax or (
-        type(layer) is layers.Activation and layer.activation is keras.activations.softmax)
+        type(layer) is layers.Activation and layer.activation is keras.activations.softmax
+    )

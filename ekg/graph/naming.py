@@ -11,8 +11,10 @@ from ekg.graph.calls import Graph, looked_into
 def named_weights(model):
     """Returns [(layer, name of the weight in the whole model, variable)] of a functional model.
 
-    Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel"; a layer inside a layer goes by the
-    attribute that holds it, as in "attention/query_dense/kernel". So they do not depend on what else the process has made.
+    Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel"; a layer
+        inside a layer goes by the
+    attribute that holds it, as in "attention/query_dense/kernel". So they do not depend on what
+    else the process has made.
 
     Raises:
         EkgError: two weights have one name.
@@ -20,7 +22,10 @@ def named_weights(model):
     found, names = [], set()
 
     def visit(layer, key):
-        own = {id(variable) for variable in (*layer._trainable_variables, *layer._non_trainable_variables)}
+        own = {
+            id(variable)
+            for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
+        }
         for variable in layer.weights:
             if id(variable) in own and id(variable) not in seen:
                 seen.add(id(variable))
@@ -34,13 +39,18 @@ def named_weights(model):
             visit(layer, key)
     for layer, name, _ in found:
         if name in names:
-            raise EkgError(f"two weights of `model` {model.name!r} have the name {name!r}; rename layer {layer.name!r}.")
+            raise EkgError(
+                f"two weights of `model` {model.name!r} have the name {name!r}; rename layer "
+                f"{layer.name!r}."
+            )
         names.add(name)
     return found
 
 
 def _weight_name(layer, variable):
-    """Returns a variable's own name, or the attribute that holds it where Keras has numbered it itself."""
+    """Returns a variable's own name, or the attribute that holds it where Keras has numbered it
+    itself.
+    """
     if not re.fullmatch(r"variable(_\d+)?", variable.name):
         return variable.name
     return _attribute_of(layer, variable) or variable.name

@@ -104,9 +104,12 @@ class Opener:
 def _compiled(which):
     patterns = [which] if isinstance(which, str) else which
     if not isinstance(patterns, (list, tuple)) or not all(
-            isinstance(pattern, str) for pattern in patterns):
-        raise EkgError("`open_layers` must be True, False, a regular expression for names of "
-                       f"layers, or a list of these; received {which!r}.")
+        isinstance(pattern, str) for pattern in patterns
+    ):
+        raise EkgError(
+            "`open_layers` must be True, False, a regular expression for names of "
+            f"layers, or a list of these; received {which!r}."
+        )
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
@@ -125,10 +128,12 @@ def is_made_of_layers(layer):
 
 def _signature(arguments, symbols):
     """Returns a text that two calls share if one functional model serves both."""
+
     def described(leaf):
         if isinstance(leaf, Ref):
             return str((symbols[leaf.number].shape, symbols[leaf.number].dtype))
         return repr(leaf)
+
     return repr(keras.tree.map_structure(described, arguments))
 
 
@@ -193,6 +198,7 @@ def _entries(layer, arguments, symbols):
         casts = layer.autocast and all(map(keras.backend.is_float_dtype, dtypes))
         is_cast = casts and dtypes[0] != dtypes[1]
         return keras.ops.cast(inputs[-1], dtypes[1]) if is_cast else inputs[-1]
+
     args, kwargs = keras.tree.map_structure(entry, arguments)
     training = inspect.signature(layer.call).parameters.get("training")
     if training is not None and training.default is inspect.Parameter.empty:
@@ -223,14 +229,17 @@ def _check_outputs(layer, model, arguments, sizes, structure):
                 return leaf
             values.append(_random(sizes[leaf.number], rng))
             return values[-1]
+
         args, kwargs = keras.tree.map_structure(value_of, arguments)
         try:
             expected, states = _run(layer, training, args, _without_training(kwargs))
             found, new_states = _run(model, training, (_packed(values, structure),), {})
         except Exception as error:  # whatever a layer of the user's own raises
             raise Closed(f"the graph of its parts does not run: {first_line(error)}") from error
-        pairs = [*zip(keras.tree.flatten(expected), keras.tree.flatten(found)),
-                 *((value, new_states[key]) for key, value in states.items() if key in new_states)]
+        pairs = [
+            *zip(keras.tree.flatten(expected), keras.tree.flatten(found)),
+            *((value, new_states[key]) for key, value in states.items() if key in new_states),
+        ]
         tolerance = TOLERANCE if layer.compute_dtype == "float32" else HALF_TOLERANCE
         if not all(_is_close(first, second, tolerance) for first, second in pairs):
             mode = "training" if training else "inference"
@@ -251,17 +260,22 @@ def _run(layer, training, args, kwargs):
 
     Seeds are others than those that the layer has, so that they count.
     """
-    values = [(variable, variable.value + 1 if variable.dtype == "uint32" else variable.value)
-              for variable in layer.variables]
+    values = [
+        (variable, variable.value + 1 if variable.dtype == "uint32" else variable.value)
+        for variable in layer.variables
+    ]
     with keras.StatelessScope(values) as scope:
         outputs = layer(*args, training=training, **kwargs)
-    return outputs, {id(variable): scope.get_current_value(variable)
-                     for variable in layer.non_trainable_variables}
+    return outputs, {
+        id(variable): scope.get_current_value(variable)
+        for variable in layer.non_trainable_variables
+    }
 
 
 def _is_close(first, second, tolerance):
-    first, second = (np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-                     for value in (first, second))
+    first, second = (
+        np.asarray(keras.ops.convert_to_numpy(value), np.float64) for value in (first, second)
+    )
     if first.shape != second.shape:
         return False
     bound = tolerance * max(np.abs(first).max(initial=0), np.finfo(np.float32).tiny)
@@ -285,21 +299,28 @@ def open_root(model, input_shape):
     what = f"`model` {model.name!r} ({type(model).__name__})"
     entries = _root_entries(model, input_shape)
     if entries is None:
-        raise EkgError(f"{what} is a subclassed model, whose input shape is not known; give "
-                       "`input_shape`, as (224, 224, 3), or call it once on some inputs.")
+        raise EkgError(
+            f"{what} is a subclassed model, whose input shape is not known; give "
+            "`input_shape`, as (224, 224, 3), or call it once on some inputs."
+        )
     symbols = dict(enumerate(keras.tree.flatten(entries)))
     numbers = iter(symbols)
     arguments = (keras.tree.map_structure(lambda _: Ref(next(numbers)), entries),), {}
     sizes = {number: (tuple(symbol.shape), symbol.dtype) for number, symbol in symbols.items()}
     try:
         if not model.built:
-            model(keras.tree.map_structure(lambda symbol: keras.ops.zeros(
-                (1, *symbol.shape[1:]), symbol.dtype), entries))
+            model(
+                keras.tree.map_structure(
+                    lambda symbol: keras.ops.zeros((1, *symbol.shape[1:]), symbol.dtype), entries
+                )
+            )
         opened = take_apart(model, arguments, symbols, sizes, entries)
     except Closed as reason:
-        raise EkgError(f"{what} cannot be taken apart into its layers: {reason}. Make a functional "
-                       "model of its layers: inputs = keras.Input(...); keras.Model(inputs, "
-                       "outputs of its layers).") from reason
+        raise EkgError(
+            f"{what} cannot be taken apart into its layers: {reason}. Make a functional "
+            "model of its layers: inputs = keras.Input(...); keras.Model(inputs, "
+            "outputs of its layers)."
+        ) from reason
     logger.info("%s becomes a functional keras.Model of its layers", what)
     return opened
 
@@ -313,8 +334,9 @@ def _root_entries(model, input_shape):
         if len(built) != 1:
             return None
         input_shape = _without_batch(next(iter(built.values())))
-    return _map_shapes(lambda shape: keras.KerasTensor((None, *shape), keras.config.floatx()),
-                       input_shape)
+    return _map_shapes(
+        lambda shape: keras.KerasTensor((None, *shape), keras.config.floatx()), input_shape
+    )
 
 
 def _without_batch(shapes):

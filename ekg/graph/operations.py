@@ -1,4 +1,6 @@
-"""The records of functions of keras.ops and of Python operators, as they stand in a functional graph."""
+"""The records of functions of keras.ops and of Python operators, as they stand in a functional
+graph.
+"""
 
 import keras
 import numpy as np
@@ -14,12 +16,18 @@ from ekg.graph.refs import Ref
 
 def _carry(channel_flow, call):
     """One tensor element by element; whatever else the call takes is a number."""
-    return channel_flow.channels[call.inputs[0]] if len(call.inputs) == 1 else flow.close(channel_flow, call)
+    return (
+        channel_flow.channels[call.inputs[0]]
+        if len(call.inputs) == 1
+        else flow.close(channel_flow, call)
+    )
 
 
 def _clip(channel_flow, call):
     bounds = call.layer.x_min, call.layer.x_max
-    return flow.close(channel_flow, call) if any(map(np.ndim, bounds)) else _carry(channel_flow, call)
+    return (
+        flow.close(channel_flow, call) if any(map(np.ndim, bounds)) else _carry(channel_flow, call)
+    )
 
 
 def _divide(channel_flow, call):
@@ -39,9 +47,17 @@ def _reduce(channel_flow, call):
     """A mean, sum or extreme over positions."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axes = _axes(call, rank)
-    if channels.axis is None or channels.axis in axes or 0 in axes or getattr(call.layer, "initial", None) is not None:
+    if (
+        channels.axis is None
+        or channels.axis in axes
+        or 0 in axes
+        or getattr(call.layer, "initial", None) is not None
+    ):
         return flow.close(channel_flow, call)
-    return Channels(channels.labels, channels.axis - (0 if call.layer.keepdims else sum(a < channels.axis for a in axes)))
+    return Channels(
+        channels.labels,
+        channels.axis - (0 if call.layer.keepdims else sum(a < channels.axis for a in axes)),
+    )
 
 
 def _expand(channel_flow, call):
@@ -49,12 +65,18 @@ def _expand(channel_flow, call):
     axes = _axes(call, rank)
     if channels.axis is None or 0 in axes:
         return flow.close(channel_flow, call)
-    return Channels(channels.labels, [axis for axis in range(rank) if axis not in axes][channels.axis])
+    return Channels(
+        channels.labels, [axis for axis in range(rank) if axis not in axes][channels.axis]
+    )
 
 
 def _squeeze(channel_flow, call):
     channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
-    axes = [i for i, size in enumerate(shape) if size == 1] if call.layer.axis is None else _axes(call, len(shape))
+    axes = (
+        [i for i, size in enumerate(shape) if size == 1]
+        if call.layer.axis is None
+        else _axes(call, len(shape))
+    )
     if call.layer.axis is None or channels.axis is None or channels.axis in axes or 0 in axes:
         return flow.close(channel_flow, call)  # without an axis a last channel would go, too
     return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
@@ -75,7 +97,9 @@ def _swap(channel_flow, call):
 
 def _move(channel_flow, call):
     rank = len(channel_flow.shapes[call.inputs[0]])
-    source, destination = ([axis % rank for axis in axes] for axes in (call.layer.source, call.layer.destination))
+    source, destination = (
+        [axis % rank for axis in axes] for axes in (call.layer.source, call.layer.destination)
+    )
     order = [axis for axis in range(rank) if axis not in source]
     for to, axis in sorted(zip(destination, source)):
         order.insert(to, axis)
@@ -93,7 +117,9 @@ def _pad(channel_flow, call):
 
 
 def _split(channel_flow, call):
-    """Parts of equal size shrink together; a split along another axis leaves the channels as they are."""
+    """Parts of equal size shrink together; a split along another axis leaves the channels as they
+    are.
+    """
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axis = call.layer.axis % rank
     if channels.axis is None or axis == 0:
@@ -104,7 +130,9 @@ def _split(channel_flow, call):
     if any(channel_flow.shapes[number][axis] != size for number in call.outputs):
         return flow.close(channel_flow, call)
     _tie(channel_flow, channels.labels, size)
-    return [Channels(channels.labels[i * size:(i + 1) * size], axis) for i in range(len(call.outputs))]
+    return [
+        Channels(channels.labels[i * size : (i + 1) * size], axis) for i in range(len(call.outputs))
+    ]
 
 
 def _tie(channel_flow, labels, size):
@@ -120,13 +148,15 @@ def _key_of(call):
 
 
 def _expanded(key, rank):
-    """Returns the entries of an index for each axis, with slices in place of the ellipsis, and those for new axes."""
+    """Returns the entries of an index for each axis, with slices in place of the ellipsis, and
+    those for new axes.
+    """
     named = sum(entry is not None and entry is not Ellipsis for entry in key)
     rest = [slice(None)] * (rank - named)
     if Ellipsis not in key:
         return [*key, *rest]
     place = key.index(Ellipsis)
-    return [*key[:place], *rest, *key[place + 1:]]
+    return [*key[:place], *rest, *key[place + 1 :]]
 
 
 def _get_item(channel_flow, call):
@@ -134,7 +164,8 @@ def _get_item(channel_flow, call):
     channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
     key = _key_of(call)
     if channels.axis is None or not all(
-            entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in key):
+        entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in key
+    ):
         return flow.close(channel_flow, call)
     axis, target, labels = -1, -1, None
     for entry in _expanded(key, len(shape)):
@@ -155,6 +186,7 @@ def _get_item(channel_flow, call):
 
 
 # ---------------------------------------------------------------- what a cut changes
+
 
 def _resize_reshape(operation, kept):
     shape = list(operation.newshape)
@@ -179,9 +211,14 @@ def slice_constants(call, args, kwargs, kept):
         if isinstance(value, keras.KerasTensor) or not hasattr(value, "shape") or from_end is None:
             return value
         shape = tuple(value.shape)
-        if len(shape) < -from_end or shape[from_end] != kept.sizes[1] or len(kept.output) == kept.sizes[1]:
+        if (
+            len(shape) < -from_end
+            or shape[from_end] != kept.sizes[1]
+            or len(kept.output) == kept.sizes[1]
+        ):
             return value
         return np.take(np.asarray(value), kept.output, len(shape) + from_end)
+
     return keras.tree.map_structure(sliced, (args, kwargs))
 
 
@@ -202,25 +239,66 @@ def _slice_key(call, args, kwargs, kept):
 
 # ---------------------------------------------------------------- table
 
-_ELEMENTWISE = ("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid",
-                "LogSigmoid", "Tanh", "HardTanh", "Softplus", "Softsign", "Squareplus", "SoftShrink", "HardShrink",
-                "TanhShrink", "Threshold", "SparsePlus", "SparseSigmoid", "Exp", "Cast", "StopGradient")
+_ELEMENTWISE = (
+    "Relu",
+    "Relu6",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Gelu",
+    "Silu",
+    "HardSilu",
+    "Sigmoid",
+    "HardSigmoid",
+    "LogSigmoid",
+    "Tanh",
+    "HardTanh",
+    "Softplus",
+    "Softsign",
+    "Squareplus",
+    "SoftShrink",
+    "HardShrink",
+    "TanhShrink",
+    "Threshold",
+    "SparsePlus",
+    "SparseSigmoid",
+    "Exp",
+    "Cast",
+    "StopGradient",
+)
 _ELEMENTWISE_ZEROS = ("Abs", "Absolute", "Negative", "Square")
-RECORDS.update({f"keras.ops.{name}": record for name, record in {
-    **dict.fromkeys(_ELEMENTWISE, LayerRecord(_carry)),
-    **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
-    "Clip": LayerRecord(_clip),
-    **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
-                    LayerRecord(flow.merge, arguments=slice_constants)),
-    **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)),
-    "Concatenate": LayerRecord(flow.stack),
-    **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
-    "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-    "Transpose": LayerRecord(_transpose, keeps_zeros=True), "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
-    "Moveaxis": LayerRecord(_move, keeps_zeros=True), "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
-    "Squeeze": LayerRecord(_squeeze, keeps_zeros=True), "Pad": LayerRecord(_pad),
-    "Split": LayerRecord(_split, resize=_resize_split), "GetItem": LayerRecord(_get_item, arguments=_slice_key),
-    "Softmax": LayerRecord(flow.carry_beside_axis), "Resize": lambda operation: LayerRecord(
-        flow.carry, keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0),
-}.items()})
+RECORDS.update(
+    {
+        f"keras.ops.{name}": record
+        for name, record in {
+            **dict.fromkeys(_ELEMENTWISE, LayerRecord(_carry)),
+            **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
+            "Clip": LayerRecord(_clip),
+            **dict.fromkeys(
+                ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
+                LayerRecord(flow.merge, arguments=slice_constants),
+            ),
+            **dict.fromkeys(
+                ("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)
+            ),
+            "Concatenate": LayerRecord(flow.stack),
+            **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
+            "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
+            "Transpose": LayerRecord(_transpose, keeps_zeros=True),
+            "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
+            "Moveaxis": LayerRecord(_move, keeps_zeros=True),
+            "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
+            "Squeeze": LayerRecord(_squeeze, keeps_zeros=True),
+            "Pad": LayerRecord(_pad),
+            "Split": LayerRecord(_split, resize=_resize_split),
+            "GetItem": LayerRecord(_get_item, arguments=_slice_key),
+            "Softmax": LayerRecord(flow.carry_beside_axis),
+            "Resize": lambda operation: LayerRecord(
+                flow.carry,
+                keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0,
+            ),
+        }.items()
+    }
+)
 RECORDS[Entry] = LayerRecord(_carry, keeps_zeros=True)

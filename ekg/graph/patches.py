@@ -1,9 +1,11 @@
-"""The linear part of a layer, as least squares need it: patches of what it reads, and its kernel as a matrix.
+"""The linear part of a layer, as least squares need it: patches of what it reads, and its kernel as
+a matrix.
 
-A function named of_... is what a layer record's `patches` may be. It takes a layer and the tensor that it reads, and
-returns patches [batch, positions..., blocks, rows]. For the kernel as kernel_matrix() gives it, [blocks, rows, columns],
-the layer computes patches · kernel + bias before its activation, block by block: one block for a layer in which every
-channel depends on all others, one per group for a layer that works in groups, one per channel for a depthwise one.
+A function named of_... is what a layer record's `patches` may be. It takes a layer and the tensor
+that it reads, and returns patches [batch, positions..., blocks, rows]. For the kernel as
+kernel_matrix() gives it, [blocks, rows, columns], the layer computes patches · kernel + bias before
+its activation, block by block: one block for a layer in which every channel depends on all others,
+one per group for a layer that works in groups, one per channel for a depthwise one.
 """
 
 import math
@@ -22,7 +24,9 @@ def of_convolution(layer, x):
     x = _channels_last(layer, x)
     padding = layer.padding
     if padding == "causal":
-        x = keras.ops.pad(x, [(0, 0), (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0), (0, 0)])
+        x = keras.ops.pad(
+            x, [(0, 0), (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0), (0, 0)]
+        )
         padding = "valid"
     return _windows(x, layer.kernel_size, layer.strides, padding, layer.dilation_rate, layer.groups)
 
@@ -30,23 +34,42 @@ def of_convolution(layer, x):
 def of_depthwise(layer, x):
     """Returns the patches of a depthwise convolution, with one block per channel."""
     x = _channels_last(layer, x)
-    return _windows(x, layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate, x.shape[-1])
+    return _windows(
+        x, layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate, x.shape[-1]
+    )
 
 
 def of_separable(layer, x):
-    """Returns the patches of the pointwise half of a separable convolution: what its depthwise half writes."""
-    y = keras.ops.depthwise_conv(x, layer.depthwise_kernel, layer.strides, layer.padding, layer.data_format,
-                                 layer.dilation_rate)
+    """Returns the patches of the pointwise half of a separable convolution: what its depthwise half
+    writes.
+    """
+    y = keras.ops.depthwise_conv(
+        x,
+        layer.depthwise_kernel,
+        layer.strides,
+        layer.padding,
+        layer.data_format,
+        layer.dilation_rate,
+    )
     return _channels_last(layer, y)[..., None, :]
 
 
 def of_transposed(layer, x):
-    """Returns the patches of a transposed convolution: what it would write with a filter for each row of its kernel."""
+    """Returns the patches of a transposed convolution: what it would write with a filter for each
+    row of its kernel.
+    """
     x, count = _channels_last(layer, x), math.prod(layer.kernel_size)
     rows = count * x.shape[-1]
     identity = np.eye(rows, dtype="float32").reshape(rows, *layer.kernel_size, x.shape[-1])
-    y = keras.ops.conv_transpose(x, np.moveaxis(identity, 0, -2), layer.strides, layer.padding, layer.output_padding,
-                                 "channels_last", layer.dilation_rate)
+    y = keras.ops.conv_transpose(
+        x,
+        np.moveaxis(identity, 0, -2),
+        layer.strides,
+        layer.padding,
+        layer.output_padding,
+        "channels_last",
+        layer.dilation_rate,
+    )
     return y[..., None, :]
 
 
@@ -55,7 +78,9 @@ def _channels_last(layer, x):
 
 
 def _windows(x, size, strides, padding, dilation, blocks):
-    """Returns [batch, positions..., blocks, rows], with the rows in the order (offset in the window, channel)."""
+    """Returns [batch, positions..., blocks, rows], with the rows in the order (offset in the
+    window, channel).
+    """
     channels, count = x.shape[-1], math.prod(size)
     if count == 1:
         y = x[(slice(None), *(slice(None, None, step) for step in strides))]
@@ -84,7 +109,9 @@ def kernel_matrix(kernel, weight, blocks):
 
 
 def kernel_from_matrix(matrix, weight, shape):
-    """Returns the kernel of this shape that kernel_matrix() takes for this matrix [blocks, rows, columns]."""
+    """Returns the kernel of this shape that kernel_matrix() takes for this matrix [blocks, rows,
+    columns].
+    """
     order = _order(weight, len(shape))
     moved = matrix.transpose(1, 0, 2).reshape([shape[axis] for axis in order])
     return np.transpose(moved, np.argsort(order))

@@ -27,8 +27,10 @@ def _recur(channel_flow, call):
     labels = channel_flow.begin(call, len(channel_flow.shapes[call.output]) - 1).labels
     functions = [getattr(layer.cell, name, None) for name in ("activation", "recurrent_activation")]
     if not all(map(is_elementwise, functions)):
-        channel_flow.close(labels, f"an activation of {flow.describe(call)} is not known to treat "
-                                   "each channel by itself")
+        channel_flow.close(
+            labels,
+            f"an activation of {flow.describe(call)} is not known to treat each channel by itself",
+        )
     for name, numbers in named.items():
         for channels in (channel_flow.channels[number] for number in numbers):
             if name == "initial_state" and channels.axis == 1:
@@ -44,8 +46,13 @@ def _resize(layer, kept):
 
     def sized(value):
         return units if isinstance(value, int) else [units for _ in value]
-    return {"cell.units": units, "cell.output_size": units,
-            "cell.state_size": sized(layer.cell.state_size), "state_size": sized(layer.state_size)}
+
+    return {
+        "cell.units": units,
+        "cell.output_size": units,
+        "cell.state_size": sized(layer.cell.state_size),
+        "state_size": sized(layer.state_size),
+    }
 
 
 def _record(layer):
@@ -53,11 +60,17 @@ def _record(layer):
     bias = getattr(layer.cell, "bias", None)
     is_double = bias is not None and len(bias.shape) == 2  # a GRU that resets after the product
     return LayerRecord(
-        _recur, {"kernel": Weight((IN, OUT), (1,), is_tiled=True),
-                 "recurrent_kernel": Weight((BACK, OUT), (1,), is_tiled=True),
-                 "bias": Weight((None, OUT) if is_double else (OUT,), is_tiled=True)},
-        ("kernel", "recurrent_kernel"), positions=lambda _, read, __, ___: read[1], mixes=True,
-        resize=_resize)
+        _recur,
+        {
+            "kernel": Weight((IN, OUT), (1,), is_tiled=True),
+            "recurrent_kernel": Weight((BACK, OUT), (1,), is_tiled=True),
+            "bias": Weight((None, OUT) if is_double else (OUT,), is_tiled=True),
+        },
+        ("kernel", "recurrent_kernel"),
+        positions=lambda _, read, __, ___: read[1],
+        mixes=True,
+        resize=_resize,
+    )
 
 
 # ---------------------------------------------------------------- both directions
@@ -95,8 +108,10 @@ class BothDirections(Parts):
     def __init__(self, layer):
         self._layer = layer
         self._merging = Merging(layer, "merge")
-        self.held = {layer.forward_layer.name: "forward_layer",
-                     layer.backward_layer.name: "backward_layer"}
+        self.held = {
+            layer.forward_layer.name: "forward_layer",
+            layer.backward_layer.name: "backward_layer",
+        }
 
     def call(self, sequences, initial_state=None, mask=None, training=None):
         both, outputs, states = (self._layer.forward_layer, self._layer.backward_layer), [], []
@@ -104,7 +119,8 @@ class BothDirections(Parts):
         given = (initial_state[:half], initial_state[half:]) if half else ({}, {})
         for layer, state in zip(both, given):
             options = ({"initial_state": state} if half else {}) | (
-                {} if mask is None else {"mask": mask})
+                {} if mask is None else {"mask": mask}
+            )
             y = layer(sequences, **options)
             outputs.append(y[0] if self._layer.return_state else y)
             states += y[1:] if self._layer.return_state else []
@@ -138,14 +154,18 @@ def _both(layer):
     both = (layer.forward_layer, layer.backward_layer)
     if any(type(one) not in KINDS for one in both) or both[0].units != both[1].units:
         return None
-    return LayerRecord(flow.close, flops=flops,
-                       parts=lambda own, _: BothDirections(own) if own.built else None)
+    return LayerRecord(
+        flow.close, flops=flops, parts=lambda own, _: BothDirections(own) if own.built else None
+    )
 
 
 def flops(layer, shapes, _written):
     """Every entry of every kernel at each time step, of a layer that stays whole."""
-    kernels = [variable for variable in layer.weights if len(variable.shape) > 1
-               and "bias" not in variable.name]
+    kernels = [
+        variable
+        for variable in layer.weights
+        if len(variable.shape) > 1 and "bias" not in variable.name
+    ]
     return int(shapes[0][1] * sum(np.prod(variable.shape) for variable in kernels))
 
 
@@ -153,6 +173,6 @@ def _built(layer):
     return _record(layer) if layer.built else None
 
 
-RECORDS.update({
-    **dict.fromkeys(KINDS, _built), layers.Bidirectional: _both, Merging: LayerRecord(_merge),
-})
+RECORDS.update(
+    {**dict.fromkeys(KINDS, _built), layers.Bidirectional: _both, Merging: LayerRecord(_merge)}
+)

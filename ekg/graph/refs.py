@@ -8,6 +8,7 @@ import keras
 @dataclasses.dataclass(frozen=True)
 class Ref:
     """Stands for tensor `number` among the arguments of a call."""
+
     number: int
 
 
@@ -18,4 +19,6 @@ def refs_in(structure):
 
 def fill_in(structure, tensors):
     """Returns a structure with every Ref replaced by the tensor of its number."""
-    return keras.tree.map_structure(lambda leaf: tensors[leaf.number] if isinstance(leaf, Ref) else leaf, structure)
+    return keras.tree.map_structure(
+        lambda leaf: tensors[leaf.number] if isinstance(leaf, Ref) else leaf, structure
+    )

@@ -1,4 +1,6 @@
-"""The steps of a graph: calls of layers, of nested models, and of layers that stand as their parts."""
+"""The steps of a graph: calls of layers, of nested models, and of layers that stand as their
+parts.
+"""
 
 import dataclasses
 import functools
@@ -16,11 +18,13 @@ class Call:
 
     Attributes:
         layer: the Keras layer or other operation that is called.
-        key: name of the layer in the whole model: "mobilenet/conv1" for layer conv1 of the nested model mobilenet.
+        key: name of the layer in the whole model: "mobilenet/conv1" for layer conv1 of the nested
+            model mobilenet.
         args: positional arguments, with a Ref for every tensor.
         kwargs: arguments by name, likewise.
         outputs: numbers of the tensors that it writes.
     """
+
     layer: keras.Operation
     key: str
     args: tuple
@@ -55,6 +59,7 @@ class ModelCall:
         outputs: numbers of the tensors that it returns.
         steps: the Calls and ModelCalls inside, in the order in which they run.
     """
+
     model: keras.Model
     key: str
     args: tuple
@@ -77,6 +82,7 @@ class PartsCall:
         parts: records.Parts of the layer.
         steps: the Calls of its parts, in the order in which they run.
     """
+
     layer: keras.layers.Layer
     key: str
     args: tuple
@@ -94,14 +100,19 @@ def numbers_by_name(call):
 
 
 class Entry(keras.Operation):
-    """What a nested model does to an input: nothing but to give it the number format that it asks for."""
+    """What a nested model does to an input: nothing but to give it the number format that it asks
+    for.
+    """
 
     def __init__(self, dtype):
         super().__init__()
         self.dtype = dtype
 
     def call(self, x):
-        floats = [keras.backend.is_float_dtype(dtype) for dtype in (self.dtype, keras.backend.standardize_dtype(x.dtype))]
+        floats = [
+            keras.backend.is_float_dtype(dtype)
+            for dtype in (self.dtype, keras.backend.standardize_dtype(x.dtype))
+        ]
         return x if all(floats) else keras.ops.cast(x, self.dtype)
 
     def compute_output_spec(self, x):

@@ -8,12 +8,14 @@ from ekg.graph.execute import run_call
 from ekg.graph.flow import describe
 from ekg.graph.norms import uses_batch_statistics
 
-# A value that is taken as a constant on the way back may leave the first derivative right; the second one is wrong then.
+# A value that is taken as a constant on the way back may leave the first derivative right; the
+# second one is wrong then.
 _BREAKS = ("StopGradient",)
 
 
 def check_second_derivatives(graph, options, training):
-    """Raises EkgError if a layer takes a part of its output as a constant on the way back, as Keras' own norms do.
+    """Raises EkgError if a layer takes a part of its output as a constant on the way back, as
+    Keras' own norms do.
 
     Args:
         graph: graph.calls.Graph.
@@ -27,7 +29,9 @@ def check_second_derivatives(graph, options, training):
         tensors = {0: images}
         for call in graph.calls:
             before = len(tf.compat.v1.get_default_graph().get_operations())
-            variables = [tf.zeros(variable.shape, variable.dtype) for variable in layer_variables(call.layer)]
+            variables = [
+                tf.zeros(variable.shape, variable.dtype) for variable in layer_variables(call.layer)
+            ]
             is_training = training and uses_batch_statistics(call.layer)
             outputs, _ = run_call(call, variables, tensors, is_training, options)
             tensors.update(zip(call.outputs, outputs))
@@ -36,10 +40,17 @@ def check_second_derivatives(graph, options, training):
                 inexact.append(describe(call))
         return tensors[graph.output]
 
-    traced = trace.get_concrete_function(tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype))
-    for function in traced.graph.as_graph_def().library.function:  # a layer's own tf.function, or a loop's body
+    traced = trace.get_concrete_function(
+        tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype)
+    )
+    for function in (
+        traced.graph.as_graph_def().library.function
+    ):  # a layer's own tf.function, or a loop's body
         if any(node.op in _BREAKS for node in function.node_def):
             inexact.append(f"the function {function.signature.name!r}")
     if inexact:
-        raise EkgError(f"the second derivatives of {', '.join(dict.fromkeys(inexact))} in `model` {graph.model.name!r} are "
-                       "not exact, so its Hessian cannot be computed; take a network without these layers.")
+        raise EkgError(
+            f"the second derivatives of {', '.join(dict.fromkeys(inexact))} in `model` "
+            f"{graph.model.name!r} are "
+            "not exact, so its Hessian cannot be computed; take a network without these layers."
+        )

@@ -1,8 +1,10 @@
-"""The loss of a network as a function of its parameters: gradient, Hessian products, condition number.
+"""The loss of a network as a function of its parameters: gradient, Hessian products, condition
+number.
 
-The Hessian of the mean cross-entropy is never formed; its products with vectors are exact (reverse over reverse). The
-condition number is κ = |λ_min / λ_max| with the algebraically largest and the smallest eigenvalue (Li et al. 2018,
-"Visualizing the Loss Landscape of Neural Nets", who plot that ratio): 0 is convex-like, smaller is smoother.
+The Hessian of the mean cross-entropy is never formed; its products with vectors are exact (reverse
+over reverse). The condition number is κ = |λ_min / λ_max| with the algebraically largest and the
+smallest eigenvalue (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", who plot that
+ratio): 0 is convex-like, smaller is smoother.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
 PARAMETERS = ("kernels", "all")
-SECOND_ORDER = ExecutionOptions(fuse_norms=False, norms_alone=True)  # the fused batch norm's second derivatives are slow
+SECOND_ORDER = ExecutionOptions(
+    fuse_norms=False, norms_alone=True
+)  # the fused batch norm's second derivatives are slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Spectrum(lanczos.Ends):
 
     Attributes:
         parameters: "kernels" (rank above 1) or "all".
-        batch_statistics: whether batch norms took the statistics of the batch, else the moving ones.
+        batch_statistics: whether batch norms took the statistics of the batch, else the moving
+            ones.
         num_images: images of the mean loss.
         former_norms: whether kernels that a batch norm follows were taken at the norm that they had
             before a cut, as κ depends on their scale; else as they are.
     """
+
     parameters: str
     batch_statistics: bool
     num_images: int
@@ -56,11 +62,13 @@ class Parameters:
     Attributes:
         arrays: list of their values.
         filter_axes: for each array the axes whose indices name a filter; see graph.layers.Weight.
-        support: list of 0/1 arrays of the same shapes: which of them the network has; None stands for all.
+        support: list of 0/1 arrays of the same shapes: which of them the network has; None stands
+            for all.
         kind: one of PARAMETERS.
         factors: for each array that by which it is multiplied to be at its norm before a cut,
             float32; None where all are taken as they are. See norm_factors().
     """
+
     arrays: list
     filter_axes: list
     support: list | None
@@ -72,7 +80,8 @@ class Landscape:
     """Mean cross-entropy over fixed images as a function of the parameters of a network.
 
     Attributes:
-        point: the parameters as they are, float32 [dimension]; those outside the network's support are zero.
+        point: the parameters as they are, float32 [dimension]; those outside the network's support
+            are zero.
         support: which parameters the network has, float32 [dimension] of zeros and ones.
     """
 
@@ -81,7 +90,8 @@ class Landscape:
         Args:
             forward: (list of parameter tensors, normalised images) -> logits. Pure.
             parameters: Parameters.
-            batches: data.Batches; images of one are run together, and with batch statistics they share them.
+            batches: data.Batches; images of one are run together, and with batch statistics they
+                share them.
             batch_statistics: for the record.
             use_xla: whether to compile with XLA.
         """
@@ -111,27 +121,44 @@ class Landscape:
         if factors is not None:
             self._factors.assign(factors)
             arrays = [array * factor for array, factor in zip(arrays, factors)]
-        self.support = np.ones(sum(self._sizes), np.float32) if support is None else _flatten(support)
+        self.support = (
+            np.ones(sum(self._sizes), np.float32) if support is None else _flatten(support)
+        )
         self.point = _flatten(arrays) * self.support
 
     def loss(self, point):
         """Returns the mean loss at a point, float32 [dimension]."""
-        return sum(float(loss) for loss in self._by_batch(self._loss, point)) / self._batches.num_images
+        return (
+            sum(float(loss) for loss in self._by_batch(self._loss, point))
+            / self._batches.num_images
+        )
 
     def gradient(self, point):
         """Returns the gradient of the mean loss at a point, float64 [dimension]."""
         return sum(self._by_batch(self._gradient, point)) / self._batches.num_images
 
     def product(self, vector, point=None):
-        """Returns the product of the Hessian at a point (its own one if None) with a vector, float64 [dimension].
+        """Returns the product of the Hessian at a point (its own one if None) with a vector,
+        float64 [dimension].
 
         Vectors and products are within the support.
         """
         vector = np.asarray(vector, np.float32) * self.support
         point = self.point if point is None else point
-        return sum(self._by_batch(self._product, point, vector)) / self._batches.num_images * self.support
+        return (
+            sum(self._by_batch(self._product, point, vector))
+            / self._batches.num_images
+            * self.support
+        )
 
-    def spectrum(self, *, tolerance=lanczos.TOLERANCE, max_products=lanczos.MAX_PRODUCTS, seed=0, on_product=None):
+    def spectrum(
+        self,
+        *,
+        tolerance=lanczos.TOLERANCE,
+        max_products=lanczos.MAX_PRODUCTS,
+        seed=0,
+        on_product=None,
+    ):
         """Returns the Spectrum; see lanczos.spectrum_ends.
 
         Args:
@@ -141,21 +168,43 @@ class Landscape:
             on_product: function (products made, larger relative residual), or None.
         """
         start = np.random.default_rng(seed).standard_normal(self.dimension) * self.support
-        ends = lanczos.spectrum_ends(self.product, start, int(self.support.sum()), tolerance=tolerance,
-                                     max_products=max_products, on_product=on_product)
+        ends = lanczos.spectrum_ends(
+            self.product,
+            start,
+            int(self.support.sum()),
+            tolerance=tolerance,
+            max_products=max_products,
+            on_product=on_product,
+        )
         return self.describe(ends)
 
     def describe(self, ends):
         """Returns the Spectrum of lanczos.Ends, with what they are the ends of."""
-        return Spectrum(**dataclasses.asdict(ends), parameters=self._kind, batch_statistics=self._batch_statistics,
-                        num_images=self._batches.num_images, former_norms=self._factors is not None)
+        return Spectrum(
+            **dataclasses.asdict(ends),
+            parameters=self._kind,
+            batch_statistics=self._batch_statistics,
+            num_images=self._batches.num_images,
+            former_norms=self._factors is not None,
+        )
 
     def directions(self, seed):
-        """Returns two random filter-normalised directions, float32 [dimension]; see surfaces.normalise_filters."""
+        """Returns two random filter-normalised directions, float32 [dimension]; see
+        surfaces.normalise_filters.
+        """
         rng = np.random.default_rng(seed)
-        return [np.concatenate([surfaces.normalise_filters(rng.standard_normal(shape), array, axes).ravel()
-                                for shape, array, axes in zip(self._shapes, self._cut(self.point), self._filter_axes)]
-                               ).astype(np.float32) * self.support for _ in range(2)]
+        return [
+            np.concatenate(
+                [
+                    surfaces.normalise_filters(rng.standard_normal(shape), array, axes).ravel()
+                    for shape, array, axes in zip(
+                        self._shapes, self._cut(self.point), self._filter_axes
+                    )
+                ]
+            ).astype(np.float32)
+            * self.support
+            for _ in range(2)
+        ]
 
     def _by_batch(self, function, *vectors):
         """Yields the function of the vectors and each batch, float64."""
@@ -189,23 +238,29 @@ class Landscape:
     def _cut(self, flat):
         """Cuts a vector into arrays of the parameters' shapes."""
         edges = np.cumsum([0, *self._sizes])
-        return [flat[start:stop].reshape(shape) if isinstance(flat, np.ndarray) else tf.reshape(flat[start:stop], shape)
-                for start, stop, shape in zip(edges, edges[1:], self._shapes)]
+        return [
+            flat[start:stop].reshape(shape)
+            if isinstance(flat, np.ndarray)
+            else tf.reshape(flat[start:stop], shape)
+            for start, stop, shape in zip(edges, edges[1:], self._shapes)
+        ]
 
 
 def _flatten(arrays):
     return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
-def model_landscape(model, batches, *, parameters="kernels", batch_statistics=False,
-                    original=None, use_xla=False):
+def model_landscape(
+    model, batches, *, parameters="kernels", batch_statistics=False, original=None, use_xla=False
+):
     """Returns the Landscape of a stored network.
 
     Args:
         model: keras.Model; it stays as it is.
         batches: data.Batches.
         parameters: "kernels" or "all".
-        batch_statistics: whether batch norms take the statistics of the batch, else the moving ones.
+        batch_statistics: whether batch norms take the statistics of the batch, else the moving
+            ones.
         original: keras.Model that it was cut from: kernels that a batch norm follows are taken at
             their norms there; None takes them as they are.
         use_xla: whether to compile with XLA.
@@ -217,7 +272,9 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
     check_parameters(parameters)
     graph = Graph(model)
     batches.task.check_network(graph)
-    batches.task.check_labels(batches.split.labels, batches.task.shape(graph), f"labels for {model.name!r}")
+    batches.task.check_labels(
+        batches.split.labels, batches.task.shape(graph), f"labels for {model.name!r}"
+    )
     check_second_derivatives(graph, SECOND_ORDER, batch_statistics)
     pure = pure_forward(model, SECOND_ORDER)
     trainable, non_trainable = read_variables(model)
@@ -228,17 +285,27 @@ def model_landscape(model, batches, *, parameters="kernels", batch_statistics=Fa
         for place, array in zip(places, arrays):
             values[place] = array
         return pure(values, non_trainable, images, batch_statistics)[0]
-    axes_of = {id(variable): surfaces.filter_axes(layer, variable) for layer in model.layers
-               for variable in layer.trainable_variables}
+
+    axes_of = {
+        id(variable): surfaces.filter_axes(layer, variable)
+        for layer in model.layers
+        for variable in layer.trainable_variables
+    }
     axes, factors = [axes_of[id(model.trainable_variables[i])] for i in places], None
     if original is not None:
         wholes = Graph(original).layers
         by_variable = norm_factors(
-            graph, lambda call: (wholes[call.key].kernel.numpy(), call.layer.kernel.numpy()))
+            graph, lambda call: (wholes[call.key].kernel.numpy(), call.layer.kernel.numpy())
+        )
         factors = [by_variable.get(id(model.trainable_variables[i]), np.float32(1)) for i in places]
     arrays = [trainable[i].numpy() for i in places]
-    return Landscape(forward, Parameters(arrays, axes, None, parameters, factors), batches,
-                     batch_statistics=batch_statistics, use_xla=use_xla)
+    return Landscape(
+        forward,
+        Parameters(arrays, axes, None, parameters, factors),
+        batches,
+        batch_statistics=batch_statistics,
+        use_xla=use_xla,
+    )
 
 
 def norm_factors(graph, kernels_of):

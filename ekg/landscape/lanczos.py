@@ -1,21 +1,25 @@
 """Both ends of a symmetric operator's spectrum by Lanczos' method; the operator is never formed.
 
-The basis is kept within a budget of memory: where it is full, the method starts again with the best approximations of both
-ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue
-Problems").
+The basis is kept within a budget of memory: where it is full, the method starts again with the best
+    approximations of both
+ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for Large
+Symmetric Eigenvalue Problems").
 """
 
 import dataclasses
 
 import numpy as np
 
-from ekg import stopping
+from ekg.process import stopping
 
-TOLERANCE = 0.05  # of a residual, relative to its eigenvalue; the error of the eigenvalue is of the order of its square
+# of a residual, relative to its eigenvalue; the error of the eigenvalue is of the order of its
+# square
+TOLERANCE = 0.05
 MAX_PRODUCTS = 100
 BASIS_BUDGET = 4 * 2**30  # bytes of the basis, float64; it holds 16 vectors at least
 RESTART_VECTORS = 8  # approximate eigenvectors that a restart keeps, half of them of each end
-BREAKDOWN = 1e-7  # what is left of a product, relative to the largest eigenvalue, where the Krylov space is whole
+# what is left of a product, relative to the largest eigenvalue, where the Krylov space is whole
+BREAKDOWN = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Ends:
         products: products with vectors that were made.
         converged: whether both residuals are within the tolerance.
     """
+
     largest: float
     smallest: float
     residual_largest: float
@@ -38,7 +43,9 @@ class Ends:
     converged: bool
 
 
-def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_products=MAX_PRODUCTS, on_product=None):
+def spectrum_ends(
+    multiply, start, dimension, *, tolerance=TOLERANCE, max_products=MAX_PRODUCTS, on_product=None
+):
     """Returns the Ends of the spectrum of a symmetric operator, with full reorthogonalisation.
 
     Args:
@@ -47,7 +54,8 @@ def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_produc
         dimension: of the space that start and all products lie in, at most n.
         tolerance: both residuals must be within this share of their eigenvalues.
         max_products: where they are not by then, the result says so.
-        on_product: function (products made, larger residual of both ends relative to its eigenvalue), or None.
+        on_product: function (products made, larger residual of both ends relative to its
+            eigenvalue), or None.
     """
     limit = max_basis(len(start))
     basis = np.empty((min(limit, max_products, dimension), len(start)))  # row by row, [vectors, n]
@@ -57,7 +65,10 @@ def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_produc
         stopping.check()
         rest = np.asarray(multiply(basis[size - 1]), np.float64)
         if not np.isfinite(rest).all():
-            raise FloatingPointError("a product with the Hessian is not finite; are the weights those of a trained network?")
+            raise FloatingPointError(
+                "a product with the Hessian is not finite; are the weights those of a trained "
+                "network?"
+            )
         for _ in range(2):  # once is not enough in floating point
             share = basis[:size] @ rest
             rest = rest - share @ basis[:size]
@@ -77,7 +88,14 @@ def spectrum_ends(multiply, start, dimension, *, tolerance=TOLERANCE, max_produc
             size = _restart(basis, matrix, values, vectors)
         basis[size] = rest / length
         size += 1
-    return Ends(float(values[-1]), float(values[0]), float(residuals[1]), float(residuals[0]), products, has_converged)
+    return Ends(
+        float(values[-1]),
+        float(values[0]),
+        float(residuals[1]),
+        float(residuals[0]),
+        products,
+        has_converged,
+    )
 
 
 def max_basis(length):
@@ -91,14 +109,15 @@ def basis_bytes(length, max_products=MAX_PRODUCTS):
 
 
 def _restart(basis, matrix, values, vectors):
-    """Puts the approximate eigenvectors of both ends in the place of the whole basis; returns how many there are.
+    """Puts the approximate eigenvectors of both ends in the place of the whole basis; returns how
+    many there are.
 
-    In the basis of these vectors the operator's projection is diagonal; how the next vector is coupled to them comes out
-    of its own product.
+    In the basis of these vectors the operator's projection is diagonal; how the next vector is
+    coupled to them comes out of its own product.
     """
     half = RESTART_VECTORS // 2
     chosen = [*range(half), *range(len(values) - half, len(values))]
-    basis[:len(chosen)] = vectors[:, chosen].T @ basis[:len(values)]
+    basis[: len(chosen)] = vectors[:, chosen].T @ basis[: len(values)]
     matrix[:] = 0
-    np.fill_diagonal(matrix[:len(chosen), :len(chosen)], values[chosen])
+    np.fill_diagonal(matrix[: len(chosen), : len(chosen)], values[chosen])
     return len(chosen)

@@ -36,10 +36,15 @@ class MaskedLandscapes:
         hessian.check_parameters(parameters)
         check_second_derivatives(supernet.graph, hessian.SECOND_ORDER, training=True)
         self._supernet = supernet.with_options(hessian.SECOND_ORDER)
-        self._weights = {name: [value.numpy() for value in values] for name, values in supernet.weights().items()}
+        self._weights = {
+            name: [value.numpy() for value in values] for name, values in supernet.weights().items()
+        }
         self._places, axes = [], []  # (layer key, number of the variable) of every parameter array
-        places = {id(variable): (key, i) for key in self._weights
-                  for i, variable in enumerate(layer_variables(supernet.graph.layers[key]))}
+        places = {
+            id(variable): (key, i)
+            for key in self._weights
+            for i, variable in enumerate(layer_variables(supernet.graph.layers[key]))
+        }
         for variable in supernet.model.trainable_variables:  # in the order of the network cut out
             key, i = places[id(variable)]
             if parameters == "all" or len(variable.shape) > 1:
@@ -48,8 +53,9 @@ class MaskedLandscapes:
         self._mask = tf.Variable(supernet.mask(supernet.whole()), trainable=False)
         arrays = [self._weights[name][i] for name, i in self._places]
         made = hessian.Parameters(arrays, axes, None, parameters, [np.float32(1)] * len(arrays))
-        self._landscape = hessian.Landscape(self._forward, made, batches, batch_statistics=True,
-                                            use_xla=use_xla)
+        self._landscape = hessian.Landscape(
+            self._forward, made, batches, batch_statistics=True, use_xla=use_xla
+        )
 
     def __call__(self, subnetwork):
         """Returns the Landscape of a sub-network; the one before it is of no use any more."""
@@ -58,12 +64,16 @@ class MaskedLandscapes:
         support = _support(self._supernet, mask)
         weights = dict(self._weights)
         classifier = self._supernet.classifier
-        if classifier is not None:  # the parameters are those of the cut network, at the restored norm
+        if (
+            classifier is not None
+        ):  # the parameters are those of the cut network, at the restored norm
             restored = self._supernet.with_restored_norm(classifier, weights[classifier.key], mask)
             weights[classifier.key] = [np.asarray(value) for value in restored]
-        self._landscape.move_([weights[name][i] for name, i in self._places],
-                              [support[name][i] for name, i in self._places],
-                              self._norm_factors(support))
+        self._landscape.move_(
+            [weights[name][i] for name, i in self._places],
+            [support[name][i] for name, i in self._places],
+            self._norm_factors(support),
+        )
         return self._landscape
 
     def describe(self, ends):
@@ -84,6 +94,7 @@ class MaskedLandscapes:
             place = [id(variable) for variable in variables].index(id(call.layer.kernel))
             kernel = self._weights[call.key][place]
             return kernel, kernel * support[call.key][place]
+
         by_variable = hessian.norm_factors(self._supernet.graph, kernels_of)
         variables = [layer_variables(layers[name])[i] for name, i in self._places]
         return [by_variable.get(id(variable), np.float32(1)) for variable in variables]
@@ -102,12 +113,16 @@ def _support(supernet, mask):
         variables, record = layer_variables(call.layer), records.record_of(call.layer)
         if not variables:
             continue
-        masks = {records.IN: mask[supernet.layout.index[call.inputs[0]]],
-                 records.OUT: mask[supernet.layout.index[call.output]]}
+        masks = {
+            records.IN: mask[supernet.layout.index[call.inputs[0]]],
+            records.OUT: mask[supernet.layout.index[call.output]],
+        }
         masks[records.BACK] = masks[records.OUT]
         described = {} if record is None else records.weights_of(call.layer, record)
-        support[call.key] = [_weight_support(described.get(id(variable), records.Weight(())), variable.shape, masks)
-                             for variable in variables]
+        support[call.key] = [
+            _weight_support(described.get(id(variable), records.Weight(())), variable.shape, masks)
+            for variable in variables
+        ]
     return support
 
 
@@ -118,7 +133,11 @@ def _weight_support(weight, shape, masks):
         if role is not None:
             along = np.zeros(shape[axis], np.float32)
             is_tiled = weight.is_tiled and role == records.OUT
-            along[records.kept_indices(np.flatnonzero(masks[role]), len(masks[role]), shape[axis], is_tiled)] = 1
+            along[
+                records.kept_indices(
+                    np.flatnonzero(masks[role]), len(masks[role]), shape[axis], is_tiled
+                )
+            ] = 1
             support *= along.reshape([-1 if i == axis else 1 for i in range(len(weight.axes))])
     return support
 
@@ -135,25 +154,44 @@ class Spectra:
         """
         self._team, self._has_warned = compute.team, False
         self._landscapes = self._team.map_members(
-            lambda _: MaskedLandscapes(supernet, batches, use_xla=compute.use_xla))
+            lambda _: MaskedLandscapes(supernet, batches, use_xla=compute.use_xla)
+        )
 
     def __call__(self, subnetworks):
-        """Returns the list of hessian.Spectrum; where an eigenvalue is not known to the tolerance there is a warning."""
-        dealt = {member: range(member, len(subnetworks), self._team.size) for member in self._team.local_members}
+        """Returns the list of hessian.Spectrum; where an eigenvalue is not known to the tolerance
+        there is a warning.
+        """
+        dealt = {
+            member: range(member, len(subnetworks), self._team.size)
+            for member in self._team.local_members
+        }
         spectra_by_member = self._team.map_members(
-            lambda member: [self._landscapes[member](subnetworks[i]).spectrum() for i in dealt[member]])
+            lambda member: [
+                self._landscapes[member](subnetworks[i]).spectrum() for i in dealt[member]
+            ]
+        )
         table = np.zeros((len(subnetworks), len(dataclasses.fields(lanczos.Ends))))
         for member, spectra in spectra_by_member.items():
             for i, spectrum in zip(dealt[member], spectra):
-                table[i] = [getattr(spectrum, field.name) for field in dataclasses.fields(lanczos.Ends)]
+                table[i] = [
+                    getattr(spectrum, field.name) for field in dataclasses.fields(lanczos.Ends)
+                ]
         return [self._spectrum(row) for row in self._team.sum_over_workers(table)]
 
     def _spectrum(self, row):
         """Returns the Spectrum of a row of numbers."""
-        values = {field.name: field.type(value) for field, value in zip(dataclasses.fields(lanczos.Ends), row)}
+        values = {
+            field.name: field.type(value)
+            for field, value in zip(dataclasses.fields(lanczos.Ends), row)
+        }
         spectrum = next(iter(self._landscapes.values())).describe(lanczos.Ends(**values))
         if not spectrum.converged and not self._has_warned:
             self._has_warned = True
-            logger.warning("an eigenvalue is known to a residual of %.3g only after %d products: condition numbers are "
-                           "rough.", max(spectrum.residual_smallest, spectrum.residual_largest), spectrum.products)
+            logger.warning(
+                "an eigenvalue is known to a residual of %.3g only after %d products: condition "
+                "numbers are "
+                "rough.",
+                max(spectrum.residual_smallest, spectrum.residual_largest),
+                spectrum.products,
+            )
         return spectrum

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from ekg import stopping
 from ekg.graph import records
+from ekg.process import stopping
 
 
 def normalise_filters(direction, weights, axes):
-    """Returns a direction of which each filter has the norm of the weights' filter; zeros where there are no filters.
+    """Returns a direction of which each filter has the norm of the weights' filter; zeros where
+    there are no filters.
 
     Biases and batch norms stay where they are (Li et al. 2018, section 4).
 
@@ -25,9 +26,11 @@ def normalise_filters(direction, weights, axes):
 
 
 def filter_axes(layer, variable):
-    """Returns the axes of a layer's variable whose indices together name a filter; () for what is no kernel.
+    """Returns the axes of a layer's variable whose indices together name a filter; () for what is
+    no kernel.
 
-    In a layer of a kind without a record an array of rank above one counts as a kernel with its filters on the last axis.
+    In a layer of a kind without a record an array of rank above one counts as a kernel with its
+    filters on the last axis.
     """
     record = records.record_of(layer)
     described = {} if record is None else records.weights_of(layer, record)

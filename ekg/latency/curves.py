@@ -1,8 +1,10 @@
 """The time of a kernel as a function of its numbers of channels, from points that were measured.
 
-Time may jump from one number of channels to the next, mostly along those that are written, which runtimes compute in tiles.
-So a kernel is measured along them on a fine grid, for a few numbers of those that are read: r(i, o). It is measured along
-those that are read on a fine grid, too, with all written: q(i). Its time is r, interpolated along i, times q(i) by what q's
+Time may jump from one number of channels to the next, mostly along those that are written, which
+runtimes compute in tiles. So a kernel is measured along them on a fine grid, for a few numbers of
+those that are read: r(i, o). It is measured along
+those that are read on a fine grid, too, with all written: q(i). Its time is r, interpolated along
+    i, times q(i) by what q's
 own interpolation from those few numbers gives.
 """
 
@@ -11,8 +13,15 @@ import functools
 
 import numpy as np
 
-COARSE_SHARES = (0.0, 0.3, 1.0)  # of the channels that are read, for which there is a fine grid of those that are written
-FINE_STEPS = ((128, 8), (512, 16))  # up to so many channels the fine grid has every 8th, 16th, ... and the next behind it
+COARSE_SHARES = (
+    0.0,
+    0.3,
+    1.0,
+)  # of the channels that are read, for which there is a fine grid of those that are written
+FINE_STEPS = (
+    (128, 8),
+    (512, 16),
+)  # up to so many channels the fine grid has every 8th, 16th, ... and the next behind it
 LARGE_STEP = 32
 
 
@@ -24,6 +33,7 @@ class Curve:
         points: {numbers of channels, one for each dim: seconds}, those of points_of(sizes).
         sizes: the full numbers.
     """
+
     points: dict
     sizes: tuple
 
@@ -35,7 +45,9 @@ class Curve:
             return float(np.interp(counts[0], *self._profile))
         few, rows, coarse = self._rows
         along = np.interp(counts[0], few, [np.interp(counts[1], *row) for row in rows])
-        return float(along * np.interp(counts[0], *self._profile) / np.interp(counts[0], few, coarse))
+        return float(
+            along * np.interp(counts[0], *self._profile) / np.interp(counts[0], few, coarse)
+        )
 
     @functools.cached_property
     def _profile(self):
@@ -45,14 +57,22 @@ class Curve:
 
     @functools.cached_property
     def _rows(self):
-        """(a few numbers of the first dim, for each (numbers, seconds) along the second, the seconds at its full size)."""
+        """(a few numbers of the first dim, for each (numbers, seconds) along the second, the
+        seconds at its full size).
+        """
         few, counts = coarse_counts(self.sizes[0]), fine_counts(self.sizes[1])
-        return few, [(counts, [self.points[first, count] for count in counts]) for first in few], [
-            self.points[first, self.sizes[1]] for first in few]
+        return (
+            few,
+            [(counts, [self.points[first, count] for count in counts]) for first in few],
+            [self.points[first, self.sizes[1]] for first in few],
+        )
 
     def to_json(self):
         """Returns a dict for JSON; the seconds stand in the order of points_of(sizes)."""
-        return {"sizes": list(self.sizes), "seconds": [self.points[point] for point in points_of(self.sizes)]}
+        return {
+            "sizes": list(self.sizes),
+            "seconds": [self.points[point] for point in points_of(self.sizes)],
+        }
 
     @classmethod
     def from_json(cls, value):
@@ -68,7 +88,9 @@ class Curve:
 def fine_counts(size):
     """Returns the numbers of channels, ascending, of a fine grid."""
     step = next((step for most, step in FINE_STEPS if size <= most), LARGE_STEP)
-    counts = {1, 2, 4, size} | {count for base in range(step, size, step) for count in (base, base + 1)}
+    counts = {1, 2, 4, size} | {
+        count for base in range(step, size, step) for count in (base, base + 1)
+    }
     return sorted(count for count in counts | set(coarse_counts(size)) if count <= size)
 
 
@@ -78,10 +100,14 @@ def coarse_counts(size):
 
 
 def points_of(sizes):
-    """Returns the list of the numbers of channels at which a kernel of these sizes is measured, the full size first."""
+    """Returns the list of the numbers of channels at which a kernel of these sizes is measured, the
+    full size first.
+    """
     points = [tuple(sizes)]
     if sizes:
         points += [(count, *sizes[1:]) for count in fine_counts(sizes[0])]
     if len(sizes) == 2:
-        points += [(first, second) for first in coarse_counts(sizes[0]) for second in fine_counts(sizes[1])]
+        points += [
+            (first, second) for first in coarse_counts(sizes[0]) for second in fine_counts(sizes[1])
+        ]
     return list(dict.fromkeys(points))

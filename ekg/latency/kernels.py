@@ -1,7 +1,8 @@
-"""The kernels of a network: the parts that a runtime computes as one, and what tells two of them apart.
+"""The kernels of a network: the parts that a runtime computes as one, and what tells two of them
+apart.
 
-A convolution or dense layer, an addition, a pooling begin a kernel; norms and activations behind it, which runtimes fuse,
-belong to it, and so does a padding before it.
+A convolution or dense layer, an addition, a pooling begin a kernel; norms and activations behind
+it, which runtimes fuse, belong to it, and so does a padding before it.
 """
 
 import dataclasses
@@ -15,7 +16,16 @@ from ekg.graph.activations import is_elementwise
 from ekg.graph.readers import find_readers
 
 # What a configuration holds that the time does not depend on, or that follows from the channels.
-_NO_PART = ("name", "trainable", "filters", "units", "seed", "momentum", "epsilon", "activity_regularizer")
+_NO_PART = (
+    "name",
+    "trainable",
+    "filters",
+    "units",
+    "seed",
+    "momentum",
+    "epsilon",
+    "activity_regularizer",
+)
 _NO_PARTS = ("_initializer", "_regularizer", "_constraint")
 
 
@@ -27,9 +37,11 @@ class Kernel:
         calls: the Calls, in the order in which they run.
         reads: numbers of the tensors that it reads.
         kind: text that two kernels share which differ in their numbers of channels alone.
-        dims: for each number of channels that may change the channel numbers it counts: of what is read and of what is
-            written; one where these are the same channels, none where all are fixed.
+        dims: for each number of channels that may change the channel numbers it counts: of what is
+            read and of what is written; one where these are the same channels, none where all are
+            fixed.
     """
+
     calls: tuple
     reads: tuple[int, ...]
     kind: str
@@ -50,8 +62,12 @@ def find_kernels(graph, layout):
     chains, chain_of, readers = [], {}, find_readers(graph)
     for call in graph.calls:
         chain = chain_of.get(call.inputs[0]) if len(call.inputs) == 1 else None
-        if chain is not None and len(readers[call.inputs[0]]) == 1 and call.inputs[0] not in graph.outputs and (
-                _is_fused_behind(call.layer) or all(_is_padding(other.layer) for other in chain)):
+        if (
+            chain is not None
+            and len(readers[call.inputs[0]]) == 1
+            and call.inputs[0] not in graph.outputs
+            and (_is_fused_behind(call.layer) or all(_is_padding(other.layer) for other in chain))
+        ):
             chain.append(call)
         else:
             chain = [call]
@@ -61,9 +77,11 @@ def find_kernels(graph, layout):
 
 
 def part(graph, layout, kernel, counts):
-    """Returns a keras.Model of a kernel alone, with so many channels of each of its dims; its weights mean nothing.
+    """Returns a keras.Model of a kernel alone, with so many channels of each of its dims; its
+    weights mean nothing.
 
-    The channels are spread over all of a dim, and every tensor keeps one at least, as in a sub-network.
+    The channels are spread over all of a dim, and every tensor keeps one at least, as in a
+    sub-network.
     """
     mask = np.ones(layout.num_channels + 1, bool)
     for channels, count in zip(kernel.dims, counts):
@@ -77,13 +95,25 @@ def part(graph, layout, kernel, counts):
 
 
 def _is_fused_behind(layer):
-    return isinstance(layer, keras.layers.Dropout) or norms.uses_batch_statistics(layer) or (
-        not getattr(layer, "weights", ()) and _is_activation(layer))
+    return (
+        isinstance(layer, keras.layers.Dropout)
+        or norms.uses_batch_statistics(layer)
+        or (not getattr(layer, "weights", ()) and _is_activation(layer))
+    )
 
 
 def _is_activation(layer):
     if not isinstance(layer, keras.layers.Layer):
-        return type(layer).__name__ in ("Relu", "Relu6", "Silu", "Sigmoid", "HardSilu", "HardSigmoid", "Gelu", "Tanh")
+        return type(layer).__name__ in (
+            "Relu",
+            "Relu6",
+            "Silu",
+            "Sigmoid",
+            "HardSilu",
+            "HardSigmoid",
+            "Gelu",
+            "Tanh",
+        )
     return is_elementwise(layer) or type(layer).__name__ in ("Softmax", "Activation")
 
 
@@ -98,9 +128,13 @@ def _is_free(chain):
 
 def _kernel(graph, layout, chain):
     written = {number for call in chain for number in call.outputs}
-    reads = tuple(dict.fromkeys(number for call in chain for number in call.inputs if number not in written))
+    reads = tuple(
+        dict.fromkeys(number for call in chain for number in call.inputs if number not in written)
+    )
     fixed = layout.num_channels
-    read = np.unique(np.concatenate([layout.index[number] for number in reads] or [np.array([fixed])]))
+    read = np.unique(
+        np.concatenate([layout.index[number] for number in reads] or [np.array([fixed])])
+    )
     wrote = np.unique(np.concatenate([layout.index[number] for number in chain[-1].outputs]))
     dims = [channels[channels != fixed] for channels in (read, wrote)]
     if np.intersect1d(*dims).size:
@@ -111,20 +145,36 @@ def _kernel(graph, layout, chain):
 
 def _kind(graph, layout, chain, reads):
     """Returns what a kernel is but for its numbers of channels, as text."""
-    numbers = {number: place for place, number in enumerate(
-        dict.fromkeys([*reads, *(number for call in chain for number in call.outputs)]))}
+    numbers = {
+        number: place
+        for place, number in enumerate(
+            dict.fromkeys([*reads, *(number for call in chain for number in call.outputs)])
+        )
+    }
     tensors = [_describe_tensor(graph, layout, number) for number in numbers]
-    calls = [(type(call.layer).__name__, _config(call), [numbers[number] for number in call.inputs]) for call in chain]
+    calls = [
+        (type(call.layer).__name__, _config(call), [numbers[number] for number in call.inputs])
+        for call in chain
+    ]
     return json.dumps([calls, tensors], sort_keys=True, default=repr)
 
 
 def _describe_tensor(graph, layout, number):
-    """Returns a tensor's sizes but for its channels, how many are fixed, how many positions each of the others has."""
+    """Returns a tensor's sizes but for its channels, how many are fixed, how many positions each of
+    the others has.
+    """
     axis, index = layout.axes[number], layout.index[number]
     is_open = index != layout.num_channels
     sizes = [size for place, size in enumerate(graph.shapes[number]) if place not in (0, axis)]
     each = is_open.sum() / max(len(np.unique(index[is_open])), 1)
-    return sizes, axis, int((~is_open).sum()), float(each), graph.dtype(number), str(graph.rows[number])
+    return (
+        sizes,
+        axis,
+        int((~is_open).sum()),
+        float(each),
+        graph.dtype(number),
+        str(graph.rows[number]),
+    )
 
 
 def _config(call):
@@ -133,4 +183,8 @@ def _config(call):
         config = layer.get_config()
     except NotImplementedError:
         return call.key
-    return {name: value for name, value in config.items() if name not in _NO_PART and not name.endswith(_NO_PARTS)}
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in _NO_PART and not name.endswith(_NO_PARTS)
+    }

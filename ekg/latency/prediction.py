@@ -16,8 +16,8 @@ ROUNDS, SECONDS = 60, 8.0
 class Predictor:
     """Predicts the latency of the sub-networks of a supernet: a·Σ(times of its kernels) + b.
 
-    a and b are fitted to whole networks of a few widths, so that they hold what the kernels alone do not show: caches that
-    others have filled, and what a pass costs besides its kernels.
+    a and b are fitted to whole networks of a few widths, so that they hold what the kernels alone
+    do not show: caches that others have filled, and what a pass costs besides its kernels.
 
     Attributes:
         supernet: the Supernet.
@@ -44,11 +44,24 @@ class Predictor:
         self._factor, self._offset = self.table.calibrations[self.fingerprint]
 
     def _calibrate(self, runtime):
-        """Returns [a, b] that fit the whole networks best, by least squares of the relative errors."""
+        """Returns [a, b] that fit the whole networks best, by least squares of the relative
+        errors.
+        """
         conditions, whole = self.table.conditions, self.supernet.whole()
-        networks = list(dict.fromkeys(whole.with_widths(dict.fromkeys(whole.names, width)) for width in CALIBRATION_WIDTHS))
-        passes = [runtime.load(self.supernet.cut(network), conditions["batch"], conditions["threads"],
-                               self.supernet.graph.input_shapes) for network in networks]
+        networks = list(
+            dict.fromkeys(
+                whole.with_widths(dict.fromkeys(whole.names, width)) for width in CALIBRATION_WIDTHS
+            )
+        )
+        passes = [
+            runtime.load(
+                self.supernet.cut(network),
+                conditions["batch"],
+                conditions["threads"],
+                self.supernet.graph.input_shapes,
+            )
+            for network in networks
+        ]
         measured = np.median(time_in_turn(passes, ROUNDS, SECONDS), axis=0)
         sums = np.array([self._sum(network) for network in networks])
         if np.ptp(sums) < 0.1 * sums.max():  # nothing to tell a from b by
@@ -61,7 +74,8 @@ class Predictor:
         return self._factor * self._sum(subnetwork) + self._offset
 
     def seconds_by_count(self, subnetwork, group):
-        """Returns {number of channels: seconds} of a Subnetwork with fewer channels of the group at this position.
+        """Returns {number of channels: seconds} of a Subnetwork with fewer channels of the group at
+        this position.
 
         The numbers are those that may stay and are below the present one, the largest first.
         """
@@ -70,7 +84,11 @@ class Predictor:
         mask = self.supernet.mask(subnetwork) > 0
         rest = self.seconds(subnetwork) - self._factor * self._sum_of(touched, mask)
         result, order = {}, np.array(subnetwork.order[group])
-        counts = [count for count in self.supernet.groups[group].counts if count < subnetwork.num_kept(group)]
+        counts = [
+            count
+            for count in self.supernet.groups[group].counts
+            if count < subnetwork.num_kept(group)
+        ]
         for count in reversed(counts):
             mask[channels] = False
             mask[channels.start + order[:count]] = True
@@ -81,8 +99,12 @@ class Predictor:
     def _groups(self):
         """For each kernel the positions of the groups whose channels it reads or writes."""
         ends = np.cumsum([group.size for group in self.supernet.groups])
-        return [set(np.searchsorted(ends, np.concatenate(kernel.dims), side="right").tolist()) if kernel.dims else set()
-                for kernel in self.kernels]
+        return [
+            set(np.searchsorted(ends, np.concatenate(kernel.dims), side="right").tolist())
+            if kernel.dims
+            else set()
+            for kernel in self.kernels
+        ]
 
     def _sum(self, subnetwork):
         return self._sum_of(self.kernels, self.supernet.mask(subnetwork) > 0)

@@ -6,18 +6,19 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.latency import kernels as parts
 from ekg.latency import runtimes
 from ekg.latency.curves import Curve, points_of
 from ekg.latency.timing import time_in_turn
-from ekg.progress import progress_bar
+from ekg.process.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-TOGETHER = 12  # kernels that are measured in turn, so that each finds the caches as in a network: filled by others
+# kernels that are measured in turn, so that each finds the caches as in a network: filled by others
+TOGETHER = 12
 ROUNDS, SECONDS, WARMUP = 15, 1.5, 0.005
 
 
@@ -34,7 +35,9 @@ class Table:
         self.conditions, self.curves, self.calibrations = conditions, {}, {}
 
     def curve(self, kernel):
-        """Returns the Curve of a Kernel, that of the same kind and of no fewer channels, or None."""
+        """Returns the Curve of a Kernel, that of the same kind and of no fewer channels, or
+        None.
+        """
         known = self.curves.get(kernel.kind, {})
         fitting = [sizes for sizes in known if _covers(sizes, kernel.sizes)]
         return known[min(fitting)] if fitting else None
@@ -44,7 +47,9 @@ class Table:
         wanted = {}
         for kernel in sorted(kernels, key=lambda kernel: kernel.sizes, reverse=True):
             others = wanted.setdefault(kernel.kind, [])
-            if self.curve(kernel) is None and not any(_covers(other.sizes, kernel.sizes) for other in others):
+            if self.curve(kernel) is None and not any(
+                _covers(other.sizes, kernel.sizes) for other in others
+            ):
                 others.append(kernel)
         return [kernel for others in wanted.values() for kernel in others]
 
@@ -53,28 +58,43 @@ class Table:
         missing = self.missing(kernels)
         points = [(kernel, counts) for kernel in missing for counts in points_of(kernel.sizes)]
         times = {}
-        for (kernel, counts), seconds in zip(points, self._measure_points(supernet, points, runtime)):
+        for (kernel, counts), seconds in zip(
+            points, self._measure_points(supernet, points, runtime)
+        ):
             times.setdefault(kernel, {})[counts] = seconds
         for kernel in missing:
-            self.curves.setdefault(kernel.kind, {})[kernel.sizes] = Curve(times[kernel], kernel.sizes)
+            self.curves.setdefault(kernel.kind, {})[kernel.sizes] = Curve(
+                times[kernel], kernel.sizes
+            )
 
     def _measure_points(self, supernet, points, runtime):
-        """Returns the seconds of every (Kernel, counts), without those that a call of the runtime itself takes.
+        """Returns the seconds of every (Kernel, counts), without those that a call of the runtime
+        itself takes.
 
-        A yardstick that runs along in every round takes out what the machine's speed changes meanwhile.
+        A yardstick that runs along in every round takes out what the machine's speed changes
+        meanwhile.
         """
+
         def load(model):
             return runtime.load(model, self.conditions["batch"], self.conditions["threads"])
 
         if not points:
             return []
         graph, layout = supernet.graph, supernet.layout
-        idle, yardstick = load(_do_nothing()), load(parts.part(graph, layout, points[0][0], points[0][1]))
+        idle, yardstick = (
+            load(_do_nothing()),
+            load(parts.part(graph, layout, points[0][0], points[0][1])),
+        )
         result, first = [], None
         with progress_bar(f"latency table, {runtime.name}", len(points), "kernel") as progress:
             for begin in range(0, len(points), TOGETHER):
-                passes = [load(parts.part(graph, layout, *point)) for point in points[begin:begin + TOGETHER]]
-                samples = time_in_turn([yardstick, idle, *passes], ROUNDS, SECONDS, WARMUP, own_caches=False)
+                passes = [
+                    load(parts.part(graph, layout, *point))
+                    for point in points[begin : begin + TOGETHER]
+                ]
+                samples = time_in_turn(
+                    [yardstick, idle, *passes], ROUNDS, SECONDS, WARMUP, own_caches=False
+                )
                 medians = np.median(samples, axis=0)
                 base, nothing, times = medians[0], medians[1], medians[2:]
                 first = first or base
@@ -84,9 +104,16 @@ class Table:
 
     def to_json(self):
         """Returns a dict for JSON."""
-        kernels = [{"kind": kind, **curve.to_json()} for kind, curves in self.curves.items()
-                   for curve in curves.values()]
-        return {"conditions": self.conditions, "kernels": kernels, "calibrations": self.calibrations}
+        kernels = [
+            {"kind": kind, **curve.to_json()}
+            for kind, curves in self.curves.items()
+            for curve in curves.values()
+        ]
+        return {
+            "conditions": self.conditions,
+            "kernels": kernels,
+            "calibrations": self.calibrations,
+        }
 
     @classmethod
     def from_json(cls, value):
@@ -111,11 +138,17 @@ def _do_nothing():
 
 def conditions_of(runtime, batch, threads):
     """Returns what the times of a table depend on besides the kernels, {name: value} for JSON."""
-    return {"runtime": runtime.name, "batch": batch, "threads": threads, "versions": runtime.versions(),
-            "machine": runtimes.machine()}
+    return {
+        "runtime": runtime.name,
+        "batch": batch,
+        "threads": threads,
+        "versions": runtime.versions(),
+        "machine": runtimes.machine(),
+    }
 
 
-# ---------------------------------------------------------------- files: the tables of several machines and runtimes
+# ------------------------------------------ files: the tables of several machines and runtimes
+
 
 def load_table(path, conditions):
     """Returns the Table of these conditions in a file, or an empty one where the file has none.
@@ -131,20 +164,33 @@ def load_table(path, conditions):
     for table in tables:
         if table.conditions == conditions:
             return table
-    same = [table.conditions for table in tables if table.conditions["runtime"] == conditions["runtime"]]
+    same = [
+        table.conditions for table in tables if table.conditions["runtime"] == conditions["runtime"]
+    ]
     if same:
-        differing = [f"{name} {same[-1].get(name)} there, {value} here" for name, value in conditions.items()
-                     if same[-1].get(name) != value]
-        logger.warning("%s: measured under other conditions (%s); measured anew, and added to the file.", path,
-                       "; ".join(differing))
+        differing = [
+            f"{name} {same[-1].get(name)} there, {value} here"
+            for name, value in conditions.items()
+            if same[-1].get(name) != value
+        ]
+        logger.warning(
+            "%s: measured under other conditions (%s); measured anew, and added to the file.",
+            path,
+            "; ".join(differing),
+        )
     return Table(conditions)
 
 
 def save_table(path, table):
     """Writes a table into a file, beside those of other conditions that it holds."""
-    others = [other for other in (_read_tables(path) if Path(path).exists() else [])
-              if other.conditions != table.conditions]
-    files.write_json(path, {"version": VERSION, "tables": [other.to_json() for other in (*others, table)]})
+    others = [
+        other
+        for other in (_read_tables(path) if Path(path).exists() else [])
+        if other.conditions != table.conditions
+    ]
+    files.write_json(
+        path, {"version": VERSION, "tables": [other.to_json() for other in (*others, table)]}
+    )
 
 
 def _read_tables(path):
@@ -154,7 +200,10 @@ def _read_tables(path):
         raise EkgError(f"{path}: cannot be read ({error.strerror}).") from None
     if value.get("version", VERSION) != VERSION:
         shown = ascii(value["version"])[:20]
-        raise EkgError(f"{path}: latency tables of version {shown}, and this program knows {VERSION}; name another file.")
+        raise EkgError(
+            f"{path}: latency tables of version {shown}, and this program knows {VERSION}; name "
+            f"another file."
+        )
     try:
         tables = [Table.from_json(entry) for entry in value["tables"]]
         if all(isinstance(table.conditions["runtime"], str) for table in tables):

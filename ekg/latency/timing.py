@@ -1,12 +1,14 @@
-"""Latency measured: networks in turn within one process, so that a drift of the machine hits all alike."""
+"""Latency measured: networks in turn within one process, so that a drift of the machine hits all
+alike.
+"""
 
 import dataclasses
 import time
 
 import numpy as np
 
-from ekg import stopping
 from ekg.latency.runtimes import runtime_named
+from ekg.process import stopping
 
 SAMPLE_SECONDS = 2e-4  # what runs faster is repeated within a sample
 WARMUP_SECONDS = 0.05
@@ -19,8 +21,10 @@ class Conditions:
     Attributes:
         runtime: name of one of runtimes.RUNTIMES.
         batch: examples in one pass.
-        threads: that a pass may use; None stands for one, and in TensorFlow for those of the process.
+        threads: that a pass may use; None stands for one, and in TensorFlow for those of the
+            process.
     """
+
     runtime: str
     batch: int = 1
     threads: int | None = None
@@ -31,7 +35,11 @@ class Conditions:
         return 1 if self.threads is None and self.runtime != "tensorflow" else self.threads
 
     def __str__(self):
-        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' * (self.num_threads > 1)}"
+        threads = (
+            ""
+            if self.num_threads is None
+            else f", {self.num_threads} thread{'s' * (self.num_threads > 1)}"
+        )
         return f"{self.runtime}, batch {self.batch}{threads}"
 
 
@@ -43,10 +51,11 @@ class Timing:
         milliseconds: the median of all rounds.
         low, high: first and last decile.
         ratio: this median divided by that of the first network.
-        ratio_low, ratio_high: first and last decile over the rounds of its time divided by the first network's in the same
-            round, which a drift of the machine leaves alone.
+        ratio_low, ratio_high: first and last decile over the rounds of its time divided by the
+            first network's in the same round, which a drift of the machine leaves alone.
         rounds: how many there were.
     """
+
     milliseconds: float
     low: float
     high: float
@@ -59,25 +68,30 @@ class Timing:
 def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS, own_caches=True):
     """Returns the seconds of one call of each function, float array [rounds, functions].
 
-    Each round calls every function once, or so often in a row that a sample is no shorter than SAMPLE_SECONDS.
+    Each round calls every function once, or so often in a row that a sample is no shorter than
+    SAMPLE_SECONDS.
 
     Args:
         functions: list of functions without arguments.
         rounds: how often they are timed.
         seconds: rounds that begin later than this are left out, but for the first three.
         warmup: seconds that each function runs before the first round, at least once.
-        own_caches: whether each sample follows an untimed call of the same function, as where one network serves alone; else
-            it finds the caches as the functions before it left them.
+        own_caches: whether each sample follows an untimed call of the same function, as where one
+            network serves alone; else it finds the caches as the functions before it left them.
     """
     repeats = [_warm_up(function, warmup) for function in functions]
     start, samples = time.perf_counter(), []
     while len(samples) < rounds and (len(samples) < 3 or time.perf_counter() - start < seconds):
-        samples.append([_sample(function, count, own_caches) for function, count in zip(functions, repeats)])
+        samples.append(
+            [_sample(function, count, own_caches) for function, count in zip(functions, repeats)]
+        )
         stopping.check()
     return np.array(samples)
 
 
-def measure_latency(models, runtime, batch=1, threads=None, input_shape=None, rounds=60, seconds=20.0):
+def measure_latency(
+    models, runtime, batch=1, threads=None, input_shape=None, rounds=60, seconds=20.0
+):
     """Returns {name: Timing} of several networks, measured in turn.
 
     Args:

@@ -22,6 +22,7 @@ class GroupReport:
         flops: share of the network's FLOPs that goes with all channels but these.
         params: likewise of the parameters.
     """
+
     name: str
     channels: int
     least: int
@@ -43,6 +44,7 @@ class Inspection:
         closed: {layer that mixes channels: why its outputs, or some of them, are never pruned}.
         uncounted: layers with weights whose FLOPs are not known.
     """
+
     model: str
     complexity: complexity.Complexity
     groups: tuple[GroupReport, ...]
@@ -56,14 +58,26 @@ class Inspection:
         return dataclasses.asdict(self)
 
     def __str__(self):
-        lines = [f"{self.model}: {self.complexity.flops:,} FLOPs, {self.complexity.params:,} parameters", ""]
+        lines = [
+            f"{self.model}: {self.complexity.flops:,} FLOPs, {self.complexity.params:,} parameters",
+            "",
+        ]
         if self.groups:
             width = max(len("channel group"), *(len(group.name) for group in self.groups))
-            lines.append(f"{'channel group':<{width}}  channels  least  FLOPs %  params %  written by")
-            lines += [f"{group.name:<{width}}  {group.channels:>8}  {group.least:>5}  {100 * group.flops:>7.2f}  "
-                      f"{100 * group.params:>8.2f}  {_listed(group.layers)}" for group in self.groups]
-            lines += ["", f"The smallest sub-network has {100 * self.smallest_rate:.2f} % of the FLOPs and "
-                      f"{100 * self.smallest_params:.2f} % of the parameters."]
+            lines.append(
+                f"{'channel group':<{width}}  channels  least  FLOPs %  params %  written by"
+            )
+            lines += [
+                f"{group.name:<{width}}  {group.channels:>8}  {group.least:>5}  "
+                f"{100 * group.flops:>7.2f}  "
+                f"{100 * group.params:>8.2f}  {_listed(group.layers)}"
+                for group in self.groups
+            ]
+            lines += [
+                "",
+                f"The smallest sub-network has {100 * self.smallest_rate:.2f} % of the FLOPs and "
+                f"{100 * self.smallest_params:.2f} % of the parameters.",
+            ]
         else:
             lines.append("Nothing can be pruned.")
         if self.closed:
@@ -80,7 +94,8 @@ def _listed(names, most=3):
 
 
 def inspect(model, **choices):
-    """Returns the Inspection of a network: its channel groups, what each is worth, and why other channels stay.
+    """Returns the Inspection of a network: its channel groups, what each is worth, and why other
+    channels stay.
 
         print(ekg.inspect(model, exclude="head"))
 
@@ -99,17 +114,33 @@ def inspect(model, **choices):
         layout = groups.find(graph, Choices(**choices))
         table = complexity.ComplexityTable(graph, layout)
         whole = table.count(np.ones(layout.num_channels + 1))
-        return Inspection(model.name, whole, (), 1.0, 1.0, layout.closed, tuple(dict.fromkeys(table.uncounted)))
+        return Inspection(
+            model.name, whole, (), 1.0, 1.0, layout.closed, tuple(dict.fromkeys(table.uncounted))
+        )
     whole, sizes = supernet.complexity(supernet.whole()), []
     for group in layout.groups:
         cost = supernet.complexity(supernet.whole().with_widths({group.name: 0.0}))
-        sizes.append(GroupReport(group.name, group.size, group.counts[0], group.writers, _share(whole.flops, cost.flops),
-                                 _share(whole.params, cost.params)))
+        sizes.append(
+            GroupReport(
+                group.name,
+                group.size,
+                group.counts[0],
+                group.writers,
+                _share(whole.flops, cost.flops),
+                _share(whole.params, cost.params),
+            )
+        )
     least = supernet.complexity(supernet.smallest())
-    return Inspection(model.name, whole, tuple(sizes), least.flops / whole.flops, least.params / whole.params, layout.closed,
-                      tuple(dict.fromkeys(table.uncounted)))
+    return Inspection(
+        model.name,
+        whole,
+        tuple(sizes),
+        least.flops / whole.flops,
+        least.params / whole.params,
+        layout.closed,
+        tuple(dict.fromkeys(table.uncounted)),
+    )
 
 
 def _share(whole, part):
     return (whole - part) / whole
-

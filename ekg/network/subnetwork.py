@@ -15,8 +15,8 @@ def count_kept(width, size):
     """Returns how many of `size` channels have a rank below max(width * size, 1).
 
     Args:
-        width: share of the channels, in [0, 1]: a Fraction, which is exact, or a float, of which a whole number of channels
-            may be missed by WIDTH_TOLERANCE.
+        width: share of the channels, in [0, 1]: a Fraction, which is exact, or a float, of which a
+            whole number of channels may be missed by WIDTH_TOLERANCE.
         size: number of channels C.
     """
     channels = width * size if isinstance(width, Fraction) else width * size - WIDTH_TOLERANCE
@@ -25,15 +25,17 @@ def count_kept(width, size):
 
 @dataclasses.dataclass(frozen=True)
 class Subnetwork:
-    """One choice of kept channels. Immutable; equal sub-networks compare equal; goes to JSON and back.
+    """One choice of kept channels. Immutable; equal sub-networks compare equal; goes to JSON and
+    back.
 
     Attributes:
         names: the names of the groups, in network order.
         order: for every group its channels, the most important first.
         kept_counts: for every group how many of them are kept, from the first on; at least one.
-        steps: for every group (least number, multiple) of the channels that may stay, to which other numbers are rounded up;
-            empty where any number from one on may stay.
+        steps: for every group (least number, multiple) of the channels that may stay, to which
+            other numbers are rounded up; empty where any number from one on may stay.
     """
+
     names: tuple[str, ...]
     order: tuple[tuple[int, ...], ...]
     kept_counts: tuple[int, ...]
@@ -43,8 +45,12 @@ class Subnetwork:
     def whole(cls, groups):
         """Returns the sub-network that keeps every channel of the groups."""
         steps = tuple((group.least, group.multiple) for group in groups)
-        return cls(tuple(group.name for group in groups), tuple(tuple(range(group.size)) for group in groups),
-                   tuple(group.size for group in groups), steps if set(steps) - {(1, 1)} else ())
+        return cls(
+            tuple(group.name for group in groups),
+            tuple(tuple(range(group.size)) for group in groups),
+            tuple(group.size for group in groups),
+            steps if set(steps) - {(1, 1)} else (),
+        )
 
     @property
     def width(self):
@@ -56,12 +62,20 @@ class Subnetwork:
         return self.kept_counts[group]
 
     def kept(self, group):
-        """Returns the kept channels of the group at this position, in ascending order: int array."""
-        return np.sort(np.array(self.order[group][:self.kept_counts[group]], dtype=np.int64))
+        """Returns the kept channels of the group at this position, in ascending order: int
+        array.
+        """
+        return np.sort(np.array(self.order[group][: self.kept_counts[group]], dtype=np.int64))
 
     def with_kept(self, group, num_kept):
-        """Returns this sub-network with so many channels of the group at this position, or the next more that may stay."""
-        counts = self.kept_counts[:group] + (self._rounded(group, int(num_kept)),) + self.kept_counts[group + 1:]
+        """Returns this sub-network with so many channels of the group at this position, or the next
+        more that may stay.
+        """
+        counts = (
+            self.kept_counts[:group]
+            + (self._rounded(group, int(num_kept)),)
+            + self.kept_counts[group + 1 :]
+        )
         return dataclasses.replace(self, kept_counts=counts)
 
     def _rounded(self, group, num_kept):
@@ -75,20 +89,31 @@ class Subnetwork:
         return self.with_kept(group, count_kept(width, len(self.order[group])))
 
     def with_widths(self, widths):
-        """Returns this sub-network with the widths {group name: width in [0, 1]}; groups not named keep theirs.
+        """Returns this sub-network with the widths {group name: width in [0, 1]}; groups not named
+        keep theirs.
 
         Raises:
             EkgError: a name is not a group's, or a width is outside [0, 1].
         """
         unknown = sorted(set(widths) - set(self.names))
         if unknown:
-            raise EkgError(f"`widths`: no channel group is named {unknown}; the groups are {list(self.names)}.")
+            raise EkgError(
+                f"`widths`: no channel group is named {unknown}; the groups are {list(self.names)}."
+            )
         wrong = {name: width for name, width in widths.items() if not 0 <= width <= 1}
         if wrong:
             raise EkgError(f"`widths` must be in [0, 1]; received {wrong}.")
-        return dataclasses.replace(self, kept_counts=tuple(
-            self._rounded(group, count_kept(float(widths[name]), len(channels))) if name in widths else kept
-            for group, (name, channels, kept) in enumerate(zip(self.names, self.order, self.kept_counts))))
+        return dataclasses.replace(
+            self,
+            kept_counts=tuple(
+                self._rounded(group, count_kept(float(widths[name]), len(channels)))
+                if name in widths
+                else kept
+                for group, (name, channels, kept) in enumerate(
+                    zip(self.names, self.order, self.kept_counts)
+                )
+            ),
+        )
 
     def ranked(self, scores):
         """Returns this sub-network with every group's kept channels ordered by descending score.
@@ -100,28 +125,40 @@ class Subnetwork:
         """
         order = []
         for group, channels in enumerate(self.order):
-            kept, removed = channels[:self.num_kept(group)], channels[self.num_kept(group):]
+            kept, removed = channels[: self.num_kept(group)], channels[self.num_kept(group) :]
             ranking = np.argsort(-np.asarray(scores[group])[list(kept)], kind="stable")
             order.append(tuple(kept[i] for i in ranking) + removed)
         return dataclasses.replace(self, order=tuple(order))
 
     def to_json(self):
-        """Returns {"kept": {group name: number of channels}, "order": channels of every group, most important first}.
+        """Returns {"kept": {group name: number of channels}, "order": channels of every group, most
+        important first}.
 
-        Where not every number of channels may stay, "steps" holds (least, multiple) of every group, too.
+        Where not every number of channels may stay, "steps" holds (least, multiple) of every group,
+        too.
         """
-        value = {"kept": dict(zip(self.names, self.kept_counts)), "order": [list(channels) for channels in self.order]}
+        value = {
+            "kept": dict(zip(self.names, self.kept_counts)),
+            "order": [list(channels) for channels in self.order],
+        }
         return value | ({"steps": [list(pair) for pair in self.steps]} if self.steps else {})
 
     @classmethod
     def from_json(cls, value):
-        """Returns the sub-network that to_json() turned into this dict; "widths" of earlier versions are understood."""
+        """Returns the sub-network that to_json() turned into this dict; "widths" of earlier
+        versions are understood.
+        """
         order = tuple(map(tuple, value["order"]))
         if "kept" in value:
             steps = tuple(map(tuple, value.get("steps", ())))
             return cls(tuple(value["kept"]), order, tuple(value["kept"].values()), steps)
-        counts = (count_kept(float(width), len(channels)) for width, channels in zip(value["widths"].values(), order))
+        counts = (
+            count_kept(float(width), len(channels))
+            for width, channels in zip(value["widths"].values(), order)
+        )
         return cls(tuple(value["widths"]), order, tuple(counts))
 
     def __str__(self):
-        return ", ".join(f"{name} {self.num_kept(i)}/{len(self.order[i])}" for i, name in enumerate(self.names))
+        return ", ".join(
+            f"{name} {self.num_kept(i)}/{len(self.order[i])}" for i, name in enumerate(self.names)
+        )

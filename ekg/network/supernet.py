@@ -1,6 +1,8 @@
-"""The supernet: a trained network with a gate on every channel group, as a pure function of weights and masks.
+"""The supernet: a trained network with a gate on every channel group, as a pure function of weights
+and masks.
 
-One function serves every sub-network: the masks are its arguments, so nothing is compiled again from one sub-network to
+One function serves every sub-network: the masks are its arguments, so nothing is compiled again
+    from one sub-network to
 the next and nothing needs restoring after a trial.
 """
 
@@ -20,7 +22,10 @@ from ekg.network.subnetwork import Subnetwork
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A place in the program from which on the mask of a tensor's channels counts; they may be multiplied by it here."""
+    """A place in the program from which on the mask of a tensor's channels counts; they may be
+    multiplied by it here.
+    """
+
     tensor: int
 
 
@@ -39,40 +44,59 @@ class Supernet:
         table: complexity.ComplexityTable, which counts parameters and FLOPs.
 
     Raises:
-        EkgError: the model is not functional, the size of its inputs is not known, a layer of it cannot be cut or copied, or
-            nothing in it can be pruned.
+        EkgError: the model is not functional, the size of its inputs is not known, a layer of it
+            cannot be cut or copied, or nothing in it can be pruned.
     """
 
-    def __init__(self, model, *, exclude=(), min_channels=1, multiple_of=1, prune_frozen=False, input_shape=None,
-                 class_logits=True, open_layers=True):
+    def __init__(
+        self,
+        model,
+        *,
+        exclude=(),
+        min_channels=1,
+        multiple_of=1,
+        prune_frozen=False,
+        input_shape=None,
+        class_logits=True,
+        open_layers=True,
+    ):
         """
         Args:
             model: keras.Model.
-            exclude: layers that keep all their output channels: a layer, a kind, a regular expression for names, a function
-                from a layer to a bool, or a list of these. The name of a nested model stands for all its layers.
-            min_channels: how many channels of every group stay at least; or {pattern of the group's name: number}.
-            multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a dict likewise.
+            exclude: layers that keep all their output channels: a layer, a kind, a regular
+                expression for names, a function from a layer to a bool, or a list of these. The
+                name of a nested model stands for all its layers.
+            min_channels: how many channels of every group stay at least; or {pattern of the group's
+                name: number}.
+            multiple_of: what the number of channels that stay is a multiple of, unless all stay; or
+                a dict likewise.
             prune_frozen: whether layers that are not trainable may lose channels of their own.
-            input_shape: shape of one input without the batch, or a list of them, that FLOPs are counted for; needed where
-                the model itself leaves it open.
+            input_shape: shape of one input without the batch, or a list of them, that FLOPs are
+                counted for; needed where the model itself leaves it open.
             open_layers: which layers that are made of layers are taken apart into these, so that
                 channels inside can go: True for all, False for none, or regular expressions for
                 their names. They become nested models of the cut network. So does a subclassed
                 model, which becomes a functional one.
-            class_logits: whether a vector that the network returns holds class logits, whose kernel keeps its norm; see
-                layers.classifier_of.
+            class_logits: whether a vector that the network returns holds class logits, whose kernel
+                keeps its norm; see layers.classifier_of.
         """
         self.graph = Graph(model, input_shape, open_layers)
         self.model, self.options = self.graph.model, execute.ExecutionOptions()
         checks.check_layers(self.graph)
-        self.layout = groups.find(self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen))
+        self.layout = groups.find(
+            self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen)
+        )
         if all(len(group.counts) == 1 for group in self.layout.groups):
-            raise checks.NothingToPrune(f"nothing in `model` {model.name!r} can be pruned: "
-                                        f"{checks.describe_closed(self.layout)}")
+            raise checks.NothingToPrune(
+                f"nothing in `model` {model.name!r} can be pruned: "
+                f"{checks.describe_closed(self.layout)}"
+            )
         self.program = []
         for call in self.graph.calls:
             self.program.append(call)
-            self.program.extend(Gate(number) for number in call.outputs if number in self.layout.sites)
+            self.program.extend(
+                Gate(number) for number in call.outputs if number in self.layout.sites
+            )
         self.classifier = layers.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
         self._recurring = {call for call in self.graph.calls if self._is_recurring(call)}
@@ -90,7 +114,9 @@ class Supernet:
         return self.graph.num_outputs
 
     def with_options(self, options):
-        """Returns a Supernet of the same model that computes with other execute.ExecutionOptions."""
+        """Returns a Supernet of the same model that computes with other
+        execute.ExecutionOptions.
+        """
         other = copy.copy(self)
         other.options, other._forward = options, in_graph(other.forward)
         return other
@@ -102,11 +128,15 @@ class Supernet:
         return Subnetwork.whole(self.groups)
 
     def smallest(self):
-        """Returns the Subnetwork that keeps as few channels of every group as may stay: one, unless the choices say more."""
+        """Returns the Subnetwork that keeps as few channels of every group as may stay: one, unless
+        the choices say more.
+        """
         return self.whole().with_widths({group.name: 0.0 for group in self.groups})
 
     def mask(self, subnetwork):
-        """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed channels, is 1."""
+        """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed
+        channels, is 1.
+        """
         mask = np.zeros(self.layout.num_channels + 1, np.float32)
         mask[-1] = 1
         for group, offset in enumerate(self.layout.offsets):
@@ -122,23 +152,40 @@ class Supernet:
         return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
 
     def cut(self, subnetwork):
-        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as it is."""
-        return cutting.cut(self.graph, self.layout, self.mask(subnetwork) > 0, keeps_norm=self.classifier is not None)
+        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as
+        it is.
+        """
+        return cutting.cut(
+            self.graph,
+            self.layout,
+            self.mask(subnetwork) > 0,
+            keeps_norm=self.classifier is not None,
+        )
 
     # ---------------------------------------------------------------- the masked network
 
     def weights(self):
-        """Returns {layer key: list of tensors, trainable before non-trainable} of the model as it is now."""
+        """Returns {layer key: list of tensors, trainable before non-trainable} of the model as it
+        is now.
+        """
         called = {call.key: call.layer for call in self.graph.calls}
-        return {key: [tf.convert_to_tensor(variable.value) for variable in layer_variables(layer)]
-                for key, layer in called.items() if layer_variables(layer)}
+        return {
+            key: [tf.convert_to_tensor(variable.value) for variable in layer_variables(layer)]
+            for key, layer in called.items()
+            if layer_variables(layer)
+        }
 
     def gates(self, mask):
-        """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all channels."""
+        """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all
+        channels.
+        """
         return {site: tf.gather(mask, self.layout.index[site]) for site in self.layout.sites}
 
-    def execute(self, weights, mask, tensors, start=0, stop=None, training=True, gates=None, at_gate=None):
-        """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read or updated.
+    def execute(
+        self, weights, mask, tensors, start=0, stop=None, training=True, gates=None, at_gate=None
+    ):
+        """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read
+        or updated.
 
         Args:
             weights: {layer key: list of tensors} as weights() gives.
@@ -147,42 +194,66 @@ class Supernet:
             start: first position of the program.
             stop: position behind the last one; None runs to the end.
             training: whether batch norms use the statistics of the batch.
-            gates: {site: mask}, to multiply activations by where the activations are what is differentiated. None masks the
-                rows of the kernels behind the gates: the same numbers for less; channels that are not kept hold anything.
-            at_gate: function that gets (site, its activation) wherever the mask of a tensor begins to count, or None.
+            gates: {site: mask}, to multiply activations by where the activations are what is
+                differentiated. None masks the rows of the kernels behind the gates: the same
+                numbers for less; channels that are not kept hold anything.
+            at_gate: function that gets (site, its activation) wherever the mask of a tensor begins
+                to count, or None.
         """
         tensors = dict(tensors)
         for step in self.program[start:stop]:
             if not isinstance(step, Gate):
-                tensors.update(zip(step.outputs, self._call(step, weights, mask, tensors, training, gates is None)))
+                tensors.update(
+                    zip(
+                        step.outputs,
+                        self._call(step, weights, mask, tensors, training, gates is None),
+                    )
+                )
                 continue
             if gates is not None:
-                tensors[step.tensor] = self._gated(tensors[step.tensor], gates[step.tensor], step.tensor)
+                tensors[step.tensor] = self._gated(
+                    tensors[step.tensor], gates[step.tensor], step.tensor
+                )
             if at_gate is not None:
                 at_gate(step.tensor, tensors[step.tensor])
         return tensors
 
     def forward(self, weights, mask, images, training=True, gates=None, at_gate=None):
-        """Returns the masked network's output, logits [batch, classes], for images [batch, height, width, channels].
+        """Returns the masked network's output, logits [batch, classes], for images [batch, height,
+        width, channels].
 
-        For a network of several inputs and outputs, both have the structure that the model gives them.
+        For a network of several inputs and outputs, both have the structure that the model gives
+        them.
         """
-        tensors = self.execute(weights, mask, self.graph.tensors_of(images), training=training, gates=gates, at_gate=at_gate)
+        tensors = self.execute(
+            weights,
+            mask,
+            self.graph.tensors_of(images),
+            training=training,
+            gates=gates,
+            at_gate=at_gate,
+        )
         return self.graph.structured(tensors)
 
     def logits(self, images, subnetwork, training=True):
-        """Returns the masked outputs, logits [batch, classes], of a sub-network; nothing is updated.
+        """Returns the masked outputs, logits [batch, classes], of a sub-network; nothing is
+        updated.
 
         Args:
-            images: normalised images [batch, height, width, channels], float32, or whatever else the model takes.
+            images: normalised images [batch, height, width, channels], float32, or whatever else
+                the model takes.
             subnetwork: the Subnetwork.
             training: True uses batch statistics in batch norms, False the moving ones.
         """
         with full_float32():
-            return self._forward(self.weights(), tf.constant(self.mask(subnetwork)), images, training)
+            return self._forward(
+                self.weights(), tf.constant(self.mask(subnetwork)), images, training
+            )
 
     def _gated(self, value, gate, tensor):
-        """Returns a tensor times its gate, along the axis of its channels; a gate may differ from image to image."""
+        """Returns a tensor times its gate, along the axis of its channels; a gate may differ from
+        image to image.
+        """
         axis, rank = self.layout.axes[tensor], len(value.shape)
         if axis != rank - 1 and len(gate.shape) == 1:
             gate = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
@@ -195,29 +266,38 @@ class Supernet:
         if masks_rows and records.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
             values, tensors = self._without_rows(call, values, mask, tensors)
         values = self._without_masked_states(call, values, mask)
-        # Dropout and its like stay off: in the search it is the batch norms alone that work as in training.
+        # Dropout and its like stay off: in the search it is the batch norms alone that work as in
+        # training.
         is_training = training and norms.uses_batch_statistics(call.layer)
         options = self.options.of(self.graph.is_last(call))
         kept = tf.gather(mask, self.layout.index[call.inputs[0]]) if call in self._asking else None
         return execute.run_call(call, values, tensors, is_training, options, kept)[0]
 
     def _without_rows(self, call, values, mask, tensors):
-        """Returns (weights, tensors) with which a mixing call computes as if masked channels of what it reads were zero.
+        """Returns (weights, tensors) with which a mixing call computes as if masked channels of
+        what it reads were zero.
 
         That masks the rows of its kernel, or what it reads where that is smaller.
         """
-        number, record, kernel = call.inputs[0], records.record_of(call.layer), records.kernel_of(call.layer)
+        number, record, kernel = (
+            call.inputs[0],
+            records.record_of(call.layer),
+            records.kernel_of(call.layer),
+        )
         gate = tf.gather(mask, self.layout.index[number])
         if math.prod(kernel.shape) > math.prod(size or 1 for size in tensors[number].shape):
             return values, {**tensors, number: self._gated(tensors[number], gate, number)}
         axis = record.weights[record.kernel].axes.index(records.IN)
         size, rank = kernel.shape[axis], len(kernel.shape)
-        # Of a layer that works in groups the rows are those of each group; else a channel may have several; see Weight.
+        # Of a layer that works in groups the rows are those of each group; else a channel may have
+        # several; see Weight.
         if size != gate.shape[0]:
             gate = gate[:size] if size < gate.shape[0] else tf.repeat(gate, size // gate.shape[0])
         rows = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
-        return [value * tf.cast(rows, value.dtype) if variable is kernel else value
-                for variable, value in zip(layer_variables(call.layer), values)], tensors
+        return [
+            value * tf.cast(rows, value.dtype) if variable is kernel else value
+            for variable, value in zip(layer_variables(call.layer), values)
+        ], tensors
 
     def _without_masked_states(self, call, values, mask):
         """Returns weights with which a recurrent call does not read the masked channels again."""
@@ -226,8 +306,12 @@ class Supernet:
         record = records.record_of(call.layer)
         names = dict(zip(map(id, call.layer.weights), records.weight_names(call.layer, record)))
         rows = tf.gather(mask, self.layout.index[call.output])[:, None]
-        return [value * tf.cast(rows, value.dtype) if names.get(id(variable)) == record.recurrent
-                else value for variable, value in zip(layer_variables(call.layer), values)]
+        return [
+            value * tf.cast(rows, value.dtype)
+            if names.get(id(variable)) == record.recurrent
+            else value
+            for variable, value in zip(layer_variables(call.layer), values)
+        ]
 
     def _is_recurring(self, call):
         """Returns whether a call reads channels again that it writes, and that may be pruned."""
@@ -241,7 +325,8 @@ class Supernet:
         return record is not None and record.asks_mask and self.layout.is_open(call.inputs[0])
 
     def with_restored_norm(self, call, values, mask):
-        """Returns the classifier's weights with its kernel at the Frobenius norm of all rows: ‖W‖·W/‖W⊙m‖.
+        """Returns the classifier's weights with its kernel at the Frobenius norm of all rows:
+        ‖W‖·W/‖W⊙m‖.
 
         Args:
             call: the call that writes the logits, of a mixing layer.
@@ -251,15 +336,18 @@ class Supernet:
         kernel, record = records.kernel_of(call.layer), records.record_of(call.layer)
         axis = record.weights[record.kernel].axes.index(records.IN)
         rows = tf.gather(mask, self.layout.index[call.inputs[0]])
-        return [value * cutting.norm_factor(value, rows, axis) if variable is kernel else value
-                for variable, value in zip(layer_variables(call.layer), values)]
+        return [
+            value * cutting.norm_factor(value, rows, axis) if variable is kernel else value
+            for variable, value in zip(layer_variables(call.layer), values)
+        ]
 
     # ---------------------------------------------------------------- parts of the program
 
     def tensors_read_from(self, position):
         """Returns the sorted numbers of the tensors that the program from this position on needs.
 
-        Those are what it reads and was written before it, and the network's outputs written before it.
+        Those are what it reads and was written before it, and the network's outputs written before
+        it.
         """
         written, needed = set(), set()
         for step in self.program[position:]:
@@ -269,7 +357,8 @@ class Supernet:
         return sorted(needed | (set(self.graph.outputs) - written))
 
     def first_use(self, group):
-        """Returns the first position in the program at which the mask of the group at this position matters.
+        """Returns the first position in the program at which the mask of the group at this position
+        matters.
 
         That is its first gate, or before it a norm over its channels, or a recurrent layer that has
         them as units.
@@ -277,8 +366,11 @@ class Supernet:
         channels = self.layout.channels(group)
         for position, step in enumerate(self.program):
             if isinstance(step, Gate) or step in self._asking or step in self._recurring:
-                number = step.tensor if isinstance(step, Gate) else (
-                    step.inputs[0] if step in self._asking else step.output)
+                number = (
+                    step.tensor
+                    if isinstance(step, Gate)
+                    else (step.inputs[0] if step in self._asking else step.output)
+                )
                 index = self.layout.index[number]
                 if ((index >= channels.start) & (index < channels.stop)).any():
                     return position

@@ -16,8 +16,12 @@ from ekg.run.comparing import describe_network
 
 RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before
 TEST_DATA = "test_data"  # nothing is chosen by it; the final table is of it
-VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
-            "numpy": np.__version__}
+VERSIONS = {
+    "python": platform.python_version(),
+    "tensorflow": tf.__version__,
+    "keras": keras.__version__,
+    "numpy": np.__version__,
+}
 
 
 def describe(data, is_compiled):
@@ -28,16 +32,26 @@ def describe(data, is_compiled):
         is_compiled: whether steps are compiled with XLA.
     """
     train, test = (bank_files.fingerprint(split, data.task) for split in (data.train, data.test))
-    return {"results_version": RESULTS_VERSION, "data": train, TEST_DATA: test,
-            "use_xla": is_compiled, "versions": VERSIONS}
+    return {
+        "results_version": RESULTS_VERSION,
+        "data": train,
+        TEST_DATA: test,
+        "use_xla": is_compiled,
+        "versions": VERSIONS,
+    }
 
 
 def origin():
-    """Returns what a result came out of besides its arguments: {"revision", "machine", "cores"}, for summary.json.
+    """Returns what a result came out of besides its arguments: {"revision", "machine", "cores"},
+    for summary.json.
 
     The revision is that of the git checkout that this program lies in; None where it lies in none.
     """
-    return {"revision": _revision(Path(__file__).parents[2] / ".git"), "machine": machine(), "cores": count_cores()}
+    return {
+        "revision": _revision(Path(__file__).parents[2] / ".git"),
+        "machine": machine(),
+        "cores": count_cores(),
+    }
 
 
 def hash_code(folder, patterns):
@@ -59,7 +73,9 @@ def count_cores():
 
 
 def _revision(git):
-    """Returns the commit that a .git folder has checked out, or None; it is read, as a library starts no process."""
+    """Returns the commit that a .git folder has checked out, or None; it is read, as a library
+    starts no process.
+    """
     try:
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):
@@ -67,14 +83,20 @@ def _revision(git):
         name = head.removeprefix("ref: ")
         if (git / name).exists():
             return (git / name).read_text().strip()
-        packed = (line.split(" ", 1) for line in (git / "packed-refs").read_text().splitlines() if " " in line)
+        packed = (
+            line.split(" ", 1)
+            for line in (git / "packed-refs").read_text().splitlines()
+            if " " in line
+        )
         return next((commit for commit, ref in packed if ref == name), None)
     except OSError:
         return None
 
 
 def model_fingerprint(model):
-    """Returns a hash of a network: the names, shapes and numbers of its weights, and what its layers compute."""
+    """Returns a hash of a network: the names, shapes and numbers of its weights, and what its
+    layers compute.
+    """
     digest = hashlib.sha256()
     for layer, name, variable in named_weights(model):
         digest.update(f"{type(layer).__name__} {name} {tuple(variable.shape)}".encode())
@@ -85,5 +107,8 @@ def model_fingerprint(model):
 
 def differences(old, new):
     """Returns a line for every entry in which two dicts differ, or an empty text."""
-    return "".join(f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
-                   for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
+    return "".join(
+        f"\n  {name}: {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name)
+    )

@@ -1,8 +1,10 @@
-"""Which network a job hands out: the fine-tuned one, or that which was cut out where fine-tuning made it worse."""
+"""Which network a job hands out: the fine-tuned one, or that which was cut out where fine-tuning
+made it worse.
+"""
 
 import dataclasses
 
-from ekg.data import batch_edges
+from ekg.data.dataset import batch_edges
 
 CUT, TUNED = "slimmed", "fine-tuned"  # their rows of the final table
 FEW_STEPS = 200  # of fine-tuning, below which it seldom makes up for what was cut
@@ -19,6 +21,7 @@ class Choice:
         examples: number of the images.
         steps: of the fine-tuning.
     """
+
     name: str
     losses: dict[str, float]
     errors: dict[str, float]
@@ -27,7 +30,8 @@ class Choice:
 
     @classmethod
     def between(cls, cut, tuned, steps):
-        """Returns the Choice between two evaluate.Metrics; a loss that is not finite is the worse one.
+        """Returns the Choice between two evaluate.Metrics; a loss that is not finite is the worse
+        one.
 
         Args:
             cut: of the network that was cut out.
@@ -35,17 +39,28 @@ class Choice:
             steps: of the fine-tuning.
         """
         measured = {CUT: cut, TUNED: tuned}
-        return cls(TUNED if tuned.loss <= cut.loss else CUT, {name: one.loss for name, one in measured.items()},
-                   {name: one.errors["loss"] for name, one in measured.items()}, cut.examples, steps)
+        return cls(
+            TUNED if tuned.loss <= cut.loss else CUT,
+            {name: one.loss for name, one in measured.items()},
+            {name: one.errors["loss"] for name, one in measured.items()},
+            cut.examples,
+            steps,
+        )
 
     def __str__(self):
         cut, tuned = (f"{self.losses[name]:.4f} ±{self.errors[name]:.4f}" for name in (CUT, TUNED))
         where = f"on the {self.examples} images that the search evaluates on"
         if self.name == TUNED:
-            return f"the result is the fine-tuned network: its loss {where} is {tuned}, without fine-tuning {cut}"
+            return (
+                f"the result is the fine-tuned network: its loss {where} is {tuned}, without "
+                f"fine-tuning {cut}"
+            )
         few = f" of {self.steps} steps" * (self.steps < FEW_STEPS)
-        return (f"the result is the network that was cut out: the fine-tuning{few} made it worse, its loss {where} is "
-                f"{cut}, after it {tuned}; train longer, or with a lower `learning_rate`")
+        return (
+            f"the result is the network that was cut out: the fine-tuning{few} made it worse, its "
+            f"loss {where} is "
+            f"{cut}, after it {tuned}; train longer, or with a lower `learning_rate`"
+        )
 
 
 def count_steps(settings, data):

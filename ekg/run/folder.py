@@ -11,28 +11,33 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ekg import files
 from ekg.errors import EkgError, first_line
-from ekg.memory import Peak
+from ekg.io import files
+from ekg.process.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA, differences
 from ekg.run.choice import CUT
 from ekg.run.lock import LOCK, held
-from ekg.search.history import HistoryEntry
+from ekg.searching.history import HistoryEntry
 from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.json"  # what the result depends on
-ENVIRONMENTS = "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
+ENVIRONMENTS = (
+    "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
+)
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line for every search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
-SLIMMED, SLIMMED_KERAS = "slimmed_param.pkl", "slimmed_param.keras"  # Θ* before training; .keras where that is the result
+SLIMMED, SLIMMED_KERAS = (
+    "slimmed_param.pkl",
+    "slimmed_param.keras",
+)  # Θ* before training; .keras where that is the result
 TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
 UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
 CURVES, EVENTS = "curves.jsonl", "events"
@@ -43,20 +48,55 @@ EXPORTED = "exported"  # the networks in deployment formats
 REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 CONDITION = "condition.json"  # of an analysis
 # What each phase leaves, besides its checkpoints, in the order in which they run.
-PHASE_FILES = {"baseline": (BASELINE,), "subset": (SUPERNET,), "search": (HISTORY, SEARCH_STATE, LATENCY_TABLE),
-               "slim": (SLIMMED, SLIMMED_KERAS), "bank": (BANK,),
-               "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
-               "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE)}
+PHASE_FILES = {
+    "baseline": (BASELINE,),
+    "subset": (SUPERNET,),
+    "search": (HISTORY, SEARCH_STATE, LATENCY_TABLE),
+    "slim": (SLIMMED, SLIMMED_KERAS),
+    "bank": (BANK,),
+    "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
+    "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE),
+}
 # What the lines of a file must hold.
 CURVE_ENTRIES, PHASE_ENTRIES = {"phase": str, "step": int}, {"phase": str, "seconds": (int, float)}
-STEP_ENTRIES = {"step": int, "rate": (int, float), "loss": (int, float), "accuracy": (int, float),
-                "reward": (int, float), "seconds": (int, float)}
+STEP_ENTRIES = {
+    "step": int,
+    "rate": (int, float),
+    "loss": (int, float),
+    "accuracy": (int, float),
+    "reward": (int, float),
+    "seconds": (int, float),
+}
 FORMER = ("search_state.pkl",)  # written by earlier versions
 LATER = (TEST_DATA,)  # arguments that their folders lack
-# What starting anew removes; whatever else a user put into the folder stays. arguments.json is the last to go.
-OWN_NAMES = (BASELINE, SUPERNET, HISTORY, SEARCH_STATE, LATENCY_TABLE, BANK, SLIMMED, SLIMMED_KERAS, TRAINED, TRAINED_KERAS,
-             UNFINISHED_KERAS, UNFINISHED_PARAM, CURVES, EVENTS, PHASES, CHECKPOINTS, EXPORTED, SUMMARY, REPORT_PICTURE,
-             REPORT_PAGE, CONDITION, ENVIRONMENTS, *FORMER, ARGUMENTS)
+# What starting anew removes; whatever else a user put into the folder stays. arguments.json is the
+# last to go.
+OWN_NAMES = (
+    BASELINE,
+    SUPERNET,
+    HISTORY,
+    SEARCH_STATE,
+    LATENCY_TABLE,
+    BANK,
+    SLIMMED,
+    SLIMMED_KERAS,
+    TRAINED,
+    TRAINED_KERAS,
+    UNFINISHED_KERAS,
+    UNFINISHED_PARAM,
+    CURVES,
+    EVENTS,
+    PHASES,
+    CHECKPOINTS,
+    EXPORTED,
+    SUMMARY,
+    REPORT_PICTURE,
+    REPORT_PAGE,
+    CONDITION,
+    ENVIRONMENTS,
+    *FORMER,
+    ARGUMENTS,
+)
 
 
 class Unfinished(EkgError):
@@ -106,7 +146,8 @@ class RunFolder:
             advice: what to do besides repeating the arguments.
 
         Raises:
-            EkgError: the folder holds no run, or one of other arguments: each that differs is named.
+            EkgError: the folder holds no run, or one of other arguments: each that differs is
+                named.
         """
         folder = cls(path)
         if not folder.holds_run():
@@ -114,10 +155,19 @@ class RunFolder:
             raise EkgError(f"{path}: is no run folder: there is no {ARGUMENTS} in it.")
         if arguments is not None:
             old = folder.arguments()
-            differing = differences(old, {name: value for name, value in arguments.items()
-                                          if name in old or name not in LATER})
+            differing = differences(
+                old,
+                {
+                    name: value
+                    for name, value in arguments.items()
+                    if name in old or name not in LATER
+                },
+            )
             if differing:
-                raise EkgError(f"{path}: holds a run with other arguments; repeat those, or {advice}:{differing}")
+                raise EkgError(
+                    f"{path}: holds a run with other arguments; repeat those, or "
+                    f"{advice}:{differing}"
+                )
         return folder
 
     @classmethod
@@ -159,7 +209,9 @@ class RunFolder:
         return path.is_file() and f'"{files.CHECKSUM}"'.encode() in path.read_bytes()
 
     def check_may_begin(self):
-        """Raises EkgError unless a run may begin or resume here: the folder is not there, or empty, or holds one."""
+        """Raises EkgError unless a run may begin or resume here: the folder is not there, or empty,
+        or holds one.
+        """
         files.check_name(self.path)
         if self.holds_run() or not self.path.exists():
             return
@@ -172,12 +224,16 @@ class RunFolder:
     def _check_not_damaged(self):
         """Raises EkgError where there is a run whose arguments cannot be read."""
         if self.has(ARGUMENTS) and any(map(self.has, (LOCK, ENVIRONMENTS, SUPERNET, HISTORY))):
-            raise EkgError(f"{self / ARGUMENTS}: damaged, so that the run cannot be resumed; put the file back, or name a "
-                           "new folder.")
+            raise EkgError(
+                f"{self / ARGUMENTS}: damaged, so that the run cannot be resumed; put the file "
+                f"back, or name a "
+                "new folder."
+            )
 
     @contextlib.contextmanager
     def locked(self):
-        """Holds the lock of the folder, which is made if it is not there, while it lasts; see lock.held().
+        """Holds the lock of the folder, which is made if it is not there, while it lasts; see
+        lock.held().
 
         Raises:
             EkgError: no run may begin or resume here, or another one works here.
@@ -190,7 +246,9 @@ class RunFolder:
                 self._lock = None
 
     def check_place(self):
-        """Raises EkgError if this process has locked the folder and another one, or none, is at its path now."""
+        """Raises EkgError if this process has locked the folder and another one, or none, is at its
+        path now.
+        """
         if self._lock is not None:
             self._lock.check_place()
 
@@ -204,7 +262,10 @@ class RunFolder:
 
     def is_searched(self):
         """Returns whether the run is behind its search."""
-        return any(self.has(name) for name in (SLIMMED, TRAINED, SUMMARY)) or self.checkpoints("fine-tune").exists()
+        return (
+            any(self.has(name) for name in (SLIMMED, TRAINED, SUMMARY))
+            or self.checkpoints("fine-tune").exists()
+        )
 
     def checkpoints(self, phase):
         """Returns the pathlib.Path where the checkpoints of a phase lie."""
@@ -218,11 +279,16 @@ class RunFolder:
             if _is_unfinished(path.name):
                 path.unlink()
         for name in (BANK, CHECKPOINTS, EXPORTED):
-            for path in [*(self / name).rglob(".*.*"), *(self / name).rglob("ckpt-*_temp")]:  # the last are TensorFlow's
+            for path in [
+                *(self / name).rglob(".*.*"),
+                *(self / name).rglob("ckpt-*_temp"),
+            ]:  # the last are TensorFlow's
                 files.remove(path)
 
     def remove_run(self):
-        """Removes the run, but for arguments.json, which says that this is a run, and is written over."""
+        """Removes the run, but for arguments.json, which says that this is a run, and is written
+        over.
+        """
         for name in OWN_NAMES[:-1]:
             files.remove(self / name)
 
@@ -233,49 +299,68 @@ class RunFolder:
             phase: one of PHASE_FILES.
         """
         order = list(PHASE_FILES)
-        gone = order[order.index(phase):]
+        gone = order[order.index(phase) :]
         for file in (self / CURVES, self / PHASES):
             if file.exists():
-                files.write_json_lines(file, [line for line in files.read_report_lines(file, {"phase": str})
-                                               if line["phase"] not in gone])
-        for name in gone[::-1]:  # the last first: a run that is killed here lacks the end and not the middle
+                files.write_json_lines(
+                    file,
+                    [
+                        line
+                        for line in files.read_report_lines(file, {"phase": str})
+                        if line["phase"] not in gone
+                    ],
+                )
+        for name in gone[
+            ::-1
+        ]:  # the last first: a run that is killed here lacks the end and not the middle
             for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
                 files.remove(path)
         self._logged = None
 
-    # ---------------------------------------------------------------- what is written and read line by line
+    # ------------------------------------------ what is written and read line by line
 
     def history(self):
         """Returns the list of HistoryEntry that is there by now.
 
         Raises:
-            EkgError: the file is damaged, or its steps do not follow one another, as where two runs wrote it.
+            EkgError: the file is damaged, or its steps do not follow one another, as where two runs
+                wrote it.
         """
-        lines = files.read_json_lines(self / HISTORY, kinds=STEP_ENTRIES) if self.has(HISTORY) else []
+        lines = (
+            files.read_json_lines(self / HISTORY, kinds=STEP_ENTRIES) if self.has(HISTORY) else []
+        )
         steps = [line["step"] for line in lines]
         if steps != list(range(len(lines))):
             wrong = next(i for i, step in enumerate(steps) if step != i)
-            raise EkgError(f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} is due; was it "
-                           "written by two runs? Put a good copy there, or start anew in another folder.")
+            raise EkgError(
+                f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} "
+                f"is due; was it "
+                "written by two runs? Put a good copy there, or start anew in another folder."
+            )
         return [self._entry_of(line) for line in lines]
 
     def _entry_of(self, line):
         try:
             return HistoryEntry.from_json(line)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            raise EkgError(f"{self / HISTORY}: line {line['step'] + 1} holds no search step of this program; put the file "
-                           "back, or start anew in another folder.") from None
+            raise EkgError(
+                f"{self / HISTORY}: line {line['step'] + 1} holds no search step of this program; "
+                f"put the file "
+                "back, or start anew in another folder."
+            ) from None
 
     def append_history(self, entry):
         files.append_json_line(self / HISTORY, entry.to_json())
 
     @contextlib.contextmanager
     def timed(self, phase, is_kept=True):
-        """Keeps what a phase took, also of one that is stopped; gives a dict that has "seconds" and "peak" behind the block.
+        """Keeps what a phase took, also of one that is stopped; gives a dict that has "seconds" and
+        "peak" behind the block.
 
         Args:
             phase: its name.
-            is_kept: whether it is written into the folder: of several processes the chief alone writes.
+            is_kept: whether it is written into the folder: of several processes the chief alone
+                writes.
         """
         start, taken = time.perf_counter(), {"peak": Peak()}
 
@@ -283,6 +368,7 @@ class RunFolder:
             taken["seconds"] = time.perf_counter() - start
             if is_kept:
                 self.log_phase(phase, **taken)
+
         try:
             with taken["peak"]:
                 yield taken
@@ -295,14 +381,25 @@ class RunFolder:
 
     def log_phase(self, phase, seconds, peak):
         """Appends what a phase, or a part of it, took: seconds and memory.Peak."""
-        files.append_json_line(self / PHASES, {"phase": phase, "seconds": round(seconds, 1),
-                                               "peak_memory_mib": round(peak.host_mib), "peak_gpu_mib": round(peak.gpu_mib)})
+        files.append_json_line(
+            self / PHASES,
+            {
+                "phase": phase,
+                "seconds": round(seconds, 1),
+                "peak_memory_mib": round(peak.host_mib),
+                "peak_gpu_mib": round(peak.gpu_mib),
+            },
+        )
 
     def phases(self):
-        """Returns {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, its parts taken together."""
+        """Returns {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, its parts taken
+        together.
+        """
         phases = {}
         for line in files.read_report_lines(self / PHASES, PHASE_ENTRIES):
-            phase = phases.setdefault(line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0})
+            phase = phases.setdefault(
+                line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0}
+            )
             phase["seconds"] = round(phase["seconds"] + line["seconds"], 1)
             for name in ("peak_memory_mib", "peak_gpu_mib"):
                 value = line.get(name)  # earlier versions did not keep that of a GPU
@@ -310,15 +407,19 @@ class RunFolder:
         return phases
 
     def log_curves(self, phase, step, values):
-        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event files, once.
+        """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event
+        files, once.
 
-        A run that goes on calls it again for the last thing it finished: it may have been killed before its line was there.
+        A run that goes on calls it again for the last thing it finished: it may have been killed
+        before its line was there.
         """
         file = self / CURVES
         if self._logged is None:
             lines = files.read_report_lines(file, CURVE_ENTRIES)
             self._logged = {(line["phase"], line["step"]) for line in lines}
-            self._events = self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
+            self._events = (
+                self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
+            )
         if (phase, step) in self._logged:
             return
         files.append_json_line(file, {"phase": phase, "step": step, **values})
@@ -341,8 +442,12 @@ class RunFolder:
         try:
             yield
         except tf.errors.OpError as error:
-            logger.warning("%s: cannot be written (%s); the curves are in %s alone.", self / EVENTS,
-                           first_line(error.message), CURVES)
+            logger.warning(
+                "%s: cannot be written (%s); the curves are in %s alone.",
+                self / EVENTS,
+                first_line(error.message),
+                CURVES,
+            )
             self._events = None
 
     # ---------------------------------------------------------------- a finished run
@@ -354,10 +459,16 @@ class RunFolder:
             EkgError: its file is damaged.
         """
         try:
-            return [Row.from_json(row) for row in files.read_json(self / SUMMARY, {"table": list})["table"]]
+            return [
+                Row.from_json(row)
+                for row in files.read_json(self / SUMMARY, {"table": list})["table"]
+            ]
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise EkgError(f"{self / SUMMARY}: holds no table of this program; put the file back, or start anew in another "
-                           "folder.") from None
+            raise EkgError(
+                f"{self / SUMMARY}: holds no table of this program; put the file back, or start "
+                f"anew in another "
+                "folder."
+            ) from None
 
     def describe_progress(self):
         """Returns in words what a run has done that is not finished, as "search step 12"."""
@@ -366,14 +477,20 @@ class RunFolder:
             return "the fine-tuning"
         if position is not None:
             epoch, step = position["epoch"], position["step"]
-            return f"step {step} of epoch {epoch + 1} of the fine-tuning" if step else f"epoch {epoch} of the fine-tuning"
+            return (
+                f"step {step} of epoch {epoch + 1} of the fine-tuning"
+                if step
+                else f"epoch {epoch} of the fine-tuning"
+            )
         history = self.history()
         if self.has(SLIMMED):
             return f"all {len(history) - 1} steps of the search"
         return f"search step {len(history) - 1}" if history else "its start, before the search"
 
     def hands_out_cut(self):
-        """Returns whether a finished run hands out the network that was cut out, as fine-tuning made it worse."""
+        """Returns whether a finished run hands out the network that was cut out, as fine-tuning
+        made it worse.
+        """
         choice = files.read_json(self / SUMMARY).get("choice") if self.has(SUMMARY) else None
         return choice is not None and choice["name"] == CUT
 
@@ -386,14 +503,27 @@ class RunFolder:
         """
         arguments = RunFolder.open(self.path).arguments()
         if not self.has(SUMMARY):
-            raise Unfinished(f"{self.path}: the run is not finished; start it again with the same command.")
+            raise Unfinished(
+                f"{self.path}: the run is not finished; start it again with the same command."
+            )
         if not all(isinstance(arguments.get(name), str) for name in ("arch", "dataset")):
-            raise EkgError(f"{self / ARGUMENTS}: names no network and no data set; put the file back.")
+            raise EkgError(
+                f"{self / ARGUMENTS}: names no network and no data set; put the file back."
+            )
         summary = files.read_json(self / SUMMARY, {"phases": dict})
-        return FinishedRun(arguments, self.history(), files.read_report_lines(self / CURVES, CURVE_ENTRIES), self.table(),
-                           summary["phases"], summary.get("origin", {}), summary.get("choice"))
+        return FinishedRun(
+            arguments,
+            self.history(),
+            files.read_report_lines(self / CURVES, CURVE_ENTRIES),
+            self.table(),
+            summary["phases"],
+            summary.get("origin", {}),
+            summary.get("choice"),
+        )
 
 
 def _is_unfinished(name):
-    """Returns whether this is the name of a file that was being written; see files.write_whole()."""
+    """Returns whether this is the name of a file that was being written; see
+    files.write_whole().
+    """
     return any(name.startswith(f".{own}.") for own in OWN_NAMES)

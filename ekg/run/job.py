@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ekg.data import mixed_order
+from ekg.data.dataset import mixed_order
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.run import folder as names
@@ -25,9 +25,15 @@ logger = logging.getLogger(__name__)
 _LESS_FOR_SEARCH = "lower `search_batch_size` or raise `accum`"
 _LESS_FOR_TRAINING = "lower `batch_size` or raise `accum`"
 # What lowers the memory that a phase needs.
-LESS_MEMORY = {"baseline": _LESS_FOR_TRAINING, "subset": _LESS_FOR_SEARCH, "search": _LESS_FOR_SEARCH,
-               "slim": _LESS_FOR_SEARCH, "bank": _LESS_FOR_SEARCH, "fine-tune": _LESS_FOR_TRAINING,
-               "report": "lower `val_batch_size`"}
+LESS_MEMORY = {
+    "baseline": _LESS_FOR_TRAINING,
+    "subset": _LESS_FOR_SEARCH,
+    "search": _LESS_FOR_SEARCH,
+    "slim": _LESS_FOR_SEARCH,
+    "bank": _LESS_FOR_SEARCH,
+    "fine-tune": _LESS_FOR_TRAINING,
+    "report": "lower `val_batch_size`",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,9 +44,11 @@ class Job:
         settings: JobSettings.
         data: data.Dataset.
         networks: Networks of the run.
-        compute: Compute of training and evaluation. All processes of its team run the same; the chief alone writes.
+        compute: Compute of training and evaluation. All processes of its team run the same; the
+            chief alone writes.
         folder: RunFolder.
     """
+
     settings: JobSettings
     data: Any
     networks: Networks
@@ -59,12 +67,22 @@ class Job:
     @property
     def result_names(self):
         """Names of the parameter file and the .keras file that the job ends with."""
-        return (names.TRAINED, names.TRAINED_KERAS) if self.settings.fine_tunes else (names.SLIMMED, names.SLIMMED_KERAS)
+        return (
+            (names.TRAINED, names.TRAINED_KERAS)
+            if self.settings.fine_tunes
+            else (names.SLIMMED, names.SLIMMED_KERAS)
+        )
 
     @property
     def handed_out(self):
-        """The same of the network that a finished run hands out: where fine-tuning made it worse, that before it."""
-        return (names.SLIMMED, names.SLIMMED_KERAS) if self.folder.hands_out_cut() else self.result_names
+        """The same of the network that a finished run hands out: where fine-tuning made it worse,
+        that before it.
+        """
+        return (
+            (names.SLIMMED, names.SLIMMED_KERAS)
+            if self.folder.hands_out_cut()
+            else self.result_names
+        )
 
     @property
     def has_bank(self):
@@ -78,18 +96,24 @@ class Job:
 
     @functools.cached_property
     def loss_divisor(self):
-        """What losses are divided by before networks are trained with them; see tasks.Task.scale."""
+        """What losses are divided by before networks are trained with them; see
+        tasks.Task.scale.
+        """
         return self.data.task.scale(self.data.train.labels)
 
     @property
     def images_together(self):
-        """Images that share batch statistics in search and bank, at most: those of a micro-batch."""
+        """Images that share batch statistics in search and bank, at most: those of a
+        micro-batch.
+        """
         return self.settings.search.search_batch_size // self.settings.run.accum
 
     @functools.cached_property
     def train_batches(self):
         """data.Batches of the training images as they are, all classes mixed."""
-        return self.data.batches(self.data.train, self.images_together, mixed_order(self.data.strata))
+        return self.data.batches(
+            self.data.train, self.images_together, mixed_order(self.data.strata)
+        )
 
     @property
     def test_batches(self):
@@ -99,23 +123,30 @@ class Job:
     @functools.cached_property
     def val_batches(self):
         """data.Batches of D_val, for evaluations."""
-        split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed).in_memory()
+        split = self.data.last_of_each_class(
+            self.settings.search.val_per_class, self.settings.run.seed
+        ).in_memory()
         return self.data.batches(split, self.settings.run.val_batch_size)
 
     def val_bytes(self):
         """Returns the bytes of the images of D_val, or 0 where they are read again each time."""
-        split = self.data.last_of_each_class(self.settings.search.val_per_class, self.settings.run.seed)
+        split = self.data.last_of_each_class(
+            self.settings.search.val_per_class, self.settings.run.seed
+        )
         size = len(split) * split.read(np.array([0])).nbytes
         return size if size <= getattr(split, "memory_budget", size) else 0
 
     def curve_measure(self, model):
-        """Returns a function from the number of epochs done to what the curves hold of a model in training.
+        """Returns a function from the number of epochs done to what the curves hold of a model in
+        training.
 
-        That is loss and accuracy, or the task's first metric, on D_val; and on the test images, for the curve alone, after
-        every `test_every` epochs.
+        That is loss and accuracy, or the task's first metric, on D_val; and on the test images, for
+        the curve alone, after every `test_every` epochs.
         """
-        evaluate_val, evaluate_test = (Evaluation(model, batches, Compute(self.team, self.compute.use_xla))
-                                       for batches in (self.val_batches, self.test_batches))
+        evaluate_val, evaluate_test = (
+            Evaluation(model, batches, Compute(self.team, self.compute.use_xla))
+            for batches in (self.val_batches, self.test_batches)
+        )
 
         def measure(epochs):
             metrics, first = evaluate_val(), self.data.task.metrics[0]
@@ -124,6 +155,7 @@ class Job:
             if every and epochs % every == 0:
                 measured[f"test_{first}"] = evaluate_test().values[first]
             return measured
+
         return measure
 
     def has(self, name):
@@ -149,9 +181,19 @@ class Job:
         sync_norms = run.sync_bn and self.team.size > 1
         if sync_norms and self.compute.use_xla:
             logger.warning("the training step runs uncompiled, as replicas meet inside it.")
-        options = StepOptions(run.accum, self.compute.use_xla and not sync_norms, self.compute.dtype, sync_norms)
-        return Trainer(self.team.strategy, model, loss_fn, weight_decay=weight_decay, options=options, constants=constants,
-                       divisor=self.loss_divisor, make_optimizer=make_optimizer)
+        options = StepOptions(
+            run.accum, self.compute.use_xla and not sync_norms, self.compute.dtype, sync_norms
+        )
+        return Trainer(
+            self.team.strategy,
+            model,
+            loss_fn,
+            weight_decay=weight_decay,
+            options=options,
+            constants=constants,
+            divisor=self.loss_divisor,
+            make_optimizer=make_optimizer,
+        )
 
     @contextlib.contextmanager
     def timed(self, phase):
@@ -170,10 +212,13 @@ class Phase:
         leaves: name of the file in the run folder.
         num_epochs: epochs of a phase that trains and keeps checkpoints; 0 of others.
     """
+
     name: str
     leaves: str
     num_epochs = 0  # of a phase that trains
-    rehearsed = None  # what a rehearsal leaves to the phase, so that nothing is traced or compiled twice
+    rehearsed = (
+        None  # what a rehearsal leaves to the phase, so that nothing is traced or compiled twice
+    )
 
     def __init__(self, job):
         self.job = job
@@ -182,17 +227,23 @@ class Phase:
         return self.job.has(self.leaves)
 
     def rehearse(self, model):
-        """Runs one step of the phase on the unpruned network, which needs the most memory; leaves it as it is."""
+        """Runs one step of the phase on the unpruned network, which needs the most memory; leaves
+        it as it is.
+        """
         raise NotImplementedError
 
     def trainer_from(self, model, make_trainer):
-        """Returns the Trainer of the rehearsal, or a new one, as it begins with the weights of this model."""
+        """Returns the Trainer of the rehearsal, or a new one, as it begins with the weights of this
+        model.
+        """
         trainer, self.rehearsed = self.rehearsed or make_trainer(model), None
         trainer.start_from(model)
         return trainer
 
     def further_bytes(self):
-        """Returns the memory that the whole phase takes besides that of one step: what it keeps of all examples."""
+        """Returns the memory that the whole phase takes besides that of one step: what it keeps of
+        all examples.
+        """
         return 0
 
 
@@ -210,8 +261,13 @@ def out_of_memory(phase):
 
 
 def check_finite(phase, metrics):
-    """Raises FloatingPointError if a metric of the first step of a phase, {name: number}, is not finite."""
+    """Raises FloatingPointError if a metric of the first step of a phase, {name: number}, is not
+    finite.
+    """
     broken = [name for name, value in metrics.items() if not math.isfinite(float(value))]
     if broken:
-        raise FloatingPointError(f"{', '.join(broken)} of the first step of phase {phase} is not finite; are the weights "
-                                 "those of a trained network?")
+        raise FloatingPointError(
+            f"{', '.join(broken)} of the first step of phase {phase} is not finite; are the "
+            f"weights "
+            "those of a trained network?"
+        )

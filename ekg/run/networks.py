@@ -1,9 +1,11 @@
-"""The networks of a run: the unpruned one tells their structure, or a sub-network of it does; their weights are in files."""
+"""The networks of a run: the unpruned one tells their structure, or a sub-network of it does; their
+weights are in files.
+"""
 
 import functools
 
-from ekg import parameters
 from ekg.graph import cutting
+from ekg.io import parameters
 from ekg.network.supernet import Supernet
 
 
@@ -34,7 +36,9 @@ class Networks:
         return self.make_supernet(self.model)
 
     def make_supernet(self, model):
-        """Returns the Supernet of a network that differs from the unpruned one in its weights alone."""
+        """Returns the Supernet of a network that differs from the unpruned one in its weights
+        alone.
+        """
         return Supernet(model, **self.choices)
 
     def copy(self, model):

@@ -1,5 +1,5 @@
-"""The whole job: search, memory bank, fine-tuning, table. Every phase leaves a file, and is skipped where that file is there
-already."""
+"""The whole job: search, memory bank, fine-tuning, table. Every phase leaves a file, and is skipped
+where that file is there already."""
 
 import contextlib
 import logging
@@ -7,15 +7,15 @@ import logging
 import keras
 import tensorflow as tf
 
+from ekg.deploy.accuracy import draw_examples
 from ekg.errors import EkgError
-from ekg.export.accuracy import draw_examples
 from ekg.graph.layer_losses import warn_of_weight_decay
-from ekg.network.promise import check_promise, num_examples
+from ekg.network.masked_check import check_promise, num_examples
 from ekg.run import environment, phases, preflight
 from ekg.run import folder as names
 from ekg.run.choice import FEW_STEPS, count_steps
-from ekg.run.finished import is_whole
 from ekg.run.reporting import ReportPhase
+from ekg.run.verify import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +33,20 @@ class Pipeline:
         """
         Args:
             job: Job.
-            baseline: Phase whose run() trains the network and returns its parameter file; None if there is a trained one.
+            baseline: Phase whose run() trains the network and returns its parameter file; None if
+                there is a trained one.
         """
         self.job, self._baseline = job, baseline
-        self._subset, self._search, self._slim = (phase(job) for phase in (
-            phases.SubsetPhase, phases.SearchPhase, phases.SlimPhase))
-        self._bank, self._fine_tune, self._report = (phase(job) for phase in (
-            phases.BankPhase, phases.FineTunePhase, ReportPhase))
+        self._subset, self._search, self._slim = (
+            phase(job) for phase in (phases.SubsetPhase, phases.SearchPhase, phases.SlimPhase)
+        )
+        self._bank, self._fine_tune, self._report = (
+            phase(job) for phase in (phases.BankPhase, phases.FineTunePhase, ReportPhase)
+        )
 
     def preflight(self, model):
-        """Runs one step of every phase that is not done yet, and checks the room on disk; see preflight.
+        """Runs one step of every phase that is not done yet, and checks the room on disk; see
+        preflight.
 
         Args:
             model: the unpruned keras.Model; it stays as it is.
@@ -50,13 +54,20 @@ class Pipeline:
         last = self._fine_tune if self.job.settings.fine_tunes else self._slim
         if not last.is_done():
             self._search.prepare()
-            todo = [self._fine_tune if self.job.settings.fine_tunes else None, self._subset, self._baseline, self._search,
-                    self._bank if self.job.has_bank else None]
+            todo = [
+                self._fine_tune if self.job.settings.fine_tunes else None,
+                self._subset,
+                self._baseline,
+                self._search,
+                self._bank if self.job.has_bank else None,
+            ]
             todo = [phase for phase in todo if phase is not None and not phase.is_done()]
             preflight.rehearse(self.job, [*todo, self._report], model)
 
     def keep_environment(self):
-        """Names what the last digits depend on, where the run resumes with another such; see environment.keep()."""
+        """Names what the last digits depend on, where the run resumes with another such; see
+        environment.keep().
+        """
         job = self.job
         if self._report.is_done():
             return  # nothing is computed
@@ -103,8 +114,12 @@ class Pipeline:
         for result, made in dict.fromkeys([job.result_names, job.handed_out]):
             if not job.has(made):
                 found = folder.history()[-1].subnetwork
-                phases.write_keras(job.networks.finished(folder / result, found), folder, made, result)
-        if job.settings.writes_page and not (job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)):
+                phases.write_keras(
+                    job.networks.finished(folder / result, found), folder, made, result
+                )
+        if job.settings.writes_page and not (
+            job.has(names.REPORT_PAGE) and job.has(names.REPORT_PICTURE)
+        ):
             self._report.write_page()  # stopped between the two, or removed
 
     def _run_fine_tuning(self, model, baseline, supernet, history):
@@ -120,7 +135,8 @@ def run_job(job, prepare_folder, *, baseline=None, trained_file=None, preflight=
 
     Args:
         job: Job.
-        prepare_folder: function that makes or opens the run folder, after the checks; the chief alone calls it.
+        prepare_folder: function that makes or opens the run folder, after the checks; the chief
+            alone calls it.
         baseline: see Pipeline.
         trained_file: see Pipeline.run.
         preflight: whether one step of every phase is tried first.
@@ -153,8 +169,11 @@ def check(settings, data, supernet):
         supernet: the Supernet of the network that is to be pruned.
     """
     settings.targets().check(supernet)
-    logger.info("smallest possible rate %.4f; asked for %s", supernet.rate(supernet.smallest()),
-                settings.targets().describe() or "all of the FLOPs")
+    logger.info(
+        "smallest possible rate %.4f; asked for %s",
+        supernet.rate(supernet.smallest()),
+        settings.targets().describe() or "all of the FLOPs",
+    )
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
     _log_images_that_decide(data, settings.search.val_per_class)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
@@ -162,10 +181,18 @@ def check(settings, data, supernet):
         batches.append(("batch_size", settings.fine_tuning.batch_size, len(data.train)))
     for name, batch_size, num_images in batches:
         if batch_size > num_images:
-            raise EkgError(f"`{name}` {batch_size} is larger than the {num_images} images to train on; make it smaller.")
+            raise EkgError(
+                f"`{name}` {batch_size} is larger than the {num_images} images to train on; make "
+                f"it smaller."
+            )
     if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
-        logger.warning("fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: take more epochs, "
-                       "or a smaller `batch_size`.", steps, FEW_STEPS)
+        logger.warning(
+            "fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: "
+            "take more epochs, "
+            "or a smaller `batch_size`.",
+            steps,
+            FEW_STEPS,
+        )
     warn_of_weight_decay(supernet.model, settings.recipe.decay(settings.fine_tuning))
     check_promise(supernet, draw_examples(data, num_examples(supernet.graph)))
 
@@ -178,8 +205,17 @@ def _log_images_that_decide(data, val_per_class):
     """
     number = len(data.last_of_each_class(val_per_class, 0))
     fewest = min(int(data.class_sizes.min()), val_per_class)
-    logger.info("the search decides by %d images: %d of each of %d classes or parts%s", number, val_per_class,
-                data.num_strata, f", but at least {fewest}" if fewest < val_per_class else "")
+    logger.info(
+        "the search decides by %d images: %d of each of %d classes or parts%s",
+        number,
+        val_per_class,
+        data.num_strata,
+        f", but at least {fewest}" if fewest < val_per_class else "",
+    )
     if number < FEW_IMAGES:
-        logger.warning("only %d images decide what is pruned; results on other images may be far from theirs. Give more "
-                       "training data, or raise `val_per_class`.", number)
+        logger.warning(
+            "only %d images decide what is pruned; results on other images may be far from "
+            "theirs. Give more "
+            "training data, or raise `val_per_class`.",
+            number,
+        )

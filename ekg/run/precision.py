@@ -1,11 +1,13 @@
-"""Which number format training computes in where the user leaves it open: the one in which a step is faster here."""
+"""Which number format training computes in where the user leaves it open: the one in which a step
+is faster here.
+"""
 
 import dataclasses
 import logging
 import statistics
 import time
 
-from ekg.data import TrainingBatches
+from ekg.data.dataset import TrainingBatches
 from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT
 from ekg.distil import losses
@@ -18,7 +20,8 @@ GAIN = 1.05  # a step must be so many times as fast for its rounding to be worth
 
 
 def resolved(job, starts_anew=False):
-    """Returns a Job that knows its number format: a run that goes on keeps its own, a new one takes the faster.
+    """Returns a Job that knows its number format: a run that goes on keeps its own, a new one takes
+    the faster.
 
     Args:
         job: Job; it is returned as it is unless its precision is AUTO_FORMAT.
@@ -27,7 +30,9 @@ def resolved(job, starts_anew=False):
     if job.settings.run.precision != AUTO_FORMAT:
         return job
     goes_on = not starts_anew and job.team.as_chief_sees(job.folder.holds_run())
-    known = job.team.from_chief(lambda: job.folder.arguments().get("precision")) if goes_on else None
+    known = (
+        job.team.from_chief(lambda: job.folder.arguments().get("precision")) if goes_on else None
+    )
     return _with_precision(job, known or _fastest(job))
 
 
@@ -39,18 +44,29 @@ def _fastest(job):
     with out_of_memory("fine-tune"):
         seconds = measure_steps(job, ("float32", "bfloat16"))
     chosen = "bfloat16" if seconds["float32"] >= GAIN * seconds["bfloat16"] else "float32"
-    logger.info("precision %s: a training step takes %s", chosen, ", ".join(
-        f"{value:.3g} s in {dtype}" for dtype, value in seconds.items()))
+    logger.info(
+        "precision %s: a training step takes %s",
+        chosen,
+        ", ".join(f"{value:.3g} s in {dtype}" for dtype, value in seconds.items()),
+    )
     return job.team.from_chief(lambda: chosen)
 
 
 def measure_steps(job, dtypes):
-    """Returns {number format: median seconds of a training step of the unpruned network}, taken in turn."""
+    """Returns {number format: median seconds of a training step of the unpruned network}, taken in
+    turn.
+    """
     tuning, team = job.settings.fine_tuning, job.team
-    batches = TrainingBatches(job.data, tuning.batch_size, job.settings.run.seed, num_views=1, phase="precision")
+    batches = TrainingBatches(
+        job.data, tuning.batch_size, job.settings.run.seed, num_views=1, phase="precision"
+    )
     batch = next(batches.epoch(0, team.shard))
-    trainers = {dtype: _with_precision(job, dtype).make_trainer(job.copy(job.networks.model), losses.baseline(job.data), 0.0)
-                for dtype in dtypes}
+    trainers = {
+        dtype: _with_precision(job, dtype).make_trainer(
+            job.copy(job.networks.model), losses.baseline(job.data), 0.0
+        )
+        for dtype in dtypes
+    }
     seconds = {dtype: [] for dtype in dtypes}
     for number in range(ROUNDS + 1):
         for dtype, trainer in trainers.items():
@@ -63,5 +79,8 @@ def measure_steps(job, dtypes):
 
 def _with_precision(job, dtype):
     run = dataclasses.replace(job.settings.run, precision=dtype)
-    return dataclasses.replace(job, settings=dataclasses.replace(job.settings, run=run),
-                               compute=dataclasses.replace(job.compute, dtype=dtype))
+    return dataclasses.replace(
+        job,
+        settings=dataclasses.replace(job.settings, run=run),
+        compute=dataclasses.replace(job.compute, dtype=dtype),
+    )

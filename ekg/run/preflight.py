@@ -1,5 +1,5 @@
-"""Before the first long phase: one step of every phase, its memory, and room on disk, so that a run of days does not fail
-on its last one."""
+"""Before the first long phase: one step of every phase, its memory, and room on disk, so that a run
+of days does not fail on its last one."""
 
 import json
 import logging
@@ -9,17 +9,19 @@ import time
 
 import numpy as np
 
-from ekg import stopping
 from ekg.distil import bank_files
 from ekg.errors import EkgError
-from ekg.memory import MIB, Peak, machine_memory_mib, resident_mib
+from ekg.process import stopping
+from ekg.process.memory import MIB, Peak, machine_memory_mib, resident_mib
 from ekg.run import folder as names
 from ekg.run.job import LESS_MEMORY, out_of_memory
 
 logger = logging.getLogger(__name__)
 
 # How many files of a kind a run has at most, with the one that is being written under another name.
-PARAMETER_FILES = 4 + 2  # trained, searched, slimmed, fine-tuned; the last one twice before it has its name
+PARAMETER_FILES = (
+    4 + 2
+)  # trained, searched, slimmed, fine-tuned; the last one twice before it has its name
 KERAS_FILES = 2 + 1  # fine-tuned, and slimmed where that is better
 CHECKPOINTS = 2 + 1  # every training keeps the last two
 NETWORKS = 3  # rows of the table, each exported
@@ -49,7 +51,9 @@ def rehearse(job, phases, model):
     for phase in phases:
         with out_of_memory(phase.name), Peak() as peak:
             phase.rehearse(model)
-        needed[phase.name] = peak.host_mib - resident_mib() + phase.further_bytes() / MIB  # besides what stays
+        needed[phase.name] = (
+            peak.host_mib - resident_mib() + phase.further_bytes() / MIB
+        )  # besides what stays
         stopping.check()
     logger.info("preflight: one step of every phase ran, %.1f s", time.perf_counter() - start)
     stays = resident_mib()  # what was traced, above all
@@ -66,12 +70,18 @@ def check_memory(needed):
         EkgError: a phase needs more than there is.
     """
     most = machine_memory_mib()
-    logger.info("preflight: peak memory about %s of %.0f MiB", ", ".join(
-        f"{phase} {mib:.0f}" for phase, mib in needed.items()), most)
+    logger.info(
+        "preflight: peak memory about %s of %.0f MiB",
+        ", ".join(f"{phase} {mib:.0f}" for phase, mib in needed.items()),
+        most,
+    )
     phase = max(needed, key=needed.get)
     if needed[phase] > most:
-        raise EkgError(f"phase {phase}: needs about {needed[phase]:.0f} MiB of memory and {most:.0f} MiB are there; "
-                       f"{LESS_MEMORY[phase]}.")
+        raise EkgError(
+            f"phase {phase}: needs about {needed[phase]:.0f} MiB of memory and {most:.0f} MiB are "
+            f"there; "
+            f"{LESS_MEMORY[phase]}."
+        )
 
 
 def check_disk(job, model, epochs):
@@ -87,14 +97,23 @@ def check_disk(job, model, epochs):
     """
     folder, needed = job.folder, bytes_to_write(job, model, epochs)
     free = shutil.disk_usage(folder.path).free
-    logger.info("preflight: at most %s bytes to write in %s, %s free", f"{needed:,}", folder.path, f"{free:,}")
+    logger.info(
+        "preflight: at most %s bytes to write in %s, %s free",
+        f"{needed:,}",
+        folder.path,
+        f"{free:,}",
+    )
     if needed > free:
-        raise EkgError(f"{folder.path}: the run needs {needed:,} bytes and {free:,} are free; make room, or name another "
-                       "folder.")
+        raise EkgError(
+            f"{folder.path}: the run needs {needed:,} bytes and {free:,} are free; make room, or "
+            f"name another "
+            "folder."
+        )
 
 
 def bytes_to_write(job, model, epochs):
-    """Returns an upper bound of the bytes that a run writes into its folder, less those of a bank that is there.
+    """Returns an upper bound of the bytes that a run writes into its folder, less those of a bank
+    that is there.
 
     Args: see check_disk.
     """
@@ -102,19 +121,32 @@ def bytes_to_write(job, model, epochs):
     arrays, numbers = len(model.weights), 4 * model.count_params()
     params = numbers + PER_ARRAY * arrays
     keras_file = numbers + PER_KERAS_ARRAY * arrays + 2 * len(model.to_json())
-    copies = 1 + job.settings.recipe.num_slots()  # of the weights: themselves and what the optimizer keeps of each
+    copies = (
+        1 + job.settings.recipe.num_slots()
+    )  # of the weights: themselves and what the optimizer keeps of each
     checkpoint = copies * (numbers + PER_ARRAY * arrays)
     export = numbers + PER_EXPORTED_ARRAY * arrays + PAGE_BYTES
     lines = _search_steps(job) + sum(epochs)
-    return sum((
-        PARAMETER_FILES * params, KERAS_FILES * keras_file, len(epochs) * CHECKPOINTS * checkpoint,
-        len(run.exports) * NETWORKS * export + (export if run.exports else 0),
-        _search_steps(job) * _history_line(job), 2 * _knowledge_bytes(job), lines * PER_CURVE_LINE,
-        3 * PAGE_BYTES, SMALL_FILES, _bank_bytes(job)))
+    return sum(
+        (
+            PARAMETER_FILES * params,
+            KERAS_FILES * keras_file,
+            len(epochs) * CHECKPOINTS * checkpoint,
+            len(run.exports) * NETWORKS * export + (export if run.exports else 0),
+            _search_steps(job) * _history_line(job),
+            2 * _knowledge_bytes(job),
+            lines * PER_CURVE_LINE,
+            3 * PAGE_BYTES,
+            SMALL_FILES,
+            _bank_bytes(job),
+        )
+    )
 
 
 def _search_steps(job):
-    """Returns how many steps a search takes at most: each takes a share of a group's channels, or one."""
+    """Returns how many steps a search takes at most: each takes a share of a group's channels, or
+    one.
+    """
     groups = job.networks.supernet.groups
     return 1 + len(groups) * (math.ceil(1 / job.settings.search.search_step) + 1)
 

@@ -1,7 +1,9 @@
-"""Takes the finished search of one run into another, which fine-tunes the same sub-network otherwise."""
+"""Takes the finished search of one run into another, which fine-tunes the same sub-network
+otherwise.
+"""
 
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run import folder as names
 from ekg.run.arguments import TEST_DATA, differences
 
@@ -31,12 +33,21 @@ def check_search(source, arguments, training_settings):
     if old.get("trained_param") is None:  # that run trained the network itself
         old["trained_param"] = files.sha256(source / names.BASELINE)
     apart = {*training_settings, TEST_DATA}
-    differing = differences(*({name: value for name, value in values.items() if name not in apart}
-                              for values in (old, arguments)))
+    differing = differences(
+        *(
+            {name: value for name, value in values.items() if name not in apart}
+            for values in (old, arguments)
+        )
+    )
     if differing:
-        raise EkgError(f"{what}: was searched with other arguments; repeat those, or leave `search_from` out:{differing}")
+        raise EkgError(
+            f"{what}: was searched with other arguments; repeat those, or leave `search_from` "
+            f"out:{differing}"
+        )
     for name in SEARCH_FILES:
-        if not name.endswith(".jsonl"):  # the history is read below, and the others only tell what was
+        if not name.endswith(
+            ".jsonl"
+        ):  # the history is read below, and the others only tell what was
             files.read_sealed(source / name)
     history = source.history()
     if not history or history[-1].rate > arguments["target_rate"]:
@@ -44,7 +55,8 @@ def check_search(source, arguments, training_settings):
 
 
 def take_search(target, source):
-    """Copies what the search of another run left, so that this run goes on behind it; see check_search.
+    """Copies what the search of another run left, so that this run goes on behind it; see
+    check_search.
 
     Its seconds and curves come along, so that the summary and the report are those of a whole run.
 
@@ -67,4 +79,8 @@ def take_search(target, source):
 
 
 def _search_lines(path):
-    return [line for line in files.read_report_lines(path, {"phase": str}) if line["phase"] in SEARCH_PHASES]
+    return [
+        line
+        for line in files.read_report_lines(path, {"phase": str})
+        if line["phase"] in SEARCH_PHASES
+    ]

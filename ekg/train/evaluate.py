@@ -1,4 +1,6 @@
-"""Exact evaluation over a whole split, and the moving statistics of batch norms over given images."""
+"""Exact evaluation over a whole split, and the moving statistics of batch norms over given
+images.
+"""
 
 import dataclasses
 
@@ -6,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ekg import stopping
 from ekg.devices.compute import Compiled, Compute, compiled, full_float32, in_graph, split_batch
 from ekg.graph import norms
 from ekg.graph.calls import Graph
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
+from ekg.process import stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Metrics:
         examples: number of them.
         errors: {"loss" or metric: standard error of the mean}; NaN of a single example.
     """
+
     loss: float
     values: dict[str, float]
     examples: int = 0
@@ -43,8 +46,10 @@ def evaluate(model, batches, compute=None, progress=None):
     """Returns exact Metrics of a model over a split, with moving statistics; see Evaluation.
 
     Args:
-        model: functional keras.Model from normalised images to what the task takes, created under the team's strategy.
-        batches: data.Batches of the split; batch_size is the global batch, a multiple of the number of replicas.
+        model: functional keras.Model from normalised images to what the task takes, created under
+            the team's strategy.
+        batches: data.Batches of the split; batch_size is the global batch, a multiple of the number
+            of replicas.
         compute: Compute; each process of its team reads its own part of every batch.
         progress: progress bar that gets update(number of images), or None.
     """
@@ -54,8 +59,8 @@ def evaluate(model, batches, compute=None, progress=None):
 class Evaluation:
     """Evaluates one model on one split, as often as it is called, with one compilation.
 
-    Losses and hits are summed; the last short batch is filled up with images that count nothing, so all batches have one
-    shape and no mean of means is taken.
+    Losses and hits are summed; the last short batch is filled up with images that count nothing, so
+    all batches have one shape and no mean of means is taken.
 
     Attributes:
         model: the keras.Model; its weights may change between calls.
@@ -67,25 +72,40 @@ class Evaluation:
         self.model, self.batches, self._team = model, batches, (compute or Compute()).team
         graph, self._task = Graph(model), batches.task
         self._task.check_network(graph)
-        self._task.check_labels(batches.split.labels, self._task.shape(graph), f"labels for {model.name!r}")
+        self._task.check_labels(
+            batches.split.labels, self._task.shape(graph), f"labels for {model.name!r}"
+        )
         self._forward = pure_forward(model)
-        self._step = Compiled(self._make_step, "evaluation step", compute is not None and compute.use_xla)
+        self._step = Compiled(
+            self._make_step, "evaluation step", compute is not None and compute.use_xla
+        )
 
     def __call__(self, progress=None, batches=None):
         """Returns the Metrics of the model as it is now.
 
         Args:
             progress: see evaluate().
-            batches: data.Batches of some of the images, of the same batch size; None stands for all.
+            batches: data.Batches of some of the images, of the same batch size; None stands for
+                all.
         """
         batches = self.batches if batches is None else batches
-        split, batch_size, (worker, num_workers) = batches.split, batches.batch_size, self._team.shard
-        index_batches = [np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)]
+        split, batch_size, (worker, num_workers) = (
+            batches.split,
+            batches.batch_size,
+            self._team.shard,
+        )
+        index_batches = [
+            np.arange(start, start + batch_size) for start in range(0, len(split), batch_size)
+        ]
         index_batches = [np.array_split(indices, num_workers)[worker] for indices in index_batches]
         padded = [np.minimum(indices, len(split) - 1) for indices in index_batches]
         total = np.zeros((2, 1 + len(self._task.metrics)))
         for indices, read, images in zip(index_batches, padded, split.stream(padded)):
-            batch = {"weight": (indices < len(split)).astype(np.float32), "images": images, "labels": split.labels[read]}
+            batch = {
+                "weight": (indices < len(split)).astype(np.float32),
+                "images": images,
+                "labels": split.labels[read],
+            }
             with full_float32():
                 total += self._step(split_batch(self._team.strategy, batch)).numpy()
             if num_workers == 1:  # one that left the others would let them wait
@@ -97,32 +117,48 @@ class Evaluation:
             errors = np.sqrt(np.maximum(squares - means**2, 0) / np.float64(len(split) - 1))
         names = ("loss", *self._task.metrics)
         loss, *values = map(float, means)
-        return Metrics(loss, dict(zip(self._task.metrics, values)), len(split), dict(zip(names, map(float, errors))))
+        return Metrics(
+            loss,
+            dict(zip(self._task.metrics, values)),
+            len(split),
+            dict(zip(names, map(float, errors))),
+        )
 
     def _make_step(self, use_xla):
         strategy, sums = self._team.strategy, in_graph(self._replica_sums, use_xla)
 
         def step(batch):
-            result = strategy.run(lambda part: sums(*read_variables(self.model), part), args=(batch,))
+            result = strategy.run(
+                lambda part: sums(*read_variables(self.model), part), args=(batch,)
+            )
             return strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+
         return in_graph(step)
 
     def _replica_sums(self, trainable, non_trainable, batch):
-        """Returns [loss, metric, ...] summed over the images that count, and the same of the squares, [2, ...]. Pure."""
-        outputs = self._forward(trainable, non_trainable, self.batches.normalise(batch["images"]), False)[0]
+        """Returns [loss, metric, ...] summed over the images that count, and the same of the
+        squares, [2, ...]. Pure.
+        """
+        outputs = self._forward(
+            trainable, non_trainable, self.batches.normalise(batch["images"]), False
+        )[0]
         outputs, labels = tf.cast(self._task.of(outputs), tf.float32), batch["labels"]
         measured = self._task.measure(labels, outputs)
-        values = tf.stack([self._task.loss(labels, outputs), *(measured[name] for name in self._task.metrics)])
+        values = tf.stack(
+            [self._task.loss(labels, outputs), *(measured[name] for name in self._task.metrics)]
+        )
         values = tf.cast(values * batch["weight"], tf.float64)
         return tf.stack([tf.reduce_sum(values, axis=1), tf.reduce_sum(values**2, axis=1)])
 
 
 class StatisticsEstimation:
-    """Sets the moving mean and variance of every trainable batch norm of one model to those of given images, exactly.
+    """Sets the moving mean and variance of every trainable batch norm of one model to those of
+    given images, exactly.
 
-    It may be called again where the weights have changed, with one compilation. Each batch passes with batch statistics;
-    mean and mean square are averaged over all images, and over all calls of a norm that is called several times. Frozen
-    batch norms keep theirs, and so does everything else that is not trained.
+    It may be called again where the weights have changed, with one compilation. Each batch passes
+    with batch statistics; mean and mean square are averaged over all images, and over all calls of
+    a norm that is called several times. Frozen batch norms keep theirs, and so does everything else
+    that is not trained.
 
     Attributes:
         model: functional keras.Model, changed in place.
@@ -134,9 +170,14 @@ class StatisticsEstimation:
             model: functional keras.Model, changed in place.
             use_xla: whether to compile with XLA.
         """
-        self.model, self._seen = model, []  # (layer, mean, variance) of every norm's call, as the pass is traced
+        self.model, self._seen = (
+            model,
+            [],
+        )  # (layer, mean, variance) of every norm's call, as the pass is traced
         self._calls = [call for call in Graph(model).calls if _is_estimated(call)]
-        self._forward = pure_forward(model, ExecutionOptions(collect_moments=True, norms_alone=True), self._collect)
+        self._forward = pure_forward(
+            model, ExecutionOptions(collect_moments=True, norms_alone=True), self._collect
+        )
         self._moments = compiled(self._batch_moments, "pass for batch norm statistics", use_xla)
 
     def __call__(self, batches):
@@ -149,11 +190,15 @@ class StatisticsEstimation:
         totals = [[0.0, 0.0] for _ in self._calls]
         for images in batches.images() if self._calls else ():
             stopping.check()
-            for total, pair in zip(totals, self._moments(trainable, non_trainable, batches.normalise(images))):
+            for total, pair in zip(
+                totals, self._moments(trainable, non_trainable, batches.normalise(images))
+            ):
                 mean, variance = (value.numpy().astype(np.float64) for value in pair)
                 count = len(keras.tree.flatten(images)[0])
                 total[0] += count * mean
-                total[1] += count * (variance + mean**2)  # in float64: a large mean's square hides a small variance
+                total[1] += count * (
+                    variance + mean**2
+                )  # in float64: a large mean's square hides a small variance
         for layer in dict.fromkeys(call.layer for call in self._calls):
             own = [total for call, total in zip(self._calls, totals) if call.layer is layer]
             mean, square = (sum(sums) / (len(own) * batches.num_images) for sums in zip(*own))
@@ -163,10 +208,13 @@ class StatisticsEstimation:
     def _variables(self):
         """Returns (trainable, non-trainable) values, with moving statistics of zero.
 
-        A norm that Keras computes moves its statistics: from zero to (1 - momentum) times those of the batch.
+        A norm that Keras computes moves its statistics: from zero to (1 - momentum) times those of
+            the batch.
         """
         trainable, non_trainable = read_variables(self.model)
-        position = {id(variable): i for i, variable in enumerate(self.model.non_trainable_variables)}
+        position = {
+            id(variable): i for i, variable in enumerate(self.model.non_trainable_variables)
+        }
         for call in self._calls:
             for variable in (call.layer.moving_mean, call.layer.moving_variance):
                 non_trainable[position[id(variable)]] = tf.zeros_like(variable.value)
@@ -181,11 +229,16 @@ class StatisticsEstimation:
         self._seen.clear()
         self._forward(trainable, non_trainable, images, True)
         shares = [1.0 if norms.supports(layer) else 1 - layer.momentum for layer, *_ in self._seen]
-        return [(mean / share, variance / share) for (_, mean, variance), share in zip(self._seen, shares)]
+        return [
+            (mean / share, variance / share)
+            for (_, mean, variance), share in zip(self._seen, shares)
+        ]
 
 
 def estimate_statistics_(model, batches, use_xla=False):
-    """Sets the moving statistics of a model to those of the images in `batches`, once; see StatisticsEstimation."""
+    """Sets the moving statistics of a model to those of the images in `batches`, once; see
+    StatisticsEstimation.
+    """
     StatisticsEstimation(model, use_xla)(batches)
 
 

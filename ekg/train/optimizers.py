@@ -1,4 +1,6 @@
-"""An optimizer and a schedule of a user's own, in place of SGD with Nesterov momentum and its steps."""
+"""An optimizer and a schedule of a user's own, in place of SGD with Nesterov momentum and its
+steps.
+"""
 
 import dataclasses
 import math
@@ -19,12 +21,13 @@ class OwnSchedule:
     """A learning rate by a function, in the place of a step.Schedule.
 
     Attributes:
-        rate: keras LearningRateSchedule, of training steps; or a function from the epoch, which may be a
-            fraction, to the learning rate.
+        rate: keras LearningRateSchedule, of training steps; or a function from the epoch, which may
+            be a fraction, to the learning rate.
         epochs: length of the training.
         num_steps: training steps of an epoch.
         setting: name of the setting that it comes from.
     """
+
     rate: Callable
     epochs: int
     num_steps: int
@@ -32,21 +35,29 @@ class OwnSchedule:
 
     def __call__(self, epoch):
         """Returns the learning rate at an epoch, which may be a fraction."""
-        rate = float(self.rate(round(epoch * self.num_steps) if isinstance(self.rate, _OF_STEPS) else epoch))
+        rate = float(
+            self.rate(round(epoch * self.num_steps) if isinstance(self.rate, _OF_STEPS) else epoch)
+        )
         if not (math.isfinite(rate) and rate >= 0):
-            raise EkgError(f"`schedule` gives the learning rate {rate:g} at epoch {epoch:g}; it must be 0 or more.")
+            raise EkgError(
+                f"`schedule` gives the learning rate {rate:g} at epoch {epoch:g}; it must be 0 or "
+                f"more."
+            )
         return rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Optimizer, learning rate and weight decay of fine-tuning: the published ones, unless a user says otherwise.
+    """Optimizer, learning rate and weight decay of fine-tuning: the published ones, unless a user
+    says otherwise.
 
     Attributes:
         optimizer: keras Optimizer, read and never changed; None takes the published SGD.
         schedule: as OwnSchedule.rate; None takes that of the optimizer, or steps.
-        weight_decay: of an optimizer of the user's own, added to the gradient besides what it does itself.
+        weight_decay: of an optimizer of the user's own, added to the gradient besides what it does
+            itself.
     """
+
     optimizer: keras.optimizers.Optimizer | None = None
     schedule: Callable | None = None
     weight_decay: float = 0.0
@@ -68,21 +79,33 @@ class Recipe:
             if schedule is None and isinstance(optimizer._learning_rate, _OF_STEPS):
                 schedule = optimizer._learning_rate
         if schedule is not None and not callable(schedule):
-            raise EkgError("`schedule` must be a keras.optimizers.schedules.LearningRateSchedule, or a function from "
-                           f"the epoch to the learning rate; received {schedule!r}.")
-        without_effect = [*["learning_rate"] * (optimizer is not None or schedule is not None),
-                          *_STEP_SETTINGS * (schedule is not None)]
+            raise EkgError(
+                "`schedule` must be a keras.optimizers.schedules.LearningRateSchedule, or a "
+                "function from "
+                f"the epoch to the learning rate; received {schedule!r}."
+            )
+        without_effect = [
+            *["learning_rate"] * (optimizer is not None or schedule is not None),
+            *_STEP_SETTINGS * (schedule is not None),
+        ]
         for name in without_effect:
             if name in tuning:
-                raise EkgError(f"`{name}` has no effect here: `optimizer` and `schedule` say the learning rate; leave "
-                               "it out.")
+                raise EkgError(
+                    f"`{name}` has no effect here: `optimizer` and `schedule` say the learning "
+                    f"rate; leave "
+                    "it out."
+                )
         return cls(optimizer, schedule, tuning.get("weight_decay", 0.0)), tuning
 
     def make_optimizer(self):
-        """Returns a new optimizer like the user's, without state, or the published one; its learning rate is set later."""
+        """Returns a new optimizer like the user's, without state, or the published one; its
+        learning rate is set later.
+        """
         if self.optimizer is None:
             return make_sgd()
-        made = type(self.optimizer).from_config({**self.optimizer.get_config(), "learning_rate": 0.0})
+        made = type(self.optimizer).from_config(
+            {**self.optimizer.get_config(), "learning_rate": 0.0}
+        )
         pattern = getattr(self.optimizer, "_exclude_from_weight_decay_pattern", None)
         if pattern is not None:
             made.exclude_from_weight_decay(var_names=[pattern.pattern])
@@ -97,12 +120,24 @@ class Recipe:
         """
         if self.schedule is not None:
             return OwnSchedule(self.schedule, settings.train_epoch, num_steps)
-        first = settings.learning_rate if self.optimizer is None else float(self.optimizer.learning_rate)
-        return Schedule(first, settings.decay_points, settings.decay_rate, settings.train_epoch, settings.warmup_epoch,
-                        setting="learning_rate" if self.optimizer is None else "optimizer")
+        first = (
+            settings.learning_rate
+            if self.optimizer is None
+            else float(self.optimizer.learning_rate)
+        )
+        return Schedule(
+            first,
+            settings.decay_points,
+            settings.decay_rate,
+            settings.train_epoch,
+            settings.warmup_epoch,
+            setting="learning_rate" if self.optimizer is None else "optimizer",
+        )
 
     def decay(self, settings):
-        """Returns what is added to the gradient, times the weight: of an own optimizer nothing, unless it is asked for."""
+        """Returns what is added to the gradient, times the weight: of an own optimizer nothing,
+        unless it is asked for.
+        """
         return settings.weight_decay if self.optimizer is None else self.weight_decay
 
     def num_slots(self):
@@ -116,13 +151,21 @@ def _check_optimizer(optimizer):
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise EkgError(f"`optimizer` must be a keras.optimizers.Optimizer; received {optimizer!r}.")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise EkgError("`optimizer` is a LossScaleOptimizer; give the one inside: `precision` float16 scales the loss "
-                       "itself.")
+        raise EkgError(
+            "`optimizer` is a LossScaleOptimizer; give the one inside: `precision` float16 scales "
+            "the loss "
+            "itself."
+        )
     if getattr(optimizer, "_exclude_from_weight_decay", None):
-        raise EkgError("`optimizer` excludes variables of another network from its weight decay; exclude them by name, "
-                       "as in exclude_from_weight_decay(var_names=[\"bias\"]).")
+        raise EkgError(
+            "`optimizer` excludes variables of another network from its weight decay; exclude "
+            "them by name, "
+            'as in exclude_from_weight_decay(var_names=["bias"]).'
+        )
     try:
         Recipe(optimizer).make_optimizer()
     except Exception as error:  # whatever a class of the user's own raises
-        raise EkgError(f"`optimizer` ({type(optimizer).__name__}) cannot be made again of its get_config(): "
-                       f"{first_line(error)}") from error
+        raise EkgError(
+            f"`optimizer` ({type(optimizer).__name__}) cannot be made again of its get_config(): "
+            f"{first_line(error)}"
+        ) from error

@@ -1,4 +1,6 @@
-"""Networks of handwritten digits, and runs that train_cifar.py would make, stood in for by folders of their form."""
+"""Networks of handwritten digits, and runs that train_cifar.py would make, stood in for by folders
+of their form.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -35,7 +37,10 @@ def few_digits(monkeypatch):
 
     def load_few(*args):
         data = load(*args)
-        return dataclasses.replace(data, train=data.train.take(np.arange(160)), test=data.test.take(np.arange(40)))
+        return dataclasses.replace(
+            data, train=data.train.take(np.arange(160)), test=data.test.take(np.arange(40))
+        )
+
     monkeypatch.setattr(dataloader, "load", load_few)
 
 
@@ -50,8 +55,13 @@ def started(params, monkeypatch):
         path = Path(flags["--train_path"])
         if not path.exists():
             names = ("arch", "search_teacher", "finetune_teacher", "criterion")
-            make_run(path, params, 0.9 + 0.01 * int(flags.get("--seed", 0)),
-                     **{name: flags[f"--{name}"] for name in names if f"--{name}" in flags})
+            make_run(
+                path,
+                params,
+                0.9 + 0.01 * int(flags.get("--seed", 0)),
+                **{name: flags[f"--{name}"] for name in names if f"--{name}" in flags},
+            )
         return 0
+
     monkeypatch.setattr(runs, "run_process", run_process)
     return commands

@@ -18,10 +18,22 @@ runpy.run_path("analyze.py", run_name="__main__")
 
 
 def test_help_needs_neither_scipy_nor_matplotlib():
-    result = subprocess.run([sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES], cwd=ROOT, capture_output=True,  # noqa: S603
-                            text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
-    for command in ("run", "condition", "landscape", "correlation", "criteria", "ablation", "tables"):
+    for command in (
+        "run",
+        "condition",
+        "landscape",
+        "correlation",
+        "criteria",
+        "ablation",
+        "tables",
+    ):
         assert f"    {command} " in result.stdout
 
 
@@ -30,15 +42,26 @@ def test_networks_of_other_classes_are_named(params):
         run_analysis("condition", params / "one.pkl", params / "hundred.pkl", *DIGITS)
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["smoothness"], "invalid choice"), (["landscape", "p.pkl", "--grid", "4"], "--grid must be odd"),
-    (["landscape", "p.pkl", "--grid", "-1"], "--grid must be at least 1; received -1"),
-    (["criteria", "--trained_param", "p", "--criteria", "l2"], "invalid choice"),
-    (["ablation"], "required: --trained_param"),
-    (["run", "x", "--", "--seed", "1"], "run starts no runs: --seed 1 has no effect"),
-    (["correlation", "--trained_param", "p", "--subnetworks", "0"], "--subnetworks must be at least 1; received 0"),
-    (["correlation", "--trained_param", "p", "--target_rate", "1.5"], "--target_rate must be in (0, 1]; received 1.5"),
-    (["condition", "p.pkl", "--max_products", "0"], "--max_products must be at least 1")])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["smoothness"], "invalid choice"),
+        (["landscape", "p.pkl", "--grid", "4"], "--grid must be odd"),
+        (["landscape", "p.pkl", "--grid", "-1"], "--grid must be at least 1; received -1"),
+        (["criteria", "--trained_param", "p", "--criteria", "l2"], "invalid choice"),
+        (["ablation"], "required: --trained_param"),
+        (["run", "x", "--", "--seed", "1"], "run starts no runs: --seed 1 has no effect"),
+        (
+            ["correlation", "--trained_param", "p", "--subnetworks", "0"],
+            "--subnetworks must be at least 1; received 0",
+        ),
+        (
+            ["correlation", "--trained_param", "p", "--target_rate", "1.5"],
+            "--target_rate must be in (0, 1]; received 1.5",
+        ),
+        (["condition", "p.pkl", "--max_products", "0"], "--max_products must be at least 1"),
+    ],
+)
 def test_wrong_arguments_are_refused(capsys, argv, message):
     with pytest.raises(SystemExit) as exit_info:
         analyze.parse_args(argv)

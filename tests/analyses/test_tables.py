@@ -6,36 +6,68 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyses import drawings, evidence, pictures, published, repetitions, tables
-from ekg import files
+from analyses import drawings, pictures, published, repetitions, tables
+from analyses.records import Record, collect
 from ekg.errors import EkgError
+from ekg.io import files
 from tests.analyses.helpers import cells, make_run, picture_size, run_analysis
 
-PAPER = {"arch": "ResNet-56", "dataset": "CIFAR10", "search_teacher": "ensemble", "finetune_teacher": "ensemble",
-         "criterion": "ekg", "target_rate": 0.45}
+PAPER = {
+    "arch": "ResNet-56",
+    "dataset": "CIFAR10",
+    "search_teacher": "ensemble",
+    "finetune_teacher": "ensemble",
+    "criterion": "ekg",
+    "target_rate": 0.45,
+}
 
 
 def test_tables_stand_next_to_the_published_figures(params, tmp_path):
-    folders = [make_run(tmp_path / f"run{seed}", params, 0.9 + 0.01 * seed, arch="ResNet-56", seed=seed)
-               for seed in range(2)]
+    folders = [
+        make_run(tmp_path / f"run{seed}", params, 0.9 + 0.01 * seed, arch="ResNet-56", seed=seed)
+        for seed in range(2)
+    ]
     text = run_analysis("tables", *folders, "--out", tmp_path / "out")
-    assert cells(text.splitlines()[2]) == ["ResNet-56", "CIFAR10", "ensemble / none", "ekg", "2", "1", "95.00", "93.84",
-                                           "0.450", "0.200", "50.00 ± 0.00", "90.50 ± 0.71", "93.85 at 0.450", "100.0",
-                                           "1.00", "run0, run1"]
+    assert cells(text.splitlines()[2]) == [
+        "ResNet-56",
+        "CIFAR10",
+        "ensemble / none",
+        "ekg",
+        "2",
+        "1",
+        "95.00",
+        "93.84",
+        "0.450",
+        "0.200",
+        "50.00 ± 0.00",
+        "90.50 ± 0.71",
+        "93.85 at 0.450",
+        "100.0",
+        "1.00",
+        "run0, run1",
+    ]
     page = (tmp_path / "out" / "results.md").read_text()
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
 
-def test_runs_of_an_earlier_version_that_does_not_tell_the_test_images_are_repetitions_of_others(params, tmp_path):
-    first, second = (evidence.Record.of_run(make_run(tmp_path / f"run{seed}", params, seed=seed)) for seed in range(2))
+def test_runs_of_an_earlier_version_that_does_not_tell_the_test_images_are_repetitions_of_others(
+    params, tmp_path
+):
+    first, second = (
+        Record.of_run(make_run(tmp_path / f"run{seed}", params, seed=seed)) for seed in range(2)
+    )
     told = dataclasses.replace(second, arguments=second.arguments | {"test_data": {"images": 10}})
     other = dataclasses.replace(first, arguments=first.arguments | {"test_data": {"images": 9}})
     assert len(repetitions.group([first, told])) == 1 and len(repetitions.group([other, told])) == 2
 
 
 def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_path, caplog):
-    """`tables runs/*` meets runs that are not finished, and those of `ekg.prune`, whose arguments name no parameter file."""
-    whole, unfinished, own = (make_run(tmp_path / name, params) for name in ("whole", "unfinished", "own"))
+    """`tables runs/*` meets runs that are not finished, and those of `ekg.prune`, whose arguments
+    name no parameter file.
+    """
+    whole, unfinished, own = (
+        make_run(tmp_path / name, params) for name in ("whole", "unfinished", "own")
+    )
     (unfinished / "summary.json").unlink()
     arguments = files.read_json(own / "arguments.json")
     del arguments["trained_param"]
@@ -43,40 +75,79 @@ def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_
     assert run_analysis("tables", unfinished, whole, own) == run_analysis("tables", whole)
     assert [message.split(": ")[1:3] for message in caplog.messages if "left out" in message] == [
         [str(unfinished), "the run is not finished; start it again with the same command."],
-        [str(own), "is a run of `ekg.prune`, and the tables are of the training scripts; its report is drawn by"]]
+        [
+            str(own),
+            "is a run of `ekg.prune`, and the tables are of the training scripts; its report is "
+            "drawn by",
+        ],
+    ]
     with pytest.raises(EkgError, match="own: is a run of `ekg.prune`"):
-        evidence.collect([own, unfinished])
+        collect([own, unfinished])
 
 
-def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_tables(params, tmp_path):
+def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_tables(
+    params, tmp_path
+):
     out = tmp_path / "docs"
-    folder = make_run(tmp_path / "run1", params, arch="ResNet-56", finetune_teacher="ensemble", seed=4,
-                      versions={"keras": "3.15.1"}, num_teacher=3, decay_points=[0.5, 0.7], trained_param="hash")
+    folder = make_run(
+        tmp_path / "run1",
+        params,
+        arch="ResNet-56",
+        finetune_teacher="ensemble",
+        seed=4,
+        versions={"keras": "3.15.1"},
+        num_teacher=3,
+        decay_points=[0.5, 0.7],
+        trained_param="hash",
+    )
     summary = files.read_json(folder / "summary.json")
-    origin = {"revision": "abcdef0123", "machine": {"processor": "Some CPU", "gpus": []}, "cores": 2}
+    origin = {
+        "revision": "abcdef0123",
+        "machine": {"processor": "Some CPU", "gpus": []},
+        "cores": 2,
+    }
     files.write_json(folder / "summary.json", summary | {"origin": origin})
     (tmp_path / "README.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nbehind\n")
     run_analysis("tables", folder, "--out", out, "--readme", tmp_path / "README.md")
     shutil.rmtree(folder)
     first = (out / "results.md").read_text()
-    assert all(f"(results/{name})" in first and picture_size(out / "results" / name)[0] > 400
-               for name in ("methods.png", "curves.png"))
-    assert "rates.png" not in first and not (out / "results" / "rates.png").exists()  # one rate makes no line
+    assert all(
+        f"(results/{name})" in first and picture_size(out / "results" / name)[0] > 400
+        for name in ("methods.png", "curves.png")
+    )
+    assert (
+        "rates.png" not in first and not (out / "results" / "rates.png").exists()
+    )  # one rate makes no line
     run_analysis("tables", "--out", out)
     assert (out / "results.md").read_text() == first
     each = cells(first.splitlines()[-3])
-    assert each == ["run1", "4", "90.00", "search 30.0, fine-tune 30.0", "2 cores, Some CPU", "keras 3.15.1", "abcdef0",
-                    "`python train_cifar.py --arch ResNet-56 --dataset CIFAR10 --trained_param PARAMS --num_teacher 3 "
-                    "--decay_points 0.5 0.7 --train_epoch 1 --seed 4`"]
+    assert each == [
+        "run1",
+        "4",
+        "90.00",
+        "search 30.0, fine-tune 30.0",
+        "2 cores, Some CPU",
+        "keras 3.15.1",
+        "abcdef0",
+        "`python train_cifar.py --arch ResNet-56 --dataset CIFAR10 --trained_param PARAMS "
+        "--num_teacher 3 "
+        "--decay_points 0.5 0.7 --train_epoch 1 --seed 4`",
+    ]
     readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith(f"before\n{tables.BEGIN}\n") and readme.endswith(f"{tables.END}\nbehind\n")
+    assert readme.startswith(f"before\n{tables.BEGIN}\n") and readme.endswith(
+        f"{tables.END}\nbehind\n"
+    )
     rows = {tuple(row[:1] + row[3:]) for row in map(cells, readme.splitlines()[5:-2])}
-    assert ("ResNet-56, CIFAR10", "45.0 %", "90.00, 1 seed, 1 epoch") in rows and "old" not in readme
+    assert (
+        "ResNet-56, CIFAR10",
+        "45.0 %",
+        "90.00, 1 seed, 1 epoch",
+    ) in rows and "old" not in readme
     assert ("ResNet-50, ILSVRC2012", "55.0 %", "not run") in rows
 
 
 def test_latency_and_files_stand_before_and_after(params, tmp_path):
-    record = evidence.Record.of_run(make_run(tmp_path / "run", params))
+    record = Record.of_run(make_run(tmp_path / "run", params))
     assert tables.format_costs([record]).count("\n") == 1
     table = [dict(row) for row in record.table]
     for row, milliseconds, size in zip(table, (4.0, 3.9, 3.0), (2000, 1500, 1000)):
@@ -84,93 +155,191 @@ def test_latency_and_files_stand_before_and_after(params, tmp_path):
         row["exports"] = {"litert": size}
     measured = dataclasses.replace(record, table=table)
     rows = [cells(line) for line in tables.format_costs([record, measured]).splitlines()[2:]]
-    assert rows == [["run", "litert, batch 1", "4", "3", "0.70", "", ""],
-                    ["run", "file, litert", "", "", "0.50", "2,000", "1,000"]]
+    assert rows == [
+        ["run", "litert, batch 1", "4", "3", "0.70", "", ""],
+        ["run", "file, litert", "", "", "0.50", "2,000", "1,000"],
+    ]
 
 
 def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypatch):
     drawn = {}
     for name in ("draw_methods", "draw_rates"):
         function = getattr(pictures, name)
-        monkeypatch.setattr(pictures, name, lambda path, networks, function=function: drawn.update({path.name: networks})
-                            or function(path, networks))
-    record = evidence.Record.of_run(make_run(tmp_path / "run", params))
+        monkeypatch.setattr(
+            pictures,
+            name,
+            lambda path, networks, function=function: (
+                drawn.update({path.name: networks}) or function(path, networks)
+            ),
+        )
+    record = Record.of_run(make_run(tmp_path / "run", params))
 
     def at(rate, top1, **changes):
         table = [dict(row) for row in record.table]
         table[-1] |= {"flops": round(1000 * rate), "metrics": {"top1": top1}}
-        return dataclasses.replace(record, table=table, arguments=record.arguments | {"target_rate": rate} | changes)
-    records = [at(0.6, 0.92), at(0.3, 0.8), at(0.45, 0.9, seed=1), at(0.45, 0.91, seed=2), at(0.45, 0.5, criterion="l1")]
+        return dataclasses.replace(
+            record, table=table, arguments=record.arguments | {"target_rate": rate} | changes
+        )
+
+    records = [
+        at(0.6, 0.92),
+        at(0.3, 0.8),
+        at(0.45, 0.9, seed=1),
+        at(0.45, 0.91, seed=2),
+        at(0.45, 0.5, criterion="l1"),
+    ]
     drawings.draw(records, tmp_path)
     network = "ResNet-8, CIFAR10, 1 epoch"
     assert drawn == {
-        "methods.png": {network: ([95.0] * 5, [
-            ("ekg, ensemble / none, 60 %", [92.0]), ("ekg, ensemble / none, 45 %", [90.0, 91.0]),
-            ("l1, ensemble / none, 45 %", [50.0]), ("ekg, ensemble / none, 30 %", [80.0])])},
-        "rates.png": {network: ([95.0] * 5, {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]})}}
+        "methods.png": {
+            network: (
+                [95.0] * 5,
+                [
+                    ("ekg, ensemble / none, 60 %", [92.0]),
+                    ("ekg, ensemble / none, 45 %", [90.0, 91.0]),
+                    ("l1, ensemble / none, 45 %", [50.0]),
+                    ("ekg, ensemble / none, 30 %", [80.0]),
+                ],
+            )
+        },
+        "rates.png": {
+            network: (
+                [95.0] * 5,
+                {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]},
+            )
+        },
+    }
     assert all(picture_size(tmp_path / name)[0] > 400 for name in drawn)
     assert "(results/rates.png)" in tables.format_page(records)
-    without = [dataclasses.replace(record, curve=[]) for record in records[2:]]  # one rate, and no curves
+    without = [
+        dataclasses.replace(record, curve=[]) for record in records[2:]
+    ]  # one rate, and no curves
     drawings.draw(without, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"methods.png"}
-    assert all(f"(results/{name})" not in tables.format_page(without) for name in ("rates.png", "curves.png"))
+    assert all(
+        f"(results/{name})" not in tables.format_page(without)
+        for name in ("rates.png", "curves.png")
+    )
 
 
 def test_what_lies_far_below_is_written_so_that_the_others_are_told_apart():
     assert pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 43.4]) == 79.3
-    assert pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 70.0]) == pictures._lowest_shown([84.6, 40.0]) == -np.inf
+    assert (
+        pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 70.0])
+        == pictures._lowest_shown([84.6, 40.0])
+        == -np.inf
+    )
     assert pictures._lowest_shown([90.1, 90.0]) == pictures._lowest_shown([90.0]) == -np.inf
 
 
 def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "ALTERED", {"f" * 16: "CIFAR10 in grey"})
-    folders = [make_run(tmp_path / str(i), params, arch="ResNet-56", finetune_teacher="ensemble", data={"sample": mark * 64})
-               for i, mark in enumerate("af")]
+    monkeypatch.setattr("analyses.records.ALTERED", {"f" * 16: "CIFAR10 in grey"})
+    folders = [
+        make_run(
+            tmp_path / str(i),
+            params,
+            arch="ResNet-56",
+            finetune_teacher="ensemble",
+            data={"sample": mark * 64},
+        )
+        for i, mark in enumerate("af")
+    ]
     text = run_analysis("tables", *folders)
     assert [cells(line)[1] for line in text.splitlines()[2:4]] == ["CIFAR10", "CIFAR10 in grey"]
-    *_, grey = map(cells, tables.format_readme(evidence.collect(folders)).splitlines())
-    assert grey == ["ResNet-56", "CIFAR10 in grey", "ekg, ensemble / ensemble", "1", "1", "45.0 %", "95.00", "90.00"]
-    headlines = tables.format_headlines(evidence.collect(folders))
-    assert "90.00, 1 seed, 1 epoch" in headlines and "90.00" not in tables.format_headlines(evidence.collect(folders[1:]))
+    *_, grey = map(cells, tables.format_readme(collect(folders)).splitlines())
+    assert grey == [
+        "ResNet-56",
+        "CIFAR10 in grey",
+        "ekg, ensemble / ensemble",
+        "1",
+        "1",
+        "45.0 %",
+        "95.00",
+        "90.00",
+    ]
+    headlines = tables.format_headlines(collect(folders))
+    assert "90.00, 1 seed, 1 epoch" in headlines and "90.00" not in tables.format_headlines(
+        collect(folders[1:])
+    )
 
 
-def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_told(params, tmp_path):
-    changes = ({"versions": {"keras": "3.15.1"}}, {"versions": {"keras": "3.15.1"}},
-               {"search_step": 0.4, "trained_param": "0123456789", "versions": {"keras": "3.16.0"}},
-               {"arch": "ResNet-20", "search_step": 0.3})
-    records = evidence.collect([
-        make_run(tmp_path / str(i), params, 0.9 - 0.1 * (i > 1), **{"seed": i, "search_step": 0.2} | change)
-        for i, change in enumerate(changes)])
-    groups = [(group.arguments["arch"], len(group.records), group.special) for group in repetitions.group(records)]
-    assert groups == [("ResNet-20", 1, ""), ("ResNet-8", 2, "trained_param x, search_step 0.2, keras 3.15.1"),
-                      ("ResNet-8", 1, "trained_param 01234567, search_step 0.4, keras 3.16.0")]
+def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_told(
+    params, tmp_path
+):
+    changes = (
+        {"versions": {"keras": "3.15.1"}},
+        {"versions": {"keras": "3.15.1"}},
+        {"search_step": 0.4, "trained_param": "0123456789", "versions": {"keras": "3.16.0"}},
+        {"arch": "ResNet-20", "search_step": 0.3},
+    )
+    records = collect(
+        [
+            make_run(
+                tmp_path / str(i),
+                params,
+                0.9 - 0.1 * (i > 1),
+                **{"seed": i, "search_step": 0.2} | change,
+            )
+            for i, change in enumerate(changes)
+        ]
+    )
+    groups = [
+        (group.arguments["arch"], len(group.records), group.special)
+        for group in repetitions.group(records)
+    ]
+    assert groups == [
+        ("ResNet-20", 1, ""),
+        ("ResNet-8", 2, "trained_param x, search_step 0.2, keras 3.15.1"),
+        ("ResNet-8", 1, "trained_param 01234567, search_step 0.4, keras 3.16.0"),
+    ]
     criteria = [cells(line)[3] for line in tables.format_runs(records).splitlines()[2:]]
     assert criteria == ["ekg", *(f"ekg, {special}" for *_, special in groups[1:])]
     again = dataclasses.replace(records[0], name="again")
-    with pytest.raises(EkgError, match="0 and again: differ in nothing, not even in their seed; name one of them"):
+    with pytest.raises(
+        EkgError, match="0 and again: differ in nothing, not even in their seed; name one of them"
+    ):
         tables.format_runs([*records, again])
 
 
 def test_runs_before_there_was_a_choice_of_groups_are_those_of_the_intended_one(params, tmp_path):
     changes = ({}, {"group_choice": "intended"}, {"group_choice": "published"})
-    records = evidence.collect([make_run(tmp_path / str(i), params, 0.9, seed=i, **change)
-                                for i, change in enumerate(changes)])
-    groups = {group.special: [record.name for record in group.records]
-              for group in repetitions.group(records)}
+    records = collect(
+        [
+            make_run(tmp_path / str(i), params, 0.9, seed=i, **change)
+            for i, change in enumerate(changes)
+        ]
+    )
+    groups = {
+        group.special: [record.name for record in group.records]
+        for group in repetitions.group(records)
+    }
     assert groups == {"group_choice intended": ["0", "1"], "group_choice published": ["2"]}
 
 
-def test_records_in_files_and_folders_are_kept_and_another_run_of_a_name_is_refused(params, tmp_path):
-    out, record = tmp_path / "docs", evidence.Record.of_run(make_run(tmp_path / "one", params))
+def test_records_in_files_and_folders_are_kept_and_another_run_of_a_name_is_refused(
+    params, tmp_path
+):
+    out, record = tmp_path / "docs", Record.of_run(make_run(tmp_path / "one", params))
     for name in ("peer", "other"):
         (tmp_path / name).mkdir()
-        dataclasses.replace(record, name=name, arguments=record.arguments | {"criterion": name}).write(
-            tmp_path / name / "record.json")
-    run_analysis("tables", tmp_path / "one", tmp_path / "peer", tmp_path / "other" / "record.json", "--out", out)
+        dataclasses.replace(
+            record, name=name, arguments=record.arguments | {"criterion": name}
+        ).write(tmp_path / name / "record.json")
+    run_analysis(
+        "tables",
+        tmp_path / "one",
+        tmp_path / "peer",
+        tmp_path / "other" / "record.json",
+        "--out",
+        out,
+    )
     assert [kept.name for kept in tables.kept(out)[0]] == ["one", "other", "peer"]
     run_analysis("tables", tmp_path / "one", "--out", out)  # the same again
     another = make_run(tmp_path / "elsewhere" / "one", params, seed=7)
-    with pytest.raises(EkgError, match="one.json: another one is kept there, with other seed; rename a folder, or remove"):
+    with pytest.raises(
+        EkgError,
+        match="one.json: another one is kept there, with other seed; rename a folder, or remove",
+    ):
         run_analysis("tables", another, "--out", out)
 
 
@@ -191,36 +360,75 @@ def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, 
 
 
 def test_every_run_stands_next_to_its_like_in_the_paper_or_to_nothing(params, tmp_path):
-    folders = [make_run(tmp_path / f"{teacher}{arch}", params, arch=arch, search_teacher=teacher, finetune_teacher=teacher)
-               for arch, teacher in (("ResNet-56", "none"), ("ResNet-56", "single"), ("ResNet-8", "none"))]
+    folders = [
+        make_run(
+            tmp_path / f"{teacher}{arch}",
+            params,
+            arch=arch,
+            search_teacher=teacher,
+            finetune_teacher=teacher,
+        )
+        for arch, teacher in (("ResNet-56", "none"), ("ResNet-56", "single"), ("ResNet-8", "none"))
+    ]
     rows = [cells(line) for line in run_analysis("tables", *folders).splitlines()[2:5]]
     assert [(row[0], row[2], row[7], row[12]) for row in rows] == [
-        ("ResNet-56", "none / none", "93.84", "93.78 at 0.450"), ("ResNet-56", "single / single", "", ""),
-        ("ResNet-8", "none / none", "", "")]
+        ("ResNet-56", "none / none", "93.84", "93.78 at 0.450"),
+        ("ResNet-56", "single / single", "", ""),
+        ("ResNet-8", "none / none", "", ""),
+    ]
 
 
-def test_rows_of_a_network_stand_together_the_best_first_and_only_what_was_searched_has_its_loss(params, tmp_path):
-    runs = [make_run(tmp_path / f"{arch}{teacher}", params, top1, arch=arch, finetune_teacher=teacher)
-            for arch, teacher, top1 in (("ResNet-8", "none", 0.7), ("ResNet-56", "none", 0.8),
-                                        ("ResNet-8", "ensemble", 0.9))]
-    records = evidence.collect(runs)
-    peer = dataclasses.replace(records[0], val_loss=None, arguments=records[0].arguments | {
-        "search_teacher": "", "criterion": "equal widths"}, table=records[1].table)
+def test_rows_of_a_network_stand_together_the_best_first_and_only_what_was_searched_has_its_loss(
+    params, tmp_path
+):
+    runs = [
+        make_run(tmp_path / f"{arch}{teacher}", params, top1, arch=arch, finetune_teacher=teacher)
+        for arch, teacher, top1 in (
+            ("ResNet-8", "none", 0.7),
+            ("ResNet-56", "none", 0.8),
+            ("ResNet-8", "ensemble", 0.9),
+        )
+    ]
+    records = collect(runs)
+    peer = dataclasses.replace(
+        records[0],
+        val_loss=None,
+        arguments=records[0].arguments | {"search_teacher": "", "criterion": "equal widths"},
+        table=records[1].table,
+    )
     rows = [cells(line) for line in tables.format_runs([*records, peer]).splitlines()[2:]]
     assert [(row[0], row[2], row[9], row[11]) for row in rows] == [
-        ("ResNet-56", "ensemble / none", "0.200", "80.00"), ("ResNet-8", "ensemble / ensemble", "0.200", "90.00"),
-        ("ResNet-8", "none", "", "80.00"), ("ResNet-8", "ensemble / none", "0.200", "70.00")]
-    in_readme = [cells(line)[2] for line in tables.format_readme([*records, peer]).splitlines() if "| ResNet-8 |" in line]
-    assert in_readme == ["ekg, ensemble / ensemble", "equal widths, none"]  # other teachers are in the page alone
+        ("ResNet-56", "ensemble / none", "0.200", "80.00"),
+        ("ResNet-8", "ensemble / ensemble", "0.200", "90.00"),
+        ("ResNet-8", "none", "", "80.00"),
+        ("ResNet-8", "ensemble / none", "0.200", "70.00"),
+    ]
+    in_readme = [
+        cells(line)[2]
+        for line in tables.format_readme([*records, peer]).splitlines()
+        if "| ResNet-8 |" in line
+    ]
+    assert in_readme == [
+        "ekg, ensemble / ensemble",
+        "equal widths, none",
+    ]  # other teachers are in the page alone
 
 
-@pytest.mark.parametrize(("change", "top1"), [
-    ({}, 94.09), ({"dataset": "CIFAR100"}, 72.93), ({"finetune_teacher": "none", "criterion": "gbn"}, 93.70),
-    ({"arch": "ResNet-18", "dataset": "ILSVRC2012", "target_rate": 0.5}, 69.39),
-    ({"arch": "ResNet-50", "dataset": "ILSVRC2012"}, 75.93),
-    ({"arch": "ResNet-50", "dataset": "ILSVRC2012", "target_rate": 0.55}, 76.43),
-    ({"criterion": "gbn"}, None), ({"target_rate": 0.3}, None), ({"dataset": "DIGITS"}, None),
-    ({"search_teacher": "single", "finetune_teacher": "single"}, None)])
+@pytest.mark.parametrize(
+    ("change", "top1"),
+    [
+        ({}, 94.09),
+        ({"dataset": "CIFAR100"}, 72.93),
+        ({"finetune_teacher": "none", "criterion": "gbn"}, 93.70),
+        ({"arch": "ResNet-18", "dataset": "ILSVRC2012", "target_rate": 0.5}, 69.39),
+        ({"arch": "ResNet-50", "dataset": "ILSVRC2012"}, 75.93),
+        ({"arch": "ResNet-50", "dataset": "ILSVRC2012", "target_rate": 0.55}, 76.43),
+        ({"criterion": "gbn"}, None),
+        ({"target_rate": 0.3}, None),
+        ({"dataset": "DIGITS"}, None),
+        ({"search_teacher": "single", "finetune_teacher": "single"}, None),
+    ],
+)
 def test_published_figures_are_found_by_all_of_their_key(change, top1):
     figures = published.find(PAPER | change)
     assert (figures and figures.top1) == top1
@@ -228,8 +436,13 @@ def test_published_figures_are_found_by_all_of_their_key(change, top1):
 
 def test_no_figure_hides_another_and_every_row_of_the_ablation_has_one():
     assert len(published.BY_KEY) == len(published.FIGURES)
-    for (arch, dataset), (search, tune) in itertools.product(published.BASELINES, published.TEACHERS):
-        assert published.find(PAPER | {"arch": arch, "dataset": dataset, "search_teacher": search, "finetune_teacher": tune})
+    for (arch, dataset), (search, tune) in itertools.product(
+        published.BASELINES, published.TEACHERS
+    ):
+        assert published.find(
+            PAPER
+            | {"arch": arch, "dataset": dataset, "search_teacher": search, "finetune_teacher": tune}
+        )
 
 
 def test_what_is_no_finished_run_is_named(params, tmp_path):
@@ -244,6 +457,9 @@ def test_what_is_no_finished_run_is_named(params, tmp_path):
 def test_the_pages_tables_are_those_of_the_records_that_lie_beside_them():
     root = Path(tables.__file__).parents[1]
     records, studies = tables.kept(root / "docs")
-    assert f"{tables.BEGIN}\n\n{tables.format_readme(records)}\n\n{tables.END}" in (root / "README.md").read_text()
+    assert (
+        f"{tables.BEGIN}\n\n{tables.format_readme(records)}\n\n{tables.END}"
+        in (root / "README.md").read_text()
+    )
     page = f"{tables.BEGIN}\n\n{tables.format_page(records, studies)}\n\n{tables.END}"
     assert not records or page in (root / "docs" / tables.PAGE).read_text()

@@ -12,8 +12,11 @@ from ekg.errors import EkgError
 
 def batch(count, label_key=b"labels", seed=0):
     rng = np.random.default_rng(seed)
-    return {b"data": rng.integers(0, 256, (count, 3072)).astype(np.uint8),
-            label_key: rng.integers(0, 10, count).tolist(), b"filenames": [b"a.png"] * count}
+    return {
+        b"data": rng.integers(0, 256, (count, 3072)).astype(np.uint8),
+        label_key: rng.integers(0, 10, count).tolist(),
+        b"filenames": [b"a.png"] * count,
+    }
 
 
 @pytest.fixture
@@ -29,9 +32,13 @@ def test_a_folder_is_read_in_order_and_layout(folder):
     data = dataloader.load("CIFAR10", folder.parent)
     assert data.train.images.shape == (20, 32, 32, 3) and data.test.images.shape == (4, 32, 32, 3)
     third = batch(4, seed=2)
-    np.testing.assert_array_equal(data.train.images[8, 5, 7], third[b"data"][0].reshape(3, 32, 32)[:, 5, 7])
+    np.testing.assert_array_equal(
+        data.train.images[8, 5, 7], third[b"data"][0].reshape(3, 32, 32)[:, 5, 7]
+    )
     assert data.train.labels[8:12].tolist() == third[b"labels"]
-    np.testing.assert_array_equal(dataloader.load("CIFAR10", folder).train.images, data.train.images)
+    np.testing.assert_array_equal(
+        dataloader.load("CIFAR10", folder).train.images, data.train.images
+    )
 
 
 def test_the_archive_is_read_without_unpacking(folder, tmp_path):
@@ -40,7 +47,9 @@ def test_the_archive_is_read_without_unpacking(folder, tmp_path):
         tar.add(folder, "cifar-10-batches-py")
     before = sorted(tmp_path.rglob("*"))
     data = dataloader.load("CIFAR10", archive)
-    np.testing.assert_array_equal(data.train.images, dataloader.load("CIFAR10", folder).train.images)
+    np.testing.assert_array_equal(
+        data.train.images, dataloader.load("CIFAR10", folder).train.images
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -59,16 +68,23 @@ def test_cifar100_takes_the_fine_labels(fine_folder):
 
 
 def test_images_are_normalised_as_for_published_weights(folder, fine_folder):
-    for data, mean, std in ((dataloader.load("CIFAR10", folder), (113.9, 123.0, 125.3), (66.7, 62.1, 63.0)),
-                            (dataloader.load("CIFAR100", fine_folder), (112, 124, 129), (70, 65, 68))):
+    for data, mean, std in (
+        (dataloader.load("CIFAR10", folder), (113.9, 123.0, 125.3), (66.7, 62.1, 63.0)),
+        (dataloader.load("CIFAR100", fine_folder), (112, 124, 129), (70, 65, 68)),
+    ):
         images = data.test.images
-        np.testing.assert_allclose(data.normalise(images), (images - np.array(mean)) / std, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            data.normalise(images), (images - np.array(mean)) / std, rtol=1e-5, atol=1e-6
+        )
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda path: path / "nowhere", "nowhere: no such folder or file"),
-    (lambda path: path, "data_batch_1, .*test_batch not found there"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path / "nowhere", "nowhere: no such folder or file"),
+        (lambda path: path, "data_batch_1, .*test_batch not found there"),
+    ],
+)
 def test_a_wrong_path_is_named(tmp_path, make, message):
     with pytest.raises(EkgError, match=message):
         dataloader.load("CIFAR10", make(tmp_path))
@@ -81,10 +97,17 @@ def test_a_truncated_batch_is_named(folder):
         dataloader.load("CIFAR10", folder)
 
 
-@pytest.mark.parametrize("content", [
-    {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
-    {b"labels": [1]}, {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, [1, 2],
-    {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, {b"data": np.zeros((1, 3071), np.uint8), b"labels": [1]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
+        {b"labels": [1]},
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]},
+        [1, 2],
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]},
+        {b"data": np.zeros((1, 3071), np.uint8), b"labels": [1]},
+    ],
+)
 def test_a_pickle_that_is_no_batch_is_named(folder, content):
     (folder / "data_batch_2").write_bytes(pickle.dumps(content))
     with pytest.raises(EkgError, match="data_batch_2"):
@@ -111,9 +134,11 @@ def test_a_flipped_bit_in_the_archive_is_noticed_or_harmless(folder, tmp_path):
     good = archive.read_bytes()
     expected, noticed = dataloader.load("CIFAR10", archive).train.images, 0
     for place in np.linspace(0, len(good) - 1, 40).astype(int):
-        archive.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1:])
+        archive.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
         try:
-            np.testing.assert_array_equal(dataloader.load("CIFAR10", archive).train.images, expected)
+            np.testing.assert_array_equal(
+                dataloader.load("CIFAR10", archive).train.images, expected
+            )
         except EkgError as error:
             assert "x.tar.gz: not a readable .tar.gz" in str(error)
             noticed += 1
@@ -123,6 +148,7 @@ def test_a_flipped_bit_in_the_archive_is_noticed_or_harmless(folder, tmp_path):
 def test_a_failed_download_says_what_to_do(monkeypatch):
     def fail(*_, **__):
         raise Exception("URL fetch failure: None -- [Errno -2] Name or service not known")
+
     monkeypatch.setattr(keras.utils, "get_file", fail)
     with pytest.raises(EkgError, match="download failed .*Name or service.*`data_path`"):
         dataloader.load("CIFAR10")
@@ -131,7 +157,9 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 def test_digits_are_real_images_of_every_class():
     data = dataloader.load("DIGITS")
     assert len(data.train) == 1438 and len(data.test) == 359 and data.image_shape == (32, 32, 3)
-    assert np.bincount(data.train.labels, minlength=10).min() == 127 and data.train.images.max() == 255
+    assert (
+        np.bincount(data.train.labels, minlength=10).min() == 127 and data.train.images.max() == 255
+    )
     normalised = data.normalise(data.train.images).numpy()
     assert abs(normalised.mean()) < 1e-3 and abs(normalised.std() - 1) < 1e-3
 

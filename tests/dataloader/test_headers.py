@@ -10,8 +10,8 @@ import tensorflow as tf
 from dataloader import headers, own
 from dataloader.photographs import FileSplit
 from ekg.errors import EkgError
-from ekg.memory import peak_memory_mib
-from ekg.progress import progress_bar
+from ekg.process.memory import peak_memory_mib
+from ekg.process.progress import progress_bar
 from tests.damage import mutate
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (13, 37, 3), np.uint8)
@@ -19,17 +19,29 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (13, 37, 3), np.uint8)
 
 def png(width, height):
     """A PNG file that declares a size and holds hardly any pixels."""
+
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(
-        b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
 def test_the_size_is_that_of_the_decoded_image(form):
     pillow = pytest.importorskip("PIL.Image")
     further = {"JPEG": {"progressive": True, "comment": b"x" * 300}, "WEBP": {"lossless": True}}
-    for options in ({}, further.get(form, {}), {"exif": b"Exif\0\0" + bytes(8)} if form == "WEBP" else {}):
+    for options in (
+        {},
+        further.get(form, {}),
+        {"exif": b"Exif\0\0" + bytes(8)} if form == "WEBP" else {},
+    ):
         buffer = io.BytesIO()
         pillow.fromarray(IMAGE).save(buffer, form, **options)
         assert headers.declared_size(buffer.getvalue()) == (13, 37)
@@ -40,8 +52,20 @@ def test_a_jpeg_of_tensorflow_is_read_too():
     assert headers.declared_size(tf.io.encode_jpeg(IMAGE).numpy()) == (13, 37)
 
 
-@pytest.mark.parametrize("data", [b"", b"BM", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\xff\xd8\xff\xe0\x00\x00" * 9, b"GIF89a",
-                                  b"\x89PNG\r\n\x1a\n", b"text", b"\xff\xd8" + b"\xff" * 50])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"BM",
+        b"\xff\xd8",
+        b"\xff\xd8\xff\xc0",
+        b"\xff\xd8\xff\xe0\x00\x00" * 9,
+        b"GIF89a",
+        b"\x89PNG\r\n\x1a\n",
+        b"text",
+        b"\xff\xd8" + b"\xff" * 50,
+    ],
+)
 def test_bytes_that_tell_no_size_are_left_to_the_decoder(data):
     assert headers.declared_size(data) is None and headers.problem_of(data) is None
 
@@ -55,7 +79,10 @@ def test_a_bomb_is_refused_by_its_header_and_one_pixel_is_an_image(tmp_path):
     np.testing.assert_array_equal(data.read([0]), np.broadcast_to(IMAGE[:1, :1], (1, 4, 4, 3)))
     (tmp_path / "b" / "bomb.png").write_bytes(png(20_000, 20_000))
     data, _ = own.load(tmp_path, (4, 4, 3))
-    with pytest.raises(EkgError, match="bomb.png: is not decoded: it declares 20000 x 20000 pixels, more than 134,217,728"):
+    with pytest.raises(
+        EkgError,
+        match="bomb.png: is not decoded: it declares 20000 x 20000 pixels, more than 134,217,728",
+    ):
         data.read([1])
 
 
@@ -63,33 +90,56 @@ def jpeg(width, height):
     """A JPEG file of a small image whose header declares another size."""
     data = tf.io.encode_jpeg(IMAGE).numpy()
     place = data.index(b"\xff\xc0") + 5
-    return data[:place] + struct.pack(">HH", height, width) + data[place + 4:]
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
 
 
 def gif(width, height, frames=1, colours=True):
-    """A GIF file whose screen is small and whose frames declare another size; they hold no pixels."""
+    """A GIF file whose screen is small and whose frames declare another size; they hold no
+    pixels.
+    """
     table = bytes(6)
-    frame = b"!\xf9\x04" + bytes(5) + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0x80 if colours else 0) + (
-        table if colours else b"") + b"\x02\x01\x44\x00"
+    frame = (
+        b"!\xf9\x04"
+        + bytes(5)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, width, height, 0x80 if colours else 0)
+        + (table if colours else b"")
+        + b"\x02\x01\x44\x00"
+    )
     return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + table + frame * frames + b";"
 
 
 def test_the_frames_of_a_gif_count_and_not_its_screen():
     assert headers.declared_size(gif(12_000, 11_000)) == (11_000, 12_000)
     assert headers.declared_size(gif(500, 400, frames=3, colours=False)) == (1200, 500)
-    assert headers.problem_of(gif(1000, 1000, frames=200)) and headers.problem_of(gif(1000, 1000, frames=20)) is None
+    assert (
+        headers.problem_of(gif(1000, 1000, frames=200))
+        and headers.problem_of(gif(1000, 1000, frames=20)) is None
+    )
     for cut in range(len(gif(5, 5))):
         headers.problem_of(gif(5, 5)[:cut])
 
 
-@pytest.mark.parametrize("bomb", [png(20_000, 20_000), png(2**32 - 1, 2**32 - 1), jpeg(20_000, 20_000), gif(12_000, 12_000)])
+@pytest.mark.parametrize(
+    "bomb",
+    [png(20_000, 20_000), png(2**32 - 1, 2**32 - 1), jpeg(20_000, 20_000), gif(12_000, 12_000)],
+)
 def test_photographs_are_decoded_only_where_their_header_declares_few_pixels(tmp_path, bomb):
-    good = [tf.io.encode_png(IMAGE).numpy(), tf.io.encode_jpeg(IMAGE).numpy(), tf.io.encode_png(IMAGE[:1, :1]).numpy()]
+    good = [
+        tf.io.encode_png(IMAGE).numpy(),
+        tf.io.encode_jpeg(IMAGE).numpy(),
+        tf.io.encode_png(IMAGE[:1, :1]).numpy(),
+    ]
     for number, data in enumerate([*good, bomb]):
         (tmp_path / f"{number}.png").write_bytes(data)
-    split = FileSplit(np.array([str(tmp_path / f"{i}.png").encode() for i in range(4)]), np.zeros(4, np.int32), 0)
+    split = FileSplit(
+        np.array([str(tmp_path / f"{i}.png").encode() for i in range(4)]), np.zeros(4, np.int32), 0
+    )
     assert split.read(np.arange(3)).shape == (3, 224, 224, 3)
-    with pytest.raises(EkgError, match=r"3.png: cannot be read as an image \(it declares \d+ x \d+ pixels, more than 134,"):
+    with pytest.raises(
+        EkgError,
+        match=r"3.png: cannot be read as an image \(it declares \d+ x \d+ pixels, more than 134,",
+    ):
         split.read(np.arange(4))
     with pytest.raises(EkgError, match="3.png: cannot be read"):
         list(split.stream_views([np.arange(4)], 2, (0, 0)))
@@ -110,9 +160,17 @@ def test_of_an_animation_the_first_picture_counts(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(1, 1000), (1000, 1), (3, 2000)])
 def test_thin_photographs_are_judged_by_their_size_after_scaling(tmp_path, width, height):
     """A column of 1000 pixels would become 256 x 256,000 of them, 800 MB as float32."""
-    (tmp_path / "thin.png").write_bytes(tf.io.encode_png(np.zeros((height, width, 3), np.uint8)).numpy())
-    split, before = FileSplit(np.array([str(tmp_path / "thin.png").encode()]), np.zeros(1, np.int32), 0), peak_memory_mib()
-    message = rf"its {width} x {height} pixels, scaled to a shorter side of 256, would be more than 16,777,216"
+    (tmp_path / "thin.png").write_bytes(
+        tf.io.encode_png(np.zeros((height, width, 3), np.uint8)).numpy()
+    )
+    split, before = (
+        FileSplit(np.array([str(tmp_path / "thin.png").encode()]), np.zeros(1, np.int32), 0),
+        peak_memory_mib(),
+    )
+    message = (
+        rf"its {width} x {height} pixels, scaled to a shorter side of 256, would be more than "
+        rf"16,777,216"
+    )
     with pytest.raises(EkgError, match=message):
         split.read(np.arange(1))
     assert peak_memory_mib() - before < 100
@@ -120,8 +178,11 @@ def test_thin_photographs_are_judged_by_their_size_after_scaling(tmp_path, width
 
 # ---------------------------------------------------------------- folders of a user's own
 
+
 def make_folder(folder, **files):
-    """Makes a folder of two classes; `files` are {name of a file of the second class: its bytes}."""
+    """Makes a folder of two classes; `files` are {name of a file of the second class: its
+    bytes}.
+    """
     for name in "ab":
         (folder / name).mkdir()
         (folder / name / "1.png").write_bytes(tf.io.encode_png(IMAGE).numpy())
@@ -139,7 +200,9 @@ def test_photographs_are_turned_as_the_camera_was_held(tmp_path, held, form):
     make_folder(tmp_path)
     smooth = np.stack(np.broadcast_arrays(*np.ogrid[:13, :37], 60), -1).astype(np.uint8) * [9, 5, 1]
     options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
-    pillow.fromarray(smooth.astype(np.uint8)).save(tmp_path / "b" / name, form, exif=exif, **options)
+    pillow.fromarray(smooth.astype(np.uint8)).save(
+        tmp_path / "b" / name, form, exif=exif, **options
+    )
     expected = np.asarray(ops.exif_transpose(pillow.open(tmp_path / "b" / name)), np.float32)
     found = own._read_file(str(tmp_path / "b" / name), expected.shape)
     np.testing.assert_allclose(found, expected, atol=0 if form == "PNG" else 8)
@@ -159,8 +222,16 @@ def test_damaged_exif_tells_nothing():
 def test_webp_is_read_and_what_cannot_be_is_counted(tmp_path, channels, caplog):
     pillow, buffer = pytest.importorskip("PIL.Image"), io.BytesIO()
     pillow.fromarray(IMAGE).save(buffer, "WEBP", lossless=True)
-    make_folder(tmp_path, **{"2.webp": buffer.getvalue(), "3.tiff": b"II*", "4.TIFF": b"II*", "5.heic": b"",
-                             "notes.txt": b""})
+    make_folder(
+        tmp_path,
+        **{
+            "2.webp": buffer.getvalue(),
+            "3.tiff": b"II*",
+            "4.TIFF": b"II*",
+            "5.heic": b"",
+            "notes.txt": b"",
+        },
+    )
     data, _ = own.load(tmp_path, (13, 37, channels))
     expected = tf.image.rgb_to_grayscale(IMAGE) if channels == 1 else IMAGE
     np.testing.assert_array_equal(data.read([2])[0, ..., :3], expected)
@@ -176,8 +247,11 @@ def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
     with open(tmp_path / "b" / "5.jpg", "wb") as file:
         file.truncate(2**40)
     data, _ = own.load(tmp_path, (4, 4, 3))
-    for number, message in ((2, "2.jpg: is no plain file"), (3, "3.jpg: is no plain file"),
-                            (5, "5.jpg: takes 1,099,511,627,776 bytes, more than 268,435,456")):
+    for number, message in (
+        (2, "2.jpg: is no plain file"),
+        (3, "3.jpg: is no plain file"),
+        (5, "5.jpg: takes 1,099,511,627,776 bytes, more than 268,435,456"),
+    ):
         with pytest.raises(EkgError, match=message):
             data.read([number])
     assert data.read([4]).shape == (1, 4, 4, 3)
@@ -186,7 +260,10 @@ def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
         own.load(tmp_path / "x.npz", (4, 4, 3))
     np.savez_compressed(tmp_path / "y.npz", x=np.zeros((99, 99, 99)), y=np.zeros(9))
     monkeypatch.setattr(own, "machine_memory_mib", lambda: 5)
-    with pytest.raises(EkgError, match="y.npz: its arrays take 7,[0-9,]+ bytes of memory, more than this machine has"):
+    with pytest.raises(
+        EkgError,
+        match="y.npz: its arrays take 7,[0-9,]+ bytes of memory, more than this machine has",
+    ):
         own.load(tmp_path / "y.npz", (4, 4, 3))
 
 

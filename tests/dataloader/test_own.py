@@ -4,32 +4,54 @@ import numpy as np
 import pytest
 
 from dataloader import own
+from ekg.data.sources import find_examples
 from ekg.errors import EkgError
-from ekg.sources import find_examples
 
-tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is a development dependency")
+tfds = pytest.importorskip(
+    "tensorflow_datasets", reason="tensorflow-datasets is a development dependency"
+)
 
 
 class Shades(tfds.core.GeneratorBasedBuilder):
     """Pictures whose grey level tells their number."""
+
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                     supervised_keys=("image", "label"))
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
 
     def _split_generators(self, _):
-        return {"train": self._generate_examples(range(12)), "test": self._generate_examples(range(12, 20))}
+        return {
+            "train": self._generate_examples(range(12)),
+            "test": self._generate_examples(range(12, 20)),
+        }
 
     def _generate_examples(self, numbers):
         for number in numbers:
-            yield number, {"image": np.full((24 + number, 30, 3), 10 * number, np.uint8), "label": number % 2}
+            yield (
+                number,
+                {
+                    "image": np.full((24 + number, 30, 3), 10 * number, np.uint8),
+                    "label": number % 2,
+                },
+            )
 
 
 def test_a_prepared_data_set_is_read_by_name_resized_and_rescaled(tmp_path, monkeypatch):
     Shades(data_dir=tmp_path).download_and_prepare()
-    monkeypatch.setattr(tfds, "load", lambda *args, load=tfds.load, **options: load(*args, data_dir=tmp_path, **options))
+    monkeypatch.setattr(
+        tfds,
+        "load",
+        lambda *args, load=tfds.load, **options: load(*args, data_dir=tmp_path, **options),
+    )
     for split, numbers in (("train", range(12)), ("test", range(12, 20))):
         data, classes = own.load("tfds:shades", (8, 8, 3), (-1, 1), split)
         examples = find_examples(data, (8, 8, 3))
@@ -43,5 +65,7 @@ def test_what_is_missing_is_named(monkeypatch):
     with pytest.raises(EkgError, match="tfds:nothing_of_this_name: cannot be loaded"):
         own.load("tfds:nothing_of_this_name", (8, 8, 3))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(EkgError, match="tfds:mnist needs the package tensorflow_datasets; install it"):
+    with pytest.raises(
+        EkgError, match="tfds:mnist needs the package tensorflow_datasets; install it"
+    ):
         own.load("tfds:mnist", (8, 8, 3))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ekg import augment
+from ekg.data import augment
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def test_contrast_and_brightness_equal_tensorflows(pictures):
     views = augment.change_colour(pictures, draw, draw, same)
     for i in range(5):
         bright = pictures[i] + (2 * draw[i, 0, 0, 0] - 1) * 0.2
-        np.testing.assert_allclose(views[i], tf.image.adjust_contrast(bright, 0.8 + 0.4 * draw[i, 0, 0, 0]), atol=2e-3)
+        np.testing.assert_allclose(
+            views[i], tf.image.adjust_contrast(bright, 0.8 + 0.4 * draw[i, 0, 0, 0]), atol=2e-3
+        )
 
 
 def test_flip_and_crop_equal_numpy(pictures):
@@ -37,13 +39,15 @@ def test_flip_and_crop_equal_numpy(pictures):
         picture = pictures[i, :, ::-1] if flip[i] >= 0.5 else pictures[i]
         top, left = (int(9 * draw[i]) for draw in (vertical, horizontal))
         padded = np.pad(picture, ((4, 4), (4, 4), (0, 0)), mode="reflect")
-        np.testing.assert_array_equal(views[i], padded[top:top + 8, left:left + 6])
+        np.testing.assert_array_equal(views[i], padded[top : top + 8, left : left + 6])
 
 
 def test_all_crop_offsets_occur():
     draws = (np.arange(9) + 0.5) / 9
     row = np.arange(10, dtype=np.float32)[None, None, :, None] * np.ones((9, 10, 1, 1), np.float32)
-    views = augment.flip_and_crop(tf.constant(row), np.zeros(9), draws * 0 + 0.5, draws.astype(np.float32))
+    views = augment.flip_and_crop(
+        tf.constant(row), np.zeros(9), draws * 0 + 0.5, draws.astype(np.float32)
+    )
     assert sorted(views.numpy()[:, 0, 5, 0]) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
@@ -52,7 +56,11 @@ def test_views_compile_to_the_same_numbers(pictures):
 
     def view(images, draws):
         return augment.view(images, draws, (100.0,) * 3, (50.0,) * 3, use_colour=True)
+
     images = pictures.astype(np.uint8)
-    plain, compiled = tf.function(view)(images, draws), tf.function(view, jit_compile=True)(images, draws)
+    plain, compiled = (
+        tf.function(view)(images, draws),
+        tf.function(view, jit_compile=True)(images, draws),
+    )
     np.testing.assert_allclose(plain, compiled, atol=1e-5)
     np.testing.assert_allclose(view(images, draws), compiled, atol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import ekg
+from ekg.data.sources import find_examples
 from ekg.errors import EkgError
-from ekg.sources import find_examples
 
 IMAGES = np.random.default_rng(0).random((40, 4, 4, 1)).astype(np.float32)
 LABELS = np.arange(40) % 4
@@ -48,6 +48,7 @@ def counting():
 
 class Endless(keras.utils.PyDataset):
     """A PyDataset that says that it is infinite."""
+
     num_batches = None
 
     def __getitem__(self, number):
@@ -62,9 +63,17 @@ class Unsaid(keras.utils.PyDataset):
         return Endless.__getitem__(self, number)
 
 
-@pytest.mark.parametrize("make", [lambda: dataset().repeat(), lambda: Endless(), lambda: Unsaid(), lambda: dataset(),
-                                  lambda: dataset().map(lambda x, y: ({"image": x}, {"class": y})).repeat(),
-                                  lambda: generated(again_and_again).rebatch(8)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dataset().repeat(),
+        lambda: Endless(),
+        lambda: Unsaid(),
+        lambda: dataset(),
+        lambda: dataset().map(lambda x, y: ({"image": x}, {"class": y})).repeat(),
+        lambda: generated(again_and_again).rebatch(8),
+    ],
+)
 def test_so_many_batches_are_taken(make):
     examples = find_examples(make(), SHAPE, steps=3)
     np.testing.assert_array_equal(*keras.tree.flatten(examples.labels), LABELS[:24])
@@ -75,18 +84,37 @@ def unbatched_dict():
     return tf.data.Dataset.from_tensor_slices(({"image": IMAGES}, LABELS))
 
 
-@pytest.mark.parametrize(("source", "steps", "message"), [
-    (lambda: dataset().repeat(), None, "never ends; leave its repeat.. out, or say by `steps_per_epoch`"),
-    (lambda: Endless(), None, "has no length, so it never ends; say by `steps_per_epoch`"),
-    (lambda: Unsaid(), None, "has no length, so it never ends"),
-    (lambda: generated(again_and_again), None, "begins again after 4[0-9] examples and may never end"),
-    (lambda: generated(always_other), None, "gives other examples when it is read again"),
-    (unbatched_dict, None, "gives single examples; batch them"),
-    (lambda: tf.data.Dataset.from_tensor_slices({"image": IMAGES, "label": LABELS}), None,
-     "gives dicts of .'image', 'label'.; map them to pairs"),
-    (lambda: dataset(), 9, "`steps_per_epoch` is 9, and `data` has 5 batches"),
-    (lambda: dataset(), 0, "must be a whole number of at least 1; received 0"),
-    (lambda: (IMAGES, LABELS), 2, "`steps_per_epoch` has no effect here: `data` does not come in batches")])
+@pytest.mark.parametrize(
+    ("source", "steps", "message"),
+    [
+        (
+            lambda: dataset().repeat(),
+            None,
+            "never ends; leave its repeat.. out, or say by `steps_per_epoch`",
+        ),
+        (lambda: Endless(), None, "has no length, so it never ends; say by `steps_per_epoch`"),
+        (lambda: Unsaid(), None, "has no length, so it never ends"),
+        (
+            lambda: generated(again_and_again),
+            None,
+            "begins again after 4[0-9] examples and may never end",
+        ),
+        (lambda: generated(always_other), None, "gives other examples when it is read again"),
+        (unbatched_dict, None, "gives single examples; batch them"),
+        (
+            lambda: tf.data.Dataset.from_tensor_slices({"image": IMAGES, "label": LABELS}),
+            None,
+            "gives dicts of .'image', 'label'.; map them to pairs",
+        ),
+        (lambda: dataset(), 9, "`steps_per_epoch` is 9, and `data` has 5 batches"),
+        (lambda: dataset(), 0, "must be a whole number of at least 1; received 0"),
+        (
+            lambda: (IMAGES, LABELS),
+            2,
+            "`steps_per_epoch` has no effect here: `data` does not come in batches",
+        ),
+    ],
+)
 def test_what_never_ends_is_refused(source, steps, message):
     with pytest.raises(EkgError, match=message) as error:
         find_examples(source(), SHAPE, steps=steps)
@@ -96,21 +124,26 @@ def test_what_never_ends_is_refused(source, steps, message):
 def test_what_fills_the_folder_is_refused(monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 50_000))
-    with pytest.raises(EkgError, match="has not ended after .* examples of 4[0-9],[0-9]+ bytes, which fill"):
+    with pytest.raises(
+        EkgError, match="has not ended after .* examples of 4[0-9],[0-9]+ bytes, which fill"
+    ):
         find_examples(generated(counting), SHAPE)
 
 
 def test_a_generator_that_ends_is_taken_whole():
     def once():
         for start in range(0, 40, 10):
-            yield IMAGES[start:start + 10], LABELS[start:start + 10]
+            yield IMAGES[start : start + 10], LABELS[start : start + 10]
+
     assert (find_examples(generated(once), SHAPE).labels == LABELS).all()
     twice = generated(lambda: itertools.islice(counting(), 30))
     assert len(find_examples(twice, SHAPE).labels) == 210
 
 
 def test_a_single_input_as_a_dict_and_the_argument_of_make_data():
-    own = keras.Sequential([keras.Input(SHAPE, name="image"), keras.layers.Flatten(), keras.layers.Dense(4)])
+    own = keras.Sequential(
+        [keras.Input(SHAPE, name="image"), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
     data = ekg.make_data(own, ({"image": IMAGES}, {"class": LABELS}))
     np.testing.assert_array_equal(data.train.read(np.arange(40)), IMAGES)
     assert len(ekg.make_data(own, dataset().repeat(), steps_per_epoch=2).train) == 16

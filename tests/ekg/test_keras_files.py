@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ekg import keras_files, memory
 from ekg.errors import EkgError
-from ekg.keras_files import load_keras
+from ekg.io import keras_files
+from ekg.io.keras_files import load_keras
+from ekg.process import memory
 from tests import networks
 from tests.conftest import make_tiny_resnet
 
@@ -29,8 +30,11 @@ def plain(tmp_path):
 def nothing_is_loaded(monkeypatch):
     """Keras' loader counts its calls."""
     calls, real = [], keras.models.load_model
-    monkeypatch.setattr(keras_files.keras.models, "load_model", lambda *args, **kwargs: calls.append(args) or real(
-        *args, **kwargs))
+    monkeypatch.setattr(
+        keras_files.keras.models,
+        "load_model",
+        lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs),
+    )
     return calls
 
 
@@ -52,33 +56,69 @@ def rewritten(path, change=None, add=(), name="other.keras"):
 
 def in_a_layer(value):
     """Returns a change that puts a value in the place of the first layer's initializer."""
+
     def change(config):
-        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")
+        layer = next(
+            layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D"
+        )
         layer["config"]["kernel_initializer"] = value
+
     return change
 
 
 def as_first_layer(value):
     def change(config):
         config["config"]["layers"][1] |= value
+
     return change
 
 
 FUNCTION = {"class_name": "function", "registered_name": "function"}
 HOSTILE = {
-    "a Lambda": (as_first_layer({"module": "keras.layers", "class_name": "Lambda"}), "a Lambda, whose code comes with"),
-    "a lambda as a function": (in_a_layer({"class_name": "__lambda__", "config": {"value": "4wAA"}}),
-                               "whose code comes with"),
-    "a system call": (in_a_layer(FUNCTION | {"module": "os", "config": "system"}), "the function 'system' of 'os'"),
-    "a builtin": (in_a_layer(FUNCTION | {"module": "builtins", "config": "exec"}), "the function 'exec' of 'builtins'"),
-    "Keras' own loader": (in_a_layer(FUNCTION | {"module": "keras.models", "config": "load_model"}), "'load_model'"),
-    "Keras' switch": (in_a_layer(FUNCTION | {"module": "keras.config", "config": "enable_unsafe_deserialization"}),
-                      "'enable_unsafe_deserialization'"),
-    "Keras' downloads": (in_a_layer(FUNCTION | {"module": "keras.utils", "config": "get_file"}), "'get_file'"),
-    "another module": (as_first_layer({"module": "subprocess", "class_name": "Popen"}), "a subprocess.Popen, which is not"),
-    "a module like Keras'": (as_first_layer({"module": "keras_evil.layers"}), "which is not Keras' own"),
-    "a class of a program": (as_first_layer({"module": None, "registered_name": "mine>Own"}), "a mine>Own, which is not"),
-    "a module that is no text": (as_first_layer({"module": ["os"]}), "which is not Keras' own")}
+    "a Lambda": (
+        as_first_layer({"module": "keras.layers", "class_name": "Lambda"}),
+        "a Lambda, whose code comes with",
+    ),
+    "a lambda as a function": (
+        in_a_layer({"class_name": "__lambda__", "config": {"value": "4wAA"}}),
+        "whose code comes with",
+    ),
+    "a system call": (
+        in_a_layer(FUNCTION | {"module": "os", "config": "system"}),
+        "the function 'system' of 'os'",
+    ),
+    "a builtin": (
+        in_a_layer(FUNCTION | {"module": "builtins", "config": "exec"}),
+        "the function 'exec' of 'builtins'",
+    ),
+    "Keras' own loader": (
+        in_a_layer(FUNCTION | {"module": "keras.models", "config": "load_model"}),
+        "'load_model'",
+    ),
+    "Keras' switch": (
+        in_a_layer(
+            FUNCTION | {"module": "keras.config", "config": "enable_unsafe_deserialization"}
+        ),
+        "'enable_unsafe_deserialization'",
+    ),
+    "Keras' downloads": (
+        in_a_layer(FUNCTION | {"module": "keras.utils", "config": "get_file"}),
+        "'get_file'",
+    ),
+    "another module": (
+        as_first_layer({"module": "subprocess", "class_name": "Popen"}),
+        "a subprocess.Popen, which is not",
+    ),
+    "a module like Keras'": (
+        as_first_layer({"module": "keras_evil.layers"}),
+        "which is not Keras' own",
+    ),
+    "a class of a program": (
+        as_first_layer({"module": None, "registered_name": "mine>Own"}),
+        "a mine>Own, which is not",
+    ),
+    "a module that is no text": (as_first_layer({"module": ["os"]}), "which is not Keras' own"),
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -87,11 +127,15 @@ def test_a_file_with_code_is_refused_before_anything_is_loaded(plain, nothing_is
     modules = set(sys.modules)
     with pytest.raises(EkgError, match=message) as error:
         load_keras(rewritten(plain, change))
-    assert nothing_is_loaded == [] and not {"keras_evil", "keras_evil.layers"} & (set(sys.modules) - modules)
+    assert nothing_is_loaded == [] and not {"keras_evil", "keras_evil.layers"} & (
+        set(sys.modules) - modules
+    )
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../evil.py", "/etc/passwd", "assets/../../x", "code.py", "assets/.hidden"])
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "/etc/passwd", "assets/../../x", "code.py", "assets/.hidden"]
+)
 def test_members_that_no_such_file_has_are_refused(plain, nothing_is_loaded, name):
     with pytest.raises(EkgError, match="which no .keras file does"):
         load_keras(rewritten(plain, add=[(name, b"x")]))
@@ -106,25 +150,45 @@ def test_a_configuration_of_enormous_size_is_not_read(plain, monkeypatch):
 
 def widened(layer_class, name, value):
     """Returns a change of the first layer of a class."""
+
     def change(config):
-        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == layer_class)
+        layer = next(
+            layer for layer in config["config"]["layers"] if layer["class_name"] == layer_class
+        )
         layer["config"][name] = value
+
     return change
 
 
-@pytest.mark.parametrize("change", [widened("Dense", "units", 3 * 10**8), widened("Conv2D", "filters", 10**8),
-                                    widened("Conv2D", "kernel_size", [10**5, 10**5])])
+@pytest.mark.parametrize(
+    "change",
+    [
+        widened("Dense", "units", 3 * 10**8),
+        widened("Conv2D", "filters", 10**8),
+        widened("Conv2D", "kernel_size", [10**5, 10**5]),
+    ],
+)
 def test_weights_that_the_file_does_not_hold_are_not_made(plain, change):
-    file, add_weight, before = rewritten(plain, change), keras.Layer.add_weight, memory.resident_mib()
-    with pytest.raises(EkgError, match=r"its layers have [\d,]+ weights or more, and the file holds [\d,]+ bytes of them"):
+    file, add_weight, before = (
+        rewritten(plain, change),
+        keras.Layer.add_weight,
+        memory.resident_mib(),
+    )
+    with pytest.raises(
+        EkgError,
+        match=r"its layers have [\d,]+ weights or more, and the file holds [\d,]+ bytes of them",
+    ):
         load_keras(file)
     assert keras.Layer.add_weight is add_weight and memory.resident_mib() - before < 100
     load_keras(plain)
 
 
-def test_a_network_of_more_layers_than_anyone_builds_is_refused_before_they_are_built(plain, nothing_is_loaded):
+def test_a_network_of_more_layers_than_anyone_builds_is_refused_before_they_are_built(
+    plain, nothing_is_loaded
+):
     def change(config):
         config["config"]["layers"] *= 20_000 // len(config["config"]["layers"])
+
     with pytest.raises(EkgError, match="has more than 5,000 layers"):
         load_keras(rewritten(plain, change))
     assert nothing_is_loaded == []
@@ -143,7 +207,9 @@ def repacked(path, make_weights, compression=zipfile.ZIP_STORED):
 def test_weights_that_would_unpack_to_gigabytes_are_refused(plain, nothing_is_loaded):
     with pytest.raises(EkgError, match=r"its weights of [\d,]+ bytes would unpack to 20,000,000"):
         load_keras(repacked(plain, lambda _: bytes(20_000_000), zipfile.ZIP_DEFLATED))
-    load_keras(repacked(plain, lambda data: data, zipfile.ZIP_DEFLATED))  # packed, as by another program
+    load_keras(
+        repacked(plain, lambda data: data, zipfile.ZIP_DEFLATED)
+    )  # packed, as by another program
     assert len(nothing_is_loaded) == 1
 
 
@@ -153,9 +219,15 @@ def test_an_array_that_declares_more_than_the_file_holds_is_refused(plain, nothi
     def declare(_):
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
-            file.create_dataset("layers/dense/vars/0", (10**6, 10**6), "f4", chunks=(10, 10))  # no number is written
+            file.create_dataset(
+                "layers/dense/vars/0", (10**6, 10**6), "f4", chunks=(10, 10)
+            )  # no number is written
         return buffer.getvalue()
-    with pytest.raises(EkgError, match="its array 'layers/dense/vars/0' declares 1,000,000,000,000 numbers in a file of"):
+
+    with pytest.raises(
+        EkgError,
+        match="its array 'layers/dense/vars/0' declares 1,000,000,000,000 numbers in a file of",
+    ):
         load_keras(repacked(plain, declare))
     assert nothing_is_loaded == []
 
@@ -168,10 +240,20 @@ def make_zip(**members):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"not a zip", make_zip(), make_zip(config_json=b"{"), make_zip(config_json=b"[1, 2]"),
-    make_zip(config_json=b"[" * 100_000), make_zip(config_json=b"{}"), make_zip(config_json=b"\xff\xfe")],
-    ids=range(8))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a zip",
+        make_zip(),
+        make_zip(config_json=b"{"),
+        make_zip(config_json=b"[1, 2]"),
+        make_zip(config_json=b"[" * 100_000),
+        make_zip(config_json=b"{}"),
+        make_zip(config_json=b"\xff\xfe"),
+    ],
+    ids=range(8),
+)
 def test_a_file_of_something_else_is_one_line(tmp_path, data):
     (tmp_path / "x.keras").write_bytes(data)
     with pytest.raises(EkgError, match="cannot be read as a .keras file") as error:
@@ -182,7 +264,7 @@ def test_a_file_of_something_else_is_one_line(tmp_path, data):
 def test_every_cut_and_many_flips_give_typed_errors_or_the_network(plain):
     data, rng = plain.read_bytes(), np.random.default_rng(0)
     for number in range(60):
-        damaged = bytearray(data[:rng.integers(len(data))] if number % 3 == 0 else data)
+        damaged = bytearray(data[: rng.integers(len(data))] if number % 3 == 0 else data)
         for _ in range(number % 3):
             damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
         plain.write_bytes(bytes(damaged))
@@ -204,15 +286,26 @@ def nested():
     inner = make_tiny_resnet()
     entry = keras.Input((8, 8, 3))
     x = layers.Activation(keras.activations.swish)(layers.Rescaling(1 / 255)(entry))
-    x = keras.ops.relu(layers.Conv2D(3, 3, padding="same", kernel_regularizer="l2", activation="gelu")(x))
+    x = keras.ops.relu(
+        layers.Conv2D(3, 3, padding="same", kernel_regularizer="l2", activation="gelu")(x)
+    )
     model = keras.Model(entry, keras.ops.mean(inner(x[:, ::1, :, :3]), axis=0, keepdims=True))
     model.compile("adam", loss=lambda y_true, y_pred: 0.0)
     return model
 
 
-@pytest.mark.parametrize("make", [make_tiny_resnet, nested, networks.regnet, networks.unet, networks.shufflenet,
-                                  lambda: networks.application("MobileNetV3Small"),
-                                  lambda: networks.application("EfficientNetB0")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_tiny_resnet,
+        nested,
+        networks.regnet,
+        networks.unet,
+        networks.shufflenet,
+        lambda: networks.application("MobileNetV3Small"),
+        lambda: networks.application("EfficientNetB0"),
+    ],
+)
 def test_networks_of_kerass_own_layers_are_read(tmp_path, make):
     model = make()
     model.save(tmp_path / "m.keras")

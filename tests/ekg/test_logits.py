@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from ekg.logits import top_k_hits
+from ekg.tasks.logits import top_k_hits
 
 
 def test_a_network_that_tells_nothing_apart_is_right_for_one_class():

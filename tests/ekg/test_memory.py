@@ -5,19 +5,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ekg import memory
 from ekg.errors import EkgError
+from ekg.process import memory
 from ekg.run import preflight
 from ekg.run.job import out_of_memory
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()  # noqa: S603
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    ).stdout.split()
 
 
 def test_the_peak_memory_is_that_of_this_process_and_not_of_who_started_it():
     code = """import numpy as np
-from ekg import memory
+from ekg.process import memory
 before = memory.peak_memory_mib()
 block = np.ones(2**25)
 del block
@@ -30,7 +32,7 @@ print(before, memory.peak_memory_mib() - before)"""
 @pytest.mark.skipif(not memory.RESET.exists(), reason="needs Linux' record")
 def test_a_peak_is_that_of_its_block_alone():
     code = """import numpy as np
-from ekg.memory import Peak, resident_mib
+from ekg.process.memory import Peak, resident_mib
 before = resident_mib()
 np.ones(2**26)
 with Peak() as small:
@@ -42,12 +44,32 @@ print(small.host_mib - before, smaller.host_mib - before, small.gpu_mib)"""
     assert 110 < small < 160 and smaller < 30 and gpu == 0.0
 
 
-@pytest.mark.parametrize("groups, limits, expected", [
-    ("0::/\n", {"memory.max": "max\n"}, None), ("0::/\n", {"memory.max": "1073741824\n"}, 1024),
-    ("0::/job/step\n", {"job/memory.max": "536870912\n", "job/step/memory.max": "max\n", "memory.max": "1073741824\n"}, 512),
-    ("3:cpu:/\n4:memory,pids:/box\n0::/\n", {"memory/box/memory.limit_in_bytes": "268435456\n"}, 256),
-    ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None), ("0::/gone\n", {}, None)])
-def test_the_memory_is_what_the_control_groups_leave(groups, limits, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "groups, limits, expected",
+    [
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/\n", {"memory.max": "1073741824\n"}, 1024),
+        (
+            "0::/job/step\n",
+            {
+                "job/memory.max": "536870912\n",
+                "job/step/memory.max": "max\n",
+                "memory.max": "1073741824\n",
+            },
+            512,
+        ),
+        (
+            "3:cpu:/\n4:memory,pids:/box\n0::/\n",
+            {"memory/box/memory.limit_in_bytes": "268435456\n"},
+            256,
+        ),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("0::/gone\n", {}, None),
+    ],
+)
+def test_the_memory_is_what_the_control_groups_leave(
+    groups, limits, expected, tmp_path, monkeypatch
+):
     (tmp_path / "own").write_text(groups)
     for name, text in limits.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +84,20 @@ def test_the_memory_is_what_the_control_groups_leave(groups, limits, expected, t
 def test_a_phase_that_needs_more_than_there_is_is_refused(monkeypatch):
     monkeypatch.setattr(preflight, "machine_memory_mib", lambda: 100.0)
     preflight.check_memory({"search": 99.0, "report": 20.0})
-    with pytest.raises(EkgError, match=r"^phase fine-tune: needs about 101 MiB of memory and 100 MiB are there; lower "
-                                       r"`batch_size` or raise `accum`\.$"):
+    with pytest.raises(
+        EkgError,
+        match=r"^phase fine-tune: needs about 101 MiB of memory and 100 MiB are there; lower "
+        r"`batch_size` or raise `accum`\.$",
+    ):
         preflight.check_memory({"search": 99.0, "fine-tune": 101.0})
 
 
-@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")]
+)
 def test_out_of_memory_names_the_phase_and_what_helps(error):
-    with pytest.raises(EkgError, match="^phase report: out of memory; lower `val_batch_size`.$"), out_of_memory("report"):
+    with (
+        pytest.raises(EkgError, match="^phase report: out of memory; lower `val_batch_size`.$"),
+        out_of_memory("report"),
+    ):
         raise error

@@ -1,7 +1,7 @@
 import io
 import logging
 
-from ekg import progress
+from ekg.process import progress
 
 
 def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
@@ -10,7 +10,11 @@ def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
         for _ in range(3):
             bar.update(1)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) >= 3 and all(line.startswith("search: ") for line in lines) and "3/3" in lines[-1]
+    assert (
+        len(lines) >= 3
+        and all(line.startswith("search: ") for line in lines)
+        and "3/3" in lines[-1]
+    )
     monkeypatch.setattr(progress, "LINE_SECONDS", 60)
     with progress.progress_bar("short", 3, "step") as bar:
         for loss in range(3):
@@ -34,8 +38,12 @@ def test_nothing_is_shown_where_nothing_is_asked_for(capsys):
 
 
 def test_a_narrow_terminal_shows_only_figures_that_fit_whole():
-    with progress._Bar(total=390, desc="fine-tune 12/300", unit="step", ncols=80, file=io.StringIO()) as bar:
-        bar.set_postfix({"loss": "2.0148", "top1": "31.76%", "val_top1": "30.11%", "images/s": "1234"})
+    with progress._Bar(
+        total=390, desc="fine-tune 12/300", unit="step", ncols=80, file=io.StringIO()
+    ) as bar:
+        bar.set_postfix(
+            {"loss": "2.0148", "top1": "31.76%", "val_top1": "30.11%", "images/s": "1234"}
+        )
         narrow = str(bar)
         bar.ncols = 130
         wide = str(bar)

@@ -1,4 +1,6 @@
-"""What a whole job hands out: the better network, figures with their errors, one size, a head like the user's own."""
+"""What a whole job hands out: the better network, figures with their errors, one size, a head like
+the user's own.
+"""
 
 import keras
 import numpy as np
@@ -6,14 +8,20 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg import files
 from ekg.graph.heads import without_head
+from ekg.io import files
 from ekg.run.choice import Choice
 from ekg.train.evaluate import Metrics
 from tests.ekg.test_pruning import digits, network, softmax
 
-JOB = {"verbose": False, "target_rate": 0.7, "epochs": 1, "augment": None, "bank": False,
-       "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8}}
+JOB = {
+    "verbose": False,
+    "target_rate": 0.7,
+    "epochs": 1,
+    "augment": None,
+    "bank": False,
+    "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8},
+}
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -43,13 +51,20 @@ def spoilt(tmp_path_factory):
 
 
 def test_a_worse_network_does_not_come_back(spoilt):
-    """The one that was cut out comes back; the fine-tuned one stays in the folder under its own name."""
+    """The one that was cut out comes back; the fine-tuned one stays in the folder under its own
+    name.
+    """
     model, folder, result, options = spoilt
     cut, tuned = result.table[1:]
     assert cut.loss < tuned.loss
     loss, right = losses_of(result.model, *digits(60))
-    assert loss.mean() == pytest.approx(cut.loss, rel=1e-4) and right.mean() == pytest.approx(cut.top1)
-    assert "the result is the network that was cut out: the fine-tuning of 1 steps made it worse" in result.summary()
+    assert loss.mean() == pytest.approx(cut.loss, rel=1e-4) and right.mean() == pytest.approx(
+        cut.top1
+    )
+    assert (
+        "the result is the network that was cut out: the fine-tuning of 1 steps made it worse"
+        in result.summary()
+    )
     stored = keras.models.load_model(folder / "slimmed_param.keras")
     np.testing.assert_allclose(stored(digits()[0]), result.model(digits()[0]), rtol=1e-5)
     fine_tuned = keras.models.load_model(folder / "trained_param.keras")
@@ -63,11 +78,15 @@ def test_a_finished_run_hands_the_same_network_out_again(spoilt, caplog):
     again = ekg.prune(model, digits(), validation_data=digits(60), **options)
     assert again.choice == result.choice and (folder / "slimmed_param.keras").exists()
     assert caplog.text.count("fine-tuning takes 1 steps in all; fewer than 200") == 1
-    assert all((a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights()))
+    assert all(
+        (a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights())
+    )
     (folder / "slimmed_param.pkl").write_bytes(b"damaged")
     again = ekg.prune(model, digits(), validation_data=digits(60), **options)
     assert again.choice == result.choice
-    assert all((a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights()))
+    assert all(
+        (a == b).all() for a, b in zip(again.model.get_weights(), result.model.get_weights())
+    )
 
 
 def test_every_figure_has_its_standard_error_and_number(spoilt):
@@ -86,10 +105,13 @@ def test_every_figure_has_its_standard_error_and_number(spoilt):
 def test_the_better_by_its_loss_is_chosen_and_the_reason_is_told():
     def metrics(loss):
         return Metrics(loss, {"top1": 0.5}, 40, {"loss": 0.01, "top1": 0.02})
+
     better = Choice.between(metrics(0.7), metrics(0.6), 300)
     assert better.name == "fine-tuned" and str(better) == (
-        "the result is the fine-tuned network: its loss on the 40 images that the search evaluates on is 0.6000 ±0.0100, "
-        "without fine-tuning 0.7000 ±0.0100")
+        "the result is the fine-tuned network: its loss on the 40 images that the search "
+        "evaluates on is 0.6000 ±0.0100, "
+        "without fine-tuning 0.7000 ±0.0100"
+    )
     assert Choice.between(metrics(0.6), metrics(0.6), 300).name == "fine-tuned"
     for worse in (metrics(0.7), metrics(float("nan"))):
         chosen = Choice.between(metrics(0.6), worse, 300)
@@ -101,23 +123,38 @@ def test_the_rate_is_that_of_the_search_whatever_the_size_of_the_validation_imag
     inputs = keras.Input((None, None, 1))
     x = layers.Conv2D(6, 3, activation="relu", name="one")(inputs)
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu", name="two")(x))
-    model = keras.Model(inputs, layers.Dense(10, activation="softmax", name="fc")(layers.Dense(40, name="hidden")(x)))
+    model = keras.Model(
+        inputs,
+        layers.Dense(10, activation="softmax", name="fc")(layers.Dense(40, name="hidden")(x)),
+    )
     large = np.repeat(np.repeat(images, 2, 1), 2, 2)
-    result = ekg.prune(model, digits(), validation_data=(large, labels), **JOB | {"epochs": None, "bank": None})
+    result = ekg.prune(
+        model, digits(), validation_data=(large, labels), **JOB | {"epochs": None, "bank": None}
+    )
     assert result.rate == result.history[-1].rate == result.table[1].flops / result.table[0].flops
     kept = [result.subnetwork.num_kept(i) for i in range(3)]
 
     def flops(size, one, two, hidden):
-        return (size - 2)**2 * 9 * one + (size - 4)**2 * 9 * one * two + two * hidden + hidden * 10
+        return (
+            (size - 2) ** 2 * 9 * one + (size - 4) ** 2 * 9 * one * two + two * hidden + hidden * 10
+        )
+
     assert result.table[0].flops == flops(8, 6, 8, 40) and result.table[1].flops == flops(8, *kept)
-    assert (f"FLOPs and latencies are of 8x8x1, as in the search; at 16x16x1, what the rest is of, the rate is "
-            f"{flops(16, *kept) / flops(16, 6, 8, 40):.4f}") in result.summary()
+    assert (
+        f"FLOPs and latencies are of 8x8x1, as in the search; at 16x16x1, what the rest is of, "
+        f"the rate is "
+        f"{flops(16, *kept) / flops(16, 6, 8, 40):.4f}"
+    ) in result.summary()
 
 
-HEADS = {"dense": lambda x: layers.Dense(10, activation="softmax", name="fc")(x),
-         "activation": lambda x: layers.Activation("softmax", name="soft")(layers.Dense(10, name="fc")(x)),
-         "layer": lambda x: layers.Softmax(name="soft")(layers.Dense(10, name="fc")(x)),
-         "function": lambda x: keras.ops.softmax(layers.Dense(10, name="fc")(x))}
+HEADS = {
+    "dense": lambda x: layers.Dense(10, activation="softmax", name="fc")(x),
+    "activation": lambda x: layers.Activation("softmax", name="soft")(
+        layers.Dense(10, name="fc")(x)
+    ),
+    "layer": lambda x: layers.Softmax(name="soft")(layers.Dense(10, name="fc")(x)),
+    "function": lambda x: keras.ops.softmax(layers.Dense(10, name="fc")(x)),
+}
 
 
 def without_and_with_its_head(model):
@@ -141,7 +178,8 @@ def test_heads_of_all_kinds_come_back_alike(name):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert type(result) is Mine and result.compiled
     assert [layer.name for layer in result.layers if layer.name in ("fc", "soft")] == [
-        layer.name for layer in model.layers if layer.name in ("fc", "soft")]
+        layer.name for layer in model.layers if layer.name in ("fc", "soft")
+    ]
     chances = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
     np.testing.assert_allclose(result(digits()[0]), chances, rtol=1e-4)
     right = (chances.argmax(1) == digits()[1]).mean()
@@ -150,13 +188,27 @@ def test_heads_of_all_kinds_come_back_alike(name):
 
 @pytest.mark.parametrize("head", ["activation", "layer"])
 def test_a_sequential_network_stays_sequential(head):
-    last = layers.Softmax(name="soft") if head == "layer" else layers.Activation("softmax", name="soft")
-    model = MineInARow([keras.Input((8, 8, 1)), layers.Conv2D(6, 3, name="one", activation="relu"), layers.Flatten(),
-                        layers.Dense(10, name="fc"), last], name="own")
+    last = (
+        layers.Softmax(name="soft")
+        if head == "layer"
+        else layers.Activation("softmax", name="soft")
+    )
+    model = MineInARow(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(6, 3, name="one", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(10, name="fc"),
+            last,
+        ],
+        name="own",
+    )
     model.compile("adam", "sparse_categorical_crossentropy")
     logits, result = without_and_with_its_head(model)
     assert type(result) is MineInARow and result.compiled and result.layers[-1].name == "soft"
-    np.testing.assert_allclose(result(digits()[0]), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(
+        result(digits()[0]), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-4
+    )
 
 
 def test_a_softmax_along_another_axis_or_with_a_mask_is_refused():
@@ -164,7 +216,10 @@ def test_a_softmax_along_another_axis_or_with_a_mask_is_refused():
     maps = layers.Conv2D(3, 1, name="maps")(layers.Conv2D(4, 1, name="conv")(inputs))
     model = keras.Model(inputs, layers.Softmax(axis=1, name="soft")(maps), name="own")
     labels = np.zeros((24, 8, 8), np.int64)
-    with pytest.raises(ekg.EkgError, match=r"ends with 'soft' \(Softmax\), which reads a mask or works along another axis"):
+    with pytest.raises(
+        ekg.EkgError,
+        match=r"ends with 'soft' \(Softmax\), which reads a mask or works along another axis",
+    ):
         ekg.prune(model, (digits(24)[0], labels), verbose=False)
 
 
@@ -181,4 +236,7 @@ def test_a_training_step_of_the_users_own_is_told_not_to_be_called(caplog):
         caplog.clear()
         with pytest.raises(ekg.EkgError, match="cannot be reached"):
             ekg.prune(kind(plain.inputs, plain.outputs), digits(), target_rate=0.001, verbose=False)
-        assert caplog.text.count("has a train_step() of its own, which training here does not call") == number
+        assert (
+            caplog.text.count("has a train_step() of its own, which training here does not call")
+            == number
+        )

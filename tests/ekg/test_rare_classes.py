@@ -21,12 +21,20 @@ def table(sizes):
 
 
 def network(units=3):
-    return keras.Sequential([keras.Input((6,)), layers.Dense(12, activation="relu"),
-                             layers.Dense(8, activation="relu"), layers.Dense(units)])
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(12, activation="relu"),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(units),
+        ]
+    )
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [((60, 2, 50), (32, 2, 32)), ((6, 70, 33), (6, 32, 32)),
-                                                 ((20, 1, 9), (20, 1, 9))])
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((60, 2, 50), (32, 2, 32)), ((6, 70, 33), (6, 32, 32)), ((20, 1, 9), (20, 1, 9))],
+)
 def test_rare_classes_give_all_and_the_others_keep_theirs(sizes, expected):
     data = ekg.make_data(network(), table(sizes))
     settings = plan.make_settings(plan.Choices(0.5, None, None, 0), data, 3, 1)
@@ -43,9 +51,13 @@ def test_rare_classes_give_all_and_the_others_keep_theirs(sizes, expected):
 
 def test_the_log_says_how_many_images_decide(caplog):
     with caplog.at_level(logging.INFO):
-        result = ekg.prune(network(), table((40, 2, 40)), target_rate=0.9, epochs=None,
-                           search={"search_step": 1.0})
-    assert "the search decides by 66 images: 32 of each of 3 classes or parts, but at least 2" in caplog.text
+        result = ekg.prune(
+            network(), table((40, 2, 40)), target_rate=0.9, epochs=None, search={"search_step": 1.0}
+        )
+    assert (
+        "the search decides by 66 images: 32 of each of 3 classes or parts, but at least 2"
+        in caplog.text
+    )
     assert "only 66 images decide what is pruned" in caplog.text
     assert result.rate <= 0.9 and np.isfinite(result.table[-1].loss)
 

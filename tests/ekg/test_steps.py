@@ -12,15 +12,28 @@ from tests.ekg.test_pruning import digits, network
 
 
 def test_the_phases_one_by_one_end_as_the_whole_job_behind_its_first_epoch(tmp_path, monkeypatch):
-    """The job begins with an epoch on a part of the data; searched from there, the phases find and train the same."""
+    """The job begins with an epoch on a part of the data; searched from there, the phases find and
+    train the same.
+    """
     monkeypatch.setattr(steps, "BATCH_SIZE", 80)  # as many as the job's search takes together
     model = network(lambda x: layers.Dense(10, name="fc")(x))
-    whole = ekg.prune(model, digits(), target_rate=0.5, epochs=2, verbose=False, bank={"num_teacher": 2},
-                      augment="flip", repair=False,
-                      search={"search_step": 0.4, "val_per_class": 4, "subset_per_class": 8}, run_dir=tmp_path / "run")
+    whole = ekg.prune(
+        model,
+        digits(),
+        target_rate=0.5,
+        epochs=2,
+        verbose=False,
+        bank={"num_teacher": 2},
+        augment="flip",
+        repair=False,
+        search={"search_step": 0.4, "val_per_class": 4, "subset_per_class": 8},
+        run_dir=tmp_path / "run",
+    )
     data = ekg.make_data(model, digits(), augment="flip")
     searched = ekg.Supernet(Networks(model).load(tmp_path / "run" / "supernet_param.pkl"))
-    result = ekg.search(searched, data, target_rate=0.5, search_step=0.4, val_per_class=4, search_batch_size=80)
+    result = ekg.search(
+        searched, data, target_rate=0.5, search_step=0.4, val_per_class=4, search_batch_size=80
+    )
     assert result.subnetwork == whole.subnetwork
     bank = ekg.build_bank(tmp_path / "bank", searched, result.history, data, num_teacher=2)
     assert bank.logits.shape == (120, 2, 10)
@@ -45,7 +58,9 @@ def test_a_regression_of_several_numbers_needs_a_supernet_that_knows_of_no_class
     images, _ = digits()
     data = ekg.make_data(model, (images, np.random.default_rng(0).normal(size=(120, 4))))
     settings = {"target_rate": 0.7, "search_step": 1.0, "val_per_class": 4, "search_batch_size": 20}
-    with pytest.raises(EkgError, match="takes the output of 'own' for class logits, and the task is a regression"):
+    with pytest.raises(
+        EkgError, match="takes the output of 'own' for class logits, and the task is a regression"
+    ):
         ekg.search(ekg.Supernet(model), data, **settings)
     supernet = ekg.Supernet(model, class_logits=False)
     subnetwork = ekg.search(supernet, data, **settings).subnetwork

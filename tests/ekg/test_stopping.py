@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from ekg import stopping
+from ekg.process import stopping
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,11 @@ def registry(monkeypatch):
 def network_with(layer):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(layer(conv_bn(inputs, 6, "first")), 5, "second")
-    return randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)), name="own"))
+    return randomise_(
+        keras.Model(
+            inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)), name="own"
+        )
+    )
 
 
 def test_a_right_network_passes():
@@ -44,7 +48,10 @@ def test_a_right_network_passes():
 
 def test_the_first_layer_whose_numbers_differ_is_named(registry):
     ekg.register_layer(Centred, ekg.LayerRecord(flow.carry))
-    with pytest.raises(ekg.EkgError, match="layer 'centred' .Centred. with statistics of the batch differs from the masked"):
+    with pytest.raises(
+        ekg.EkgError,
+        match="layer 'centred' .Centred. with statistics of the batch differs from the masked",
+    ):
         ekg.testing.check_prunable(network_with(Centred(name="centred")), reload=False)
 
 
@@ -73,11 +80,19 @@ def test_inputs_of_ones_own_may_be_given():
 
 
 def test_a_channel_that_never_changes_is_no_difference():
-    """Its batch norm gives the rounding error of its mean divided by √ε, and that is not the cut's fault."""
+    """Its batch norm gives the rounding error of its mean divided by √ε, and that is not the cut's
+    fault.
+    """
     inputs = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 3, padding="same", name="flat", kernel_initializer="zeros", bias_initializer="normal")(inputs)
+    x = layers.Conv2D(
+        4, 3, padding="same", name="flat", kernel_initializer="zeros", bias_initializer="normal"
+    )(inputs)
     x = conv_bn(layers.BatchNormalization(name="norm")(x), 5, "second")
-    model = randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)), name="own"))
+    model = randomise_(
+        keras.Model(
+            inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)), name="own"
+        )
+    )
     model.get_layer("flat").kernel.assign(np.zeros((3, 3, 3, 4)))
     model.get_layer("flat").bias.assign([-0.23984681, 7.1, 0.3, -1e3])
     model.get_layer("norm").beta.assign(np.full(4, 1e-3))

@@ -54,15 +54,18 @@ def cropped(values, axes, top, left):
 
 # ---------------------------------------------------------------- maps move with the image
 
+
 def test_labels_and_knowledge_of_maps_move_with_the_image():
     labels = maps_of(IMAGES)
     bank = RNG.normal(size=(12, 2, 8, 6, 3)).astype(np.float32)
     batch = {"images": IMAGES, "labels": labels, "bank": bank, "draws": draws_of(FLIPS, 0.25, 0.7)}
     data = ekg.make_data(pointwise(), (IMAGES, labels), augment="flip_crop")
 
-    for made, values, axes in ((data.fine_tune_view(batch, 0), IMAGES, (1, 2)),
-                               (data.fine_tune_labels(batch, 0), labels, (1, 2)),
-                               (data.fine_tune_knowledge(batch, 0), bank, (2, 3))):
+    for made, values, axes in (
+        (data.fine_tune_view(batch, 0), IMAGES, (1, 2)),
+        (data.fine_tune_labels(batch, 0), labels, (1, 2)),
+        (data.fine_tune_knowledge(batch, 0), bank, (2, 3)),
+    ):
         np.testing.assert_array_equal(made, cropped(flipped(values, axes[1]), axes, -2, 2))
     seen, known = data.fine_tune_view(batch, 0).numpy(), data.fine_tune_labels(batch, 0).numpy()
     np.testing.assert_array_equal(maps_of(seen), known)
@@ -70,14 +73,17 @@ def test_labels_and_knowledge_of_maps_move_with_the_image():
 
 @pytest.mark.parametrize("augment", ["flip", "flip_crop"])
 def test_what_a_network_knows_at_every_place_is_learnt_already_on_every_view(augment):
-    """A network that looks at single pixels, taught by itself: distillation 0, whatever the view."""
+    """A network that looks at single pixels, taught by itself: distillation 0, whatever the
+    view.
+    """
     model, labels = pointwise(), maps_of(IMAGES)
     data = ekg.make_data(model, (IMAGES, labels), augment=augment)
     batch = next(data.epoch(12, 0, 0, 2))
     batch["bank"] = np.stack([model(batch["images"])] * 2, 1)
     forward, (trainable, rest) = pure_forward(model), read_variables(model)
     _, terms = losses.fine_tuning(data, "ensemble", 4.0)(
-        lambda images: forward(trainable, rest, images, False)[0], batch, ())
+        lambda images: forward(trainable, rest, images, False)[0], batch, ()
+    )
     assert abs(float(terms["distillation"])) < 1e-6
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     views = [(data.fine_tune_view(batch, a), data.fine_tune_labels(batch, a)) for a in range(2)]
@@ -101,6 +107,7 @@ def test_depth_maps_and_maps_of_volumes_move_too():
 
 # ---------------------------------------------------------------- axes
 
+
 def first_format(begin, size):
     inputs = keras.Input(size)
     x = layers.Conv2D(4, 3, data_format="channels_first")(begin(inputs))
@@ -108,12 +115,18 @@ def first_format(begin, size):
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
-@pytest.mark.parametrize(("begin", "size", "axis"), [
-    (lambda x: layers.ReLU()(layers.Rescaling(2.0)(x)), (2, 8, 6), 3),
-    (lambda x: layers.Permute((3, 1, 2))(x), (8, 6, 2), 2),
-    (lambda x: keras.ops.transpose(x, (0, 2, 3, 1)), (6, 2, 8), 1)])
+@pytest.mark.parametrize(
+    ("begin", "size", "axis"),
+    [
+        (lambda x: layers.ReLU()(layers.Rescaling(2.0)(x)), (2, 8, 6), 3),
+        (lambda x: layers.Permute((3, 1, 2))(x), (8, 6, 2), 2),
+        (lambda x: keras.ops.transpose(x, (0, 2, 3, 1)), (6, 2, 8), 1),
+    ],
+)
 def test_the_layers_that_read_images_say_which_axes_are_height_and_width(begin, size, axis):
-    """In the last case the image comes as (width, channels, height): its last place is the height."""
+    """In the last case the image comes as (width, channels, height): its last place is the
+    height.
+    """
     images = RNG.random((12, *size)).astype(np.float32)
     data = ekg.make_data(first_format(begin, size), (images, np.arange(12) % 2), augment="flip")
     seen = data.fine_tune_view({"images": images, "draws": draws_of(FLIPS)}, 0)
@@ -124,18 +137,22 @@ def test_the_layers_that_read_images_say_which_axes_are_height_and_width(begin, 
 
 def test_a_crop_of_a_channels_first_image_keeps_each_channel():
     images = np.stack([np.full((12, 8, 6), value, np.float32) for value in (1, 2)], 1)
-    data = ekg.make_data(first_format(lambda x: x, (2, 8, 6)), (images, np.arange(12) % 2),
-                         augment="flip_crop")
+    data = ekg.make_data(
+        first_format(lambda x: x, (2, 8, 6)), (images, np.arange(12) % 2), augment="flip_crop"
+    )
     seen = data.fine_tune_view({"images": images, "draws": draws_of(FLIPS, 0.1, 0.9)}, 0)
     np.testing.assert_array_equal(seen, images)
 
 
 # ---------------------------------------------------------------- functions of a user's own
 
+
 def flip_both(images, labels, seed):
     is_flipped = tf.random.stateless_uniform([len(images), 1, 1], seed) < 0.5
-    return (tf.where(is_flipped[..., None], images[:, :, ::-1], images),
-            tf.where(is_flipped, labels[:, :, ::-1], labels))
+    return (
+        tf.where(is_flipped[..., None], images[:, :, ::-1], images),
+        tf.where(is_flipped, labels[:, :, ::-1], labels),
+    )
 
 
 def test_a_function_may_move_labels_itself_and_the_network_teaches_each_view():
@@ -149,9 +166,12 @@ def test_a_function_may_move_labels_itself_and_the_network_teaches_each_view():
     def teacher(**given):
         choices = plan.Choices(0.5, None, 1, 0, **given)
         return plan.make_settings(choices, data, 3, 1).fine_tuning.finetune_teacher
+
     assert teacher() == "single" and teacher(bank=False) == "none"
     for asked in ({"bank": {"num_teacher": 2}}, {"fine_tune": {"finetune_teacher": "ensemble"}}):
-        with pytest.raises(EkgError, match="`augment` returns labels, and the memory bank knows nothing"):
+        with pytest.raises(
+            EkgError, match="`augment` returns labels, and the memory bank knows nothing"
+        ):
             teacher(**asked)
     with pytest.raises(EkgError, match="`augment` returns labels"):
         losses.fine_tuning(data, "ensemble", 4.0)
@@ -196,33 +216,92 @@ def classifier(size=(8, 6, 2), units=2):
 
 CLASSES = np.arange(12) % 2
 MAPS = maps_of(IMAGES)
-OTHER_FOR_SAME, SAME_FOR_OTHER = "other views of the same images for the same seed", "same view for every"
+OTHER_FOR_SAME, SAME_FOR_OTHER = (
+    "other views of the same images for the same seed",
+    "same view for every",
+)
 
 
-@pytest.mark.parametrize(("model", "labels", "augment", "message"), [
-    (classifier, CLASSES, numpys, OTHER_FOR_SAME),
-    (classifier, CLASSES, lambda images, seed: SHAKE(images, training=True), OTHER_FOR_SAME),
-    (classifier, CLASSES, lambda images, seed: DROP(images, training=True), OTHER_FOR_SAME),
-    (classifier, CLASSES, lambda images, seed: tf.image.random_flip_left_right(images),
-     f"{OTHER_FOR_SAME}|Random ops require a seed"),  # the latter where operations are deterministic
-    (classifier, CLASSES, frozen, SAME_FOR_OTHER),
-    (classifier, CLASSES, lambda images, seed: images[:, ::-1], SAME_FOR_OTHER),
-    (classifier, CLASSES, lambda images, seed: images / 0, "not finite, NaN or infinite"),
-    (classifier, CLASSES, lambda images, labels, seed: images, "must return a pair .images, labels."),
-    (classifier, CLASSES, lambda images, labels, seed: (images, tf.one_hot(labels, 2)),
-     "labels of float32 and shape .8, 2. of those of int32 and shape .8,.; it must keep both"),
-    (classifier, CLASSES, lambda images, labels, seed: (images, labels + 1), "augment` returns go from 1 to 2"),
-    (pointwise, MAPS, sideways, "`augment` moves what images show, and maps of labels would stay"),
-    (pointwise, MAPS, lambda images, seed: tf.image.stateless_random_flip_up_down(images, seed),
-     "`augment` moves what images show"),
-    (lambda: classifier(units=4), RNG.normal(size=(12, 4)), "flip", "numbers such as positions would stay"),
-    (pointwise, RNG.normal(size=(12, 8, 6, 3)), "flip", "3 numbers for each place may be directions"),
-    (lambda: keras.Sequential([keras.Input((8, 6, 2)), layers.Conv2D(3, 3)]), maps_of(IMAGES)[:, :6, :4],
-     "flip_crop", "a crop cannot be repeated on maps of .6, 4., as images have .8, 6."),
-    (lambda: keras.Sequential([keras.Input((8, 6, 2)), layers.Dense(4), layers.Reshape((48, 4)), layers.Dense(3)]),
-     MAPS.reshape(12, 48), "flip", "output of shape .48, 3. are not known to be those of the image"),
-    (lambda: first_format(lambda x: layers.Add()([x, layers.Conv2D(8, 1)(x)]), (2, 8, 8)), CLASSES, "flip",
-     "some take them for channels_first and some")])
+@pytest.mark.parametrize(
+    ("model", "labels", "augment", "message"),
+    [
+        (classifier, CLASSES, numpys, OTHER_FOR_SAME),
+        (classifier, CLASSES, lambda images, seed: SHAKE(images, training=True), OTHER_FOR_SAME),
+        (classifier, CLASSES, lambda images, seed: DROP(images, training=True), OTHER_FOR_SAME),
+        (
+            classifier,
+            CLASSES,
+            lambda images, seed: tf.image.random_flip_left_right(images),
+            f"{OTHER_FOR_SAME}|Random ops require a seed",
+        ),  # the latter where operations are deterministic
+        (classifier, CLASSES, frozen, SAME_FOR_OTHER),
+        (classifier, CLASSES, lambda images, seed: images[:, ::-1], SAME_FOR_OTHER),
+        (classifier, CLASSES, lambda images, seed: images / 0, "not finite, NaN or infinite"),
+        (
+            classifier,
+            CLASSES,
+            lambda images, labels, seed: images,
+            "must return a pair .images, labels.",
+        ),
+        (
+            classifier,
+            CLASSES,
+            lambda images, labels, seed: (images, tf.one_hot(labels, 2)),
+            "labels of float32 and shape .8, 2. of those of int32 and shape .8,.; it must keep "
+            "both",
+        ),
+        (
+            classifier,
+            CLASSES,
+            lambda images, labels, seed: (images, labels + 1),
+            "augment` returns go from 1 to 2",
+        ),
+        (
+            pointwise,
+            MAPS,
+            sideways,
+            "`augment` moves what images show, and maps of labels would stay",
+        ),
+        (
+            pointwise,
+            MAPS,
+            lambda images, seed: tf.image.stateless_random_flip_up_down(images, seed),
+            "`augment` moves what images show",
+        ),
+        (
+            lambda: classifier(units=4),
+            RNG.normal(size=(12, 4)),
+            "flip",
+            "numbers such as positions would stay",
+        ),
+        (
+            pointwise,
+            RNG.normal(size=(12, 8, 6, 3)),
+            "flip",
+            "3 numbers for each place may be directions",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((8, 6, 2)), layers.Conv2D(3, 3)]),
+            maps_of(IMAGES)[:, :6, :4],
+            "flip_crop",
+            "a crop cannot be repeated on maps of .6, 4., as images have .8, 6.",
+        ),
+        (
+            lambda: keras.Sequential(
+                [keras.Input((8, 6, 2)), layers.Dense(4), layers.Reshape((48, 4)), layers.Dense(3)]
+            ),
+            MAPS.reshape(12, 48),
+            "flip",
+            "output of shape .48, 3. are not known to be those of the image",
+        ),
+        (
+            lambda: first_format(lambda x: layers.Add()([x, layers.Conv2D(8, 1)(x)]), (2, 8, 8)),
+            CLASSES,
+            "flip",
+            "some take them for channels_first and some",
+        ),
+    ],
+)
 def test_views_that_are_refused(model, labels, augment, message):
     model = model()
     images = RNG.random((12, *model.input_shape[1:])).astype(np.float32)
@@ -236,4 +315,6 @@ def test_views_of_what_is_no_image_or_too_small_are_refused():
     with pytest.raises(EkgError, match="moves images and volumes, and the network takes .5,."):
         ekg.make_data(table, (RNG.random((12, 5)), CLASSES), augment="flip")
     with pytest.raises(EkgError, match="needs images of at least 5 x 5 pixels; these have 8 x 4"):
-        ekg.make_data(classifier((8, 4, 2)), (RNG.random((12, 8, 4, 2)), CLASSES), augment="flip_crop")
+        ekg.make_data(
+            classifier((8, 4, 2)), (RNG.random((12, 8, 4, 2)), CLASSES), augment="flip_crop"
+        )

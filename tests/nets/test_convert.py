@@ -19,16 +19,26 @@ class Block(nn.Module):
     def __init__(self, c_in, width, stride, is_bottleneck):
         super().__init__()
         c_out = 4 * width if is_bottleneck else width
-        plan = [(1, 1, width), (3, stride, width), (1, 1, c_out)] if is_bottleneck else [(3, stride, width), (3, 1, width)]
+        plan = (
+            [(1, 1, width), (3, stride, width), (1, 1, c_out)]
+            if is_bottleneck
+            else [(3, stride, width), (3, 1, width)]
+        )
         self.count = len(plan)
         channels = c_in
         for i, (size, own_stride, filters) in enumerate(plan, 1):
-            setattr(self, f"conv{i}", nn.Conv2d(channels, filters, size, own_stride, size // 2, bias=False))
+            setattr(
+                self,
+                f"conv{i}",
+                nn.Conv2d(channels, filters, size, own_stride, size // 2, bias=False),
+            )
             setattr(self, f"bn{i}", nn.BatchNorm2d(filters))
             channels = filters
         self.downsample = None
         if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+            )
         self.c_out = c_out
 
     def forward(self, x):
@@ -61,12 +71,20 @@ class ResNet(nn.Module):
 
 def make(arch, num_classes=12):
     torch.manual_seed(0)
-    spec = {"ResNet-18": ((2, 2, 2, 2), False), "ResNet-34": ((3, 4, 6, 3), False), "ResNet-50": ((3, 4, 6, 3), True)}[arch]
+    spec = {
+        "ResNet-18": ((2, 2, 2, 2), False),
+        "ResNet-34": ((3, 4, 6, 3), False),
+        "ResNet-50": ((3, 4, 6, 3), True),
+    }[arch]
     model = ResNet(*spec, num_classes).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for value, low in ((module.weight, 0.5), (module.bias, -0.3), (module.running_mean, -0.3),
-                               (module.running_var, 0.5)):
+            for value, low in (
+                (module.weight, 0.5),
+                (module.bias, -0.3),
+                (module.running_mean, -0.3),
+                (module.running_var, 0.5),
+            ):
                 nn.init.uniform_(value, low, low + 0.8)
     return model
 
@@ -75,7 +93,11 @@ def make(arch, num_classes=12):
 def test_converted_weights_give_pytorchs_logits(arch, tmp_path):
     model = make(arch)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    target = convert.main(convert.parse_args([str(tmp_path / "weights.pth"), str(tmp_path / "out.pkl"), "--arch", arch]))
+    target = convert.main(
+        convert.parse_args(
+            [str(tmp_path / "weights.pth"), str(tmp_path / "out.pkl"), "--arch", arch]
+        )
+    )
     ours = nets.from_params(arch, utils.load_params(target), 12)
     images = np.random.default_rng(0).normal(size=(8, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
@@ -84,18 +106,29 @@ def test_converted_weights_give_pytorchs_logits(arch, tmp_path):
 
 
 def test_safetensors_and_wrapped_state_dicts_are_the_same(tmp_path):
-    numpy = pytest.importorskip("safetensors.torch", reason="safetensors is a development dependency")
+    numpy = pytest.importorskip(
+        "safetensors.torch", reason="safetensors is a development dependency"
+    )
     weights = make("ResNet-18").state_dict()
     numpy.save_file(weights, tmp_path / "w.safetensors")
-    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in weights.items()}}
+    wrapped = {
+        "epoch": 3,
+        "state_dict": {f"module.{name}": value for name, value in weights.items()},
+    }
     torch.save(wrapped, tmp_path / "w.pth")
-    plain, wrapped = (convert.convert("ResNet-18", convert.read_weights(tmp_path / name))
-                      for name in ("w.safetensors", "w.pth"))
-    assert plain.keys() == wrapped.keys() and all((plain[name] == wrapped[name]).all() for name in plain)
+    plain, wrapped = (
+        convert.convert("ResNet-18", convert.read_weights(tmp_path / name))
+        for name in ("w.safetensors", "w.pth")
+    )
+    assert plain.keys() == wrapped.keys() and all(
+        (plain[name] == wrapped[name]).all() for name in plain
+    )
 
 
 def test_missing_and_surplus_entries_are_all_named():
-    weights = {name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-18").state_dict().items()}
+    weights = {
+        name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-18").state_dict().items()
+    }
     del weights["layer2.0.bn1.running_var"]
     weights["projector.weight"] = np.zeros(3)
     message = "2 entries differ: missing layer2.0.bn1.running_var; surplus projector.weight"
@@ -104,7 +137,9 @@ def test_missing_and_surplus_entries_are_all_named():
 
 
 def test_weights_of_another_net_are_refused():
-    weights = {name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-34").state_dict().items()}
+    weights = {
+        name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-34").state_dict().items()
+    }
     with pytest.raises(EkgError, match="does not fit ResNet-18.*surplus layer1.2.conv1.weight"):
         convert.convert("ResNet-18", weights)
 
@@ -114,8 +149,10 @@ def read(tmp_path, tensor):
     return convert.read_weights(tmp_path / "w.pth")["a"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool,
-                                   torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool, torch.float8_e4m3fn],
+)
 def test_tensors_of_any_real_type_and_parameters_are_read(tmp_path, dtype):
     numbers = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     expected = numbers.numpy()
@@ -126,20 +163,33 @@ def test_tensors_of_any_real_type_and_parameters_are_read(tmp_path, dtype):
 
 
 def test_safetensors_in_bfloat16_are_read(tmp_path):
-    torch_files = pytest.importorskip("safetensors.torch", reason="safetensors is a development dependency")
+    torch_files = pytest.importorskip(
+        "safetensors.torch", reason="safetensors is a development dependency"
+    )
     numbers = torch.tensor([[1.5, -2.0, 0.25]])
-    torch_files.save_file({"a": numbers.to(torch.bfloat16), "module.b": numbers}, tmp_path / "w.safetensors")
+    torch_files.save_file(
+        {"a": numbers.to(torch.bfloat16), "module.b": numbers}, tmp_path / "w.safetensors"
+    )
     found = convert.read_weights(tmp_path / "w.safetensors")
     for name in ("a", "b"):
         np.testing.assert_array_equal(found[name], numbers.numpy())
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, of kinds of tensors that are going
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: torch.empty(3, device="meta"), "has a shape and no numbers"), (lambda: torch.eye(3).to_sparse(), "is sparse"),
-    (lambda: torch.eye(3).to_sparse_csr(), "is sparse"), (lambda: torch.ones(3, dtype=torch.complex64), "is complex"),
-    (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
-    (lambda: torch.ones(1, dtype=torch.bfloat16).expand(10**13), "declares 10,000,000,000,000 numbers and holds fewer")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.empty(3, device="meta"), "has a shape and no numbers"),
+        (lambda: torch.eye(3).to_sparse(), "is sparse"),
+        (lambda: torch.eye(3).to_sparse_csr(), "is sparse"),
+        (lambda: torch.ones(3, dtype=torch.complex64), "is complex"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
+        (
+            lambda: torch.ones(1, dtype=torch.bfloat16).expand(10**13),
+            "declares 10,000,000,000,000 numbers and holds fewer",
+        ),
+    ],
+)
 def test_tensors_that_are_no_plain_numbers_are_one_line(tmp_path, make, message):
     with pytest.raises(EkgError, match=f"w.pth: 'a' {message}") as error:
         read(tmp_path, make())
@@ -161,10 +211,19 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 
 def test_misshapen_tensors_are_named():
-    weights = {name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-18").state_dict().items()}
-    weights |= {"conv1.weight": np.zeros(5), "fc.weight": np.zeros(()), "bn1.weight": np.zeros((2, 2))}
-    message = (r"3 entries differ: conv1.weight has shape \(5,\) where 4 axes are expected; bn1.weight has shape \(2, 2\) "
-               r"where 1 axes.*; fc.weight has shape \(\) where 2 axes")
+    weights = {
+        name: np.zeros(tuple(value.shape)) for name, value in make("ResNet-18").state_dict().items()
+    }
+    weights |= {
+        "conv1.weight": np.zeros(5),
+        "fc.weight": np.zeros(()),
+        "bn1.weight": np.zeros((2, 2)),
+    }
+    message = (
+        r"3 entries differ: conv1.weight has shape \(5,\) where 4 axes are expected; bn1.weight "
+        r"has shape \(2, 2\) "
+        r"where 1 axes.*; fc.weight has shape \(\) where 2 axes"
+    )
     with pytest.raises(EkgError, match=message):
         convert.convert("ResNet-18", weights, "file")
 

@@ -1,4 +1,6 @@
-"""A run of the proof on handwritten digits: stopped, resumed, and begun again on another machine."""
+"""A run of the proof on handwritten digits: stopped, resumed, and begun again on another
+machine.
+"""
 
 import dataclasses
 
@@ -11,8 +13,8 @@ import nets
 import utils
 from benchmarks.proof import execute, setting
 from benchmarks.proof.runs import Run
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.run.lock import held
 from ekg.train.checkpoints import Checkpoints
 
@@ -29,19 +31,24 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(setting, "PRECISION", "float32")
     keras.utils.set_random_seed(0)
     model = nets.build("ResNet-8", 10)
-    for norm in (layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)):
+    for norm in (
+        layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)
+    ):
         norm.gamma.assign(np.random.default_rng(0).uniform(0.3, 0.8, norm.gamma.shape))
     (tmp_path / "records").mkdir()
     utils.save_params(model, tmp_path / "records" / "baseline0.pkl")
     return setting.Place("", tmp_path / "one", tmp_path / "records", tmp_path / "env")
 
 
-def test_a_stopped_run_ends_as_an_undisturbed_one_of_the_same_sub_network(place, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_as_an_undisturbed_one_of_the_same_sub_network(
+    place, tmp_path, monkeypatch
+):
     original = Checkpoints.save
 
     def save(self, position):
         original(self, position)
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save)
         for _ in range(2):  # in the epoch before the search, and in fine-tuning
@@ -51,10 +58,15 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_of_the_same_sub_network(place,
     assert record == execute.ProofRecord.read(place.record(RUN))
     assert [row["name"] for row in record.table] == ["baseline", "slimmed", "fine-tuned"]
     assert 0.9 < record.rate <= 0.95 and record.steps > 0 and len(record.num_teachers) == 2
-    assert set(files.read_json(place.records / "baseline0.json")) == {"parameters", "train_top1", "test_top1"}
+    assert set(files.read_json(place.records / "baseline0.json")) == {
+        "parameters",
+        "train_top1",
+        "test_top1",
+    }
 
     def search(self, *_):
         raise AssertionError("the search was made again")
+
     monkeypatch.setattr("ekg.run.phases.search", search)
     other = setting.Place("", tmp_path / "two", place.records, place.peer_env)
     again = execute.perform(RUN, other)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import ekg
 from benchmarks.proof import recipes, setting, starts
 from benchmarks.proof.runs import Run
-from ekg.data import Split
+from ekg.data.dataset import Split
 from ekg.distil.slim import restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.execute import read_variables
@@ -66,7 +66,10 @@ def test_five_teachers_answer_each_view_with_the_statistics_of_the_batch(tiny_da
 
 def test_each_image_chooses_its_own_teachers(tiny_data, batch):
     loss, terms = recipes.fine_tuning_by_image(tiny_data, 2)(network, batch, ())
-    outputs, bank = network(views_of(tiny_data, batch)).numpy().reshape(2, 8, 3), batch["bank"].numpy()
+    outputs, bank = (
+        network(views_of(tiny_data, batch)).numpy().reshape(2, 8, 3),
+        batch["bank"].numpy(),
+    )
     knowledge, counts = [], []
     for rows, student in zip(bank, outputs.mean(axis=0)):
         chosen = [k for k in range(4) if k == 0 or kl(rows[0], rows[k]) < kl(rows[0], student)]
@@ -74,8 +77,10 @@ def test_each_image_chooses_its_own_teachers(tiny_data, batch):
         counts.append(len(chosen))
     assert len(set(counts)) > 1
     np.testing.assert_allclose(terms["num_teachers"], np.mean(counts), rtol=1e-6)
-    expected = [cross_entropy(view, batch["labels"].numpy()) + kl(np.array(knowledge), view)
-                for view in outputs]
+    expected = [
+        cross_entropy(view, batch["labels"].numpy()) + kl(np.array(knowledge), view)
+        for view in outputs
+    ]
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
@@ -86,27 +91,39 @@ def test_the_distillation_has_the_weight_of_its_arm(tiny_data, batch, change, we
     teaching = recipes.make_teaching(run, tiny_data, None, lambda: bank, None)
     rows = teaching.complete({"index": np.arange(8)})["bank"]
     loss, terms = teaching.loss_fn(network, batch | {"bank": tf.constant(rows)}, ())
-    outputs, bank = network(views_of(tiny_data, batch)).numpy().reshape(2, 8, 3), batch["bank"].numpy()
+    outputs, bank = (
+        network(views_of(tiny_data, batch)).numpy().reshape(2, 8, 3),
+        batch["bank"].numpy(),
+    )
     gap = kl(bank[:, 0], outputs.mean(axis=0)).sum()
     chosen = [k for k in range(4) if k == 0 or kl(bank[:, 0], bank[:, k]).sum() < gap]
     assert terms["num_teachers"] == len(chosen)  # the weight chooses no others
-    expected = [cross_entropy(view, batch["labels"].numpy()) + weight * kl(bank[:, chosen].mean(axis=1), view)
-                for view in outputs]
+    expected = [
+        cross_entropy(view, batch["labels"].numpy())
+        + weight * kl(bank[:, chosen].mean(axis=1), view)
+        for view in outputs
+    ]
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
 def test_the_bank_of_clean_images_is_what_the_unpruned_network_says_of_them(tiny_resnet, tiny_data):
     bank = recipes.clean_bank(tiny_data, tiny_resnet)
     images = tiny_data.normalise(tiny_data.train.images)
-    np.testing.assert_allclose(bank.rows(np.array([7, 0, 3]))[:, 0],
-                               tiny_resnet(images, training=False).numpy()[[7, 0, 3]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        bank.rows(np.array([7, 0, 3]))[:, 0],
+        tiny_resnet(images, training=False).numpy()[[7, 0, 3]],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_cosine_falls_from_the_first_learning_rate_to_nothing():
     cosine = recipes.make_schedule(Run("ekg", "bank", 0, epochs=8, change="cosine"))
     assert [cosine(epoch) for epoch in (0, 4, 8)] == pytest.approx([0.01, 0.005, 0])
     assert cosine(2) == pytest.approx(0.01 * (2 + 2**0.5) / 4) and cosine.epochs == 8
-    assert recipes.make_schedule(Run("ekg", "bank", 0, epochs=8))(7.9) == pytest.approx(0.01 * 0.2**3)
+    assert recipes.make_schedule(Run("ekg", "bank", 0, epochs=8))(7.9) == pytest.approx(
+        0.01 * 0.2**3
+    )
 
 
 def test_an_optimizer_keeps_the_average_of_the_weights_where_it_is_asked():
@@ -125,6 +142,7 @@ def test_an_optimizer_keeps_the_average_of_the_weights_where_it_is_asked():
 
 
 # ---------------------------------------------------------------- images and cuts
+
 
 def test_the_images_are_the_first_of_each_class_in_their_order():
     data = make_data(num_train=90)
@@ -150,7 +168,10 @@ def test_other_validation_images_are_views_or_images_that_nobody_trained_on():
     assert not trained & {image.tobytes() for image in unseen.images} and len(unseen) == 12
     viewed = setting.with_validation(few, "viewed", whole).last_of_each_class(4, 0)
     np.testing.assert_array_equal(viewed.labels, usual.labels)
-    assert viewed.images.dtype == np.uint8 and (viewed.images != usual.images).any(axis=(1, 2, 3)).mean() > 0.5
+    assert (
+        viewed.images.dtype == np.uint8
+        and (viewed.images != usual.images).any(axis=(1, 2, 3)).mean() > 0.5
+    )
     for image, original in zip(viewed.images, usual.images):  # moved and mirrored, nothing else
         assert set(image.reshape(-1, 3)[:, 0]) <= set(original.reshape(-1, 3)[:, 0])
 
@@ -167,7 +188,9 @@ def test_a_cut_of_another_program_is_recovered_from_its_weights():
     with pytest.raises(EkgError, match="is no slice of the unpruned network's"):
         starts.recover_subnetwork(supernet, model)
     twins = make_tiny_resnet()
-    for norm in (layer for layer in twins.layers if isinstance(layer, keras.layers.BatchNormalization)):
+    for norm in (
+        layer for layer in twins.layers if isinstance(layer, keras.layers.BatchNormalization)
+    ):
         norm.gamma.assign(tf.ones_like(norm.gamma))
         norm.beta.assign(tf.zeros_like(norm.beta))
     twins = ekg.Supernet(twins)

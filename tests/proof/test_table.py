@@ -14,17 +14,27 @@ LABELS, BANK, CLEAN = (Run("ekg", teacher, 0) for teacher in ("labels", "bank", 
 
 def keep(folder, run, top1, num_teachers=(), flops=450, params=600):
     """Writes the record of a run that ended with this top-1, in %."""
-    rows = [{"name": name, "metrics": {"top1": value / 100}, "flops": kept, "params": left}
-            for name, value, kept, left in (("baseline", 85.0, 1000, 1000), ("slimmed", 55.0, flops, params),
-                                            ("fine-tuned", top1, flops, params))]
+    rows = [
+        {"name": name, "metrics": {"top1": value / 100}, "flops": kept, "params": left}
+        for name, value, kept, left in (
+            ("baseline", 85.0, 1000, 1000),
+            ("slimmed", 55.0, flops, params),
+            ("fine-tuned", top1, flops, params),
+        )
+    ]
     ProofRecord(run.name, {}, rows, 0, {}, [], {}, num_teachers=list(num_teachers)).write(
-        folder / f"{run.name}.json")
+        folder / f"{run.name}.json"
+    )
 
 
 @pytest.fixture
 def page(tmp_path):
     """The tables of labels, bank and Θ₀ on the clean image, of three, three and two seeds."""
-    for arm, tops in ((LABELS, (70.0, 71.0, 69.0)), (BANK, (70.5, 71.7, 69.6)), (CLEAN, (70.8, 71.5))):
+    for arm, tops in (
+        (LABELS, (70.0, 71.0, 69.0)),
+        (BANK, (70.5, 71.7, 69.6)),
+        (CLEAN, (70.8, 71.5)),
+    ):
         for run, top1 in zip(runs.with_seeds(runs.SEEDS, arm), tops):
             keep(tmp_path, run, top1, [5.0, 2.0, 1.5] if arm is BANK else ())
     return main(parse_args(["table", "--records", str(tmp_path)]))
@@ -38,18 +48,33 @@ def cells(page, start):
 def test_an_arm_has_its_mean_and_its_paired_difference_to_labels(page):
     assert cells(page, LABELS.title)[1:] == ["3", "0.450", "0.600", "55.00", "70.00 ± 1.00", "", ""]
     # Differences .5, .7 and .6: mean .6, deviation .1, standard error .1/√3
-    assert cells(page, BANK.title)[1:] == ["3", "0.450", "0.600", "55.00", "70.60 ± 1.05", "+0.60 ± 0.06",
-                                           "5.0, 1.5"]
+    assert cells(page, BANK.title)[1:] == [
+        "3",
+        "0.450",
+        "0.600",
+        "55.00",
+        "70.60 ± 1.05",
+        "+0.60 ± 0.06",
+        "5.0, 1.5",
+    ]
 
 
 def test_the_readings_are_those_that_were_fixed(page):
     assert cells(page, "bank − labels on two views") == [
-        "bank − labels on two views", "0 1 2", "+0.60 ± 0.06", "yes",
-        "the ensemble helps in the paper's regime"]
+        "bank − labels on two views",
+        "0 1 2",
+        "+0.60 ± 0.06",
+        "yes",
+        "the ensemble helps in the paper's regime",
+    ]
     # Differences -.3 and .2: mean -.05, standard error .25
     assert cells(page, "bank − Θ₀ on the clean image") == [
-        "bank − Θ₀ on the clean image", "0 1", "-0.05 ± 0.25", "no",
-        "the ensemble is not shown to give more than Θ₀ alone"]
+        "bank − Θ₀ on the clean image",
+        "0 1",
+        "-0.05 ± 0.25",
+        "no",
+        "the ensemble is not shown to give more than Θ₀ alone",
+    ]
     assert "five teachers on views − bank" not in page  # not run
 
 
@@ -70,8 +95,11 @@ def test_exactly_two_standard_errors_are_not_more():
 def test_every_question_is_of_arms_in_the_queue():
     """A run that no queue makes would leave its question open for ever."""
     arms = {run.arm for run in runs.queue()}
-    missing = [one.title for one in table.questions()
-               if one.minuend.arm not in arms or one.subtrahend.arm not in arms]
+    missing = [
+        one.title
+        for one in table.questions()
+        if one.minuend.arm not in arms or one.subtrahend.arm not in arms
+    ]
     assert not missing
 
 

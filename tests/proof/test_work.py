@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.proof import runs, setting, work
 from benchmarks.proof.__main__ import main, parse_args
-from ekg import stopping
 from ekg.errors import EkgError
+from ekg.process import stopping
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK, held
 
@@ -25,10 +25,15 @@ def finish(place, run):
 def test_every_run_has_a_name_of_its_own_and_the_decisive_ones_come_first():
     queue = runs.queue()
     names = [run.name for run in queue]
-    assert len(set(names)) == len(names) == len({run.title for run in queue if run.seed == 0}) + sum(
-        run.seed > 0 for run in queue)
-    assert names[:6] == [f"r20-0.45-ekg-{arm}-e{runs.EPOCHS}-s0" for arm in (
-        "labels", "bank", "single", "clean", "five", "labels-v1")]
+    assert (
+        len(set(names))
+        == len(names)
+        == len({run.title for run in queue if run.seed == 0}) + sum(run.seed > 0 for run in queue)
+    )
+    assert names[:6] == [
+        f"r20-0.45-ekg-{arm}-e{runs.EPOCHS}-s0"
+        for arm in ("labels", "bank", "single", "clean", "five", "labels-v1")
+    ]
     assert {run.seed for run in queue[:12]} == {0, 1}
 
 
@@ -43,6 +48,7 @@ def test_finished_runs_are_skipped_and_a_failure_leaves_the_others(place):
             return 2
         finish(place, run)
         return 0
+
     assert work.work_off(todo, place, make) == [todo[2].name]
     assert made == [todo[0], todo[2], todo[3]]
     made.clear()
@@ -73,6 +79,7 @@ def test_a_stopped_queue_ends_after_the_run_that_was_stopped(place):
         made.append(run)
         stopping.request(15)
         return 143
+
     try:
         with pytest.raises(stopping.Stopped):
             work.work_off(todo, place, make)
@@ -95,15 +102,30 @@ def test_a_run_is_made_by_a_process_of_its_own_with_the_same_place(place, monkey
     run = runs.queue()[0]
     assert work.make_in_process(place)(run) == 0
     args = parse_args(commands[0][3:])
-    assert (args.command, args.name, args.work, args.records) == ("one", run.name, place.work, place.records)
+    assert (args.command, args.name, args.work, args.records) == (
+        "one",
+        run.name,
+        place.work,
+        place.records,
+    )
     assert (args.data_path, args.peer_env, args.resnet56) == ("data", place.peer_env, None)
 
 
 def test_the_status_counts_and_a_pattern_without_a_run_is_refused(place):
     finish(place, runs.queue()[0])
-    argv = ["--work", str(place.work), "--records", str(place.records), "--only", f"*-ekg-labels-e{runs.EPOCHS}-s0"]
+    argv = [
+        "--work",
+        str(place.work),
+        "--records",
+        str(place.records),
+        "--only",
+        f"*-ekg-labels-e{runs.EPOCHS}-s0",
+    ]
     assert main(parse_args(["status", *argv])).splitlines() == [
-        f"{runs.queue()[0].name}: finished", f"r20-0.3-ekg-labels-e{runs.EPOCHS}-s0: waiting", "1 finished, 1 waiting"]
+        f"{runs.queue()[0].name}: finished",
+        f"r20-0.3-ekg-labels-e{runs.EPOCHS}-s0: waiting",
+        "1 finished, 1 waiting",
+    ]
     with pytest.raises(EkgError, match="`only` none: no run has such a name"):
         main(parse_args(["run", "--only", "none"]))
     with pytest.raises(EkgError, match="r1: no run has this name"):

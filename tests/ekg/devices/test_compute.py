@@ -3,10 +3,10 @@ import pytest
 import tensorflow as tf
 
 import ekg
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.devices.compute import full_float32
 from ekg.landscape.hessian import model_landscape
-from ekg.search.evaluator import Evaluator
+from ekg.searching.evaluator import Evaluator
 
 
 def is_tf32():
@@ -34,10 +34,13 @@ def spy(function, seen):
     def spied(*args, **options):
         seen.append(is_tf32())
         return function(*args, **options)
+
     return spied
 
 
-def test_search_second_derivatives_and_masked_logits_never_use_it(tiny_resnet, tiny_data, monkeypatch, tf32):
+def test_search_second_derivatives_and_masked_logits_never_use_it(
+    tiny_resnet, tiny_data, monkeypatch, tf32
+):
     seen, supernet = [], ekg.Supernet(tiny_resnet)
     for name in ("loss_sums", "gate_products", "add_knowledge"):
         monkeypatch.setattr(Evaluator, name, spy(getattr(Evaluator, name), seen))

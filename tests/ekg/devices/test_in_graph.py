@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.data.views import make_view
 from ekg.devices.compute import in_graph
 from ekg.graph.calls import Graph
-from ekg.tasks import Classification
-from ekg.views import make_view
+from ekg.tasks.kinds import Classification
 
 
 def test_python_runs_as_it_stands_while_a_graph_is_made():
@@ -16,6 +16,7 @@ def test_python_runs_as_it_stands_while_a_graph_is_made():
         if len(lengths) > 5:  # of Python, not of tensors
             raise AssertionError
         return 2 * x
+
     made = in_graph(function)
     for _ in range(3):
         np.testing.assert_array_equal(made(tf.constant([1.0, 2.0])), [2, 4])
@@ -23,11 +24,15 @@ def test_python_runs_as_it_stands_while_a_graph_is_made():
 
 
 def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
-    """As in a tf.data pipeline: such a function worked within a training step, so it must go on working."""
+    """As in a tf.data pipeline: such a function worked within a training step, so it must go on
+    working.
+    """
+
     def dim(images, _seed):
         if tf.reduce_mean(images) > 1:
             images = images / 2
         return images
+
     inputs = keras.Input((4, 4, 3))
     graph = Graph(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs))))
     view, draws = make_view(dim, graph, Classification()), np.zeros((2, 8), np.float32)
@@ -36,7 +41,9 @@ def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 0.5)), np.full((2, 4, 4, 3), 0.5))
 
 
-def test_functions_that_one_line_makes_are_not_taken_for_one_that_is_traced_again_and_again(caplog, monkeypatch):
+def test_functions_that_one_line_makes_are_not_taken_for_one_that_is_traced_again_and_again(
+    caplog, monkeypatch
+):
     monkeypatch.setattr(tf.get_logger(), "propagate", True)
     caplog.set_level("WARNING", logger="tensorflow")
 
@@ -45,5 +52,6 @@ def test_functions_that_one_line_makes_are_not_taken_for_one_that_is_traced_agai
         for number in range(12):
             make(lambda x, number=number: x + number)(tf.constant(1.0))
         return caplog.text.count("triggered tf.function retracing")
+
     assert count_warnings(in_graph) == 0
     assert count_warnings(tf.function) > 0  # so TensorFlow says of plain ones

@@ -23,11 +23,13 @@ class Gpu:
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A function that gives this machine GPUs of these details, and a processor of these flags."""
+
     def make(*details, flags=""):
         monkeypatch.setattr(kind, "gpus", lambda: [Gpu(each) for each in details])
         monkeypatch.setattr(kind, "details_of", lambda gpu: gpu.details)
         (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
         monkeypatch.setattr(kind, "PROCESSORS", tmp_path / "cpuinfo")
+
     return make
 
 
@@ -46,9 +48,16 @@ def test_the_first_gpu_is_taken_or_the_cpu(machine):
     assert kind.gpu_names() == ["NVIDIA A100", "NVIDIA V100"]
 
 
-@pytest.mark.parametrize(("gpus", "flags", "expected"), [
-    ((), "avx512_bf16", True), ((), "avx512f", False), ((AMPERE,), "", True), ((AMPERE, VOLTA), "avx512_bf16", False),
-    (({},), "avx512_bf16", False)])  # a GPU that tells nothing has none
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [
+        ((), "avx512_bf16", True),
+        ((), "avx512f", False),
+        ((AMPERE,), "", True),
+        ((AMPERE, VOLTA), "avx512_bf16", False),
+        (({},), "avx512_bf16", False),
+    ],
+)  # a GPU that tells nothing has none
 def test_bfloat16_needs_instructions_of_every_device(machine, gpus, flags, expected):
     machine(*gpus, flags=flags)
     assert kind.has_bfloat16() == expected
@@ -74,12 +83,21 @@ class Machine:
     """Stands for the calls of tf.config by which GPUs are chosen."""
 
     def __init__(self, monkeypatch, count, is_used=False):
-        self.there, self.visible, self.growing, self.is_used = [f"gpu{i}" for i in range(count)], None, [], is_used
+        self.there, self.visible, self.growing, self.is_used = (
+            [f"gpu{i}" for i in range(count)],
+            None,
+            [],
+            is_used,
+        )
         self.visible = list(self.there)
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: self.there)
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda _: self.visible)
-        monkeypatch.setattr(tf.config, "set_visible_devices", lambda chosen, _: setattr(self, "visible", chosen))
-        monkeypatch.setattr(tf.config.experimental, "get_memory_growth", lambda gpu: gpu in self.growing)
+        monkeypatch.setattr(
+            tf.config, "set_visible_devices", lambda chosen, _: setattr(self, "visible", chosen)
+        )
+        monkeypatch.setattr(
+            tf.config.experimental, "get_memory_growth", lambda gpu: gpu in self.growing
+        )
         monkeypatch.setattr(tf.config.experimental, "set_memory_growth", self.grow)
 
     def grow(self, gpu, _):
@@ -88,26 +106,43 @@ class Machine:
         self.growing.append(gpu)
 
 
-@pytest.mark.parametrize(("count", "chosen", "names", "visible"), [
-    (0, None, [], []), (1, None, ["GPU:0"], ["gpu0"]), (3, None, ["GPU:0"], ["gpu0"]),
-    (3, (2, 1), ["GPU:0", "GPU:1"], ["gpu2", "gpu1"])])
-def test_chosen_gpus_alone_are_seen_and_take_memory_as_they_need_it(monkeypatch, count, chosen, names, visible):
+@pytest.mark.parametrize(
+    ("count", "chosen", "names", "visible"),
+    [
+        (0, None, [], []),
+        (1, None, ["GPU:0"], ["gpu0"]),
+        (3, None, ["GPU:0"], ["gpu0"]),
+        (3, (2, 1), ["GPU:0", "GPU:1"], ["gpu2", "gpu1"]),
+    ],
+)
+def test_chosen_gpus_alone_are_seen_and_take_memory_as_they_need_it(
+    monkeypatch, count, chosen, names, visible
+):
     """Of a machine with one GPU, too, where nothing need be hidden."""
     there = Machine(monkeypatch, count)
     assert kind.choose_gpus(chosen) == names
     assert there.visible == visible and there.growing == visible
-    assert kind.choose_gpus(chosen) == names and there.growing == visible  # again, in the same process
+    assert (
+        kind.choose_gpus(chosen) == names and there.growing == visible
+    )  # again, in the same process
 
 
 def test_gpus_that_this_process_has_used_are_named(monkeypatch):
     Machine(monkeypatch, 1, is_used=True)
-    with pytest.raises(EkgError, match="`gpu_id`: this process has used its GPUs already; start a new one"):
+    with pytest.raises(
+        EkgError, match="`gpu_id`: this process has used its GPUs already; start a new one"
+    ):
         kind.choose_gpus()
 
 
-@pytest.mark.parametrize(("chosen", "message"), [((3,), "`gpu_id` 3: this machine has GPUs 0 to 1"),
-                                                 ((-1,), "`gpu_id` -1: this machine has GPUs 0 to 1"),
-                                                 ((1, 1), "`gpu_id` 1 1: name every GPU once")])
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ((3,), "`gpu_id` 3: this machine has GPUs 0 to 1"),
+        ((-1,), "`gpu_id` -1: this machine has GPUs 0 to 1"),
+        ((1, 1), "`gpu_id` 1 1: name every GPU once"),
+    ],
+)
 def test_gpus_that_are_not_there_are_named(monkeypatch, chosen, message):
     Machine(monkeypatch, 2)
     with pytest.raises(EkgError, match=message):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ekg import stopping
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.process import stopping
 from tests.helpers import mirrored
 
 
@@ -50,7 +50,9 @@ def test_a_signal_to_this_process_is_told():
 def test_a_worker_that_was_started_otherwise_is_named(monkeypatch):
     other = json.dumps({"seed": 2, "code": "a"})
     monkeypatch.setattr(Team, "gather_texts", lambda self, text: [text, other])
-    with pytest.raises(EkgError, match=r"worker 1: was started otherwise .*\(seed 2 there, 1 at the chief"):
+    with pytest.raises(
+        EkgError, match=r"worker 1: was started otherwise .*\(seed 2 there, 1 at the chief"
+    ):
         Team().check_same({"seed": 1, "code": "a"})
     Team().check_same({"seed": 2, "code": "a"})
 
@@ -71,5 +73,6 @@ def test_what_the_chief_says_reaches_all_in_pieces(monkeypatch):
 def test_a_mistake_of_the_chief_ends_all():
     def fail():
         raise EkgError("no table")
+
     with pytest.raises(EkgError, match="no table"):
         Team().from_chief(fail)

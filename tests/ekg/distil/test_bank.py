@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 import ekg
-from ekg import stopping
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.distil import bank, bank_files
+from ekg.process import stopping
 from tests.conftest import make_tiny_resnet, randomise_
 from tests.helpers import mirrored, random_subnetwork
 
 # ---------------------------------------------------------------- which sub-networks teach
+
 
 def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
     # Aims: 0.1, 0.24, 0.38, 0.52, 0.66, from 0.1 to 0.8: the last network's 0.9 does not count.
@@ -34,10 +35,14 @@ def test_no_subnetwork_teaches_twice(caplog):
     assert bank.select_teachers([0.1, 0.11, 0.12, 0.9], 3) == [0, 1, 2]
     assert not caplog.records
     assert bank.select_teachers([0.2, 0.1, 0.9], 5) == [1, 0]
-    assert "the search found 2 interim sub-networks, so the bank holds 2 teachers instead of 5" in caplog.text
+    assert (
+        "the search found 2 interim sub-networks, so the bank holds 2 teachers instead of 5"
+        in caplog.text
+    )
 
 
 # ---------------------------------------------------------------- what a bank holds
+
 
 def test_cut_teachers_say_what_masked_ones_say(tmp_path, tiny_data, teachers, monkeypatch):
     masked = build(tmp_path / "masked", teachers, tiny_data)  # five batches are few
@@ -68,14 +73,27 @@ def build(folder, teachers, data, batch_size=20, compute=None):
 
 
 def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teachers):
-    """Every row that fine-tuning reads is what the teachers say of the image beside it, told by its pixels."""
+    """Every row that fine-tuning reads is what the teachers say of the image beside it, told by its
+    pixels.
+    """
     built = build(tmp_path / "bank", teachers, tiny_data)
     assert built.logits.shape == (96, 3, 3) and built.logits.dtype == np.float32
     logits_of = {}
-    for start, stop in ((0, 19), (19, 38), (38, 57), (57, 76), (76, 96)):  # batches of at most 20, of even size
+    for start, stop in (
+        (0, 19),
+        (19, 38),
+        (38, 57),
+        (57, 76),
+        (76, 96),
+    ):  # batches of at most 20, of even size
         images = tiny_data.train.images[start:stop]
-        logits = np.stack([teachers[0].logits(tiny_data.normalise(images), teacher.subnetwork)
-                           for teacher in teachers[1]], axis=1)
+        logits = np.stack(
+            [
+                teachers[0].logits(tiny_data.normalise(images), teacher.subnetwork)
+                for teacher in teachers[1]
+            ],
+            axis=1,
+        )
         logits_of.update({image.tobytes(): row for image, row in zip(images, logits)})
     assert len(logits_of) == 96
     for batch in tiny_data.epoch(32, seed=5, epoch=0):
@@ -87,7 +105,9 @@ def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teache
 
 def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
     array = np.random.default_rng(0).normal(size=(500, 2, 3)).astype(np.float32)
-    (tmp_path / bank_files.ARRAY_FILE).write_bytes(bank_files.header(array.shape, np.float32) + array.tobytes())
+    (tmp_path / bank_files.ARRAY_FILE).write_bytes(
+        bank_files.header(array.shape, np.float32) + array.tobytes()
+    )
     index = np.random.default_rng(1).integers(0, 500, 150)
     np.testing.assert_array_equal(bank.open_bank(tmp_path).rows(index), array[index])
 
@@ -101,7 +121,9 @@ def test_many_classes_are_kept_in_half_precision(tmp_path, tiny_data, monkeypatc
     assert built.logits.dtype == built.rows(np.array([1])).dtype == np.float16
     np.testing.assert_allclose(built.logits[:, 0], expected, rtol=1e-3, atol=1e-3)
     supernet.model.get_layer("fc").bias.assign([1e5, 0, 0])
-    with pytest.raises(FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"):
+    with pytest.raises(
+        FloatingPointError, match="logits of the images 0 to 95 are not finite as float16"
+    ):
         build(tmp_path / "other", teachers, tiny_data, batch_size=96)
 
 
@@ -109,10 +131,13 @@ def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
     """Five batches among three members: the last round is not full."""
     for name, team in (("alone", ekg.Team()), ("team", ekg.Team(mirrored(3)))):
         build(tmp_path / name, teachers, tiny_data, compute=ekg.Compute(team))
-    assert (tmp_path / "team" / "logits.npy").read_bytes() == (tmp_path / "alone" / "logits.npy").read_bytes()
+    assert (tmp_path / "team" / "logits.npy").read_bytes() == (
+        tmp_path / "alone" / "logits.npy"
+    ).read_bytes()
 
 
 # ---------------------------------------------------------------- its files
+
 
 def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
     supernet, entries = teachers
@@ -140,6 +165,7 @@ def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teach
         calls.append(1)
         if len(calls) == 3:
             raise stopping.Stopped(15)
+
     with monkeypatch.context() as patch:
         patch.setattr(stopping, "check", stop)
         with pytest.raises(stopping.Stopped):
@@ -149,12 +175,16 @@ def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teach
     with open(tmp_path / "bank" / "logits.npy", "ab") as file:
         file.write(b"half a row")  # as a kill within a write leaves
     build(tmp_path / "bank", teachers, tiny_data)
-    assert (tmp_path / "bank" / "logits.npy").read_bytes() == (tmp_path / "whole" / "logits.npy").read_bytes()
+    assert (tmp_path / "bank" / "logits.npy").read_bytes() == (
+        tmp_path / "whole" / "logits.npy"
+    ).read_bytes()
     assert bank_files.count_good(tmp_path / "bank", info) == 96
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "blocks.jsonl", "bank.json"])
-def test_a_damaged_bank_is_built_from_its_first_bad_block_on(tmp_path, tiny_data, teachers, monkeypatch, caplog, name):
+def test_a_damaged_bank_is_built_from_its_first_bad_block_on(
+    tmp_path, tiny_data, teachers, monkeypatch, caplog, name
+):
     monkeypatch.setattr(bank_files, "BLOCK_ROWS", 20)
     build(tmp_path, teachers, tiny_data)
     info = describe(teachers[0], tiny_data, teachers[1])
@@ -162,21 +192,37 @@ def test_a_damaged_bank_is_built_from_its_first_bad_block_on(tmp_path, tiny_data
     for cut in (False, True):
         for offset in np.linspace(0, len(whole) - 2, 50).astype(int):
             caplog.clear()
-            damaged = whole[:offset] if cut else whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1:]
+            damaged = (
+                whole[:offset]
+                if cut
+                else whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1 :]
+            )
             (tmp_path / name).write_bytes(damaged)
             good = bank_files.count_good(tmp_path, info)
-            assert good in (0, 19, 38, 57, 76) and (f"{name}: damaged" in caplog.text or "rows are good" in caplog.text)
+            assert good in (0, 19, 38, 57, 76) and (
+                f"{name}: damaged" in caplog.text or "rows are good" in caplog.text
+            )
             if name == "logits.npy" and offset >= 128:
-                assert good == max(stop for stop in (0, 19, 38, 57, 76) if 128 + stop * 36 <= offset)
+                assert good == max(
+                    stop for stop in (0, 19, 38, 57, 76) if 128 + stop * 36 <= offset
+                )
             (tmp_path / name).write_bytes(whole)
-    (tmp_path / name).write_bytes(whole[:len(whole) // 2])
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     build(tmp_path, teachers, tiny_data)
-    assert (tmp_path / "logits.npy").read_bytes() == array and bank_files.count_good(tmp_path, info) == 96
+    assert (tmp_path / "logits.npy").read_bytes() == array and bank_files.count_good(
+        tmp_path, info
+    ) == 96
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, tiny_data, teachers, monkeypatch):
-    monkeypatch.setattr(bank_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3455))
-    with pytest.raises(ekg.EkgError, match="needs 3,456 bytes and 3,455 are free.* or lower `num_teacher`"):
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    tmp_path, tiny_data, teachers, monkeypatch
+):
+    monkeypatch.setattr(
+        bank_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3455)
+    )
+    with pytest.raises(
+        ekg.EkgError, match="needs 3,456 bytes and 3,455 are free.* or lower `num_teacher`"
+    ):
         build(tmp_path, teachers, tiny_data)
     assert not list(tmp_path.iterdir())
 
@@ -187,7 +233,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers)
         build(tmp_path / "file" / "bank", teachers, tiny_data)
 
 
-def test_a_file_system_without_memory_maps_will_do(tmp_path, tiny_data, teachers, monkeypatch, caplog):
+def test_a_file_system_without_memory_maps_will_do(
+    tmp_path, tiny_data, teachers, monkeypatch, caplog
+):
     built, index = build(tmp_path / "bank", teachers, tiny_data), np.array([5, 3, 95])
     load = np.load
 
@@ -195,20 +243,27 @@ def test_a_file_system_without_memory_maps_will_do(tmp_path, tiny_data, teachers
         if mmap_mode:
             raise OSError(errno.ENODEV, "No such device")
         return load(path, **options)
+
     monkeypatch.setattr(np, "load", load_without_maps)
     other = bank.open_bank(tmp_path / "bank")
-    assert "maps no files (No such device)" in caplog.text and not isinstance(other.logits, np.memmap)
+    assert "maps no files (No such device)" in caplog.text and not isinstance(
+        other.logits, np.memmap
+    )
     np.testing.assert_array_equal(other.rows(index), built.rows(index))
 
 
-def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(tmp_path, tiny_data, teachers, monkeypatch):
+def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(
+    tmp_path, tiny_data, teachers, monkeypatch
+):
     build(tmp_path, teachers, tiny_data)
     info = describe(teachers[0], tiny_data, teachers[1])
     assert bank_files.count_good(tmp_path, info) == 96
     for name in ("write_json", "write_json_lines"):
         with monkeypatch.context() as patch:
+
             def fail(path, _):
                 raise OSError(errno.ENOSPC, "No space left on device")
+
             patch.setattr(bank_files.files, name, fail)
             with pytest.raises(ekg.EkgError, match="cannot be written"):
                 bank_files.BankWriter(tmp_path, info, 96).open()
@@ -217,7 +272,11 @@ def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(tmp_path, t
 
 def test_a_block_that_cannot_be_written_ends_the_bank_behind_what_is_whole(tmp_path, monkeypatch):
     info = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
-    parts, original, written = np.split(np.arange(240, dtype=np.float32).reshape(40, 2, 3), 4), bank_files.files.sync, []
+    parts, original, written = (
+        np.split(np.arange(240, dtype=np.float32).reshape(40, 2, 3), 4),
+        bank_files.files.sync,
+        [],
+    )
 
     def sync(file):
         if str(file.name).endswith(bank_files.ARRAY_FILE):
@@ -225,11 +284,14 @@ def test_a_block_that_cannot_be_written_ends_the_bank_behind_what_is_whole(tmp_p
             if len(written) == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
         original(file)
+
     monkeypatch.setattr(bank_files.files, "sync", sync)
     monkeypatch.setattr(bank_files, "BLOCK_ROWS", 10)
     writer = bank_files.BankWriter(tmp_path, info, 0)
     writer.open()
-    with pytest.raises(ekg.EkgError, match="logits.npy: cannot be written \\(No space left on device\\)"):
+    with pytest.raises(
+        ekg.EkgError, match="logits.npy: cannot be written \\(No space left on device\\)"
+    ):
         for part in parts:
             writer.write(part)
     writer.close()
@@ -244,6 +306,7 @@ def test_the_last_block_that_cannot_be_written_is_told_by_close(tmp_path, monkey
 
     def sync(_):
         raise OSError(errno.EIO, "Input/output error")
+
     monkeypatch.setattr(bank_files.files, "sync", sync)
     with pytest.raises(ekg.EkgError, match="logits.npy: cannot be written"):
         writer.close()

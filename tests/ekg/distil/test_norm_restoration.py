@@ -25,8 +25,13 @@ def norm_of(model, name):
     return np.linalg.norm(model.get_layer(name).kernel.numpy())
 
 
-@pytest.mark.parametrize(("make", "names"), [
-    (with_depthwise, ("expand", "depthwise", "project")), (make_tiny_resnet, ("stem", "a1", "a2", "b1", "b2", "b3"))])
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (with_depthwise, ("expand", "depthwise", "project")),
+        (make_tiny_resnet, ("stem", "a1", "a2", "b1", "b2", "b3")),
+    ],
+)
 def test_every_convolution_has_its_former_norm_and_the_function_stays(make, names, images):
     model = make()
     supernet = ekg.Supernet(model)
@@ -41,7 +46,9 @@ def test_every_convolution_has_its_former_norm_and_the_function_stays(make, name
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-3, 0.1])
 def test_the_function_stays_where_variances_are_near_epsilon(images, epsilon):
-    """At moving statistics to rounding; with those of a batch within the bound, or the convolution is left alone."""
+    """At moving statistics to rounding; with those of a batch within the bound, or the convolution
+    is left alone.
+    """
     model = with_depthwise(epsilon)
     supernet = ekg.Supernet(model)
     cut = supernet.cut(random_subnetwork(supernet, 1))
@@ -58,11 +65,16 @@ def test_with_batch_statistics_the_change_is_within_its_bound(images):
     model = make_tiny_resnet()
     supernet = ekg.Supernet(model)
     cut = supernet.cut(random_subnetwork(supernet, 1))
-    read = keras.Model(cut.input, [layer.output for layer in cut.layers if layer.name.endswith("_bn")])
+    read = keras.Model(
+        cut.input, [layer.output for layer in cut.layers if layer.name.endswith("_bn")]
+    )
     scales = [np.abs(layer.gamma.numpy()) for layer in cut.layers if layer.name.endswith("_bn")]
 
     def outputs():
-        return read.stateless_call(read.trainable_variables, read.non_trainable_variables, images, training=True)[0]
+        return read.stateless_call(
+            read.trainable_variables, read.non_trainable_variables, images, training=True
+        )[0]
+
     before = [np.asarray(value) for value in outputs()]
     slimming.restore_norms_(cut, Graph(model))
     for value, old, scale in zip(outputs(), before, scales):

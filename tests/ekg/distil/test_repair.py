@@ -1,4 +1,6 @@
-"""Repair of a cut network: its patches, its least squares, exactness, and that it never leaves a worse network."""
+"""Repair of a cut network: its patches, its least squares, exactness, and that it never leaves a
+worse network.
+"""
 
 import dataclasses
 
@@ -25,12 +27,16 @@ def normal(*shape):
 # ---------------------------------------------------------------- patches
 
 LINEAR = [
-    (layers.Dense(5), (7,)), (layers.Dense(5), (3, 7)),
-    (layers.Conv1D(4, 3, padding="causal", dilation_rate=2), (9, 5)), (layers.Conv1D(4, 3, 2, padding="same"), (9, 5)),
+    (layers.Dense(5), (7,)),
+    (layers.Dense(5), (3, 7)),
+    (layers.Conv1D(4, 3, padding="causal", dilation_rate=2), (9, 5)),
+    (layers.Conv1D(4, 3, 2, padding="same"), (9, 5)),
     (layers.Conv2D(6, 3, 2, padding="same"), (8, 7, 5)),
     (layers.Conv2D(6, (3, 2), padding="valid", dilation_rate=2), (8, 7, 5)),
-    (layers.Conv2D(6, 1, 2), (8, 7, 5)), (layers.Conv2D(6, 3, padding="same", groups=2), (8, 7, 4)),
-    (layers.Conv2D(4, 3, padding="same", groups=4), (8, 7, 4)), (layers.Conv3D(3, 2, padding="same"), (4, 5, 3, 2)),
+    (layers.Conv2D(6, 1, 2), (8, 7, 5)),
+    (layers.Conv2D(6, 3, padding="same", groups=2), (8, 7, 4)),
+    (layers.Conv2D(4, 3, padding="same", groups=4), (8, 7, 4)),
+    (layers.Conv3D(3, 2, padding="same"), (4, 5, 3, 2)),
     (layers.DepthwiseConv2D(3, 2, padding="same", depth_multiplier=2), (8, 8, 3)),
     (layers.DepthwiseConv1D(3, padding="same"), (8, 3)),
     (layers.SeparableConv2D(5, 3, padding="same", depth_multiplier=2), (6, 6, 3)),
@@ -51,7 +57,9 @@ def test_a_layer_is_its_patches_times_its_kernel_as_a_matrix(layer, shape):
     computed = computed.reshape(*computed.shape[:-2], -1) + layer.bias.numpy()
     expected = convolved(layer, x)
     np.testing.assert_allclose(computed, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(patches.kernel_from_matrix(kernel, weight, tuple(variable.shape)), variable.numpy())
+    np.testing.assert_array_equal(
+        patches.kernel_from_matrix(kernel, weight, tuple(variable.shape)), variable.numpy()
+    )
 
 
 def convolved(layer, x):
@@ -79,8 +87,9 @@ def test_the_fit_is_that_of_numpy(has_intercept, monkeypatch):
     monkeypatch.setattr(least_squares, "RIDGES", (1e-10,))
     p, noise = normal(300, 6) + 2, 0.1 * normal(300, 2)
     t = (p @ normal(6, 2) + 3 + noise).astype(np.float32)
-    kernel, intercept, left = least_squares.fit(moments(p[:240], t[:240]), moments(p[240:], t[240:]), np.zeros((1, 6, 2)),
-                                         has_intercept)
+    kernel, intercept, left = least_squares.fit(
+        moments(p[:240], t[:240]), moments(p[240:], t[240:]), np.zeros((1, 6, 2)), has_intercept
+    )
     design = np.c_[p, np.ones(300)][:240] if has_intercept else p[:240]
     expected = np.linalg.lstsq(design.astype(np.float64), t[:240], rcond=None)[0]
     np.testing.assert_allclose(kernel[0], expected[:6], atol=1e-5)
@@ -103,7 +112,9 @@ def test_the_ridge_is_chosen_by_examples_that_were_left_out():
 
 
 def with_copies(model, writers, half):
-    """Lets the second half of the channels that layers write be multiples of the first half, and returns the model."""
+    """Lets the second half of the channels that layers write be multiples of the first half, and
+    returns the model.
+    """
     for name in writers:
         layer = model.get_layer(name)
         values = []
@@ -131,20 +142,37 @@ def plain_network():
 
 def normed_network():
     inputs = keras.Input((8, 8, 3))
-    x = layers.ReLU()(layers.BatchNormalization(name="a_bn")(layers.Conv2D(8, 3, padding="same", name="a")(inputs)))
-    x = layers.ReLU()(layers.BatchNormalization(scale=False)(layers.Conv2D(6, 3, 2, padding="same", use_bias=False)(x)))
+    x = layers.ReLU()(
+        layers.BatchNormalization(name="a_bn")(
+            layers.Conv2D(8, 3, padding="same", name="a")(inputs)
+        )
+    )
+    x = layers.ReLU()(
+        layers.BatchNormalization(scale=False)(
+            layers.Conv2D(6, 3, 2, padding="same", use_bias=False)(x)
+        )
+    )
     inner_inputs = keras.Input(x.shape[1:])
     y = layers.DepthwiseConv2D(3, padding="same")(inner_inputs)
-    inner = keras.Model(inner_inputs, layers.Conv2D(6, 1, name="inner_conv")(layers.BatchNormalization()(y)), name="inner")
+    inner = keras.Model(
+        inner_inputs,
+        layers.Conv2D(6, 1, name="inner_conv")(layers.BatchNormalization()(y)),
+        name="inner",
+    )
     x = layers.Add()([inner(x), x])
     x = layers.LayerNormalization()(x)
     x = layers.Conv2D(8, 3, padding="same", groups=2)(x)
-    return keras.Model(inputs, layers.Dense(4, name="fc")(layers.GlobalAveragePooling2D()(x))), ("a", "a_bn")
+    return keras.Model(inputs, layers.Dense(4, name="fc")(layers.GlobalAveragePooling2D()(x))), (
+        "a",
+        "a_bn",
+    )
 
 
 @pytest.mark.parametrize("make", (plain_network, normed_network))
 def test_channels_that_are_combinations_of_kept_ones_are_not_missed(make):
-    """The network has twice the channels that it needs: without half of them it computes the same to 1e-5."""
+    """The network has twice the channels that it needs: without half of them it computes the same
+    to 1e-5.
+    """
     model, writers = make()
     randomise_(model)
     for name in writers:
@@ -155,7 +183,9 @@ def test_channels_that_are_combinations_of_kept_ones_are_not_missed(make):
     cut = supernet.cut(subnetwork)
     repair.repair_(cut, supernet, subnetwork, images)
     wanted = supernet.logits(images, supernet.whole())
-    found = Supernet(cut, class_logits=False).logits(images, Supernet(cut, class_logits=False).whole())
+    found = Supernet(cut, class_logits=False).logits(
+        images, Supernet(cut, class_logits=False).whole()
+    )
     scale = np.abs(wanted).max()
     assert np.abs(found - wanted).max() < 1e-5 * scale
 
@@ -177,7 +207,9 @@ def repaired(supernet, subnetwork, images):
 
 @pytest.fixture(scope="module")
 def residual():
-    """A residual network, a sub-network that also cuts the stream, and images to repair and to judge with."""
+    """A residual network, a sub-network that also cuts the stream, and images to repair and to
+    judge with.
+    """
     supernet = Supernet(make_tiny_resnet())
     subnetwork = supernet.whole().with_widths({group.name: 0.6 for group in supernet.groups})
     return supernet, subnetwork, normal(256, 8, 8, 3), normal(256, 8, 8, 3)
@@ -187,7 +219,9 @@ def test_a_repaired_network_is_nearer_to_the_unpruned_one_on_other_images(residu
     supernet, subnetwork, images, others = residual
     model, left = repaired(supernet, subnetwork, images)
     assert error(model, supernet, others) < 0.5 * error(supernet.cut(subnetwork), supernet, others)
-    assert set(left) >= {"a1", "a2", "b1", "b2", "b3", "fc"} and all(0 <= value < 1 for value in left.values())
+    assert set(left) >= {"a1", "a2", "b1", "b2", "b3", "fc"} and all(
+        0 <= value < 1 for value in left.values()
+    )
 
 
 def test_what_a_stream_carries_past_a_block_is_corrected_by_the_block(residual, monkeypatch):
@@ -215,7 +249,9 @@ def test_a_layer_that_is_called_twice_keeps_its_weights_and_others_are_repaired(
     images = normal(128, 8, 8, 3)
     model, left = repaired(supernet, subnetwork, images)
     assert set(left) == {"fc"}
-    np.testing.assert_array_equal(model.get_layer("shared").kernel, supernet.cut(subnetwork).get_layer("shared").kernel)
+    np.testing.assert_array_equal(
+        model.get_layer("shared").kernel, supernet.cut(subnetwork).get_layer("shared").kernel
+    )
     assert error(model, supernet, images) < error(supernet.cut(subnetwork), supernet, images)
 
 
@@ -234,7 +270,9 @@ def test_a_frozen_batch_norm_is_kept_and_the_fit_has_no_constant_then():
     supernet, images = Supernet(model), normal(256, 8, 8, 3)
     subnetwork = supernet.whole().with_widths({"a": 0.5})
     made, _ = repaired(supernet, subnetwork, images)
-    for mine, theirs in zip(made.get_layer("b_bn").get_weights(), model.get_layer("b_bn").get_weights()):
+    for mine, theirs in zip(
+        made.get_layer("b_bn").get_weights(), model.get_layer("b_bn").get_weights()
+    ):
         np.testing.assert_array_equal(mine, theirs)
     assert error(made, supernet, images) < error(supernet.cut(subnetwork), supernet, images)
 
@@ -248,7 +286,9 @@ def test_ekg_repair_returns_a_network_with_moving_statistics_that_fit(residual):
     norm = model.get_layer("stem_bn")
     written = keras.Model(model.inputs, model.get_layer("stem").output)(images).numpy()
     np.testing.assert_allclose(norm.moving_mean, written.mean((0, 1, 2)), atol=1e-5)
-    whole = Supernet(supernet.model)  # whose moving statistics are random, so those of the batch are compared
+    whole = Supernet(
+        supernet.model
+    )  # whose moving statistics are random, so those of the batch are compared
     assert error(model, whole, images) < error(supernet.cut(subnetwork), whole, images)
 
 
@@ -256,7 +296,9 @@ def test_the_plain_cut_is_kept_where_it_has_the_lower_loss(residual, caplog):
     supernet, subnetwork, images, _ = residual
     model = supernet.cut(subnetwork)
     before, losses = model.get_weights(), iter((1.0, float("nan")))
-    assert not repair.repair_if_better_(model, supernet, subnetwork, images, lambda: None, lambda: next(losses))
+    assert not repair.repair_if_better_(
+        model, supernet, subnetwork, images, lambda: None, lambda: next(losses)
+    )
     assert "the repair is left out" in caplog.text
     for mine, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -275,25 +317,38 @@ def test_too_few_examples_and_numbers_that_are_not_finite_are_refused(residual):
 def test_examples_are_as_many_as_fit_into_memory(residual, monkeypatch):
     supernet = residual[0]
     assert repair.num_examples(supernet.graph) == repair.MOST_EXAMPLES
-    # The input, the stem's convolution and its batch norm: 8x8 of 3, 6 and 6 channels, float32, for both networks.
+    # The input, the stem's convolution and its batch norm: 8x8 of 3, 6 and 6 channels, float32, for
+    # both networks.
     monkeypatch.setattr(repair, "ACTIVATION_BYTES", 100 * 2 * 4 * 64 * (6 + 6 + 6))
     assert repair.num_examples(supernet.graph) == 100
 
 
 @pytest.mark.parametrize("choice", (True, False))
 def test_a_job_repairs_what_it_cuts_out_unless_it_is_told_not_to(choice, monkeypatch):
-    """What decides is the loss on D_val, 16 images of each class here, with the statistics that fit."""
+    """What decides is the loss on D_val, 16 images of each class here, with the statistics that
+    fit.
+    """
     known = []
 
     def spy(model, supernet, subnetwork, inputs, estimate, loss):
         before = loss()
-        known.append((len(inputs), before, real(model, supernet, subnetwork, inputs, estimate, loss), loss()))
+        known.append(
+            (len(inputs), before, real(model, supernet, subnetwork, inputs, estimate, loss), loss())
+        )
+
     real = repair.repair_if_better_
     monkeypatch.setattr(repair, "repair_if_better_", spy)
     labels = np.arange(96) % 3
     images = RNG.normal(size=(96, 8, 8, 3)).astype(np.float32)
-    result = ekg.prune(make_tiny_resnet(), (images, labels), target_rate=0.5, epochs=None, repair=choice, verbose=False,
-                       search={"search_step": 0.6})
+    result = ekg.prune(
+        make_tiny_resnet(),
+        (images, labels),
+        target_rate=0.5,
+        epochs=None,
+        repair=choice,
+        verbose=False,
+        search={"search_step": 0.6},
+    )
     assert len(known) == choice
     for count, before, is_better, after in known:
         assert count == 96 and (after < before if is_better else after == before)

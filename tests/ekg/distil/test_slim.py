@@ -1,7 +1,7 @@
 import numpy as np
 
 import ekg
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.distil.slim import restore_norms_, slim
 from ekg.graph.calls import Graph
 from ekg.train.evaluate import estimate_statistics_
@@ -12,7 +12,9 @@ CONVOLUTIONS = ("stem", "a1", "a2", "b1", "b2", "b3")
 
 def check_norms_are_those_of(original, model):
     for name in CONVOLUTIONS:
-        norms = [np.linalg.norm(network.get_layer(name).kernel.numpy()) for network in (model, original)]
+        norms = [
+            np.linalg.norm(network.get_layer(name).kernel.numpy()) for network in (model, original)
+        ]
         np.testing.assert_allclose(*norms, rtol=1e-5)
 
 
@@ -26,7 +28,9 @@ def test_restored_norms_leave_the_function_as_it_is(tiny_resnet, images):
 
 
 def test_slimming_cuts_then_takes_statistics_then_restores_norms(tiny_resnet, tiny_data, images):
-    """The network kept in between is the one that is pruned: its function, but not yet its norms, is that of the result."""
+    """The network kept in between is the one that is pruned: its function, but not yet its norms,
+    is that of the result.
+    """
     supernet, kept = ekg.Supernet(tiny_resnet), []
     subnetwork = supernet.whole().with_widths({"stem": 0.5, "b2": 0.5})
     batches = Batches(tiny_data.train, tiny_data.normalise, 32)
@@ -35,6 +39,7 @@ def test_slimming_cuts_then_takes_statistics_then_restores_norms(tiny_resnet, ti
         kept.append(make())
         kept.append([weights.copy() for weights in kept[0].get_weights()])
         return kept[0]
+
     slimmed = slim(supernet, subnetwork, batches, ekg.Compute(ekg.Team(mirrored(2))), keep)
     pruned = supernet.cut(subnetwork)
     estimate_statistics_(pruned, batches)

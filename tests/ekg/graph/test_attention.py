@@ -61,16 +61,29 @@ def check(model, name, by_hand):
     return supernet
 
 
-@pytest.mark.parametrize(("options", "call", "sizes"), [
-    ({}, {}, (3, 3)), ({}, {"use_causal_mask": True}, (3, 3)),
-    ({"value_dim": 5, "use_gate": True, "use_bias": False, "dropout": 0.2}, {}, (3, 5)),
-])
+@pytest.mark.parametrize(
+    ("options", "call", "sizes"),
+    [
+        ({}, {}, (3, 3)),
+        ({}, {"use_causal_mask": True}, (3, 3)),
+        ({"value_dim": 5, "use_gate": True, "use_bias": False, "dropout": 0.2}, {}, (3, 5)),
+    ],
+)
 def test_query_key_value_and_output_lose_the_same_heads(options, call, sizes):
     layer = layers.MultiHeadAttention(4, 3, name="mha", **options)
     model = transformer(lambda q, v: layer(q, v, **call))
-    supernet = check(model, "mha", lambda kept: flops_by_hand(
-        kept["mha"], kept["mha"], kept["embed"], kept["up"], sizes,
-        gates=sizes[1] * ("use_gate" in options)))
+    supernet = check(
+        model,
+        "mha",
+        lambda kept: flops_by_hand(
+            kept["mha"],
+            kept["mha"],
+            kept["embed"],
+            kept["up"],
+            sizes,
+            gates=sizes[1] * ("use_gate" in options),
+        ),
+    )
     [heads] = [group for group in supernet.groups if group.writers[0].startswith("mha")]
     gate = {"mha/gate"} if "use_gate" in options else set()
     assert set(heads.writers) == {"mha/query", "mha/key", "mha/value"} | gate
@@ -83,18 +96,36 @@ def test_heads_of_cross_attention_with_a_mask_and_another_output():
     layer = layers.MultiHeadAttention(4, 3, output_shape=WIDTH, name="mha")
     mask = np.tril(np.ones((1, TOKENS, 2 * TOKENS), bool), 3)
     model = transformer(lambda q, v: layer(q, v, key=ops.relu(v), attention_mask=mask), memory=6)
-    supernet = check(model, "mha", lambda kept: flops_by_hand(
-        kept["mha"], kept["mha"], kept["embed"], kept["up"], (3, 3), memory=kept["memory"]))
+    supernet = check(
+        model,
+        "mha",
+        lambda kept: flops_by_hand(
+            kept["mha"], kept["mha"], kept["embed"], kept["up"], (3, 3), memory=kept["memory"]
+        ),
+    )
     assert {group.name: group.size for group in supernet.groups}["memory"] == 6
 
 
 def test_grouped_queries_keep_their_ratio():
     layer = layers.GroupQueryAttention(3, 6, 2, use_gate=True, name="gqa")
-    supernet = check(transformer(layer, memory=WIDTH), "gqa", lambda kept: flops_by_hand(
-        3 * kept["gqa"], kept["gqa"], kept["embed"], kept["up"], (3, 3), memory=kept["embed"],
-        gates=3))
+    supernet = check(
+        transformer(layer, memory=WIDTH),
+        "gqa",
+        lambda kept: flops_by_hand(
+            3 * kept["gqa"],
+            kept["gqa"],
+            kept["embed"],
+            kept["up"],
+            (3, 3),
+            memory=kept["embed"],
+            gates=3,
+        ),
+    )
     assert {group.name: group.size for group in supernet.groups} == {
-        "embed": 8, "gqa/query": 2, "up": 12}
+        "embed": 8,
+        "gqa/query": 2,
+        "up": 12,
+    }
     config = supernet.cut(supernet.smallest()).get_layer("gqa").get_config()
     assert (config["num_query_heads"], config["num_key_value_heads"]) == (3, 1)
 
@@ -116,13 +147,16 @@ def test_choices_keep_heads():
 
 
 def test_what_returns_its_scores_stays_whole_and_is_counted():
-    for layer, heads in ((layers.MultiHeadAttention(4, 3, name="mha"), 4),
-                         (layers.GroupQueryAttention(3, 4, 2, name="gqa"), 2)):
+    for layer, heads in (
+        (layers.MultiHeadAttention(4, 3, name="mha"), 4),
+        (layers.GroupQueryAttention(3, 4, 2, name="gqa"), 2),
+    ):
         model = transformer(lambda q, v, layer=layer: layer(q, v, return_attention_scores=True)[0])
         supernet = check_prunable(model, subnetworks=1)
         assert [group.name for group in supernet.groups] == ["up"]
         assert supernet.complexity(supernet.whole()).flops == flops_by_hand(
-            4, heads, WIDTH, HIDDEN, (3, 3))
+            4, heads, WIDTH, HIDDEN, (3, 3)
+        )
 
 
 def test_a_mask_of_the_query_that_keras_ignores_is_ignored():
@@ -132,7 +166,8 @@ def test_a_mask_of_the_query_that_keras_ignores_is_ignored():
     mask = ops.greater(ops.abs(inputs[:, :, :1]), ops.transpose(inputs[:, :, 1:2], (0, 2, 1)))
     x = layers.Dense(WIDTH, name="embed")(inputs)
     x = layers.Dense(4, name="mix")(
-        layer(x, x, query_mask=inputs[:, :, 0] > 0.5, attention_mask=mask))
+        layer(x, x, query_mask=inputs[:, :, 0] > 0.5, attention_mask=mask)
+    )
     model = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
     supernet = check_prunable(randomise_(model), subnetworks=1)
     assert {group.name: group.size for group in supernet.groups}["mha/query"] == 4

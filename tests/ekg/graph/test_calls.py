@@ -12,11 +12,18 @@ class Subclassed(keras.Model):
 
 
 def test_what_has_no_graph_is_refused():
-    with pytest.raises(ekg.EkgError, match="`model` must be a functional keras.Model; received Dense"):
+    with pytest.raises(
+        ekg.EkgError, match="`model` must be a functional keras.Model; received Dense"
+    ):
         Graph(layers.Dense(2, name="dense"))
-    with pytest.raises(ekg.EkgError, match="`model` 'unbuilt' has no input shape yet; begin it with keras.Input"):
+    with pytest.raises(
+        ekg.EkgError, match="`model` 'unbuilt' has no input shape yet; begin it with keras.Input"
+    ):
         Graph(keras.Sequential([layers.Dense(2)], name="unbuilt"))
-    with pytest.raises(ekg.EkgError, match="`model` 'own' .Subclassed. is a subclassed model, whose graph is not known"):
+    with pytest.raises(
+        ekg.EkgError,
+        match="`model` 'own' .Subclassed. is a subclassed model, whose graph is not known",
+    ):
         Graph(Subclassed(name="own"))
 
 
@@ -32,7 +39,12 @@ def test_the_calls_of_nested_models_stand_among_the_others_with_their_own_names_
     inputs = keras.Input((8, 8, 3))
     graph = Graph(keras.Model(inputs, layers.Flatten(name="flat")(inner(inputs))))
     assert [call.key for call in graph.calls] == ["inner/any", "inner/conv", "flat"]
-    assert graph.shapes[graph.calls[1].output] == (None, 6, 6, 4)  # the inner model itself leaves them open
+    assert graph.shapes[graph.calls[1].output] == (
+        None,
+        6,
+        6,
+        4,
+    )  # the inner model itself leaves them open
 
 
 def test_every_call_runs_after_what_it_reads_and_the_main_branch_before_the_shortcut(tiny_resnet):
@@ -42,4 +54,8 @@ def test_every_call_runs_after_what_it_reads_and_the_main_branch_before_the_shor
         assert set(call.inputs) <= written
         written.add(call.output)
     names = [call.layer.name for call in graph.calls]
-    assert names.index("b2_bn") < names.index("b3") and graph.is_last(graph.calls[-1]) and graph.num_outputs == 3
+    assert (
+        names.index("b2_bn") < names.index("b3")
+        and graph.is_last(graph.calls[-1])
+        and graph.num_outputs == 3
+    )

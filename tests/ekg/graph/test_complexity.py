@@ -10,13 +10,26 @@ def test_complexity_by_hand(tiny_resnet):
     supernet = ekg.Supernet(tiny_resnet)
 
     def by_hand(stem, a1, b1, b2):
-        convs = [(64, 9, 3, stem), (64, 9, stem, a1), (64, 9, a1, stem),
-                 (16, 9, stem, b1), (16, 9, b1, b2), (16, 1, stem, b2)]
+        convs = [
+            (64, 9, 3, stem),
+            (64, 9, stem, a1),
+            (64, 9, a1, stem),
+            (16, 9, stem, b1),
+            (16, 9, b1, b2),
+            (16, 1, stem, b2),
+        ]
         norms = [(64, stem), (64, a1), (64, stem), (16, b1), (16, b2), (16, b2)]
-        flops = sum(p * k * i * o for p, k, i, o in convs) + sum(2 * p * c for p, c in norms) + b2 * 3
+        flops = (
+            sum(p * k * i * o for p, k, i, o in convs) + sum(2 * p * c for p, c in norms) + b2 * 3
+        )
         params = sum(k * i * o for _, k, i, o in convs) + sum(4 * c for _, c in norms) + b2 * 3 + 3
         return ekg.Complexity(params, flops)
-    assert supernet.complexity(supernet.whole()) == model_complexity(tiny_resnet) == by_hand(6, 4, 5, 8)
+
+    assert (
+        supernet.complexity(supernet.whole())
+        == model_complexity(tiny_resnet)
+        == by_hand(6, 4, 5, 8)
+    )
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     assert supernet.complexity(half) == model_complexity(supernet.cut(half)) == by_hand(3, 2, 3, 4)
     assert supernet.complexity(supernet.smallest()) == by_hand(1, 1, 1, 1)
@@ -26,20 +39,30 @@ def test_complexity_by_hand(tiny_resnet):
 def test_each_filter_of_a_depthwise_or_grouped_convolution_reads_a_part_of_the_channels():
     inputs = keras.Input((8, 8, 6))
     depthwise = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(inputs)
-    assert model_complexity(keras.Model(inputs, depthwise)) == ekg.Complexity(9 * 6 * 2 + 12, 64 * 9 * 6 * 2)
+    assert model_complexity(keras.Model(inputs, depthwise)) == ekg.Complexity(
+        9 * 6 * 2 + 12, 64 * 9 * 6 * 2
+    )
     grouped = layers.Conv2D(4, 3, padding="same", groups=2)(inputs)
-    assert model_complexity(keras.Model(inputs, grouped)) == ekg.Complexity(9 * 3 * 4 + 4, 64 * 9 * 3 * 4)
+    assert model_complexity(keras.Model(inputs, grouped)) == ekg.Complexity(
+        9 * 3 * 4 + 4, 64 * 9 * 3 * 4
+    )
 
 
 def test_a_layer_that_is_called_twice_costs_twice_and_is_stored_once():
     inputs = keras.Input((8, 8, 4))
     conv = layers.Conv2D(4, 1, use_bias=False)
-    assert model_complexity(keras.Model(inputs, conv(conv(inputs)))) == ekg.Complexity(16, 2 * 64 * 16)
+    assert model_complexity(keras.Model(inputs, conv(conv(inputs)))) == ekg.Complexity(
+        16, 2 * 64 * 16
+    )
 
 
 def test_the_parameters_of_an_unknown_layer_count_and_a_warning_says_that_its_flops_do_not(caplog):
     inputs = keras.Input((8, 8, 4))
     outputs = layers.SpectralNormalization(layers.Dense(2, use_bias=False), name="mixer")(
-        layers.Conv2D(5, 1, use_bias=False)(inputs))
+        layers.Conv2D(5, 1, use_bias=False)(inputs)
+    )
     assert model_complexity(keras.Model(inputs, outputs)) == ekg.Complexity(20 + 10 + 2, 64 * 20)
-    assert "the FLOPs of 'mixer' (SpectralNormalization) in " in caplog.text and "are not counted" in caplog.text
+    assert (
+        "the FLOPs of 'mixer' (SpectralNormalization) in " in caplog.text
+        and "are not counted" in caplog.text
+    )

@@ -33,10 +33,14 @@ def test_a_frozen_batch_norm_keeps_its_moving_statistics(tiny_resnet, images):
 
 @pytest.mark.parametrize("num_inputs", [1, 3, 5, 8])
 @pytest.mark.parametrize("size", [8, 7])
-def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_it_reads(num_inputs, size):
+def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_it_reads(
+    num_inputs, size
+):
     """Some CPUs' kernels of that operation return another one where it reads few channels."""
     inputs = keras.Input((size, size, num_inputs))
-    model = keras.Model(inputs, keras.layers.Conv2D(5, 1, strides=2, padding="same", use_bias=False)(inputs))
+    model = keras.Model(
+        inputs, keras.layers.Conv2D(5, 1, strides=2, padding="same", use_bias=False)(inputs)
+    )
     rng, forward = np.random.default_rng(0), execute.pure_forward(model)
     x, direction = rng.normal(size=(7, size, size, num_inputs)), rng.normal(size=(7, 4, 4, 5))
     images, slope = tf.constant(x, tf.float32), tf.constant(direction, tf.float32)
@@ -47,6 +51,7 @@ def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_i
             tape.watch(kernel)
             loss = tf.reduce_sum(forward([kernel], [], images, True)[0] * slope)
         return tape.gradient(loss, kernel)
+
     expected = np.einsum("bhwi,bhwo->io", x[:, ::2, ::2], direction)
     assert relative_difference(gradient(tf.constant(model.get_weights()[0]))[0, 0], expected) < 1e-5
 

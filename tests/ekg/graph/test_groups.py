@@ -17,8 +17,15 @@ def groups_of(model):
 def test_groups_of_a_residual_network(tiny_resnet):
     groups = groups_of(tiny_resnet)
     assert {name: (group.size, group.writers) for name, group in groups.items()} == {
-        "stem": (6, ("stem", "a2")), "a1": (4, ("a1",)), "b1": (5, ("b1",)), "b2": (8, ("b2", "b3"))}
-    assert groups["stem"].sites == ("stem_relu", "a_out")  # behind each ReLU, not on the branch before the add
+        "stem": (6, ("stem", "a2")),
+        "a1": (4, ("a1",)),
+        "b1": (5, ("b1",)),
+        "b2": (8, ("b2", "b3")),
+    }
+    assert groups["stem"].sites == (
+        "stem_relu",
+        "a_out",
+    )  # behind each ReLU, not on the branch before the add
     assert groups["b2"].sites == ("b_out",)  # before the pooling
 
 
@@ -55,7 +62,9 @@ def squeeze_excite():
 def partly_added():
     """An added tensor is stacked from two convolutions, each of which keeps a channel."""
     inputs = keras.Input((8, 8, 3))
-    stacked = layers.Concatenate(name="cat")([conv_bn(inputs, 4, "left"), conv_bn(inputs, 3, "right")])
+    stacked = layers.Concatenate(name="cat")(
+        [conv_bn(inputs, 4, "left"), conv_bn(inputs, 3, "right")]
+    )
     x = layers.Add(name="add")([stacked, conv_bn(inputs, 7, "both")])
     x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(x, 4, "next"))
     return keras.Model(inputs, layers.Dense(3, name="fc")(x))
@@ -70,20 +79,58 @@ def shared():
     return keras.Model(inputs, layers.Dense(3, name="fc")(x))
 
 
-@pytest.mark.parametrize(("make", "expected"), [
-    (depthwise, {"expand": (6, ("expand",), ("dw_relu",)), "project": (5, ("project",), ("project_relu",))}),
-    (dense_concat, {"one": (4, ("one",), ("one_relu", "cat")), "two": (3, ("two",), ("cat",)),
-                    "three": (5, ("three",), ("three_relu",)), "hidden": (6, ("hidden",), ("hidden",))}),
-    (squeeze_excite, {"conv": (6, ("conv", "excite"), ("conv_relu", "scale")), "reduce": (2, ("reduce",), ("reduce",)),
-                      "next": (4, ("next",), ("next_relu",))}),
-    (partly_added, {"left": (4, ("left", "both"), ("add",)), "right": (3, ("right", "both"), ("add",)),
-                    "next": (4, ("next",), ("next_relu",))}),
-    (shared, {"stem": (4, ("stem", "shared"), ("stem_relu", "r1", "shared")), "next": (5, ("next",), ("next_relu",))}),
-])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (
+            depthwise,
+            {
+                "expand": (6, ("expand",), ("dw_relu",)),
+                "project": (5, ("project",), ("project_relu",)),
+            },
+        ),
+        (
+            dense_concat,
+            {
+                "one": (4, ("one",), ("one_relu", "cat")),
+                "two": (3, ("two",), ("cat",)),
+                "three": (5, ("three",), ("three_relu",)),
+                "hidden": (6, ("hidden",), ("hidden",)),
+            },
+        ),
+        (
+            squeeze_excite,
+            {
+                "conv": (6, ("conv", "excite"), ("conv_relu", "scale")),
+                "reduce": (2, ("reduce",), ("reduce",)),
+                "next": (4, ("next",), ("next_relu",)),
+            },
+        ),
+        (
+            partly_added,
+            {
+                "left": (4, ("left", "both"), ("add",)),
+                "right": (3, ("right", "both"), ("add",)),
+                "next": (4, ("next",), ("next_relu",)),
+            },
+        ),
+        (
+            shared,
+            {
+                "stem": (4, ("stem", "shared"), ("stem_relu", "r1", "shared")),
+                "next": (5, ("next",), ("next_relu",)),
+            },
+        ),
+    ],
+)
 def test_any_functional_model_can_be_pruned(make, expected):
-    """Groups are the expected ones, and masked and cut networks agree in both modes, in logits and complexity."""
+    """Groups are the expected ones, and masked and cut networks agree in both modes, in logits and
+    complexity.
+    """
     supernet = ekg.Supernet(randomise_(make()))
-    assert {group.name: (group.size, group.writers, group.sites) for group in supernet.groups} == expected
+    assert {
+        group.name: (group.size, group.writers, group.sites) for group in supernet.groups
+    } == expected
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
     for seed in range(3):
         check_masked_is_cut(supernet, random_subnetwork(supernet, seed), images)
@@ -91,14 +138,18 @@ def test_any_functional_model_can_be_pruned(make, expected):
 
 def classified(inputs, x):
     """Returns the model that classifies by the mean of each channel."""
-    return keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D(name="pool")(x)))
+    return keras.Model(
+        inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D(name="pool")(x))
+    )
 
 
 def test_an_unknown_layer_closes_its_group_and_is_named(caplog):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(inputs, 4, "free"), 5, "closed")
     with caplog.at_level(logging.WARNING):
-        groups = groups_of(classified(inputs, layers.LayerNormalization(axis=(1, 2, 3), name="mixer")(x)))
+        groups = groups_of(
+            classified(inputs, layers.LayerNormalization(axis=(1, 2, 3), name="mixer")(x))
+        )
     assert set(groups) == {"free"}
     assert "'mixer' (LayerNormalization)" in caplog.text
 
@@ -107,7 +158,9 @@ def test_an_operation_of_unknown_effect_closes_its_group(caplog, images):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(inputs, 4, "free"), 5, "closed")
     with caplog.at_level(logging.WARNING):
-        supernet = ekg.Supernet(randomise_(classified(inputs, keras.ops.cumsum(2 * x + 1, axis=-1))))
+        supernet = ekg.Supernet(
+            randomise_(classified(inputs, keras.ops.cumsum(2 * x + 1, axis=-1)))
+        )
     assert [group.name for group in supernet.groups] == ["free"]
     assert "(Cumsum): its effect on channels is unknown" in caplog.text
     check_masked_is_cut(supernet, supernet.smallest(), images)

@@ -1,4 +1,6 @@
-"""What layers add to the loss counts in training as in Keras' own fit; its weights are the oracle."""
+"""What layers add to the loss counts in training as in Keras' own fit; its weights are the
+oracle.
+"""
 
 import keras
 import numpy as np
@@ -53,53 +55,112 @@ def chain(*between, head=None):
 
 def shared():
     """A layer of two calls: its weights are regularized once and its activities twice."""
-    conv = layers.Conv2D(4, 3, padding="same", name="conv", kernel_regularizer=regularizers.L2(0.1),
-                         activity_regularizer=regularizers.L1(0.02))
+    conv = layers.Conv2D(
+        4,
+        3,
+        padding="same",
+        name="conv",
+        kernel_regularizer=regularizers.L2(0.1),
+        activity_regularizer=regularizers.L1(0.02),
+    )
     return chain(conv, layers.ReLU(), conv)
 
 
 def nested():
     inner_in = keras.Input((4, 4, 4))
-    inner = keras.Model(inner_in, layers.Conv2D(5, 3, kernel_regularizer=regularizers.L1L2(0.01, 0.1), name="conv",
-                                                bias_regularizer=regularizers.L2(0.3))(inner_in), name="inner")
+    inner = keras.Model(
+        inner_in,
+        layers.Conv2D(
+            5,
+            3,
+            kernel_regularizer=regularizers.L1L2(0.01, 0.1),
+            name="conv",
+            bias_regularizer=regularizers.L2(0.3),
+        )(inner_in),
+        name="inner",
+    )
     return chain(inner)
 
 
 def frozen():
-    model = chain(layers.Conv2D(5, 3, kernel_regularizer=regularizers.L2(0.1), name="still",
-                                activity_regularizer=regularizers.L2(0.1)), layers.Conv2D(4, 1, name="conv"))
+    model = chain(
+        layers.Conv2D(
+            5,
+            3,
+            kernel_regularizer=regularizers.L2(0.1),
+            name="still",
+            activity_regularizer=regularizers.L2(0.1),
+        ),
+        layers.Conv2D(4, 1, name="conv"),
+    )
     model.get_layer("still").trainable = False
     return model
 
 
 NETWORKS = {
-    "dense head": lambda: chain(head=layers.Dense(3, kernel_regularizer=regularizers.OrthogonalRegularizer(0.1),
-                                                  activity_regularizer=regularizers.L2(0.1), name="fc")),
+    "dense head": lambda: chain(
+        head=layers.Dense(
+            3,
+            kernel_regularizer=regularizers.OrthogonalRegularizer(0.1),
+            activity_regularizer=regularizers.L2(0.1),
+            name="fc",
+        )
+    ),
     # Computed by records that do not call the layer: a batch norm, and strides over single pixels
     "records": lambda: chain(
-        layers.Conv2D(5, 1, 2, name="conv", activation="relu", kernel_regularizer=regularizers.L2(0.1),
-                      activity_regularizer=regularizers.L1(0.05)),
-        layers.BatchNormalization(name="bn", gamma_regularizer=regularizers.L2(0.2),
-                                  activity_regularizer=regularizers.L2(0.1))),
+        layers.Conv2D(
+            5,
+            1,
+            2,
+            name="conv",
+            activation="relu",
+            kernel_regularizer=regularizers.L2(0.1),
+            activity_regularizer=regularizers.L1(0.05),
+        ),
+        layers.BatchNormalization(
+            name="bn",
+            gamma_regularizer=regularizers.L2(0.2),
+            activity_regularizer=regularizers.L2(0.1),
+        ),
+    ),
     "add_loss": lambda: chain(layers.Conv2D(4, 3, name="conv"), Squares(name="squares")),
-    "add_loss of a record": lambda: chain(layers.Conv2D(4, 3, name="conv"), Recorded(name="squares")),
-    "layer of losses": lambda: chain(layers.Conv2D(4, 3, name="conv"), layers.ActivityRegularization(0.1, 0.1)),
-    "lstm": lambda: chain(layers.Reshape((4, 16)), layers.LSTM(
-        5, return_sequences=True, recurrent_regularizer=regularizers.L2(0.1)), layers.Reshape((4, 1, 5))),
-    "shared": shared, "nested": nested, "frozen": frozen}
+    "add_loss of a record": lambda: chain(
+        layers.Conv2D(4, 3, name="conv"), Recorded(name="squares")
+    ),
+    "layer of losses": lambda: chain(
+        layers.Conv2D(4, 3, name="conv"), layers.ActivityRegularization(0.1, 0.1)
+    ),
+    "lstm": lambda: chain(
+        layers.Reshape((4, 16)),
+        layers.LSTM(5, return_sequences=True, recurrent_regularizer=regularizers.L2(0.1)),
+        layers.Reshape((4, 1, 5)),
+    ),
+    "shared": shared,
+    "nested": nested,
+    "frozen": frozen,
+}
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_fine_tuning_ends_with_the_weights_of_keras_fit(name, recorded):
     tuned, fitted, (x, y) = NETWORKS[name](), NETWORKS[name](), examples()
-    ekg.fine_tune(tuned, ekg.make_data(tuned, (x, y)), epochs=EPOCHS, weight_decay=0.0, learning_rate=RATE,
-                  decay_points=(), batch_size=len(x))
+    ekg.fine_tune(
+        tuned,
+        ekg.make_data(tuned, (x, y)),
+        epochs=EPOCHS,
+        weight_decay=0.0,
+        learning_rate=RATE,
+        decay_points=(),
+        batch_size=len(x),
+    )
     start = fitted.get_weights()
     fitted.compile(keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True), LOGITS)
     fitted.fit(x, y, batch_size=len(x), epochs=EPOCHS, shuffle=False, verbose=0)
     for before, variable, expected in zip(start, tuned.weights, fitted.weights):
         if variable.trainable:
-            assert np.abs(variable - expected).max() < 1e-4 * np.abs(expected - before).max() + 1e-6, variable.path
+            assert (
+                np.abs(variable - expected).max() < 1e-4 * np.abs(expected - before).max() + 1e-6
+            ), variable.path
 
 
 def test_what_is_added_moves_the_weights(recorded):
@@ -113,22 +174,43 @@ def test_what_is_added_moves_the_weights(recorded):
 
 def test_the_activities_of_a_head_are_those_of_its_probabilities():
     """The softmax is taken off for the training on logits, and with it what its regularizer saw."""
-    (x, y), heads = examples(), {
-        "dense": lambda: layers.Dense(3, activation="softmax", activity_regularizer=regularizers.L2(2.0), name="fc"),
-        "layer": lambda: lambda x: layers.Softmax(activity_regularizer=regularizers.L2(2.0), name="soft")(
-            layers.Dense(3, name="fc")(x))}
+    (x, y), heads = (
+        examples(),
+        {
+            "dense": lambda: layers.Dense(
+                3, activation="softmax", activity_regularizer=regularizers.L2(2.0), name="fc"
+            ),
+            "layer": lambda: (
+                lambda x: layers.Softmax(activity_regularizer=regularizers.L2(2.0), name="soft")(
+                    layers.Dense(3, name="fc")(x)
+                )
+            ),
+        },
+    )
     for name, make in heads.items():
         model, fitted = chain(head=make()), chain(head=make())
         logits, head = without_head(model)
-        ekg.fine_tune(logits, ekg.make_data(logits, (x, y)), epochs=EPOCHS, weight_decay=0.0, learning_rate=RATE,
-                      decay_points=(), batch_size=len(x))
-        fitted.compile(keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True), "sparse_categorical_crossentropy")
+        ekg.fine_tune(
+            logits,
+            ekg.make_data(logits, (x, y)),
+            epochs=EPOCHS,
+            weight_decay=0.0,
+            learning_rate=RATE,
+            decay_points=(),
+            batch_size=len(x),
+        )
+        fitted.compile(
+            keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True),
+            "sparse_categorical_crossentropy",
+        )
         fitted.fit(x, y, batch_size=len(x), epochs=EPOCHS, shuffle=False, verbose=0)
         tuned = head.put_back(logits)
         for variable, expected in zip(tuned.weights, fitted.weights):
             np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5, err_msg=name)
         tuned(x, training=True)
-        assert float(sum(tuned.losses)) == pytest.approx(2 * np.sum(tuned.predict(x, verbose=0)**2) / len(x), rel=1e-5)
+        assert float(sum(tuned.losses)) == pytest.approx(
+            2 * np.sum(tuned.predict(x, verbose=0) ** 2) / len(x), rel=1e-5
+        )
 
 
 def test_weight_decay_says_that_it_comes_on_top(caplog):
@@ -138,7 +220,11 @@ def test_weight_decay_says_that_it_comes_on_top(caplog):
     for decay, number in ((0.0, 0), (0.01, 1)):
         caplog.clear()
         ekg.fine_tune(model, data, epochs=1, weight_decay=decay, batch_size=len(x))
-        told = [record.getMessage() for record in caplog.records if "regularizers of the network" in record.getMessage()]
+        told = [
+            record.getMessage()
+            for record in caplog.records
+            if "regularizers of the network" in record.getMessage()
+        ]
         assert len(told) == number, told
     assert "`weight_decay` 0.01 comes on top" in told[0]
 
@@ -147,8 +233,13 @@ def test_the_epoch_before_the_search_minimises_what_fit_does(recorded):
     """Its step has no views and leaves moving statistics alone."""
     (x, y), name = examples(), "add_loss of a record"
     tuned, fitted = NETWORKS[name](), NETWORKS[name]()
-    trainer = Trainer(tf.distribute.get_strategy(), tuned, losses.plain(ekg.make_data(tuned, (x, y))), weight_decay=0.0,
-                      update_statistics=False)
+    trainer = Trainer(
+        tf.distribute.get_strategy(),
+        tuned,
+        losses.plain(ekg.make_data(tuned, (x, y))),
+        weight_decay=0.0,
+        update_statistics=False,
+    )
     trainer.step({"images": x, "labels": y}, RATE)
     fitted.compile(keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True), LOGITS)
     fitted.fit(x, y, batch_size=len(x), epochs=1, shuffle=False, verbose=0)
@@ -162,7 +253,13 @@ def test_cut_into_micro_batches_and_in_half_precision_they_count_once():
     for options in (StepOptions(accum=4), StepOptions(dtype="bfloat16")):
         model = NETWORKS["records"]() if options.dtype == "bfloat16" else NETWORKS["dense head"]()
         data = ekg.make_data(model, (x, y))
-        trainer = Trainer(tf.distribute.get_strategy(), model, losses.plain(data), weight_decay=0.0, options=options)
+        trainer = Trainer(
+            tf.distribute.get_strategy(),
+            model,
+            losses.plain(data),
+            weight_decay=0.0,
+            options=options,
+        )
         metrics = trainer.step({"images": x, "labels": y}, 0.0)
         model(x, training=True)
         assert float(metrics["regularization"]) == pytest.approx(float(sum(model.losses)), rel=2e-2)

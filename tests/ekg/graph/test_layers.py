@@ -9,7 +9,7 @@ import ekg
 from ekg.graph import attention, flow, records
 from ekg.graph.complexity import model_complexity
 from ekg.graph.records import IN, OUT
-from ekg.search import criteria
+from ekg.searching import criteria
 from tests.conftest import conv_bn, randomise_
 from tests.helpers import (
     check_landscape_is_that_of_the_cut,
@@ -43,10 +43,22 @@ KINDS_WITH_WEIGHTS = {
     "PReLU": (lambda: layers.PReLU(shared_axes=(1, 2)), 6),
 }
 # Their last axis of channels is a part, or a multiple, of what they read or write.
-OTHERS = {layers.Embedding, layers.MultiHeadAttention, layers.GroupQueryAttention, attention.ToHeads, attention.FromHeads,
-          layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional, layers.TimeDistributed,
-          layers.Rescaling, layers.UnitNormalization, layers.Normalization,
-          layers.Resizing}
+OTHERS = {
+    layers.Embedding,
+    layers.MultiHeadAttention,
+    layers.GroupQueryAttention,
+    attention.ToHeads,
+    attention.FromHeads,
+    layers.LSTM,
+    layers.GRU,
+    layers.SimpleRNN,
+    layers.Bidirectional,
+    layers.TimeDistributed,
+    layers.Rescaling,
+    layers.UnitNormalization,
+    layers.Normalization,
+    layers.Resizing,
+}
 
 
 @pytest.fixture(params=KINDS_WITH_WEIGHTS)
@@ -80,12 +92,16 @@ def test_a_records_filter_axes_name_one_filter_per_output_channel(layer_and_outp
 
 
 def test_every_kind_of_layer_with_weights_is_among_those_tested():
-    with_weights = {kind for kind, record in records.RECORDS.items() if isinstance(kind, type) and (
-        callable(record) or record.weights or record.flops)}
+    with_weights = {
+        kind
+        for kind, record in records.RECORDS.items()
+        if isinstance(kind, type) and (callable(record) or record.weights or record.flops)
+    }
     assert with_weights == {type(make()) for make, _ in KINDS_WITH_WEIGHTS.values()} | OTHERS
 
 
 # ---------------------------------------------------------------- records of one's own
+
 
 class ChannelScale(layers.Layer):
     """Multiplies every channel by a learned factor."""
@@ -116,9 +132,16 @@ class PointwiseMix(layers.Layer):
 
 
 SCALE = ekg.LayerRecord(flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale",))
-SCALE_OF_ZEROS = ekg.LayerRecord(flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale",), keeps_zeros=True)
-MIX = ekg.LayerRecord(flow.mix, {"kernel": ekg.Weight((IN, OUT), (1,)), "bias": ekg.Weight((OUT,))}, ("kernel",),
-                      resize=lambda _, kept: {"units": len(kept.output)}, mixes=True)
+SCALE_OF_ZEROS = ekg.LayerRecord(
+    flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale",), keeps_zeros=True
+)
+MIX = ekg.LayerRecord(
+    flow.mix,
+    {"kernel": ekg.Weight((IN, OUT), (1,)), "bias": ekg.Weight((OUT,))},
+    ("kernel",),
+    resize=lambda _, kept: {"units": len(kept.output)},
+    mixes=True,
+)
 
 
 @pytest.fixture
@@ -129,7 +152,9 @@ def registry(monkeypatch):
 
 
 def make_network():
-    """A residual block whose convolution is a PointwiseMix behind a ChannelScale, and a narrower PointwiseMix behind it."""
+    """A residual block whose convolution is a PointwiseMix behind a ChannelScale, and a narrower
+    PointwiseMix behind it.
+    """
     inputs = keras.Input((8, 8, 3))
     x = ChannelScale(name="scale")(conv_bn(inputs, 6, "first"))
     x = layers.ReLU(name="sum_relu")(layers.Add(name="sum")([PointwiseMix(6, name="mix")(x), x]))
@@ -151,8 +176,10 @@ def test_layers_of_ones_own_are_pruned_like_others(registry, images, caplog, sca
     ekg.register_layer(PointwiseMix, MIX)
     supernet = ekg.Supernet(make_network())
     assert {group.name: (group.size, group.writers, group.sites) for group in supernet.groups} == {
-        "first": (6, ("first", "mix"), (site, "sum_relu")), "narrow": (4, ("narrow",), ("narrow_relu",)),
-        "last": (5, ("last",), ("last_relu",))}
+        "first": (6, ("first", "mix"), (site, "sum_relu")),
+        "narrow": (4, ("narrow",), ("narrow_relu",)),
+        "last": (5, ("last",), ("last_relu",)),
+    }
     for seed in range(4):
         check_masked_is_cut(supernet, random_subnetwork(supernet, seed), images)
     assert not [record for record in caplog.records if record.name.startswith("ekg")]
@@ -160,11 +187,30 @@ def test_layers_of_ones_own_are_pruned_like_others(registry, images, caplog, sca
 
 def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
     def by_hand(first, narrow, last):
-        flops = 64 * (27 * first + 2 * first + first + first * first + first * narrow + 9 * narrow * last + 2 * last)
-        params = 27 * first + 4 * first + first + (first + 1) * first + (first + 1) * narrow + 9 * narrow * last + 4 * last
+        flops = 64 * (
+            27 * first
+            + 2 * first
+            + first
+            + first * first
+            + first * narrow
+            + 9 * narrow * last
+            + 2 * last
+        )
+        params = (
+            27 * first
+            + 4 * first
+            + first
+            + (first + 1) * first
+            + (first + 1) * narrow
+            + 9 * narrow * last
+            + 4 * last
+        )
         return ekg.Complexity(params + (last + 1) * 3, flops + last * 3)
+
     supernet = ekg.Supernet(user_network)
-    assert supernet.complexity(supernet.whole()) == model_complexity(user_network) == by_hand(6, 4, 5)
+    assert (
+        supernet.complexity(supernet.whole()) == model_complexity(user_network) == by_hand(6, 4, 5)
+    )
     assert by_hand(6, 4, 5).params == user_network.count_params()
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     assert supernet.complexity(half) == by_hand(3, 2, 3)
@@ -172,8 +218,10 @@ def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
 
 def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data):
     objective = make_objective(user_network, tiny_data)
-    norms = {name: np.abs(user_network.get_layer(name).kernel.numpy()).reshape(-1, size).sum(axis=0)
-             for name, size in (("first", 6), ("mix", 6), ("narrow", 4), ("last", 5))}
+    norms = {
+        name: np.abs(user_network.get_layer(name).kernel.numpy()).reshape(-1, size).sum(axis=0)
+        for name, size in (("first", 6), ("mix", 6), ("narrow", 4), ("last", 5))
+    }
     expected = np.concatenate([norms["first"] + norms["mix"], norms["narrow"], norms["last"]])
     context = criteria.CriterionContext(objective, objective.supernet.whole())
     np.testing.assert_allclose(criteria.l1(context), expected, rtol=1e-5)
@@ -181,28 +229,49 @@ def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data)
 
 @pytest.mark.parametrize("criterion", ["ekg", "l1"])
 def test_a_search_prunes_layers_of_ones_own(user_network, tiny_data, criterion):
-    history = ekg.search(ekg.Supernet(user_network), tiny_data, target_rate=0.4, criterion=criterion).history
-    assert history[-1].rate <= 0.4 < history[-2].rate and {entry.group for entry in history} >= {"first", "narrow"}
+    history = ekg.search(
+        ekg.Supernet(user_network), tiny_data, target_rate=0.4, criterion=criterion
+    ).history
+    assert history[-1].rate <= 0.4 < history[-2].rate and {entry.group for entry in history} >= {
+        "first",
+        "narrow",
+    }
 
 
 def test_a_masked_landscape_with_layers_of_ones_own_is_that_of_the_cut(user_network, tiny_data):
     supernet = ekg.Supernet(user_network)
     subnetwork = random_subnetwork(supernet, 1)
-    masked, cut = check_landscape_is_that_of_the_cut(supernet, subnetwork, evaluation_batches(tiny_data), "all")
+    masked, cut = check_landscape_is_that_of_the_cut(
+        supernet, subnetwork, evaluation_batches(tiny_data), "all"
+    )
     first, narrow, last = (subnetwork.num_kept(group) for group in range(3))
-    assert masked.support.sum() == cut.dimension == (
-        (27 + 2 + 1) * first + (first + 1) * (first + narrow) + (9 * narrow + 2) * last + (last + 1) * 3)
+    assert (
+        masked.support.sum()
+        == cut.dimension
+        == (
+            (27 + 2 + 1) * first
+            + (first + 1) * (first + narrow)
+            + (9 * narrow + 2) * last
+            + (last + 1) * 3
+        )
+    )
 
 
-@pytest.mark.parametrize(("missing", "name", "groups"), [(ChannelScale, "scale", ["narrow", "last"]),
-                                                         (PointwiseMix, "mix", ["last"])])
-def test_without_its_record_a_layer_closes_the_channels_it_reads(user_network, registry, caplog, images, missing, name,
-                                                                 groups):
+@pytest.mark.parametrize(
+    ("missing", "name", "groups"),
+    [(ChannelScale, "scale", ["narrow", "last"]), (PointwiseMix, "mix", ["last"])],
+)
+def test_without_its_record_a_layer_closes_the_channels_it_reads(
+    user_network, registry, caplog, images, missing, name, groups
+):
     del registry[missing]
     supernet = ekg.Supernet(make_network())
     assert [group.name for group in supernet.groups] == groups
     assert f"layer '{name}' ({missing.__name__}): its effect on channels is unknown" in caplog.text
-    assert f"the FLOPs of '{name}' ({missing.__name__})" in caplog.text and " are not counted, so a rate is" in caplog.text
+    assert (
+        f"the FLOPs of '{name}' ({missing.__name__})" in caplog.text
+        and " are not counted, so a rate is" in caplog.text
+    )
     check_masked_is_cut(supernet, supernet.smallest(), images)
 
 
@@ -210,6 +279,7 @@ def test_a_subclass_has_no_record_of_its_own(user_network):
     class ShiftedScale(ChannelScale):
         def call(self, x):
             return super().call(x) + 1
+
     assert records.record_of(ChannelScale()) is SCALE and records.record_of(ShiftedScale()) is None
 
 
@@ -219,7 +289,9 @@ def test_a_record_may_depend_on_the_layer(registry):
 
 
 def test_a_layer_with_a_weight_that_its_record_does_not_know_closes_its_channels(caplog):
-    """A PReLU as the activation of a dense layer has a weight, which is one of the dense layer's, too."""
+    """A PReLU as the activation of a dense layer has a weight, which is one of the dense layer's,
+    too.
+    """
     inputs = keras.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D(name="pool")(conv_bn(conv_bn(inputs, 4, "free"), 5, "closed"))
     for activation, names in (("relu", ["free", "closed", "hidden"]), (layers.PReLU(), ["free"])):
@@ -232,20 +304,41 @@ def test_a_layer_with_a_weight_that_its_record_does_not_know_closes_its_channels
     assert "layer 'hidden' (Dense): its effect on channels is unknown" in caplog.text
 
 
-@pytest.mark.parametrize(("kind", "record", "message"), [
-    (np.ndarray, SCALE, "`kind` must be a subclass of keras.layers.Layer; received <class 'numpy.ndarray'>."),
-    (layers.ReLU(name="made"), SCALE, "`kind` must be a subclass of keras.layers.Layer; received <ReLU name=made"),
-    (ChannelScale, {"scale": (OUT,)}, "`record` must be an ekg.LayerRecord, or a function from a layer to one; received {"),
-])
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        (
+            np.ndarray,
+            SCALE,
+            "`kind` must be a subclass of keras.layers.Layer; received <class 'numpy.ndarray'>.",
+        ),
+        (
+            layers.ReLU(name="made"),
+            SCALE,
+            "`kind` must be a subclass of keras.layers.Layer; received <ReLU name=made",
+        ),
+        (
+            ChannelScale,
+            {"scale": (OUT,)},
+            "`record` must be an ekg.LayerRecord, or a function from a layer to one; received {",
+        ),
+    ],
+)
 def test_what_is_no_layer_class_or_no_record_is_not_registered(registry, kind, record, message):
     before = dict(registry)
     with pytest.raises(ekg.EkgError) as error:
         ekg.register_layer(kind, record)
-    assert str(error.value).startswith(message) and "\n" not in str(error.value) and registry == before
+    assert (
+        str(error.value).startswith(message) and "\n" not in str(error.value) and registry == before
+    )
 
 
 def test_a_record_that_contradicts_itself_is_refused():
-    with pytest.raises(ekg.EkgError, match="`multiplies` names \\['kernel'\\], which `weights` does not describe"):
+    with pytest.raises(
+        ekg.EkgError, match="`multiplies` names \\['kernel'\\], which `weights` does not describe"
+    ):
         ekg.LayerRecord(flow.carry, {"scale": ekg.Weight((OUT,))}, multiplies=("scale", "kernel"))
-    with pytest.raises(ekg.EkgError, match="`mixes` needs a weight with the axes IN and OUT in `weights`"):
+    with pytest.raises(
+        ekg.EkgError, match="`mixes` needs a weight with the axes IN and OUT in `weights`"
+    ):
         ekg.LayerRecord(flow.mix, {"scale": ekg.Weight((OUT,))}, mixes=True)

@@ -15,7 +15,12 @@ SHAPES = [(6, 8, 8, 13), (5, 4, 4, 20), (16, 7, 7, 10), (2, 6, 6, 24)]
 def drawn(shape):
     """Returns (x, gamma, beta, direction), float64."""
     rng = np.random.default_rng(shape[-1])
-    return (rng.normal(2, 3, shape), rng.uniform(0.5, 2, shape[-1]), rng.normal(size=shape[-1]), rng.normal(size=shape))
+    return (
+        rng.normal(2, 3, shape),
+        rng.uniform(0.5, 2, shape[-1]),
+        rng.normal(size=shape[-1]),
+        rng.normal(size=shape),
+    )
 
 
 def plain(x, gamma, beta):
@@ -26,7 +31,9 @@ def plain(x, gamma, beta):
 
 
 def results(function, values, direction, dtype):
-    """Returns what a norm returns, and the gradients of ⟨output, direction⟩ by x, gamma and beta."""
+    """Returns what a norm returns, and the gradients of ⟨output, direction⟩ by x, gamma and
+    beta.
+    """
     values = [tf.constant(value, dtype) for value in values]
     with tf.GradientTape() as tape:
         tape.watch(values)
@@ -40,7 +47,12 @@ def test_a_norm_of_tiled_positions_is_the_definition_in_float64(shape):
     *values, direction = drawn(shape)
     k = narrow_norms.tiles(tf.zeros(shape))
     assert k == 16 // np.gcd(16, shape[-1]) > 1
-    found = results(lambda *args: narrow_norms.normalise(args[0], k, *args[1:], EPSILON), values, direction, tf.float32)
+    found = results(
+        lambda *args: narrow_norms.normalise(args[0], k, *args[1:], EPSILON),
+        values,
+        direction,
+        tf.float32,
+    )
     expected = results(plain, values, direction, tf.float64)
     for value, expected_value in zip(found, expected):
         assert relative_difference(value, expected_value) < 1e-5
@@ -51,16 +63,22 @@ def test_given_statistics_are_used_as_the_definition_has_it(shape):
     x, gamma, beta, _ = drawn(shape)
     mean, variance = np.linspace(-1, 1, shape[-1]), np.linspace(0.1, 4, shape[-1])
     values = [tf.constant(value, tf.float32) for value in (gamma, beta, mean, variance)]
-    found = narrow_norms.normalise_by(tf.constant(x, tf.float32), narrow_norms.tiles(x), *values, EPSILON)
-    assert relative_difference(found, gamma * (x - mean) / np.sqrt(variance + EPSILON) + beta) < 1e-5
+    found = narrow_norms.normalise_by(
+        tf.constant(x, tf.float32), narrow_norms.tiles(x), *values, EPSILON
+    )
+    assert (
+        relative_difference(found, gamma * (x - mean) / np.sqrt(variance + EPSILON) + beta) < 1e-5
+    )
 
 
 def test_positions_that_do_not_divide_by_the_tile_keep_the_plain_operation():
     assert narrow_norms.tiles(tf.zeros((3, 7, 7, 13))) == 1  # 147 positions
     assert narrow_norms.tiles(tf.zeros((3, 8, 8, 32))) == 1  # fast as it is
     unknown = []
-    function = tf.function(lambda x: unknown.append(narrow_norms.tiles(x)) or x,
-                           input_signature=[tf.TensorSpec((None, 8, 8, 13))])
+    function = tf.function(
+        lambda x: unknown.append(narrow_norms.tiles(x)) or x,
+        input_signature=[tf.TensorSpec((None, 8, 8, 13))],
+    )
     function.get_concrete_function()
     assert unknown[0] == 16  # whatever the batch, 64 positions of an image divide
 
@@ -70,7 +88,9 @@ def test_with_a_gpu_the_plain_operation_stays(monkeypatch):
     assert narrow_norms.tiles(tf.zeros((6, 8, 8, 13))) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"scale": False, "center": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": False}, {"center": False}, {"scale": False, "center": False}]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_norm_without_scale_or_offset_equals_keras(options, training):
     inputs = keras.Input((8, 8, 5))

@@ -84,7 +84,8 @@ def test_blocks_within_a_stage_lose_channels_and_have_names():
     assert groups_of(supernet) == {
         "stem": ("stem", "stage/block_0/second", "stage/block_1/second"),
         "stage/block_0/first": ("stage/block_0/first",),
-        "stage/block_1/first": ("stage/block_1/first",)}
+        "stage/block_1/first": ("stage/block_1/first",),
+    }
     assert supernet.complexity(supernet.whole()).flops == flops_of(6, 4, 3)
     assert supernet.complexity(supernet.smallest()).flops == flops_of(1, 1, 1)
     assert not Graph(supernet.cut(supernet.smallest()), open_layers=True).unopened
@@ -92,13 +93,19 @@ def test_blocks_within_a_stage_lose_channels_and_have_names():
 
 def test_a_subclassed_model_is_pruned_from_its_shape_or_after_a_call():
     model = ResNet(name="own")
-    with pytest.raises(ekg.EkgError, match="`model` 'own' .ResNet. is a subclassed model, whose "
-                                           "input shape is not known; give `input_shape`"):
+    with pytest.raises(
+        ekg.EkgError,
+        match="`model` 'own' .ResNet. is a subclassed model, whose "
+        "input shape is not known; give `input_shape`",
+    ):
         ekg.Supernet(model)
     supernet = check_prunable(model, input_shape=(8, 8, 3), subnetworks=1)
     called = check_prunable(randomise_(model))
-    assert groups_of(supernet) == groups_of(called) == {
-        "stem": ("stem", "block/second"), "block/first": ("block/first",)}
+    assert (
+        groups_of(supernet)
+        == groups_of(called)
+        == {"stem": ("stem", "block/second"), "block/first": ("block/first",)}
+    )
     assert called.complexity(called.whole()).flops == flops_of(6, 4)
     assert called.complexity(called.whole()).params == model.count_params()
 
@@ -142,8 +149,9 @@ def test_an_opened_copy_trains_like_the_subclassed_model():
     for network in (model, opened):
         network.compile(keras.optimizers.SGD(0.01), loss)
         network.fit(images, labels, batch_size=4, epochs=1, shuffle=False, verbose=0)
-    np.testing.assert_allclose(opened.predict(images, verbose=0), model.predict(images, verbose=0),
-                               rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        opened.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_layer_called_twice_is_one_layer():
@@ -159,8 +167,9 @@ def test_a_layer_called_in_two_ways_stays_closed():
     for norm in (block.norm for block in stage.blocks):
         norm.trainable = False
     inspected = ekg.inspect(model)
-    assert inspected.closed["stem"] == ("read by 'stage' (Stage), as it stays closed: it is called "
-                                        "in several ways")
+    assert inspected.closed["stem"] == (
+        "read by 'stage' (Stage), as it stays closed: it is called in several ways"
+    )
 
 
 def test_layers_stay_closed_as_asked():
@@ -173,8 +182,11 @@ def test_layers_stay_closed_as_asked():
         ekg.Supernet(model, open_layers="block_0")
     for block in stage.blocks:
         block.norm.trainable = False
-    supernet = check_prunable(network_of(lambda x: stage(x, shortcut=Block(3, name="beside")(x))),
-                              open_layers=["^beside"], subnetworks=1)
+    supernet = check_prunable(
+        network_of(lambda x: stage(x, shortcut=Block(3, name="beside")(x))),
+        open_layers=["^beside"],
+        subnetworks=1,
+    )
     assert list(groups_of(supernet)) == ["beside/first"]
     with pytest.raises(ekg.EkgError, match="`open_layers` must be True, False, a regular"):
         ekg.Supernet(model, open_layers=3)
@@ -243,15 +255,18 @@ class Borrowing(Holder):
         return ops.matmul(x, self.dense.kernel + 0.0)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [
-    (Deciding, "its call() does not run on symbolic tensors: "),
-    (Seeded, "it has randomness of its own"),
-    (Noisy, "in inference the graph of its parts does not give what it gives"),
-    (OtherInTraining, "in training the graph of its parts does not give what it gives"),
-    (Counting, "in inference the graph of its parts does not give what it gives"),
-    (Borrowing, "its call() does not use the weight "),
-    (Weighing, "it has a weight of its own, 'factor', beside those of its layers"),
-])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Deciding, "its call() does not run on symbolic tensors: "),
+        (Seeded, "it has randomness of its own"),
+        (Noisy, "in inference the graph of its parts does not give what it gives"),
+        (OtherInTraining, "in training the graph of its parts does not give what it gives"),
+        (Counting, "in inference the graph of its parts does not give what it gives"),
+        (Borrowing, "its call() does not use the weight "),
+        (Weighing, "it has a weight of its own, 'factor', beside those of its layers"),
+    ],
+)
 def test_what_no_graph_shows_stays_closed_with_the_reason(kind, reason, caplog):
     supernet = ekg.Supernet(network_of(lambda x: kind(name="holder")(Block(4, name="block")(x))))
     closed = f"read by 'holder' ({kind.__name__}), as it stays closed: {reason}"
@@ -267,8 +282,11 @@ def test_a_subclassed_model_that_no_graph_shows_is_refused_in_one_line():
     class Deciding(ResNet):
         def call(self, x, training=None):
             return super().call(x, training) if ops.max(x) > 0 else self.fc(self.pool(x))
-    message = ("`model` 'own' .Deciding. cannot be taken apart into its layers: its call.. does "
-               "not run on symbolic")
+
+    message = (
+        "`model` 'own' .Deciding. cannot be taken apart into its layers: its call.. does "
+        "not run on symbolic"
+    )
     with pytest.raises(ekg.EkgError, match=message) as error:
         ekg.Supernet(Deciding(name="own"), input_shape=(8, 8, 3))
     assert "\n" not in str(error.value)
@@ -278,8 +296,15 @@ def test_a_whole_job_prunes_a_subclassed_model():
     model, data = ResNet(), make_data(num_train=24)
     model(np.zeros((1, 8, 8, 3), np.float32))
     pair = (data.train.images.astype(np.float32) / 50 - 2, data.train.labels)
-    result = ekg.prune(randomise_(model), pair, target_rate=0.5, epochs=None, bank=False,
-                       exclude=model.stem, verbose=False)
+    result = ekg.prune(
+        randomise_(model),
+        pair,
+        target_rate=0.5,
+        epochs=None,
+        bank=False,
+        exclude=model.stem,
+        verbose=False,
+    )
     assert result.rate <= 0.5 and result.subnetwork.names == ("block/first",)
     assert isinstance(result.model, keras.Model)
     assert result.model.count_params() < model.count_params()

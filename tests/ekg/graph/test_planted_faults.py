@@ -42,6 +42,7 @@ def handed_over():
     def states(x):
         x, h = layers.GRU(4, return_sequences=True, return_state=True, name="encoder")(x)
         return layers.GRU(4, return_sequences=True, name="decoder")(x, initial_state=h)
+
     return network(states)
 
 
@@ -63,16 +64,20 @@ class Noisy(layers.Layer):
 
 def replaced(kind, **changes):
     """Returns a function that gives a kind another record."""
+
     def plant(patch):
         patch.setitem(RECORDS, kind, dataclasses.replace(RECORDS[kind], **changes))
+
     return plant
 
 
 def replaced_units(change):
     """Returns a function that gives recurrent layers another record."""
+
     def plant(patch):
         for kind in recurrent.KINDS:
             patch.setitem(RECORDS, kind, lambda layer: change(recurrent._record(layer)))
+
     return plant
 
 
@@ -82,8 +87,12 @@ def with_weight(record, name, **changes):
 
 
 def without(record, name):
-    return dataclasses.replace(record, resize=lambda layer, kept: {
-        key: value for key, value in record.resize(layer, kept).items() if key != name})
+    return dataclasses.replace(
+        record,
+        resize=lambda layer, kept: {
+            key: value for key, value in record.resize(layer, kept).items() if key != name
+        },
+    )
 
 
 def new_states(channel_flow, call):
@@ -94,10 +103,17 @@ def new_states(channel_flow, call):
 
 def changed(kind, name):
     """Returns a function that lets the parts of a layer forget an attribute."""
+
     def plant(patch):
         whole = kind.changes
-        patch.setattr(kind, "changes", lambda self, kept: {
-            key: value for key, value in whole(self, kept).items() if key != name})
+        patch.setattr(
+            kind,
+            "changes",
+            lambda self, kept: {
+                key: value for key, value in whole(self, kept).items() if key != name
+            },
+        )
+
     return plant
 
 
@@ -112,33 +128,64 @@ def backwards(channel_flow, call):
 
 FAULTS = {
     "heads of query alone": (attended, replaced(attention.Attending, flow=first_alone)),
-    "size for head": (attended, replaced(attention.ToHeads, weights={
-        "kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT, None))})),
-    "bias of heads stays": (attended, replaced(attention.ToHeads, weights={
-        "kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((None, None))})),
-    "bias of the output stays": (attended, replaced(attention.FromHeads, weights={
-        "kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((None,))})),
+    "size for head": (
+        attended,
+        replaced(
+            attention.ToHeads,
+            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT, None))},
+        ),
+    ),
+    "bias of heads stays": (
+        attended,
+        replaced(
+            attention.ToHeads,
+            weights={"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((None, None))},
+        ),
+    ),
+    "bias of the output stays": (
+        attended,
+        replaced(
+            attention.FromHeads,
+            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((None,))},
+        ),
+    ),
     "number of heads": (attended, changed(attention.AttentionParts, "_num_heads")),
     "channels of the output": (attended, changed(attention.AttentionParts, "_output_shape")),
     "groups of heads": (grouped, changed(attention.AttentionParts, "num_key_value_heads")),
-    "gates side by side": (units, replaced_units(
-        lambda record: with_weight(record, "kernel", is_tiled=False))),
-    "recurrent gates side by side": (units, replaced_units(
-        lambda record: with_weight(record, "recurrent_kernel", is_tiled=False))),
-    "biases side by side": (units, replaced_units(
-        lambda record: with_weight(record, "bias", is_tiled=False))),
-    "rows of the recurrent kernel stay": (units, replaced_units(
-        lambda record: with_weight(record, "recurrent_kernel", axes=(None, OUT)))),
+    "gates side by side": (
+        units,
+        replaced_units(lambda record: with_weight(record, "kernel", is_tiled=False)),
+    ),
+    "recurrent gates side by side": (
+        units,
+        replaced_units(lambda record: with_weight(record, "recurrent_kernel", is_tiled=False)),
+    ),
+    "biases side by side": (
+        units,
+        replaced_units(lambda record: with_weight(record, "bias", is_tiled=False)),
+    ),
+    "rows of the recurrent kernel stay": (
+        units,
+        replaced_units(lambda record: with_weight(record, "recurrent_kernel", axes=(None, OUT))),
+    ),
     "number of units": (handed_over, replaced_units(lambda record: without(record, "cell.units"))),
     "size of states": (units, replaced_units(lambda record: without(record, "cell.state_size"))),
-    "masked units are read again": (units, lambda patch: patch.setattr(
-        Supernet, "_without_masked_states", lambda self, call, values, mask: values)),
-    "states apart": (handed_over, replaced_units(
-        lambda record: dataclasses.replace(record, flow=new_states))),
+    "masked units are read again": (
+        units,
+        lambda patch: patch.setattr(
+            Supernet, "_without_masked_states", lambda self, call, values, mask: values
+        ),
+    ),
+    "states apart": (
+        handed_over,
+        replaced_units(lambda record: dataclasses.replace(record, flow=new_states)),
+    ),
     "directions in the other order": (both, replaced(recurrent.Merging, flow=backwards)),
     "one direction": (both, replaced(recurrent.Merging, flow=first_alone)),
-    "noise that the graph keeps": (lambda: network(Noisy(name="noisy")), lambda patch:
-                                   patch.setattr(opening, "_check_outputs", lambda *_: None)),
+    "noise that the graph keeps": (
+        lambda: network(Noisy(name="noisy")),
+        lambda patch: patch.setattr(opening, "_check_outputs", lambda *_: None),
+    ),
 }
 
 

@@ -26,22 +26,27 @@ def sizes_of(supernet):
     return {group.name: group.size for group in supernet.groups}
 
 
-@pytest.mark.parametrize(("layer", "gates", "biases"), [
-    (layers.LSTM(4, name="units"), 4, 4),
-    (layers.GRU(4, return_sequences=True, name="units"), 3, 6),
-    (layers.GRU(4, reset_after=False, use_bias=False, dropout=0.2, name="units"), 3, 0),
-    (layers.SimpleRNN(4, return_sequences=True, go_backwards=True, name="units"), 1, 1),
-])
+@pytest.mark.parametrize(
+    ("layer", "gates", "biases"),
+    [
+        (layers.LSTM(4, name="units"), 4, 4),
+        (layers.GRU(4, return_sequences=True, name="units"), 3, 6),
+        (layers.GRU(4, reset_after=False, use_bias=False, dropout=0.2, name="units"), 3, 0),
+        (layers.SimpleRNN(4, return_sequences=True, go_backwards=True, name="units"), 1, 1),
+    ],
+)
 def test_a_unit_goes_with_all_its_gates_and_states(layer, gates, biases):
     supernet = check_prunable(network(layer), subnetworks=1)
     assert sizes_of(supernet) == {"conv": 5, "units": 4}
-    for subnetwork, conv, units in ((supernet.whole(), 5, 4), (supernet.smallest(), 1, 1),
-                                    (supernet.whole().with_widths({"units": 0.5}), 5, 2)):
+    for subnetwork, conv, units in (
+        (supernet.whole(), 5, 4),
+        (supernet.smallest(), 1, 1),
+        (supernet.whole().with_widths({"units": 0.5}), 5, 2),
+    ):
         products = gates * units * (conv + units)
         counted = supernet.complexity(subnetwork)
         assert counted.flops == STEPS * (9 * conv + products) + units * CLASSES
-        assert counted.params == (10 * conv + products + biases * units
-                                  + (units + 1) * CLASSES)
+        assert counted.params == (10 * conv + products + biases * units + (units + 1) * CLASSES)
     cut = supernet.cut(supernet.whole().with_widths({"units": 0.5})).get_layer("units")
     assert type(cut) is type(layer) and cut.units == 2
 
@@ -52,25 +57,39 @@ def test_states_that_are_handed_over_are_the_same_units():
         y, h, c = encoder(x)
         z = layers.LSTM(4, return_sequences=True, name="decoder")(y, initial_state=[h, c])
         return layers.Dense(4, name="mix")(ops.concatenate([ops.mean(z, axis=1), c], axis=-1))
+
     supernet = check_prunable(network(encoded), subnetworks=1)
     assert {group.name: group.writers for group in supernet.groups} == {
-        "conv": ("conv",), "encoder": ("encoder", "decoder"), "mix": ("mix",)}
+        "conv": ("conv",),
+        "encoder": ("encoder", "decoder"),
+        "mix": ("mix",),
+    }
 
 
-@pytest.mark.parametrize(("kind", "mode", "gates"), [
-    (layers.LSTM, "concat", 4), (layers.GRU, "sum", 3), (layers.SimpleRNN, "mul", 1),
-    (layers.SimpleRNN, "ave", 1),
-])
+@pytest.mark.parametrize(
+    ("kind", "mode", "gates"),
+    [
+        (layers.LSTM, "concat", 4),
+        (layers.GRU, "sum", 3),
+        (layers.SimpleRNN, "mul", 1),
+        (layers.SimpleRNN, "ave", 1),
+    ],
+)
 def test_both_directions_lose_the_same_units(kind, mode, gates):
-    both = layers.Bidirectional(kind(4, return_sequences=kind is not layers.GRU, name="units"),
-                                merge_mode=mode, name="both")
+    both = layers.Bidirectional(
+        kind(4, return_sequences=kind is not layers.GRU, name="units"), merge_mode=mode, name="both"
+    )
     supernet = check_prunable(network(both), subnetworks=1)
     assert {group.name: group.writers for group in supernet.groups} == {
-        "conv": ("conv",), "both/forward_units": ("both/forward_units", "both/backward_units")}
+        "conv": ("conv",),
+        "both/forward_units": ("both/forward_units", "both/backward_units"),
+    }
     for subnetwork, conv, units in ((supernet.whole(), 5, 4), (supernet.smallest(), 1, 1)):
         read = units * (2 if mode == "concat" else 1)
-        assert supernet.complexity(subnetwork).flops == STEPS * (
-            9 * conv + 2 * gates * units * (conv + units)) + read * CLASSES
+        assert (
+            supernet.complexity(subnetwork).flops
+            == STEPS * (9 * conv + 2 * gates * units * (conv + units)) + read * CLASSES
+        )
     cut = supernet.cut(supernet.smallest()).get_layer("both")
     assert type(cut) is layers.Bidirectional and cut.backward_layer.units == 1
 
@@ -80,6 +99,7 @@ def test_states_and_outputs_of_both_directions_one_by_one():
         both = layers.Bidirectional(layers.GRU(3, return_state=True), merge_mode=None, name="both")
         forward, backward, *states = both(x)
         return layers.Dense(4, name="mix")(ops.concatenate([forward * 2.0, backward, *states], -1))
+
     supernet = check_prunable(network(apart), subnetworks=1)
     assert list(sizes_of(supernet).values()) == [5, 3, 4]
 

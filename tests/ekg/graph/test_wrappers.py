@@ -96,7 +96,10 @@ def test_a_recurrent_layer_at_each_step_is_counted_and_pruned():
     report = ekg.inspect(model)
     assert report.complexity.flops == 3 * 5 * (6 * 7) + 3 * 5 * 4 * (7 * 4 + 4 * 4) + 4 * 2
     assert list(report.closed) == ["fc"] and report.uncounted == ()
-    assert [group.size for group in ekg.testing.check_prunable(model, subnetworks=1).groups] == [7, 4]
+    assert [group.size for group in ekg.testing.check_prunable(model, subnetworks=1).groups] == [
+        7,
+        4,
+    ]
 
 
 def test_channels_along_the_steps_are_never_pruned():

@@ -37,7 +37,8 @@ def assign_(variables, point):
 def dense_hessian(original, data, parameters, batch_statistics, batches):
     """Central differences of Keras' own float64 gradients, mean over all images.
 
-    Keras' second derivatives would be no oracle: tf.nn.moments takes the mean as a constant in the variance. The step is
+    Keras' second derivatives would be no oracle: tf.nn.moments takes the mean as a constant in the
+        variance. The step is
     so small that no ReLU turns.
     """
     model = make_small_in_float64(original)
@@ -48,10 +49,17 @@ def dense_hessian(original, data, parameters, batch_statistics, batches):
         with tf.GradientTape() as tape:
             logits = model(images, training=batch_statistics)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0)
+        return tf.concat(
+            [tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0
+        )
 
-    parts = [(tf.cast(data.normalise(data.test.images[start:stop]), tf.float64), data.test.labels[start:stop])
-             for start, stop in batches]
+    parts = [
+        (
+            tf.cast(data.normalise(data.test.images[start:stop]), tf.float64),
+            data.test.labels[start:stop],
+        )
+        for start, stop in batches
+    ]
     point, columns, step = np.concatenate([v.numpy().ravel() for v in variables]), [], 1e-8
     for moved in step * np.eye(len(point)):
         sides = []
@@ -64,9 +72,15 @@ def dense_hessian(original, data, parameters, batch_statistics, batches):
 
 @pytest.mark.parametrize("parameters", ["kernels", "all"])
 @pytest.mark.parametrize("batch_statistics", [False, True])
-def test_products_and_eigenvalues_equal_the_dense_hessians(small, tiny_data, parameters, batch_statistics):
-    landscape = model_landscape(small, evaluation_batches(tiny_data), parameters=parameters,
-                                batch_statistics=batch_statistics)
+def test_products_and_eigenvalues_equal_the_dense_hessians(
+    small, tiny_data, parameters, batch_statistics
+):
+    landscape = model_landscape(
+        small,
+        evaluation_batches(tiny_data),
+        parameters=parameters,
+        batch_statistics=batch_statistics,
+    )
     dense = dense_hessian(small, tiny_data, parameters, batch_statistics, PARTS)
     assert dense.shape == (landscape.dimension,) * 2 and landscape.dimension <= 2000
     vector = np.random.default_rng(0).normal(size=landscape.dimension)
@@ -76,18 +90,24 @@ def test_products_and_eigenvalues_equal_the_dense_hessians(small, tiny_data, par
     assert spectrum.converged and spectrum.largest == pytest.approx(values[-1], rel=1e-3)
     assert spectrum.smallest == pytest.approx(values[0], rel=1e-3)
     assert spectrum.condition == pytest.approx(abs(values[0] / values[-1]), rel=2e-3)
-    assert (spectrum.parameters, spectrum.batch_statistics, spectrum.num_images) == (parameters, batch_statistics, 22)
+    assert (spectrum.parameters, spectrum.batch_statistics, spectrum.num_images) == (
+        parameters,
+        batch_statistics,
+        22,
+    )
 
 
 def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at_their_former_norms(
-        small, tiny_data):
+    small, tiny_data
+):
     """The eigenvalues are those of the dense Hessian there, not at the norms that the cut left."""
     supernet = ekg.Supernet(small)
     subnetwork = supernet.whole().with_kept(0, 2).with_kept(1, 3)
     slimmed, cut = supernet.cut(subnetwork), supernet.cut(subnetwork)
     restore_norms_(slimmed, Graph(small))
-    dense, other = (dense_hessian(model, tiny_data, "kernels", True, PARTS)
-                    for model in (slimmed, cut))
+    dense, other = (
+        dense_hessian(model, tiny_data, "kernels", True, PARTS) for model in (slimmed, cut)
+    )
     masked = MaskedLandscapes(supernet, evaluation_batches(tiny_data))(subnetwork)
     vector, wide = np.random.default_rng(0).normal(size=len(dense)), np.zeros(masked.dimension)
     wide[masked.support > 0] = vector
@@ -101,11 +121,15 @@ def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at
 
 
 def test_the_gradient_is_the_slope_of_the_loss(small, tiny_data):
-    landscape = model_landscape(small, evaluation_batches(tiny_data), parameters="all", batch_statistics=True)
+    landscape = model_landscape(
+        small, evaluation_batches(tiny_data), parameters="all", batch_statistics=True
+    )
     direction = np.random.default_rng(0).normal(size=landscape.dimension).astype(np.float32)
     direction /= np.linalg.norm(direction)
     above, below = (landscape.loss(landscape.point + step * direction) for step in (1e-2, -1e-2))
-    assert landscape.gradient(landscape.point) @ direction == pytest.approx((above - below) / 2e-2, rel=1e-2)
+    assert landscape.gradient(landscape.point) @ direction == pytest.approx(
+        (above - below) / 2e-2, rel=1e-2
+    )
 
 
 def test_unknown_parameters_are_refused(small, tiny_data):

@@ -1,4 +1,6 @@
-"""Second derivatives of every form of batch norm against central differences of Keras' own float64 gradients."""
+"""Second derivatives of every form of batch norm against central differences of Keras' own float64
+gradients.
+"""
 
 import keras
 import numpy as np
@@ -7,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import ekg
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.errors import EkgError
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
@@ -19,9 +21,13 @@ STEP = 1e-7  # so small that no ReLU turns
 
 
 def make_network(behind_dense=False, frozen=False, **options):
-    """About a hundred parameters, with a batch norm of these options behind a convolution or a dense layer."""
+    """About a hundred parameters, with a batch norm of these options behind a convolution or a
+    dense layer.
+    """
     inputs = keras.Input((8, 8, 3))
-    norm = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name="norm", trainable=not frozen, **options)
+    norm = layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-3, name="norm", trainable=not frozen, **options
+    )
     x = layers.Conv2D(3, 3, strides=2, use_bias=False, name="conv")(inputs)
     if behind_dense:
         x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(x))
@@ -31,9 +37,15 @@ def make_network(behind_dense=False, frozen=False, **options):
     return randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(x), name="small"), seed=3)
 
 
-VARIANTS = {"whole": {}, "no_scale": {"scale": False}, "no_centre": {"center": False},
-            "bare": {"scale": False, "center": False}, "behind_dense": {"behind_dense": True},
-            "behind_dense_bare": {"behind_dense": True, "scale": False, "center": False}, "frozen": {"frozen": True}}
+VARIANTS = {
+    "whole": {},
+    "no_scale": {"scale": False},
+    "no_centre": {"center": False},
+    "bare": {"scale": False, "center": False},
+    "behind_dense": {"behind_dense": True},
+    "behind_dense_bare": {"behind_dense": True, "scale": False, "center": False},
+    "frozen": {"frozen": True},
+}
 
 
 def dense_hessian(make, data, parameters, batch_statistics):
@@ -48,23 +60,38 @@ def dense_hessian(make, data, parameters, batch_statistics):
         variable.assign(value.astype(np.float64))
     variables = [v for v in model.trainable_variables if parameters == "all" or len(v.shape) > 1]
     edges = np.cumsum([0, *(int(np.prod(v.shape)) for v in variables)])
-    parts = [(tf.cast(data.normalise(data.test.images[i:j]), tf.float64), data.test.labels[i:j]) for i, j in PARTS]
+    parts = [
+        (tf.cast(data.normalise(data.test.images[i:j]), tf.float64), data.test.labels[i:j])
+        for i, j in PARTS
+    ]
 
     @tf.function
     def gradient():
         with tf.GradientTape() as tape:
-            losses = [tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=batch_statistics))
-                      for images, labels in parts]
+            losses = [
+                tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    labels, model(images, training=batch_statistics)
+                )
+                for images, labels in parts
+            ]
             loss = tf.add_n([tf.reduce_sum(values) for values in losses])
-        return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0)
+        return tf.concat(
+            [tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0
+        )
 
     def gradient_at(point):
         for v, start, stop in zip(variables, edges, edges[1:]):
             v.assign(point[start:stop].reshape(v.shape))
         return gradient().numpy()
+
     point = np.concatenate([v.numpy().ravel() for v in variables])
-    return np.stack([(gradient_at(point + move) - gradient_at(point - move)) / (2 * STEP)
-                     for move in STEP * np.eye(len(point))], axis=1) / len(data.test)
+    return np.stack(
+        [
+            (gradient_at(point + move) - gradient_at(point - move)) / (2 * STEP)
+            for move in STEP * np.eye(len(point))
+        ],
+        axis=1,
+    ) / len(data.test)
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
@@ -72,8 +99,13 @@ def dense_hessian(make, data, parameters, batch_statistics):
 def test_products_are_those_of_the_dense_hessian(tiny_data, variant, batch_statistics):
     def make():
         return make_network(**VARIANTS[variant])
-    landscape = model_landscape(make(), Batches(tiny_data.test, tiny_data.normalise, 8), parameters="all",
-                                batch_statistics=batch_statistics)
+
+    landscape = model_landscape(
+        make(),
+        Batches(tiny_data.test, tiny_data.normalise, 8),
+        parameters="all",
+        batch_statistics=batch_statistics,
+    )
     dense = dense_hessian(make, tiny_data, "all", batch_statistics)
     assert dense.shape == (landscape.dimension,) * 2
     for seed in range(2):
@@ -87,9 +119,15 @@ def test_layers_without_exact_second_derivatives_are_named(tiny_data):
     x = layers.Conv2D(4, 3, name="first")(inputs)
     x = layers.ReLU(name="relu")(layers.Conv2D(4, 3, name="conv")(layers.ReLU(name="relu0")(x)))
     x = layers.GroupNormalization(2, name="norm")(x)
-    model = keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D(name="pool")(x)), name="own")
+    model = keras.Model(
+        inputs,
+        layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D(name="pool")(x)),
+        name="own",
+    )
     batches = Batches(tiny_data.test, tiny_data.normalise, 8)
-    with pytest.raises(EkgError, match=r"of 'norm' \(GroupNormalization\) in `model` 'own' are not exact"):
+    with pytest.raises(
+        EkgError, match=r"of 'norm' \(GroupNormalization\) in `model` 'own' are not exact"
+    ):
         model_landscape(model, batches)
     with pytest.raises(EkgError, match="'norm'"):
         MaskedLandscapes(ekg.Supernet(model), batches)

@@ -6,29 +6,40 @@ from keras import layers
 import ekg
 from ekg.landscape.subnetworks import MaskedLandscapes, Spectra
 from tests.conftest import conv_bn, randomise_
-from tests.helpers import check_landscape_is_that_of_the_cut, evaluation_batches, mirrored, random_subnetwork
+from tests.helpers import (
+    check_landscape_is_that_of_the_cut,
+    evaluation_batches,
+    mirrored,
+    random_subnetwork,
+)
 
 
 @pytest.mark.parametrize(("seed", "parameters"), [(1, "kernels"), (4, "kernels"), (4, "all")])
-def test_a_subnetworks_landscape_is_that_of_the_network_cut_out(tiny_resnet, tiny_data, seed, parameters):
+def test_a_subnetworks_landscape_is_that_of_the_network_cut_out(
+    tiny_resnet, tiny_data, seed, parameters
+):
     supernet = ekg.Supernet(tiny_resnet)
-    masked, cut = check_landscape_is_that_of_the_cut(supernet, random_subnetwork(supernet, seed),
-                                                     evaluation_batches(tiny_data), parameters)
+    masked, cut = check_landscape_is_that_of_the_cut(
+        supernet, random_subnetwork(supernet, seed), evaluation_batches(tiny_data), parameters
+    )
     assert int(masked.support.sum()) == cut.dimension
     spectrum, expected = masked.spectrum(tolerance=1e-3), cut.spectrum(tolerance=1e-3)
     assert spectrum.condition == pytest.approx(expected.condition, rel=1e-2)
 
 
 def test_kernels_that_a_batch_norm_follows_have_the_norm_of_the_whole_network(
-        tiny_resnet, tiny_data):
+    tiny_resnet, tiny_data
+):
     supernet = ekg.Supernet(tiny_resnet)
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
     masked = MaskedLandscapes(supernet, evaluation_batches(tiny_data))(half)
-    kernels = [variable.numpy() for variable in tiny_resnet.trainable_variables
-               if len(variable.shape) > 1]
+    kernels = [
+        variable.numpy() for variable in tiny_resnet.trainable_variables if len(variable.shape) > 1
+    ]
     parts = np.split(masked.point, np.cumsum([kernel.size for kernel in kernels])[:-1])
     assert [np.linalg.norm(part) for part in parts] == pytest.approx(
-        [np.linalg.norm(kernel) for kernel in kernels], rel=1e-5)
+        [np.linalg.norm(kernel) for kernel in kernels], rel=1e-5
+    )
     assert all(np.count_nonzero(part) < kernel.size for part, kernel in zip(parts, kernels))
 
 
@@ -37,14 +48,18 @@ def loss_of(supernet, subnetwork, batches):
     losses = []
     for number, images in enumerate(batches.images()):
         logits = supernet.logits(batches.normalise(images), subnetwork)
-        losses.append(keras.losses.sparse_categorical_crossentropy(
-            batches.labels(number), logits, from_logits=True))
+        losses.append(
+            keras.losses.sparse_categorical_crossentropy(
+                batches.labels(number), logits, from_logits=True
+            )
+        )
     return float(np.concatenate(losses).mean())
 
 
 @pytest.mark.parametrize("frozen", [(), ("two_bn",), ("two_bn", "two")])
 def test_the_loss_stays_where_kernels_get_their_former_norms_also_before_frozen_norms(
-        tiny_data, frozen):
+    tiny_data, frozen
+):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(inputs, 6, "one"), 4, "two")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
@@ -62,10 +77,15 @@ def test_the_loss_stays_where_kernels_get_their_former_norms_also_before_frozen_
 
 def test_spectra_are_those_of_single_landscapes_whoever_computes_them(tiny_resnet, tiny_data):
     supernet, batches = ekg.Supernet(tiny_resnet), evaluation_batches(tiny_data)
-    subnetworks, landscapes = [random_subnetwork(supernet, seed) for seed in range(3)], MaskedLandscapes(supernet, batches)
+    subnetworks, landscapes = (
+        [random_subnetwork(supernet, seed) for seed in range(3)],
+        MaskedLandscapes(supernet, batches),
+    )
     expected = [landscapes(subnetwork).spectrum() for subnetwork in subnetworks]
     for team in (ekg.Team(), ekg.Team(mirrored(2))):
-        for spectrum, alone in zip(Spectra(supernet, batches, ekg.Compute(team))(subnetworks), expected):
+        for spectrum, alone in zip(
+            Spectra(supernet, batches, ekg.Compute(team))(subnetworks), expected
+        ):
             values, expected_values = spectrum.to_json(), alone.to_json()
             assert values.pop("parameters") == expected_values.pop("parameters") == "kernels"
             assert values == pytest.approx(expected_values, rel=1e-3, abs=1e-6)
@@ -73,4 +93,6 @@ def test_spectra_are_those_of_single_landscapes_whoever_computes_them(tiny_resne
 
 def test_unknown_parameters_are_refused(tiny_resnet, tiny_data):
     with pytest.raises(ekg.EkgError, match="`parameters` must be one of .* received 'biases'"):
-        MaskedLandscapes(ekg.Supernet(tiny_resnet), evaluation_batches(tiny_data), parameters="biases")
+        MaskedLandscapes(
+            ekg.Supernet(tiny_resnet), evaluation_batches(tiny_data), parameters="biases"
+        )

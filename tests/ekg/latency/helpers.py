@@ -7,7 +7,8 @@ from ekg.latency import runtimes, timing
 
 
 def seconds_of(model, tile=8):
-    """Returns what a pass takes in the made-up runtime: a convolution computes in tiles of its output channels.
+    """Returns what a pass takes in the made-up runtime: a convolution computes in tiles of its
+    output channels.
 
     Every kernel adds to it, and each pass takes a microsecond besides.
     """
@@ -36,6 +37,7 @@ class Clock:
 
 class MadeUp(runtimes.Runtime):
     """See seconds_of; it takes no real time and no random one."""
+
     name, packages = "litert", ()
 
     def __init__(self, clock):
@@ -47,6 +49,7 @@ class MadeUp(runtimes.Runtime):
 
         def run():
             self._clock.now += seconds
+
         return run
 
 

@@ -7,7 +7,7 @@ import ekg
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.latency import kernels
-from ekg.search.latency import Latency
+from ekg.searching.latency import Latency
 from tests.ekg.latency.helpers import install, seconds_of
 from tests.helpers import random_subnetwork
 from tests.random_graphs import networks
@@ -25,7 +25,9 @@ def test_the_kernels_of_any_network_can_be_made_and_add_up(model):
     mask = supernet.mask(random_subnetwork(supernet, 1)) > 0
     for kernel in found:
         for counts in (kernel.sizes, kernel.counts(mask), [1] * len(kernel.sizes)):
-            kernels.part(supernet.graph, supernet.layout, kernel, [max(count, 1) for count in counts])
+            kernels.part(
+                supernet.graph, supernet.layout, kernel, [max(count, 1) for count in counts]
+            )
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         target = Latency(ratio=0.999).prepare(supernet, Team())

@@ -21,7 +21,9 @@ def test_a_runtime_without_tiles_asks_for_no_multiple(monkeypatch):
         def load(self, model, batch, threads, input_shape=None):
             def run():
                 clock.now += 1e-5 * (1 + model.outputs[0].shape[-1])
+
             return run
+
     assert steps.find_multiple(ekg.Supernet(networks.resnet()), Even()) == 1
 
 

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 import ekg
-from ekg import files
 from ekg.errors import EkgError
+from ekg.io import files
 from ekg.latency.prediction import Predictor
 from ekg.latency.runtimes import RUNTIMES
 from ekg.latency.table import Table, conditions_of, load_table, save_table
@@ -44,7 +44,9 @@ def test_fewer_channels_of_one_group_are_predicted_as_the_whole_is(clock):
         by_count = predictor.seconds_by_count(present, group)
         assert list(by_count) == list(range(present.num_kept(group) - 1, 0, -1))
         for count, seconds in by_count.items():
-            assert seconds == pytest.approx(predictor.seconds(present.with_kept(group, count)), rel=1e-9)
+            assert seconds == pytest.approx(
+                predictor.seconds(present.with_kept(group, count)), rel=1e-9
+            )
 
 
 def test_what_was_measured_once_is_not_measured_again(clock, tmp_path):
@@ -65,15 +67,27 @@ def test_another_machine_or_version_is_named_and_its_table_is_kept(clock, tmp_pa
     there = here | {"versions": {"tensorflow": "1.0"}}
     with caplog.at_level(logging.WARNING):
         other = load_table(path, there)
-    assert "measured under other conditions (versions" in caplog.text and "measured anew" in caplog.text
+    assert (
+        "measured under other conditions (versions" in caplog.text
+        and "measured anew" in caplog.text
+    )
     assert other.curves == {} and other.conditions == there
     save_table(path, other)
-    assert load_table(path, here).curves == predictor.table.curves and load_table(path, there).curves == {}
+    assert (
+        load_table(path, here).curves == predictor.table.curves
+        and load_table(path, there).curves == {}
+    )
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda text: text[:-20], "damaged"), (lambda text: text.replace("seconds", "second"), "damaged"),
-    (lambda text: "[]", "damaged"), (lambda text: "", "damaged")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-20], "damaged"),
+        (lambda text: text.replace("seconds", "second"), "damaged"),
+        (lambda text: "[]", "damaged"),
+        (lambda text: "", "damaged"),
+    ],
+)
 def test_a_damaged_table_is_refused(clock, tmp_path, damage, message):
     _, predictor = measured(make_tiny_resnet())
     path = tmp_path / "table.json"
@@ -86,8 +100,16 @@ def test_a_damaged_table_is_refused(clock, tmp_path, damage, message):
 TABLE = {"conditions": {}, "calibrations": {}, "kernels": [{"kind": 1}]}
 
 
-@pytest.mark.parametrize("value", [{}, {"version": 1}, {"version": 1, "tables": [{}]}, {"version": 1, "tables": 3},
-                                   {"version": 1, "tables": [TABLE]}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"version": 1},
+        {"version": 1, "tables": [{}]},
+        {"version": 1, "tables": 3},
+        {"version": 1, "tables": [TABLE]},
+    ],
+)
 def test_a_file_of_something_else_is_no_table(tmp_path, value):
     files.write_json(tmp_path / "table.json", value)
     with pytest.raises(EkgError, match="no file of latency tables; name another"):
@@ -100,5 +122,9 @@ def test_a_file_of_something_else_is_no_table(tmp_path, value):
 def test_conditions_name_runtime_versions_and_machine():
     conditions = conditions_of(RUNTIMES["litert"], 1, 2)
     assert json.loads(json.dumps(conditions)) == conditions
-    assert conditions["threads"] == 2 and conditions["runtime"] == "litert" and conditions["machine"]["processor"]
+    assert (
+        conditions["threads"] == 2
+        and conditions["runtime"] == "litert"
+        and conditions["machine"]["processor"]
+    )
     assert set(conditions["versions"]) == {"tensorflow", "ai-edge-litert"}

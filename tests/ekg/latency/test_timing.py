@@ -16,22 +16,33 @@ def clock(monkeypatch):
 
 
 def moving(clock, seconds, order=None, name=None):
-    """Returns a function that takes these seconds, one after the other, the last again and again."""
+    """Returns a function that takes these seconds, one after the other, the last again and
+    again.
+    """
     left = list(seconds)
 
     def run():
         clock.now += left.pop(0) if len(left) > 1 else left[0]
         if order is not None:
             order.append(name)
+
     return run
 
 
 def test_the_graph_that_is_timed_has_the_norms_that_are_deployed():
-    """In training a norm of 5 channels takes 16 positions as one; a converter could not fold that into the convolution."""
+    """In training a norm of 5 channels takes 16 positions as one; a converter could not fold that
+    into the convolution.
+    """
     inputs = keras.Input((8, 8, 3))
-    model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, padding="same")(inputs)))
-    operations = {operation.type for operation in runtimes._frozen(model, 2, None)[1].get_concrete_function().graph
-                  .get_operations()}
+    model = keras.Model(
+        inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, padding="same")(inputs))
+    )
+    operations = {
+        operation.type
+        for operation in runtimes._frozen(model, 2, None)[1]
+        .get_concrete_function()
+        .graph.get_operations()
+    }
     assert "FusedBatchNormV3" in operations and "Tile" not in operations
 
 
@@ -55,23 +66,33 @@ def test_what_is_fast_is_repeated_within_a_sample(clock):
 
 def test_rounds_end_with_the_time_but_there_are_three(clock):
     assert len(time_in_turn([moving(clock, [5.0])], 100, seconds=7, warmup=0)) == 3
-    assert len(time_in_turn([moving(clock, [1.0])], 100, seconds=7.5, warmup=0, own_caches=False)) == 8
+    assert (
+        len(time_in_turn([moving(clock, [1.0])], 100, seconds=7.5, warmup=0, own_caches=False)) == 8
+    )
 
 
 def test_a_drift_of_the_machine_hits_all_alike():
     """The machine becomes twice as slow; the ratio stays."""
     speed = np.linspace(1, 2, 11)[:, None]
     first, second = summarise(speed * np.array([[0.004, 0.002]]))
-    assert (first.ratio, second.ratio, second.ratio_low, second.ratio_high) == pytest.approx((1, 0.5, 0.5, 0.5))
-    assert second.milliseconds == pytest.approx(3.0) and (second.low, second.high) == pytest.approx((2.2, 3.8))
+    assert (first.ratio, second.ratio, second.ratio_low, second.ratio_high) == pytest.approx(
+        (1, 0.5, 0.5, 0.5)
+    )
+    assert second.milliseconds == pytest.approx(3.0) and (second.low, second.high) == pytest.approx(
+        (2.2, 3.8)
+    )
     assert second.rounds == 11
 
 
 def test_the_ratio_is_that_of_the_medians_which_are_shown_beside_it():
     first, second = summarise(np.array([[0.004, 0.001], [0.010, 0.002], [0.001, 0.003]]))
     assert (first.milliseconds, second.milliseconds) == pytest.approx((4, 2))
-    assert (first.ratio, second.ratio) == pytest.approx((1, 2 / 4))  # the median of the ratios is .25
-    assert (second.ratio_low, second.ratio_high) == pytest.approx(np.quantile([0.25, 0.2, 3.0], (0.1, 0.9)))
+    assert (first.ratio, second.ratio) == pytest.approx(
+        (1, 2 / 4)
+    )  # the median of the ratios is .25
+    assert (second.ratio_low, second.ratio_high) == pytest.approx(
+        np.quantile([0.25, 0.2, 3.0], (0.1, 0.9))
+    )
 
 
 def test_conditions_in_words():
@@ -89,5 +110,7 @@ def test_every_runtime_runs_a_network(tiny_resnet, runtime):
 
 
 def test_an_unknown_runtime_is_refused(tiny_resnet):
-    with pytest.raises(EkgError, match=r"`runtime` must be one of \['litert', 'onnxruntime', 'tensorflow'\]"):
+    with pytest.raises(
+        EkgError, match=r"`runtime` must be one of \['litert', 'onnxruntime', 'tensorflow'\]"
+    ):
         measure_latency({"a": tiny_resnet}, "tvm")

@@ -18,7 +18,9 @@ def test_an_inspection_says_what_each_group_is_worth(tiny_resnet):
     assert report.smallest_rate == supernet.rate(supernet.smallest()) and report.complexity == whole
     assert report.closed == {"fc": "output of the network"}
     assert json.loads(json.dumps(report.to_json()))["groups"][0]["layers"] == ["stem", "a2"]
-    assert "stem                  6      1" in str(report) and "fc  output of the network" in str(report)
+    assert "stem                  6      1" in str(report) and "fc  output of the network" in str(
+        report
+    )
 
 
 def test_an_inspection_names_what_closes_each_layer():
@@ -27,14 +29,22 @@ def test_an_inspection_names_what_closes_each_layer():
     x = layers.Lambda(lambda x: x + 1, name="own")(x)
     model = keras.Model(inputs, layers.Dense(3, name="fc")(layers.GlobalAveragePooling2D()(x)))
     report = ekg.inspect(model, exclude="^read$")
-    assert report.closed == {"read": "'read' is excluded", "kept": "read by 'own' (Lambda)", "fc": "output of the network"}
+    assert report.closed == {
+        "read": "'read' is excluded",
+        "kept": "read by 'own' (Lambda)",
+        "fc": "output of the network",
+    }
 
 
 def test_a_network_of_which_nothing_can_be_pruned_is_inspected_all_the_same():
     inputs = keras.Input((8, 8, 4))
     x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
     report = ekg.inspect(keras.Model(inputs, x + inputs, name="flat"))
-    assert report.groups == () and report.smallest_rate == 1 and "Nothing can be pruned." in str(report)
+    assert (
+        report.groups == ()
+        and report.smallest_rate == 1
+        and "Nothing can be pruned." in str(report)
+    )
     assert report.closed == {"conv": "input of the network"}
     assert report.complexity == ekg.Complexity(9 * 16 + 4, 64 * 9 * 16)
 
@@ -45,7 +55,9 @@ def test_uncounted_layers_are_named(caplog):
     x = layers.SpectralNormalization(layers.Dense(3), name="unknown")(x)
     x = layers.Dense(3, name="fc")(layers.Dense(8, activation="relu", name="hidden")(x))
     report = ekg.inspect(keras.Model(inputs, x))
-    assert report.uncounted == ("'unknown' (SpectralNormalization)",) and "are not counted" in str(report)
+    assert report.uncounted == ("'unknown' (SpectralNormalization)",) and "are not counted" in str(
+        report
+    )
 
 
 @pytest.mark.parametrize("layer", [layers.ReLU, layers.Flatten])

@@ -10,7 +10,7 @@ import ekg
 from ekg.graph import checks, flow, records
 from ekg.graph.calls import Graph
 from ekg.network import promise
-from ekg.network.promise import check_promise
+from ekg.network.masked_check import check_promise
 from tests.conftest import randomise_
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
@@ -40,7 +40,11 @@ def network(*inner, dtype="float32"):
     for layer in inner:
         x = layer(x)
     x = layers.Conv2D(5, 3, activation="relu", name="last", dtype=dtype)(x)
-    return randomise_(keras.Model(inputs, layers.Dense(3, dtype="float32")(layers.GlobalAveragePooling2D()(x)), name="own"))
+    return randomise_(
+        keras.Model(
+            inputs, layers.Dense(3, dtype="float32")(layers.GlobalAveragePooling2D()(x)), name="own"
+        )
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -52,7 +56,10 @@ def test_a_network_that_is_pruned_rightly_passes_whatever_the_size_of_its_number
 
 def test_a_record_that_is_wrong_is_found(monkeypatch):
     monkeypatch.setitem(records.RECORDS, Turned, records.LayerRecord(flow.carry))
-    message = "`model` 'own' cannot be pruned rightly: on these data a network cut out of it and the masked one differ by"
+    message = (
+        "`model` 'own' cannot be pruned rightly: on these data a network cut out of it and the "
+        "masked one differ by"
+    )
     with pytest.raises(ekg.EkgError, match=message):
         check_promise(ekg.Supernet(network(Turned())), IMAGES)
     images = np.random.default_rng(1).normal(size=(60, 8, 8, 3)).astype("float32")
@@ -67,15 +74,25 @@ def test_a_mask_that_the_graph_does_not_show_would_be_found(monkeypatch):
     x = layers.Dense(8)(layers.Dense(16, activation="relu")(layers.MultiHeadAttention(2, 4)(x, x)))
     model = randomise_(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
     monkeypatch.setattr(checks, "check_layers", lambda graph: None)
-    with pytest.raises(ekg.EkgError, match="on these data the unpruned network and the masked one differ by"):
-        check_promise(ekg.Supernet(model), np.random.default_rng(0).integers(0, 4, (4, 6)).astype("int32"))
+    with pytest.raises(
+        ekg.EkgError, match="on these data the unpruned network and the masked one differ by"
+    ):
+        check_promise(
+            ekg.Supernet(model), np.random.default_rng(0).integers(0, 4, (4, 6)).astype("int32")
+        )
 
 
 def test_outputs_that_are_random_or_not_finite_are_not_compared():
     check_promise(ekg.Supernet(network(Noisy())), IMAGES)
     check_promise(ekg.Supernet(network()), np.full((4, 8, 8, 3), np.inf, np.float32))
-    for first, second, expected in (([1.0, np.nan], [1.0, np.nan], 0.0), ([0.0], [0.0], 0.0), ([1.0], [np.nan], np.inf),
-                                    ([np.inf], [1.0], np.inf), ([0.0], [2.0], 1.0), ([4.0, 0.0], [4.0, 1.0], 0.25)):
+    for first, second, expected in (
+        ([1.0, np.nan], [1.0, np.nan], 0.0),
+        ([0.0], [0.0], 0.0),
+        ([1.0], [np.nan], np.inf),
+        ([np.inf], [1.0], np.inf),
+        ([0.0], [2.0], 1.0),
+        ([4.0, 0.0], [4.0, 1.0], 0.25),
+    ):
         assert promise._difference(np.array(first), np.array(second)) == expected
 
 
@@ -83,11 +100,15 @@ def test_a_network_that_does_not_run_here_as_it_is_is_not_compared(caplog):
     inputs = keras.Input((8, 8, 8, 3))
     x = layers.MaxPooling3D()(layers.Conv3D(6, 3, padding="same", activation="relu")(inputs))
     x = layers.Conv3D(5, 3, activation="relu")(x)
-    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(layers.GlobalAveragePooling3D()(x)))
+    model = keras.Model(
+        inputs, layers.Dense(3, dtype="float32")(layers.GlobalAveragePooling3D()(x))
+    )
     for layer in model.layers[1:-1]:
         layer.dtype_policy = "mixed_float16"
     check_promise(ekg.Supernet(model), np.zeros((2, 8, 8, 8, 3), np.float32))
-    told = [message for message in caplog.messages if "is not compared with the masked one" in message]
+    told = [
+        message for message in caplog.messages if "is not compared with the masked one" in message
+    ]
     assert len(told) == (not tf.config.list_physical_devices("GPU"))
 
 

@@ -8,9 +8,19 @@ from ekg.network.subnetwork import Subnetwork, count_kept
 GROUPS = (ekg.ChannelGroup("a", 4, ("a",), ()), ekg.ChannelGroup("b", 10, ("b",), ()))
 
 
-@pytest.mark.parametrize(("width", "size", "kept"), [
-    (1.0, 16, 16), (0.8, 16, 13), (0.5, 16, 8), (0.0, 16, 1), (0.01, 16, 1), (1 - 0.2 - 0.2 - 0.2, 5, 2),
-    (0.1 + 0.2, 10, 3), (3 / 7, 7, 3)])
+@pytest.mark.parametrize(
+    ("width", "size", "kept"),
+    [
+        (1.0, 16, 16),
+        (0.8, 16, 13),
+        (0.5, 16, 8),
+        (0.0, 16, 1),
+        (0.01, 16, 1),
+        (1 - 0.2 - 0.2 - 0.2, 5, 2),
+        (0.1 + 0.2, 10, 3),
+        (3 / 7, 7, 3),
+    ],
+)
 def test_kept_channels_are_those_of_rank_below_width_times_size(width, size, kept):
     assert count_kept(width, size) == kept
 
@@ -35,7 +45,9 @@ def test_a_subnetwork_is_a_value():
 
 
 def test_wrong_widths_are_named():
-    with pytest.raises(ekg.EkgError, match="`widths`: no channel group is named \\['c'\\].*\\['a', 'b'\\]"):
+    with pytest.raises(
+        ekg.EkgError, match="`widths`: no channel group is named \\['c'\\].*\\['a', 'b'\\]"
+    ):
         Subnetwork.whole(GROUPS).with_widths({"c": 0.5})
     with pytest.raises(ekg.EkgError, match="`widths` must be in \\[0, 1\\]; received {'a': 1.5}"):
         Subnetwork.whole(GROUPS).with_widths({"a": 1.5})

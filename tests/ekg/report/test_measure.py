@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ekg.data import Split
+from ekg.data.dataset import Split
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.latency.timing import Conditions
@@ -15,41 +15,70 @@ def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_
     target = Conditions("litert")
     assert measure.conditions_for(()) == []
     assert measure.conditions_for(("tensorflow", "litert"), target) == [
-        target, Conditions("tensorflow", 1), Conditions("tensorflow", 256)]
+        target,
+        Conditions("tensorflow", 1),
+        Conditions("tensorflow", 256),
+    ]
     assert [str(one) for one in measure.conditions_for(("tensorflow", "onnxruntime"))] == [
-        "tensorflow, batch 1", "tensorflow, batch 256", "onnxruntime, batch 1, 1 thread"]
+        "tensorflow, batch 1",
+        "tensorflow, batch 256",
+        "onnxruntime, batch 1, 1 thread",
+    ]
 
 
 def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 3)
     rows = [Row(name, 1.0, {"top1": 0.5}, 1, 2, 3) for name in "abc"]
     copied = cutting.copy(tiny_resnet)
-    rows = measure.with_latencies(rows, [tiny_resnet, copied, copied], [Conditions("tensorflow", 2)], None)
-    assert rows[1].latencies == rows[2].latencies != rows[0].latencies  # one network is measured once
+    rows = measure.with_latencies(
+        rows, [tiny_resnet, copied, copied], [Conditions("tensorflow", 2)], None
+    )
+    assert (
+        rows[1].latencies == rows[2].latencies != rows[0].latencies
+    )  # one network is measured once
     for row in rows:
-        (name, timing), = row.latencies.items()
+        ((name, timing),) = row.latencies.items()
         assert name == "tensorflow, batch 2" and timing["rounds"] == 3
-        assert np.isfinite(timing["milliseconds"]) and timing["low"] <= timing["milliseconds"] <= timing["high"]
+        assert (
+            np.isfinite(timing["milliseconds"])
+            and timing["low"] <= timing["milliseconds"] <= timing["high"]
+        )
     assert rows[0].latencies["tensorflow, batch 2"]["ratio"] == 1.0
 
 
-@pytest.mark.parametrize(("run_seconds", "expected"), [(10, 1.0), (100, 2.5), (400, 10.0), (4000, 20.0), (np.inf, 20.0)])
-def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minute_each(monkeypatch, run_seconds, expected):
+@pytest.mark.parametrize(
+    ("run_seconds", "expected"), [(10, 1.0), (100, 2.5), (400, 10.0), (4000, 20.0), (np.inf, 20.0)]
+)
+def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minute_each(
+    monkeypatch, run_seconds, expected
+):
     asked = []
     monkeypatch.setattr(measure, "measure_latency", lambda *args: asked.append(args[-1]) or {})
-    measure.with_latencies([], [], [Conditions("tensorflow", batch) for batch in (1, 256)], None, run_seconds=run_seconds)
+    measure.with_latencies(
+        [],
+        [],
+        [Conditions("tensorflow", batch) for batch in (1, 256)],
+        None,
+        run_seconds=run_seconds,
+    )
     assert asked == [expected, expected]
 
 
-@pytest.mark.parametrize(("shift", "number", "is_warned"), [(0.0, 96, False), (3.0, 96, True), (3.0, 3, False)])
+@pytest.mark.parametrize(
+    ("shift", "number", "is_warned"), [(0.0, 96, False), (3.0, 96, True), (3.0, 3, False)]
+)
 def test_moving_statistics_that_lag_behind_are_told(tiny_resnet, caplog, shift, number, is_warned):
-    """Labels are what the network says with right statistics; statistics that are far off give other answers."""
+    """Labels are what the network says with right statistics; statistics that are far off give
+    other answers.
+    """
     model, data = cutting.copy(tiny_resnet), make_data()
     images = data.normalise(data.train.images)
     bias = model.layers[-1].bias
     bias.assign(bias - np.median(model(images, training=False), axis=0))  # no class is all of them
     labels = np.argmax(model(images, training=False), axis=-1)
-    batches = data.batches(Split(data.train.images, labels.astype(np.int32)).take(np.arange(number)), 24)
+    batches = data.batches(
+        Split(data.train.images, labels.astype(np.int32)).take(np.arange(number)), 24
+    )
     for weight in model.weights:
         if weight.name == "moving_mean":
             weight.assign(weight + shift * np.random.default_rng(0).normal(size=weight.shape))
@@ -58,9 +87,14 @@ def test_moving_statistics_that_lag_behind_are_told(tiny_resnet, caplog, shift, 
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     share = 100 * evaluation().top1
     assert len(messages) == is_warned and (share < 80 if is_warned else share == 100 or number < 10)
-    assert all(f"images it has {share:.2f} % top-1 with them" in text and "100.00 % with" in text for text in messages)
+    assert all(
+        f"images it has {share:.2f} % top-1 with them" in text and "100.00 % with" in text
+        for text in messages
+    )
 
 
 def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):
     with pytest.raises(EkgError, match="`threads` has no effect here"):
-        measure.with_latencies([Row("a", 1.0, {}, 1, 2, 3)], [tiny_resnet], [Conditions("tensorflow", 1, 2)], None)
+        measure.with_latencies(
+            [Row("a", 1.0, {}, 1, 2, 3)], [tiny_resnet], [Conditions("tensorflow", 1, 2)], None
+        )

@@ -12,9 +12,20 @@ from ekg.run import arguments
 @pytest.mark.parametrize("state", ["branch", "packed", "detached"])
 def test_the_revision_is_that_of_the_checkout(state, tmp_path):
     def git(*command):
-        return subprocess.run(["git", "-C", str(tmp_path), *command], check=True, capture_output=True, text=True,  # noqa: S603, S607
-                              env=os.environ | {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a",
-                                                "GIT_COMMITTER_EMAIL": "a"}).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *command],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ
+            | {
+                "GIT_AUTHOR_NAME": "a",
+                "GIT_AUTHOR_EMAIL": "a",
+                "GIT_COMMITTER_NAME": "a",
+                "GIT_COMMITTER_EMAIL": "a",
+            },
+        ).stdout.strip()
+
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "--message", "first")
     if state == "packed":
@@ -30,8 +41,16 @@ def test_a_program_that_lies_in_no_checkout_has_no_revision(tmp_path):
 
 
 def test_the_hash_of_the_code_is_of_every_source_file(tmp_path):
-    """Workers compare it: a change in any folder of the sources is noticed, one beside them is not."""
-    sources = ("op_utils.py", "ekg/files.py", "ekg/graph/calls.py", "nets/resnet.py", "dataloader/cifar.py")
+    """Workers compare it: a change in any folder of the sources is noticed, one beside them is
+    not.
+    """
+    sources = (
+        "op_utils.py",
+        "ekg/io/files.py",
+        "ekg/graph/calls.py",
+        "nets/resnet.py",
+        "dataloader/cifar.py",
+    )
     for name in (*sources, "tests/test_op_utils.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")

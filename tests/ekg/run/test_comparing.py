@@ -48,15 +48,18 @@ class Far(ekg.tasks.Regression):
 def cached(images):
     return {constant}
 
-values = [plain, outer(3.0), outer(np.ones(3)), functools.partial(plain, factor={default}), tf.function(plain), Own(0.5),
-          Far(), outer({{"a": [weaken]}}), Own(0.5).cost]
+values = [plain, outer(3.0), outer(np.ones(3)), functools.partial(plain, factor={default}),
+          tf.function(plain), Own(0.5), Far(), outer({{"a": [weaken]}}), Own(0.5).cost]
 """
 SAME = {"strength": 0.5, "default": 2, "constant": 7}
 
 
 @pytest.fixture
 def made(tmp_path):
-    """A function that returns the values of SOURCE, as a program in this file with so many lines before it has them."""
+    """A function that returns the values of SOURCE, as a program in this file with so many lines
+    before it has them.
+    """
+
     def make(file="here.py", lines=0, **changes):
         path = tmp_path / file
         path.write_text("\n" * lines + SOURCE.format(**SAME | changes))
@@ -64,6 +67,7 @@ def made(tmp_path):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.values
+
     return make
 
 
@@ -76,9 +80,13 @@ def test_the_same_program_elsewhere_is_the_same(made):
     assert not any(describe(value).unknown for value in made())
 
 
-@pytest.mark.parametrize("name, same", [("strength", [5, 6, 8]), ("default", [5, 6, 8]), ("constant", [])])
+@pytest.mark.parametrize(
+    "name, same", [("strength", [5, 6, 8]), ("default", [5, 6, 8]), ("constant", [])]
+)
 def test_a_constant_a_default_or_a_global_makes_another_function(made, name, same):
-    """Those that do not read it stay the same: the target and the task read no default and no global."""
+    """Those that do not read it stay the same: the target and the task read no default and no
+    global.
+    """
     before, after = texts(made()), texts(made("changed.py", **{name: 9}))
     assert [i for i, (one, other) in enumerate(zip(before, after)) if one == other] == same
 
@@ -86,12 +94,32 @@ def test_a_constant_a_default_or_a_global_makes_another_function(made, name, sam
 def test_what_is_held_counts_by_its_value():
     def view(held):
         return lambda images, seed: images + held
+
     network = keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dropout(0.2)])
     other = keras.models.clone_model(network)
-    kinds = [1.0, 1, np.ones(2), np.ones(3), np.ones(2, np.float32), tf.ones(2), network, other,
-             layers.RandomFlip("vertical"), layers.RandomFlip("horizontal"), keras.optimizers.AdamW(1e-3),
-             keras.optimizers.AdamW(1e-2), print, np.sqrt, np.square, {"a": 1}, {"a": 2}, {1, 2},
-             functools.partial(np.clip, a_min=0), tf.nn.relu, tf.nn.relu6]
+    kinds = [
+        1.0,
+        1,
+        np.ones(2),
+        np.ones(3),
+        np.ones(2, np.float32),
+        tf.ones(2),
+        network,
+        other,
+        layers.RandomFlip("vertical"),
+        layers.RandomFlip("horizontal"),
+        keras.optimizers.AdamW(1e-3),
+        keras.optimizers.AdamW(1e-2),
+        print,
+        np.sqrt,
+        np.square,
+        {"a": 1},
+        {"a": 2},
+        {1, 2},
+        functools.partial(np.clip, a_min=0),
+        tf.nn.relu,
+        tf.nn.relu6,
+    ]
     found = texts(map(view, kinds))
     equal = [(i, k) for i in range(len(found)) for k in range(i) if found[i] == found[k]]
     assert equal == [(5, 4)]  # a tensor and an array of the same numbers
@@ -104,13 +132,19 @@ def test_what_is_held_counts_by_its_value():
 
 def test_what_says_to_be_of_python_itself_is_compared_as_well():
     """As functions and classes of a program that has no name: Python takes them for its own."""
-    views = [types.FunctionType(view.__code__, {})
-             for view in (lambda images, seed: images, lambda images, seed: images * 0)]
+    views = [
+        types.FunctionType(view.__code__, {})
+        for view in (lambda images, seed: images, lambda images, seed: images * 0)
+    ]
     kinds = [type("Own", (), {"__module__": "builtins", "view": view})() for view in views]
     assert views[0].__module__ in (None, "builtins")
     assert len(set(texts(views))) == len(set(texts(kinds))) == 2
     # the packages' own stay as they are named
-    assert describe(keras.ops.relu).text == describe(keras.ops.relu).text != describe(keras.ops.gelu).text
+    assert (
+        describe(keras.ops.relu).text
+        == describe(keras.ops.relu).text
+        != describe(keras.ops.gelu).text
+    )
 
 
 def test_what_cannot_be_compared_is_named():
@@ -119,6 +153,7 @@ def test_what_cannot_be_compared_is_named():
     def noisy(images, seed):
         log.info("seen")
         return images + rng.normal()
+
     found = describe(noisy)
     assert found.unknown == (f"Generator in {noisy.__qualname__}",)
     assert found.text == describe(noisy).text
@@ -130,9 +165,15 @@ def test_networks_differ_by_what_their_layers_are_set_to():
         x = layers.Dense(4, kernel_regularizer=keras.regularizers.L2(decay), name="one")(inputs)
         x = join()([layers.Dropout(rate)(x), inputs * factor])
         return randomise_(keras.Model(inputs, layers.Dense(2, name="two", dtype="float32")(x)))
+
     base = describe_network(network())
     assert base == describe_network(network())  # names that Keras counted are others
-    others = [network(rate=0.3), network(decay=0.2), network(join=layers.Multiply), network(factor=3.0)]
+    others = [
+        network(rate=0.3),
+        network(decay=0.2),
+        network(join=layers.Multiply),
+        network(factor=3.0),
+    ]
     assert len({base, *map(describe_network, others)}) == 5
 
 
@@ -145,26 +186,41 @@ def test_a_run_resumes_with_the_same_functions_alone(made, tmp_path, caplog):
 
     def criterion(power):
         def rank(context):
-            return np.abs(np.random.default_rng(power).normal(size=context.supernet.layout.num_channels))
+            return np.abs(
+                np.random.default_rng(power).normal(size=context.supernet.layout.num_channels)
+            )
+
         return rank
 
     def prune(power=1, share=0.5, view=None):
-        return ekg.prune(model, (images, labels), target={"own": made()[5].__class__(share), "flops": 0.9}, epochs=None,
-                         augment=view, run_dir=tmp_path / "run", verbose=False,
-                         search={"search_step": 1.0, "criterion": criterion(power), "val_per_class": 4})
+        return ekg.prune(
+            model,
+            (images, labels),
+            target={"own": made()[5].__class__(share), "flops": 0.9},
+            epochs=None,
+            augment=view,
+            run_dir=tmp_path / "run",
+            verbose=False,
+            search={"search_step": 1.0, "criterion": criterion(power), "val_per_class": 4},
+        )
+
     def brighter(images, seed):
         return tf.image.stateless_random_brightness(images, 0.1, seed)
 
     first = prune()
     assert prune().history == first.history
-    for change, name in (({"power": 2}, "criterion"), ({"share": 0.4}, "target"),
-                         ({"view": brighter}, "augment")):
+    for change, name in (
+        ({"power": 2}, "criterion"),
+        ({"share": 0.4}, "target"),
+        ({"view": brighter}, "augment"),
+    ):
         with pytest.raises(ekg.EkgError, match=f"holds a run with other arguments.*\n  {name}: "):
             prune(**change)
     noise = np.random.default_rng(0)
 
     def noisy(images, seed):
         return brighter(images, seed) + 0 * noise.normal()
+
     with pytest.raises(ekg.EkgError, match="augment"):
         prune(view=noisy)
     assert f"what cannot be compared: `augment` (Generator in {noisy.__qualname__})" in caplog.text

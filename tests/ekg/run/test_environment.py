@@ -26,11 +26,18 @@ def here():
 
 
 def prune(folder, **run):
-    return ekg.prune(network(softmax), digits(), epochs=None, target_rate=0.9, run_dir=folder, run=run, **QUICK)
+    return ekg.prune(
+        network(softmax), digits(), epochs=None, target_rate=0.9, run_dir=folder, run=run, **QUICK
+    )
 
 
-def test_a_run_that_resumes_on_other_cores_names_it_and_strict_refuses(tmp_path, cores, monkeypatch, caplog):
-    file, message = tmp_path / "run" / "environments.jsonl", "TF_ENABLE_ONEDNN_OPTS 0 instead of 1; 1 core instead of 2"
+def test_a_run_that_resumes_on_other_cores_names_it_and_strict_refuses(
+    tmp_path, cores, monkeypatch, caplog
+):
+    file, message = (
+        tmp_path / "run" / "environments.jsonl",
+        "TF_ENABLE_ONEDNN_OPTS 0 instead of 1; 1 core instead of 2",
+    )
     cores(2)
     prune(tmp_path / "run", strict=True)
     environment.keep(file, here(), is_strict=True)  # where it began
@@ -45,7 +52,9 @@ def test_a_run_that_resumes_on_other_cores_names_it_and_strict_refuses(tmp_path,
     assert f"resumes with {message}: the last digits may differ." in caplog.text
     cores(2)
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    with pytest.raises(EkgError, match="resumes with TF_ENABLE_ONEDNN_OPTS 1 instead of 0; 2 cores instead of 1"):
+    with pytest.raises(
+        EkgError, match="resumes with TF_ENABLE_ONEDNN_OPTS 1 instead of 0; 2 cores instead of 1"
+    ):
         prune(tmp_path / "run", strict=True)  # a part of it was computed elsewhere
 
 
@@ -55,28 +64,46 @@ def test_instructions_and_gpus_are_told(tmp_path, monkeypatch):
         monkeypatch.setattr(kind, "PROCESSORS", tmp_path / "cpuinfo")
         monkeypatch.setattr(kind, "gpu_names", lambda: list(gpus))
         return environment.of_team(Team())
-    environment.keep(tmp_path / "e", describe("avx2 fma avx512f avx512_bf16", "A100"), is_strict=True)
-    message = "resumes with GPUs [] instead of ['A100']; instructions avx512_bf16 avx512f there and not here"
+
+    environment.keep(
+        tmp_path / "e", describe("avx2 fma avx512f avx512_bf16", "A100"), is_strict=True
+    )
+    message = (
+        "resumes with GPUs [] instead of ['A100']; instructions avx512_bf16 avx512f there and not "
+        "here"
+    )
     with pytest.raises(EkgError, match=re.escape(message)):
         environment.keep(tmp_path / "e", describe("avx2 fma"), is_strict=True)
 
 
 def test_a_worker_on_another_machine_is_named(tmp_path, monkeypatch, caplog):
     team = Team()
-    monkeypatch.setattr(Team, "gather_texts", lambda self, text: [
-        text, text.replace(f'"cores": {environment.count_cores()}', '"cores": 77')])
+    monkeypatch.setattr(
+        Team,
+        "gather_texts",
+        lambda self, text: [
+            text,
+            text.replace(f'"cores": {environment.count_cores()}', '"cores": 77'),
+        ],
+    )
     here = environment.of_team(team)
     with caplog.at_level(logging.WARNING):
         environment.keep(tmp_path / "e", here, is_strict=False)
         environment.keep(tmp_path / "e", here, is_strict=False)
-    assert caplog.text.count("worker 1 computes with 77 cores instead of") == 2 and "resumes" not in caplog.text
+    assert (
+        caplog.text.count("worker 1 computes with 77 cores instead of") == 2
+        and "resumes" not in caplog.text
+    )
     assert len((tmp_path / "e").read_text().splitlines()) == 1
 
 
 def test_the_kernel_of_numpys_library_is_named():
     threadpoolctl = pytest.importorskip("threadpoolctl")
-    kernels = {library["architecture"] for library in threadpoolctl.threadpool_info()
-               if library["internal_api"] == "openblas" and "numpy" in library["filepath"]}
+    kernels = {
+        library["architecture"]
+        for library in threadpoolctl.threadpool_info()
+        if library["internal_api"] == "openblas" and "numpy" in library["filepath"]
+    }
     if not kernels:
         pytest.skip("NumPy has no OpenBLAS here")
     assert kernels == {environment.blas_kernel()}

@@ -1,14 +1,22 @@
 import pytest
 
-from ekg import files
 from ekg.errors import EkgError
-from ekg.memory import Peak
+from ekg.io import files
+from ekg.process.memory import Peak
 from ekg.report.table import Row
 from ekg.run.folder import OWN_NAMES, RunFolder, differences
 
 # As version 0.2 wrote it.
-ROW = {"name": "baseline", "loss": 0.5, "metrics": {"top1": 0.9, "top5": 1.0}, "params": 10, "flops": 20, "file_size": 30,
-       "latency_1": 1.0, "latency_256": 2.0}
+ROW = {
+    "name": "baseline",
+    "loss": 0.5,
+    "metrics": {"top1": 0.9, "top5": 1.0},
+    "params": 10,
+    "flops": 20,
+    "file_size": 30,
+    "latency_1": 1.0,
+    "latency_256": 2.0,
+}
 
 
 def test_a_run_folder_that_is_made_as_an_object_is_neither_read_nor_written(tmp_path):
@@ -20,17 +28,25 @@ def test_a_run_folder_that_is_made_as_an_object_is_neither_read_nor_written(tmp_
 def test_a_run_folder_keeps_to_its_arguments(tmp_path):
     path = tmp_path / "a" / "run"
     folder = RunFolder.prepare(path, {"seed": 1, "rate": 0.5})
-    assert files.read_json(path / "arguments.json") == folder.arguments() == {"seed": 1, "rate": 0.5}
+    assert (
+        files.read_json(path / "arguments.json") == folder.arguments() == {"seed": 1, "rate": 0.5}
+    )
     RunFolder.prepare(path, {"seed": 1, "rate": 0.5})
     assert RunFolder.open(path).arguments() == {"seed": 1, "rate": 0.5}
-    message = "holds a run with other arguments; repeat those, or ADVICE:\n  rate: 0.5 there, 0.4 here\n  seed: 1 there"
+    message = (
+        "holds a run with other arguments; repeat those, or ADVICE:\n  rate: 0.5 there, 0.4 "
+        "here\n  seed: 1 there"
+    )
     for method in (RunFolder.prepare, RunFolder.open):
         with pytest.raises(EkgError, match=f"{message}, 2 here$"):
             method(path, {"seed": 2, "rate": 0.4}, advice="ADVICE")
 
 
 def test_what_only_one_of_two_runs_has_differs():
-    assert differences({"a": 1, "b": 2}, {"a": 1, "c": 3}) == "\n  b: 2 there, None here\n  c: None there, 3 here"
+    assert (
+        differences({"a": 1, "b": 2}, {"a": 1, "c": 3})
+        == "\n  b: 2 there, None here\n  c: None there, 3 here"
+    )
     assert differences({"a": [1]}, {"a": [1]}) == ""
 
 
@@ -53,7 +69,9 @@ def test_another_tools_arguments_file_makes_no_run(tmp_path, overwrite):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(EkgError, match="not empty and holds no run"):
         RunFolder.prepare(tmp_path, {}, overwrite)
-    assert (tmp_path / "checkpoints").is_dir() and (tmp_path / "arguments.json").read_text() == '{"mine": 1}'
+    assert (tmp_path / "checkpoints").is_dir() and (
+        tmp_path / "arguments.json"
+    ).read_text() == '{"mine": 1}'
 
 
 def test_what_a_kill_left_of_a_file_is_removed(tmp_path):
@@ -74,9 +92,17 @@ def test_a_run_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
 
 def test_what_a_kill_left_in_folders_of_a_run_is_removed(tmp_path):
     RunFolder.create(tmp_path, {"seed": 1})
-    gone = ["memory_bank/.bank.json.abcd", "checkpoints/subset/.ckpt-1.json.abcd", "exported/.a.onnx.abcd",
-            "checkpoints/subset/ckpt-2_temp/part-0"]
-    stays = ["memory_bank/bank.json", "checkpoints/subset/ckpt-1.json", "checkpoints/subset/ckpt-1.data-00000-of-00001"]
+    gone = [
+        "memory_bank/.bank.json.abcd",
+        "checkpoints/subset/.ckpt-1.json.abcd",
+        "exported/.a.onnx.abcd",
+        "checkpoints/subset/ckpt-2_temp/part-0",
+    ]
+    stays = [
+        "memory_bank/bank.json",
+        "checkpoints/subset/ckpt-1.json",
+        "checkpoints/subset/ckpt-1.data-00000-of-00001",
+    ]
     for name in gone + stays:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -91,7 +117,10 @@ def test_arguments_that_are_damaged_are_named(tmp_path, method):
     (folder / "history.jsonl").write_text("")
     for text in ("", "{}", "[1]"):
         (folder / "arguments.json").write_text(text)
-        with pytest.raises(EkgError, match="arguments.json: damaged, so that the run cannot be resumed; put the file back"):
+        with pytest.raises(
+            EkgError,
+            match="arguments.json: damaged, so that the run cannot be resumed; put the file back",
+        ):
             method(tmp_path, {"seed": 1})
 
 
@@ -102,7 +131,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, overwrite):
         RunFolder.prepare(tmp_path, {}, overwrite)
     with pytest.raises(EkgError, match="cannot be written"):
         RunFolder.prepare(tmp_path / "thesis.txt" / "run", {}, overwrite)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "thesis.txt").read_text() == "years of work" and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
@@ -120,7 +151,9 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     RunFolder.prepare(tmp_path, {"seed": 2})
 
 
-@pytest.mark.parametrize("name", ["slimmed_param.pkl", "trained_param.pkl", "summary.json", "checkpoints/fine-tune"])
+@pytest.mark.parametrize(
+    "name", ["slimmed_param.pkl", "trained_param.pkl", "summary.json", "checkpoints/fine-tune"]
+)
 def test_what_comes_behind_the_search_says_that_it_is_over(tmp_path, name):
     folder = RunFolder.create(tmp_path, {})
     folder.checkpoints("subset").mkdir(parents=True)
@@ -135,19 +168,27 @@ def test_curves_are_kept_as_lines_and_events(tmp_path):
     folder.log_curves("search", 1, {"loss": 0.5})
     for again in (folder, RunFolder.open(tmp_path, {})):
         again.log_curves("search", 1, {"loss": 0.5})
-    assert files.read_json_lines(folder / "curves.jsonl") == [{"phase": "search", "step": 1, "loss": 0.5}]
+    assert files.read_json_lines(folder / "curves.jsonl") == [
+        {"phase": "search", "step": 1, "loss": 0.5}
+    ]
     assert list((tmp_path / "events").glob("events.out.tfevents*"))
 
 
 def test_parts_of_a_phase_are_taken_together(tmp_path):
     folder = RunFolder.create(tmp_path, {})
-    for phase, seconds, host, gpu in (("search", 1.04, 10.4, 7), ("bank", 2, 30, 0), ("search", 3.11, 20.6, 5),
-                                      ("search", 0.5, 5, 0)):
+    for phase, seconds, host, gpu in (
+        ("search", 1.04, 10.4, 7),
+        ("bank", 2, 30, 0),
+        ("search", 3.11, 20.6, 5),
+        ("search", 0.5, 5, 0),
+    ):
         peak = Peak()
         peak.host_mib, peak.gpu_mib = host, gpu
         folder.log_phase(phase, seconds, peak)
-    assert folder.phases() == {"search": {"seconds": 4.6, "peak_memory_mib": 21, "peak_gpu_mib": 7},
-                               "bank": {"seconds": 2, "peak_memory_mib": 30, "peak_gpu_mib": 0}}
+    assert folder.phases() == {
+        "search": {"seconds": 4.6, "peak_memory_mib": 21, "peak_gpu_mib": 7},
+        "bank": {"seconds": 2, "peak_memory_mib": 30, "peak_gpu_mib": 0},
+    }
 
 
 def test_a_finished_run_is_read_and_others_are_named(tmp_path):
@@ -155,12 +196,20 @@ def test_a_finished_run_is_read_and_others_are_named(tmp_path):
         RunFolder(tmp_path).read_finished()
     folder = RunFolder.create(tmp_path, {"arch": "ResNet-20", "dataset": "DIGITS"})
     folder.log_curves("fine-tune", 1, {"loss": 0.5})
-    with pytest.raises(EkgError, match="the run is not finished; start it again with the same command"):
+    with pytest.raises(
+        EkgError, match="the run is not finished; start it again with the same command"
+    ):
         folder.read_finished()
-    files.write_json(folder / "summary.json", {"table": [ROW, ROW, ROW | {"flops": 9}],
-                                               "phases": {"search": {"seconds": 3.0}}})
+    files.write_json(
+        folder / "summary.json",
+        {"table": [ROW, ROW, ROW | {"flops": 9}], "phases": {"search": {"seconds": 3.0}}},
+    )
     run = folder.read_finished()
-    assert run.table[0] == Row.from_json(ROW) and run.rate == 0.45 and run.name == "ResNet-20 on DIGITS"
+    assert (
+        run.table[0] == Row.from_json(ROW)
+        and run.rate == 0.45
+        and run.name == "ResNet-20 on DIGITS"
+    )
     assert run.curves == [{"phase": "fine-tune", "step": 1, "loss": 0.5}]
     assert run.seconds("search", "fine-tune") == 3.0  # a phase that was killed each time left none
 

@@ -17,7 +17,9 @@ def test_networks_are_written_and_read_whole_or_cut(tiny_resnet, tmp_path):
         loaded = networks.load(tmp_path / "p.pkl", chosen)
         assert loaded is not model
         assert all((a == b).all() for a, b in zip(loaded.get_weights(), expected, strict=True))
-        assert [layer.name for layer in loaded.layers] == [layer.name for layer in tiny_resnet.layers]
+        assert [layer.name for layer in loaded.layers] == [
+            layer.name for layer in tiny_resnet.layers
+        ]
 
 
 def test_a_file_of_another_subnetwork_is_refused(tiny_resnet, tmp_path):

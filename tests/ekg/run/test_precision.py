@@ -1,4 +1,6 @@
-"""--precision auto takes bfloat16 where there are instructions for it and a step is faster, and a run keeps what it took."""
+"""--precision auto takes bfloat16 where there are instructions for it and a step is faster, and a
+run keeps what it took.
+"""
 
 import logging
 
@@ -14,8 +16,11 @@ from ekg.run.networks import Networks
 from ekg.settings import FineTuneSettings, JobSettings, RunSettings, SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
 
-SETTINGS = JobSettings(search=SearchSettings(target_rate=0.4), fine_tuning=FineTuneSettings(batch_size=16),
-                       run=RunSettings(precision=AUTO_FORMAT))
+SETTINGS = JobSettings(
+    search=SearchSettings(target_rate=0.4),
+    fine_tuning=FineTuneSettings(batch_size=16),
+    run=RunSettings(precision=AUTO_FORMAT),
+)
 
 
 @pytest.fixture(params=["flags : fpu avx512f avx512_bf16", "Features : fp asimd bf16"])
@@ -33,22 +38,32 @@ def without_bfloat16(tmp_path, monkeypatch):
 
 
 def make_job(folder, settings=SETTINGS):
-    return Job(settings, make_data(), Networks(make_tiny_resnet()), Compute(dtype=settings.run.precision), RunFolder(folder))
+    return Job(
+        settings,
+        make_data(),
+        Networks(make_tiny_resnet()),
+        Compute(dtype=settings.run.precision),
+        RunFolder(folder),
+    )
 
 
 def formats_of(job):
     return job.settings.run.precision, job.compute.dtype
 
 
-@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.5), "bfloat16"), ((1.0, 0.99), "float32"),
-                                                 ((0.5, 1.0), "float32")])
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [((1.0, 0.5), "bfloat16"), ((1.0, 0.99), "float32"), ((0.5, 1.0), "float32")],
+)
 def test_the_faster_step_decides(seconds, chosen, with_bfloat16, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(precision, "measure_steps", lambda job, dtypes: dict(zip(dtypes, seconds)))
     job = precision.resolved(make_job(tmp_path / "run"))
     assert formats_of(job) == (chosen, chosen)
-    assert f"precision {chosen}: a training step takes {seconds[0]:.3g} s in float32, {seconds[1]:.3g} s in bfloat16" in (
-        caplog.text)
+    assert (
+        f"precision {chosen}: a training step takes {seconds[0]:.3g} s in float32, "
+        f"{seconds[1]:.3g} s in bfloat16" in (caplog.text)
+    )
 
 
 def test_nothing_is_measured_without_instructions_for_it(without_bfloat16, tmp_path, monkeypatch):
@@ -56,10 +71,15 @@ def test_nothing_is_measured_without_instructions_for_it(without_bfloat16, tmp_p
     assert formats_of(precision.resolved(make_job(tmp_path / "run"))) == ("float32", "float32")
 
 
-def test_a_run_that_goes_on_keeps_its_format_and_one_that_starts_anew_does_not(without_bfloat16, tmp_path):
+def test_a_run_that_goes_on_keeps_its_format_and_one_that_starts_anew_does_not(
+    without_bfloat16, tmp_path
+):
     RunFolder.create(tmp_path / "run", {"precision": "bfloat16"})
     assert formats_of(precision.resolved(make_job(tmp_path / "run"))) == ("bfloat16", "bfloat16")
-    assert formats_of(precision.resolved(make_job(tmp_path / "run"), starts_anew=True)) == ("float32", "float32")
+    assert formats_of(precision.resolved(make_job(tmp_path / "run"), starts_anew=True)) == (
+        "float32",
+        "float32",
+    )
 
 
 def test_a_format_that_is_named_stays(with_bfloat16, tmp_path):
@@ -74,16 +94,27 @@ def test_steps_are_measured_in_each_format_and_leave_the_network_as_it_is(tmp_pa
     def make_trainer(self, *args, **options):
         made.append(self.compute.dtype)
         return original(self, *args, **options)
+
     monkeypatch.setattr(Job, "make_trainer", make_trainer)
     before = [variable.numpy().copy() for variable in job.networks.model.weights]
     seconds = precision.measure_steps(job, ("float32", "bfloat16"))
     assert list(seconds) == made == ["float32", "bfloat16"] and min(seconds.values()) > 0
-    assert all((variable.numpy() == old).all() for variable, old in zip(job.networks.model.weights, before))
+    assert all(
+        (variable.numpy() == old).all() for variable, old in zip(job.networks.model.weights, before)
+    )
 
 
 def test_a_program_may_leave_it_open_and_the_run_says_what_it_took(without_bfloat16, tmp_path):
     data = make_data()
     images = data.train.images.astype("float32") / 100
-    ekg.prune(make_tiny_resnet(), (images, data.train.labels), target_rate=0.9, epochs=None, run={"precision": "auto"},
-              search={"search_step": 0.4, "search_teacher": "none"}, run_dir=tmp_path / "run", verbose=False)
+    ekg.prune(
+        make_tiny_resnet(),
+        (images, data.train.labels),
+        target_rate=0.9,
+        epochs=None,
+        run={"precision": "auto"},
+        search={"search_step": 0.4, "search_teacher": "none"},
+        run_dir=tmp_path / "run",
+        verbose=False,
+    )
     assert RunFolder(tmp_path / "run").arguments()["precision"] == "float32"

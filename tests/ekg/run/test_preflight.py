@@ -19,8 +19,14 @@ BANK = 96 * 4 * 3 * 4  # images x teachers x classes, float32
 def make_job(folder, model, teacher="ensemble"):
     settings = JobSettings(fine_tuning=FineTuneSettings(finetune_teacher=teacher, num_teacher=4))
     groups = types.SimpleNamespace(groups=[])
-    return types.SimpleNamespace(settings=settings, data=make_data(), folder=RunFolder(folder), output_shape=(3,),
-                                 has_bank=teacher == "ensemble", networks=types.SimpleNamespace(supernet=groups))
+    return types.SimpleNamespace(
+        settings=settings,
+        data=make_data(),
+        folder=RunFolder(folder),
+        output_shape=(3,),
+        has_bank=teacher == "ensemble",
+        networks=types.SimpleNamespace(supernet=groups),
+    )
 
 
 @pytest.mark.parametrize("teacher", ["ensemble", "single"])
@@ -29,10 +35,15 @@ def test_what_a_run_writes_must_fit_the_disk(tmp_path, monkeypatch, tiny_resnet,
     needed = preflight.bytes_to_write(job, tiny_resnet, [1, 100])
     assert needed > (6 + 2 + 2 * 6) * 4 * tiny_resnet.count_params() + BANK * job.has_bank
     for free in (needed, needed - 1):
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
+        monkeypatch.setattr(
+            preflight.shutil, "disk_usage", lambda _, free=free: types.SimpleNamespace(free=free)
+        )
         if free == needed:
             preflight.check_disk(job, tiny_resnet, [1, 100])
-    with pytest.raises(EkgError, match=f"needs {needed:,} bytes and {needed - 1:,} are free; make room, or name another"):
+    with pytest.raises(
+        EkgError,
+        match=f"needs {needed:,} bytes and {needed - 1:,} are free; make room, or name another",
+    ):
         preflight.check_disk(job, tiny_resnet, [1, 100])
 
 
@@ -40,19 +51,42 @@ def test_what_is_there_of_a_bank_is_not_written_again(tmp_path, tiny_resnet):
     before = preflight.bytes_to_write(make_job(tmp_path, tiny_resnet), tiny_resnet, [1])
     (tmp_path / names.BANK).mkdir()
     (tmp_path / names.BANK / "logits.npy").write_bytes(bytes(1000))
-    assert preflight.bytes_to_write(make_job(tmp_path, tiny_resnet), tiny_resnet, [1]) == before - 1000
+    assert (
+        preflight.bytes_to_write(make_job(tmp_path, tiny_resnet), tiny_resnet, [1]) == before - 1000
+    )
 
 
 def test_a_run_writes_no_more_than_was_said(tmp_path, monkeypatch):
-    """Checkpoints of every training, both kinds of files of the networks, report, events and an export."""
+    """Checkpoints of every training, both kinds of files of the networks, report, events and an
+    export.
+    """
     jobs, run_job = [], pipeline.run_job
-    monkeypatch.setattr(pipeline, "run_job", lambda job, *args, **further: jobs.append(job) or run_job(
-        job, *args, **further))
+    monkeypatch.setattr(
+        pipeline,
+        "run_job",
+        lambda job, *args, **further: jobs.append(job) or run_job(job, *args, **further),
+    )
     folder = tmp_path / "run"
     utils.save_params(randomise_(small_jobs.build(None, 3)), tmp_path / "p.pkl")
-    small_jobs.run(train_cifar, small_jobs.make_large_data(), "--target_rate", "0.6", "--train_epoch", 1, "--num_teacher", 2,
-                   "--exports", "litert", "--runtimes", "--checkpoint_minutes", 0, "--train_path", folder,
-                   "--trained_param", tmp_path / "p.pkl")
+    small_jobs.run(
+        train_cifar,
+        small_jobs.make_large_data(),
+        "--target_rate",
+        "0.6",
+        "--train_epoch",
+        1,
+        "--num_teacher",
+        2,
+        "--exports",
+        "litert",
+        "--runtimes",
+        "--checkpoint_minutes",
+        0,
+        "--train_path",
+        folder,
+        "--trained_param",
+        tmp_path / "p.pkl",
+    )
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     job = dataclasses.replace(jobs[0], folder=RunFolder(tmp_path / "nothing"))
     assert written < preflight.bytes_to_write(job, job.networks.model, [1, 1]) < 100 * written

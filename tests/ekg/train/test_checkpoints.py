@@ -30,7 +30,10 @@ def test_the_last_of_two_is_restored(tmp_path, weights):
     assert restore(tmp_path, weights) == (None, 0.0)
     save(tmp_path, weights, 4)
     assert restore(tmp_path, weights) == ({"epoch": 4, "totals": {"loss": 0.4}}, 4.0)
-    assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-3.index", "ckpt-4.index"]
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-3.index",
+        "ckpt-4.index",
+    ]
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["ckpt-3.json", "ckpt-4.json"]
 
 
@@ -40,7 +43,10 @@ def test_saving_goes_on_behind_a_restored_one(tmp_path, weights):
     checkpoints.restore()
     checkpoints.save({"epoch": 9})
     assert restore(tmp_path, weights) == ({"epoch": 9}, 3.0)
-    assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-3.index", "ckpt-4.index"]
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-3.index",
+        "ckpt-4.index",
+    ]
 
 
 @pytest.mark.parametrize("name", ["ckpt-3.index", "ckpt-3.data-00000-of-00001", "ckpt-3.json"])
@@ -50,7 +56,11 @@ def test_a_damaged_one_is_noticed_and_the_one_before_is_used(tmp_path, weights, 
     whole = (tmp_path / name).read_bytes()
     for offset in np.linspace(0, len(whole) - 2, 50).astype(int):
         caplog.clear()
-        damaged = whole[:offset] if cut else whole[:offset] + bytes([whole[offset] ^ 8]) + whole[offset + 1:]
+        damaged = (
+            whole[:offset]
+            if cut
+            else whole[:offset] + bytes([whole[offset] ^ 8]) + whole[offset + 1 :]
+        )
         (tmp_path / name).write_bytes(damaged)
         position, value = restore(tmp_path, weights)
         assert (position["epoch"], value) == (2, 2.0)
@@ -65,7 +75,9 @@ def test_where_all_are_damaged_it_is_said(tmp_path, weights):
     save(tmp_path, weights, 2)
     for path in tmp_path.glob("*.index"):
         path.write_bytes(b"")
-    with pytest.raises(EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew"):
+    with pytest.raises(
+        EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew"
+    ):
         restore(tmp_path, weights)
 
 
@@ -76,5 +88,8 @@ def test_one_that_was_not_finished_does_not_count(tmp_path, weights):
     checkpoints = Checkpoints(tmp_path, weights=weights)
     checkpoints.restore()
     checkpoints.save({"epoch": 5})
-    assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-1.index", "ckpt-3.index"]
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-1.index",
+        "ckpt-3.index",
+    ]
     assert restore(tmp_path, weights) == ({"epoch": 5}, 1.0)

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from ekg.data import Batches
+from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.train.evaluate import estimate_statistics_, evaluate
@@ -24,8 +24,12 @@ def test_evaluation_is_exact_whatever_the_batch(tiny_resnet, tiny_data, batch_si
     strategy, progress = mirrored(replicas), Bar()
     with strategy.scope():
         model = make_tiny_resnet()
-    metrics = evaluate(model, Batches(tiny_data.test, tiny_data.normalise, batch_size),
-                       Compute(Team(strategy), use_xla=batch_size == 22), progress)
+    metrics = evaluate(
+        model,
+        Batches(tiny_data.test, tiny_data.normalise, batch_size),
+        Compute(Team(strategy), use_xla=batch_size == 22),
+        progress,
+    )
     logits = tiny_resnet(tiny_data.normalise(tiny_data.test.images)).numpy().astype(np.float64)
     labels = tiny_data.test.labels
     loss = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(22), labels]).mean()
@@ -42,7 +46,9 @@ def test_parts_of_an_evaluation_add_up(tiny_resnet, tiny_data):
         team = Team()
         team.worker, team.num_workers = worker, 2
         parts.append(evaluate(tiny_resnet, batches, Compute(team)))
-    assert 0 < parts[0].top1 < whole.top1 and parts[0].top1 + parts[1].top1 == pytest.approx(whole.top1)
+    assert 0 < parts[0].top1 < whole.top1 and parts[0].top1 + parts[1].top1 == pytest.approx(
+        whole.top1
+    )
     assert parts[0].loss + parts[1].loss == pytest.approx(whole.loss, rel=1e-5)
 
 
@@ -54,9 +60,17 @@ class UnevenBatches(Batches):
 
 @pytest.mark.parametrize("use_xla", [False, True])
 def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data, use_xla):
-    """Of uneven batches: the first layer's are those of one pass over all images, up to the last bit or two."""
-    estimate_statistics_(tiny_resnet, UnevenBatches(tiny_data.train, tiny_data.normalise, 44), use_xla)
-    stem = tiny_resnet.get_layer("stem")(tiny_data.normalise(tiny_data.train.images)).numpy().astype(np.float64)
+    """Of uneven batches: the first layer's are those of one pass over all images, up to the last
+    bit or two.
+    """
+    estimate_statistics_(
+        tiny_resnet, UnevenBatches(tiny_data.train, tiny_data.normalise, 44), use_xla
+    )
+    stem = (
+        tiny_resnet.get_layer("stem")(tiny_data.normalise(tiny_data.train.images))
+        .numpy()
+        .astype(np.float64)
+    )
     norm = tiny_resnet.get_layer("stem_bn")
     np.testing.assert_allclose(norm.moving_mean, stem.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, stem.var(axis=(0, 1, 2)), rtol=1e-4)
@@ -67,6 +81,10 @@ def test_statistics_of_a_norm_that_ends_the_network_are_those_of_all_images(tiny
     norm = keras.layers.BatchNormalization()
     model = keras.Model(inputs, norm(keras.layers.Conv2D(4, 3, name="conv")(inputs)))
     estimate_statistics_(model, Batches(tiny_data.train, tiny_data.normalise, 20))
-    read = model.get_layer("conv")(tiny_data.normalise(tiny_data.train.images)).numpy().astype(np.float64)
+    read = (
+        model.get_layer("conv")(tiny_data.normalise(tiny_data.train.images))
+        .numpy()
+        .astype(np.float64)
+    )
     np.testing.assert_allclose(norm.moving_mean, read.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, read.var(axis=(0, 1, 2)), rtol=1e-4)

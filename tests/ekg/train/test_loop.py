@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ekg import files, stopping
-from ekg.data import TrainingBatches
+from ekg.data.dataset import TrainingBatches
 from ekg.distil import losses
+from ekg.io import files
+from ekg.process import stopping
 from ekg.run.folder import RunFolder
 from ekg.train.loop import EpochMeter, fit, train_epoch
 from ekg.train.step import Schedule, Trainer
@@ -48,14 +49,22 @@ def test_an_epochs_means_are_those_of_all_steps_also_if_it_goes_on():
 
 def test_the_learning_rate_of_a_step_is_that_of_its_place_in_the_epoch():
     steps, totals = Steps(*np.ones(4, np.float32)), []
-    train_epoch(steps, batches(4), Schedule(1.0, (0.25,), 0.1, 2), EpochMeter(0, 4, 1, Bar()),
-                lambda done, sums: totals.append((done, float(sums["loss"]))))
+    train_epoch(
+        steps,
+        batches(4),
+        Schedule(1.0, (0.25,), 0.1, 2),
+        EpochMeter(0, 4, 1, Bar()),
+        lambda done, sums: totals.append((done, float(sums["loss"]))),
+    )
     np.testing.assert_allclose(steps.rates, [1, 1, 0.1, 0.1])
     assert totals == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
 def test_a_non_finite_loss_stops_and_is_named():
-    with pytest.raises(FloatingPointError, match="loss became non-finite in epoch 3, at or shortly before step 2 of 4"):
+    with pytest.raises(
+        FloatingPointError,
+        match="loss became non-finite in epoch 3, at or shortly before step 2 of 4",
+    ):
         train_epoch(Steps(1.0, np.nan, 1.0, 1.0), batches(4), SCHEDULE, EpochMeter(2, 4, 1, Bar()))
 
 
@@ -65,12 +74,14 @@ def make_trainer(tiny_data):
         with mirrored(1).scope():
             model = make_tiny_resnet()
         return Trainer(mirrored(1), model, losses.baseline(tiny_data), weight_decay=1e-3)
+
     return make
 
 
 @pytest.fixture
 def stops_after(monkeypatch):
     """Returns a function: the process is asked to end when a Trainer has made so many steps."""
+
     def stop(count):
         original, steps = Trainer.step, iter(range(1, 10**9))
 
@@ -79,13 +90,17 @@ def stops_after(monkeypatch):
             if next(steps) == count:
                 stopping.request(signal.SIGTERM)
             return metrics
+
         monkeypatch.setattr(Trainer, "step", step)
+
     yield stop
     stopping.request(None)
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])
-def test_a_training_that_is_asked_to_end_goes_on_to_the_same_weights(tmp_path, tiny_data, make_trainer, stops_after, count):
+def test_a_training_that_is_asked_to_end_goes_on_to_the_same_weights(
+    tmp_path, tiny_data, make_trainer, stops_after, count
+):
     """Within an epoch, at its end, and within the second one."""
     data = TrainingBatches(tiny_data, 24, seed=0, num_views=1)
     undisturbed, other = make_trainer(), make_trainer()
@@ -96,8 +111,12 @@ def test_a_training_that_is_asked_to_end_goes_on_to_the_same_weights(tmp_path, t
         fit("phase", make_trainer(), data, SCHEDULE, folder=folders[1])
     stopping.request(None)
     fit("phase", other, data, SCHEDULE, folder=folders[1])
-    assert all((a == b).all() for a, b in zip(undisturbed.model.get_weights(), other.model.get_weights()))
-    curves = [[line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")]
-              for folder in folders]
+    assert all(
+        (a == b).all() for a, b in zip(undisturbed.model.get_weights(), other.model.get_weights())
+    )
+    curves = [
+        [line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")]
+        for folder in folders
+    ]
     assert [line["step"] for line in curves[0]] == [1, 2] and curves[0] == curves[1]
     assert [line["learning_rate"] for line in curves[0]] == pytest.approx([0.05, 0.01])

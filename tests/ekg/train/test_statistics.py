@@ -1,4 +1,6 @@
-"""Moving statistics that fit the weights: whatever is frozen, whatever the momentum, whatever order the data come in."""
+"""Moving statistics that fit the weights: whatever is frozen, whatever the momentum, whatever order
+the data come in.
+"""
 
 import keras
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.data import Batches, Split, TrainingBatches, mixed_order
+from ekg.data.dataset import Batches, Split, TrainingBatches, mixed_order
 from ekg.distil import losses
 from ekg.distil import slim as slimming
 from ekg.graph import cutting
@@ -21,13 +23,17 @@ def batches_of(data, batch_size=40):
 
 
 def test_only_the_statistics_of_trainable_norms_are_estimated(tiny_data):
-    """With a frozen convolution the input of the batch norm is what that convolution gives, and frozen norms stay."""
+    """With a frozen convolution the input of the batch norm is what that convolution gives, and
+    frozen norms stay.
+    """
     model = make_tiny_resnet()
     for name in ("stem", "a1_bn"):
         model.get_layer(name).trainable = False
     before = {layer.name: layer.get_weights() for layer in model.layers}
     estimate_statistics_(model, batches_of(tiny_data))
-    stem = np.asarray(model.get_layer("stem")(tiny_data.normalise(tiny_data.train.images)), np.float64)
+    stem = np.asarray(
+        model.get_layer("stem")(tiny_data.normalise(tiny_data.train.images)), np.float64
+    )
     norm = model.get_layer("stem_bn")
     np.testing.assert_allclose(norm.moving_mean, stem.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, stem.var(axis=(0, 1, 2)), rtol=1e-4)
@@ -37,17 +43,25 @@ def test_only_the_statistics_of_trainable_norms_are_estimated(tiny_data):
         assert all((old == new).all() for old, new in zip(before[layer.name], kept))
 
 
-@pytest.mark.parametrize("options", [{"scale": False}, {"momentum": 1.0}, {"momentum": 0.999}, {"axis": 1}])
+@pytest.mark.parametrize(
+    "options", [{"scale": False}, {"momentum": 1.0}, {"momentum": 0.999}, {"axis": 1}]
+)
 def test_statistics_of_every_form_of_batch_norm_are_exact(tiny_data, options):
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", name="conv")(inputs)
     x = layers.BatchNormalization(name="norm", **options)(x)
-    x = layers.BatchNormalization(name="norm2")(layers.Dense(5, name="hidden")(layers.Flatten(name="flat")(x)))
+    x = layers.BatchNormalization(name="norm2")(
+        layers.Dense(5, name="hidden")(layers.Flatten(name="flat")(x))
+    )
     model = randomise_(keras.Model(inputs, layers.Dense(3, name="fc")(x)))
     estimate_statistics_(model, batches_of(tiny_data, 96))
     images = tiny_data.normalise(tiny_data.train.images)
-    # All images were one batch, so moving statistics are its own, and what the second norm reads is the same again.
-    for name, axes in (("norm", (0, 2, 3) if options.get("axis") == 1 else (0, 1, 2)), ("norm2", (0,))):
+    # All images were one batch, so moving statistics are its own, and what the second norm reads is
+    # the same again.
+    for name, axes in (
+        ("norm", (0, 2, 3) if options.get("axis") == 1 else (0, 1, 2)),
+        ("norm2", (0,)),
+    ):
         layer = model.get_layer(name)
         values = np.asarray(keras.Model(model.input, layer.input)(images), np.float64)
         np.testing.assert_allclose(layer.moving_mean, values.mean(axis=axes), rtol=1e-3, atol=1e-4)
@@ -75,14 +89,17 @@ def test_slimming_of_class_sorted_data_takes_statistics_of_all_classes(monkeypat
     model = slimming.slim(supernet, supernet.whole(), batches)
     stem, of_one_class = (
         np.asarray(supernet.model.get_layer("stem")(data.normalise(images))).mean(axis=(0, 1, 2))
-        for images in (data.train.images, sorted_split.images[:30]))
+        for images in (data.train.images, sorted_split.images[:30])
+    )
     mean = model.get_layer("stem_bn").moving_mean.numpy()
     assert np.abs(mean - stem).max() < 0.35 * np.abs(of_one_class - stem).max()
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.999])
 def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
-    """With a high momentum the moving statistics lag behind; estimated anew they give the loss of batch statistics."""
+    """With a high momentum the moving statistics lag behind; estimated anew they give the loss of
+    batch statistics.
+    """
     data = make_data(num_train=240, num_test=240)
     keras.utils.set_random_seed(0)
     with mirrored(1).scope():
@@ -101,8 +118,12 @@ def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
     slimming.fit_statistics_(model, batches_of(data, 240))
     fitting_variance = model.get_layer("two_bn").moving_variance.numpy()
     fitting = evaluate(model, test).loss
-    logits = np.asarray(cutting.copy(model)(data.normalise(data.test.images), training=True), np.float64)
-    with_batch = (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(240), data.test.labels]).mean()
+    logits = np.asarray(
+        cutting.copy(model)(data.normalise(data.test.images), training=True), np.float64
+    )
+    with_batch = (
+        np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(240), data.test.labels]
+    ).mean()
     assert fitting == pytest.approx(with_batch, rel=0.05, abs=0.01)
     if momentum > 0.99:  # where they began, at one, is most of what they were
         np.testing.assert_allclose(stale, 0.999**30 + (1 - 0.999**30) * fitting_variance, rtol=0.1)

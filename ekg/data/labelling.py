@@ -1,0 +1,180 @@
+"""The labels of all examples in the form that the losses take.
+
+The unpruned network makes those that nobody gave.
+"""
+
+import dataclasses
+import math
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ekg.devices.compute import full_float32, in_graph
+from ekg.errors import EkgError
+from ekg.graph.heads import without_heads
+from ekg.process import stopping
+from ekg.process.progress import progress_bar
+from ekg.tasks import compiled_loss
+from ekg.tasks.outputs import Outputs, Part, weight_of
+from ekg.tasks.weighted import Weighted, with_weights
+
+BATCH = 64  # examples that the unpruned network sees at once
+MEMORY_BUDGET = 2**30  # bytes of labels that are kept in memory; more are in a file without a name
+
+
+def label(model, graph, choices, sources, class_weight=None):
+    """Returns (Task of all outputs that count, list of each source's labels, [examples, ...]).
+
+    Args:
+        model: the unpruned keras.Model, as its user has it.
+        graph: graph.calls.Graph of it.
+        choices: list of output_choice.Choice.
+        sources: list of (sources.Examples, {number of an output: its labels}, what to call these),
+            the training data first.
+        class_weight: {class number: weight} of the training data, or None.
+
+    Raises:
+        EkgError: labels do not fit the outputs, or the network's outputs are not finite.
+    """
+    for choice in choices:
+        choice.task.check_output(graph)
+    for _, labels, what in sources[1:]:
+        _check_like_first(choices, labels, what)
+    choices = _weigh(choices, model, sources, class_weight)
+    prepared = []
+    for number, (examples, labels, what) in enumerate(sources):
+        of_classes = None if number else class_weight
+        prepared.append(
+            [
+                _prepared(choice.task, graph, examples, labels, what, of_classes)
+                for choice in choices
+            ]
+        )
+    if len(choices) == 1 and prepared[0][0] is not None:
+        return choices[0].task, [own for (own,) in prepared]
+    parts = [_part(choice, graph, own) for choice, own in zip(choices, prepared[0])]
+    task, rows = Outputs(parts=tuple(parts)), []
+    for (examples, _, what), own in zip(sources, prepared):
+        rows.append(_rows(examples.count, task.label_size))
+        for number, part_labels in enumerate(own):
+            if part_labels is not None:
+                rows[-1][:, task.columns(number)] = part_labels.reshape(examples.count, -1)
+        _imitate_(rows[-1], task, model, examples, what)
+    if len(choices) == 1:
+        return choices[0].task, [own.reshape(len(own), *parts[0].label_shape) for own in rows]
+    return _balanced(task, rows[0]), rows
+
+
+def _check_like_first(choices, labels, what):
+    """Raises EkgError unless further data has labels of the outputs that training data labels."""
+    for choice in choices:
+        has = choice.task.output in labels
+        if has != choice.task.has_labels:
+            raise EkgError(
+                f"{what}: output {choice.name!r} has {'' if has else 'no '}labels here, and "
+                f"{'none' if has else 'some'} in `data`; give them in both or in neither."
+            )
+
+
+def _weigh(choices, model, sources, class_weight):
+    """Returns the Choices with tasks whose labels carry weights, where anything weighs them."""
+    labelled = [choice for choice in choices if choice.task.has_labels]
+    weights = [examples.weights for examples, *_ in sources]
+    if class_weight is not None and len(labelled) != 1:
+        raise EkgError(
+            f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
+            f"give "
+            "the weights of examples: (images, labels, weights)."
+        )
+    if not labelled and any(own is not None for own in weights):
+        raise EkgError("weights are those of labels, and there are none; leave the weights out.")
+    weighed = []
+    for choice in choices:
+        task = choice.task
+        if task.has_labels:
+            loss = compiled_loss.read_loss(model, task.output)
+            ignored = loss.ignore_class if loss is not None and task.takes_logits else None
+            task = with_weights(task, ignored, weights, class_weight)
+        weighed.append(dataclasses.replace(choice, task=task))
+    return weighed
+
+
+def _prepared(task, graph, examples, labels, what, class_weight):
+    """Returns an output's labels as its task prepares them; None where the network makes them."""
+    if not task.has_labels:
+        return None
+    options = {}
+    if isinstance(task, Weighted):
+        options = {"weights": examples.weights, "class_weight": class_weight}
+    return task.prepare_labels(labels[task.output], task.shape(graph), what, **options)
+
+
+def _part(choice, graph, labels):
+    shape = choice.task.shape(graph)
+    if labels is None:
+        return Part(choice.name, choice.task, shape, shape, "float32")
+    return Part(choice.name, choice.task, shape, labels.shape[1:], labels.dtype.name)
+
+
+def _balanced(task, labels):
+    """Returns the Outputs with weights that make losses of different units comparable."""
+    parts = []
+    for number, part in enumerate(task.parts):
+        some = labels[:, task.columns(number)]
+        own, kind = some.reshape(len(some), *part.label_shape), part.task
+        if isinstance(kind, Weighted):
+            own, kind = kind.values(own), kind.inner
+        weight = weight_of(kind, own)
+        parts.append(dataclasses.replace(part, weight=weight))
+    return dataclasses.replace(task, parts=tuple(parts))
+
+
+def _rows(count, size):
+    """Returns an array [count, size] for labels, float32, in memory or in a file."""
+    if 4 * count * size <= MEMORY_BUDGET:
+        return np.empty((count, size), np.float32)
+    try:
+        return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(count, size))
+    except OSError as error:
+        raise EkgError(
+            "the unpruned network's outputs are written to a file, and that failed "
+            f"({error.strerror}); "
+            "make room, set TMPDIR, or name outputs in `may_lose`."
+        ) from None
+
+
+def _imitate_(rows, task, model, examples, what):
+    """Writes the unpruned network's outputs into the columns of the parts without labels."""
+    numbers = [number for number, part in enumerate(task.parts) if not part.task.has_labels]
+    if not numbers:
+        return
+    parts = [task.parts[number] for number in numbers]
+    logits = [output for part in parts for output in part.task.logits]
+    network = without_heads(model, logits, examples.shape)[0] if logits else model
+    dtype = model.inputs[0].dtype
+
+    def forward(images):
+        outputs = keras.tree.flatten(network(tf.cast(images, dtype), training=False))
+        return [
+            tf.reshape(tf.cast(outputs[part.task.output], tf.float32), [-1, math.prod(part.shape)])
+            for part in parts
+        ]
+
+    forward = in_graph(forward, reduce_retracing=True)
+    with progress_bar("unpruned network", examples.count, "image") as progress, full_float32():
+        for start in range(0, examples.count, BATCH):
+            stopping.check()
+            indices = np.arange(start, min(start + BATCH, examples.count))
+            for number, part, values in zip(
+                numbers, parts, forward(tf.constant(examples.read(indices)))
+            ):
+                if not np.isfinite(values.numpy()).all():
+                    raise EkgError(
+                        f"{what}: `model` {model.name!r} returns numbers that are not finite at "
+                        "its "
+                        f"output {part.name!r} for examples {start} to {indices[-1]}."
+                    )
+                rows[indices, task.columns(number)] = values
+            progress.update(len(indices))

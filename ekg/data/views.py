@@ -1,0 +1,249 @@
+"""Random views of a user's own examples, and what belongs to these that has to move with them.
+
+A view that moves the pixels of an image leaves maps, of labels or of knowledge, where they were: so
+maps are moved by the same draws, or the view is refused for the task. Views are keyed: the same
+seed gives the same view, whatever ran before.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from ekg.data import augment
+from ekg.errors import EkgError
+from ekg.tasks.kinds import Regression, Task
+
+VIEWS = ("flip", "flip_crop")
+IMAGE_RANKS = (4, 5)  # of batches of images and of volumes
+SMALLEST_CROPPED = augment.PADDING + 1  # pixels: a smaller image has no reflection of that width
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingView:
+    """Mirrors every other image left-right, and may pad and crop; moves maps alike.
+
+    Attributes:
+        axes: the axes of a batch that are (height, width).
+        crops: whether images are padded by their reflection and cropped.
+        task: Task, which knows what of labels and knowledge moves with the images.
+        output: shape of the network's output for one example.
+    """
+
+    axes: tuple[int, int]
+    crops: bool
+    task: Task
+    output: tuple[int, ...]
+    moves_knowledge = True
+    changes_labels = False
+
+    def images(self, images, labels, draws):
+        """Returns the view of images [batch, ...] by draws [batch, augment.NUM_DRAWS]."""
+        return self._move(images, draws, self.axes)
+
+    def labels(self, images, labels, draws):
+        """Returns the labels of the view, [batch, ...]."""
+        return self._moved(labels, draws, 1)
+
+    def knowledge(self, rows, draws):
+        """Returns the knowledge of the view from that of the images as they are, [batch, K,
+        ...].
+        """
+        return self._moved(rows, draws, 2)
+
+    def _moved(self, values, draws, first):
+        def move(places, end):
+            return self._move(places, draws, (end - 2, end - 1))
+
+        return self.task.moved(values, self.output, first, move)
+
+    def _move(self, values, draws, axes):
+        if self.crops:
+            return augment.flip_and_crop(values, draws[:, 3], draws[:, 4], draws[:, 5], axes=axes)
+        shape = [-1] + [1] * (len(values.shape) - 1)
+        return tf.where(
+            tf.reshape(draws[:, 3] >= 0.5, shape), tf.reverse(values, [axes[1]]), values
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnView:
+    """A user's function (images, seed) -> images, or (images, labels, seed) -> (images, labels).
+
+    Attributes:
+        function: the user's.
+        changes_labels: whether it is given labels, and returns them.
+        channel_axis: of a batch.
+    """
+
+    function: Callable
+    changes_labels: bool
+    channel_axis: int
+    moves_knowledge = False
+
+    def __post_init__(self):
+        # It may ask tensors by Python's `if` and `for`, as in a tf.data pipeline.
+        object.__setattr__(self, "_converted", tf.function(self.function))
+
+    def images(self, images, labels, draws):
+        """Returns the view of images [batch, ...]; see MovingView."""
+        return self.both(images, labels, draws)[0]
+
+    def labels(self, images, labels, draws):
+        """Returns the labels of the view."""
+        return self.both(images, labels, draws)[1]
+
+    def both(self, images, labels, draws, is_traced=True):
+        """Returns (images, labels) of the view.
+
+        Args:
+            images: [batch, ...].
+            labels: [batch, ...], as the task prepares them.
+            draws: [batch, augment.NUM_DRAWS] in [0, 1).
+            is_traced: whether as in training; else the function is called as it is.
+        """
+        function = self._converted if is_traced else self.function
+        seed = tf.bitcast(draws[0, :2], tf.int32)
+        if not self.changes_labels:
+            return function(images, seed), labels
+        made = function(images, labels, seed)
+        if not isinstance(made, (tuple, list)) or len(made) != 2:
+            raise EkgError(
+                "`augment` takes (images, labels, seed), so it must return a pair (images, "
+                f"labels); received {type(made).__name__}."
+            )
+        return tuple(made)
+
+
+# ---------------------------------------------------------------- making them
+
+
+def make_view(augmentation, graph, task):
+    """Returns the view of what a user gave: MovingView, OwnView, or None for None.
+
+    Args:
+        augmentation: a name of VIEWS, or a function; see OwnView. The seed is an int32 tensor [2]
+            for the stateless random operations of TensorFlow, another one for every part of a
+            batch.
+        graph: graph.calls.Graph of the keras.Model, of one input, at the size of the images.
+        task: Task.
+
+    Raises:
+        EkgError: it is none of these, or does not fit images or task.
+    """
+    if augmentation is None:
+        return None
+    if isinstance(augmentation, str) and augmentation in VIEWS:
+        return _moving_view(augmentation, graph, task)
+    if not callable(augmentation):
+        raise EkgError(
+            f"`augment` must be one of {list(VIEWS)}, a function (images, seed) or (images, "
+            f"labels, seed), or None; received {augmentation!r}."
+        )
+    rank = len(graph.shapes[graph.inputs[0]])
+    channel_axis = find_channel_axes(graph)[-1] if rank in IMAGE_RANKS else rank - 1
+    changes_labels = _count_required(augmentation) >= 3
+    function = task.taking_labels(augmentation) if changes_labels else augmentation
+    return OwnView(function, changes_labels, channel_axis)
+
+
+def _count_required(function):
+    """Returns how many arguments a function must be given; 2 where it does not say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 2
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.default is one.empty and one.kind in places for one in parameters)
+
+
+def _moving_view(name, graph, task):
+    shape, output = graph.shapes[graph.inputs[0]], task.shape(graph)
+    if len(shape) not in IMAGE_RANKS:
+        raise EkgError(
+            f"`augment` {name!r} moves images and volumes, and the network takes "
+            f"{shape[1:]}; give a function (images, seed) -> images."
+        )
+    channel_axis, *others = find_channel_axes(graph)
+    if others:
+        raise EkgError(
+            f"`augment` {name!r}: of the layers of `model` {graph.model.name!r} that read the "
+            "images some take them for channels_first and some for channels_last; give a "
+            "function (images, seed) -> images."
+        )
+    crops = name == "flip_crop"
+    places = [axis for axis in range(1, len(shape)) if axis != channel_axis]
+    sizes, axes = tuple(shape[axis] for axis in places), tuple(places[-2:])
+    if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
+        raise EkgError(
+            f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x "
+            f"{SMALLEST_CROPPED} pixels; these have {' x '.join(map(str, sizes))}."
+        )
+    problems = [
+        _problem(part, own, sizes, shape[channel_axis], crops)
+        for part, own in task.seen_parts(output)
+    ]
+    for problem in filter(None, problems):
+        raise EkgError(
+            f"`augment` {name!r} moves what an image shows, and {problem}; give a function "
+            "(images, seed) -> images if the labels stay right, or (images, labels, seed) -> "
+            "(images, labels)."
+        )
+    return MovingView(axes, crops, task, output)
+
+
+def _problem(task, output, sizes, num_channels, crops):
+    """Returns why what a task's labels say cannot be moved with an image of these sizes, or
+    None.
+    """
+    places = task.places(output)
+    if not places:
+        is_number = isinstance(getattr(task, "kind", task), Regression)
+        return "numbers such as positions would stay behind" if is_number else None
+    if len(places) != len(sizes):
+        return f"the places of an output of shape {output} are not known to be those of the image"
+    if crops and places != sizes:
+        return f"a crop cannot be repeated on maps of {places}, as images have {sizes}"
+    if isinstance(getattr(task, "kind", task), Regression) and output[-1] not in (1, num_channels):
+        return f"{output[-1]} numbers for each place may be directions, which a mirror turns"
+    return None
+
+
+def find_channel_axes(graph):
+    """Returns which axes of a batch of images or volumes layers take for the channels, a list of
+    one or two.
+
+    The layers that read the input and have a data format decide, also behind a Permute; where there
+    are none, Keras' configuration does.
+    """
+    number = graph.inputs[0]
+    rank = len(graph.shapes[number])
+    axes_of, found = {number: tuple(range(rank))}, set()  # of a tensor: which of the input's
+    for call in graph.calls:
+        source = next((tensor for tensor in call.inputs if tensor in axes_of), None)
+        if source is None:
+            continue
+        axes, data_format = axes_of[source], getattr(call.layer, "data_format", None)
+        order = _permutation(call.layer, rank)
+        if data_format in ("channels_first", "channels_last"):
+            found.add(axes[1] if data_format == "channels_first" else axes[-1])
+        elif order is not None:
+            axes_of[call.output] = tuple(axes[axis] for axis in order)
+        elif graph.shapes[call.outputs[0]] == graph.shapes[source]:
+            axes_of[call.outputs[0]] = axes
+    default = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
+    return sorted(found) or [default]
+
+
+def _permutation(operation, rank):
+    """Returns the order in which an operation puts the axes of a batch, or None if it puts in
+    none.
+    """
+    if isinstance(operation, keras.layers.Permute):
+        return (0, *operation.dims)
+    if type(operation).__name__ == "Transpose":
+        axes = getattr(operation, "axes", None)
+        return tuple(range(rank))[::-1] if axes is None else tuple(axes)
+    return None

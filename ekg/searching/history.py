@@ -1,0 +1,82 @@
+"""What a search leaves: every interim sub-network and how it was found."""
+
+import dataclasses
+
+from ekg.network.subnetwork import Subnetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryEntry:
+    """An interim sub-network and how it was found.
+
+    Attributes:
+        step: 0 for the whole network, then 1, 2, ...
+        group: name of the group that was narrowed, of several the best; None at step 0.
+        subnetwork: the Subnetwork.
+        rate: its FLOPs divided by the whole network's.
+        loss: its cross-entropy on D_val.
+        accuracy: its accuracy on D_val, in [0, 1].
+        reward: its reward when it was chosen.
+        num_candidates: how many sub-networks were compared.
+        seconds: of the step.
+        condition: condition number of its loss on D_val, if it was asked for.
+        spectrum: the landscape.hessian.Spectrum behind it as a dict: both eigenvalues, residuals,
+            products, parameters and mode.
+        groups: names of the groups that were narrowed together, the best first; empty where it was
+            one.
+        costs: {name of a target: what it kept of the sub-network's cost}, of targets that measure;
+            see Target.observe.
+    """
+
+    step: int
+    group: str | None
+    subnetwork: Subnetwork
+    rate: float
+    loss: float
+    accuracy: float
+    reward: float
+    num_candidates: int
+    seconds: float
+    condition: float | None = None
+    spectrum: dict | None = None
+    groups: tuple[str, ...] = ()
+    costs: dict | None = None
+
+    @property
+    def narrowed(self):
+        """Names of all groups that the step narrowed, the best first."""
+        return self.groups or (() if self.group is None else (self.group,))
+
+    def to_json(self):
+        """Returns a dict for JSON: this entry with the kept channels by group name, and the order
+        of the channels.
+        """
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("spectrum", "costs"):
+            if value[name] is None:
+                del value[name]
+        groups = value.pop("groups")
+        if groups:
+            value["groups"] = list(groups)
+        return value | value.pop("subnetwork").to_json()
+
+    @classmethod
+    def from_json(cls, value):
+        """Returns the entry that to_json() turned into this dict."""
+        values = {
+            field.name: value.get(field.name)
+            for field in dataclasses.fields(cls)
+            if field.name != "subnetwork"
+        }
+        return cls(
+            subnetwork=Subnetwork.from_json(value),
+            **values | {"groups": tuple(value.get("groups", ()))},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """Result of a search: Θ*, and every interim sub-network from Θ₀ to Θ*."""
+
+    subnetwork: Subnetwork
+    history: tuple[HistoryEntry, ...]

@@ -1,0 +1,211 @@
+"""Targets of a search: what a sub-network costs, and whether that is little enough."""
+
+import dataclasses
+
+from ekg.errors import EkgError
+
+
+class Target:
+    """What a sub-network may cost. A target of your own is a subclass with cost().
+
+    Attributes:
+        most: the cost that a sub-network may have, as a share of the unpruned network's.
+        name: what to call the cost in messages.
+        may_rise: whether the cost may rise when a channel goes, as a time may.
+    """
+
+    name = "cost"
+    most = 1.0
+    may_rise = False
+
+    def cost(self, supernet, subnetwork):
+        """Returns the cost of a Subnetwork as a share of the unpruned network's."""
+        raise NotImplementedError
+
+    def prepare(self, supernet, team, path=None):
+        """Returns the Target that a search asks, after what must be measured first; called once by
+        each search.
+
+        Args:
+            supernet: the Supernet that is searched.
+            team: Team of the search. Where processes could see different costs, that of the chief
+                counts.
+            path: file that may keep what is measured, so that a search that goes on finds it; or
+                None.
+        """
+        return self
+
+    def next_count(self, supernet, present, group, by_width, search_step):
+        """Returns how many channels a step leaves of a group, fewer than there are; None where it
+        would not save enough.
+
+        Where no group saves enough, smaller steps are asked for, and in the end those of the width.
+
+        Args:
+            supernet: the Supernet.
+            present: the present Subnetwork.
+            group: position of the group.
+            by_width: the number that one step of the width leaves.
+            search_step: r.
+        """
+        return by_width
+
+    def observe(self, supernet, subnetwork):
+        """Returns what the history keeps of the cost of an interim Subnetwork, {name: dict for
+        JSON}; it may be measured.
+        """
+        return {}
+
+    def recall(self, supernet, entry):
+        """Takes up what observe() found in an earlier part of the search; called with each
+        HistoryEntry in turn.
+        """
+
+    def is_reached(self, supernet, subnetwork):
+        """Returns whether a Subnetwork costs as little as it should."""
+        return self.cost(supernet, subnetwork) <= self.most
+
+    def is_passed(self, supernet, subnetwork):
+        """Returns whether a Subnetwork costs even less."""
+        return self.cost(supernet, subnetwork) < self.most
+
+    def way(self, supernet, subnetwork):
+        """Returns how much of the way from the unpruned network to the target is done, in [0,
+        1].
+        """
+        if self.most >= 1:
+            return 1.0
+        return min(max((1 - self.cost(supernet, subnetwork)) / (1 - self.most), 0.0), 1.0)
+
+    def describe(self):
+        """Returns what is asked for, in words, or an empty text where all may stay."""
+        return f"{self.most:g} of the {self.name}" if self.most < 1 else ""
+
+    def check(self, supernet):
+        """Raises EkgError if even the smallest sub-network costs more."""
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(
+                f"`target` {self.most:g} of the {self.name} cannot be reached: the smallest "
+                f"sub-network of "
+                f"{supernet.model.name} still has {least:.4f}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops(Target):
+    """A share of the FLOPs, in (0, 1]."""
+
+    most: float
+    name = "FLOPs"
+
+    def cost(self, supernet, subnetwork):
+        return supernet.rate(subnetwork)
+
+    def check(self, supernet):
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(
+                f"`target_rate` {self.most:g} cannot be reached: one channel in every group still "
+                f"leaves "
+                f"{least:.4f} of the FLOPs of {supernet.model.name}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Params(Target):
+    """A share of the parameters, in (0, 1]."""
+
+    most: float
+    name = "parameters"
+
+    def cost(self, supernet, subnetwork):
+        return supernet.complexity(subnetwork).params / supernet.complexity(supernet.whole()).params
+
+    def check(self, supernet):
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(
+                f"`target_params` {self.most:g} cannot be reached: one channel in every group "
+                f"still leaves "
+                f"{least:.4f} of the parameters of {supernet.model.name}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Every(Target):
+    """Several targets, all of which must be reached."""
+
+    parts: tuple[Target, ...]
+
+    @property
+    def may_rise(self):
+        return any(part.may_rise for part in self.parts)
+
+    def prepare(self, supernet, team, path=None):
+        return Every(tuple(part.prepare(supernet, team, path) for part in self.parts))
+
+    def next_count(self, supernet, present, group, by_width, search_step):
+        """The fewest channels that a part which is not reached yet asks for."""
+        counts = [
+            part.next_count(supernet, present, group, by_width, search_step)
+            for part in self.parts
+            if not part.is_reached(supernet, present)
+        ]
+        return min((count for count in counts if count is not None), default=None)
+
+    def observe(self, supernet, subnetwork):
+        return {
+            name: value
+            for part in self.parts
+            for name, value in part.observe(supernet, subnetwork).items()
+        }
+
+    def recall(self, supernet, entry):
+        for part in self.parts:
+            part.recall(supernet, entry)
+
+    def is_reached(self, supernet, subnetwork):
+        return all(part.is_reached(supernet, subnetwork) for part in self.parts)
+
+    def is_passed(self, supernet, subnetwork):
+        return all(part.is_passed(supernet, subnetwork) for part in self.parts)
+
+    def describe(self):
+        return " and ".join(filter(None, (part.describe() for part in self.parts)))
+
+    def way(self, supernet, subnetwork):
+        return min(part.way(supernet, subnetwork) for part in self.parts)
+
+    def check(self, supernet):
+        for part in self.parts:
+            part.check(supernet)
+
+
+def read_targets(target):
+    """Returns {name of a search setting: value} for what a user gave as `target`.
+
+    Args:
+        target: {"flops": share, "params": share} with any of these, and Targets of the user's own
+            under any other name; or a Target.
+
+    Raises:
+        EkgError: it is neither.
+    """
+    given = {"own": target} if isinstance(target, Target) else target
+    if not isinstance(given, dict) or not given:
+        raise EkgError(
+            '`target` must be a dict, as {"flops": 0.5, "params": 0.5}, or an ekg.Target; received '
+            f"{target!r}."
+        )
+    own = [(name, value) for name, value in given.items() if name not in ("flops", "params")]
+    for name, value in own:
+        if not isinstance(value, Target):
+            raise EkgError(
+                f'`target` {name!r}: there are "flops" and "params", and objects of ekg.Target; '
+                f"received "
+                f"{value!r}."
+            )
+    parts = tuple(value for _, value in own)
+    settings = {"target_rate": given.get("flops", 1.0), "target_params": given.get("params")}
+    return settings | ({"target": parts[0] if len(parts) == 1 else Every(parts)} if parts else {})
