@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ekg.data import augment
-from ekg.data.labels import check_labels
 from ekg.errors import EkgError
 from ekg.tasks.kinds import Classification, Task
+from ekg.tasks.labels import check_labels
 
 NUM_VIEWS = 2  # of each image in fine-tuning
 

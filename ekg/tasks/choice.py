@@ -5,7 +5,6 @@ import logging
 
 import numpy as np
 
-from ekg.data.labels import SUM_TOLERANCE
 from ekg.errors import EkgError
 from ekg.tasks import compiled_loss
 from ekg.tasks.kinds import (
@@ -17,6 +16,7 @@ from ekg.tasks.kinds import (
     Regression,
     Task,
 )
+from ekg.tasks.labels import SUM_TOLERANCE
 from ekg.tasks.logits import squash_of
 
 logger = logging.getLogger(__name__)

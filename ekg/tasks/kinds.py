@@ -12,9 +12,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from ekg.data.labels import check_labels, prepare_classes, prepare_shares
 from ekg.errors import EkgError
 from ekg.tasks import logits
+from ekg.tasks.labels import check_labels, prepare_classes, prepare_shares
 from ekg.tasks.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 from ekg.tasks.task import PARTS, Task
 

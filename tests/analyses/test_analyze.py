@@ -19,10 +19,7 @@ runpy.run_path("analyze.py", run_name="__main__")
 
 def test_help_needs_neither_scipy_nor_matplotlib():
     result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     for command in (
