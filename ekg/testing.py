@@ -15,6 +15,7 @@ from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
+from ekg.graph.registry import states
 from ekg.network.masked_check import computes_in_half
 from ekg.network.supernet import Supernet
 
@@ -225,38 +226,19 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
 
 
 def _rounding_of(layer, value, training):
-    """Returns by how much rounding may change what a norm gives that takes a mean away,
-    NORM_ROUNDINGS ulp of its input.
+    """Returns the rounding error of a norm that takes a mean away: NORM_ROUNDINGS ulp of its input.
 
-    What is constant has no variance but epsilon, and the rounding error of its mean is enlarged.
+    A constant input has no variance but epsilon, so the rounding error of its mean is enlarged.
     """
-    kinds = (
-        keras.layers.BatchNormalization,
-        keras.layers.LayerNormalization,
-        keras.layers.GroupNormalization,
-    )
-    if not isinstance(layer, kinds) or (isinstance(layer, kinds[0]) and not training):
+    centred = states(layer, "centred")
+    found = centred and centred(layer, np.asarray(tf.cast(value, tf.float32)), training)
+    if not found:
         return 0.0
-    value = np.asarray(tf.cast(value, tf.float32))
-    if isinstance(layer, kinds[0]):
-        axes = tuple(i for i in range(value.ndim) if i != layer.axis % value.ndim)
-    elif isinstance(layer, kinds[1]):
-        axes = tuple(axis % value.ndim for axis in np.atleast_1d(layer.axis).tolist())
-    else:
-        value = np.moveaxis(value, layer.axis, -1)
-        groups = value.shape[-1] if layer.groups == -1 else layer.groups
-        value = value.reshape(*value.shape[:-1], groups, -1)
-        axes = tuple(i for i in range(1, value.ndim) if i != value.ndim - 2)
-    errors = (
-        np.finfo(np.float32).eps
-        * np.abs(value).max(axes, initial=0)
-        / np.sqrt(value.var(axes) + layer.epsilon)
-    )
-    return (
-        NORM_ROUNDINGS
-        * float(errors.max(initial=0))
-        * (1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0)))
-    )
+    array, axes = found
+    largest = np.abs(array).max(axes, initial=0)
+    errors = np.finfo(np.float32).eps * largest / np.sqrt(array.var(axes) + layer.epsilon)
+    gamma = 1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0))
+    return NORM_ROUNDINGS * float(errors.max(initial=0)) * gamma
 
 
 def _pairs(original, cut):

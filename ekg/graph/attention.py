@@ -13,7 +13,7 @@ from keras import layers
 
 from ekg.graph import flow
 from ekg.graph.flow import Channels
-from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Parts, Weight
+from ekg.graph.records import IN, OUT, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
 PROJECTIONS = {
@@ -249,24 +249,22 @@ def _products(layer, read, written):
     return queries * met * query[-2] * (query[-1] + written[-1])
 
 
-RECORDS.update(
-    {
-        ToHeads: LayerRecord(
-            _to_heads,
-            {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
-            ("kernel",),
-            positions=lambda _, read, __, ___: math.prod(read[1:-1]),
-            mixes=True,
-            resize=lambda *_: {},
-        ),
-        FromHeads: LayerRecord(
-            _from_heads,
-            {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
-            ("kernel",),
-            positions=lambda _, read, __, ___: math.prod(read[1:-2]),
-            mixes=True,
-            resize=lambda *_: {},
-        ),
-        Attending: LayerRecord(_attend, products=_products),
-    }
-)
+PARTS = {
+    ToHeads: LayerRecord(
+        _to_heads,
+        {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
+        ("kernel",),
+        positions=lambda _, read, __, ___: math.prod(read[1:-1]),
+        mixes=True,
+        resize=lambda *_: {},
+    ),
+    FromHeads: LayerRecord(
+        _from_heads,
+        {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
+        ("kernel",),
+        positions=lambda _, read, __, ___: math.prod(read[1:-2]),
+        mixes=True,
+        resize=lambda *_: {},
+    ),
+    Attending: LayerRecord(_attend, products=_products),
+}

@@ -7,7 +7,6 @@ Keras' own bookkeeping of a functional graph is in this file.
 
 import functools
 import inspect
-import math
 from fractions import Fraction
 
 import keras
@@ -17,9 +16,8 @@ from ekg.graph.activations import is_linear
 from ekg.graph.keras_masks import Masks
 from ekg.graph.nodes import input_specs, sorted_nodes
 from ekg.graph.opening import CalledOtherwise, Opener, is_made_of_layers, open_root
-from ekg.graph.records import parts_of
-from ekg.graph.refs import Ref, fill_in, refs_in
-from ekg.graph.steps import Call, Entry, ModelCall, PartsCall
+from ekg.graph.registry import parts_of, states
+from ekg.graph.steps import Call, Entry, ModelCall, PartsCall, Ref, fill_in, refs_in
 
 
 class Graph:
@@ -271,18 +269,10 @@ class Graph:
 
     def _count_rows(self, call):
         """Returns how many rows of the batch one example has in what a call writes."""
-        rows = [self.rows[number] for number in call.inputs] or [Fraction(1)]
-        name, shapes = (
-            type(call.layer).__name__,
-            [self.shapes[number] for number in (*call.inputs[:1], call.output)],
-        )
-        if name == "Reshape" and not any(map(_is_open, shapes)):
-            return rows[0] * Fraction(math.prod(shapes[0][1:]), math.prod(shapes[1][1:]))
-        if name == "Concatenate" and call.layer.axis % len(shapes[1]) == 0:
-            return sum(rows)
-        if name == "Split" and call.layer.axis % len(shapes[1]) == 0:
-            return rows[0] / len(call.outputs)
-        return max(rows)
+        count = states(call.layer, "rows")
+        if count:
+            return count(call, self.shapes, self.rows)
+        return max([self.rows[number] for number in call.inputs], default=Fraction(1))
 
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)

@@ -16,9 +16,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ekg.graph import flow, groups, records
+from ekg.graph import flow, groups, records, registry
 from ekg.graph.calls import Graph
-from ekg.graph.refs import refs_in
+from ekg.graph.steps import refs_in
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class ComplexityTable:
         self._constant, self.uncounted = Complexity(0, 0), []
         for call in graph.calls:
             weights = getattr(call.layer, "weights", ())
-            record = records.record_of(call.layer)
+            record = registry.record_of(call.layer)
             is_first = id(call.layer) not in counted
             counted.add(id(call.layer))
             if record is None or record.flops is not None:

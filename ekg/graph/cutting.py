@@ -9,11 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import groups, layers, records, wrappers
+from ekg.graph import groups, neighbours, records, registry, wrappers
 from ekg.graph.calls import Graph, ModelCall, functional, looked_into
 from ekg.graph.copying import copy_operation, has_attribute, refit_
-from ekg.graph.refs import fill_in
-from ekg.graph.steps import PartsCall, numbers_by_name
+from ekg.graph.steps import PartsCall, fill_in, numbers_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ class _Cutter:
         self._replacements = replacements or {}
         self._graph, self._layout, self._mask, self._is_trial = graph, layout, mask, is_trial
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
-        self._classifier = layers.classifier_of(graph) if keeps_norm else None
+        self._classifier = neighbours.classifier_of(graph) if keeps_norm else None
         self._names = {operation.name for operation in graph.layers.values()}
         self._models, self._copies = (
             {},
@@ -218,7 +217,9 @@ class _Cutter:
                 args,
                 {},
             )  # another layer need not know its arguments, as the mask of a batch norm
-        record = None if isinstance(step, (ModelCall, PartsCall)) else records.record_of(step.layer)
+        record = (
+            None if isinstance(step, (ModelCall, PartsCall)) else registry.record_of(step.layer)
+        )
         if record is None or record.arguments is None:
             return args, kwargs
         return record.arguments(step, args, kwargs, self._kept_by(step))
@@ -235,7 +236,7 @@ class _Cutter:
             return self._whole(step)
         if id(step.layer) in self._replacements:
             return self._replacements[id(step.layer)]
-        layer, record = step.layer, records.record_of(step.layer)
+        layer, record = step.layer, registry.record_of(step.layer)
         kept = self._kept_by(step)
         changes = (
             record.resize(layer, kept)
@@ -281,7 +282,7 @@ class _Cutter:
                 place: array
                 for name, call in calls.items()
                 for place, array in self._arrays(
-                    call, records.record_of(call.layer), kept[name]
+                    call, registry.record_of(call.layer), kept[name]
                 ).items()
             }
 
@@ -374,7 +375,7 @@ class _Cutter:
                     value = np.take(value, indices, axis)
                 arrays[id(variable)] = value
         if call is self._classifier and len(kept.input) != kept.sizes[0]:
-            kernel = records.kernel_of(call.layer)
+            kernel = registry.kernel_of(call.layer)
             rows = described[id(kernel)].axes.index(records.IN)
             mask = tf.constant(self._mask[self._layout.index[call.inputs[0]]], tf.float32)
             arrays[id(kernel)] = arrays[id(kernel)] * norm_factor(kernel.value, mask, rows).numpy()

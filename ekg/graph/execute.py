@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from ekg.graph import layer_losses, norms, resizing
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.records import Context, record_of
+from ekg.graph.records import Context
+from ekg.graph.registry import record_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.graph.activations import is_elementwise
-from ekg.graph.calls import Entry
-from ekg.graph.refs import Ref
+from ekg.graph.steps import Entry, Ref
 
 logger = logging.getLogger(__name__)
 

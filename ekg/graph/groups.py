@@ -12,10 +12,8 @@ import math
 
 import numpy as np
 
-from ekg.graph import flow, layers, operations, records, wrappers
+from ekg.graph import flow, registry, wrappers
 from ekg.graph.choices import FROZEN, Choices
-
-KNOWN = (layers, operations, wrappers)  # whose import fills records.RECORDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +143,7 @@ def find(graph, choices=None):
     closed |= {
         call.key: "it mixes another axis than that of the channels that it reads"
         for call in graph.calls
-        if records.is_mixing(call.layer) and call.key not in channel_flow.written
+        if registry.is_mixing(call.layer) and call.key not in channel_flow.written
     }
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
     return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
@@ -157,8 +155,8 @@ def _follow(graph, choices):
     """
     channel_flow, excluded = flow.ChannelFlow(graph), choices.excluded(graph)
     for call in graph.calls:
-        record = records.record_of(call.layer)
-        is_fixed = not records.is_mixing(call.layer) and all(
+        record = registry.record_of(call.layer)
+        is_fixed = not registry.is_mixing(call.layer) and all(
             channels.is_fixed for channels in channel_flow.inputs(call)
         )
         channel_flow.follow(
@@ -168,7 +166,7 @@ def _follow(graph, choices):
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
         elif (
-            records.is_mixing(call.layer)
+            registry.is_mixing(call.layer)
             and wrappers.is_frozen(call.layer)
             and not choices.prune_frozen
         ):
@@ -233,11 +231,11 @@ def _find_sites(graph, index, fixed):
     producer = {number: call for call in graph.calls for number in call.outputs}
     sites = set()
     for call in graph.calls:
-        if records.is_mixing(call.layer):
+        if registry.is_mixing(call.layer):
             tensor = call.inputs[0]
             while (
                 tensor in producer
-                and records.keeps_zeros(producer[tensor].layer)
+                and registry.keeps_zeros(producer[tensor].layer)
                 and len(producer[tensor].inputs) == 1
             ):
                 tensor = producer[tensor].inputs[0]

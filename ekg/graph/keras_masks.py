@@ -9,7 +9,7 @@ import inspect
 
 import keras
 
-from ekg.graph.refs import Ref, fill_in, refs_in
+from ekg.graph.steps import Ref, fill_in, refs_in
 
 # Kinds that take the mask of their query from the tensor, whatever their call names.
 _READ_FROM_TENSOR = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)

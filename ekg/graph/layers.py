@@ -1,5 +1,6 @@
-"""The records of Keras' own layers, and what the network returns."""
+"""The records of Keras' own layers."""
 
+import dataclasses
 import math
 
 import keras
@@ -7,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import attention, flow, norms, patches, recurrent
-from ekg.graph.activations import is_linear
-from ekg.graph.operations import slice_constants
-from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
+from ekg.graph import attention, flow, norms, patches
+from ekg.graph.operations import reshaped_rows, slice_constants, stacked_rows
+from ekg.graph.records import IN, OUT, LayerRecord, Weight, spatial_size
 
 _VECTOR = Weight((OUT,))
 
@@ -80,18 +80,11 @@ def _conv(rank):
         mixes=True,
         patches=patches.of_convolution,
         resize=lambda _, kept: {"filters": len(kept.output)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
-    grouped = LayerRecord(
-        flow.mix_groups,
-        {"kernel": kernel, "bias": _VECTOR},
-        ("kernel",),
-        run=run,
-        mixes=True,
-        patches=patches.of_convolution,
-        resize=lambda _, kept: {"filters": len(kept.output)},
-    )
-    # As many groups as channels: a depthwise convolution; those of a kernel's filters are its
-    # channels'.
+    grouped = dataclasses.replace(plain, flow=flow.mix_groups)
+    # As many groups as channels: a depthwise convolution, each of whose filters has one channel.
     depthwise = LayerRecord(
         flow.multiply_channels,
         {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)), "bias": _VECTOR},
@@ -99,6 +92,8 @@ def _conv(rank):
         run=run,
         patches=patches.of_convolution,
         resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
     def record(layer):
@@ -118,6 +113,8 @@ def _conv_transpose(rank):
         mixes=True,
         patches=patches.of_transposed,
         resize=lambda _, kept: {"filters": len(kept.output)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
 
@@ -127,6 +124,8 @@ def _depthwise(rank):
         {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)), "bias": _VECTOR},
         ("kernel",),
         patches=patches.of_depthwise,
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
 
@@ -150,11 +149,12 @@ def _separable(rank):
 
 _DENSE = LayerRecord(
     flow.mix,
-    {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR},
+    {"kernel": Weight((IN, OUT), (1,)), "bias": Weight((OUT,), file_name="biases", file_rank=2)},
     ("kernel",),
     mixes=True,
     patches=patches.of_dense,
     resize=lambda _, kept: {"units": len(kept.output)},
+    fuses_with_norm=True,
 )
 
 
@@ -238,11 +238,30 @@ def _resize_einsum(layer, kept):
 
 # ---------------------------------------------------------------- normalisations and scales
 
+
+def _batch_centred(layer, x, training):
+    axes = tuple(axis for axis in range(x.ndim) if axis != layer.axis % x.ndim)
+    return (x, axes) if training else None
+
+
+def _layer_centred(layer, x, _training):
+    return x, tuple(axis % x.ndim for axis in np.atleast_1d(layer.axis).tolist())
+
+
+def _group_centred(layer, x, _training):
+    x = np.moveaxis(x, layer.axis, -1)
+    groups = x.shape[-1] if layer.groups == -1 else layer.groups
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    return x, tuple(axis for axis in range(1, x.ndim) if axis != x.ndim - 2)
+
+
 # A batch norm costs 2·H·W·C, whether it has a scale and an offset or not.
 _BATCH_NORM = LayerRecord(
     flow.carry_along_axis,
-    dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
+    dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), Weight((OUT,), file_rank=4)),
     ("moving_mean", "moving_variance"),
+    joins_previous=True,
+    centred=_batch_centred,
     run=lambda layer, variables, args, context: norms.batch_norm(
         layer, variables, args[0], context.training, context.options
     ),
@@ -253,6 +272,7 @@ _LAYER_NORM = LayerRecord(
     ("gamma", "beta"),
     run=norms.masked_layer_norm,
     asks_mask=True,
+    centred=_layer_centred,
 )
 _RMS_NORM = LayerRecord(
     flow.normalise, {"scale": _VECTOR}, ("scale",), run=norms.masked_rms_norm, asks_mask=True
@@ -265,6 +285,7 @@ _GROUP_NORM = LayerRecord(
     {"gamma": _VECTOR, "beta": _VECTOR},
     ("gamma", "beta"),
     resize=lambda layer, kept: {"groups": layer.groups * len(kept.output) // kept.sizes[1]},
+    centred=_group_centred,
 )
 
 
@@ -337,143 +358,106 @@ def _resize_reshape(layer, kept):
 
 
 _CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
-_CARRY_ZEROS, _TILE_ZEROS = (
-    LayerRecord(flow.carry, keeps_zeros=True),
-    LayerRecord(flow.tile, keeps_zeros=True),
-)
+_CARRY_ZEROS = LayerRecord(flow.carry, keeps_zeros=True)
+_ACTIVATION = LayerRecord(flow.carry, joins_previous=True)
 
-RECORDS.update(
-    {
-        layers.Conv1D: _conv(1),
-        layers.Conv2D: _conv(2),
-        layers.Conv3D: _conv(3),
-        layers.Conv1DTranspose: _conv_transpose(1),
-        layers.Conv2DTranspose: _conv_transpose(2),
-        layers.Conv3DTranspose: _conv_transpose(3),
-        layers.DepthwiseConv1D: _depthwise(1),
-        layers.DepthwiseConv2D: _depthwise(2),
-        layers.SeparableConv1D: _separable(1),
-        layers.SeparableConv2D: _separable(2),
-        layers.Dense: _DENSE,
-        layers.EinsumDense: _einsum,
-        layers.BatchNormalization: _BATCH_NORM,
-        layers.LayerNormalization: lambda layer: _over_one_axis(
-            layer, None if layer.rms_scaling else _LAYER_NORM
+LAYERS = {
+    layers.Conv1D: _conv(1),
+    layers.Conv2D: _conv(2),
+    layers.Conv3D: _conv(3),
+    layers.Conv1DTranspose: _conv_transpose(1),
+    layers.Conv2DTranspose: _conv_transpose(2),
+    layers.Conv3DTranspose: _conv_transpose(3),
+    layers.DepthwiseConv1D: _depthwise(1),
+    layers.DepthwiseConv2D: _depthwise(2),
+    layers.SeparableConv1D: _separable(1),
+    layers.SeparableConv2D: _separable(2),
+    layers.Dense: _DENSE,
+    layers.EinsumDense: _einsum,
+    layers.BatchNormalization: _BATCH_NORM,
+    layers.LayerNormalization: lambda layer: _over_one_axis(
+        layer, None if layer.rms_scaling else _LAYER_NORM
+    ),
+    layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
+    layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM),
+    layers.GroupNormalization: _GROUP_NORM,
+    layers.PReLU: _prelu,
+    layers.Rescaling: _rescaling,
+    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), _ACTIVATION),
+    **dict.fromkeys((layers.GaussianNoise, layers.AlphaDropout), _CARRY),
+    layers.Softmax: LayerRecord(flow.carry_beside_axis, joins_previous=True),
+    **dict.fromkeys(
+        (
+            layers.Add,
+            layers.Subtract,
+            layers.Multiply,
+            layers.Average,
+            layers.Maximum,
+            layers.Minimum,
         ),
-        layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
-        layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM),
-        layers.GroupNormalization: _GROUP_NORM,
-        layers.PReLU: _prelu,
-        layers.Rescaling: _rescaling,
-        **dict.fromkeys(
-            (
-                layers.Activation,
-                layers.ReLU,
-                layers.LeakyReLU,
-                layers.ELU,
-                layers.GaussianNoise,
-                layers.AlphaDropout,
-            ),
-            _CARRY,
+        _MERGE,
+    ),
+    layers.Concatenate: LayerRecord(flow.stack, rows=stacked_rows),
+    **dict.fromkeys(
+        (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+        LayerRecord(flow.carry, keeps_zeros=True, joins_next=True),
+    ),
+    **dict.fromkeys(
+        (
+            layers.Cropping1D,
+            layers.Cropping2D,
+            layers.Cropping3D,
+            layers.UpSampling1D,
+            layers.UpSampling2D,
+            layers.UpSampling3D,
+            layers.MaxPooling1D,
+            layers.MaxPooling2D,
+            layers.MaxPooling3D,
+            layers.AveragePooling1D,
+            layers.AveragePooling2D,
+            layers.AveragePooling3D,
+            layers.GlobalMaxPooling1D,
+            layers.GlobalMaxPooling2D,
+            layers.GlobalMaxPooling3D,
+            layers.GlobalAveragePooling1D,
+            layers.GlobalAveragePooling2D,
+            layers.GlobalAveragePooling3D,
+            layers.GaussianDropout,
+            layers.CenterCrop,
+            layers.ActivityRegularization,
         ),
-        layers.Softmax: LayerRecord(flow.carry_beside_axis),
-        **dict.fromkeys(
-            (
-                layers.Add,
-                layers.Subtract,
-                layers.Multiply,
-                layers.Average,
-                layers.Maximum,
-                layers.Minimum,
-            ),
-            _MERGE,
-        ),
-        layers.Concatenate: LayerRecord(flow.stack),
-        **dict.fromkeys(
-            (
-                layers.ZeroPadding1D,
-                layers.ZeroPadding2D,
-                layers.ZeroPadding3D,
-                layers.Cropping1D,
-                layers.Cropping2D,
-                layers.Cropping3D,
-                layers.UpSampling1D,
-                layers.UpSampling2D,
-                layers.UpSampling3D,
-                layers.MaxPooling1D,
-                layers.MaxPooling2D,
-                layers.MaxPooling3D,
-                layers.AveragePooling1D,
-                layers.AveragePooling2D,
-                layers.AveragePooling3D,
-                layers.GlobalMaxPooling1D,
-                layers.GlobalMaxPooling2D,
-                layers.GlobalMaxPooling3D,
-                layers.GlobalAveragePooling1D,
-                layers.GlobalAveragePooling2D,
-                layers.GlobalAveragePooling3D,
-                layers.SpatialDropout1D,
-                layers.SpatialDropout2D,
-                layers.SpatialDropout3D,
-                layers.GaussianDropout,
-                layers.Identity,
-                layers.CenterCrop,
-                layers.ActivityRegularization,
-            ),
-            _CARRY_ZEROS,
-        ),
-        layers.Dropout: LayerRecord(flow.carry_noise, keeps_zeros=True),
-        layers.Resizing: lambda layer: (
-            _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS
-        ),
-        layers.Flatten: _TILE_ZEROS,
-        layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-        layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
-        **dict.fromkeys(
-            (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
-        ),
-        **dict.fromkeys(
-            (layers.MultiHeadAttention, layers.GroupQueryAttention),
-            LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
-        ),
-        # what networks of keras.applications have besides
-        "keras.src.applications.convnext.LayerScale": LayerRecord(
-            flow.carry,
-            {"gamma": _VECTOR},
-            ("gamma",),
-            keeps_zeros=True,
-            resize=lambda _, kept: {"projection_dim": len(kept.output)},
-        ),
-        "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
-    }
-)
-
-# ---------------------------------------------------------------- what the network returns
-
-
-def classifier_of(graph):
-    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are
-    removed; None if none does.
-
-    That is a mixing layer of one position and several units, called once, whose output the network
-    returns, maybe behind a softmax. What returns images, maps or a single number has no class
-    logits, and neither has a network of several outputs.
-
-    Args:
-        graph: graph.calls.Graph.
-    """
-    producer = {number: call for call in graph.calls for number in call.outputs}
-    call = producer.get(graph.output) if len(graph.outputs) == 1 else None
-    while call is not None and (_is_softmax(call.layer) or is_linear(call.layer)):
-        call = producer.get(call.inputs[0])
-    if call is None or not is_mixing(call.layer) or type(call.layer) in recurrent.KINDS:
-        return None
-    if len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
-        return None
-    return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
-
-
-def _is_softmax(layer):
-    return type(layer) is layers.Softmax or (
-        type(layer) is layers.Activation and layer.activation is keras.activations.softmax
-    )
+        _CARRY_ZEROS,
+    ),
+    layers.Identity: LayerRecord(flow.carry, keeps_zeros=True, is_free=True),
+    **dict.fromkeys(
+        (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+        LayerRecord(flow.carry, keeps_zeros=True, joins_previous=True),
+    ),
+    layers.Dropout: LayerRecord(
+        flow.carry_noise, keeps_zeros=True, joins_previous=True, is_free=True
+    ),
+    layers.Resizing: lambda layer: (
+        _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS
+    ),
+    layers.Flatten: LayerRecord(flow.tile, keeps_zeros=True),
+    layers.Reshape: LayerRecord(
+        flow.tile, keeps_zeros=True, resize=_resize_reshape, rows=reshaped_rows
+    ),
+    layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
+    **dict.fromkeys(
+        (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
+    ),
+    **dict.fromkeys(
+        (layers.MultiHeadAttention, layers.GroupQueryAttention),
+        LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
+    ),
+    # layers that only networks of keras.applications have
+    "keras.src.applications.convnext.LayerScale": LayerRecord(
+        flow.carry,
+        {"gamma": _VECTOR},
+        ("gamma",),
+        keeps_zeros=True,
+        resize=lambda _, kept: {"projection_dim": len(kept.output)},
+    ),
+    "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
+}

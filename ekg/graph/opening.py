@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import records
-from ekg.graph.refs import Ref
+from ekg.graph import registry
+from ekg.graph.steps import Ref
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _compiled(which):
 
 def is_made_of_layers(layer):
     """Returns whether a layer without a record holds layers, or is a model with its own call()."""
-    if not isinstance(layer, keras.layers.Layer) or records.has_record(layer):
+    if not isinstance(layer, keras.layers.Layer) or registry.has_record(layer):
         return False
     if isinstance(layer, keras.Model):
         return True

@@ -2,14 +2,16 @@
 graph.
 """
 
+import math
+from fractions import Fraction
+
 import keras
 import numpy as np
 
 from ekg.graph import flow
-from ekg.graph.calls import Entry
 from ekg.graph.flow import Channels
-from ekg.graph.records import RECORDS, LayerRecord
-from ekg.graph.refs import Ref
+from ekg.graph.records import LayerRecord
+from ekg.graph.steps import Entry, Ref
 
 # ---------------------------------------------------------------- rules
 
@@ -185,6 +187,33 @@ def _get_item(channel_flow, call):
     return Channels(labels, new_axis)
 
 
+# ---------------------------------------------------------------- rows of the batch per example
+
+
+def reshaped_rows(call, shapes, rows):
+    """Returns the rows of the batch per example after a reshape, which may fold positions into
+    it.
+    """
+    number = call.inputs[0]
+    sizes = [shapes[number][1:], shapes[call.output][1:]]
+    if any(None in shape for shape in sizes):
+        return rows[number]
+    return rows[number] * Fraction(math.prod(sizes[0]), math.prod(sizes[1]))
+
+
+def stacked_rows(call, shapes, rows):
+    """Returns the rows of the batch per example after a concatenation."""
+    several = [rows[number] for number in call.inputs]
+    is_batch = call.layer.axis % len(shapes[call.output]) == 0
+    return sum(several) if is_batch else max(several)
+
+
+def _split_rows(call, shapes, rows):
+    number = call.inputs[0]
+    is_batch = call.layer.axis % len(shapes[call.output]) == 0
+    return rows[number] / len(call.outputs) if is_batch else rows[number]
+
+
 # ---------------------------------------------------------------- what a cut changes
 
 
@@ -267,38 +296,37 @@ _ELEMENTWISE = (
     "Cast",
     "StopGradient",
 )
+_FUSED = frozenset(
+    ("Relu", "Relu6", "Silu", "Sigmoid", "HardSilu", "HardSigmoid", "Gelu", "Tanh")
+)  # by runtimes, with the layer before
 _ELEMENTWISE_ZEROS = ("Abs", "Absolute", "Negative", "Square")
-RECORDS.update(
-    {
-        f"keras.ops.{name}": record
-        for name, record in {
-            **dict.fromkeys(_ELEMENTWISE, LayerRecord(_carry)),
-            **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
-            "Clip": LayerRecord(_clip),
-            **dict.fromkeys(
-                ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
-                LayerRecord(flow.merge, arguments=slice_constants),
-            ),
-            **dict.fromkeys(
-                ("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)
-            ),
-            "Concatenate": LayerRecord(flow.stack),
-            **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
-            "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-            "Transpose": LayerRecord(_transpose, keeps_zeros=True),
-            "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
-            "Moveaxis": LayerRecord(_move, keeps_zeros=True),
-            "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
-            "Squeeze": LayerRecord(_squeeze, keeps_zeros=True),
-            "Pad": LayerRecord(_pad),
-            "Split": LayerRecord(_split, resize=_resize_split),
-            "GetItem": LayerRecord(_get_item, arguments=_slice_key),
-            "Softmax": LayerRecord(flow.carry_beside_axis),
-            "Resize": lambda operation: LayerRecord(
-                flow.carry,
-                keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0,
-            ),
-        }.items()
-    }
-)
-RECORDS[Entry] = LayerRecord(_carry, keeps_zeros=True)
+OPERATIONS = {
+    f"keras.ops.{name}": record
+    for name, record in {
+        **{name: LayerRecord(_carry, joins_previous=name in _FUSED) for name in _ELEMENTWISE},
+        **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
+        "Clip": LayerRecord(_clip),
+        **dict.fromkeys(
+            ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
+            LayerRecord(flow.merge, arguments=slice_constants),
+        ),
+        **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)),
+        "Concatenate": LayerRecord(flow.stack, rows=stacked_rows),
+        **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
+        "Reshape": LayerRecord(
+            flow.tile, keeps_zeros=True, resize=_resize_reshape, rows=reshaped_rows
+        ),
+        "Transpose": LayerRecord(_transpose, keeps_zeros=True),
+        "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
+        "Moveaxis": LayerRecord(_move, keeps_zeros=True),
+        "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
+        "Squeeze": LayerRecord(_squeeze, keeps_zeros=True),
+        "Pad": LayerRecord(_pad),
+        "Split": LayerRecord(_split, resize=_resize_split, rows=_split_rows),
+        "GetItem": LayerRecord(_get_item, arguments=_slice_key),
+        "Softmax": LayerRecord(flow.carry_beside_axis),
+        "Resize": lambda operation: LayerRecord(
+            flow.carry, keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0
+        ),
+    }.items()
+} | {Entry: LayerRecord(_carry, keeps_zeros=True, is_free=True)}

@@ -9,7 +9,7 @@ from keras import layers
 from ekg.graph import flow
 from ekg.graph.activations import is_elementwise
 from ekg.graph.flow import Channels
-from ekg.graph.records import BACK, IN, OUT, RECORDS, LayerRecord, Parts, Weight
+from ekg.graph.records import BACK, IN, OUT, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
 KINDS = (layers.LSTM, layers.GRU, layers.SimpleRNN)
@@ -173,6 +173,8 @@ def _built(layer):
     return _record(layer) if layer.built else None
 
 
-RECORDS.update(
-    {**dict.fromkeys(KINDS, _built), layers.Bidirectional: _both, Merging: LayerRecord(_merge)}
-)
+RECURRENT = {
+    **dict.fromkeys(KINDS, _built),
+    layers.Bidirectional: _both,
+    Merging: LayerRecord(_merge),
+}

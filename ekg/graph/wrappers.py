@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from ekg.graph import flow
-from ekg.graph.records import RECORDS, LayerRecord, record_of, spatial_size
+from ekg.graph.records import LayerRecord, spatial_size
 
 
 class _OneStep(flow.ChannelFlow):
@@ -40,7 +40,7 @@ def is_frozen(layer):
     )
 
 
-def _over_steps(record):
+def _flow(record):
     """Returns the rule of the layer inside, for a TimeDistributed."""
 
     def rule(whole, call):
@@ -109,8 +109,8 @@ def _run(record):
     return run
 
 
-def _time_distributed(layer):
-    record = record_of(layer.layer)
+def over_steps(record):
+    """Returns the record of a TimeDistributed, or None, for that of the layer inside, or None."""
     if record is None:
         return None
     if record.flops is not None:
@@ -119,11 +119,15 @@ def _time_distributed(layer):
         return None
     return dataclasses.replace(
         record,
-        flow=_over_steps(record),
+        flow=_flow(record),
         positions=_positions(record),
         resize=None if record.resize is None else _resize(record),
         run=None if record.run is None else _run(record),
+        rows=None,
+        centred=None,
+        fuses_with_norm=False,
+        keeps_norm=False,
+        joins_previous=False,
+        joins_next=False,
+        is_free=False,
     )
-
-
-RECORDS[keras.layers.TimeDistributed] = _time_distributed

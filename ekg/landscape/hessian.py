@@ -17,7 +17,8 @@ from ekg.errors import EkgError
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.cutting import kernel_norm
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
-from ekg.graph.readers import normalised_convolutions
+from ekg.graph.neighbours import normalised_convolutions
+from ekg.graph.registry import fitted_of
 from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
@@ -294,9 +295,13 @@ def model_landscape(
     axes, factors = [axes_of[id(model.trainable_variables[i])] for i in places], None
     if original is not None:
         wholes = Graph(original).layers
-        by_variable = norm_factors(
-            graph, lambda call: (wholes[call.key].kernel.numpy(), call.layer.kernel.numpy())
-        )
+
+        def kernels_of(call):
+            whole, _ = fitted_of(wholes[call.key])
+            cut, _ = fitted_of(call.layer)
+            return whole.numpy(), cut.numpy()
+
+        by_variable = norm_factors(graph, kernels_of)
         factors = [by_variable.get(id(model.trainable_variables[i]), np.float32(1)) for i in places]
     arrays = [trainable[i].numpy() for i in places]
     return Landscape(

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.graph.calls import layer_variables
 from ekg.landscape import hessian, lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
@@ -90,8 +90,9 @@ class MaskedLandscapes:
         layers = self._supernet.graph.layers
 
         def kernels_of(call):
-            variables = layer_variables(call.layer)
-            place = [id(variable) for variable in variables].index(id(call.layer.kernel))
+            kernel, _ = registry.fitted_of(call.layer)
+            places = [id(variable) for variable in layer_variables(call.layer)]
+            place = places.index(id(kernel))
             kernel = self._weights[call.key][place]
             return kernel, kernel * support[call.key][place]
 
@@ -110,7 +111,7 @@ def _support(supernet, mask):
     """Returns {layer key: list of 0/1 arrays}: which weights a network cut out by this mask has."""
     support = {}
     for call in supernet.graph.calls:
-        variables, record = layer_variables(call.layer), records.record_of(call.layer)
+        variables, record = layer_variables(call.layer), registry.record_of(call.layer)
         if not variables:
             continue
         masks = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.process import stopping
 
 
@@ -32,7 +32,7 @@ def filter_axes(layer, variable):
     In a layer of a kind without a record an array of rank above one counts as a kernel with its
     filters on the last axis.
     """
-    record = records.record_of(layer)
+    record = registry.record_of(layer)
     described = {} if record is None else records.weights_of(layer, record)
     if id(variable) in described:
         return described[id(variable)].filter_axes

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.graph.calls import layer_variables
 
 STATISTICS = ("moving_mean", "moving_variance")  # follow from the data and have no gradient
@@ -67,7 +67,7 @@ def find_places(supernet):
     """
     places, seen = [], set()
     for call in supernet.graph.calls:
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         if record is None or call.key in seen:
             continue
         seen.add(call.key)
@@ -112,7 +112,7 @@ def rows_of(supernet, mask, place, values):
     """
     index, axis = supernet.layout.index[place.tensor], place.axis
     weight, values = (
-        records.record_of(place.call.layer).weights[place.name],
+        registry.record_of(place.call.layer).weights[place.name],
         np.asarray(values, np.float64),
     )
     axes = weight.axes

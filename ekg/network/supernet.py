@@ -14,7 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import full_float32, in_graph
-from ekg.graph import checks, complexity, cutting, execute, groups, layers, norms, records
+from ekg.graph import (
+    checks,
+    complexity,
+    cutting,
+    execute,
+    groups,
+    neighbours,
+    norms,
+    records,
+    registry,
+)
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.choices import Choices
 from ekg.network.subnetwork import Subnetwork
@@ -40,7 +50,7 @@ class Supernet:
         layout: groups.Layout, where every channel of every tensor belongs.
         program: list of graph calls and gates in the order in which they run.
         options: execute.ExecutionOptions that the masked network computes with.
-        classifier: the call that writes class logits, or None; see layers.classifier_of.
+        classifier: the call that writes class logits, or None; see neighbours.classifier_of.
         table: complexity.ComplexityTable, which counts parameters and FLOPs.
 
     Raises:
@@ -78,7 +88,7 @@ class Supernet:
                 their names. They become nested models of the cut network. So does a subclassed
                 model, which becomes a functional one.
             class_logits: whether a vector that the network returns holds class logits, whose kernel
-                keeps its norm; see layers.classifier_of.
+                keeps its norm; see neighbours.classifier_of.
         """
         self.graph = Graph(model, input_shape, open_layers)
         self.model, self.options = self.graph.model, execute.ExecutionOptions()
@@ -97,7 +107,7 @@ class Supernet:
             self.program.extend(
                 Gate(number) for number in call.outputs if number in self.layout.sites
             )
-        self.classifier = layers.classifier_of(self.graph) if class_logits else None
+        self.classifier = neighbours.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
         self._recurring = {call for call in self.graph.calls if self._is_recurring(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
@@ -263,7 +273,7 @@ class Supernet:
         values = weights.get(call.key, [])
         if call is self.classifier:
             values = self.with_restored_norm(call, values, mask)
-        if masks_rows and records.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
+        if masks_rows and registry.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
             values, tensors = self._without_rows(call, values, mask, tensors)
         values = self._without_masked_states(call, values, mask)
         # Dropout and its like stay off: in the search it is the batch norms alone that work as in
@@ -281,8 +291,8 @@ class Supernet:
         """
         number, record, kernel = (
             call.inputs[0],
-            records.record_of(call.layer),
-            records.kernel_of(call.layer),
+            registry.record_of(call.layer),
+            registry.kernel_of(call.layer),
         )
         gate = tf.gather(mask, self.layout.index[number])
         if math.prod(kernel.shape) > math.prod(size or 1 for size in tensors[number].shape):
@@ -303,7 +313,7 @@ class Supernet:
         """Returns weights with which a recurrent call does not read the masked channels again."""
         if call not in self._recurring:
             return values
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         names = dict(zip(map(id, call.layer.weights), records.weight_names(call.layer, record)))
         rows = tf.gather(mask, self.layout.index[call.output])[:, None]
         return [
@@ -315,13 +325,13 @@ class Supernet:
 
     def _is_recurring(self, call):
         """Returns whether a call reads channels again that it writes, and that may be pruned."""
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         is_recurrent = record is not None and record.recurrent is not None
         return is_recurrent and self.layout.is_open(call.output)
 
     def _asks_mask(self, call):
         """Returns whether what a call does to a channel depends on which others are kept."""
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         return record is not None and record.asks_mask and self.layout.is_open(call.inputs[0])
 
     def with_restored_norm(self, call, values, mask):
@@ -333,7 +343,7 @@ class Supernet:
             values: list of its weights, as weights() gives.
             mask: float32 [num_channels + 1]; m is the mask of the kernel's rows.
         """
-        kernel, record = records.kernel_of(call.layer), records.record_of(call.layer)
+        kernel, record = registry.kernel_of(call.layer), registry.record_of(call.layer)
         axis = record.weights[record.kernel].axes.index(records.IN)
         rows = tf.gather(mask, self.layout.index[call.inputs[0]])
         return [

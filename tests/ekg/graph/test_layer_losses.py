@@ -12,7 +12,8 @@ import ekg
 from ekg.distil import losses
 from ekg.graph import flow
 from ekg.graph.heads import without_head
-from ekg.graph.records import RECORDS, LayerRecord
+from ekg.graph.records import LayerRecord
+from ekg.graph.registry import RECORDS
 from ekg.train.step import StepOptions, Trainer
 from tests.conftest import randomise_
 
