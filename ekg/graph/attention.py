@@ -58,7 +58,9 @@ class ToHeads(_Projection):
 
 
 class FromHeads(_Projection):
-    """[..., heads, size of a head] -> [..., channels], those of the tensors that it is tied to."""
+    """[..., heads, size of a head] -> [..., channels], the same as in the tensors that it is tied
+    to.
+    """
 
     def call(self, x, *tied):
         return self.dense.call(x)
@@ -230,7 +232,7 @@ def _attend(channel_flow, call):
 
 
 def _from_heads(channel_flow, call):
-    """New channels, the same as those of the tensors that they are tied to."""
+    """New channels, the same as in the tensors that they are tied to."""
     source, *tied = channel_flow.inputs(call)
     if source.axis != len(channel_flow.shapes[call.inputs[0]]) - 2:
         return flow.close(channel_flow, call)

@@ -81,8 +81,8 @@ def kernel_norm(kernel):
 def open_model(model, input_shape=None, open_layers=True):
     """Returns a functional keras.Model for a model of any kind; see opening.Opener.
 
-    That is the model itself where nothing in it is made of layers; else a copy of it, with weights
-    of its own, in which the layers and models that are made of layers are nested models.
+    That is the model itself if it has no composite layers; else a copy of it, with weights of its
+    own, in which composite layers and models are nested models.
 
     Args:
         model: keras.Model.
@@ -175,7 +175,7 @@ class _Cutter:
                 result = self._operation(step)(*args, **kwargs)
                 tensors.update(zip(step.outputs, keras.tree.flatten(result)))
             copy = _model_like(model, entries, [tensors[number] for number in outputs])
-        copy._trainable = model._trainable  # that of the layers is their own
+        copy._trainable = model._trainable  # the layers have their own
         for name, value in vars(model).items():  # settings of a class of the user's own
             if (
                 isinstance(value, (bool, int, float, str))
@@ -262,8 +262,7 @@ class _Cutter:
         if missing:
             raise EkgError(
                 f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, "
-                f"which is no "
-                "attribute of the layer."
+                "which is no attribute of the layer."
             )
         copy = copy_operation(
             layer, arrays_of(), changes, self._free_name(layer.name) if known else None
@@ -418,8 +417,7 @@ def _model_like(model, inputs, outputs):
     except TypeError:
         logger.warning(
             "`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is "
-            "a plain "
-            "keras.Model.",
+            "a plain keras.Model.",
             model.name,
             type(model).__name__,
         )
@@ -435,9 +433,9 @@ def _compile_like(model, original):
     reason = f"{type(original).__name__} has a compile() of its own."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras', of what is told here
+            warnings.simplefilter("ignore")  # Keras' warning of what is logged here
             model.compile_from_config(original.get_compile_config())
-    except Exception as error:  # whatever an optimizer, a loss or a metric of the user's own raises
+    except Exception as error:  # anything that a user's optimizer, loss or metric raises
         reason = first_line(error)
     if not model.compiled:
         logger.warning(

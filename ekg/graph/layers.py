@@ -18,8 +18,7 @@ _VECTOR = Weight((OUT,))
 
 
 def _run_convolution(layer, variables, args, context):
-    """Computes a convolution in another number format than that of its weights, or a strided one of
-    single pixels.
+    """Computes a convolution in another dtype than its weights', or a strided one of single pixels.
 
     A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation
     itself some of TensorFlow's CPU kernels give a wrong gradient of the kernel where it reads fewer
@@ -64,12 +63,12 @@ def _every(x, strides):
 
 
 def _input_positions(_layer, shape, _written, axis):
-    """A transposed convolution computes at the positions of what it reads."""
+    """Returns the positions of a transposed convolution: those that it reads."""
     return spatial_size(shape, axis)
 
 
 def _conv(rank):
-    """Returns the record of a convolution over so many axes, as a function of the layer."""
+    """Returns the record of a convolution over this number of axes, as a function of the layer."""
     kernel = Weight((*[None] * rank, IN, OUT), (rank + 1,))
     run = _run_convolution if rank == 2 else None
     plain = LayerRecord(
@@ -159,7 +158,7 @@ _DENSE = LayerRecord(
 
 
 def _einsum_axes(layer):
-    """Returns the axes of an EinsumDense's kernel, or None where its last axes are no channels that
+    """Returns the axes of an EinsumDense's kernel, or None if its last axes are not channels that
     it mixes.
     """
     reads, rest = layer.equation.replace(" ", "").split(",")
@@ -177,8 +176,8 @@ def _einsum_axes(layer):
 
 
 def _einsum_positions(layer, read, written, _axis):
-    """Every entry of the kernel is used at each index that is read or written, but not the kernel's
-    own.
+    """Returns the number of uses of a kernel entry: once per index that is read or written and not
+    the kernel's.
     """
     reads, rest = layer.equation.replace(" ", "").split(",")
     kernel, writes = rest.split("->")
@@ -204,8 +203,7 @@ def _einsum(layer):
         return None
     writes, named = layer.equation.replace(" ", "").split("->")[1], layer.bias_axes or ""
     if len(named) == 1 and named != writes[-1]:
-        # Keras takes a bias that is long along one axis for one of the channels, where the lengths
-        # agree
+        # Keras reads a bias that is long along one axis as the channels' if the lengths agree.
         return None
     first = min([writes.find(label) for label in named], default=len(writes) - 1)
     bias = Weight(
@@ -290,15 +288,15 @@ _GROUP_NORM = LayerRecord(
 
 
 def _over_one_axis(layer, record):
-    """Returns the record of a norm if it is taken over one axis; over several, every channel
-    depends on all positions.
+    """Returns the record of a norm over one axis, or None: over several, every channel depends on
+    all positions.
     """
     return record if isinstance(layer.axis, int) or len(layer.axis) == 1 else None
 
 
 def _prelu(layer):
-    """A slope for each channel of channels_last, or shared by all channels; each axis that is
-    shared has length 1.
+    """Returns the record of slopes per channel of channels_last, or shared; shared axes have length
+    1.
     """
     if not layer.built:
         return None
@@ -315,9 +313,7 @@ def _prelu(layer):
 
 
 def _carry_slopes(channel_flow, call):
-    """As flow.carry, where the slopes are those of the last axis, or shared along the axis of the
-    channels.
-    """
+    """Carries channels if the slopes are the last axis', or shared along the channels' axis."""
     channels, alpha = channel_flow.channels[call.inputs[0]], call.layer.alpha
     fits = channels.axis is not None and (
         channels.axis == len(alpha.shape) or alpha.shape[channels.axis - 1] == 1
@@ -326,7 +322,7 @@ def _carry_slopes(channel_flow, call):
 
 
 def _resize_rescaling(layer, kept):
-    """Vectors of the scale and the offset lose the channels' entries."""
+    """Returns scale and offset without the entries of removed channels."""
     changes = {}
     for name in ("scale", "offset"):
         value = np.asarray(getattr(layer, name))
@@ -341,7 +337,7 @@ def _rescaling(layer):
 
 
 def _carry_last(channel_flow, call):
-    """As flow.carry, where the channels must stand along the last axis."""
+    """Carries channels along the last axis, and closes others."""
     number = call.inputs[0]
     is_last = channel_flow.channels[number].axis == len(channel_flow.shapes[number]) - 1
     return flow.carry(channel_flow, call) if is_last else flow.close(channel_flow, call)

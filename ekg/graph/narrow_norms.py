@@ -16,8 +16,8 @@ LANES = 16  # float32 numbers of a CPU's widest register
 
 
 def tiles(x):
-    """Returns k, how many positions of x [..., channels] count as one; 1 where the plain operation
-    is as fast or k fits not.
+    """Returns k, the number of positions of x [..., channels] that count as one: 1 if tiling does
+    not help or k does not divide the number of positions.
 
     k fits where it divides the number of positions, as far as that is known when the graph is made.
     """

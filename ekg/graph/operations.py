@@ -1,6 +1,4 @@
-"""The records of functions of keras.ops and of Python operators, as they stand in a functional
-graph.
-"""
+"""The records of keras.ops functions and Python operators in a functional graph."""
 
 import math
 from fractions import Fraction
@@ -17,7 +15,7 @@ from ekg.graph.steps import Entry, Ref
 
 
 def _carry(channel_flow, call):
-    """One tensor element by element; whatever else the call takes is a number."""
+    """Carries one tensor element by element; other arguments are numbers."""
     return (
         channel_flow.channels[call.inputs[0]]
         if len(call.inputs) == 1
@@ -33,20 +31,20 @@ def _clip(channel_flow, call):
 
 
 def _divide(channel_flow, call):
-    """A division by a tensor is closed: a channel that is masked divides by zero."""
+    """Closes a division by a tensor: a masked channel would divide by zero."""
     is_tensor = isinstance(call.args[1] if len(call.args) > 1 else call.kwargs.get("x2"), Ref)
     return flow.close(channel_flow, call) if is_tensor else flow.merge(channel_flow, call)
 
 
 def _axes(call, rank, name="axis"):
-    """Returns the axes that an operation names, from 0 on; all where it names none."""
+    """Returns the axes that an operation names, counted from 0; all if it names none."""
     axes = getattr(call.layer, name)
     axes = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     return [axis % rank for axis in axes]
 
 
 def _reduce(channel_flow, call):
-    """A mean, sum or extreme over positions."""
+    """Carries channels through a mean, sum or extreme over positions."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axes = _axes(call, rank)
     if (
@@ -80,7 +78,8 @@ def _squeeze(channel_flow, call):
         else _axes(call, len(shape))
     )
     if call.layer.axis is None or channels.axis is None or channels.axis in axes or 0 in axes:
-        return flow.close(channel_flow, call)  # without an axis a last channel would go, too
+        # Without an axis, a last channel would be squeezed, too.
+        return flow.close(channel_flow, call)
     return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
 
 
@@ -109,7 +108,7 @@ def _move(channel_flow, call):
 
 
 def _pad(channel_flow, call):
-    """Channels themselves, and the batch, must not be padded."""
+    """Carries channels through a padding, unless of the channels themselves or the batch."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     widths = [tuple(pair) for pair in call.layer.pad_width]
     widths = widths * rank if len(widths) == 1 else widths
@@ -119,8 +118,8 @@ def _pad(channel_flow, call):
 
 
 def _split(channel_flow, call):
-    """Parts of equal size shrink together; a split along another axis leaves the channels as they
-    are.
+    """Splits channels into parts of equal size that shrink together; another axis leaves them as
+    they are.
     """
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axis = call.layer.axis % rank
@@ -138,7 +137,7 @@ def _split(channel_flow, call):
 
 
 def _tie(channel_flow, labels, size):
-    """Says that all blocks of so many neighbouring channels lose the same ones."""
+    """Ties all blocks of this many neighbouring channels."""
     blocks = labels.reshape(-1, size)
     for block in blocks[1:]:
         channel_flow.merge(blocks[0], block)
@@ -150,8 +149,8 @@ def _key_of(call):
 
 
 def _expanded(key, rank):
-    """Returns the entries of an index for each axis, with slices in place of the ellipsis, and
-    those for new axes.
+    """Returns the entries of an index by axis, with slices in place of the ellipsis, and entries
+    for new axes.
     """
     named = sum(entry is not None and entry is not Ellipsis for entry in key)
     rest = [slice(None)] * (rank - named)
@@ -162,7 +161,9 @@ def _expanded(key, rank):
 
 
 def _get_item(channel_flow, call):
-    """A slice of the channels must be one of several blocks of its size, which shrink together."""
+    """Takes one of several blocks of channels of equal size, which shrink together; closes other
+    slices.
+    """
     channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
     key = _key_of(call)
     if channels.axis is None or not all(
@@ -233,7 +234,7 @@ def _resize_split(operation, kept):
 
 
 def slice_constants(call, args, kwargs, kept):
-    """Arrays that stand beside a tensor lose the entries of its channels."""
+    """Removes the entries of removed channels from arrays that are combined with a tensor."""
     from_end = None if kept.axis is None else kept.axis - kept.ranks[1]
 
     def sliced(value):
@@ -252,7 +253,7 @@ def slice_constants(call, args, kwargs, kept):
 
 
 def _slice_key(call, args, kwargs, kept):
-    """The slice of the channels begins and ends at the same block as before."""
+    """Moves a slice of the channels so that it takes the same block as before."""
     key = _expanded(_key_of(call), kept.ranks[0])
     axis = -1
     for i, entry in enumerate(key):

@@ -37,7 +37,7 @@ def register_layer(kind, record):
         raise EkgError(f"`kind` must be a subclass of keras.layers.Layer; received {kind!r}.")
     if not (isinstance(record, LayerRecord) or callable(record)):
         raise EkgError(
-            f"`record` must be an ekg.LayerRecord, or a function from a layer to one; received "
+            "`record` must be an ekg.LayerRecord, or a function from a layer to one; received "
             f"{record!r}."
         )
     RECORDS[kind] = record

@@ -71,7 +71,7 @@ class ModelCall:
         key: its name in the whole model.
         args: positional arguments, with a Ref for every tensor.
         kwargs: arguments by name.
-        entries: numbers of the tensors inside that stand for its inputs.
+        entries: numbers of the tensors inside that are its inputs.
         outputs: numbers of the tensors that it returns.
         steps: the Calls and ModelCalls inside, in the order in which they run.
     """

@@ -1,4 +1,4 @@
-"""The record of TimeDistributed: that of the layer inside, over one more axis."""
+"""The record of TimeDistributed: the inner layer's record, over one more axis."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def _flow(record):
 
 
 def one_step(kept):
-    """Returns the records.Kept of the layer inside for that of a call of a TimeDistributed."""
+    """Returns the records.Kept of the inner layer for the Kept of a call of a TimeDistributed."""
     axes = tuple(None if axis is None else axis - 1 for axis in kept.axes)
     return dataclasses.replace(kept, axes=axes, ranks=tuple(rank - 1 for rank in kept.ranks))
 
@@ -92,8 +92,7 @@ def _flops(record):
 
 
 def _run(record):
-    """Returns the `run` of a LayerRecord: that of the layer inside, with the steps as rows of the
-    batch."""
+    """Returns the inner record's `run`, with the steps as rows of the batch."""
 
     def run(layer, variables, args, context):
         x = args[0]
@@ -110,7 +109,7 @@ def _run(record):
 
 
 def over_steps(record):
-    """Returns the record of a TimeDistributed, or None, for that of the layer inside, or None."""
+    """Returns the record of a TimeDistributed for the record of its inner layer; None for None."""
     if record is None:
         return None
     if record.flops is not None:

@@ -13,7 +13,7 @@ import ekg
 from ekg.data.own import make_data
 from ekg.deploy import proof
 from ekg.deploy.accuracy import measure_exported
-from ekg.deploy.formats import Reader
+from ekg.deploy.format import Reader
 from ekg.deploy.packages import quiet
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.deploy import packages, write
+from ekg.deploy import format, packages
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet, randomise_
 
@@ -106,9 +106,9 @@ def test_a_file_that_says_something_else_is_not_kept(pruned, tmp_path, monkeypat
     path = tmp_path / FILES[form]
     ekg.export(pruned, path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    real = write.fold_batch_norms
+    real = format.fold_batch_norms
     monkeypatch.setattr(
-        write, "fold_batch_norms", lambda model, shape: randomise_(real(model, shape), seed=5)
+        format, "fold_batch_norms", lambda model, shape: randomise_(real(model, shape), seed=5)
     )
     with pytest.raises(
         EkgError, match="differs by .* of it is allowed .`tolerance`.. The file is not kept"
@@ -123,7 +123,7 @@ def test_a_file_that_says_something_else_is_not_kept(pruned, tmp_path, monkeypat
         (
             "a.pb",
             {},
-            r"`path` .*a.pb: no known ending; there are .keras \(keras\), no ending "
+            r"`path` .*a.pb: unknown ending; known are .keras \(keras\), no ending "
             r"\(saved_model\), .tflite",
         ),
         (
@@ -210,7 +210,7 @@ def test_a_layer_that_another_program_does_not_know_is_told(tmp_path):
 
     entry = keras.Input((8, 8, 3))
     model = keras.Model(entry, Mine()(layers.Conv2D(2, 3)(entry)))
-    with pytest.raises(EkgError, match="a Python process that has TensorFlow alone cannot read it"):
+    with pytest.raises(EkgError, match="a Python process with TensorFlow only cannot read it"):
         ekg.export(model, tmp_path / "a.keras")
     assert ekg.export(model, tmp_path / "model").difference < 1e-5  # a graph needs no class
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -227,7 +227,7 @@ def test_weight_decay_says_that_it_comes_on_top(caplog):
             if "regularizers of the network" in record.getMessage()
         ]
         assert len(told) == number, told
-    assert "`weight_decay` 0.01 comes on top" in told[0]
+    assert "`weight_decay` 0.01 is added to them" in told[0]
 
 
 def test_the_epoch_before_the_search_minimises_what_fit_does(recorded):

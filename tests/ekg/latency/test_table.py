@@ -4,10 +4,10 @@ import logging
 import pytest
 
 import ekg
+from ekg.deploy.formats import RUNTIMES
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.latency.prediction import Predictor
-from ekg.latency.runtimes import RUNTIMES
 from ekg.latency.table import Table, conditions_of, load_table, save_table
 from tests import networks
 from tests.conftest import make_tiny_resnet
@@ -69,7 +69,7 @@ def test_another_machine_or_version_is_named_and_its_table_is_kept(clock, tmp_pa
         other = load_table(path, there)
     assert (
         "measured under other conditions (versions" in caplog.text
-        and "measured anew" in caplog.text
+        and "measured again" in caplog.text
     )
     assert other.curves == {} and other.conditions == there
     save_table(path, other)
@@ -112,7 +112,7 @@ TABLE = {"conditions": {}, "calibrations": {}, "kernels": [{"kind": 1}]}
 )
 def test_a_file_of_something_else_is_no_table(tmp_path, value):
     files.write_json(tmp_path / "table.json", value)
-    with pytest.raises(EkgError, match="no file of latency tables; name another"):
+    with pytest.raises(EkgError, match="does not hold latency tables; name another file"):
         load_table(tmp_path / "table.json", {"runtime": "litert"})
     files.write_json(tmp_path / "table.json", {"version": 99})
     with pytest.raises(EkgError, match="latency tables of version 99, and this program knows 1"):

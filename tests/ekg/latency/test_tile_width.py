@@ -3,7 +3,8 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.latency import runtimes, tile_width
+from ekg.deploy import format, formats
+from ekg.latency import tile_width
 from tests import networks
 from tests.ekg.latency.helpers import install
 
@@ -12,14 +13,14 @@ def test_the_tiles_of_a_runtime_are_found(monkeypatch):
     """Its convolutions compute eight channels at a time."""
     install(monkeypatch)
     supernet = ekg.Supernet(networks.resnet())
-    assert tile_width.find_multiple(supernet, runtimes.RUNTIMES["litert"]) == 8
+    assert tile_width.find_multiple(supernet, formats.RUNTIMES["litert"]) == 8
 
 
 def test_a_runtime_without_tiles_asks_for_no_multiple(monkeypatch):
     clock = install(monkeypatch)
 
-    class Even(runtimes.Runtime):
-        def load(self, model, batch, threads, input_shape=None):
+    class Even(format.Format):
+        def timed(self, model, batch, threads=None, input_shape=None):
             def run():
                 clock.now += 1e-5 * (1 + model.outputs[0].shape[-1])
 
@@ -39,4 +40,4 @@ def test_a_network_without_such_kernels_asks_for_none(monkeypatch):
     install(monkeypatch)
     entry = keras.Input((8,))
     model = keras.Model(entry, layers.Dense(2)(layers.ReLU()(layers.Dense(5)(entry))))
-    assert tile_width.find_multiple(ekg.Supernet(model), runtimes.RUNTIMES["litert"]) == 1
+    assert tile_width.find_multiple(ekg.Supernet(model), formats.RUNTIMES["litert"]) == 1

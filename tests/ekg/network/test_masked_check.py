@@ -57,7 +57,7 @@ def test_a_network_that_is_pruned_rightly_passes_whatever_the_size_of_its_number
 def test_a_record_that_is_wrong_is_found(monkeypatch):
     monkeypatch.setitem(registry.RECORDS, Turned, records.LayerRecord(flow.carry))
     message = (
-        "`model` 'own' cannot be pruned rightly: on these data a network cut out of it and the "
+        "`model` 'own' cannot be pruned correctly: on these data a network cut out of it and the "
         "masked one differ by"
     )
     with pytest.raises(ekg.EkgError, match=message):

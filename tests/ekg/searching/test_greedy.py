@@ -384,7 +384,7 @@ def test_a_damaged_state_file_is_said_and_made_again(
     assert added == [entry.subnetwork for entry in whole]
     assert (
         "damaged, its checksum is wrong" in caplog.text
-        and "taken from its history again" in caplog.text
+        and "computes its knowledge again from its history" in caplog.text
     )
 
 
