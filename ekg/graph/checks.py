@@ -82,7 +82,7 @@ def _check_sharing(graph):
         if own:
             raise EkgError(
                 f"`model` {model.name!r} ({type(model).__name__}) has a weight of its own, "
-                f"{own[0].name!r}, beside those of its layers; hold it in a layer of the graph."
+                f"{own[0].name!r}, besides its layers' weights; hold it in a layer of the graph."
             )
 
 

@@ -160,8 +160,7 @@ class _Cutter:
             for number, symbol in zip(inputs, symbols)
         ]
         if isinstance(model, keras.Sequential):
-            # Functions of keras.ops among its steps make masks; the copies of the layers make these
-            # anew.
+            # Functions of keras.ops among its steps make masks, as the copied layers do themselves.
             layers_ = [
                 step
                 for step in steps

@@ -141,7 +141,7 @@ def find(graph, limits=None):
         if channel_flow.reason(labels) is not None
     }
     closed |= {
-        call.key: "it mixes another axis than that of the channels that it reads"
+        call.key: "it mixes another axis than the channels' that it reads"
         for call in graph.calls
         if registry.is_mixing(call.layer) and call.key not in channel_flow.written
     }

@@ -154,7 +154,7 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
         raise Closed("it has randomness of its own")
     own = [*layer._trainable_variables, *layer._non_trainable_variables]
     if own:
-        raise Closed(f"it has a weight of its own, {own[0].name!r}, beside those of its layers")
+        raise Closed(f"it has a weight of its own, {own[0].name!r}, besides its layers' weights")
     inputs, (args, kwargs) = _entries(layer, arguments, symbols)
     try:
         # A number that is drawn while the graph is made would stay in it. This first draw, which
@@ -162,7 +162,7 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
         with keras.StatelessScope():
             keras.random.uniform(())
             outputs = layer.call(*args, **kwargs)
-    except Exception as error:  # whatever a layer of the user's own raises
+    except Exception as error:  # anything that a user's layer raises
         raise Closed(f"its call() does not run on symbolic tensors: {first_line(error)}") from error
     leaves = keras.tree.flatten(outputs)
     if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
@@ -234,7 +234,7 @@ def _check_outputs(layer, model, arguments, sizes, structure):
         try:
             expected, states = _run(layer, training, args, _without_training(kwargs))
             found, new_states = _run(model, training, (_packed(values, structure),), {})
-        except Exception as error:  # whatever a layer of the user's own raises
+        except Exception as error:  # anything that a user's layer raises
             raise Closed(f"the graph of its parts does not run: {first_line(error)}") from error
         pairs = [
             *zip(keras.tree.flatten(expected), keras.tree.flatten(found)),

@@ -67,7 +67,7 @@ class Kept:
         axes: axis of the channels in the first tensor that it reads and in the first that it
             writes, or None.
         sizes: number of channels of the two before the cut.
-        ranks: number of axes of the two, with that of the batch.
+        ranks: number of axes of the two, including the batch.
         is_cut: whether a tensor that it reads or writes has fewer channels than before.
     """
 

@@ -11,15 +11,10 @@ import functools
 
 import numpy as np
 
-COARSE_SHARES = (
-    0.0,
-    0.3,
-    1.0,
-)  # of the channels that are read, for which there is a fine grid of those that are written
-FINE_STEPS = (
-    (128, 8),
-    (512, 16),
-)  # up to so many channels the fine grid has every 8th, 16th, ... and the next behind it
+# Shares of the channels read for which there is a fine grid of the channels written.
+COARSE_SHARES = (0.0, 0.3, 1.0)
+# (size, step): up to this size the fine grid has every 8th, 16th, ... number and the next one.
+FINE_STEPS = ((128, 8), (512, 16))
 LARGE_STEP = 32
 
 

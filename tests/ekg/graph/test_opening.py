@@ -264,7 +264,7 @@ class Borrowing(Holder):
         (OtherInTraining, "in training the graph of its parts does not give what it gives"),
         (Counting, "in inference the graph of its parts does not give what it gives"),
         (Borrowing, "its call() does not use the weight "),
-        (Weighing, "it has a weight of its own, 'factor', beside those of its layers"),
+        (Weighing, "it has a weight of its own, 'factor', besides its layers' weights"),
     ],
 )
 def test_what_no_graph_shows_stays_closed_with_the_reason(kind, reason, caplog):
