@@ -67,10 +67,8 @@ def check_prunable(
     """
     supernet = Supernet(model, **choices)
     if computes_in_half(supernet.graph):
-        tolerance, batch_tolerance = (
-            max(tolerance, HALF_TOLERANCE),
-            max(batch_tolerance, HALF_TOLERANCE),
-        )
+        tolerance = max(tolerance, HALF_TOLERANCE)
+        batch_tolerance = max(batch_tolerance, HALF_TOLERANCE)
     rng = np.random.default_rng(seed)
     inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs
     tried = [

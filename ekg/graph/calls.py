@@ -208,17 +208,15 @@ class Graph:
         inputs = refs_in((args, kwargs))
         args, kwargs = _first_by_place(node.operation, args, kwargs)
         is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
-        if (
-            is_inferred
-        ):  # the sizes are others than those that the layer was called with when the model was made
+        # The sizes differ from the call by which the model was made.
+        if is_inferred:
             specs = self._infer(node.operation.compute_output_spec, args, kwargs)
         leaves_open = any(_is_open(spec.shape) for spec in specs)
         if leaves_open and not any(_is_open(self.shapes[number]) for number in inputs):
             traced = functools.partial(keras.Operation.compute_output_spec, node.operation)
-            specs, is_inferred = (
-                self._infer(traced, args, kwargs),
-                True,
-            )  # some layers do not say what they know
+            # Some layers do not report the sizes that they know.
+            specs = self._infer(traced, args, kwargs)
+            is_inferred = True
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
         call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
@@ -274,23 +272,19 @@ class Graph:
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
         self.looked_into.add(key)
-        if (
-            looked_into(node.operation) is None
-        ):  # a layer that was opened: its model takes the tensors one by one
-            model, given = (
-                inner,
-                [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)],
-            )
+        # An opened layer: its model takes the tensors one by one.
+        if looked_into(node.operation) is None:
+            model = inner
+            given = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
             args, kwargs = (given if len(given) > 1 else given[0],), {}
         else:
             model, given = node.operation, args[0] if args else kwargs.get("inputs")
         self.models += [] if model in self.models else [model]
         refs = _by_input(inner, given)
         if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
-            args, kwargs = (
-                (refs,),
-                {},
-            )  # Keras takes the names for the values and their order for the sizes
+            # Keras would use the names for the values and their order for the sizes.
+            args = (refs,)
+            kwargs = {}
         if len(refs) != len(inner.inputs):
             raise EkgError(
                 f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with "

@@ -94,9 +94,8 @@ class ComplexityTable:
         )
         flops = 0
         if record is not None:
-            named = (
-                inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
-            )  # in their own order
+            # In the order of the layer's signature.
+            named = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
             read = [
                 shapes[number]
                 for name, value in named.items()
@@ -113,9 +112,8 @@ class ComplexityTable:
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
         numbers = {records.IN: call.inputs[0], records.OUT: call.output, records.BACK: call.output}
         read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
-        axis = flow.channel_axis(
-            call.layer, len(written)
-        )  # what is never pruned may have its channels anywhere
+        # Tensors that are never pruned may have their channels along any axis.
+        axis = flow.channel_axis(call.layer, len(written))
         axis = layout.axes[call.output] if axis in (None, -1) else axis
         positions = graph.rows[call.output] * (
             records.spatial_size(written, axis)
@@ -135,9 +133,8 @@ class ComplexityTable:
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_each))
             counts[0][growth] += constant * positions * (name in record.multiplies)
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_all))
-            counts[1][growth] += (
-                constant * is_first
-            )  # a layer that is called again has no more parameters
+            # Another call of the layer adds no parameters.
+            counts[1][growth] += constant * is_first
         if record.products is not None:
             products = record.products(
                 call.layer, [graph.shapes[number] for number in call.inputs], written

@@ -116,14 +116,12 @@ def _held_by_functions(value, seen, is_inside=False):
     seen.add(id(value))
     held = []
     if isinstance(value, types.FunctionType):
-        held, is_inside = (
-            [
-                *_contents(value.__closure__ or ()),
-                *(value.__defaults__ or ()),
-                *(value.__kwdefaults__ or {}).values(),
-            ],
-            True,
-        )
+        held = [
+            *_contents(value.__closure__ or ()),
+            *(value.__defaults__ or ()),
+            *(value.__kwdefaults__ or {}).values(),
+        ]
+        is_inside = True
     elif isinstance(value, _CONTAINERS):
         held = value.values() if isinstance(value, dict) else value
     elif isinstance(value, functools.partial):  # one of a method or a layer goes over to the copy
@@ -189,10 +187,8 @@ def _copy_layer(layer, arrays, changes, copies):
         _lock=False,
         _trainable=layer._trainable,
     )
-    for store in (
-        "trainable_variables",
-        "non_trainable_variables",
-    ):  # a frozen layer's stay among the first, for later
+    # A frozen layer's variables stay among the trainable ones, so that it can be unfrozen.
+    for store in ("trainable_variables", "non_trainable_variables"):
         for variable in getattr(layer, f"_{store}"):
             if id(variable) not in copies:  # a wrapper and the layer inside may hold the same one
                 copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
@@ -256,11 +252,9 @@ def _copy_variable(variable, array):
         synchronization=variable.synchronization,
         name=variable.name,
     )
-    copy._path, copy.regularizer, copy.constraint = (
-        variable.path,
-        variable.regularizer,
-        variable.constraint,
-    )
+    copy._path = variable.path
+    copy.regularizer = variable.regularizer
+    copy.constraint = variable.constraint
     copy.overwrite_with_gradient = variable.overwrite_with_gradient
     return copy
 
@@ -351,10 +345,9 @@ def refit_(copy, kept):
         return
 
     def cut(shape, count):
-        shape, place = (
-            tuple(shape),
-            len(shape) + axis - rank,
-        )  # inputs of fewer axes are spread from the last one on
+        # Inputs with fewer axes are broadcast from the last one on.
+        shape = tuple(shape)
+        place = len(shape) + axis - rank
         return (
             (*shape[:place], count, *shape[place + 1 :])
             if place > 0 and shape[place] != 1

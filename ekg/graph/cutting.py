@@ -140,10 +140,8 @@ class _Cutter:
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
         self._classifier = neighbours.classifier_of(graph) if keeps_norm else None
         self._names = {operation.name for operation in graph.layers.values()}
-        self._models, self._copies = (
-            {},
-            {},
-        )  # id of a model -> its copy; id of a layer -> [(changes, copy)]
+        self._models = {}  # id of a model -> its copy
+        self._copies = {}  # id of a layer -> [(changes, copy)]
 
     def model(self, model, inputs, outputs, steps):
         """Returns the copy of a model, the outermost or a nested one, without the masked
@@ -212,10 +210,8 @@ class _Cutter:
     def _arguments(self, step, tensors):
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
-            return (
-                args,
-                {},
-            )  # another layer need not know its arguments, as the mask of a batch norm
+            # Another layer need not accept its arguments, as the mask of a batch norm.
+            return args, {}
         record = (
             None if isinstance(step, (ModelCall, PartsCall)) else registry.record_of(step.layer)
         )

@@ -202,9 +202,8 @@ def channel_axis(layer, rank):
     """
     if isinstance(getattr(layer, "axis", None), (int, list, tuple)):
         axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-        return (
-            axes[0] % rank if len(axes) == 1 else -1
-        )  # along several axes: none of them is the one
+        # Along several axes: none of them is the channels' axis.
+        return axes[0] % rank if len(axes) == 1 else -1
     data_format = getattr(layer, "data_format", None)
     return {"channels_last": rank - 1, "channels_first": 1}.get(data_format)
 
@@ -321,9 +320,8 @@ def mix(flow, call):
         return close(flow, call)
     is_first = getattr(call.layer, "data_format", None) == "channels_first"
     channels = flow.begin(call, 1 if is_first else len(flow.shapes[call.output]) - 1)
-    if not is_elementwise(
-        getattr(call.layer, "activation", None)
-    ):  # a softmax, say, mixes the channels once more
+    # A softmax, say, mixes the channels again.
+    if not is_elementwise(getattr(call.layer, "activation", None)):
         flow.close(
             channels.labels,
             f"the activation of {describe(call)} is not known to treat each channel by itself",

@@ -31,9 +31,8 @@ def _run_convolution(layer, variables, args, context):
         and layer.groups == 1
         and (layer.data_format == "channels_last")
     )
-    is_plain = (
-        options.dtype == "float32" or layer.compute_dtype != "float32"
-    )  # a mixed policy computes as it says
+    # A mixed policy computes in its own dtype.
+    is_plain = options.dtype == "float32" or layer.compute_dtype != "float32"
     if is_plain and not is_strided_pointwise:
         return None
     dtype = layer.compute_dtype if is_plain else options.dtype

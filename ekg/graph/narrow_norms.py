@@ -87,9 +87,8 @@ def _moments(x, k, count):
     )
     means, variances = (tf.reshape(value, [k, -1]) for value in (means, variances))
     mean = tf.reduce_mean(means, axis=0)
-    within = tf.reduce_mean(variances, axis=0) * (
-        (count - 1) / count
-    )  # the operation reports the unbiased variance
+    # The operation returns the unbiased variance.
+    within = tf.reduce_mean(variances, axis=0) * ((count - 1) / count)
     return mean, within + tf.reduce_mean((means - mean) ** 2, axis=0)
 
 

@@ -34,10 +34,8 @@ def batch_norm(layer, weights, x, training, options):
     axis = layer.axis % len(x.shape)
     can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3
     if can_fuse:
-        gamma, beta = (
-            tf.ones_like(mean) if gamma is None else gamma,
-            tf.zeros_like(mean) if beta is None else beta,
-        )
+        gamma = tf.ones_like(mean) if gamma is None else gamma
+        beta = tf.zeros_like(mean) if beta is None else beta
         k = narrow_norms.tiles(x) if options.tile_norms else 1
     if not (training and layer.trainable):
         if can_fuse and (kind.has_all_gradients() or not training):

@@ -297,9 +297,8 @@ _ELEMENTWISE = (
     "Cast",
     "StopGradient",
 )
-_FUSED = frozenset(
-    ("Relu", "Relu6", "Silu", "Sigmoid", "HardSilu", "HardSigmoid", "Gelu", "Tanh")
-)  # by runtimes, with the layer before
+# Runtimes compute these together with the layer before.
+_FUSED = frozenset(("Relu", "Relu6", "Silu", "Sigmoid", "HardSilu", "HardSigmoid", "Gelu", "Tanh"))
 _ELEMENTWISE_ZEROS = ("Abs", "Absolute", "Negative", "Square")
 OPERATIONS = {
     f"keras.ops.{name}": record

@@ -43,9 +43,8 @@ def check_second_derivatives(graph, options, training):
     traced = trace.get_concrete_function(
         tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype)
     )
-    for function in (
-        traced.graph.as_graph_def().library.function
-    ):  # a layer's own tf.function, or a loop's body
+    # A layer's own tf.function, or the body of a loop.
+    for function in traced.graph.as_graph_def().library.function:
         if any(node.op in _BREAKS for node in function.node_def):
             inexact.append(f"the function {function.signature.name!r}")
     if inexact:

@@ -22,9 +22,8 @@ from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
 PARAMETERS = ("kernels", "all")
-SECOND_ORDER = ExecutionOptions(
-    fuse_norms=False, norms_alone=True
-)  # the fused batch norm's second derivatives are slow
+# The second derivatives of the fused batch norm are slow.
+SECOND_ORDER = ExecutionOptions(fuse_norms=False, norms_alone=True)
 
 
 @dataclasses.dataclass(frozen=True)

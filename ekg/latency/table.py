@@ -78,10 +78,8 @@ class Table:
         if not points:
             return []
         graph, layout = supernet.graph, supernet.layout
-        idle, yardstick = (
-            load(_do_nothing()),
-            load(parts.part(graph, layout, points[0][0], points[0][1])),
-        )
+        idle = load(_do_nothing())
+        yardstick = load(parts.part(graph, layout, points[0][0], points[0][1]))
         result, first = [], None
         with progress_bar(f"latency table, {runtime.runtime}", len(points), "kernel") as progress:
             for begin in range(0, len(points), TOGETHER):

@@ -107,10 +107,8 @@ def rows_of(supernet, mask, place, values):
         values: float array of the weight's shape: the weight itself, or its gradient.
     """
     index, axis = supernet.layout.index[place.tensor], place.axis
-    weight, values = (
-        registry.record_of(place.call.layer).weights[place.name],
-        np.asarray(values, np.float64),
-    )
+    weight = registry.record_of(place.call.layer).weights[place.name]
+    values = np.asarray(values, np.float64)
     axes = weight.axes
     if place.is_kernel:
         read, is_read = axes.index(records.IN), mask[supernet.layout.index[place.call.inputs[0]]]

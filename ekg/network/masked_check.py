@@ -48,10 +48,8 @@ def check_promise(supernet, inputs):
     Raises:
         EkgError: the outputs differ.
     """
-    tolerance, tried = (
-        HALF_TOLERANCE if computes_in_half(supernet.graph) else TOLERANCE,
-        middling(supernet),
-    )
+    tolerance = HALF_TOLERANCE if computes_in_half(supernet.graph) else TOLERANCE
+    tried = middling(supernet)
     with full_float32():
         for model, subnetwork, what in (
             (supernet.model, supernet.whole(), "the unpruned network"),

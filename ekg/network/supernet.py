@@ -286,11 +286,9 @@ class Supernet:
 
         It masks the rows of its kernel, or its input where that is smaller.
         """
-        number, record, kernel = (
-            call.inputs[0],
-            registry.record_of(call.layer),
-            registry.kernel_of(call.layer),
-        )
+        number = call.inputs[0]
+        record = registry.record_of(call.layer)
+        kernel = registry.kernel_of(call.layer)
         gate = tf.gather(mask, self.layout.index[number])
         if math.prod(kernel.shape) > math.prod(size or 1 for size in tensors[number].shape):
             return values, {**tensors, number: self._gated(tensors[number], gate, number)}

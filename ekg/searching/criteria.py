@@ -68,9 +68,8 @@ class CriterionContext:
             parts: iterable of (numbers of channels, int array [n], which may repeat; their scores,
                 array [n]).
         """
-        scores = np.zeros(
-            self.num_channels + 1
-        )  # the last entry sums the channels that are never pruned
+        # The last entry sums the channels that are never pruned.
+        scores = np.zeros(self.num_channels + 1)
         for channels, values in parts:
             np.add.at(scores, channels, values)
         return scores[:-1]

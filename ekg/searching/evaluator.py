@@ -11,9 +11,8 @@ from ekg.process import stopping
 
 # segments that run as one where no inner boundary is needed: fewer calls, more fusion
 SEGMENTS_TOGETHER = 5
-STATE_BUDGET = (
-    2**30
-)  # bytes of activations of the present sub-network that are kept for its candidates
+# Bytes of the present sub-network's activations that are kept for its candidates.
+STATE_BUDGET = 2**30
 
 
 def segment_starts(supernet):
@@ -356,9 +355,8 @@ class Evaluator:
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
-            loss /= (
-                self._scale
-            )  # a factor of all scores, that keeps gradients in the range of half precision
+            # A factor of all scores, which keeps gradients in the range of half precision.
+            loss /= self._scale
         gradients = tape.gradient(loss, activations, unconnected_gradients="zero")
         products = {}
         for site, activation in activations.items():

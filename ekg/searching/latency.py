@@ -172,9 +172,8 @@ class LatencySearch(Target):
     def __init__(self, latency, supernet, team, table):
         self._latency, self._team = latency, team
         self._predictor = Predictor(supernet, table)
-        self._predictor.measure_(
-            runtime_named(latency.runtime)
-        )  # nothing is missing: it takes its calibration up
+        # Nothing is missing: this only loads the calibration.
+        self._predictor.measure_(runtime_named(latency.runtime))
         self._whole = self._predictor.seconds(supernet.whole())
         self._correction, self._furthest = 1.0, 0.0
         self.most = latency.ratio if latency.ms is None else latency.ms / (1000 * self._whole)
