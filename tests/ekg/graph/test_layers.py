@@ -171,7 +171,7 @@ def user_network(known_records):
 
 
 @pytest.mark.parametrize(("scale", "site"), [(SCALE, "scale"), (SCALE_OF_ZEROS, "first_relu")])
-def test_layers_of_ones_own_are_pruned_like_others(known_records, images, caplog, scale, site):
+def test_registered_layers_are_pruned_like_others(known_records, images, caplog, scale, site):
     ekg.register_layer(ChannelScale, scale)
     ekg.register_layer(PointwiseMix, MIX)
     supernet = ekg.Supernet(make_network())
@@ -185,7 +185,7 @@ def test_layers_of_ones_own_are_pruned_like_others(known_records, images, caplog
     assert not [record for record in caplog.records if record.name.startswith("ekg")]
 
 
-def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
+def test_the_complexity_of_registered_layers_by_hand(user_network):
     def by_hand(first, narrow, last):
         flops = 64 * (
             27 * first
@@ -216,7 +216,7 @@ def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
     assert supernet.complexity(half) == by_hand(3, 2, 3)
 
 
-def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data):
+def test_l1_sums_over_the_filters_of_registered_layers(user_network, tiny_data):
     objective = make_objective(user_network, tiny_data)
     norms = {
         name: np.abs(user_network.get_layer(name).kernel.numpy()).reshape(-1, size).sum(axis=0)
@@ -228,7 +228,7 @@ def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data)
 
 
 @pytest.mark.parametrize("criterion", ["ekg", "l1"])
-def test_a_search_prunes_layers_of_ones_own(user_network, tiny_data, criterion):
+def test_a_search_prunes_registered_layers(user_network, tiny_data, criterion):
     history = ekg.search(
         ekg.Supernet(user_network), tiny_data, target_rate=0.4, criterion=criterion
     ).history
@@ -238,7 +238,7 @@ def test_a_search_prunes_layers_of_ones_own(user_network, tiny_data, criterion):
     }
 
 
-def test_a_masked_landscape_with_layers_of_ones_own_is_that_of_the_cut(user_network, tiny_data):
+def test_a_masked_landscape_with_registered_layers_equals_the_cut_networks(user_network, tiny_data):
     supernet = ekg.Supernet(user_network)
     subnetwork = random_subnetwork(supernet, 1)
     masked, cut = check_landscape_is_that_of_the_cut(

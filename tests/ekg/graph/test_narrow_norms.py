@@ -104,7 +104,7 @@ def test_a_batch_norm_without_scale_or_offset_equals_keras(options, training):
         np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-6)
 
 
-def test_half_as_wide_numbers_keep_their_format_and_float32_statistics():
+def test_half_precision_keeps_its_dtype_and_float32_statistics():
     x, gamma, beta, _ = drawn((6, 8, 8, 13))
     values = [tf.constant(value, tf.float32) for value in (gamma, beta)]
     y, mean, variance = narrow_norms.normalise(tf.constant(x, tf.bfloat16), 16, *values, EPSILON)

@@ -89,7 +89,7 @@ def test_slimming_restores_the_norm_of_its_kernel_and_leaves_the_function():
     np.testing.assert_allclose(cut(images, training=False), before, atol=1e-4)
 
 
-def test_its_kernel_stays_as_it_is_cut_where_the_record_does_not_say_that_it_keeps_its_norm():
+def test_without_keeps_norm_the_kernel_stays_as_it_is_cut():
     ekg.register_layer(Pointwise, dataclasses.replace(RECORD, keeps_norm=False))
     model = make_network()
     assert [call.key for call in neighbours.normalised_convolutions(Graph(model))] == ["stem"]
@@ -109,7 +109,7 @@ def test_a_batch_norm_after_it_is_folded_into_its_kernel(offset):
     )
 
 
-def test_it_is_timed_together_with_its_norm_and_an_activation_of_ones_own():
+def test_it_is_timed_together_with_its_norm_and_a_registered_activation():
     supernet = ekg.Supernet(make_network())
     found = kernels.find_kernels(supernet.graph, supernet.layout)
     chains = [[call.key for call in kernel.calls] for kernel in found]

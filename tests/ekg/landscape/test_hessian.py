@@ -96,7 +96,7 @@ def test_products_and_eigenvalues_equal_the_dense_hessians(
     )
 
 
-def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at_their_former_norms(
+def test_a_subnetworks_products_equal_the_cut_networks_with_kernels_at_their_former_norms(
     small, tiny_data
 ):
     """The eigenvalues are those of the dense Hessian there, not at the norms that the cut left."""

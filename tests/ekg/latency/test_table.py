@@ -29,7 +29,7 @@ def measured(model, table=None):
 
 
 @pytest.mark.parametrize("make", [make_tiny_resnet, networks.resnet])
-def test_the_prediction_is_what_a_runtime_takes_whose_kernels_add_up(clock, make):
+def test_the_prediction_is_exact_for_a_runtime_whose_kernels_add_up(clock, make):
     supernet, predictor = measured(make())
     for seed in range(8):
         subnetwork = random_subnetwork(supernet, seed)
@@ -49,7 +49,7 @@ def test_fewer_channels_of_one_group_are_predicted_as_the_whole_is(clock):
             )
 
 
-def test_what_was_measured_once_is_not_measured_again(clock, tmp_path):
+def test_measured_kernels_are_not_measured_again(clock, tmp_path):
     supernet, first = measured(make_tiny_resnet())
     save_table(tmp_path / "table.json", first.table)
     loads = clock.loads

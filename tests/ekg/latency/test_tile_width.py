@@ -30,7 +30,7 @@ def test_a_runtime_without_tiles_asks_for_no_multiple(monkeypatch):
 
 
 @pytest.mark.parametrize("multiple", [2, 16])
-def test_rounding_costs_what_the_next_multiple_takes_more(multiple):
+def test_rounding_costs_the_additional_time_of_the_next_multiple(multiple):
     times = tile_width.np.array([1.0 + (count - 1) // 4 for count in range(1, 33)])
     cost = tile_width._cost_of_rounding(times, multiple)
     assert cost == 0 if multiple == 2 else cost > 0.5

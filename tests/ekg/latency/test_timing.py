@@ -90,7 +90,7 @@ def test_networks_run_in_turn(clock):
     np.testing.assert_allclose(samples, 0.1)
 
 
-def test_what_is_fast_is_repeated_within_a_sample(clock):
+def test_fast_functions_are_repeated_within_a_sample(clock):
     calls = []
     samples = time_in_turn([moving(clock, [2e-5], calls)], 4, warmup=0)
     np.testing.assert_allclose(samples, 2e-5)

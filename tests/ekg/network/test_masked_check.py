@@ -48,13 +48,13 @@ def network(*inner, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_network_that_is_pruned_rightly_passes_whatever_the_size_of_its_numbers(dtype):
+def test_a_network_that_is_pruned_correctly_passes_at_any_scale(dtype):
     model = network(layers.BatchNormalization(), dtype=dtype)
     for scale in (1e-4, 1.0, 1e4):
         check_promise(ekg.Supernet(model), scale * IMAGES)
 
 
-def test_a_record_that_is_wrong_is_found(monkeypatch):
+def test_a_wrong_record_is_found(monkeypatch):
     monkeypatch.setitem(registry.RECORDS, Turned, records.LayerRecord(flow.carry))
     message = (
         "`model` 'own' cannot be pruned correctly: on these data a network cut out of it and the "
