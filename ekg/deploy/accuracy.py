@@ -7,7 +7,7 @@ from ekg.errors import EkgError
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
 
-CHUNK = 64
+BATCH_SIZE = 64
 
 
 def measure_exported(reader, batches, squashes=None):
@@ -23,7 +23,7 @@ def measure_exported(reader, batches, squashes=None):
             once.
     """
     task, split, totals = batches.task, batches.split, {}
-    size = CHUNK if reader.batch == "any" else reader.batch
+    size = BATCH_SIZE if reader.batch == "any" else reader.batch
     if len(split) % size and reader.batch != "any":
         raise EkgError(
             f"the exported network takes {size} examples at once, and {len(split)} are not a "

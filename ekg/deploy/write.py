@@ -24,7 +24,7 @@ from ekg.tasks.logits import squash_of
 from ekg.tasks.metrics import has_metric, metric_named
 
 MIN_EXAMPLES = 64
-CHUNK = 16  # examples that run together in the parity check
+COMPARED_TOGETHER = 16  # examples that run together in the comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +105,13 @@ def export(
         ekg.export(result.model, "pruned.tflite", quantize="int8", examples=images, labels=labels)
 
     Batch norms are folded into the kernels before them, random layers work as in inference, and
-        mixed dtype policies become float32, except in a .keras file, which can be trained again.
-        The file is read back by its own runtime: LiteRT, ONNX Runtime, or a new Python process with
-        TensorFlow only. It is kept only if its outputs are right; otherwise an earlier file of that
-        name stays. Differences of every channel are relative to its own range, so that a small
-        channel beside large ones counts as much. With labels, the task's shares of right answers,
-        as top-1, decide about the output of a quantised network instead: they may be .02 lower,
-        beyond two standard errors.
+    mixed dtype policies become float32, except in a .keras file, which can be trained again. The
+    file is read back by its own runtime: LiteRT, ONNX Runtime, or a new Python process with
+    TensorFlow only. It is kept only if its outputs are right; otherwise an earlier file of that
+    name stays. Differences of every channel are relative to its own range, so that a small channel
+    beside large ones counts as much. With labels, the task's shares of right answers, as top-1,
+    decide about the output of a quantised network instead: they may be .02 lower, beyond two
+    standard errors.
 
     Args:
         model: functional or sequential keras.Model.
@@ -138,21 +138,21 @@ def export(
     for package in form.packages:
         require(package)
     arrays = _read_examples(Graph(model), examples, quantize)
-    known = _make_labels(model, arrays, labels, task)
-    model, source, arrays, known = _prepare(model, form, quantize, arrays, known)
+    labels = _make_labels(model, arrays, labels, task)
+    model, source, arrays, labels = _prepare(model, form, quantize, arrays, labels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            made = Path(folder) / path.name
-            form.write(source, str(made))
-            reader = form.open(made, source)
-            found = _prove(model, reader, arrays, source, made, known)
-            _check(found, model, source, arrays, reader, made.name, known, tolerance)
-            size = _size(made)
-            _put(made, path)
+            draft = Path(folder) / path.name
+            form.write(source, str(draft))
+            reader = form.open(draft, source)
+            comparison = _compare(model, reader, arrays, source, draft, labels)
+            _check(comparison, model, source, arrays, reader, draft.name, labels, tolerance)
+            size = _size(draft)
+            _put(draft, path)
     except OSError as error:
         raise EkgError(f"{path}: cannot be written ({error.strerror or error}).") from None
-    share, number, channel = found.worst()
+    share, number, channel = comparison.worst()
     return Export(
         path,
         form.name,
@@ -161,14 +161,14 @@ def export(
         reader.inputs,
         reader.outputs,
         reader.batch,
-        found.examples,
-        found.difference,
-        found.largest,
-        found.agreement,
+        comparison.examples,
+        comparison.difference,
+        comparison.largest,
+        comparison.agreement,
         form.open(path, source),
         share,
         (reader.outputs[number], channel),
-        found.metrics,
+        comparison.metrics,
     )
 
 
@@ -185,13 +185,13 @@ def _prepare(model, form, quantize, arrays, labels):
     return model, Source(written, Graph(written), quantize, ranges), arrays, labels
 
 
-def _check(found, model, source, arrays, reader, what, labels, tolerance):
+def _check(comparison, model, source, arrays, reader, what, labels, tolerance):
     """Raises EkgError, with the cause if it is known, unless the file computes what the network in
     memory computes.
     """
     try:
         proof.check(
-            found,
+            comparison,
             what,
             reader.outputs,
             source.quantize,
@@ -199,7 +199,8 @@ def _check(found, model, source, arrays, reader, what, labels, tolerance):
             () if labels is None else labels.task.outputs,
         )
     except EkgError:
-        if is_random(model, source.graph.structured_inputs([array[:CHUNK] for array in arrays])):
+        few = [array[:COMPARED_TOGETHER] for array in arrays]
+        if is_random(model, source.graph.structured_inputs(few)):
             raise EkgError(
                 f"{what}: `model` {model.name!r} is random in inference, too: two passes over the "
                 "same examples differ, so it cannot be compared; remove the random layer. The "
@@ -277,7 +278,7 @@ def _random(generator, graph, number):
     )
 
 
-def _prove(model, reader, arrays, source, path, labels):
+def _compare(model, reader, arrays, source, path, labels):
     """Returns the proof.Comparison of a file with the network in memory, after checking their
     shapes.
 
@@ -317,7 +318,7 @@ def _run_both(model, reader, arrays, source):
     """
     number = len(arrays[0])
     runs_whole = isinstance(reader, FreshReader)  # each run starts a process
-    step = number if runs_whole else CHUNK if reader.batch == "any" else reader.batch
+    step = number if runs_whole else COMPARED_TOGETHER if reader.batch == "any" else reader.batch
     last = number if reader.batch == "any" else number - number % step
     ours, theirs = [], []
     for begin in range(0, last, step):
@@ -350,8 +351,8 @@ def _size(path):
     )
 
 
-def _put(made, path):
+def _put(draft, path):
     """Moves a new file or folder into its place."""
     if path.is_dir():
         shutil.rmtree(path)
-    os.replace(made, path)
+    os.replace(draft, path)

@@ -1,9 +1,9 @@
 """Copies of Keras layers and operations, object by object.
 
 A layer that is rebuilt from its configuration loses what the configuration does not hold: an
-    adapted state, a user's function, the state of a seed. A copy here takes every attribute of the
-    original as it is; only variables, and layers and seeds inside, are new. A cut changes values
-    and attributes on the way.
+adapted state, a user's function, the state of a seed. A copy here takes every attribute of the
+original as it is; only variables, and layers and seeds inside, are new. A cut changes values and
+attributes on the way.
 """
 
 import contextlib

@@ -315,8 +315,7 @@ def norm_factors(graph, kernels_of):
     """Returns {id of a variable: ‖W‖ / ‖V‖, float32} of the convolutions that a batch norm follows.
 
     With these factors κ is computed at the norms before a cut: the batch norm cancels a factor, so
-        the function stays, and its derivatives are divided by the factor. It is 1 where V is all
-        zeros.
+    the function stays, and its derivatives are divided by the factor. It is 1 where V is all zeros.
 
     Args:
         graph: graph.calls.Graph.

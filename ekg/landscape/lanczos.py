@@ -1,8 +1,8 @@
 """Both ends of a symmetric operator's spectrum by Lanczos' method, from products alone.
 
 The basis is kept within a memory budget: when it is full, the method restarts from the best
-    approximations of both ends (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method
-    for Large Symmetric Eigenvalue Problems").
+approximations of both ends (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for
+Large Symmetric Eigenvalue Problems").
 """
 
 import dataclasses

@@ -17,8 +17,7 @@ class Predictor:
     """Predicts the latency of the sub-networks of a supernet: a·Σ(times of its kernels) + b.
 
     a and b are fitted to whole networks of a few widths, so that they include effects that kernels
-        alone do not show: caches filled by other kernels, and the cost of a pass besides its
-        kernels.
+    alone do not show: caches filled by other kernels, and the cost of a pass besides its kernels.
 
     Attributes:
         supernet: the Supernet.

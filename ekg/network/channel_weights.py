@@ -58,8 +58,8 @@ def find_places(supernet):
     order of the graph.
 
     They are the kernels and biases of the layers that write a group, and the weights per channel of
-        layers that treat each of its channels by itself: scales and offsets of norms, depthwise
-        kernels, slopes. A layer that is called several times counts once.
+    layers that treat each of its channels by itself: scales and offsets of norms, depthwise
+    kernels, slopes. A layer that is called several times counts once.
     """
     places, seen = [], set()
     for call in supernet.graph.calls:

@@ -119,12 +119,20 @@ def test_a_file_of_something_else_is_no_table(tmp_path, value):
         load_table(tmp_path / "table.json", {"runtime": "litert"})
 
 
-def test_conditions_name_runtime_versions_and_machine():
-    conditions = conditions_of(RUNTIMES["litert"], 1, 2)
+@pytest.mark.parametrize(
+    ("runtime", "packages"),
+    [
+        ("tensorflow", set()),
+        ("litert", {"ai-edge-litert"}),
+        ("onnxruntime", {"onnxruntime", "tf2onnx"}),
+    ],
+)
+def test_conditions_name_runtime_versions_and_machine(runtime, packages):
+    """Stored tables are found by exactly these conditions."""
+    conditions = conditions_of(RUNTIMES[runtime], 1, 2)
     assert json.loads(json.dumps(conditions)) == conditions
-    assert (
-        conditions["threads"] == 2
-        and conditions["runtime"] == "litert"
-        and conditions["machine"]["processor"]
-    )
-    assert set(conditions["versions"]) == {"tensorflow", "ai-edge-litert"}
+    assert set(conditions) == {"runtime", "batch", "threads", "versions", "machine"}
+    assert set(conditions["machine"]) == {"processor", "architecture", "gpus"}
+    assert conditions["threads"] == 2 and conditions["runtime"] == runtime
+    assert conditions["machine"]["processor"]
+    assert set(conditions["versions"]) == {"tensorflow", *packages}
