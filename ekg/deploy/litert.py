@@ -1,6 +1,7 @@
 """LiteRT's .tflite file, for phones, small boards and microcontrollers."""
 
 import functools
+import logging
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ekg.deploy.packages import quiet, require
 from ekg.devices.compute import in_graph
 from ekg.errors import EkgError, first_line
 from ekg.graph.calls import Graph
+
+logger = logging.getLogger(__name__)
 
 
 class LiteRT(Format):
@@ -41,12 +44,22 @@ class LiteRT(Format):
     def open(self, path, source=None):
         return LiteRTReader(path, source)
 
+    def timed(self, model, batch, threads=None, input_shape=None):
+        try:
+            return super().timed(model, batch, threads, input_shape)
+        except EkgError as error:
+            # Recurrent layers, say, convert for a fixed batch only; there is no file to time.
+            run = self._timed_at(model, batch, threads, input_shape)
+            logger.info("timed at batch %d only: %s", batch, error)
+            return run
+
     def timed_part(self, model, batch, threads=None):
-        """Converts the frozen function directly, for this batch alone: six times as fast as writing
-        a file with named inputs.
-        """
-        _, model = self.prepare(model)
-        graph = Graph(model)
+        """Converts a part for this batch only: six times as fast as writing a file."""
+        return self._timed_at(model, batch, threads)
+
+    def _timed_at(self, model, batch, threads, input_shape=None):
+        _, model = self.prepare(model, input_shape)
+        graph = Graph(model, input_shape)
         content = _convert(model, graph, batch)
         interpreter = _interpreter(threads, model_content=content)
         with quiet():
