@@ -172,7 +172,7 @@ def score_channels(criterion, context):
                 f"the importance of some channels is not finite; {NOT_TRAINED}"
             )
         raise EkgError(
-            f"{what} must return finite scores; {np.count_nonzero(~np.isfinite(scores))} of those "
+            f"{what} must return finite scores; {np.count_nonzero(~np.isfinite(scores))} scores "
             "of kept channels are not."
         )
     return scores

@@ -25,7 +25,7 @@ def test_groups_of_a_residual_network(tiny_resnet):
     assert groups["stem"].sites == (
         "stem_relu",
         "a_out",
-    )  # behind each ReLU, not on the branch before the add
+    )  # after each ReLU, not on the branch before the add
     assert groups["b2"].sites == ("b_out",)  # before the pooling
 
 

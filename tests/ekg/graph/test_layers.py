@@ -100,7 +100,7 @@ def test_every_kind_of_layer_with_weights_is_among_those_tested():
     assert with_weights == {type(make()) for make, _ in KINDS_WITH_WEIGHTS.values()} | OTHERS
 
 
-# ---------------------------------------------------------------- records of one's own
+# ---------------------------------------------------------------- records of users
 
 
 class ChannelScale(layers.Layer):
@@ -152,8 +152,8 @@ def known_records(monkeypatch):
 
 
 def make_network():
-    """A residual block whose convolution is a PointwiseMix behind a ChannelScale, and a narrower
-    PointwiseMix behind it.
+    """A residual block whose convolution is a PointwiseMix after a ChannelScale, and a narrower
+    PointwiseMix after it.
     """
     inputs = keras.Input((8, 8, 3))
     x = ChannelScale(name="scale")(conv_bn(inputs, 6, "first"))

@@ -80,7 +80,7 @@ def test_positions_that_do_not_divide_by_the_tile_keep_the_plain_operation():
         input_signature=[tf.TensorSpec((None, 8, 8, 13))],
     )
     function.get_concrete_function()
-    assert unknown[0] == 16  # whatever the batch, 64 positions of an image divide
+    assert unknown[0] == 16  # 64 positions of an image divide at any batch
 
 
 def test_with_a_gpu_the_plain_operation_stays(monkeypatch):

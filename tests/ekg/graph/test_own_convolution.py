@@ -1,4 +1,4 @@
-"""A registered convolution of one's own is slimmed, folded and timed as Keras' convolutions are."""
+"""A registered convolution is slimmed, folded and timed as Keras' convolutions are."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ class Pointwise(layers.Layer):
 
 @keras.saving.register_keras_serializable("test")
 class Squash(layers.Layer):
-    """An activation of one's own."""
+    """An activation that Keras does not have."""
 
     def call(self, x):
         return x / (1 + keras.ops.abs(x))

@@ -30,7 +30,7 @@ def test_both_ends_are_found_within_any_memory(monkeypatch, vectors):
 
 
 def test_a_residual_is_computed_from_its_eigenvector(monkeypatch):
-    """‖Av − λv‖ bounds the distance of λ from an eigenvalue, also behind restarts."""
+    """‖Av − λv‖ bounds the distance of λ from an eigenvalue, also after restarts."""
     monkeypatch.setattr(lanczos, "BASIS_BUDGET", 0)
     matrix, start = make_matrix(2), np.random.default_rng(3).normal(size=SIZE)
     values = np.linalg.eigvalsh(matrix)

@@ -103,7 +103,7 @@ def test_networks_run_in_turn(clock):
     order = []
     functions = [moving(clock, [0.1], order, name) for name in "ab"]
     samples = time_in_turn(functions, 3, warmup=0)
-    assert "".join(order) == "ab" + 3 * "aabb"  # each sample behind an untimed call
+    assert "".join(order) == "ab" + 3 * "aabb"  # each sample after an untimed call
     order.clear()
     time_in_turn(functions, 3, warmup=0, own_caches=False)
     assert "".join(order) == "ab" + "ababab"

@@ -1,4 +1,4 @@
-"""What a layer of one's own does behind the graph's back is found before a job begins."""
+"""A layer that does something the graph does not show is found before a job begins."""
 
 import keras
 import numpy as np

@@ -378,7 +378,7 @@ def test_scores_of_removed_channels_are_ignored(tiny_resnet, tiny_data):
         ),
         (
             np.array([1.0, np.nan, np.inf] + [0.0] * 20),
-            "`criterion` 'mine' must return finite scores; 2 of those of kept channels are not.",
+            "`criterion` 'mine' must return finite scores; 2 scores of kept channels are not.",
         ),
     ],
 )

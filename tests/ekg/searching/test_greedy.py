@@ -302,7 +302,7 @@ def test_several_groups_in_a_step_do_not_depend_on_the_number_of_devices(several
     assert without_seconds(alone) == without_seconds(shared) and len(alone) > 2
 
 
-# ---------------------------------------------------------------- a search that goes on
+# ---------------------------------------------------------------- a resumed search
 
 
 def test_a_search_resumes_from_its_history_to_the_same_end(tiny_resnet, tiny_data):
@@ -325,8 +325,8 @@ def test_a_search_resumes_from_its_history_to_the_same_end(tiny_resnet, tiny_dat
 
 @pytest.fixture
 def stopped(tiny_resnet, tiny_data, tmp_path):
-    """A search whose knowledge is on disk, stopped behind its third entry: (supernet, history of
-    the whole, state file).
+    """A search whose knowledge is on disk, stopped after its third entry: (supernet, history of the
+    whole, state file).
     """
 
     class Interrupted(Exception):

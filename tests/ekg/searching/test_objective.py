@@ -127,7 +127,7 @@ def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data, m
 def test_graphs_of_a_dry_run_serve_the_search_and_change_none_of_its_numbers(
     tiny_resnet, tiny_data
 ):
-    """An Objective that ran other weights on other images begins anew as a new one does, and traces
+    """An Objective that ran other weights on other images starts over as a new one does, and traces
     nothing for it.
     """
     rehearsed, new = (
