@@ -14,7 +14,6 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.network import channel_weights
 
-# before the search
 NOT_TRAINED = "is this a trained network? If it is, lower `subset_learning_rate`."
 
 MEDIAN_STEPS, MEDIAN_TOLERANCE = 200, 1e-9  # of Weiszfeld's iteration
@@ -162,7 +161,7 @@ def score_channels(criterion, context):
         ) from None
     if scores.shape != shape:
         raise EkgError(
-            f"{what} must return an array of shape {shape}, a score for every channel of all "
+            f"{what} must return an array of shape {shape}, one score per channel of all "
             f"groups; received shape {scores.shape}."
         )
     scores = np.where(context.mask, scores, 0.0)

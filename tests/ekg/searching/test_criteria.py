@@ -356,24 +356,24 @@ def test_scores_of_removed_channels_are_ignored(tiny_resnet, tiny_data):
     [
         (
             np.ones(22),
-            "`criterion` 'mine' must return an array of shape (23,), a score for every channel of "
+            "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
             "all groups; "
             "received shape (22,).",
         ),
         (
             1.0,
-            "`criterion` 'mine' must return an array of shape (23,), a score for every channel of "
+            "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
             "all groups; received shape "
             "().",
         ),
         (
             "abc",
-            "`criterion` 'mine' must return an array of numbers of shape (23,), a score a "
+            "`criterion` 'mine' must return an array of numbers of shape (23,), one score per "
             "channel; received str.",
         ),
         (
             [[1], [1, 2]],
-            "`criterion` 'mine' must return an array of numbers of shape (23,), a score a "
+            "`criterion` 'mine' must return an array of numbers of shape (23,), one score per "
             "channel; received list.",
         ),
         (
