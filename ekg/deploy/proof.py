@@ -158,7 +158,7 @@ def scales_of(output, axis, quantize, shares_one_scale=False):
     Args:
         output: output of the network in memory, [examples, ...].
         axis: axis of its channels, or None.
-        quantize: one of formats.QUANTIZATIONS, or None.
+        quantize: one of format.QUANTIZATIONS, or None.
         shares_one_scale: whether all channels have the tensor's range.
     """
     rows = _of_channels(output.astype(np.float64), axis)
@@ -198,7 +198,7 @@ def check(comparison, what, names, quantize, tolerance=None, decided=()):
         comparison: Comparison.
         what: name of the file.
         names: names of the outputs.
-        quantize: one of formats.QUANTIZATIONS, or None.
+        quantize: one of format.QUANTIZATIONS, or None.
         tolerance: share of its scale by which a channel may differ; None takes the one in
             TOLERANCES.
         decided: numbers of the outputs of a quantised network that the task's metrics decide,
