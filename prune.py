@@ -22,7 +22,7 @@ from ekg import command_line, settings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
 from ekg.pruning import AUTO
-from ekg.run.folder import PHASE_FILES
+from ekg.run.folder import PHASES
 from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks.kinds import TASKS
@@ -131,7 +131,7 @@ class OutputSettings(Settings):
         None,
         "phase that begins anew, with all behind it, where a run goes on",
         MACHINE,
-        choices=tuple(phase for phase in PHASE_FILES if phase != "baseline"),
+        choices=tuple(phase for phase in PHASES if phase != "baseline"),
         may_be_none=True,
     )
     search_only: bool = setting(

@@ -20,6 +20,7 @@ from ekg.latency.timing import Timing, measure_latency
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
+from ekg.phases import build_bank, fine_tune, slim
 from ekg.pruning import PruneResult, prune
 from ekg.searching.criteria import CriterionContext
 from ekg.searching.greedy import search
@@ -27,7 +28,6 @@ from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.latency import Latency
 from ekg.searching.targets import Target
 from ekg.settings import SearchSettings
-from ekg.steps import build_bank, fine_tune, slim
 
 __version__ = "0.2.0"
 

@@ -125,6 +125,14 @@ class Settings:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
 
+    def differing(self):
+        """Returns {name: value} of the settings that are not at their defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
     @classmethod
     def make(cls, given):
         """Returns the settings with these values, {name: value}, and defaults for the others.
@@ -588,6 +596,10 @@ class JobSettings:
     writes_page: bool = True
     target: Target | None = None
     recipe: Recipe = Recipe()
+
+    def parts(self):
+        """Returns the settings of all parts, each a Settings."""
+        return self.subset, self.search, self.fine_tuning, self.run, self.slim
 
     def targets(self):
         """Returns the Target of the search."""

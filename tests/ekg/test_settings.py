@@ -15,7 +15,7 @@ import train_imagenet
 from ekg import command_line, settings
 from ekg.errors import EkgError
 from ekg.io import files
-from ekg.run import pipeline
+from ekg.run import run as running
 from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, TRAINING, Range, SearchSettings, about
 from tests import small_jobs
@@ -402,7 +402,7 @@ def prepare(searched, monkeypatch):
     computed.
     """
     monkeypatch.setattr(op_utils, "make_strategy", lambda _: mirrored(1))
-    monkeypatch.setattr(pipeline.Pipeline, "run", lambda *_: [])
+    monkeypatch.setattr(running, "run_job", lambda *_: [])
 
     def run(folder, *argv, script=train_cifar):
         small_jobs.run(script, searched[1], *argv, "--train_path", folder)
