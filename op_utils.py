@@ -22,6 +22,7 @@ from ekg.devices.compute import Compute
 from ekg.devices.kind import COMPILE_CHOICES, use_xla
 from ekg.devices.team import Team
 from ekg.distil import losses
+from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.network.supernet import Supernet
@@ -32,6 +33,8 @@ from ekg.run.arguments import hash_code
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.run import Opening, start
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SUBSET_PER_CLASS, LatencySettings, SearchSettings, SubsetSettings
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
 from ekg.train.step import Schedule, Trainer
 
@@ -155,23 +158,17 @@ class BaselineRecipe:
 
 
 # In the order of JobSettings.
-JOB_CLASSES = (
-    settings.SubsetSettings,
-    settings.SearchSettings,
-    settings.FineTuneSettings,
-    settings.RunSettings,
-    settings.SlimSettings,
-)
+JOB_CLASSES = (SubsetSettings, SearchSettings, FineTuneSettings, RunSettings, SlimSettings)
 SHARED_FLAGS = {
     "network and run folder": FolderSettings,
-    "epoch before the search": settings.SubsetSettings,
-    "search": settings.SearchSettings,
-    "latency": settings.LatencySettings,
-    "network that is cut out": settings.SlimSettings,
-    "fine-tuning": settings.FineTuneSettings,
+    "epoch before the search": SubsetSettings,
+    "search": SearchSettings,
+    "latency": LatencySettings,
+    "network that is cut out": SlimSettings,
+    "fine-tuning": FineTuneSettings,
     "baseline training": BaselineSettings,
     "devices": DeviceSettings,
-    "run": settings.RunSettings,
+    "run": RunSettings,
 }
 
 
@@ -189,7 +186,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     parser = utils.Parser(description=description)
     classes = {"data and network": script_settings, **SHARED_FLAGS}
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
-    rate = defaults.get("target_rate", settings.SearchSettings.target_rate)
+    rate = defaults.get("target_rate", SearchSettings.target_rate)
     for title, cls in classes.items():
         command_line.add_flags(
             parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None}
@@ -212,7 +209,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
 
 
 def _check_combinations(args, recipe):
-    command_line.from_args(settings.LatencySettings, args).target()
+    command_line.from_args(LatencySettings, args).target()
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError(
             "`baseline_epoch` has no effect here: `trained_param` is given; leave it out."
@@ -423,11 +420,11 @@ def _prune(args, recipe, team, load_data, build, from_params):
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
-        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.largest_class())
-    args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
-    job_settings = settings.JobSettings(
+        args.subset_per_class = min(SUBSET_PER_CLASS, data.largest_class())
+    args.num_views = command_line.from_args(FineTuneSettings, args).views_of(data)
+    job_settings = JobSettings(
         *(command_line.from_args(cls, args) for cls in JOB_CLASSES),
-        target=command_line.from_args(settings.LatencySettings, args).target(),
+        target=command_line.from_args(LatencySettings, args).target(),
     )
     new_model = functools.partial(build, args.arch, data.num_classes)
     if params is None:

@@ -23,8 +23,9 @@ from ekg.network.supernet import Supernet
 from ekg.run.arguments import VERSIONS, origin
 from ekg.run.folder import HISTORY, RunFolder
 from ekg.searching.objective import Objective
+from ekg.searching.settings import SearchSettings
 from ekg.searching.targets import Flops
-from ekg.settings import COUNT, SEARCH, Range, SearchSettings, setting
+from ekg.settings import COUNT, SEARCH, Range, setting
 from ekg.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)

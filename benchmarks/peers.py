@@ -42,7 +42,7 @@ from ekg.run.arguments import describe, origin
 from ekg.run.folder import RunFolder
 from ekg.searching import criteria
 from ekg.searching.objective import Objective
-from ekg.settings import FineTuneSettings
+from ekg.distil.settings import FineTuneSettings
 from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.evaluate import Evaluation
 

@@ -26,8 +26,8 @@ from ekg.searching.criteria import CriterionContext
 from ekg.searching.greedy import search
 from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.latency import Latency
+from ekg.searching.settings import SearchSettings
 from ekg.searching.targets import Target
-from ekg.settings import SearchSettings
 
 __version__ = "0.2.0"
 

@@ -23,13 +23,14 @@ from ekg.data.dataset import TrainingBatches, mixed_order
 from ekg.devices.compute import Compute
 from ekg.distil import bank as banks
 from ekg.distil import losses
+from ekg.distil.settings import FineTuneSettings
 from ekg.distil.slim import cut_with_statistics, restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward
 from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.process.progress import progress_bar
 from ekg.run.folder import RunFolder
-from ekg.settings import FineTuneSettings, SearchSettings
+from ekg.searching.settings import SearchSettings
 from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.loop import fit
 from ekg.train.optimizers import Recipe

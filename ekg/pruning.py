@@ -35,8 +35,8 @@ from ekg.report import page
 from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
 from ekg.report.table import LATENCY_NOTE, format_table
+from ekg.run import defaults
 from ekg.run import folder as names
-from ekg.run import plan
 from ekg.run.arguments import model_fingerprint
 from ekg.run.choice import Choice
 from ekg.run.folder import RunFolder
@@ -237,7 +237,7 @@ def prune(
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call
             resumes there.
     """
-    plan.check_restart(restart, run_dir)
+    defaults.check_restart(restart, run_dir)
     limits = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
@@ -257,7 +257,7 @@ def prune(
             multiple_of = _find_multiple(Supernet(logits, **limits), target, team, path)
             measured = {"auto_multiple_of": multiple_of}
         supernet = Supernet(logits, multiple_of=multiple_of, **limits)
-        job_settings = plan.make_settings(
+        job_settings = defaults.make_settings(
             data,
             _num_outputs(data, supernet.graph),
             team.size,

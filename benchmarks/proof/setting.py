@@ -28,7 +28,7 @@ from ekg.run.job import Job
 from ekg.run.lock import LOCK
 from ekg.network.supernet import Supernet
 from ekg.run.phases import train_baseline as train_of_job
-from ekg.settings import JobSettings, RunSettings
+from ekg.run.settings import JobSettings, RunSettings
 
 from benchmarks.proof import recipes, runs
 

@@ -18,7 +18,8 @@ from ekg.graph.readers import sole_readers
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run import phases
-from ekg.settings import SUBSET_PER_CLASS, RunSettings, SearchSettings, SubsetSettings
+from ekg.run.settings import RunSettings
+from ekg.searching.settings import SUBSET_PER_CLASS, SearchSettings, SubsetSettings
 
 from benchmarks import peers
 from benchmarks.proof import recipes, setting

@@ -18,7 +18,7 @@ from ekg.io import parameters
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run.folder import PHASES, RunFolder
-from ekg.settings import JobSettings
+from ekg.run.settings import JobSettings
 from ekg.train.evaluate import Evaluation
 from ekg.train.step import StepOptions
 

@@ -19,8 +19,8 @@ from ekg.searching.criteria import NOT_TRAINED, CriterionContext, score_channels
 from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.objective import Objective
 from ekg.searching.proposals import combine, propose
+from ekg.searching.settings import SearchSettings
 from ekg.searching.targets import Target
-from ekg.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 

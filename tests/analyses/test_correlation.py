@@ -14,10 +14,10 @@ from analyses.widths import random_subnetwork
 from ekg import phases
 from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.searching.objective import Objective
-from ekg.settings import FineTuneSettings
 from ekg.train.step import StepOptions
 from tests.analyses.helpers import (
     DIGITS,

@@ -9,7 +9,7 @@ from keras import layers
 
 import ekg
 from ekg.errors import EkgError
-from ekg.run import check, plan
+from ekg.run import check, defaults
 
 RNG = np.random.default_rng(0)
 
@@ -37,14 +37,14 @@ def network(units=3):
 )
 def test_rare_classes_give_all_and_the_others_keep_theirs(sizes, expected):
     data = ekg.make_data(network(), table(sizes))
-    settings = plan.make_settings(data, 3, 1)
+    settings = defaults.make_settings(data, 3, 1)
     decide = data.last_of_each_class(settings.search.val_per_class, 0)
     assert tuple(np.bincount(decide.labels)) == expected
     subset = data.first_of_each_class(settings.subset.subset_per_class, 0)
     assert tuple(np.bincount(subset.labels)) == sizes
     assert data.num_of_each_class(settings.search.val_per_class) == sum(expected)
     asked = {"val_per_class": max(sizes)}
-    assert plan.make_settings(data, 3, 1, search=asked).search.val_per_class == max(sizes)
+    assert defaults.make_settings(data, 3, 1, search=asked).search.val_per_class == max(sizes)
     with pytest.raises(EkgError, match=f"the largest class of own data has {max(sizes)}"):
         data.last_of_each_class(max(sizes) + 1, 0)
 

@@ -5,7 +5,7 @@ import ekg
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.settings import JobSettings
+from ekg.run.settings import JobSettings
 from tests.conftest import make_data
 from tests.helpers import random_subnetwork
 

@@ -21,8 +21,9 @@ from ekg.run import phases, preflight
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.reporting import report
+from ekg.run.settings import JobSettings, RunSettings
 from ekg.searching.objective import Objective
-from ekg.settings import JobSettings, RunSettings, SearchSettings
+from ekg.searching.settings import SearchSettings
 from ekg.train.evaluate import Evaluation
 from tests.conftest import make_data, make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of

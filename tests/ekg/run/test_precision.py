@@ -9,11 +9,13 @@ import pytest
 import ekg
 from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT, Compute
+from ekg.distil.settings import FineTuneSettings
 from ekg.network.supernet import Supernet
 from ekg.run import precision
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.settings import FineTuneSettings, JobSettings, RunSettings, SearchSettings
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
 
 SETTINGS = JobSettings(

@@ -6,12 +6,13 @@ import pytest
 import ekg
 import train_cifar
 import utils
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.run import folder as names
 from ekg.run import preflight, run
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.settings import FineTuneSettings, JobSettings
+from ekg.run.settings import JobSettings
 from tests import small_jobs
 from tests.conftest import make_data, randomise_
 

@@ -12,7 +12,7 @@ from ekg.network.supernet import Supernet
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.preflight import rehearse_report
-from ekg.settings import JobSettings, RunSettings
+from ekg.run.settings import JobSettings, RunSettings
 from tests.conftest import make_data, randomise_
 
 

@@ -4,21 +4,14 @@ import dataclasses
 import logging
 
 from ekg.distil import losses
+from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
 from ekg.run.check import check_devices
 from ekg.run.folder import PHASES
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SUBSET_PER_CLASS, SearchSettings, SubsetSettings
 from ekg.searching.targets import read_targets
-from ekg.settings import (
-    SEARCH,
-    SUBSET_PER_CLASS,
-    FineTuneSettings,
-    JobSettings,
-    RunSettings,
-    SearchSettings,
-    SlimSettings,
-    SubsetSettings,
-    names_where,
-)
+from ekg.settings import SEARCH, names_where
 from ekg.train.optimizers import Recipe
 
 logger = logging.getLogger(__name__)
