@@ -57,7 +57,7 @@ class StudySettings(TrainedSettings):
     )
     train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
     precision: str = setting(
-        "float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES
+        "float32", "number format of activations in fine-tuning", SEARCH, choices=DTYPES
     )
 
 

@@ -28,8 +28,7 @@ class SlimSettings(Settings):
     repair: bool = setting(
         False,
         "fit the kernels of the network that is cut out to the unpruned network, by least squares "
-        "and without "
-        "labels",
+        "and without labels",
         TRAINING,
     )
 
@@ -48,9 +47,11 @@ class FineTuneSettings(Settings):
         5, "teachers in the memory bank, K", TRAINING, range=COUNT, works_if=_HAS_BANK
     )
     temperature: float = setting(
-        4.0, "of the distillation, τ", TRAINING, range=POSITIVE, works_if=_DISTILS
+        4.0, "temperature of the distillation, τ", TRAINING, range=POSITIVE, works_if=_DISTILS
     )
-    learning_rate: float = setting(0.01, "of fine-tuning, at its start", TRAINING, range=POSITIVE)
+    learning_rate: float = setting(
+        0.01, "learning rate at the start of fine-tuning", TRAINING, range=POSITIVE
+    )
     decay_points: tuple[float, ...] = setting(
         (0.3, 0.6, 0.8),
         "fractions of the epochs at which the learning rate falls",
@@ -77,7 +78,7 @@ class FineTuneSettings(Settings):
         range=Range(0, 1, is_high_open=True),
     )
     batch_size: int = setting(
-        128, "images a training step, over all devices", TRAINING, range=COUNT
+        128, "images per training step, over all devices", TRAINING, range=COUNT
     )
     train_epoch: int = setting(100, "epochs of fine-tuning", TRAINING, range=COUNT)
     num_views: int | None = setting(

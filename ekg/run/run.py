@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from ekg.io import parameters
-from ekg.run import arguments as made_of
+from ekg.run import arguments as run_arguments
 from ekg.run import environment, phases, precision, preflight, reporting, reuse
 from ekg.run import folder as names
 from ekg.run.check import check, check_devices
@@ -67,14 +67,14 @@ def start(job, asked, *, opening=None, trained_file=None, baseline=None, rehears
     opening = opening or Opening()
     # Before anything that all workers do together: one with other settings would hang the others.
     job.team.check_same(
-        made_of.started_with(job, asked)
+        run_arguments.started_with(job, asked)
         | {"rehearses": rehearses, "restart": opening.restart, "overwrite": opening.overwrite}
-        | {"code": made_of.hash_library()}
+        | {"code": run_arguments.hash_library()}
         | (same or {})
     )
     check_devices(job.settings, job.team.size)
     job = precision.resolved(job, opening.overwrite)
-    arguments, unknown = made_of.of_job(job, asked)
+    arguments, unknown = run_arguments.of_job(job, asked)
     job.team.check_same(arguments)  # data and versions, too, which lie on each machine
     check(job)
     with contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ def open_folder(job, arguments, unknown, opening):
     if opening.search_from is not None and (opening.overwrite or not folder.is_searched()):
         source = RunFolder(opening.search_from)
         reuse.check_search(
-            source, arguments, [*made_of.training_names(job), *opening.search_ignores]
+            source, arguments, [*run_arguments.training_names(job), *opening.search_ignores]
         )
     RunFolder.prepare(
         folder.path, json.loads(json.dumps(arguments)), opening.overwrite, opening.advice

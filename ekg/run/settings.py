@@ -19,7 +19,7 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 class RunSettings(Settings):
     """How a run is computed."""
 
-    val_batch_size: int = setting(256, "images a step of an evaluation", MACHINE, range=COUNT)
+    val_batch_size: int = setting(256, "images per step of an evaluation", MACHINE, range=COUNT)
     sync_bn: bool = setting(
         False,
         "batch norms in training take the statistics of the whole batch, over all devices",
@@ -34,20 +34,18 @@ class RunSettings(Settings):
     )
     precision: str = setting(
         "float32",
-        "of convolutions and activations in baseline training and fine-tuning; weights are "
-        "float32; auto: "
-        "bfloat16 where the processor has it and a step is faster",
+        "number format of convolutions and activations in baseline training and fine-tuning; "
+        "weights are float32; auto: bfloat16 where the processor has it and a step is faster",
         TRAINING,
         choices=(*DTYPES, AUTO_FORMAT),
     )
     search_precision: str = setting(
-        "float32", "the same of search and memory bank", SEARCH, choices=DTYPES
+        "float32", "number format of search and memory bank", SEARCH, choices=DTYPES
     )
     tf32: bool = setting(
         True,
         "let GPUs that can multiply float32 in TensorFloat-32, in training and memory bank; the "
-        "search and second "
-        "derivatives never do",
+        "search and second derivatives never do",
         SEARCH,
     )
     test_every: int = setting(
@@ -61,9 +59,8 @@ class RunSettings(Settings):
     )
     runtimes: tuple[str, ...] = setting(
         ("tensorflow",),
-        "in which the final table shows latency: TensorFlow at batches of 1 and 256, others at 1 "
-        "on one "
-        "thread",
+        "runtimes whose latency the final table shows: TensorFlow at batches of 1 and 256, others "
+        "at 1 on one thread",
         MACHINE,
         choices=tuple(RUNTIMES),
     )
@@ -81,7 +78,7 @@ class RunSettings(Settings):
         MACHINE,
     )
     seed: int = setting(
-        0, "of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED)
+        0, "seed of initial weights, order and augmentation", SEARCH, range=Range(0, MAX_SEED)
     )
 
     def __post_init__(self):

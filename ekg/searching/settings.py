@@ -142,7 +142,7 @@ class LatencySettings(Settings):
     )
     latency_runtime: str | None = setting(
         None,
-        "that latency is aimed at in; without it litert",
+        "runtime whose latency is aimed at; without it litert",
         SEARCH,
         choices=tuple(RUNTIMES),
         may_be_none=True,
