@@ -30,6 +30,7 @@ from ekg.phases import Training
 from ekg.report.table import format_table
 from ekg.run import folder as names
 from ekg.run.arguments import hash_code
+from ekg.run.check import check_batch as check_batch
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.run import Opening, start

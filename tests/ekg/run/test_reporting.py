@@ -18,9 +18,8 @@ from tests.conftest import make_data, randomise_
 
 def network(dtype="float32", has_erfinv=False, size=8):
     entry = keras.Input((size, size, 3))
-    x = layers.BatchNormalization(dtype=dtype)(
-        layers.Conv2D(4, 3, dtype=dtype)(layers.RandomFlip()(entry))
-    )
+    x = layers.Conv2D(4, 3, padding="same", dtype=dtype)(layers.RandomFlip()(entry))
+    x = layers.BatchNormalization(dtype=dtype)(layers.Conv2D(4, 3, dtype=dtype)(x))
     x = keras.ops.erfinv(0.01 * x) if has_erfinv else x
     return randomise_(keras.Model(entry, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
 
