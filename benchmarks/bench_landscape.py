@@ -16,7 +16,7 @@ from benchmarks import common
 from ekg.data.dataset import Batches
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.lanczos import MAX_PRODUCTS
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 
 
 def parse_args(argv=None):

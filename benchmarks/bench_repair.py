@@ -21,10 +21,10 @@ from ekg.data.dataset import mixed_order
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil import repair
-from ekg.distil.slim import fit_statistics_
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
+from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.evaluate import evaluate
 
 from benchmarks import peers

@@ -24,7 +24,7 @@ from ekg.searching import criteria
 from ekg.searching.history import HistoryEntry
 from ekg.searching.objective import Objective
 from ekg.searching.proposals import propose
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 
 
 def parse_args(argv=None):

@@ -8,8 +8,10 @@ import numpy as np
 
 from ekg.network.subnetwork import count_kept
 
-HALVINGS = 8  # by which a step grows that saves too little with every group
+HALVINGS = 8  # of a step, where no group can make it
 TRIM = Fraction(1, 5)  # of the sums, left out at either end before the threshold is taken
+
+GROUP_CHOICES = ("intended", "published")
 
 
 def propose(supernet, present, scores, target, search_step, narrowed=None, group_choice="intended"):
@@ -24,7 +26,7 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
         narrowed: {group name: number of times that it was narrowed by such steps}: fractions of a
             channel add up over steps. None means that the present widths are whole channels.
-        group_choice: one of settings.GROUP_CHOICES; see sum_scores() and pick_groups().
+        group_choice: one of GROUP_CHOICES; see sum_scores() and pick_groups().
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
@@ -87,7 +89,7 @@ def sum_scores(present, by_group, next_counts, group_choice="intended"):
         present: the present Subnetwork, ranked by the scores.
         by_group: list of the scores of each group's channels, float array [channels].
         next_counts: {group: number of channels that the step would leave}.
-        group_choice: one of settings.GROUP_CHOICES.
+        group_choice: one of GROUP_CHOICES.
     """
     if group_choice == "published":
         return {
@@ -109,7 +111,7 @@ def pick_groups(sums, group_choice="intended"):
 
     Args:
         sums: {group: importance}, as sum_scores() gives.
-        group_choice: one of settings.GROUP_CHOICES.
+        group_choice: one of GROUP_CHOICES.
     """
     is_published = group_choice == "published"
     ordered = np.sort(np.array(list(sums.values())))
