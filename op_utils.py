@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
@@ -21,20 +22,21 @@ from ekg.devices.compute import Compute
 from ekg.devices.kind import COMPILE_CHOICES, use_xla
 from ekg.devices.team import Team
 from ekg.distil import losses
-from ekg.distil.slim import fit_statistics_
+from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
 from ekg.io import files
+from ekg.network.supernet import Supernet
+from ekg.phases import Training
 from ekg.report.table import format_table
 from ekg.run import folder as names
-from ekg.run import pipeline, precision, reuse
-from ekg.run.arguments import describe, hash_code
+from ekg.run.arguments import hash_code
 from ekg.run.folder import RunFolder
-from ekg.run.job import Job, Phase, check_finite
-from ekg.run.networks import Networks
-from ekg.run.plan import check_batch, check_precision
+from ekg.run.job import Job
+from ekg.run.run import Opening, start
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SUBSET_PER_CLASS, LatencySettings, SearchSettings, SubsetSettings
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
-from ekg.train.loop import fit
-from ekg.train.step import Schedule
+from ekg.train.step import Schedule, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class FolderSettings(settings.Settings):
         "phase that begins anew, with all behind it, where a run goes on; what they left is "
         "removed",
         MACHINE,
-        choices=tuple(names.PHASE_FILES),
+        choices=tuple(names.PHASES),
         may_be_none=True,
     )
     preflight: bool = setting(
@@ -155,16 +157,18 @@ class BaselineRecipe:
     weight_decay: float
 
 
+# In the order of JobSettings.
+JOB_CLASSES = (SubsetSettings, SearchSettings, FineTuneSettings, RunSettings, SlimSettings)
 SHARED_FLAGS = {
     "network and run folder": FolderSettings,
-    "epoch before the search": settings.SubsetSettings,
-    "search": settings.SearchSettings,
-    "latency": settings.LatencySettings,
-    "network that is cut out": settings.SlimSettings,
-    "fine-tuning": settings.FineTuneSettings,
+    "epoch before the search": SubsetSettings,
+    "search": SearchSettings,
+    "latency": LatencySettings,
+    "network that is cut out": SlimSettings,
+    "fine-tuning": FineTuneSettings,
     "baseline training": BaselineSettings,
     "devices": DeviceSettings,
-    "run": settings.RunSettings,
+    "run": RunSettings,
 }
 
 
@@ -182,7 +186,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     parser = utils.Parser(description=description)
     classes = {"data and network": script_settings, **SHARED_FLAGS}
     defaults = {"baseline_epoch": recipe.epochs, **defaults}
-    rate = defaults.get("target_rate", settings.SearchSettings.target_rate)
+    rate = defaults.get("target_rate", SearchSettings.target_rate)
     for title, cls in classes.items():
         command_line.add_flags(
             parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None}
@@ -205,7 +209,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
 
 
 def _check_combinations(args, recipe):
-    command_line.from_args(settings.LatencySettings, args).target()
+    command_line.from_args(LatencySettings, args).target()
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError(
             "`baseline_epoch` has no effect here: `trained_param` is given; leave it out."
@@ -347,72 +351,43 @@ def _is_address(worker):
 # ---------------------------------------------------------------- the training scripts' job
 
 
-class BaselinePhase(Phase):
+@dataclasses.dataclass(frozen=True)
+class Baseline:
     """Trains the network that is pruned, where none is given: labels alone, one view, flipped and
     cropped.
+
+    Attributes:
+        recipe: BaselineRecipe.
+        epochs: length of the training.
+        build: function that returns the unpruned keras.Model with new weights.
     """
 
-    name, leaves = "baseline", names.BASELINE
+    recipe: BaselineRecipe
+    epochs: int
+    build: Callable
 
-    def __init__(self, job, recipe, epochs, build):
-        """
-        Args:
-            job: Job.
-            recipe: BaselineRecipe.
-            epochs: of the training.
-            build: function that returns the unpruned keras.Model with new weights.
-        """
-        super().__init__(job)
-        self._recipe, self.num_epochs, self._build = recipe, epochs, build
-
-    def _make_trainer(self, model):
-        loss_fn = losses.baseline(self.job.data, self.job.settings.fine_tuning.label_smoothing)
-        return self.job.make_trainer(model, loss_fn, self._recipe.weight_decay)
-
-    def _batches(self):
-        settings = self.job.settings
-        return TrainingBatches(
-            self.job.data,
-            settings.fine_tuning.batch_size,
-            settings.run.seed,
-            num_views=1,
-            phase=self.name,
+    def training(self, job, model):
+        """Returns the phases.Training of a network for a Job."""
+        chosen, recipe = job.settings.fine_tuning, self.recipe
+        trainer = Trainer(
+            job.team.strategy,
+            model,
+            losses.baseline(job.data, chosen.label_smoothing),
+            weight_decay=recipe.weight_decay,
+            options=job.step_options,
+            divisor=job.data.task.scale(job.data.train.labels),
         )
-
-    def rehearse(self, model):
-        team = self.job.team
-        self.rehearsed = self._make_trainer(self.job.copy(model))
-        check_finite(
-            self.name, self.rehearsed.step(next(self._batches().epoch(0, team.shard)), 0.0)
+        batches = TrainingBatches(
+            job.data, chosen.batch_size, job.settings.run.seed, num_views=1, phase="baseline"
         )
-
-    def run(self):
-        """Returns the parameter file of the trained network."""
-        job, recipe = self.job, self._recipe
-        if not self.is_done():
-            schedule = Schedule(
-                recipe.learning_rate,
-                recipe.decay_points,
-                recipe.decay_rate,
-                self.num_epochs,
-                job.settings.fine_tuning.warmup_epoch,
-            )
-            with job.timed(self.name):
-                with job.team.strategy.scope():
-                    trainer = self.trainer_from(self._build(), self._make_trainer)
-                fit(
-                    self.name,
-                    trainer,
-                    self._batches(),
-                    schedule,
-                    folder=job.folder,
-                    team=job.team,
-                    checkpoint_minutes=job.settings.run.checkpoint_minutes,
-                    measure=job.curve_measure(trainer.model),
-                )
-                fit_statistics_(trainer.model, job.train_batches, job.compute.use_xla)
-                job.save(trainer.model, self.leaves)
-        return job.folder / self.leaves
+        schedule = Schedule(
+            recipe.learning_rate,
+            recipe.decay_points,
+            recipe.decay_rate,
+            self.epochs,
+            chosen.warmup_epoch,
+        )
+        return Training("baseline", trainer, batches, schedule)
 
 
 def prune(args, recipe, load_data, build, from_params):
@@ -441,48 +416,40 @@ def prune(args, recipe, load_data, build, from_params):
 
 def _prune(args, recipe, team, load_data, build, from_params):
     """Runs the job of a training script on a team; see prune()."""
-    _check_devices(args, team)
+    _check_overwrite(args)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
     if args.subset_per_class is None:
-        args.subset_per_class = min(settings.SUBSET_PER_CLASS, data.largest_class())
-    args.num_views = command_line.from_args(settings.FineTuneSettings, args).views_of(data)
-    job_settings = settings.JobSettings(
-        *(
-            command_line.from_args(cls, args)
-            for cls in (
-                settings.SubsetSettings,
-                settings.SearchSettings,
-                settings.FineTuneSettings,
-                settings.RunSettings,
-                settings.SlimSettings,
-            )
-        ),
-        target=command_line.from_args(settings.LatencySettings, args).target(),
+        args.subset_per_class = min(SUBSET_PER_CLASS, data.largest_class())
+    args.num_views = command_line.from_args(FineTuneSettings, args).views_of(data)
+    job_settings = JobSettings(
+        *(command_line.from_args(cls, args) for cls in JOB_CLASSES),
+        target=command_line.from_args(LatencySettings, args).target(),
     )
     new_model = functools.partial(build, args.arch, data.num_classes)
-    model = (
-        from_params(args.arch, params, data.num_classes, args.trained_param)
-        if params
-        else new_model()
-    )
+    if params is None:
+        model, baseline = new_model(), Baseline(recipe, args.baseline_epoch, new_model)
+    else:
+        model = from_params(args.arch, params, data.num_classes, args.trained_param)
+        baseline = None
     compute = Compute(team, use_xla(args.compile), args.precision)
-    job = precision.resolved(
-        Job(job_settings, data, Networks(model), compute, RunFolder(args.train_path)),
+    job = Job(job_settings, data, Supernet(model), compute, RunFolder(args.train_path))
+    opening = Opening(
+        args.restart,
         args.overwrite,
+        args.search_from,
+        "name a new `train_path`, or start anew with `overwrite`",
+        search_ignores=("baseline_epoch",),
     )
-    args.precision = job.compute.dtype
-    arguments = _result_arguments(args, data, compute.use_xla)
-    team.check_same(
-        arguments
-    )  # data, versions and the trained network, too, which lie on each machine
     try:
-        rows = pipeline.run_job(
+        _, rows = start(
             job,
-            lambda: _prepare_folder(args, arguments),
+            _asked(args),
+            opening=opening,
             trained_file=args.trained_param,
-            preflight=args.preflight,
-            baseline=None if params else BaselinePhase(job, recipe, args.baseline_epoch, new_model),
+            baseline=baseline,
+            rehearses=args.preflight,
+            same=_same(args),
         )
     except FloatingPointError as error:
         raise FloatingPointError(f"{error} {_what_is_whole(args)}") from None
@@ -490,6 +457,21 @@ def _prune(args, recipe, team, load_data, build, from_params):
         print(format_table(rows))
         logger.info("run folder: %s", args.train_path)
     return rows
+
+
+def _asked(args):
+    """Returns {name: value} of what the result depends on besides the settings of the job."""
+    classes = [cls for cls in args.settings_classes if cls not in JOB_CLASSES]
+    affecting = settings.names_where(classes, lambda details: details.affects != MACHINE)
+    asked = {name: getattr(args, name) for name in affecting}
+    return asked | {"trained_param": args.trained_param and files.sha256(args.trained_param)}
+
+
+def _same(args):
+    """Returns {name: text} of the flags that all workers must share, and of the scripts' code."""
+    shared = settings.names_where(args.settings_classes, lambda details: not details.is_per_worker)
+    flags = {name: str(getattr(args, name)) for name in shared}
+    return flags | {"scripts": hash_code(Path(__file__).parent, SOURCES)}
 
 
 def _what_is_whole(args):
@@ -507,60 +489,12 @@ def _what_is_whole(args):
     return "Nothing before it is worth going on from."
 
 
-def _check_devices(args, team):
-    """Raises EkgError if workers were started otherwise, or batches or formats do not suit the
-    devices.
-    """
-    per_worker = settings.names_where(args.settings_classes, lambda details: details.is_per_worker)
-    given = settings.names_where(args.settings_classes, lambda details: not details.is_per_worker)
-    team.check_same(
-        {name: str(getattr(args, name)) for name in given if name not in per_worker}
-        | {"code": hash_code(Path(__file__).parent, SOURCES)}
-    )
-    replicas, pieces = {"devices": team.size}, {"micro-batches (`accum`)": args.accum}
-    check_batch("batch_size", args.batch_size, replicas | pieces)
-    check_batch("search_batch_size", args.search_batch_size, pieces)
-    check_batch("val_batch_size", args.val_batch_size, replicas)
-    check_precision(args)
+def _check_overwrite(args):
+    """Raises EkgError if what the run needs lies in the folder that is removed first."""
     for name in ("trained_param", "search_from") if args.overwrite else ():
         path = getattr(args, name)
         if path and path.resolve().is_relative_to(args.train_path.resolve()):
             raise EkgError(
                 f"`overwrite` would remove `{name}` {path}; copy it out of {args.train_path} "
-                f"first, or name "
-                "another `train_path`."
+                "first, or name another `train_path`."
             )
-
-
-def _result_arguments(args, data, is_compiled):
-    """Returns what arguments.json holds: all that the result depends on."""
-    affecting = settings.names_where(
-        args.settings_classes, lambda details: details.affects != MACHINE
-    )
-    return {name: getattr(args, name) for name in affecting} | {
-        "trained_param": args.trained_param and files.sha256(args.trained_param),
-        **describe(data, is_compiled),
-    }
-
-
-def _prepare_folder(args, arguments):
-    """Makes the run folder, or opens it, with the search of another run in it if one is asked
-    for.
-    """
-    source = RunFolder(args.search_from) if args.search_from else None
-    takes_search = source and (args.overwrite or not RunFolder(args.train_path).is_searched())
-    if takes_search:
-        training = settings.names_where(
-            args.settings_classes, lambda details: details.affects == TRAINING
-        )
-        reuse.check_search(source, arguments, training)
-    folder = RunFolder.prepare(
-        args.train_path,
-        arguments,
-        args.overwrite,
-        "name a new `train_path`, or start anew with `overwrite`",
-    )
-    if args.restart:
-        folder.restart(args.restart)
-    if takes_search:
-        reuse.take_search(folder, source)

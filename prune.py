@@ -1,11 +1,12 @@
-"""Prunes a network of your own on data of your own.
+"""Prunes your own network on your own data.
 
     python prune.py --model my.keras --data_path images --target_rate 0.5 --train_path runs/mine
-    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path
-    images --rescale -1 1 python prune.py --model my.keras --inspect
+    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 \\
+        --data_path images --rescale -1 1
+    python prune.py --model my.keras --inspect
 
-The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse
-as slimmed_param.keras. The same command again resumes where a run stopped.
+The pruned network is trained_param.keras in the run folder, or slimmed_param.keras where
+fine-tuning made it worse. The same command again resumes where a run stopped.
 """
 
 import dataclasses
@@ -19,11 +20,14 @@ import ekg
 import op_utils
 from dataloader import own
 from ekg import command_line, settings
+from ekg.distil.settings import FineTuneSettings, SlimSettings
+from ekg.run.settings import RunSettings
+from ekg.searching.settings import LatencySettings, SearchSettings, SubsetSettings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
 from ekg.pruning import AUTO
-from ekg.run.folder import PHASE_FILES
-from ekg.run.plan import MANY_CLASSES, MANY_CLASSES_TEMPERATURE
+from ekg.run.folder import PHASES
+from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
 from ekg.tasks.kinds import TASKS
 from ekg.data.views import VIEWS
@@ -131,7 +135,7 @@ class OutputSettings(Settings):
         None,
         "phase that begins anew, with all behind it, where a run goes on",
         MACHINE,
-        choices=tuple(phase for phase in PHASE_FILES if phase != "baseline"),
+        choices=tuple(phase for phase in PHASES if phase != "baseline"),
         may_be_none=True,
     )
     search_only: bool = setting(
@@ -143,13 +147,13 @@ FLAGS = {
     "network": NetworkSettings,
     "data": DataSettings,
     "output": OutputSettings,
-    "epoch before the search": settings.SubsetSettings,
-    "search": settings.SearchSettings,
-    "latency": settings.LatencySettings,
-    "network that is cut out": settings.SlimSettings,
-    "fine-tuning": settings.FineTuneSettings,
+    "epoch before the search": SubsetSettings,
+    "search": SearchSettings,
+    "latency": LatencySettings,
+    "network that is cut out": SlimSettings,
+    "fine-tuning": FineTuneSettings,
     "devices": op_utils.DeviceSettings,
-    "run": settings.RunSettings,
+    "run": RunSettings,
 }
 FLAG_OF = {
     "data": "data_path",
@@ -202,7 +206,7 @@ def _check_combinations(args):
     tuning = [
         name
         for name in settings.names_where(
-            [settings.FineTuneSettings], lambda details: details.affects == TRAINING
+            [FineTuneSettings], lambda details: details.affects == TRAINING
         )
         if name in args.given
     ]
@@ -259,19 +263,6 @@ def _load_data(args, shape):
     return data, validation
 
 
-def _given(args, *classes):
-    """Returns {name: value} of the settings that the command line names; ekg.prune has defaults
-    that suit the data.
-    """
-    apart = ("target_rate", "target_params", "train_epoch", "seed")  # arguments of their own
-    return {
-        name: value
-        for cls in classes
-        for name, value in vars(command_line.from_args(cls, args)).items()
-        if name in args.given and name not in apart
-    }
-
-
 def _multiple(args):
     if args.multiple_of == AUTO:
         if args.inspect:
@@ -289,7 +280,7 @@ def _multiple(args):
 
 
 def _target(args):
-    latency = command_line.from_args(settings.LatencySettings, args).target()
+    latency = command_line.from_args(LatencySettings, args).target()
     return (
         {"flops": args.target_rate}
         | ({} if args.target_params is None else {"params": args.target_params})
@@ -340,14 +331,6 @@ def main(args):
         args.train_path,
     )
     data, validation = _load_data(args, shape)
-    search, tuning, run = (
-        _given(args, *classes)
-        for classes in (
-            (settings.SearchSettings, settings.SubsetSettings),
-            (settings.FineTuneSettings,),
-            (settings.RunSettings,),
-        )
-    )
     try:
         result = ekg.prune(
             model,
@@ -358,9 +341,9 @@ def main(args):
             may_lose=args.may_lose,
             **choices,
             epochs=None if args.search_only else args.train_epoch,
-            search=search,
-            fine_tune=tuning,
-            run=run,
+            search=command_line.named(args, SearchSettings, SubsetSettings, but=GIVEN_APART),
+            fine_tune=command_line.named(args, FineTuneSettings, but=GIVEN_APART),
+            run=command_line.named(args, RunSettings, but=GIVEN_APART),
             seed=args.seed,
             repair=args.repair,
             augment=None if args.augment == "none" else args.augment,

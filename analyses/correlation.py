@@ -15,27 +15,22 @@ from analyses.records import counted
 from analyses.results import data_key, known_rows, tells_sign, write_results
 from analyses.search_ends import num_best, search_end
 from analyses.subject import TrainedSettings
-from ekg.data.dataset import TrainingBatches, mixed_order
+from ekg import phases
 from ekg.devices.compute import DTYPES
-from ekg.distil import losses
-from ekg.distil.slim import fit_statistics_, slim
 from ekg.io import files
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.network.supernet import Supernet
 from ekg.run.arguments import VERSIONS, origin
 from ekg.run.folder import HISTORY, RunFolder
 from ekg.searching.objective import Objective
+from ekg.searching.settings import SearchSettings
 from ekg.searching.targets import Flops
-from ekg.settings import COUNT, SEARCH, FineTuneSettings, Range, SearchSettings, setting
+from ekg.settings import COUNT, SEARCH, Range, setting
 from ekg.train.evaluate import evaluate
-from ekg.train.loop import fit
-from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 6  # of the lines in the folder; an older folder is refused, never mixed
-# The recipe of every sub-network, but for the epochs.
-FINE_TUNING = FineTuneSettings(finetune_teacher="none")
 BOOTSTRAP_SAMPLES = 2000
 # What is correlated with the loss after fine-tuning:
 # {name: (entry of a row, entry that is held fixed, or None)}
@@ -62,7 +57,7 @@ class StudySettings(TrainedSettings):
     )
     train_epoch: int = setting(1, "epochs of fine-tuning, labels alone", SEARCH, range=COUNT)
     precision: str = setting(
-        "float32", "of convolutions and activations in fine-tuning", SEARCH, choices=DTYPES
+        "float32", "number format of activations in fine-tuning", SEARCH, choices=DTYPES
     )
 
 
@@ -211,29 +206,11 @@ def fine_tune(supernet, subnetwork, subject, num_epochs, path, compute):
         path: folder of its checkpoints.
         compute: Compute.
     """
-    data, team = subject.data, compute.team
     keras.utils.set_random_seed(0)
-    train_batches = data.batches(data.train, subject.batch_size, mixed_order(data.strata))
-    model = slim(supernet, subnetwork, train_batches, compute)
-    num_views = FINE_TUNING.views_of(data)
-    loss_fn = losses.fine_tuning(
-        data, FINE_TUNING.finetune_teacher, FINE_TUNING.temperature, num_views=num_views
-    )
-    trainer = Trainer(
-        team.strategy,
-        model,
-        loss_fn,
-        weight_decay=FINE_TUNING.weight_decay,
-        options=StepOptions(1, compute.use_xla, compute.dtype),
-    )
-    batches = TrainingBatches(
-        data, min(FINE_TUNING.batch_size, len(data.train)), 0, num_views, phase="fine-tune"
-    )
-    schedule = Schedule(
-        FINE_TUNING.learning_rate, FINE_TUNING.decay_points, FINE_TUNING.decay_rate, num_epochs
-    )
-    fit("fine-tune", trainer, batches, schedule, folder=RunFolder.prepare(path, {}), team=team)
-    fit_statistics_(model, train_batches, compute.use_xla)
+    options = {"compute": compute, "search_batch_size": subject.batch_size}
+    model = phases.slim(supernet, subnetwork, subject.data, **options)
+    RunFolder.prepare(path, {})
+    phases.fine_tune(model, subject.data, epochs=num_epochs, folder=path, **options)
     return evaluate(model, subject.batches("test"), compute)
 
 

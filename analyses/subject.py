@@ -5,16 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ekg.errors import EkgError
-from ekg.settings import (
-    COUNT,
-    MACHINE,
-    SEARCH,
-    SHARE,
-    SUBSET_PER_CLASS,
-    SearchSettings,
-    Settings,
-    setting,
-)
+from ekg.searching.settings import SUBSET_PER_CLASS, SearchSettings
+from ekg.settings import COUNT, MACHINE, SEARCH, SHARE, Settings, setting
 
 IMAGES = ("val", "subset", "test")
 

@@ -23,7 +23,7 @@ from ekg.run import folder as names
 from ekg.run.folder import RunFolder
 from ekg.searching.greedy import try_groups
 from ekg.searching.objective import Objective
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 
 FEW = (
     "groups_per_step",

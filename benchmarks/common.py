@@ -13,7 +13,7 @@ import tensorflow as tf
 from analyses.results import markdown_table
 from ekg.data.dataset import Dataset, Split
 from ekg.graph import records
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 
 PEAK_SIZE, PEAK_RUNS = 4096, 5
 

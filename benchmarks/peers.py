@@ -1,14 +1,15 @@
-"""Other ways to the same rate, fine-tuned as ours is: the same views, order, schedule, epochs and
-format.
+"""Prunes by other methods to the same rate and fine-tunes the result exactly as ours.
 
-    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl --data_path
-    ... --train_epoch 30 python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
+    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl \\
+        --data_path ... --train_epoch 30
+    python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
 
-group-l2 and group-taylor prune with Torch-Pruning 1.6.1 (an environment of its own is made in
---peer_env); uniform and random cut equal and random shares of all channel groups and keep the
-channels of the largest L1 norms; scratch trains the network that a run found with new weights;
-unpruned trains the whole network on. --finetune_teacher single adds distillation from the unpruned
-network. The result is a record for `analyze.py tables`; the same command goes on where it stopped.
+Views, order, schedule, epochs and number format are equal. group-l2 and group-taylor prune with
+Torch-Pruning 1.6.1, for which --peer_env gets a virtual environment; uniform and random cut equal
+and random shares of all channel groups and keep the channels with the largest L1 norms; scratch
+trains the network that a run found from new weights; unpruned trains the whole network.
+--finetune_teacher single adds distillation from the unpruned network. The result is a record for
+`analyze.py tables`. The same command again resumes where it stopped.
 """
 
 import dataclasses
@@ -28,13 +29,12 @@ from analyses.subject import Subject
 from analyses.widths import random_subnetwork, scaled_subnetwork
 from dataloader import cifar
 from ekg.io import files
-from ekg.data.dataset import TrainingBatches, mixed_order
+from ekg import phases
+from ekg.data.dataset import mixed_order
 from ekg.devices.compute import DTYPES, Compute
 from ekg.devices.team import Team
-from ekg.distil import losses
-from ekg.distil.slim import fit_statistics_, restore_norms_, slim
+from ekg.distil.slim import restore_norms_
 from ekg.graph.calls import Graph
-from ekg.graph.execute import pure_forward
 from ekg.network.supernet import Supernet
 from ekg.report.measure import measure
 from ekg.run import folder as names
@@ -42,10 +42,9 @@ from ekg.run.arguments import describe, origin
 from ekg.run.folder import RunFolder
 from ekg.searching import criteria
 from ekg.searching.objective import Objective
-from ekg.settings import FineTuneSettings
+from ekg.distil.settings import FineTuneSettings
+from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.evaluate import Evaluation
-from ekg.train.loop import fit
-from ekg.train.step import Schedule, StepOptions, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +119,11 @@ def make_network(args, data, unpruned, compute):
     """
     if args.method == "unpruned":
         return unpruned
-    train_batches = data.batches(data.train, BATCH, mixed_order(data.strata))
     if args.method in TORCH:
         model = nets.from_params(
             args.arch, prune_with_torch(args, data, unpruned), data.num_classes, "Torch-Pruning"
         )
+        train_batches = data.batches(data.train, BATCH, mixed_order(data.strata))
         fit_statistics_(model, train_batches, compute.use_xla)
         restore_norms_(
             model, Graph(unpruned)
@@ -135,7 +134,8 @@ def make_network(args, data, unpruned, compute):
             load(args, data, args.searched / names.SLIMMED)
         )  # weights of a clone are new
     supernet = Supernet(unpruned)
-    return slim(supernet, choose_widths(args, data, supernet), train_batches, compute)
+    subnetwork = choose_widths(args, data, supernet)
+    return phases.slim(supernet, subnetwork, data, compute=compute, search_batch_size=BATCH)
 
 
 def choose_widths(args, data, supernet):
@@ -204,33 +204,18 @@ def make_environment(folder):
 
 
 def train(args, data, model, unpruned, compute):
-    """Trains the network as FineTunePhase would; a training that was stopped resumes."""
-    settings = FineTuneSettings(train_epoch=args.train_epoch, batch_size=args.batch_size)
-    is_single = args.finetune_teacher == "single"
-    loss_fn = losses.fine_tuning(
-        data,
-        args.finetune_teacher,
-        settings.temperature,
-        pure_forward(unpruned) if is_single else None,
-        num_views=args.num_views,
-    )
-    trainer = Trainer(
-        compute.team.strategy,
+    """Trains the network as a run fine-tunes its own; a training that was stopped resumes."""
+    phases.fine_tune(
         model,
-        loss_fn,
-        weight_decay=settings.weight_decay,
-        options=StepOptions(1, compute.use_xla, compute.dtype),
-        constants=unpruned if is_single else (),
-    )
-    batches = TrainingBatches(
-        data, settings.batch_size, args.seed, args.num_views, phase="fine-tune"
-    )
-    schedule = Schedule(
-        settings.learning_rate, settings.decay_points, settings.decay_rate, args.train_epoch
-    )
-    fit("fine-tune", trainer, batches, schedule, folder=RunFolder(args.out), team=compute.team)
-    fit_statistics_(
-        model, data.batches(data.train, BATCH, mixed_order(data.strata)), compute.use_xla
+        data,
+        teacher=unpruned if args.finetune_teacher == "single" else None,
+        epochs=args.train_epoch,
+        folder=args.out,
+        seed=args.seed,
+        compute=compute,
+        search_batch_size=BATCH,
+        batch_size=args.batch_size,
+        num_views=args.num_views,
     )
 
 
@@ -248,9 +233,9 @@ def main(args):
     RunFolder.prepare(args.out, {"method": args.method, **_arguments(args, data, compute)})
     with team.strategy.scope():
         unpruned = load(args, data, args.trained_param)
-    phases = RunFolder(args.out)
+    folder = RunFolder(args.out)
     if not files_of["slimmed"].exists():
-        with phases.timed("prune"):
+        with folder.timed("prune"):
             utils.save_params(make_network(args, data, unpruned, compute), files_of["slimmed"])
     slimmed = files_of["slimmed"]
     with team.strategy.scope():
@@ -262,7 +247,7 @@ def main(args):
         ),
         measure("slimmed", evaluation, slimmed.stat().st_size),
     ]
-    with phases.timed("fine-tune"):
+    with folder.timed("fine-tune"):
         train(args, data, model, unpruned, compute)
         utils.save_params(model, files_of["trained"])
     rows.append(measure("fine-tuned", evaluation, files_of["trained"].stat().st_size))
@@ -271,7 +256,7 @@ def main(args):
         _arguments(args, data, compute),
         [dataclasses.asdict(row) for row in rows],
         0,
-        phases.phases(),
+        folder.phases(),
         [],
         origin(),
         _command(args),

@@ -37,7 +37,7 @@ from ekg.searching.history import HistoryEntry
 from ekg.searching.objective import Objective
 from ekg.searching.proposals import propose
 from ekg.searching.targets import Flops
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 from ekg.train.step import StepOptions, Trainer
 
 PEAK_SIZE = 4096

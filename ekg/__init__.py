@@ -11,6 +11,7 @@ from ekg.deploy.write import Export, export
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil.repair import repair
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.graph.complexity import Complexity
 from ekg.graph.cutting import open_model
@@ -20,14 +21,15 @@ from ekg.latency.timing import Timing, measure_latency
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
+from ekg.phases import build_bank, fine_tune, slim
 from ekg.pruning import PruneResult, prune
+from ekg.run.settings import RunSettings
 from ekg.searching.criteria import CriterionContext
 from ekg.searching.greedy import search
 from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.latency import Latency
+from ekg.searching.settings import SearchSettings, SubsetSettings
 from ekg.searching.targets import Target
-from ekg.settings import SearchSettings
-from ekg.steps import build_bank, fine_tune, slim
 
 __version__ = "0.2.0"
 
@@ -39,13 +41,16 @@ __all__ = [
     "Data",
     "EkgError",
     "Export",
+    "FineTuneSettings",
     "HistoryEntry",
     "Inspection",
     "Latency",
     "LayerRecord",
     "PruneResult",
+    "RunSettings",
     "SearchResult",
     "SearchSettings",
+    "SubsetSettings",
     "Subnetwork",
     "Supernet",
     "Target",

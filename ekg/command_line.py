@@ -81,6 +81,22 @@ def describe_targets(args):
     )
 
 
+def named(args, *classes, but=()):
+    """Returns {name: value} of the settings of some classes that a command line names.
+
+    Args:
+        args: parsed arguments, whose entry `given` holds the names that the command line has.
+        classes: dataclasses of settings.
+        but: names that are left out.
+    """
+    return {
+        name: value
+        for cls in classes
+        for name, value in vars(from_args(cls, args)).items()
+        if name in args.given and name not in but
+    }
+
+
 def from_args(cls, args):
     """Returns the settings of a class that the parsed arguments hold.
 

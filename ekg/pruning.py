@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ekg import settings
 from ekg.data.dataset import LabelledData
 from ekg.data.own import make_data
 from ekg.deploy.accuracy import draw_labelled
@@ -30,19 +28,20 @@ from ekg.graph.heads import without_heads
 from ekg.latency.runtimes import runtime_named
 from ekg.latency.tile_width import find_multiple
 from ekg.latency.timing import Conditions
+from ekg.network.supernet import Supernet
 from ekg.process import stopping
 from ekg.process.progress import shown
 from ekg.report import page
 from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
 from ekg.report.table import LATENCY_NOTE, format_table
-from ekg.run import arguments, pipeline, plan, precision
+from ekg.run import defaults
 from ekg.run import folder as names
+from ekg.run.arguments import model_fingerprint
 from ekg.run.choice import Choice
-from ekg.run.comparing import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.run.networks import Networks
+from ekg.run.run import Opening, start
 from ekg.searching.latency import Latency
 from ekg.tasks.kinds import TASKS
 from ekg.tasks.output_choice import check_all_count
@@ -211,14 +210,15 @@ def prune(
             multiple_of="auto" measures time.
         epochs: of fine-tuning; None ends with the network that was cut out, its moving statistics
             estimated again.
-        search: {name: value} of SearchSettings, and those of SubsetSettings.
+        search: {name: value} of SearchSettings and SubsetSettings, or an object of SearchSettings.
         repair: whether kernels that were cut are fitted to the unpruned network, where that helps;
             see ekg.repair.
         bank: {"num_teacher": K}, or False for no memory bank.
         fine_tune: {name: value} of FineTuneSettings, as learning_rate, batch_size,
             finetune_teacher, temperature; and "optimizer", a keras Optimizer, and "schedule", its
-            learning rate; see train.optimizers.Recipe.
-        run: {name: value} of RunSettings, as precision, accum.
+            learning rate; see train.optimizers.Recipe. Or an object of FineTuneSettings.
+        run: {name: value} of RunSettings, as precision, accum; or an object of it. All values of
+            such objects count; what a dict leaves out suits the data.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView;
             None for none.
         run_dir: folder that keeps all phases, so that the same call goes on where it was stopped;
@@ -237,9 +237,8 @@ def prune(
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call
             resumes there.
     """
-    plan.check_restart(restart, run_dir)
-    choices = plan.Choices(target_rate, target, epochs, seed, search, bank, fine_tune, run, repair)
-    stays = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
+    defaults.check_restart(restart, run_dir)
+    limits = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
         path = stack.enter_context(_folder(run_dir))
@@ -250,24 +249,35 @@ def prune(
             "steps_per_epoch": steps_per_epoch,
             "class_weight": class_weight,
         }
-        data, networks = _understand(
-            model, data, {"task": task, "may_lose": may_lose}, given, stays, open_layers
+        data, logits, limits, head = _understand(
+            model, data, {"task": task, "may_lose": may_lose}, given, limits, open_layers
         )
-        found = (
-            {"auto_multiple_of": _find_multiple(networks, target, team, path)}
-            if multiple_of == AUTO
-            else {}
+        measured = {}
+        if multiple_of == AUTO:
+            multiple_of = _find_multiple(Supernet(logits, **limits), target, team, path)
+            measured = {"auto_multiple_of": multiple_of}
+        supernet = Supernet(logits, multiple_of=multiple_of, **limits)
+        job_settings = defaults.make_settings(
+            data,
+            _num_outputs(data, supernet.graph),
+            team.size,
+            target_rate=target_rate,
+            target=target,
+            epochs=epochs,
+            seed=seed,
+            search=search,
+            bank=bank,
+            fine_tune=fine_tune,
+            run=run,
+            repair=repair,
         )
-        networks = networks.with_choices(
-            {"multiple_of": found.get("auto_multiple_of", multiple_of)}
-        )
-        job, note = _make_job(choices, data, networks, team, path)
-        made_of, unknown = _arguments(job, epochs, augment, found)
-        _check_workers(team, made_of)
-        rows = pipeline.run_job(
+        data, note = _with_test_images(data, job_settings)
+        compute = Compute(team, kind.use_xla(), job_settings.run.precision)
+        job = Job(job_settings, data, supernet, compute, RunFolder(path), head)
+        job, rows = start(
             job,
-            lambda: _prepare(job, made_of, unknown, restart),
-            trained_file=job.folder / names.BASELINE,
+            _asked(job, epochs, augment) | measured,
+            opening=Opening(restart, advice="name a new `run_dir`"),
         )
         return _result(job, rows, note)
 
@@ -292,9 +302,9 @@ def _folder(run_dir):
         raise ending from None
 
 
-def _find_multiple(networks, target, team, path):
+def _find_multiple(supernet, target, team, path):
     """Returns the multiple of channels that the runtime likes, measured by the chief; a run that
-    goes on keeps its own.
+    resumes keeps its own.
     """
 
     def find():
@@ -302,15 +312,12 @@ def _find_multiple(networks, target, team, path):
         known = folder.arguments().get("auto_multiple_of") if folder.holds_run() else None
         if known is not None:
             return known
-        given = target.values() if isinstance(target, dict) else [target]
+        targets = target.values() if isinstance(target, dict) else [target]
         conditions = next(
-            (one.conditions for one in given if isinstance(one, Latency)), Conditions("litert")
+            (part.conditions for part in targets if isinstance(part, Latency)), Conditions("litert")
         )
         multiple = find_multiple(
-            networks.supernet,
-            runtime_named(conditions.runtime),
-            conditions.batch,
-            conditions.num_threads,
+            supernet, runtime_named(conditions.runtime), conditions.batch, conditions.num_threads
         )
         logger.info(
             "multiples of %d channels stay: that is where the time of %s jumps",
@@ -322,28 +329,24 @@ def _find_multiple(networks, target, team, path):
     return team.from_chief(find)
 
 
-def _make_job(choices, data, networks, team, path):
-    """Returns (Job, what the figures of its table are of)."""
-    graph = networks.supernet.graph
-    num_outputs = max(math.prod(graph.shapes[one][1:]) for one in data.task.tensors(graph))
-    job_settings = plan.make_settings(choices, data, num_outputs, team.size)
-    data, note = _with_test_images(data, job_settings)
-    compute = Compute(team, kind.use_xla(), job_settings.run.precision)
-    return precision.resolved(Job(job_settings, data, networks, compute, RunFolder(path))), note
+def _num_outputs(data, graph):
+    """Returns the numbers that the network returns for an example, at its largest output."""
+    return max(math.prod(graph.shapes[number][1:]) for number in data.task.tensors(graph))
 
 
 def _default_strategy():
     return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
-def _understand(model, data, meant, given, supernet_choices, open_layers):
-    """Returns (data set, Networks) of what a user gave.
+def _understand(model, data, meant, given, limits, open_layers):
+    """Returns (data set, network on logits, arguments of its Supernet, Head or None) of what a user
+    gave.
 
     Args:
         model: keras.Model.
         data: see prune().
         meant: what the outputs are for, and `given`: further arguments of make_data().
-        supernet_choices: arguments of Supernet.
+        limits: arguments of Supernet.
         open_layers: which layers are opened.
     """
     if not isinstance(model, keras.Model):
@@ -360,31 +363,27 @@ def _understand(model, data, meant, given, supernet_choices, open_layers):
     _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
-    kept = Choices(**supernet_choices).excluded(Graph(original, size, open_layers))
+    kept = Choices(**limits).excluded(Graph(original, size, open_layers))
     logits, head = without_heads(cutting.open_model(model, size, open_layers), chosen.logits, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)
     # By name, as what is pruned is a copy: layers and functions of layers speak of the user's own
     # network.
-    supernet_choices["exclude"] = [
-        f"^{re.escape(key)}$" for key in sorted(kept) if key in graph.layers
-    ]
+    excluded = [f"^{re.escape(key)}$" for key in sorted(kept) if key in graph.layers]
     if head is not None:
         logger.info(
-            "%r (%s) is taken off for the work on logits, and put back behind it",
+            "%r (%s) is taken off for the work on logits, and put back after it",
             head.name,
             head.squash,
         )
-    return data, Networks(
-        logits,
-        {
-            **supernet_choices,
-            "class_logits": chosen.has_class_logits,
-            "input_shape": size,
-            "open_layers": False,
-        },
-        head,
-    )  # what can be opened is open by now
+    limits = {
+        **limits,
+        "exclude": excluded,
+        "class_logits": chosen.has_class_logits,
+        "input_shape": size,
+        "open_layers": False,  # what can be opened is open by now
+    }
+    return data, logits, limits, head
 
 
 def _warn_of_own_training(model):
@@ -414,92 +413,42 @@ def _with_test_images(data, settings):
     return dataclasses.replace(data, test=drawn), NO_VALIDATION
 
 
-def _arguments(job, epochs, augment, found):
-    """Returns (what arguments.json holds: all that the result depends on, what of it cannot be
-    compared, in words).
+def _asked(job, epochs, augment):
+    """Returns {name: value} of what the result depends on besides settings; see start().
 
     Args:
         job: Job.
-        epochs: see prune.
-        augment: see prune.
-        found: {name: value} of what was measured for the job.
+        epochs, augment: see prune().
     """
-    chosen = job.settings
-    parts = (chosen.subset, chosen.search, chosen.slim, chosen.fine_tuning, chosen.run)
-    affecting = settings.names_where(
-        map(type, parts), lambda details: details.affects != settings.MACHINE
-    )
-    given = {
-        name: value for part in parts for name, value in vars(part).items() if name in affecting
-    }
-    task = job.data.task
-    values = {
+    task, recipe = job.data.task, job.settings.recipe
+    asked = {
         "target": job.settings.target,
         "augment": augment,
         "task": task.name if task in _KNOWN_TASKS else task,
-    }
-    recipe = job.settings.recipe
-    values |= {
-        name: value
-        for name, value in vars(recipe).items()
-        if recipe.optimizer is not None or name == "schedule"
-    }
-    described = {
-        name: describe(value)
-        for name, value in {**given, **values}.items()
-        if callable(value) or name in values
-    }
-    unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]
-    texts = {
-        name: None if (given | values)[name] is None else one.text
-        for name, one in described.items()
-    }
-    groups = [
-        (group.name, group.size, group.least, group.multiple)
-        for group in job.networks.supernet.groups
-    ]
-    return {
-        **given,
-        **texts,
+        "schedule": recipe.schedule,
         "epochs": epochs,
-        "arch": job.networks.model.name,
+        "arch": job.model.name,
         "dataset": job.data.name,
-        "outputs": list(job.data.task.outputs),
-        "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
-        "model": arguments.model_fingerprint(job.networks.model),
-        **arguments.describe(job.data, job.compute.use_xla),
-        **found,
-    }, unknown
+        "outputs": list(task.outputs),
+        "groups": _hash_groups(job.supernet),
+        "model": model_fingerprint(job.model),
+    }
+    if recipe.optimizer is not None:
+        asked |= {"optimizer": recipe.optimizer, "weight_decay": str(recipe.weight_decay)}
+    return asked
 
 
-def _check_workers(team, made_of):
-    """Raises EkgError if workers were started otherwise, or with another version of the library."""
-    code = arguments.hash_code(Path(__file__).parent, ("**/*.py",))
-    team.check_same(made_of | {"code": code})
-
-
-def _prepare(job, made_of, unknown, restart):
-    """Makes or opens the run folder, and puts the trained network into it."""
-    if unknown and job.folder.holds_run():
-        logger.warning(
-            "%s: resumes as if nothing had changed in what cannot be compared: %s",
-            job.folder.path,
-            ", ".join(unknown),
-        )
-    folder = RunFolder.prepare(
-        job.folder.path, json.loads(json.dumps(made_of)), advice="name a new `run_dir`"
-    )
-    if restart is not None:
-        folder.restart(restart)
-    if not folder.has(names.BASELINE):
-        job.networks.save(job.networks.model, folder / names.BASELINE)
+def _hash_groups(supernet):
+    """Returns a hash of the channel groups and of what may go of each."""
+    groups = [(group.name, group.size, group.least, group.multiple) for group in supernet.groups]
+    return hashlib.sha256(repr(groups).encode()).hexdigest()
 
 
 def _result(job, rows, note):
     folder = job.folder
     run = folder.read_finished()
     found = run.history[-1].subnetwork
-    model = job.networks.finished(folder / job.handed_out[0], found)
+    model = job.finished(folder / job.handed_out[0], found)
     return PruneResult(
         model,
         found,
@@ -520,7 +469,7 @@ def _size_note(job, found):
     """Returns what the rate is at the size of the test images, where that is not the search's; else
     an empty text.
     """
-    supernet, tested = job.networks.supernet, image_shape(job.test_batches)
+    supernet, tested = job.supernet, image_shape(job.test_batches)
     searched = supernet.graph.input_shapes[0]
     if tested == searched:
         return ""

@@ -11,7 +11,7 @@ from benchmarks import agreement, bench_gpu, growth, own_network, packaged, perf
 from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
 
 

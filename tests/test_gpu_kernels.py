@@ -20,7 +20,7 @@ import ekg
 from ekg.devices import kind
 from ekg.devices.compute import in_graph
 from ekg.graph.execute import pure_forward, read_variables
-from ekg.run.pipeline import Pipeline
+from ekg.run import phases
 from ekg.searching import criteria
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 from tests.ekg.test_pruning import QUICK, digits
@@ -232,7 +232,7 @@ def test_every_phase_has_kernels(as_with_a_gpu, monkeypatch, run, tuning, search
     def stop(*_):
         raise Rehearsed
 
-    monkeypatch.setattr(Pipeline, "run", stop)
+    monkeypatch.setattr(phases, "warm_up", stop)
     options = {**QUICK, "search": QUICK["search"] | search}
     with operations() as seen, pytest.raises(Rehearsed):
         ekg.prune(

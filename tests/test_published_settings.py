@@ -4,11 +4,11 @@ place.
 
 import pytest
 
-import op_utils
 import train_cifar
 import train_imagenet
+from ekg import phases
 from ekg.distil import bank, losses
-from ekg.run import phases
+from ekg.searching import greedy
 from ekg.train.step import Trainer
 from tests import small_jobs
 
@@ -27,10 +27,9 @@ class Notes:
             original(trainer, *args, **options)
 
         patch.setattr(Trainer, "__init__", note_trainer)
-        for module in (phases, op_utils):
-            patch.setattr(module, "fit", self._fit)
+        patch.setattr(phases, "fit", self._fit)
         for module, name in (
-            (phases, "search"),
+            (greedy, "search_toward"),
             (bank, "select_teachers"),
             (losses, "fine_tuning"),
             (losses, "baseline"),
@@ -49,7 +48,7 @@ class Notes:
         checkpoint_minutes,
         measure=None,
     ):
-        """Stands for train.loop.fit and trains nothing."""
+        """Replaces train.loop.fit and trains nothing."""
         self.trainings[phase] = trainer, batches, schedule, checkpoint_minutes
 
     def _noting(self, name, function):
@@ -103,7 +102,7 @@ def test_cifar_networks_are_trained_as_published(notes_of):
     assert notes.training("subset") == (1, 256, 3 * 256, 0, 0, 5e-4)
     assert notes.rates("subset", 0, 0.5, 0.99) == [1e-3] * 3
     assert not notes.trainings["subset"][0].given["update_statistics"]
-    settings = notes.calls["search"][0][2]
+    settings = notes.calls["search_toward"][0][3]
     assert (
         settings.target_rate,
         settings.search_step,
@@ -124,7 +123,7 @@ def test_imagenet_networks_are_trained_with_a_temperature_of_ten(notes_of):
     assert notes.training("subset") == (1, 256, 3 * 256, 0, 0, 1e-4) and notes.rates(
         "subset", 0
     ) == [1e-3]
-    assert notes.calls["search"][0][2].target_rate == 0.55
+    assert notes.calls["search_toward"][0][3].target_rate == 0.55
 
 
 def test_every_setting_that_is_given_arrives_in_its_own_place(notes_of):
@@ -208,7 +207,7 @@ def test_every_setting_that_is_given_arrives_in_its_own_place(notes_of):
         "subset": (2, "float32"),
         "fine-tune": (2, "bfloat16"),
     }
-    (*_, settings), given = notes.calls["search"]
+    (*_, settings), given = notes.calls["search_toward"]
     assert (
         settings.target_rate,
         settings.search_step,

@@ -237,7 +237,7 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path,
     """It ends as a whole run does, which searches itself."""
     (folder, rows), taken = finished, tmp_path / "taken"
     with monkeypatch.context() as patch:
-        patch.setattr("ekg.run.phases.search", None)
+        patch.setattr("ekg.searching.greedy.search_toward", None)
         again = train(*base, "--train_path", taken, "--search_from", folder, "--preflight")
     assert [(row.loss, row.top1, row.flops) for row in again] == [
         (row.loss, row.top1, row.flops) for row in rows

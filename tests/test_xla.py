@@ -22,7 +22,8 @@ from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.latency.runtimes import TensorFlow
 from ekg.searching import criteria
 from ekg.searching.history import HistoryEntry
-from ekg.train.evaluate import estimate_statistics_, evaluate
+from ekg.train.batch_norm_statistics import estimate_statistics_
+from ekg.train.evaluate import evaluate
 from ekg.train.step import StepOptions, Trainer
 from tests import small_jobs
 from tests.conftest import make_data, randomise_

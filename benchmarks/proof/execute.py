@@ -11,12 +11,12 @@ from analyses.records import Record
 from ekg.io import files
 from ekg.data.dataset import TrainingBatches
 from ekg.devices.compute import Compute
-from ekg.distil.slim import fit_statistics_
 from ekg.report.measure import measure
 from ekg.run import folder as names
 from ekg.run.arguments import describe, origin
 from ekg.run.folder import RunFolder
 from ekg.run.lock import held
+from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.evaluate import Evaluation
 from ekg.train.loop import fit
 from ekg.train.step import StepOptions, Trainer

@@ -16,7 +16,7 @@ from ekg.distil import bank as banks
 from ekg.distil import losses
 from ekg.distil.bank import MemoryBank
 from ekg.graph.execute import ExecutionOptions, pure_forward
-from ekg.settings import FineTuneSettings
+from ekg.distil.settings import FineTuneSettings
 from ekg.tasks.kinds import Classification
 from ekg.train.evaluate import Evaluation
 from ekg.train.step import Schedule

@@ -26,8 +26,9 @@ from ekg.run.arguments import describe
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.lock import LOCK
-from ekg.run.networks import Networks
-from ekg.settings import JobSettings, RunSettings
+from ekg.network.supernet import Supernet
+from ekg.run.phases import train_baseline as train_of_job
+from ekg.run.settings import JobSettings, RunSettings
 
 from benchmarks.proof import recipes, runs
 
@@ -220,7 +221,7 @@ class Setting:
         )
         folder = RunFolder.prepare(path, json.loads(json.dumps(arguments)))
         compute = dataclasses.replace(self.compute, dtype=made.run.precision)
-        return Job(made, data, Networks(model), compute, folder)
+        return Job(made, data, Supernet(model), compute, folder)
 
 
 def train_baseline(setting, seed, path):
@@ -230,13 +231,12 @@ def train_baseline(setting, seed, path):
         {"run": run_settings}, setting.data, setting.place.work / "baselines" / str(seed)
     )
     keras.utils.set_random_seed(seed)
-    phase = op_utils.BaselinePhase(
-        job,
+    baseline = op_utils.Baseline(
         train_cifar.BASELINE,
         BASELINE_EPOCHS,
         lambda: nets.build(setting.run.arch, setting.data.num_classes),
     )
-    trained = phase.run().read_bytes()
+    trained = train_of_job(job, baseline).read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, lambda file: file.write(trained))
 

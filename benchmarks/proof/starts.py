@@ -11,14 +11,15 @@ import numpy as np
 import utils
 from ekg.io import files
 from ekg.distil import bank as banks
-from ekg.distil.slim import slim
+from ekg.distil.slim import cut_with_statistics, restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.readers import sole_readers
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
-from ekg.run.phases import SearchPhase, SubsetPhase
-from ekg.settings import SUBSET_PER_CLASS, RunSettings, SearchSettings, SubsetSettings
+from ekg.run import phases
+from ekg.run.settings import RunSettings
+from ekg.searching.settings import SUBSET_PER_CLASS, SearchSettings, SubsetSettings
 
 from benchmarks import peers
 from benchmarks.proof import recipes, setting
@@ -75,13 +76,12 @@ class Start:
                 data,
                 path,
             )
-            supernet = SubsetPhase(job).run(self.unpruned)
+            supernet = phases.warm_up(job, self.unpruned)
             if kept.exists():
                 text = kept.read_bytes()
                 files.write_whole(path / names.HISTORY, lambda file: file.write(text))
-            phase = SearchPhase(job)
-            phase.prepare()
-            history = phase.run(supernet)
+            target = job.settings.targets().prepare(job.supernet, job.team)
+            history = phases.search(job, supernet, target)
             if not kept.exists():
                 text = (path / names.HISTORY).read_bytes()
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -143,9 +143,11 @@ class Start:
                 SearchSettings.val_per_class, made_for.run.seed
             )
             val_batches = made_for.data.batches(split, setting.BATCH)
-        return slim(
-            supernet, subnetwork, made_for.train_batches, made_for.compute, val_batches=val_batches
+        model = cut_with_statistics(
+            supernet, subnetwork, made_for.train_batches, made_for.compute, val_batches
         )
+        restore_norms_(model, supernet.graph)
+        return model
 
     # ---------------------------------------------------------------- teachers
 

@@ -34,7 +34,7 @@ from ekg.data.dataset import Batches
 from ekg.devices.compute import full_float32
 from ekg.distil.repair_sweep import Sweep, first_held_out
 from ekg.errors import EkgError
-from ekg.train.evaluate import StatisticsEstimation
+from ekg.train.batch_norm_statistics import StatisticsEstimation
 
 logger = logging.getLogger(__name__)
 

@@ -41,6 +41,7 @@ class Supernet:
         options: execute.ExecutionOptions that the masked network computes with.
         classifier: the call that writes class logits, or None; see layers.classifier_of.
         table: complexity.ComplexityTable, which counts parameters and FLOPs.
+        choices: {name: value} of the arguments besides the model.
 
     Raises:
         EkgError: the model is not functional, the size of its inputs is not known, a layer of it
@@ -79,6 +80,15 @@ class Supernet:
             class_logits: whether a vector that the network returns holds class logits, whose kernel
                 keeps its norm; see layers.classifier_of.
         """
+        self.choices = {
+            "exclude": exclude,
+            "min_channels": min_channels,
+            "multiple_of": multiple_of,
+            "prune_frozen": prune_frozen,
+            "input_shape": input_shape,
+            "class_logits": class_logits,
+            "open_layers": open_layers,
+        }
         self.graph = Graph(model, input_shape, open_layers)
         self.model, self.options = self.graph.model, execute.ExecutionOptions()
         checks.check_layers(self.graph)
@@ -111,6 +121,12 @@ class Supernet:
     def num_classes(self):
         """Number of logits."""
         return self.graph.num_outputs
+
+    def remade(self, model):
+        """Returns the Supernet, with the same choices, of a model that differs in its weights
+        alone.
+        """
+        return Supernet(model, **self.choices)
 
     def with_options(self, options):
         """Returns a Supernet of the same model that computes with other

@@ -1,5 +1,6 @@
-"""What the result of every run depends on besides its settings, as it stands in arguments.json."""
+"""All that the result of a run depends on, as its arguments.json holds it."""
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -12,8 +13,11 @@ import tensorflow as tf
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
 from ekg.latency.runtimes import machine
+from ekg.run import comparing
 from ekg.run.comparing import describe_network
+from ekg.settings import MACHINE, TRAINING, about
 
+_PLAIN = (type(None), bool, int, float, str, tuple, list, dict)  # go to JSON as they are
 RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before
 TEST_DATA = "test_data"  # nothing is chosen by it; the final table is of it
 VERSIONS = {
@@ -22,6 +26,54 @@ VERSIONS = {
     "keras": keras.__version__,
     "numpy": np.__version__,
 }
+
+
+def of_job(job, asked):
+    """Returns (what arguments.json holds, what of it cannot be compared, in words).
+
+    Args:
+        job: Job.
+        asked: {name: value} besides the settings of the job. A function or another object is
+            described by what it does; see comparing.describe().
+    """
+    values = settings_of(job, lambda details: details.affects != MACHINE) | asked
+    described = {
+        name: comparing.describe(value)
+        for name, value in values.items()
+        if not isinstance(value, _PLAIN)
+    }
+    unknown = [f"`{name}` ({what})" for name, one in described.items() for what in one.unknown]
+    texts = {name: one.text for name, one in described.items()}
+    return {**values, **texts, **describe(job.data, job.compute.use_xla)}, unknown
+
+
+def started_with(job, asked):
+    """Returns {name: text} of all that every worker of a job must be started with, as far as it is
+    known before data are compared.
+
+    Args:
+        job: Job.
+        asked: see of_job().
+    """
+    values = settings_of(job, lambda details: not details.is_per_worker) | asked
+    return {name: str(value) for name, value in values.items() if isinstance(value, _PLAIN)}
+
+
+def training_names(job):
+    """Returns the names of the settings of a job that its search does not depend on."""
+    return list(settings_of(job, lambda details: details.affects == TRAINING))
+
+
+def settings_of(job, is_wanted):
+    """Returns {name: value} of the settings of a job whose Setting is wanted, a function to a truth
+    value.
+    """
+    return {
+        field.name: getattr(part, field.name)
+        for part in job.settings.parts()
+        for field in dataclasses.fields(part)
+        if is_wanted(about(field))
+    }
 
 
 def describe(data, is_compiled):
@@ -54,8 +106,13 @@ def origin():
     }
 
 
+def hash_library():
+    """Returns a hash of the source files of this package; workers compare it."""
+    return hash_code(Path(__file__).parents[1], ("**/*.py",))
+
+
 def hash_code(folder, patterns):
-    """Returns a hash of the source files in a folder; workers compare it.
+    """Returns a hash of the source files in a folder.
 
     Args:
         folder: pathlib.Path.

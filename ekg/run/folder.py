@@ -1,9 +1,10 @@
-"""The folder that holds everything a run leaves: arguments.json first, then what each phase makes.
+"""Reads and writes the folder of a run: arguments.json first, then what each phase makes.
 
-The names of its files stand here and nowhere else.
+The names of its files and of the phases stand here and nowhere else.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import time
@@ -24,38 +25,77 @@ from ekg.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
-ARGUMENTS = "arguments.json"  # what the result depends on
-ENVIRONMENTS = (
-    "environments.jsonl"  # what its last digits depend on: a line for every machine it ran on
-)
+ARGUMENTS = "arguments.json"  # all that the result depends on
+ENVIRONMENTS = "environments.jsonl"  # a line per machine it ran on, which sets the last digits
 BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
-HISTORY = "history.jsonl"  # a line for every search step
-SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that goes on
+HISTORY = "history.jsonl"  # a line per search step
+SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that resumes
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
-SLIMMED, SLIMMED_KERAS = (
-    "slimmed_param.pkl",
-    "slimmed_param.keras",
-)  # Θ* before training; .keras where that is the result
-TRAINED, TRAINED_KERAS = "trained_param.pkl", "trained_param.keras"  # Θ* after it
-UNFINISHED_KERAS, UNFINISHED_PARAM = "unfinished.keras", "unfinished_param.pkl"
-CURVES, EVENTS = "curves.jsonl", "events"
-PHASES = "phases.jsonl"  # seconds and memory of each phase
+SLIMMED = "slimmed_param.pkl"  # Θ* before training
+SLIMMED_KERAS = "slimmed_param.keras"  # the same, where that is the result
+TRAINED = "trained_param.pkl"  # Θ* after training
+TRAINED_KERAS = "trained_param.keras"
+UNFINISHED_KERAS = "unfinished.keras"
+UNFINISHED_PARAM = "unfinished_param.pkl"
+CURVES = "curves.jsonl"
+EVENTS = "events"
+PHASE_TIMES = "phases.jsonl"  # seconds and memory of each phase
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 EXPORTED = "exported"  # the networks in deployment formats
-REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
+REPORT_PICTURE = "report.png"
+REPORT_PAGE = "report.html"
 CONDITION = "condition.json"  # of an analysis
-# What each phase leaves, besides its checkpoints, in the order in which they run.
-PHASE_FILES = {
-    "baseline": (BASELINE,),
-    "subset": (SUPERNET,),
-    "search": (HISTORY, SEARCH_STATE, LATENCY_TABLE),
-    "slim": (SLIMMED, SLIMMED_KERAS),
-    "bank": (BANK,),
-    "fine-tune": (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM),
-    "report": (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE),
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run.
+
+    Attributes:
+        name: its name in logs, curves and checkpoints.
+        files: names of all that it leaves in the folder besides checkpoints.
+        last_file: name of the file that says that it is over.
+        less_memory: advice that lowers the memory that it needs.
+        is_search: whether it belongs to the search, which another run may take over.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    last_file: str
+    less_memory: str
+    is_search: bool = False
+
+
+_LESS_FOR_SEARCH = "lower `search_batch_size` or raise `accum`"
+_LESS_FOR_TRAINING = "lower `batch_size` or raise `accum`"
+_FINE_TUNED = (TRAINED, TRAINED_KERAS, UNFINISHED_KERAS, UNFINISHED_PARAM)
+# All phases in the order in which they run. The history of a search says nothing about its end: the
+# network that is cut out after it does.
+PHASES = {
+    phase.name: phase
+    for phase in (
+        Phase("baseline", (BASELINE,), BASELINE, _LESS_FOR_TRAINING),
+        Phase("subset", (SUPERNET,), SUPERNET, _LESS_FOR_SEARCH, is_search=True),
+        Phase(
+            "search",
+            (HISTORY, SEARCH_STATE, LATENCY_TABLE),
+            SLIMMED,
+            _LESS_FOR_SEARCH,
+            is_search=True,
+        ),
+        Phase("slim", (SLIMMED, SLIMMED_KERAS), SLIMMED, _LESS_FOR_SEARCH, is_search=True),
+        Phase("bank", (BANK,), BANK, _LESS_FOR_SEARCH),
+        Phase("fine-tune", _FINE_TUNED, TRAINED, _LESS_FOR_TRAINING),
+        Phase(
+            "report",
+            (SUMMARY, EXPORTED, REPORT_PICTURE, REPORT_PAGE),
+            SUMMARY,
+            "lower `val_batch_size`",
+        ),
+    )
 }
 # What the lines of a file must hold.
 CURVE_ENTRIES, PHASE_ENTRIES = {"phase": str, "step": int}, {"phase": str, "seconds": (int, float)}
@@ -67,40 +107,25 @@ STEP_ENTRIES = {
     "reward": (int, float),
     "seconds": (int, float),
 }
-FORMER = ("search_state.pkl",)  # written by earlier versions
-LATER = (TEST_DATA,)  # arguments that their folders lack
-# What starting anew removes; whatever else a user put into the folder stays. arguments.json is the
-# last to go.
+LEGACY_FILES = ("search_state.pkl",)  # written by earlier versions
+ARGUMENTS_ADDED_LATER = (TEST_DATA,)  # arguments that folders of earlier versions lack
+# What starting from scratch removes; anything else that a user put into the folder stays.
+# arguments.json is the last to go.
 OWN_NAMES = (
-    BASELINE,
-    SUPERNET,
-    HISTORY,
-    SEARCH_STATE,
-    LATENCY_TABLE,
-    BANK,
-    SLIMMED,
-    SLIMMED_KERAS,
-    TRAINED,
-    TRAINED_KERAS,
-    UNFINISHED_KERAS,
-    UNFINISHED_PARAM,
+    *(name for phase in PHASES.values() for name in phase.files),
     CURVES,
     EVENTS,
-    PHASES,
+    PHASE_TIMES,
     CHECKPOINTS,
-    EXPORTED,
-    SUMMARY,
-    REPORT_PICTURE,
-    REPORT_PAGE,
     CONDITION,
     ENVIRONMENTS,
-    *FORMER,
+    *LEGACY_FILES,
     ARGUMENTS,
 )
 
 
 class Unfinished(EkgError):
-    """A run that may go on."""
+    """A run that is not finished and may resume."""
 
 
 class RunFolder:
@@ -160,7 +185,7 @@ class RunFolder:
                 {
                     name: value
                     for name, value in arguments.items()
-                    if name in old or name not in LATER
+                    if name in old or name not in ARGUMENTS_ADDED_LATER
                 },
             )
             if differing:
@@ -172,7 +197,7 @@ class RunFolder:
 
     @classmethod
     def prepare(cls, path, arguments, overwrite=False, advice="name another folder"):
-        """Returns the RunFolder of a run that begins or goes on here; see create() and open().
+        """Returns the RunFolder of a run that begins or resumes here; see create() and open().
 
         What a killed run left of files it was writing goes.
 
@@ -261,7 +286,7 @@ class RunFolder:
         return files.read_json(self / ARGUMENTS)
 
     def is_searched(self):
-        """Returns whether the run is behind its search."""
+        """Returns whether the search has finished."""
         return (
             any(self.has(name) for name in (SLIMMED, TRAINED, SUMMARY))
             or self.checkpoints("fine-tune").exists()
@@ -293,14 +318,14 @@ class RunFolder:
             files.remove(self / name)
 
     def restart(self, phase):
-        """Removes what a phase and all behind it left, so that they begin anew.
+        """Removes what a phase and all after it left, so that they begin again.
 
         Args:
-            phase: one of PHASE_FILES.
+            phase: one of PHASES.
         """
-        order = list(PHASE_FILES)
+        order = list(PHASES)
         gone = order[order.index(phase) :]
-        for file in (self / CURVES, self / PHASES):
+        for file in (self / CURVES, self / PHASE_TIMES):
             if file.exists():
                 files.write_json_lines(
                     file,
@@ -310,10 +335,9 @@ class RunFolder:
                         if line["phase"] not in gone
                     ],
                 )
-        for name in gone[
-            ::-1
-        ]:  # the last first: a run that is killed here lacks the end and not the middle
-            for path in (*(self / file for file in PHASE_FILES[name]), self.checkpoints(name)):
+        # The last first: a run that is killed here lacks the end and not the middle.
+        for name in reversed(gone):
+            for path in (*(self / file for file in PHASES[name].files), self.checkpoints(name)):
                 files.remove(path)
         self._logged = None
 
@@ -354,8 +378,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def timed(self, phase, is_kept=True):
-        """Keeps what a phase took, also of one that is stopped; gives a dict that has "seconds" and
-        "peak" behind the block.
+        """Keeps what a phase took, even if it is stopped.
+
+        Gives a dict that has "seconds" and "peak" after the block.
 
         Args:
             phase: its name.
@@ -382,7 +407,7 @@ class RunFolder:
     def log_phase(self, phase, seconds, peak):
         """Appends what a phase, or a part of it, took: seconds and memory.Peak."""
         files.append_json_line(
-            self / PHASES,
+            self / PHASE_TIMES,
             {
                 "phase": phase,
                 "seconds": round(seconds, 1),
@@ -396,7 +421,7 @@ class RunFolder:
         together.
         """
         phases = {}
-        for line in files.read_report_lines(self / PHASES, PHASE_ENTRIES):
+        for line in files.read_report_lines(self / PHASE_TIMES, PHASE_ENTRIES):
             phase = phases.setdefault(
                 line["phase"], {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": 0}
             )
@@ -410,7 +435,7 @@ class RunFolder:
         """Appends {name: number} of one step or epoch to curves.jsonl and to the TensorBoard event
         files, once.
 
-        A run that goes on calls it again for the last thing it finished: it may have been killed
+        A run that resumes calls it again for the last thing it finished: it may have been killed
         before its line was there.
         """
         file = self / CURVES

@@ -1,6 +1,4 @@
-"""Which number format training computes in where the user leaves it open: the one in which a step
-is faster here.
-"""
+"""Resolves the precision "auto" by timing a training step in each number format."""
 
 import dataclasses
 import logging
@@ -12,16 +10,17 @@ from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT
 from ekg.distil import losses
 from ekg.run.job import out_of_memory
+from ekg.train.step import Trainer
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 5
-GAIN = 1.05  # a step must be so many times as fast for its rounding to be worth it
+GAIN = 1.05  # how many times as fast a step must be for its rounding to be worth it
 
 
 def resolved(job, starts_anew=False):
-    """Returns a Job that knows its number format: a run that goes on keeps its own, a new one takes
-    the faster.
+    """Returns a Job that knows its number format: a run that resumes keeps its own, a new one takes
+    the faster one.
 
     Args:
         job: Job; it is returned as it is unless its precision is AUTO_FORMAT.
@@ -29,10 +28,9 @@ def resolved(job, starts_anew=False):
     """
     if job.settings.run.precision != AUTO_FORMAT:
         return job
-    goes_on = not starts_anew and job.team.as_chief_sees(job.folder.holds_run())
-    known = (
-        job.team.from_chief(lambda: job.folder.arguments().get("precision")) if goes_on else None
-    )
+    known = None
+    if not starts_anew and job.team.as_chief_sees(job.folder.holds_run()):
+        known = job.team.from_chief(lambda: job.folder.arguments().get("precision"))
     return _with_precision(job, known or _fastest(job))
 
 
@@ -62,8 +60,13 @@ def measure_steps(job, dtypes):
     )
     batch = next(batches.epoch(0, team.shard))
     trainers = {
-        dtype: _with_precision(job, dtype).make_trainer(
-            job.copy(job.networks.model), losses.baseline(job.data), 0.0
+        dtype: Trainer(
+            team.strategy,
+            job.copy(job.model),
+            losses.baseline(job.data),
+            weight_decay=0.0,
+            options=_with_precision(job, dtype).step_options,
+            divisor=job.data.task.scale(job.data.train.labels),
         )
         for dtype in dtypes
     }

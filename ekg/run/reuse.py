@@ -1,5 +1,5 @@
-"""Takes the finished search of one run into another, which fine-tunes the same sub-network
-otherwise.
+"""Takes the finished search of one run into another, which fine-tunes the same sub-network in
+another way.
 """
 
 from ekg.errors import EkgError
@@ -7,8 +7,8 @@ from ekg.io import files
 from ekg.run import folder as names
 from ekg.run.arguments import TEST_DATA, differences
 
-SEARCH_PHASES = ("subset", "search", "slim")
-SEARCH_FILES = (names.SUPERNET, names.HISTORY, names.CURVES, names.PHASES, names.SLIMMED)
+SEARCH_PHASES = [phase.name for phase in names.PHASES.values() if phase.is_search]
+SEARCH_FILES = (names.SUPERNET, names.HISTORY, names.CURVES, names.PHASE_TIMES, names.SLIMMED)
 
 MAY_BE_THERE = (names.LATENCY_TABLE,)  # where latency was aimed at
 
@@ -45,9 +45,7 @@ def check_search(source, arguments, training_settings):
             f"out:{differing}"
         )
     for name in SEARCH_FILES:
-        if not name.endswith(
-            ".jsonl"
-        ):  # the history is read below, and the others only tell what was
+        if not name.endswith(".jsonl"):  # the history is read below, and the others are only logs
             files.read_sealed(source / name)
     history = source.history()
     if not history or history[-1].rate > arguments["target_rate"]:
@@ -55,7 +53,7 @@ def check_search(source, arguments, training_settings):
 
 
 def take_search(target, source):
-    """Copies what the search of another run left, so that this run goes on behind it; see
+    """Copies what the search of another run left, so that this run resumes after it; see
     check_search.
 
     Its seconds and curves come along, so that the summary and the report are those of a whole run.
@@ -69,7 +67,7 @@ def take_search(target, source):
             (target / name).unlink(missing_ok=True)
             for line in _search_lines(source / name):
                 target.log_curves(line.pop("phase"), line.pop("step"), line)
-        elif name == names.PHASES:
+        elif name == names.PHASE_TIMES:
             (target / name).unlink(missing_ok=True)
             for line in _search_lines(source / name):
                 files.append_json_line(target / name, line)

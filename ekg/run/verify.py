@@ -1,6 +1,4 @@
-"""What a finished run promises: that its result is there and whole. What is left makes again what
-can be made.
-"""
+"""Verifies the files of a finished run, and removes damaged ones that can be made again."""
 
 import logging
 import zipfile
@@ -16,16 +14,17 @@ logger = logging.getLogger(__name__)
 def is_whole(job):
     """Returns whether a run that left its summary is finished.
 
-    What is damaged, or must be made anew, is removed with a warning, so that the phases make it
-    again; then it is not.
+    What is damaged, or must be made again, is removed with a warning, so that the phases make it
+    again; then the run is not finished.
 
     Args:
         job: Job, of the chief's process.
 
     Raises:
-        EkgError: the result is gone or damaged, and what it could be made of is gone, too.
+        EkgError: the result is gone or damaged, and so is what it could be made of.
     """
-    folder, whole = job.folder, True
+    folder = job.folder
+    whole = True
     try:
         folder.table()
     except EkgError as error:

@@ -19,8 +19,8 @@ from ekg.searching.criteria import NOT_TRAINED, CriterionContext, score_channels
 from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.objective import Objective
 from ekg.searching.proposals import combine, propose
+from ekg.searching.settings import SearchSettings
 from ekg.searching.targets import Target
-from ekg.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +50,20 @@ def search(
         seed: of the order of D_val.
         compute: Compute whose team's members share the candidates out; None stands for float32 on
             the default device. The result does not depend on the number of members.
-        history: entries of an earlier search of the same arguments, to go on from.
+        history: entries of an earlier search of the same arguments, to resume from.
         on_step: function that gets every new HistoryEntry.
-        state_file: where the knowledge is kept after every step, so that a search that goes on need
+        state_file: where the knowledge is kept after every step, so that a search that resumes need
             not take it from all of its history again; None keeps nothing.
         changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of
-            your own, as ekg.Latency. Where another target is given, that of the FLOPs counts only
-            if it is given, too. And `objective`, the Objective of a rehearsal with these settings,
-            whose graphs are used again.
+            your own, as ekg.Latency. Where another target is given, the one for the FLOPs counts
+            only if it is given, too.
 
     Raises:
         EkgError: a setting is unknown or out of range, a target cannot be reached, a class has
             fewer images than asked for, or a function for `criterion` returns no scores.
         FloatingPointError: an importance or a reward is not finite.
     """
-    own, objective = changes.pop("target", None), changes.pop("objective", None)
+    own = changes.pop("target", None)
     if own is not None and not isinstance(own, Target):
         raise EkgError(f"`target` must be an ekg.Target; received {own!r}.")
     if settings is not None and changes:
@@ -74,9 +73,48 @@ def search(
     if own is not None or changes.get("target_params") is not None:
         changes = {"target_rate": 1.0, **changes}  # it counts where it is given
     settings = SearchSettings.make(vars(settings) if settings is not None else changes)
-    settings.targets(own).check(supernet)
+    targets = settings.targets(own)
+    targets.check(supernet)
     compute = compute or Compute()
-    target = settings.targets(own).prepare(supernet, compute.team)
+    target = targets.prepare(supernet, compute.team)
+    for entry in history:
+        target.recall(supernet, entry)
+    return search_toward(
+        target,
+        supernet,
+        data,
+        settings,
+        seed=seed,
+        compute=compute,
+        history=history,
+        on_step=on_step,
+        state_file=state_file,
+    )
+
+
+def search_toward(
+    target,
+    supernet,
+    data,
+    settings,
+    *,
+    seed,
+    compute,
+    history=(),
+    on_step=None,
+    state_file=None,
+    objective=None,
+):
+    """Returns the SearchResult of the greedy search, as search() does, toward a prepared target.
+
+    Args:
+        target: Target that prepare() returned, and that has recalled the history.
+        supernet, data, settings, seed, compute, history, on_step, state_file: see search().
+        objective: Objective of a rehearsal with these settings, whose graphs are used again; or
+            None.
+
+    Raises: see search().
+    """
     with full_float32():
         search_ = _Search(supernet, data, settings, target, seed, compute, objective)
         return search_.run(list(history), on_step, state_file)
@@ -125,10 +163,8 @@ class _Search:
         self._history = []
 
     def run(self, history, on_step, state_file):
-        """Returns the SearchResult behind these entries; see search()."""
+        """Returns the SearchResult after these entries; see search()."""
         self._history, self._on_step, self._state_file = history, on_step, state_file
-        for entry in history:
-            self._target.recall(self._supernet, entry)
         if history:
             _restore_knowledge(self._objective, history, self._state_file)
         else:

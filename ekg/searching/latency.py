@@ -185,9 +185,6 @@ class LatencySearch(Target):
         self._correction, self._furthest = 1.0, 0.0
         self.most = latency.ratio if latency.ms is None else latency.ms / (1000 * self._whole)
 
-    def prepare(self, supernet, team, path=None):
-        return self
-
     def cost(self, supernet, subnetwork):
         return self._correction * self._predictor.seconds(subnetwork) / self._whole
 

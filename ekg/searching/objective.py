@@ -16,7 +16,8 @@ from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions
 from ekg.network import channel_weights
 from ekg.searching.evaluator import Evaluator
-from ekg.settings import SEARCH_TEACHERS
+
+SEARCH_TEACHERS = ("ensemble", "single", "none")
 
 
 @dataclasses.dataclass(frozen=True)

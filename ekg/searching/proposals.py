@@ -11,6 +11,8 @@ from ekg.network.subnetwork import count_kept
 HALVINGS = 8  # of a step that saves too little with every group
 TRIM = Fraction(1, 5)  # of the sums, left out at either end before the threshold is taken
 
+GROUP_CHOICES = ("intended", "published")
+
 
 def propose(supernet, present, scores, target, search_step, narrowed=None, group_choice="intended"):
     """Returns (present sub-network in its new order, candidates as list of (group, Subnetwork)) of
@@ -25,7 +27,7 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
         narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add
             up over steps. None stands for a present sub-network whose widths are those of whole
             channels.
-        group_choice: one of settings.GROUP_CHOICES; see sum_scores() and pick_groups().
+        group_choice: one of GROUP_CHOICES; see sum_scores() and pick_groups().
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
@@ -97,7 +99,7 @@ def sum_scores(present, by_group, next_counts, group_choice="intended"):
         present: the present Subnetwork, ranked by the scores.
         by_group: list of the scores of each group's channels, float array [channels].
         next_counts: {group: number of channels that the step would leave}.
-        group_choice: one of settings.GROUP_CHOICES.
+        group_choice: one of GROUP_CHOICES.
     """
     if group_choice == "published":
         return {
@@ -119,7 +121,7 @@ def pick_groups(sums, group_choice="intended"):
 
     Args:
         sums: {group: importance}, as sum_scores() gives.
-        group_choice: one of settings.GROUP_CHOICES.
+        group_choice: one of GROUP_CHOICES.
     """
     is_published = group_choice == "published"
     ordered = np.sort(np.array(list(sums.values())))

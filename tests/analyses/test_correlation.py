@@ -11,12 +11,13 @@ from analyses.correlation import correlate
 from analyses.search_ends import num_best, search_end
 from analyses.subject import Subject
 from analyses.widths import random_subnetwork
+from ekg import phases
 from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.searching.objective import Objective
-from ekg.settings import FineTuneSettings
 from ekg.train.step import StepOptions
 from tests.analyses.helpers import (
     DIGITS,
@@ -73,9 +74,9 @@ def test_correlation_keeps_every_subnetwork(params, tmp_path, monkeypatch):
         "--out",
         tmp_path / "correlation",
     )
-    make_trainer, formats = correlation.Trainer, []
+    make_trainer, formats = phases.Trainer, []
     monkeypatch.setattr(
-        correlation,
+        phases,
         "Trainer",
         lambda *args, **options: (
             formats.append(options["options"].dtype) or make_trainer(*args, **options)
@@ -126,10 +127,10 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(
     params, tmp_path, monkeypatch
 ):
     calls, supernet = [], make_supernet(params)
-    monkeypatch.setattr(correlation, "fit", lambda *args, **_: calls.append(args))
-    make_trainer, asked = correlation.Trainer, []
+    monkeypatch.setattr(phases, "fit", lambda *args, **_: calls.append(args))
+    make_trainer, asked = phases.Trainer, []
     monkeypatch.setattr(
-        correlation,
+        phases,
         "Trainer",
         lambda *args, **options: asked.append(options) or make_trainer(*args, **options),
     )
@@ -150,9 +151,10 @@ def test_fine_tuning_starts_from_the_slimmed_network_with_the_usual_settings(
         schedule.decay_rate,
         schedule.epochs,
     ) == (usual.learning_rate, usual.decay_points, usual.decay_rate, 3)
-    assert asked == [
-        {"weight_decay": usual.weight_decay, "options": StepOptions(use_xla=True, dtype="bfloat16")}
-    ]
+    (options,) = asked
+    assert options["weight_decay"] == usual.weight_decay
+    assert options["options"] == StepOptions(use_xla=True, dtype="bfloat16")
+    assert (options["constants"], options["divisor"]) == ((), 1)
     assert batches.batch_size == usual.batch_size
     assert 0 < metrics.loss < 20
 

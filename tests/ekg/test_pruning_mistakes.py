@@ -10,7 +10,7 @@ from keras import layers
 
 import ekg
 from ekg.errors import EkgError
-from ekg.run.pipeline import Pipeline
+from ekg.run import run as running
 from tests.ekg.test_pruning import Sequence, digits, network, softmax
 
 IMAGES, LABELS = digits(60)
@@ -21,8 +21,7 @@ def no_work(monkeypatch):
     def run(*_):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr(Pipeline, "run", run)
-    monkeypatch.setattr(Pipeline, "preflight", run)
+    monkeypatch.setattr(running, "run_job", run)
 
 
 def refused(message, data=(IMAGES, LABELS), model=None, **options):

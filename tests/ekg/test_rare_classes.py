@@ -9,7 +9,7 @@ from keras import layers
 
 import ekg
 from ekg.errors import EkgError
-from ekg.run import pipeline, plan
+from ekg.run import check, defaults
 
 RNG = np.random.default_rng(0)
 
@@ -37,14 +37,14 @@ def network(units=3):
 )
 def test_rare_classes_give_all_and_the_others_keep_theirs(sizes, expected):
     data = ekg.make_data(network(), table(sizes))
-    settings = plan.make_settings(plan.Choices(0.5, None, None, 0), data, 3, 1)
+    settings = defaults.make_settings(data, 3, 1)
     decide = data.last_of_each_class(settings.search.val_per_class, 0)
     assert tuple(np.bincount(decide.labels)) == expected
     subset = data.first_of_each_class(settings.subset.subset_per_class, 0)
     assert tuple(np.bincount(subset.labels)) == sizes
     assert data.num_of_each_class(settings.search.val_per_class) == sum(expected)
-    asked = plan.Choices(0.5, None, None, 0, search={"val_per_class": max(sizes)})
-    assert plan.make_settings(asked, data, 3, 1).search.val_per_class == max(sizes)
+    asked = {"val_per_class": max(sizes)}
+    assert defaults.make_settings(data, 3, 1, search=asked).search.val_per_class == max(sizes)
     with pytest.raises(EkgError, match=f"the largest class of own data has {max(sizes)}"):
         data.last_of_each_class(max(sizes) + 1, 0)
 
@@ -65,7 +65,7 @@ def test_the_log_says_how_many_images_decide(caplog):
 def test_enough_images_are_no_warning(caplog):
     data = ekg.make_data(network(4), table((60, 4, 60, 60)))
     with caplog.at_level(logging.INFO):
-        pipeline._log_images_that_decide(data, 32)
+        check.log_images_that_decide(data, 32)
     assert "by 100 images: 32 of each of 4" in caplog.text and "only" not in caplog.text
 
 

@@ -1,6 +1,7 @@
 """One battery over every setting of the library and of the scripts."""
 
 import argparse
+import ast
 import collections
 import dataclasses
 import math
@@ -13,11 +14,13 @@ import test as test_script
 import train_cifar
 import train_imagenet
 from ekg import command_line, settings
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.io import files
-from ekg.run import pipeline
+from ekg.run import run as running
 from ekg.run.folder import RunFolder
-from ekg.settings import MACHINE, SEARCH, TRAINING, Range, SearchSettings, about
+from ekg.searching.settings import SearchSettings
+from ekg.settings import MACHINE, SEARCH, TRAINING, Range, about
 from tests import small_jobs
 from tests.helpers import mirrored
 
@@ -402,7 +405,7 @@ def prepare(searched, monkeypatch):
     computed.
     """
     monkeypatch.setattr(op_utils, "make_strategy", lambda _: mirrored(1))
-    monkeypatch.setattr(pipeline.Pipeline, "run", lambda *_: [])
+    monkeypatch.setattr(running, "run_job", lambda *_: [])
 
     def run(folder, *argv, script=train_cifar):
         small_jobs.run(script, searched[1], *argv, "--train_path", folder)
@@ -562,7 +565,7 @@ def test_a_run_of_a_version_that_computes_otherwise_does_not_go_on(prepare, tmp_
     ],
 )
 def test_the_views_follow_the_teacher_unless_they_are_given(teacher, given, expected):
-    made = settings.FineTuneSettings(finetune_teacher=teacher, num_views=given)
+    made = FineTuneSettings(finetune_teacher=teacher, num_views=given)
     assert made.views_of(small_jobs.make_large_data()) == expected
 
 
@@ -573,3 +576,13 @@ def test_the_views_that_a_run_takes_stand_in_its_arguments_and_cannot_change(pre
     with pytest.raises(EkgError, match=r":\n  num_views: 1 there, 2 here$"):
         prepare(tmp_path / "labels", *labels, "--num_views", 2)
     assert prepare(tmp_path / "two", *labels, "--num_views", 2)["num_views"] == 2
+
+
+def test_what_a_setting_is_stands_on_the_bottom_floor():
+    """The settings themselves stand beside what they set, so that no import points up."""
+    imports = [
+        node.module
+        for node in ast.walk(ast.parse(Path(settings.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("ekg")
+    ]
+    assert imports == ["ekg.errors"]

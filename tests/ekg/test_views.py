@@ -10,7 +10,7 @@ import ekg
 from ekg.distil import losses
 from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward, read_variables
-from ekg.run import plan
+from ekg.run import defaults
 
 RNG = np.random.default_rng(0)
 
@@ -164,8 +164,7 @@ def test_a_function_may_move_labels_itself_and_the_network_teaches_each_view():
     np.testing.assert_array_equal(maps_of(seen), data.fine_tune_labels(batch, 1))
 
     def teacher(**given):
-        choices = plan.Choices(0.5, None, 1, 0, **given)
-        return plan.make_settings(choices, data, 3, 1).fine_tuning.finetune_teacher
+        return defaults.make_settings(data, 3, 1, epochs=1, **given).fine_tuning.finetune_teacher
 
     assert teacher() == "single" and teacher(bank=False) == "none"
     for asked in ({"bank": {"num_teacher": 2}}, {"fine_tune": {"finetune_teacher": "ensemble"}}):

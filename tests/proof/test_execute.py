@@ -64,10 +64,10 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_of_the_same_sub_network(
         "test_top1",
     }
 
-    def search(self, *_):
+    def search(*_, **__):
         raise AssertionError("the search was made again")
 
-    monkeypatch.setattr("ekg.run.phases.search", search)
+    monkeypatch.setattr("ekg.searching.greedy.search_toward", search)
     other = setting.Place("", tmp_path / "two", place.records, place.peer_env)
     again = execute.perform(RUN, other)
     assert again.table == record.table and again.steps == record.steps

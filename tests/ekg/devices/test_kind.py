@@ -6,8 +6,8 @@ import tensorflow as tf
 from ekg.devices import kind
 from ekg.errors import EkgError
 from ekg.graph import narrow_norms
-from ekg.run.plan import check_precision
-from ekg.settings import RunSettings
+from ekg.run.check import check_precision
+from ekg.run.settings import RunSettings
 
 AMPERE = {"device_name": "NVIDIA A100", "compute_capability": (8, 0)}
 VOLTA = {"device_name": "NVIDIA V100", "compute_capability": (7, 0)}

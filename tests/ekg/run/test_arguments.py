@@ -1,11 +1,18 @@
+import json
 import os
 import shutil
 import subprocess
 
 import pytest
 
+import ekg
 import op_utils
 from ekg.run import arguments
+from ekg.run.folder import RunFolder
+from ekg.run.job import Job
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SearchSettings
+from tests.conftest import make_data
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -60,3 +67,44 @@ def test_the_hash_of_the_code_is_of_every_source_file(tmp_path):
         hashes.append(arguments.hash_code(tmp_path, op_utils.SOURCES))
     (tmp_path / "tests/test_op_utils.py").write_text("two")
     assert len(set(hashes)) == 6 and arguments.hash_code(tmp_path, op_utils.SOURCES) == hashes[-1]
+
+
+def make_job(tiny_resnet, path, **settings):
+    supernet = ekg.Supernet(tiny_resnet)
+    return Job(JobSettings(**settings), make_data(), supernet, ekg.Compute(), RunFolder(path))
+
+
+def scores(context):
+    return context.supernet.layout.num_channels * [1.0]
+
+
+def test_arguments_are_plain_values_and_texts_of_all_others(tiny_resnet, tmp_path):
+    class Own(ekg.Target):
+        """Costs nothing."""
+
+    settings = {"search": SearchSettings(criterion=scores), "run": RunSettings(val_batch_size=64)}
+    job = make_job(tiny_resnet, tmp_path, **settings)
+    found, unknown = arguments.of_job(job, {"epochs": 3, "target": Own(), "augment": None})
+    assert json.loads(json.dumps(found)) and not unknown
+    assert found["criterion"].startswith("scores ") and found["target"].split()[0].endswith("Own")
+    assert (found["epochs"], found["augment"], found["seed"]) == (3, None, 0)
+    assert "val_batch_size" not in found  # nothing in the result depends on it
+    assert {"data", "test_data", "use_xla", "versions", "results_version"} <= set(found)
+
+
+def test_workers_share_every_setting_even_those_that_leave_the_result_alone(tiny_resnet, tmp_path):
+    """Evaluations of other batch sizes would wait for each other without end."""
+    one, other = (
+        arguments.started_with(
+            make_job(tiny_resnet, tmp_path, run=RunSettings(val_batch_size=size)), {"epochs": 3}
+        )
+        for size in (64, 128)
+    )
+    assert {name for name in one if one[name] != other[name]} == {"val_batch_size"}
+    assert one["epochs"] == "3" and one["target_rate"] == "0.45"
+
+
+def test_a_search_depends_on_no_setting_of_the_training(tiny_resnet, tmp_path):
+    names = arguments.training_names(make_job(tiny_resnet, tmp_path))
+    assert {"train_epoch", "precision", "repair"} <= set(names)
+    assert not {"weight_decay", "target_rate", "val_batch_size"} & set(names)

@@ -1,5 +1,5 @@
-"""A search that was stopped goes on, whatever became of the file in which it kept what it knows;
-the report's figures.
+"""A search that was stopped resumes even if the file with its knowledge is damaged; the report's
+figures.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.process import stopping
 from ekg.report.measure import measure
+from ekg.run import phases, preflight
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.run.networks import Networks
-from ekg.run.phases import SearchPhase
-from ekg.run.reporting import ReportPhase
+from ekg.run.reporting import report
+from ekg.run.settings import JobSettings, RunSettings
 from ekg.searching.objective import Objective
-from ekg.settings import JobSettings, RunSettings, SearchSettings
+from ekg.searching.settings import SearchSettings
 from ekg.train.evaluate import Evaluation
 from tests.conftest import make_data, make_tiny_resnet, randomise_
 from tests.damage import flip_bit_of
@@ -32,7 +32,7 @@ from tests.helpers import random_subnetwork
 SETTINGS = JobSettings(
     search=SearchSettings(target_rate=0.4, search_batch_size=40, val_per_class=16)
 )
-STOPPED_BEHIND = 2  # search step
+STOPPED_AFTER = 2  # search step
 GREEDY = "ekg.searching.greedy"
 
 
@@ -40,9 +40,9 @@ def search(folder):
     """Runs the search of a run, or what is left of it, and returns the history without the
     seconds.
     """
-    history = SearchPhase(Job(SETTINGS, make_data(), None, Compute(), folder)).run(
-        Supernet(make_tiny_resnet())
-    )
+    supernet = Supernet(make_tiny_resnet())
+    job = Job(SETTINGS, make_data(), supernet, Compute(), folder)
+    history = phases.search(job, supernet, SETTINGS.targets())
     return [dataclasses.replace(entry, seconds=0) for entry in history]
 
 
@@ -63,7 +63,7 @@ def stopped(tmp_path_factory):
 
     def append(self, entry):
         original(self, entry)
-        if entry.step == STOPPED_BEHIND:
+        if entry.step == STOPPED_AFTER:
             stopping.request(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +112,7 @@ def put_former_state(folder):
         (put_former_state, False, ""),
     ],
 )
-def test_a_search_goes_on_with_its_state_or_without(
+def test_a_search_resumes_with_its_state_or_without(
     undisturbed, stopped, tmp_path, monkeypatch, caplog, change, is_read, warning
 ):
     folder, restored, original = RunFolder(tmp_path / "run"), [], Objective.restore_knowledge
@@ -124,9 +124,9 @@ def test_a_search_goes_on_with_its_state_or_without(
     monkeypatch.setattr(Objective, "restore_knowledge", restore)
     shutil.copytree(stopped.path, folder.path)
     change(folder)
-    assert len(folder.history()) == STOPPED_BEHIND + 1 < len(undisturbed[1])
+    assert len(folder.history()) == STOPPED_AFTER + 1 < len(undisturbed[1])
     assert search(folder) == undisturbed[1]
-    assert restored == ([STOPPED_BEHIND + 1] if is_read else [])
+    assert restored == ([STOPPED_AFTER + 1] if is_read else [])
     messages = [
         record.getMessage()
         for record in caplog.records
@@ -138,7 +138,7 @@ def test_a_search_goes_on_with_its_state_or_without(
 
 
 def test_a_finished_search_is_read_and_not_made_again(undisturbed, monkeypatch):
-    monkeypatch.setattr("ekg.run.phases.search", None)
+    monkeypatch.setattr("ekg.searching.greedy.search_toward", None)
     assert search(undisturbed[0]) == undisturbed[1]
 
 
@@ -149,39 +149,36 @@ def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_f
     settings = dataclasses.replace(
         SETTINGS, run=RunSettings(val_batch_size=20, runtimes=()), writes_page=False
     )
-    networks = Networks(make_tiny_resnet())
-    job = Job(settings, make_data(), networks, Compute(), RunFolder.create(tmp_path / "run", {}))
-    found = random_subnetwork(networks.supernet, 0)
+    supernet = Supernet(make_tiny_resnet())
+    job = Job(settings, make_data(), supernet, Compute(), RunFolder.create(tmp_path / "run", {}))
+    found = random_subnetwork(supernet, 0)
     rows = {
         name: (tmp_path / f"{name}.pkl", subnetwork)
         for name, subnetwork in (("baseline", None), ("slimmed", found), ("fine-tuned", found))
     }
     for seed, (path, subnetwork) in enumerate(rows.values()):
-        model = networks.model if subnetwork is None else networks.supernet.cut(subnetwork)
-        networks.save(randomise_(cutting.copy(model), seed), path)
+        model = job.model if subnetwork is None else supernet.cut(subnetwork)
+        utils.save_params(randomise_(cutting.copy(model), seed), path)
     expected = [
-        measure(
-            name, Evaluation(networks.load(path, subnetwork), job.test_batches), path.stat().st_size
-        )
+        measure(name, Evaluation(job.load(path, subnetwork), job.test_batches), path.stat().st_size)
         for name, (path, subnetwork) in rows.items()
     ]
     assert len({row.loss for row in expected}) == 3
     made = []
-    monkeypatch.setattr(
-        "ekg.run.reporting.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1]
-    )
+    for module in ("reporting", "preflight"):
+        monkeypatch.setattr(
+            f"ekg.run.{module}.Evaluation", lambda *args: made.append(Evaluation(*args)) or made[-1]
+        )
     shutil.copy(undisturbed[0] / "history.jsonl", job.folder.path)
-    networks.save(randomise_(cutting.copy(networks.model), 7), job.folder / "supernet_param.pkl")
-    searched = Evaluation(networks.load(job.folder / "supernet_param.pkl"), job.val_batches)()
+    job.save(randomise_(cutting.copy(job.model), 7), "supernet_param.pkl")
+    searched = Evaluation(job.load(job.folder / "supernet_param.pkl"), job.val_batches)()
     warned = []
     monkeypatch.setattr(
         "ekg.run.reporting.warn_of_lagging_statistics",
         lambda evaluation, batches, found: warned.append((evaluation(batches=batches), found)),
     )
-    phase = ReportPhase(job)
-    if is_rehearsed:
-        phase.rehearse(networks.model)
-    assert phase.run(rows) == expected
+    ready = preflight.rehearse_report(job) if is_rehearsed else None
+    assert report(job, rows, ready) == expected
     assert warned == [
         (searched, undisturbed[1][0].accuracy)
     ]  # once, with the weights that were searched

@@ -9,11 +9,13 @@ import pytest
 import ekg
 from ekg.devices import kind
 from ekg.devices.compute import AUTO_FORMAT, Compute
+from ekg.distil.settings import FineTuneSettings
+from ekg.network.supernet import Supernet
 from ekg.run import precision
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.run.networks import Networks
-from ekg.settings import FineTuneSettings, JobSettings, RunSettings, SearchSettings
+from ekg.run.settings import JobSettings, RunSettings
+from ekg.searching.settings import SearchSettings
 from tests.conftest import make_data, make_tiny_resnet
 
 SETTINGS = JobSettings(
@@ -41,7 +43,7 @@ def make_job(folder, settings=SETTINGS):
     return Job(
         settings,
         make_data(),
-        Networks(make_tiny_resnet()),
+        Supernet(make_tiny_resnet()),
         Compute(dtype=settings.run.precision),
         RunFolder(folder),
     )
@@ -71,7 +73,7 @@ def test_nothing_is_measured_without_instructions_for_it(without_bfloat16, tmp_p
     assert formats_of(precision.resolved(make_job(tmp_path / "run"))) == ("float32", "float32")
 
 
-def test_a_run_that_goes_on_keeps_its_format_and_one_that_starts_anew_does_not(
+def test_a_run_that_resumes_keeps_its_format_and_one_that_starts_over_does_not(
     without_bfloat16, tmp_path
 ):
     RunFolder.create(tmp_path / "run", {"precision": "bfloat16"})
@@ -89,19 +91,17 @@ def test_a_format_that_is_named_stays(with_bfloat16, tmp_path):
 
 def test_steps_are_measured_in_each_format_and_leave_the_network_as_it_is(tmp_path, monkeypatch):
     job, made = make_job(tmp_path / "run"), []
-    original = Job.make_trainer
+    original = precision.Trainer
 
-    def make_trainer(self, *args, **options):
-        made.append(self.compute.dtype)
-        return original(self, *args, **options)
+    def make_trainer(*args, **options):
+        made.append(options["options"].dtype)
+        return original(*args, **options)
 
-    monkeypatch.setattr(Job, "make_trainer", make_trainer)
-    before = [variable.numpy().copy() for variable in job.networks.model.weights]
+    monkeypatch.setattr(precision, "Trainer", make_trainer)
+    before = [variable.numpy().copy() for variable in job.model.weights]
     seconds = precision.measure_steps(job, ("float32", "bfloat16"))
     assert list(seconds) == made == ["float32", "bfloat16"] and min(seconds.values()) > 0
-    assert all(
-        (variable.numpy() == old).all() for variable, old in zip(job.networks.model.weights, before)
-    )
+    assert all((variable.numpy() == old).all() for variable, old in zip(job.model.weights, before))
 
 
 def test_a_program_may_leave_it_open_and_the_run_says_what_it_took(without_bfloat16, tmp_path):

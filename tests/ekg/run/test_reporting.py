@@ -8,11 +8,11 @@ from keras import layers
 
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
+from ekg.network.supernet import Supernet
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
-from ekg.run.networks import Networks
-from ekg.run.reporting import ReportPhase
-from ekg.settings import JobSettings, RunSettings
+from ekg.run.preflight import rehearse_report
+from ekg.run.settings import JobSettings, RunSettings
 from tests.conftest import make_data, randomise_
 
 
@@ -29,9 +29,8 @@ def rehearse(model, folder, form):
     settings = dataclasses.replace(
         JobSettings(), run=RunSettings(val_batch_size=20, runtimes=(), exports=(form,))
     )
-    networks = Networks(model, {"input_shape": (8, 8, 3)})
-    job = Job(settings, make_data(), networks, Compute(), RunFolder.create(folder, {}))
-    ReportPhase(job).rehearse(model)
+    supernet = Supernet(model, input_shape=(8, 8, 3))
+    rehearse_report(Job(settings, make_data(), supernet, Compute(), RunFolder.create(folder, {})))
 
 
 def test_a_format_that_refuses_the_network_ends_the_run_before_it_begins(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
-from ekg.train.evaluate import estimate_statistics_, evaluate
+from ekg.train.batch_norm_statistics import estimate_statistics_
+from ekg.train.evaluate import evaluate
 from tests.conftest import make_tiny_resnet
 from tests.helpers import mirrored
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, optimizers
 
 import ekg
-from ekg.settings import FineTuneSettings
+from ekg.distil.settings import FineTuneSettings
 from ekg.train import loop
 from ekg.train.optimizers import Recipe
 from tests.conftest import randomise_

@@ -10,9 +10,11 @@ from keras import layers
 import ekg
 from ekg.data.dataset import Batches, Split, TrainingBatches, mixed_order
 from ekg.distil import losses
-from ekg.distil import slim as slimming
+from ekg.distil.slim import cut_with_statistics
 from ekg.graph import cutting
-from ekg.train.evaluate import estimate_statistics_, evaluate
+from ekg.train import batch_norm_statistics
+from ekg.train.batch_norm_statistics import estimate_statistics_, fit_statistics_
+from ekg.train.evaluate import evaluate
 from ekg.train.step import Trainer
 from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
 from tests.helpers import mirrored
@@ -83,10 +85,10 @@ def test_slimming_of_class_sorted_data_takes_statistics_of_all_classes(monkeypat
     data = make_data()
     sort = np.argsort(data.train.labels, kind="stable")
     sorted_split = Split(data.train.images[sort], data.train.labels[sort])
-    monkeypatch.setattr(slimming, "NUM_STATISTICS_IMAGES", 30)
+    monkeypatch.setattr(batch_norm_statistics, "NUM_STATISTICS_IMAGES", 30)
     supernet = ekg.Supernet(make_tiny_resnet())
     batches = Batches(sorted_split, data.normalise, 30, mixed_order(sorted_split.labels))
-    model = slimming.slim(supernet, supernet.whole(), batches)
+    model = cut_with_statistics(supernet, supernet.whole(), batches)
     stem, of_one_class = (
         np.asarray(supernet.model.get_layer("stem")(data.normalise(images))).mean(axis=(0, 1, 2))
         for images in (data.train.images, sorted_split.images[:30])
@@ -97,7 +99,7 @@ def test_slimming_of_class_sorted_data_takes_statistics_of_all_classes(monkeypat
 
 @pytest.mark.parametrize("momentum", [0.9, 0.999])
 def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
-    """With a high momentum the moving statistics lag behind; estimated anew they give the loss of
+    """With a high momentum the moving statistics lag behind; estimated again they give the loss of
     batch statistics.
     """
     data = make_data(num_train=240, num_test=240)
@@ -115,7 +117,7 @@ def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
             trainer.step(batch, 0.05)
     test = Batches(data.test, data.normalise, 240)
     stale = model.get_layer("two_bn").moving_variance.numpy()
-    slimming.fit_statistics_(model, batches_of(data, 240))
+    fit_statistics_(model, batches_of(data, 240))
     fitting_variance = model.get_layer("two_bn").moving_variance.numpy()
     fitting = evaluate(model, test).loss
     logits = np.asarray(

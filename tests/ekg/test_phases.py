@@ -5,17 +5,23 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg import steps
 from ekg.errors import EkgError
-from ekg.run.networks import Networks
+from ekg.graph import cutting
+from ekg.io import parameters
 from tests.ekg.test_pruning import digits, network
 
 
-def test_the_phases_one_by_one_end_as_the_whole_job_behind_its_first_epoch(tmp_path, monkeypatch):
+def read(model, path):
+    """Returns the network in a parameter file, of the structure of another one."""
+    copy = cutting.copy(model)
+    parameters.assign_params_(copy, parameters.load_params(path), path)
+    return copy
+
+
+def test_the_phases_one_by_one_end_as_the_whole_job_does_after_its_first_epoch(tmp_path):
     """The job begins with an epoch on a part of the data; searched from there, the phases find and
     train the same.
     """
-    monkeypatch.setattr(steps, "BATCH_SIZE", 80)  # as many as the job's search takes together
     model = network(lambda x: layers.Dense(10, name="fc")(x))
     whole = ekg.prune(
         model,
@@ -30,14 +36,18 @@ def test_the_phases_one_by_one_end_as_the_whole_job_behind_its_first_epoch(tmp_p
         run_dir=tmp_path / "run",
     )
     data = ekg.make_data(model, digits(), augment="flip")
-    searched = ekg.Supernet(Networks(model).load(tmp_path / "run" / "supernet_param.pkl"))
+    searched = ekg.Supernet(read(model, tmp_path / "run" / "supernet_param.pkl"))
     result = ekg.search(
         searched, data, target_rate=0.5, search_step=0.4, val_per_class=4, search_batch_size=80
     )
     assert result.subnetwork == whole.subnetwork
-    bank = ekg.build_bank(tmp_path / "bank", searched, result.history, data, num_teacher=2)
+    together = {"search_batch_size": 80}  # as many as the job's search takes together
+    bank = ekg.build_bank(
+        tmp_path / "bank", searched, result.history, data, num_teacher=2, **together
+    )
     assert bank.logits.shape == (120, 2, 10)
-    smaller = ekg.fine_tune(ekg.slim(searched, result.subnetwork, data), data, bank, epochs=2)
+    smaller = ekg.slim(searched, result.subnetwork, data, **together)
+    ekg.fine_tune(smaller, data, bank, epochs=2, **together)
     for one, other in zip(smaller.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -51,6 +61,33 @@ def test_labels_alone_teach_without_a_bank_and_settings_are_checked():
         ekg.fine_tune(model, data, epochs=1, temperature=2.0)
     with pytest.raises(EkgError, match="`rate` is no setting here"):
         ekg.fine_tune(model, data, epochs=1, rate=2.0)
+    with pytest.raises(EkgError, match="`bank` and `teacher` exclude each other; leave one out"):
+        ekg.fine_tune(model, data, object(), teacher=model, epochs=1)
+    with pytest.raises(EkgError, match="`teacher` must be a keras.Model; received str"):
+        ekg.fine_tune(model, data, teacher="the unpruned network", epochs=1)
+
+
+def test_a_teacher_that_runs_along_teaches_as_in_the_whole_job(tmp_path):
+    model = network(lambda x: layers.Dense(10, name="fc")(x))
+    whole = ekg.prune(
+        model,
+        digits(),
+        target_rate=0.7,
+        epochs=1,
+        verbose=False,
+        repair=False,
+        fine_tune={"finetune_teacher": "single"},
+        search={"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8},
+        run_dir=tmp_path / "run",
+    )
+    data = ekg.make_data(model, digits())
+    searched = ekg.Supernet(read(model, tmp_path / "run" / "supernet_param.pkl"))
+    tuned = ekg.slim(searched, whole.subnetwork, data, search_batch_size=80)
+    ekg.fine_tune(tuned, data, teacher=model, epochs=1, search_batch_size=80)
+    cut = searched.cut(whole.subnetwork)
+    trained = read(cut, tmp_path / "run" / "trained_param.pkl")
+    for one, other in zip(tuned.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_regression_of_several_numbers_needs_a_supernet_that_knows_of_no_classes():
