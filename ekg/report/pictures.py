@@ -163,3 +163,74 @@ def _draw_curve(axes, curves, value, factor, label):
         axes.legend()
         axes.set_xlim(0.5, max(line.get_xdata()[-1] for line in axes.get_lines()) + 0.5)
     axes.grid(alpha=0.3)
+
+
+def draw_front(path, points):
+    """Draws the first figure of merit of a front over FLOPs, and over each latency measured.
+
+    Args:
+        path: of the PNG.
+        points: list of front.FrontPoint.
+    """
+    unpruned = points[0].unpruned
+    conditions = [
+        name
+        for name in unpruned.latencies
+        if all(name in row.latencies for point in points for row in point.run.table)
+    ]
+    figure, (row,) = plt.subplots(
+        1,
+        1 + len(conditions),
+        figsize=(6.5 * (1 + len(conditions)), 5),
+        squeeze=False,
+        layout="constrained",
+    )
+    _draw_front_over(row[0], points, lambda row: row.flops / unpruned.flops)
+    row[0].set_xlabel("share of the FLOPs")
+    for axes, name in zip(row[1:], conditions):
+        _draw_front_over(axes, points, lambda row, name=name: row.latencies[name]["milliseconds"])
+        axes.set_xlabel(f"ms, {name}")
+    save(figure, path)
+
+
+def _draw_front_over(axes, points, cost):
+    """Draws accuracy over a cost: one line for each thing that was done to the pruned networks."""
+    unpruned, name = points[0].unpruned, points[0].run.metric
+    metric = metric_named(name)
+    steps = list(dict.fromkeys(step for point in points for step in point.rows))
+    for step, colour in zip(steps, COLOURS):
+        rows = [point.rows[step] for point in points if step in point.rows]
+        axes.errorbar(
+            [cost(row) for row in rows],
+            [metric.factor * row.metrics[name] for row in rows],
+            [metric.factor * row.errors.get(name, 0.0) for row in rows],
+            fmt="o-",
+            capsize=3,
+            color=colour,
+            label=step,
+        )
+    axes.plot(cost(unpruned), metric.factor * unpruned.metrics[name], "k*", ms=12, label="unpruned")
+    axes.set(ylabel=metric.title.replace(" %", ", %"))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def draw_sensitivity(path, sensitivity):
+    """Draws the loss with each channel group narrowed alone.
+
+    Args:
+        path: of the PNG.
+        sensitivity: searching.sensitivity.Sensitivity.
+    """
+    groups = sensitivity.groups
+    figure, axes = plt.subplots(figsize=(max(6, 0.3 * len(groups) + 3), 5), layout="constrained")
+    positions = range(len(groups))
+    for index, (share, colour) in enumerate(zip(sensitivity.shares, COLOURS)):
+        losses = [group.losses[index] for group in groups]
+        axes.plot(positions, losses, "o-", color=colour, label=f"{share:g} of the channels")
+    axes.axhline(sensitivity.loss, color="k", linestyle=":", label="unpruned")
+    axes.set_xticks(positions, [group.name for group in groups], rotation=90)
+    axes.set(ylabel="validation loss", title="one group narrowed, before any training")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    save(figure, path)

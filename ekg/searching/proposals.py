@@ -30,21 +30,30 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
     """
     by_group = supernet.layout.by_group(scores)
     present = present.ranked(by_group)
-    by_width = {}
-    for i, group in enumerate(supernet.groups):
-        num_kept = present.num_kept(i)
-        if num_kept <= group.counts[0]:
-            continue  # closed: the smallest number of channels is reached
-        width = (
-            Fraction(num_kept, group.size)
-            if narrowed is None
-            else 1 - narrowed.get(group.name, 0) * step_of(group, search_step)
-        )
-        by_width[i] = next_kept(width, group, search_step)
+    by_width = counts_by_width(supernet, present, search_step, narrowed)
     next_counts = _next_counts(supernet, present, by_width, target, search_step)
     sums = sum_scores(present, by_group, next_counts, group_choice)
     picked = pick_groups(sums, group_choice)
     return present, [(i, _narrow(supernet, present, i, next_counts[i], target)) for i in picked]
+
+
+def counts_by_width(supernet, present, search_step, narrowed=None):
+    """Returns {position of a group: channels that one step of its width leaves}.
+
+    A group that is closed, or already at the least that must stay, is left out. The arguments are
+    those of propose().
+    """
+    counts = {}
+    for i, group in enumerate(supernet.groups):
+        num_kept = present.num_kept(i)
+        if num_kept <= group.counts[0]:
+            continue
+        if narrowed is None:
+            width = Fraction(num_kept, group.size)
+        else:
+            width = 1 - narrowed.get(group.name, 0) * step_of(group, search_step)
+        counts[i] = next_kept(width, group, search_step)
+    return counts
 
 
 def _next_counts(supernet, present, by_width, target, search_step):

@@ -4,6 +4,8 @@ import dataclasses
 
 from ekg.errors import EkgError
 
+ROUNDING = 1e-9  # of a sum of shares
+
 
 class Target:
     """Limit to the cost of a sub-network. Your own target is a subclass with cost().
@@ -65,6 +67,22 @@ class Target:
     def is_passed(self, supernet, subnetwork):
         """Returns whether a Subnetwork costs less than the target."""
         return self.cost(supernet, subnetwork) < self.most
+
+    def could_pass(self, supernet, present, candidates, num_together):
+        """Returns whether narrowing several groups together could bring a Subnetwork below this.
+
+        It may be True where no such choice exists: the savings of the groups are added up, and what
+        two groups save together is at most that.
+
+        Args:
+            supernet: the Supernet.
+            present: the present Subnetwork.
+            candidates: Subnetworks, each with one other group narrowed.
+            num_together: how many of these groups may be narrowed in one step.
+        """
+        cost = self.cost(supernet, present)
+        savings = sorted(cost - self.cost(supernet, candidate) for candidate in candidates)
+        return cost - sum(savings[-num_together:]) <= self.most + ROUNDING
 
     def way(self, supernet, subnetwork):
         """Returns the progress from the unpruned network to the target, in [0, 1]."""
@@ -162,6 +180,11 @@ class Every(Target):
 
     def is_passed(self, supernet, subnetwork):
         return all(part.is_passed(supernet, subnetwork) for part in self.parts)
+
+    def could_pass(self, supernet, present, candidates, num_together):
+        return all(
+            part.could_pass(supernet, present, candidates, num_together) for part in self.parts
+        )
 
     def describe(self):
         return " and ".join(filter(None, (part.describe() for part in self.parts)))

@@ -1,0 +1,62 @@
+"""The table and the page of a front, of made-up runs."""
+
+import pytest
+
+from ekg.report.front import FrontPoint, format_front, table_of, write_front
+from ekg.report.page import FinishedRun
+from ekg.report.table import Row
+
+LITERT = "litert, batch 1, 1 thread"
+
+
+def row(name, top1, flops, milliseconds):
+    timing = {
+        "milliseconds": milliseconds,
+        "ratio": milliseconds / 4,
+        "ratio_low": milliseconds / 4,
+        "ratio_high": milliseconds / 4,
+    }
+    return Row(name, 1.0, {"top1": top1}, flops // 10, flops, 1024, {LITERT: timing})
+
+
+def point(rate, cut, tuned, is_repaired=True):
+    table = [
+        row("baseline", 0.9, 1000, 4.0),
+        row("slimmed", cut, round(1000 * rate), 4 * rate),
+        row("fine-tuned", tuned, round(1000 * rate), 4 * rate),
+    ]
+    run = FinishedRun({"arch": "net", "dataset": "noise"}, [], [], table, {})
+    return FrontPoint(f"{rate:g} of the FLOPs", run, is_repaired)
+
+
+@pytest.fixture
+def points():
+    return [point(0.8, 0.85, 0.89), point(0.4, 0.6, 0.8)]
+
+
+def test_the_table_has_the_unpruned_network_and_one_row_per_target(points):
+    head, (unpruned, easy, hard) = table_of(points)
+    assert head == [
+        "target",
+        "FLOPs kept",
+        "parameters kept",
+        "top-1 %, repaired",
+        "top-1 %, fine-tuned",
+        f"ms, {LITERT}",
+    ]
+    assert unpruned[:5] == ["unpruned", "1.0000", "1.0000", "90.00", "90.00"]
+    assert easy[:5] == ["0.8 of the FLOPs", "0.8000", "0.8000", "85.00", "89.00"]
+    assert hard[3:] == ["60.00", "80.00", "1.6 = 0.400 [0.400, 0.400]"]
+    assert len(format_front(points).splitlines()) == 5
+
+
+def test_networks_that_are_not_repaired_are_called_cut():
+    head, _ = table_of([point(0.5, 0.5, 0.8, is_repaired=False)])
+    assert "top-1 %, cut" in head
+
+
+def test_a_page_holds_the_picture_and_the_table(points, tmp_path):
+    write_front(points, tmp_path / "front.png", tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text()
+    assert "data:image/png;base64," in page and "0.8 of the FLOPs" in page
+    assert (tmp_path / "front.png").stat().st_size > 1000

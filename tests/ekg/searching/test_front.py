@@ -1,0 +1,71 @@
+"""Several targets from one search; a separate search for each target is the oracle."""
+
+import dataclasses
+
+import pytest
+
+import ekg
+from ekg.errors import EkgError
+from ekg.searching.front import check_order, search_front
+from tests.conftest import make_data, make_tiny_resnet
+from tests.ekg.searching.test_greedy import without_seconds
+
+RATES = (0.8, 0.6, 0.4)
+FRONTS = {
+    "rates": ({}, [{"target_rate": rate} for rate in RATES]),
+    "two groups per step": ({"groups_per_step": 2}, [{"target_rate": rate} for rate in RATES]),
+    "parameters": ({"target_rate": 1.0}, [{"target_params": share} for share in (0.9, 0.6, 0.35)]),
+    "both, by the published rule": (
+        {"group_choice": "published"},
+        [{"target_rate": rate, "target_params": rate} for rate in (0.85, 0.5)],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return ekg.Supernet(make_tiny_resnet()), make_data()
+
+
+def settings_of(name):
+    common, targets = FRONTS[name]
+    return [ekg.SearchSettings(search_batch_size=50, **common | target) for target in targets]
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_front_finds_what_separate_searches_find_and_repeats_only_the_last_steps(network, name):
+    supernet, data = network
+    all_settings, computed = settings_of(name), []
+    results = search_front(
+        supernet, data, all_settings, on_step=lambda *step: computed.append(step)
+    )
+    separate = [ekg.search(supernet, data, settings) for settings in all_settings]
+    for found, expected in zip(results, separate, strict=True):
+        assert without_seconds(found.history) == without_seconds(expected.history)
+        assert found.subnetwork == expected.subnetwork
+    assert computed == [
+        (index, entry) for index, result in enumerate(results) for entry in result.history
+    ]
+    # An entry that two histories share is one object; all others were computed.
+    num_computed = len({id(entry) for result in results for entry in result.history})
+    assert num_computed <= len(results[-1].history) + 2 * (len(results) - 1)
+
+
+@pytest.mark.parametrize(
+    "rates, message",
+    [
+        ((), "at least one target"),
+        ((0.3, 0.6), "`target_rate` of a front must not rise from one target to the next"),
+        ((0.6, 0.6), "given twice"),
+    ],
+)
+def test_targets_out_of_order_are_refused(rates, message):
+    with pytest.raises(EkgError, match=message):
+        check_order([ekg.SearchSettings(target_rate=rate) for rate in rates])
+
+
+def test_searches_that_differ_in_more_than_their_targets_are_refused():
+    easy = ekg.SearchSettings(target_rate=0.8)
+    hard = dataclasses.replace(easy, target_rate=0.5, search_step=0.4)
+    with pytest.raises(EkgError, match="in their targets alone"):
+        check_order([easy, hard])
