@@ -30,6 +30,7 @@ from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.latency import Latency
 from ekg.searching.settings import SearchSettings, SubsetSettings
 from ekg.searching.targets import Target
+from ekg.trade_off import Front, front
 
 __version__ = "0.2.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "EkgError",
     "Export",
     "FineTuneSettings",
+    "Front",
     "HistoryEntry",
     "Inspection",
     "Latency",
@@ -60,6 +62,7 @@ __all__ = [
     "build_bank",
     "export",
     "fine_tune",
+    "front",
     "inspect",
     "make_data",
     "measure_latency",
