@@ -32,6 +32,7 @@ from ekg.searching.history import HistoryEntry, SearchResult
 from ekg.searching.latency import Latency
 from ekg.searching.settings import SearchSettings, SubsetSettings
 from ekg.searching.targets import Target
+from ekg.trade_off import Front, front
 
 __version__ = "0.2.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "EkgError",
     "Export",
     "FineTuneSettings",
+    "Front",
     "HistoryEntry",
     "Inspection",
     "Latency",
@@ -66,6 +68,7 @@ __all__ = [
     "export",
     "fine_tune",
     "flow",
+    "front",
     "inspect",
     "make_data",
     "measure_latency",

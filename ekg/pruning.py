@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 256
 AUTO = "auto"
+# What a search does not depend on, besides settings of the training.
+TRAINING_ARGUMENTS = ("augment", "epochs", "optimizer", "schedule", "weight_decay")
 _KNOWN_TASKS = tuple(kind() for kind in TASKS.values())
 NO_VALIDATION = (
     "the figures are of training images that the search evaluated on: no `validation_data` was "
@@ -71,6 +73,8 @@ class PruneResult:
         note: what the figures of the table are of.
         choice: which network `model` is, that of the last row or that before fine-tuning, and why;
             empty without it.
+        run: FinishedRun, all that the run folder holds besides networks.
+        is_repaired: whether the network that was cut out was repaired, where that helped.
     """
 
     model: keras.Model
@@ -79,13 +83,14 @@ class PruneResult:
     table: list
     note: str
     choice: str
-    _run: FinishedRun = dataclasses.field(repr=False)
+    run: FinishedRun = dataclasses.field(repr=False)
+    is_repaired: bool
     _data: object = dataclasses.field(repr=False)
 
     @property
     def rate(self):
         """Share of the FLOPs that is kept."""
-        return self._run.rate
+        return self.run.rate
 
     def summary(self):
         """Returns the final table, and what its figures are of, as text."""
@@ -144,7 +149,7 @@ class PruneResult:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return page.write_report(
-                self._run, folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE
+                self.run, folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE
             )
         except ModuleNotFoundError as error:
             raise EkgError(
@@ -176,6 +181,7 @@ def prune(
     augment=None,
     run_dir=None,
     restart=None,
+    search_from=None,
     seed=0,
     strategy=None,
     verbose=True,
@@ -225,6 +231,9 @@ def prune(
             None keeps nothing.
         restart: phase that begins anew there, with all behind it: "subset", "search", "slim",
             "bank", "fine-tune".
+        search_from: `run_dir` of an earlier run of the same network, data and search: its search is
+            taken over, or the first steps of it where the target is another share of FLOPs or
+            parameters, and this run goes its own way from there.
         seed: of order, views and choice of images. verbose: whether progress and decisions are
             shown.
         strategy: tf.distribute.Strategy; None takes the first GPU, or the CPU.
@@ -254,7 +263,8 @@ def prune(
         )
         measured = {}
         if multiple_of == AUTO:
-            multiple_of = _find_multiple(Supernet(logits, **limits), target, team, path)
+            folders = [path] if search_from is None else [path, Path(search_from)]
+            multiple_of = _find_multiple(Supernet(logits, **limits), target, team, folders)
             measured = {"auto_multiple_of": multiple_of}
         supernet = Supernet(logits, multiple_of=multiple_of, **limits)
         job_settings = defaults.make_settings(
@@ -277,7 +287,12 @@ def prune(
         job, rows = start(
             job,
             _asked(job, epochs, augment) | measured,
-            opening=Opening(restart, advice="name a new `run_dir`"),
+            opening=Opening(
+                restart,
+                search_from=None if search_from is None else Path(search_from),
+                advice="name a new `run_dir`, which can take its search over with `search_from`",
+                search_ignores=TRAINING_ARGUMENTS,
+            ),
         )
         return _result(job, rows, note)
 
@@ -302,16 +317,23 @@ def _folder(run_dir):
         raise ending from None
 
 
-def _find_multiple(supernet, target, team, path):
-    """Returns the multiple of channels that the runtime likes, measured by the chief; a run that
-    resumes keeps its own.
+def _find_multiple(supernet, target, team, folders):
+    """Returns the multiple of channels that the runtime likes, measured by the chief.
+
+    A run that resumes, or takes a search over, keeps what was measured first.
+
+    Args:
+        supernet: the Supernet.
+        target: see prune().
+        team: Team.
+        folders: paths of the run folder and of the one whose search is taken over.
     """
 
     def find():
-        folder = RunFolder(path)
-        known = folder.arguments().get("auto_multiple_of") if folder.holds_run() else None
-        if known is not None:
-            return known
+        for folder in map(RunFolder, folders):
+            known = folder.arguments().get("auto_multiple_of") if folder.holds_run() else None
+            if known is not None:
+                return known
         targets = target.values() if isinstance(target, dict) else [target]
         conditions = next(
             (part.conditions for part in targets if isinstance(part, Latency)), Conditions("litert")
@@ -457,6 +479,7 @@ def _result(job, rows, note):
         f"{note}; {_error_note(rows)}{_size_note(job, found)}",
         "" if run.choice is None else str(Choice(**run.choice)),
         run,
+        job.settings.slim.repair,
         job.data,
     )
 

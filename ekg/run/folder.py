@@ -31,6 +31,8 @@ BASELINE = "baseline_param.pkl"  # the trained network, if none was given
 SUPERNET = "supernet_param.pkl"  # the weights that were searched
 HISTORY = "history.jsonl"  # a line per search step
 SEARCH_STATE = "search_state.npz"  # the knowledge of the ensemble, for a search that resumes
+# The knowledge after the last step that a search toward less has as well
+SHARED_STATE = "shared_state.npz"
 LATENCY_TABLE = "latency_table.json"  # times of the network's kernels, where latency is aimed at
 BANK = "memory_bank"
 SLIMMED = "slimmed_param.pkl"  # Θ* before training
@@ -81,7 +83,7 @@ PHASES = {
         Phase("subset", (SUPERNET,), SUPERNET, _LESS_FOR_SEARCH, is_search=True),
         Phase(
             "search",
-            (HISTORY, SEARCH_STATE, LATENCY_TABLE),
+            (HISTORY, SEARCH_STATE, SHARED_STATE, LATENCY_TABLE),
             SLIMMED,
             _LESS_FOR_SEARCH,
             is_search=True,

@@ -16,6 +16,7 @@ from ekg.io import files, parameters
 from ekg.process.progress import progress_bar
 from ekg.run import folder as names
 from ekg.searching import greedy
+from ekg.searching.front import SharedState
 from ekg.tasks.metrics import metric_named
 from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.step import StepOptions
@@ -112,7 +113,14 @@ def search(job, supernet, target, ready=None):
     with job.timed("search"), progress_bar("search", None, "step") as progress:
         bar = _SearchBar(progress, job.data.task.metrics[0], target, supernet)
 
+        shared = None
+        if job.settings.target is None:
+            paths = (job.folder / names.SEARCH_STATE, job.folder / names.SHARED_STATE)
+            shared = SharedState(supernet, job.settings.search, *paths, history)
+
         def write(entry):
+            if shared is not None:
+                shared.add(entry)
             job.folder.append_history(entry)
             _log(job.folder, entry)
 

@@ -104,7 +104,10 @@ def open_folder(job, arguments, unknown, opening):
     if opening.search_from is not None and (opening.overwrite or not folder.is_searched()):
         source = RunFolder(opening.search_from)
         reuse.check_search(
-            source, arguments, [*run_arguments.training_names(job), *opening.search_ignores]
+            source,
+            arguments,
+            [*run_arguments.training_names(job), *opening.search_ignores],
+            may_differ=job.settings.target is None,
         )
     RunFolder.prepare(
         folder.path, json.loads(json.dumps(arguments)), opening.overwrite, opening.advice
@@ -112,7 +115,7 @@ def open_folder(job, arguments, unknown, opening):
     if opening.restart is not None:
         folder.restart(opening.restart)
     if source is not None:
-        reuse.take_search(folder, source)
+        reuse.take_search(folder, source, reuse.count_common_steps(source, job))
 
 
 def run_job(job, trained_file=None, baseline=None, rehearses=True):

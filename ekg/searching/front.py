@@ -16,19 +16,7 @@ from ekg.errors import EkgError
 from ekg.searching.greedy import search
 from ekg.searching.proposals import counts_by_width
 
-
-@dataclasses.dataclass(frozen=True)
-class SharedSteps:
-    """The steps of a finished search that every search for a harder target makes as well.
-
-    Attributes:
-        history: tuple of HistoryEntry, at least that of the whole network.
-        state_file: pathlib.Path of what the ensemble knew after them; it may be missing, which
-            costs one forward pass over D_val per entry.
-    """
-
-    history: tuple
-    state_file: Path
+NEAR = 3  # times the largest step so far; nearer to the target each step is looked at
 
 
 def search_front(supernet, data, all_settings, *, seed=0, compute=None, on_step=None):
@@ -41,22 +29,38 @@ def search_front(supernet, data, all_settings, *, seed=0, compute=None, on_step=
             alone, from the easiest target to the hardest.
         seed: of the order of D_val.
         compute: see search().
-        on_step: function (index of the target, HistoryEntry), called with every new entry.
+        on_step: function (index of the target, HistoryEntry), called with every entry that is
+            computed.
 
     Raises:
         EkgError: the targets are not in order; or see search().
     """
     check_order(all_settings)
-    results, shared = [], None
+    results, shared = [], []
     with tempfile.TemporaryDirectory(prefix="ekg-front-") as folder:
+        state_file, shared_file = Path(folder) / "search_state", Path(folder) / "shared_state"
         for index, settings in enumerate(all_settings):
-            files = StateFiles(Path(folder) / str(index))
-            files.folder.mkdir()
-            step = None if on_step is None else lambda entry, index=index: on_step(index, entry)
-            result, shared = search_point(
-                supernet, data, settings, files, shared, seed=seed, compute=compute, on_step=step
+            if shared_file.exists():
+                shared_file.rename(state_file)
+            keeper = SharedState(supernet, settings, state_file, shared_file, shared)
+
+            def keep(entry, index=index, keeper=keeper):
+                keeper.add(entry)
+                if on_step is not None:
+                    on_step(index, entry)
+
+            result = search(
+                supernet,
+                data,
+                settings,
+                seed=seed,
+                compute=compute,
+                history=shared,
+                on_step=keep,
+                state_file=state_file,
             )
             results.append(result)
+            shared = list(result.history[: count_shared(supernet, result.history, settings)])
     return results
 
 
@@ -68,11 +72,11 @@ def check_order(all_settings):
     """
     if not all_settings:
         raise EkgError("a front needs at least one target.")
-    shared_fields = [
+    other_fields = [
         dataclasses.replace(settings, target_rate=1.0, target_params=None)
         for settings in all_settings
     ]
-    if any(fields != shared_fields[0] for fields in shared_fields):
+    if any(fields != other_fields[0] for fields in other_fields):
         raise EkgError("the searches of a front may differ in their targets alone.")
     for name in ("target_rate", "target_params"):
         values = [getattr(settings, name) for settings in all_settings]
@@ -86,84 +90,51 @@ def check_order(all_settings):
         raise EkgError(f"a target of the front is given twice: {targets}.")
 
 
-@dataclasses.dataclass(frozen=True)
-class StateFiles:
-    """Where the search for one target of a front keeps what the ensemble knows.
+class SharedState:
+    """Keeps what the ensemble knew after the last step that searches for harder targets share.
 
-    Attributes:
-        folder: pathlib.Path of a folder.
+    Without the file, such a search takes one forward pass over D_val per shared entry instead.
     """
 
-    folder: Path
+    def __init__(self, supernet, settings, state_file, shared_file, history):
+        """
+        Args:
+            supernet: the Supernet.
+            settings: SearchSettings of the search.
+            state_file: pathlib.Path where the search keeps its knowledge after every step.
+            shared_file: pathlib.Path of the copy.
+            history: entries that the search starts from.
+        """
+        self._supernet, self._settings = supernet, settings
+        self._state_file, self._shared_file = state_file, shared_file
+        self._history = list(history)
 
-    @property
-    def last(self):
-        """pathlib.Path of the knowledge after the last step."""
-        return self.folder / "search_state.npz"
+    def add(self, entry):
+        """Takes a new HistoryEntry, whose knowledge is not in the state file yet."""
+        if not self._shared_file.exists() and self._is_near() and self._could_pass():
+            shutil.copyfile(self._state_file, self._shared_file)
+        self._history.append(entry)
 
-    @property
-    def shared(self):
-        """pathlib.Path of the knowledge after the last step that harder targets share."""
-        return self.folder / "shared_state.npz"
+    def _is_near(self):
+        """Returns whether the target may be within a step: looking at all groups is not free."""
+        rates = [entry.rate for entry in self._history]
+        steps = [before - after for before, after in zip(rates, rates[1:])]
+        return bool(steps) and (
+            self._settings.target_params is not None
+            or rates[-1] - NEAR * max(steps) <= self._settings.target_rate
+        )
 
-
-def search_point(
-    supernet, data, settings, files, shared=None, *, seed=0, compute=None, history=(), **options
-):
-    """Returns (SearchResult for one target of a front, SharedSteps for the next one).
-
-    Args:
-        supernet: the Supernet.
-        data: data.Dataset.
-        settings: SearchSettings of this target.
-        files: StateFiles of this target.
-        shared: SharedSteps of the target before; None for the first.
-        seed: of the order of D_val.
-        compute: see search().
-        history: entries that an earlier part of this search left; without any, those of `shared`
-            are taken over and reported to `on_step` as new ones.
-        options: on_step and objective; see search().
-    """
-    report = options.pop("on_step", None) or (lambda entry: None)
-    entries = list(history)
-    if not entries and shared is not None:
-        if shared.state_file.exists():
-            shutil.copyfile(shared.state_file, files.last)
-        for entry in shared.history:
-            report(entry)
-            entries.append(entry)
-
-    def keep(entry):
-        # The file on disk is still that of the entries before this one.
-        if not files.shared.exists() and could_pass(supernet, entries, settings):
-            shutil.copyfile(files.last, files.shared)
-        report(entry)
-        entries.append(entry)
-
-    result = search(
-        supernet,
-        data,
-        settings,
-        seed=seed,
-        compute=compute,
-        history=entries,
-        on_step=keep,
-        state_file=files.last,
-        **options,
-    )
-    num_shared = count_shared(supernet, result.history, settings)
-    if num_shared == len(result.history):
-        shutil.copyfile(files.last, files.shared)
-    return result, SharedSteps(result.history[:num_shared], files.shared)
+    def _could_pass(self):
+        return could_pass(self._supernet, self._history, self._settings)
 
 
 def count_shared(supernet, history, settings):
-    """Returns how many entries of a history any search for a harder target has as well.
+    """Returns how many entries of a history every search for a harder target has as well.
 
     Args:
         supernet: the Supernet.
-        history: sequence of HistoryEntry of a finished search.
-        settings: its SearchSettings.
+        history: sequence of HistoryEntry of a search for this target or a harder one.
+        settings: SearchSettings with the target.
     """
     for count in range(1, len(history)):
         if could_pass(supernet, history[:count], settings):
@@ -174,14 +145,13 @@ def count_shared(supernet, history, settings):
 def could_pass(supernet, history, settings):
     """Returns whether a candidate of the step after this history could fall below the target.
 
-    The widths of a step do not depend on the data, only which groups are tried does: all groups are
-    looked at, so the answer may be True a step early. That costs a step, and no accuracy.
+    The widths of a step do not depend on the data, only the choice of the groups that are tried
+    does. All groups are looked at, so the answer may be True a step early; that costs the step and
+    changes no result.
     """
-    if not history:
-        return False
-    target = settings.targets()
     present = history[-1].subnetwork
     narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
     counts = counts_by_width(supernet, present, settings.search_step, narrowed)
     candidates = [present.with_kept(group, count) for group, count in counts.items()]
+    target = settings.targets()
     return target.could_pass(supernet, present, candidates, settings.groups_per_step)

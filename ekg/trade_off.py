@@ -1,0 +1,127 @@
+"""The whole trade-off between accuracy and cost: a network pruned to several rates."""
+
+import contextlib
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from ekg.errors import EkgError
+from ekg.pruning import PruneResult, prune
+from ekg.report import front as report
+
+PICTURE, PAGE = "front.png", "front.html"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Front:
+    """A network pruned to several rates.
+
+        front = ekg.front(model, data, rates=(0.8, 0.6, 0.45))
+        print(front.summary())
+        front[0.6].model
+
+    Attributes:
+        rates: shares of the FLOPs that were asked for, in falling order.
+        results: tuple of PruneResult, one per rate.
+    """
+
+    rates: tuple[float, ...]
+    results: tuple[PruneResult, ...]
+
+    def __getitem__(self, rate):
+        """Returns the PruneResult of a rate that was asked for."""
+        if rate not in self.rates:
+            raise EkgError(f"the front has no rate {rate!r}; it has {list(self.rates)}.")
+        return self.results[self.rates.index(rate)]
+
+    def __len__(self):
+        return len(self.rates)
+
+    def summary(self):
+        """Returns a Markdown table: the unpruned network and one row per rate."""
+        return "\n".join([report.format_front(self._points()), self.results[-1].note])
+
+    def report(self, folder):
+        """Writes front.html and front.png into a folder.
+
+        Args:
+            folder: path; it is made if it is missing.
+
+        Raises:
+            EkgError: matplotlib is not installed, or the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            report.write_front(self._points(), folder / PICTURE, folder / PAGE)
+        except ModuleNotFoundError as error:
+            raise EkgError(
+                f"a report needs {error.name}; install it with: pip install {error.name}"
+            ) from None
+        except OSError as error:
+            raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
+
+    def _points(self):
+        return [
+            report.FrontPoint(f"{rate:g} of the FLOPs", result.run, result.is_repaired)
+            for rate, result in zip(self.rates, self.results)
+        ]
+
+
+def front(model, data, rates, *, run_dir=None, **options):
+    """Prunes a trained network to several rates and returns the Front of them.
+
+        front = ekg.front(model, data, rates=(0.8, 0.6, 0.45, 0.3), epochs=20)
+
+    The searches share their first steps: all of them together cost little more than the longest.
+    Each finds exactly what a search of its own finds. With `epochs=None` the networks are cut out
+    and repaired without any training.
+
+    Args:
+        model: trained keras.Model.
+        data: training data; see ekg.prune.
+        rates: shares of the FLOPs to keep, each in (0, 1).
+        run_dir: folder with one run folder per rate, so that the same call resumes where it was
+            stopped; None keeps nothing.
+        options: all other arguments of ekg.prune but `target_rate`, `target` and `search_from`.
+
+    Raises:
+        EkgError: a rate is out of range or given twice; or see ekg.prune.
+    """
+    rates = check_rates(rates)
+    for name in ("target_rate", "target", "search_from", "restart"):
+        if options.get(name) is not None:
+            raise EkgError(f"`{name}` has no effect on a front; leave it out.")
+    results, earlier = [], None
+    with _folder(run_dir) as folder:
+        for rate in rates:
+            path = folder / f"rate_{rate:g}"
+            results.append(
+                prune(model, data, target_rate=rate, run_dir=path, search_from=earlier, **options)
+            )
+            earlier = path
+    return Front(rates, tuple(results))
+
+
+def check_rates(rates):
+    """Returns the rates of a front as a tuple of floats in falling order.
+
+    Raises:
+        EkgError: there is none, one is not a number in (0, 1), or one is given twice.
+    """
+    values = list(rates) if isinstance(rates, (list, tuple)) else [rates]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise EkgError(f"`rates` must be numbers between 0 and 1; received {value!r}.")
+    if not values or len(set(values)) < len(values):
+        raise EkgError(f"`rates` must be different numbers, at least one; received {values}.")
+    return tuple(sorted(map(float, values), reverse=True))
+
+
+@contextlib.contextmanager
+def _folder(run_dir):
+    if run_dir is not None:
+        yield Path(run_dir)
+        return
+    with tempfile.TemporaryDirectory(prefix="ekg-front-") as path:
+        yield Path(path)
