@@ -36,7 +36,7 @@ def check_search(source, arguments, training_settings, may_differ=False):
     if not all(source.has(name) for name in SEARCH_FILES):
         raise EkgError(f"{what}: its search is not finished; start it again with the same command.")
     old = source.arguments()
-    if old.get("trained_param") is None:  # that run trained the network itself
+    if "trained_param" in arguments and old.get("trained_param") is None:  # it was trained there
         old["trained_param"] = files.sha256(source / names.BASELINE)
     apart = {*training_settings, TEST_DATA, *(TARGETS if may_differ else ())}
     old_values, new_values = (
