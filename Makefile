@@ -6,7 +6,7 @@ TENSORFLOW ?= tensorflow-cpu
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45 --baseline_epoch 9 \
@@ -21,6 +21,10 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_flags.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (echo "error: no venv; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1)

@@ -57,7 +57,7 @@ def write_tables(paths, out=None, readme=None):
         out: pathlib.Path of the folder that keeps a record of each run folder and study in
             results/, and gets results.md, of all records there; None writes nothing.
         readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is
-            made anew; or None.
+            rewritten; or None.
 
     Raises:
         EkgError: a folder holds no finished run, or a page has no place for its table.
@@ -141,10 +141,10 @@ def format_costs(records):
 
 
 def format_headlines(records):
-    """Returns a Markdown table of the paper's main figures and of our runs of the same, on the
-    original images.
+    """Returns the paper's main figures beside our runs of the same on the original images, as a
+    Markdown table, and one sentence that names those that were not run.
     """
-    rows, groups = [], repetitions.group(records)
+    rows, missing, groups = [], [], repetitions.group(records)
     for figures in published.FIGURES:
         if not _is_method(dataclasses.asdict(figures)):
             continue
@@ -153,39 +153,39 @@ def format_headlines(records):
             for group in groups
             if published.find(group.arguments) == figures and group.first.is_original
         ]
+        network, rate = f"{figures.arch}, {figures.dataset}", f"{100 * figures.rate:.1f} %"
+        if not ours:
+            missing.append(f"{network} at {rate}")
+            continue
         baseline = published.BASELINES.get((figures.arch, figures.dataset))
         deviation = "" if figures.deviation is None else f" ± {figures.deviation:.2f}"
         rows.append(
             [
-                f"{figures.arch}, {figures.dataset}",
+                network,
                 "" if baseline is None else f"{baseline:.2f}",
                 f"{figures.top1:.2f}{deviation}",
-                f"{100 * figures.rate:.1f} %",
-                "; ".join(
-                    ", ".join(
-                        filter(
-                            None,
-                            (
-                                group.top1(-1),
-                                counted(len(group.records), "seed"),
-                                counted(group.arguments["train_epoch"], "epoch"),
-                                group.special,
-                            ),
-                        )
-                    )
-                    for group in ours
-                )
-                or "not run",
+                rate,
+                "; ".join(map(_headline, ours)),
             ]
         )
-    return markdown_table(HEADLINES, rows)
+    parts = [markdown_table(HEADLINES, rows)] if rows else []
+    if missing:
+        parts.append(f"Not run yet on the paper's images and schedule: {'; '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _headline(group):
+    """Returns the accuracy of Repetitions, with their seeds and epochs."""
+    epochs = counted(group.arguments["train_epoch"], "epoch")
+    facts = (group.top1(-1), counted(len(group.records), "seed"), epochs, group.special)
+    return ", ".join(filter(None, facts))
 
 
 def format_readme(records):
-    """Returns the published figures with our runs of the same, and below them the method's other
-    runs and its peers'.
+    """Returns the published figures beside our runs of the same, and before them the runs of the
+    method and of its peers on the largest other network that was run.
 
-    Other teachers and criteria are in the page of results alone.
+    Smaller networks, other teachers and other criteria are in the page of results alone.
     """
     others = [
         group
@@ -195,28 +195,32 @@ def format_readme(records):
     ]
     if not others:
         return format_headlines(records)
-    rows = []
-    for group in others:
-        rate, before = (
-            group.mean(lambda record: record.rate),
-            group.mean(lambda record: record.top1(0)),
-        )
-        rows.append(
-            [
-                group.arguments["arch"],
-                group.first.data,
-                group.method,
-                len(group.records),
-                group.arguments["train_epoch"],
-                f"{100 * rate:.1f} %",
-                f"{before:.2f}",
-                group.top1(-1),
-            ]
-        )
-    return (
-        f"{format_headlines(records)}\n\nWhat else was run of the method and of others, with "
-        f"fewer epochs:\n\n{markdown_table(SHORT, rows)}"
-    )
+    largest = max(others, key=_unpruned_flops)
+    rows = [_short_cells(group) for group in others if _network(group) == _network(largest)]
+    return f"{markdown_table(SHORT, rows)}\n\n{format_headlines(records)}"
+
+
+def _unpruned_flops(group):
+    return group.first.table[0]["flops"]
+
+
+def _network(group):
+    return group.arguments["arch"], group.first.data
+
+
+def _short_cells(group):
+    rate = group.mean(lambda record: record.rate)
+    before = group.mean(lambda record: record.top1(0))
+    return [
+        group.arguments["arch"],
+        group.first.data,
+        group.method,
+        len(group.records),
+        group.arguments["train_epoch"],
+        f"{100 * rate:.1f} %",
+        f"{before:.2f}",
+        group.top1(-1),
+    ]
 
 
 def _is_method_or_peer(arguments):

@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def slope(self):
-        """Slope of log seconds over log counts: 1 where twice as much takes twice as long."""
+        """Log-log slope of seconds over counts; 1 is linear."""
         return float(np.polyfit(np.log(self.counts), np.log(self.seconds), 1)[0])
 
 
@@ -195,10 +195,8 @@ def markdown(curves, picture, revision):
     return [
         "## Growth",
         "",
-        f"Of revision {revision}. Seconds in which candidates are scored on {SIZE}x{SIZE} images, "
-        f"from "
-        "the input on, and the slope of their logarithm: 1 where twice as much takes twice as "
-        "long.",
+        f"Revision {revision}. Seconds to score candidates on {SIZE}x{SIZE} images, starting at "
+        "the input, and their log-log slope (1 = linear).",
         "",
         f"![growth of the cost]({picture})",
         "",

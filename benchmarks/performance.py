@@ -49,17 +49,15 @@ PEAK = "peak"  # the phase that is a matrix product
 SECTIONS = {
     "agreement": (
         "Searches in other formats",
-        "At so many steps of a float32 search, from its own sub-network and knowledge: how often "
-        "a format chooses "
-        "the same group of channels, and ends with the same ones.",
+        "At each of so many steps of a float32 search, from its own sub-network and knowledge: how "
+        "often a format chooses the same group of channels, and ends with the same channels.",
         ("format", "steps", "same group", "same sub-network"),
     ),
     "formats": (
         "Number formats",
-        "Shares of peak are those of the matrix product in the same format. `python -m "
-        "benchmarks.bench_gpu --out "
-        "docs` adds the table of a GPU: with and without XLA, in float32, TF32, bfloat16 and "
-        "float16.",
+        "Shares of peak refer to the matrix product in the same format. `python -m "
+        "benchmarks.bench_gpu --out docs` adds the table of a GPU: with and without XLA, in "
+        "float32, TF32, bfloat16 and float16.",
         ("work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"),
     ),
 }

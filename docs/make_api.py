@@ -86,7 +86,7 @@ def make_page():
 
 def main():
     parser = argparse.ArgumentParser(description="Write docs/api.md from the docstrings.")
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--check", action="store_true", help="only check that it is up to date")
     page, options = make_page(), parser.parse_args()
     if not options.check:
         PAGE.write_text(page, encoding="utf-8")

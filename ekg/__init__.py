@@ -4,6 +4,17 @@ Lee and Song, "Ensemble Knowledge Guided Sub-network Search and Fine-tuning for 
 ECCV 2022.
 """
 
+try:
+    import tensorflow  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "tensorflow":
+        raise
+    raise ModuleNotFoundError(
+        "ekg needs TensorFlow, and no build of it is installed; run pip install tensorflow, or "
+        "tensorflow-cpu, or 'tensorflow[and-cuda]'.",
+        name="tensorflow",
+    ) from None
+
 from ekg import tasks, testing
 from ekg.data.own import make_data
 from ekg.data.sources import Data
@@ -34,7 +45,7 @@ from ekg.searching.settings import SearchSettings, SubsetSettings
 from ekg.searching.targets import Target
 from ekg.trade_off import Front, front
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "BACK",

@@ -57,7 +57,7 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert "| memory bank | 25 rows/s | 50 rows/s | 2.00 | 0.25 | 0.50 |" in page
     assert "| small run on DIGITS: whole | 40.0 s | 20.0 s | 2.00 |  |  |" in page
     assert "aaaaaaa and bbbbbbb, ran in turn on one machine (a machine, 2 cores)" in page
-    assert "Of revision ccccccc. Seconds" in page
+    assert "Revision ccccccc. Seconds" in page
     assert (
         "matrix product, 10 GFLOP/s" in page and "| images | 1 to 2 | 1.00 to 2.00 | 1.00 |" in page
     )

@@ -1,9 +1,12 @@
 """The library as pip installs it, in an environment and a folder of its own."""
 
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,12 +79,16 @@ def run(*command, folder, **environment):
 def wheel(tmp_path_factory):
     """The wheel that pip builds of the sources that git would hold, built in a copy of them."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
-    for path in (ROOT / "ekg").rglob("*.py"):
+    sources = [path for pattern in ("*.py", "py.typed") for path in (ROOT / "ekg").rglob(pattern)]
+    for path in sources:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
+    left_over = folder / "build" / "lib" / "ekg" / "left_over.py"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("A module of an earlier build.\n")
     run(
         sys.executable,
         "-m",
@@ -97,6 +104,30 @@ def wheel(tmp_path_factory):
         folder=folder,
     )
     return next((folder / "out").glob("ekg_pruning-*.whl"))
+
+
+def test_the_wheel_holds_the_sources_and_leaves_the_build_of_tensorflow_open(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("ekg/")}
+        metadata = archive.read(
+            next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        ).decode()
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ekg").rglob("*.py")}
+    assert names == sources | {"ekg/py.typed"}
+    required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    plain = [line for line in required if "extra ==" not in line]
+    assert plain and not [line for line in plain if line.startswith("tensorflow")]
+    assert any(line.startswith("tensorflow-cpu") and '"cpu"' in line for line in required)
+
+
+def test_without_tensorflow_the_import_says_in_one_line_what_to_install(wheel, tmp_path):
+    program = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "try:\n    import ekg\nexcept ModuleNotFoundError as error:\n    print(error)\n"
+    )
+    shutil.unpack_archive(wheel, tmp_path / "library", format="zip")
+    text = run(sys.executable, "-c", program, folder=tmp_path / "library")
+    assert text.count("\n") == 1 and "pip install tensorflow" in text and "tensorflow-cpu" in text
 
 
 def test_a_program_elsewhere_prunes_with_the_installed_library(wheel, tmp_path):
