@@ -3,12 +3,17 @@ download.
 """
 
 import os
+import sys
+from unittest import mock
 
 # Each of pytest's processes has a core of its own: threads that wait for one another's cores get
 # less done.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# What tests need of XLA is that it compiles and computes the same; optimising takes most of its time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import utils  # noqa: F401, I001  first: it sets TensorFlow's environment
 import keras
@@ -103,6 +108,32 @@ def make_data(num_train=96, num_test=22, num_classes=3, size=8, seed=0):
     return Dataset(
         "TINY", num_classes, split(num_train), split(num_test), (100.0,) * 3, (50.0,) * 3
     )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "rendered: the pictures of runs are rendered in this test")
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Lets pictures of runs be drawn but not rendered, which takes as long as a small search.
+
+    Fixtures of modules and tests marked `rendered` render them.
+    """
+    if "rendered" in request.keywords or "ekg.report.pictures" not in sys.modules:
+        return
+    pictures = sys.modules["ekg.report.pictures"]
+    draw, save = pictures.draw_run, pictures.save
+
+    def save_blank(figure, path):
+        figure.clear()
+        save(figure, path)
+
+    def draw_blank(path, run):
+        with mock.patch.object(pictures, "save", save_blank):
+            draw(path, run)
+
+    monkeypatch.setattr(pictures, "draw_run", draw_blank)
 
 
 @pytest.fixture

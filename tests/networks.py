@@ -2,7 +2,12 @@
 FLOPs counted by hand.
 """
 
+import contextlib
+import functools
 import math
+import os
+import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -62,18 +67,64 @@ def _layer_flops(layer):
 # ---------------------------------------------------------------- keras.applications
 
 
+# Blocks that repeat an earlier one take most of the time of a deep network and are pruned alike;
+# with this variable set, the networks have all of them.
+WHOLE = "EKG_WHOLE_APPLICATIONS"
+FEW = 2
+
+
+@contextlib.contextmanager
+def few_blocks():
+    """Lets keras.applications repeat a block FEW times at most; every kind of block is there."""
+
+    def fewer(place):
+        def stack(original, *arguments, **options):
+            arguments = list(arguments)
+            arguments[place] = min(arguments[place], FEW)
+            return original(*arguments, **options)
+
+        return stack
+
+    def inception_block(original, x, *, block_idx, activation="relu", **options):
+        is_last = activation is None
+        if block_idx > FEW and not is_last:
+            return x
+        return original(x, block_idx=block_idx, activation=activation, **options)
+
+    def cells(original, *arguments, **options):
+        return original(*arguments, **options | {"num_blocks": FEW})
+
+    replaced = (
+        ("ResNet50", "stack_residual_blocks_v1", fewer(2)),
+        ("ResNet50V2", "stack_residual_blocks_v2", fewer(2)),
+        ("DenseNet121", "dense_block", fewer(1)),
+        ("InceptionResNetV2", "inception_resnet_block", inception_block),
+        ("NASNetMobile", "NASNet", cells),
+    )
+    with contextlib.ExitStack() as stack:
+        for network, function, replacement in replaced:
+            module = sys.modules[getattr(keras.applications, network).__module__]
+            if function.startswith("stack_"):  # ResNet50V2 takes them from the module of ResNet50
+                module = sys.modules[keras.applications.ResNet50.__module__]
+            original = getattr(module, function)
+            stack.enter_context(
+                mock.patch.object(module, function, functools.partial(replacement, original))
+            )
+        yield
+
+
 def application(name, **options):
     """Returns a network of keras.applications for small images, with random weights."""
     make = getattr(keras.applications, name)
-    return randomise_(
-        make(
+    with contextlib.nullcontext() if WHOLE in os.environ else few_blocks():
+        model = make(
             input_shape=(SIZE, SIZE, 3),
             weights=None,
             classes=CLASSES,
             classifier_activation=None,
             **options,
         )
-    )
+    return randomise_(model)
 
 
 def check_network(model, least, **options):

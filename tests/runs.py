@@ -2,9 +2,12 @@
 compared by.
 """
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -29,6 +32,85 @@ def start(*command, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+# Loading TensorFlow takes longer than most of these jobs. A server loads it once, without starting
+# its runtime, and every process is a fork of that server.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train_cifar", "tests.small_jobs", "tests.runs"])
+
+
+class Fork:
+    """A process that runs a module as `python -m` does; it has the methods of subprocess.Popen that
+    tests use.
+    """
+
+    def __init__(self, module, arguments, environment):
+        output, writer = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(
+            target=_run_module, args=(writer, module, arguments, environment)
+        )
+        self._process.start()
+        writer.close()
+        self.stdout = os.fdopen(os.dup(output.fileno()), errors="replace")
+        output.close()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def communicate(self, timeout):
+        """Returns (the output up to the end of the process, None)."""
+        is_late = threading.Event()
+
+        def end_late():
+            is_late.set()
+            self.kill()
+
+        watch = threading.Timer(timeout, end_late)
+        watch.start()
+        output = self.stdout.read()
+        self.wait()
+        watch.cancel()
+        if is_late.is_set():
+            raise TimeoutError(f"no end after {timeout} s:\n{output}")
+        return output, None
+
+    def wait(self, timeout=None):
+        """Returns the exit code; None if the process has not ended by then."""
+        self._process.join(timeout)
+        return self.returncode
+
+    def poll(self):
+        return self.wait(0)
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self._process.kill()
+
+
+def _run_module(output, module, arguments, environment):
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def fork(module, *arguments, **environment):
+    """Starts a module with these arguments in a process that has TensorFlow loaded already; both
+    its streams come together.
+    """
+    return Fork(module, [str(argument) for argument in arguments], environment)
 
 
 def finish(*processes, timeout=600):

@@ -84,6 +84,7 @@ def test_what_is_left_makes_the_rest_again(finished, again, name, damage, caplog
     assert name in caplog.text or (name, damage) == ("summary.json", remove)
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("name", ["report.html", "report.png"])
 def test_a_report_that_is_gone_is_drawn_again(again, name):
     folder, run = again

@@ -39,8 +39,7 @@ def small_disk(tmp_path):
 
 def run(params, folder, how="none", phase="none"):
     return runs.finish(
-        runs.start(
-            "-m",
+        runs.fork(
             "tests.full_disk",
             how,
             phase,

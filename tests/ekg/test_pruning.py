@@ -81,6 +81,7 @@ def test_the_users_network_is_left_as_it_was(pruned):
     assert all((a == b).all() for a, b in zip(model.get_weights(), network(softmax).get_weights()))
 
 
+@pytest.mark.rendered
 def test_the_summary_and_the_report_say_what_came_out(pruned, tmp_path):
     result = pruned[3]
     assert (

@@ -1,7 +1,7 @@
 """Kernels of random networks: every one can be made alone, and together they are the network."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 import ekg
 from ekg.devices.team import Team
@@ -13,8 +13,15 @@ from tests.helpers import random_subnetwork
 from tests.random_graphs import networks
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(networks())
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+@given(networks(depth=5))
 def test_the_kernels_of_any_network_can_be_made_and_add_up(model):
     supernet = supernet_of(model)
     if supernet is None:
