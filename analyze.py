@@ -1,16 +1,18 @@
-"""The analyses of the paper, one sub-command each; every one writes numbers (JSON, CSV), a picture
-and a line of text.
+"""Runs the analyses of the paper: one subcommand per analysis.
 
-    python analyze.py run runs/ResNet-56_CIFAR10_0.45                       # a run as a page of
-    pictures python analyze.py condition resnet56.pkl --arch ResNet-56               # smoothness of
-    the loss at a network python analyze.py landscape a.pkl b.pkl --arch ResNet-56                #
-    loss surfaces side by side python analyze.py correlation --trained_param resnet20.pkl --arch
-    ResNet-20 --subnetworks 10 python analyze.py criteria --trained_param resnet56.pkl --arch
-    ResNet-56 -- --train_epoch 1 python analyze.py ablation --trained_param resnet56.pkl --arch
-    ResNet-56 --seeds 0 1 2 python analyze.py tables runs/*
+    # a finished run as a page of pictures
+    python analyze.py run runs/ResNet-56_CIFAR10_0.45
+    # smoothness of the loss landscape at a network
+    python analyze.py condition resnet56.pkl --arch ResNet-56
+    # loss surfaces side by side
+    python analyze.py landscape a.pkl b.pkl --arch ResNet-56
+    python analyze.py correlation --trained_param resnet20.pkl --arch ResNet-20 --subnetworks 10
+    python analyze.py criteria --trained_param resnet56.pkl --arch ResNet-56 -- --train_epoch 1
+    python analyze.py ablation --trained_param resnet56.pkl --arch ResNet-56 --seeds 0 1 2
+    python analyze.py tables runs/*
 
-The same command again goes on where it stopped. What stands behind `--` goes to train_cifar.py as
-it is.
+Each writes numbers (JSON, CSV), a picture and a line of text. The same command again resumes where
+it stopped. Arguments after `--` are passed on to train_cifar.py.
 """
 
 import argparse

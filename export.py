@@ -1,8 +1,10 @@
-"""Writes a network, pruned or not, in a deployment format, and proves that it computes the same.
+"""Exports a network, pruned or not, and proves that the file computes the same.
 
-python export.py --model runs/mine --out pruned.tflite python export.py --model runs/mine --out
-pruned.tflite --quantize int8 --data_path images --rescale -1 1 python export.py --model
-resnet56.pkl --arch ResNet-56 --out resnet56.onnx --dataset CIFAR10 --data_path cifar
+    python export.py --model runs/mine --out pruned.tflite
+    python export.py --model runs/mine --out pruned.tflite --quantize int8 \\
+        --data_path images --rescale -1 1
+    python export.py --model resnet56.pkl --arch ResNet-56 --out resnet56.onnx \\
+        --dataset CIFAR10 --data_path cifar
 """
 
 import dataclasses

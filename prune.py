@@ -1,11 +1,12 @@
-"""Prunes a network of your own on data of your own.
+"""Prunes your own network on your own data.
 
     python prune.py --model my.keras --data_path images --target_rate 0.5 --train_path runs/mine
-    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 --data_path
-    images --rescale -1 1 python prune.py --model my.keras --inspect
+    python prune.py --model MobileNetV2 --weights mobilenet.weights.h5 --classes 3 \\
+        --data_path images --rescale -1 1
+    python prune.py --model my.keras --inspect
 
-The pruned network is in the run folder as trained_param.keras, or where fine-tuning made it worse
-as slimmed_param.keras. The same command again resumes where a run stopped.
+The pruned network is trained_param.keras in the run folder, or slimmed_param.keras where
+fine-tuning made it worse. The same command again resumes where a run stopped.
 """
 
 import dataclasses

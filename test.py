@@ -1,9 +1,9 @@
-"""Evaluates a parameter file, pruned or not: loss, top-1, top-5, parameters, FLOPs, latency, images
-a second.
+"""Evaluates a parameter file: loss, accuracy, parameters, FLOPs, latency, images per second.
 
-python test.py --arch ResNet-56 --dataset CIFAR10 --trained_param
-runs/ResNet-56_CIFAR10_0.45/trained_param.pkl python test.py --arch ResNet-50 --dataset ILSVRC2012
---data_path ILSVRC2012 --trained_param resnet50.pkl
+    python test.py --arch ResNet-56 --dataset CIFAR10 \\
+        --trained_param runs/ResNet-56_CIFAR10_0.45/trained_param.pkl
+    python test.py --arch ResNet-50 --dataset ILSVRC2012 --data_path ILSVRC2012 \\
+        --trained_param resnet50.pkl
 """
 
 import dataclasses

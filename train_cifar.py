@@ -1,12 +1,14 @@
 """Prunes a CIFAR network: search, memory bank, fine-tuning.
 
-    python train_cifar.py --arch ResNet-56 --target_rate 0.45                     # trains a
-    baseline first python train_cifar.py --arch ResNet-56 --target_rate 0.45 --trained_param
-    resnet56.pkl python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45    # no
-    download
+    # trains a baseline first
+    python train_cifar.py --arch ResNet-56 --target_rate 0.45
+    # starts from a trained network
+    python train_cifar.py --arch ResNet-56 --target_rate 0.45 --trained_param resnet56.pkl
+    # needs no download
+    python train_cifar.py --arch ResNet-20 --dataset DIGITS --target_rate 0.45
 
-Published for ResNet-56 on CIFAR-10 at about 45 % of the FLOPs: 94.09 % top-1, 0.9 GPU hours (Lee
-and Song 2022).
+Published for ResNet-56 on CIFAR-10 at about 45 % of the FLOPs: 94.09 % top-1, 0.9 GPU hours
+(Lee and Song 2022).
 """
 
 import dataclasses

@@ -1,11 +1,10 @@
 """Prunes an ImageNet network: search, memory bank, fine-tuning.
 
-    python train_imagenet.py --arch ResNet-50 --data_path ILSVRC2012 --trained_param resnet50.pkl
-    --target_rate 0.55
+    python train_imagenet.py --arch ResNet-50 --data_path ILSVRC2012 \\
+        --trained_param resnet50.pkl --target_rate 0.55
 
-`python -m nets.convert` makes the parameter file out of torchvision-style weights. Published for
-ResNet-50 at 55 % of the
-FLOPs: 76.43 % top-1, 315 GPU hours (Lee and Song 2022).
+`python -m nets.convert` makes the parameter file from torchvision-style weights. Published for
+ResNet-50 at 55 % of the FLOPs: 76.43 % top-1, 315 GPU hours (Lee and Song 2022).
 """
 
 import dataclasses

@@ -155,8 +155,7 @@ def run_script(main, parse_args):
     fails.
 
     0: done; 1: a number became non-finite; 2: a user's mistake; 3: another worker was lost; 130,
-        143, 138: Ctrl-C, SIGTERM,
-    SIGUSR1, after a checkpoint.
+    143, 138: Ctrl-C, SIGTERM, SIGUSR1, after a checkpoint.
     """
     args = parse_args()
     # What is left of a cluster would wait for a process that is shutting down.

@@ -3,10 +3,9 @@
     python -m benchmarks.agreement runs/r56 --data_path ... --formats bfloat16
 
 Follows the history of a search of train_cifar.py: at each of its interim sub-networks one step is
-    taken in each format, with
-the knowledge of all that came before, and compared with what the search chose there. Naming
-float32, too, shows that the steps are those of the search. How another format ends when it goes its
-own way, a run with --search_precision says.
+taken in each format, with the knowledge of all that came before, and compared with what the search
+chose there. Naming float32, too, shows that the steps are those of the search. How another format
+ends when it goes its own way, a run with --search_precision says.
 """
 
 from pathlib import Path

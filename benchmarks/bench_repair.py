@@ -1,11 +1,9 @@
-"""Accuracy of networks before any training, cut out and repaired: of this project and of
-Torch-Pruning.
+"""Accuracy of cut and repaired networks before any training, ours and Torch-Pruning's.
 
-    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR --trained_param
-    resnet56.pkl \
-        --searched runs/r56 --peers group-taylor group-l2
+    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR \\
+        --trained_param resnet56.pkl --searched runs/r56 --peers group-taylor group-l2
 
-Top-1 on the test images, and the seconds of the repair alone; its images are training images
+Prints top-1 on the test images and the seconds of the repair alone. The repair sees training images
 without their labels.
 """
 

@@ -1,11 +1,10 @@
-"""Seconds of a search step, with and without the shared prefix, and their share of the machine's
-peak.
+"""Times a search step with and without the shared prefix, as a share of the machine's peak.
 
-    python -m benchmarks.bench_search --arch ResNet-56 --trained_param resnet56.pkl --data_path
-    cifar-10-batches-py
+    python -m benchmarks.bench_search --arch ResNet-56 --trained_param resnet56.pkl \\
+        --data_path cifar-10-batches-py
 
-Without --trained_param the weights, and without --data_path the images, are random; which groups a
-step tries then differs.
+Weights are random without --trained_param, and images without --data_path; other groups are tried
+then.
 """
 
 import argparse

@@ -1,14 +1,15 @@
-"""Other ways to the same rate, fine-tuned as ours is: the same views, order, schedule, epochs and
-format.
+"""Prunes by other methods to the same rate and fine-tunes the result exactly as ours.
 
-    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl --data_path
-    ... --train_epoch 30 python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
+    python -m benchmarks.peers group-l2 --arch ResNet-20 --trained_param resnet20.pkl \\
+        --data_path ... --train_epoch 30
+    python -m benchmarks.peers scratch --searched runs/r20-nn-0 ...
 
-group-l2 and group-taylor prune with Torch-Pruning 1.6.1 (an environment of its own is made in
---peer_env); uniform and random cut equal and random shares of all channel groups and keep the
-channels of the largest L1 norms; scratch trains the network that a run found with new weights;
-unpruned trains the whole network on. --finetune_teacher single adds distillation from the unpruned
-network. The result is a record for `analyze.py tables`; the same command goes on where it stopped.
+Views, order, schedule, epochs and number format are equal. group-l2 and group-taylor prune with
+Torch-Pruning 1.6.1, for which --peer_env gets a virtual environment; uniform and random cut equal
+and random shares of all channel groups and keep the channels with the largest L1 norms; scratch
+trains the network that a run found from new weights; unpruned trains the whole network.
+--finetune_teacher single adds distillation from the unpruned network. The result is a record for
+`analyze.py tables`. The same command again resumes where it stopped.
 """
 
 import dataclasses

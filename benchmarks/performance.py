@@ -1,12 +1,10 @@
-"""Every phase of a run before and after a change, timed in turn, and how its cost grows; writes
-docs/performance.md.
+"""Times every phase of a run before and after a change and writes docs/performance.md.
 
-    python -m benchmarks.performance --before CHECKOUT --trained_param resnet56.pkl --data_path
-    cifar-10-batches-py \
-        --history history.jsonl --out docs
+    python -m benchmarks.performance --before CHECKOUT --trained_param resnet56.pkl \\
+        --data_path cifar-10-batches-py --history history.jsonl --out docs
 
-CHECKOUT is another checkout of this repository, at the revision to compare with. Run it on a
-machine that does nothing else.
+It also measures how the cost of each phase grows. CHECKOUT is another checkout of this repository,
+at the revision to compare with. Run it on a machine that does nothing else.
 """
 
 import argparse

@@ -2,10 +2,9 @@
 images and for ImageNet.
 
 Plain Keras functional models: nothing here knows that a network may be pruned. A pruned network is
-    the same
-network with other widths, so the builder takes a width for every convolution. The ImageNet networks
-are torchvision's v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric padding, so
-that torchvision's weights give torchvision's logits.
+the same network with other widths, so the builder takes a width for every convolution. The ImageNet
+networks are torchvision's v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric
+padding, so that torchvision's weights give torchvision's logits.
 """
 
 import dataclasses

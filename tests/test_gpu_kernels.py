@@ -2,10 +2,9 @@
 a CPU, too.
 
 The list is of TensorFlow 2.21: its library holds the text of each such error ("... deterministic
-    ... is not currently
-available", "Determinism is not yet supported in ..."). Sums over segments, and so the gradient of
-an embedding, have deterministic kernels by now; the gradient of a depthwise kernel has one in
-cuDNN.
+... is not currently available", "Determinism is not yet supported in ..."). Sums over segments, and
+so the gradient of an embedding, have deterministic kernels by now; the gradient of a depthwise
+kernel has one in cuDNN.
 """
 
 import contextlib

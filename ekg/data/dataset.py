@@ -300,8 +300,7 @@ class Batches:
     them a network's input.
 
     Images of a batch may share the statistics of batch norms: a short last batch would have noisier
-        ones. Even batches
-    have at most two sizes, so at most two shapes are compiled.
+    ones. Even batches have at most two sizes, so at most two shapes are compiled.
 
     Attributes:
         split: Split.

@@ -1,10 +1,10 @@
 """A user's own data, whatever `fit` takes, as examples that are read by their numbers.
 
 The method needs the same example again: its order is shuffled here, and the row of the memory bank
-    is its number. Arrays
-are read as they are. What comes in batches (tf.data.Dataset, keras.utils.PyDataset) is written once
-to a file without a name in the system's folder for such files (TMPDIR), which goes with the
-process, and read a second time to prove that it is the same each time.
+is its number. Arrays are read as they are. What comes in batches (tf.data.Dataset,
+keras.utils.PyDataset) is written once to a file without a name in the system's folder for such
+files (TMPDIR), which goes with the process, and read a second time to prove that it is the same
+each time.
 """
 
 import collections

@@ -1,10 +1,8 @@
 """Batch norms folded into the layers before them: the same function with fewer operations.
 
 A batch norm that follows a convolution or dense layer without an activation of its own is, with
-moving statistics, a factor
-and a summand for each channel: γ/√(σ² + ε) goes into the kernel, β − μγ/√(σ² + ε) into the bias
-    (Jacob et al.
-2018, section 3).
+moving statistics, a factor and a summand for each channel: γ/√(σ² + ε) goes into the kernel, β −
+μγ/√(σ² + ε) into the bias (Jacob et al. 2018, section 3).
 """
 
 import keras

@@ -9,10 +9,9 @@ gone or something before it has changed, its kernel becomes the one that minimis
 
 with P the patches that the layer reads in the network repaired so far, and T what it computes in
 the unpruned network before its activation. W₀ is what the unpruned kernel becomes where each
-channel that is gone is replaced by the best linear
-combination of the kept ones, the same at all positions: so few examples already know something of
-    large kernels. Three
-things besides bring the outputs closer:
+channel that is gone is replaced by the best linear combination of the kept ones, the same at all
+positions: so few examples already know something of large kernels. Three things besides bring the
+outputs closer:
 
 - Where a batch norm follows, the fit is that of the batch norm's output, and the norm's scale is
   set so that it passes the fit on as it is. Least squares shrink what they cannot explain, and the
@@ -177,8 +176,8 @@ def repair_(model, supernet, subnetwork, inputs):
     that the fit leaves}.
 
     Batch norms keep moving statistics that fit nothing: estimate them afterwards. A layer that is
-        called several times,
-    and one whose record has no `patches`, keep the weights that they were cut out with.
+    called several times, and one whose record has no `patches`, keep the weights that they were cut
+    out with.
 
     Args:
         model: keras.Model, as supernet.cut(subnetwork) gives.

@@ -95,10 +95,10 @@ def restore_norms_(model, original):
     original.
 
     The batch norm behind cancels the factor f: with a moving mean of f·μ and a moving variance of
-        f²·(σ² + ε) − ε it gives
-    what it gave, exactly, and the effective learning rate is the original's. With the statistics of
-    a batch σ/√(σ² + ε) becomes fσ/√(f²σ² + ε); a convolution stays as it is where that differs by
-    more than MAX_CHANGE. So does one without a batch norm behind it.
+    f²·(σ² + ε) − ε it gives what it gave, exactly, and the effective learning rate is the
+    original's. With the statistics of a batch σ/√(σ² + ε) becomes fσ/√(f²σ² + ε); a convolution
+    stays as it is where that differs by more than MAX_CHANGE. So does one without a batch norm
+    behind it.
 
     Args:
         model: the cut keras.Model.

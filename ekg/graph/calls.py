@@ -1,8 +1,7 @@
 """The layer graph of a functional Keras model as a flat list of calls.
 
 Nested models are looked into: the calls of their layers stand in the list like all others.
-    Everything this package knows of
-Keras' own bookkeeping of a functional graph is in this file.
+Everything this package knows of Keras' own bookkeeping of a functional graph is in this file.
 """
 
 import functools

@@ -2,10 +2,9 @@
 kept channels.
 
 FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its
-    groups; a transposed one at
-the positions of its input), a dense layer Cin·Cout, a batch norm 2·H·W·C, another norm or scale
-H·W·C for each of its vectors, recurrent and attention layers all their products. Parameters are all
-weights, moving statistics included. Other layers are free.
+groups; a transposed one at the positions of its input), a dense layer Cin·Cout, a batch norm
+2·H·W·C, another norm or scale H·W·C for each of its vectors, recurrent and attention layers all
+their products. Parameters are all weights, moving statistics included. Other layers are free.
 """
 
 import dataclasses

@@ -12,9 +12,8 @@ def named_weights(model):
     """Returns [(layer, name of the weight in the whole model, variable)] of a functional model.
 
     Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel"; a layer
-        inside a layer goes by the
-    attribute that holds it, as in "attention/query_dense/kernel". So they do not depend on what
-    else the process has made.
+    inside a layer goes by the attribute that holds it, as in "attention/query_dense/kernel". So
+    they do not depend on what else the process has made.
 
     Raises:
         EkgError: two weights have one name.

@@ -1,9 +1,8 @@
 """Both ends of a symmetric operator's spectrum by Lanczos' method; the operator is never formed.
 
 The basis is kept within a budget of memory: where it is full, the method starts again with the best
-    approximations of both
-ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for Large
-Symmetric Eigenvalue Problems").
+approximations of both ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos
+Method for Large Symmetric Eigenvalue Problems").
 """
 
 import dataclasses

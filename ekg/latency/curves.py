@@ -2,10 +2,9 @@
 
 Time may jump from one number of channels to the next, mostly along those that are written, which
 runtimes compute in tiles. So a kernel is measured along them on a fine grid, for a few numbers of
-those that are read: r(i, o). It is measured along
-those that are read on a fine grid, too, with all written: q(i). Its time is r, interpolated along
-    i, times q(i) by what q's
-own interpolation from those few numbers gives.
+those that are read: r(i, o). It is measured along those that are read on a fine grid, too, with all
+written: q(i). Its time is r, interpolated along i, times q(i) by what q's own interpolation from
+those few numbers gives.
 """
 
 import dataclasses

@@ -60,10 +60,8 @@ def find_places(supernet):
     order of the graph.
 
     Those are the kernel and bias of the layers that write a group, and whatever the layers that
-    treat each of its channels
-    by itself have for a channel: scales and offsets of norms, depthwise kernels, slopes. A layer
-        that is called several
-    times counts once.
+    treat each of its channels by itself have for a channel: scales and offsets of norms, depthwise
+    kernels, slopes. A layer that is called several times counts once.
     """
     places, seen = [], set()
     for call in supernet.graph.calls:

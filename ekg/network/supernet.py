@@ -2,8 +2,7 @@
 and masks.
 
 One function serves every sub-network: the masks are its arguments, so nothing is compiled again
-    from one sub-network to
-the next and nothing needs restoring after a trial.
+from one sub-network to the next and nothing needs restoring after a trial.
 """
 
 import copy

@@ -36,8 +36,7 @@ class SubsetPhase(Phase):
     """Step 0: one epoch on D_subset, labels alone; moving statistics stay.
 
     On one device, whatever the number of devices: all statistics of a batch are those of the whole
-        batch, so that the
-    search starts from the same weights.
+    batch, so that the search starts from the same weights.
     """
 
     name, leaves, num_epochs = "subset", names.SUPERNET, 1
@@ -333,8 +332,7 @@ class FineTunePhase(Phase):
     """Trains Θ* with the knowledge of the bank, of the unpruned network, or with the labels alone.
 
     A single teacher is Θ₀ before the epoch on D_subset: it runs along with moving statistics, which
-        that epoch leaves
-    alone, so they fit the weights before it and not those behind it.
+    that epoch leaves alone, so they fit the weights before it and not those behind it.
     """
 
     name, leaves = "fine-tune", names.TRAINED

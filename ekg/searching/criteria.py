@@ -239,10 +239,9 @@ def taylor(context):
     CE is the mean loss with the labels over D_val of the present sub-network, batch norms with
     batch statistics. The weights of a channel are those of CriterionContext.weights(): of every
     layer that writes the group its filter and its bias, and the scales and offsets of the norms
-    behind them, with all else that the layers up to the gate have for the channel. A
-    filter alone would say nothing where a batch norm follows: its factor cancels, so its sum is 0
-        but for the norm's ε.
-    There the scale and the offset give the sum, as in the paper's Taylor-FO-BN.
+    behind them, with all else that the layers up to the gate have for the channel. A filter alone
+    would say nothing where a batch norm follows: its factor cancels, so its sum is 0 but for the
+    norm's ε. There the scale and the offset give the sum, as in the paper's Taylor-FO-BN.
     """
     return (
         context.sum_by_channel(

@@ -24,12 +24,11 @@ class Latency(Target):
     Latency(ms=4).
 
     The search works on a prediction: a table of the times of the network's kernels at many numbers
-        of channels, measured
-    first. Each step narrows every group by as many channels as save r/G of the unpruned latency,
-    for G groups, so that its candidates differ in what they lose and not in what they save (as in
-    Yang et al. 2018, NetAdapt). On the way, and at every step near the target, whole sub-networks
-    are measured beside the unpruned one; the prediction is set right by them, and the target is met
-    in measured latency.
+    of channels, measured first. Each step narrows every group by as many channels as save r/G of
+    the unpruned latency, for G groups, so that its candidates differ in what they lose and not in
+    what they save (as in Yang et al. 2018, NetAdapt). On the way, and at every step near the
+    target, whole sub-networks are measured beside the unpruned one; the prediction is set right by
+    them, and the target is met in measured latency.
 
     Attributes:
         ratio: share of the unpruned network's latency, in (0, 1); or

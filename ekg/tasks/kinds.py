@@ -1,10 +1,9 @@
 """Tasks: what the method needs to know of what a network is for.
 
 A task is a small object that holds no numbers of its own: the loss of outputs with labels, the
-    distance of outputs to
-knowledge, figures of merit, and which output of the network is meant. The formulas of the method
-(Lee and Song 2022) are those of Classification; every other task states what it takes in their
-place.
+distance of outputs to knowledge, figures of merit, and which output of the network is meant. The
+formulas of the method (Lee and Song 2022) are those of Classification; every other task states what
+it takes in their place.
 """
 
 import dataclasses
@@ -29,9 +28,8 @@ class Classification(Task):
     """One class of several; the output is a vector of logits z [classes].
 
     Loss: cross-entropy CE(y, z). Distance: CE(softmax(t), z). Divergence: τ·KL(softmax(t/τ) ‖
-        softmax(z/τ)) with the factor
-    τ of the paper. Labels are class numbers, also of shape (examples, 1), or one-hot vectors, or
-    shares of the classes.
+    softmax(z/τ)) with the factor τ of the paper. Labels are class numbers, also of shape (examples,
+    1), or one-hot vectors, or shares of the classes.
     """
 
     name = "classification"
@@ -140,10 +138,9 @@ class MultiLabel(Task):
     [labels].
 
     Every label is a classification with the two logits (0, z), and every formula the mean over the
-    labels of
-    Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ) ‖ σ(z/τ)).
-        Labels are 0 or 1, or
-    soft labels between, of shape (examples, labels), or (examples,) for a single one.
+    labels of Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ)
+    ‖ σ(z/τ)). Labels are 0 or 1, or soft labels between, of shape (examples, labels), or
+    (examples,) for a single one.
     """
 
     name = "multi-label classification"

@@ -2,9 +2,8 @@
 labels.
 
 A weighted label is the label, its weight, and its share: 0 where a class is left out, else so that
-    the
-mean share of all labels is 1. The loss is the mean of weight · share · loss, as Keras' own; figures
-of merit take the share alone, as Keras' metrics take no weights. Knowledge is not weighted.
+the mean share of all labels is 1. The loss is the mean of weight · share · loss, as Keras' own;
+figures of merit take the share alone, as Keras' metrics take no weights. Knowledge is not weighted.
 """
 
 import dataclasses

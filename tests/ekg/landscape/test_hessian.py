@@ -38,8 +38,7 @@ def dense_hessian(original, data, parameters, batch_statistics, batches):
     """Central differences of Keras' own float64 gradients, mean over all images.
 
     Keras' second derivatives would be no oracle: tf.nn.moments takes the mean as a constant in the
-        variance. The step is
-    so small that no ReLU turns.
+    variance. The step is so small that no ReLU turns.
     """
     model = make_small_in_float64(original)
     variables = [v for v in model.trainable_variables if parameters == "all" or len(v.shape) > 1]
