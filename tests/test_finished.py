@@ -13,9 +13,9 @@ import utils
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.run.folder import RunFolder
-from tests import small_jobs
-from tests.conftest import randomise_
-from tests.damage import flip_bit_of
+from tests.helpers import small_jobs
+from tests.helpers.damage import flip_bit_of
+from tests.helpers.models import randomise_
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests import full_disk, runs, stress_resume
+from tests.helpers import runs
+from tests.programs import full_disk, stress_resume
 
 EXPECTED = (
     r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
@@ -40,7 +41,7 @@ def small_disk(tmp_path):
 def run(params, folder, how="none", phase="none"):
     return runs.finish(
         runs.fork(
-            "tests.full_disk",
+            "tests.programs.full_disk",
             how,
             phase,
             "--",

@@ -17,8 +17,8 @@ import utils
 from dataloader import cifar
 from ekg.errors import EkgError
 from ekg.process.memory import peak_memory_mib
-from tests.conftest import make_tiny_resnet
-from tests.damage import mutate
+from tests.helpers.damage import mutate
+from tests.helpers.models import make_tiny_resnet
 
 
 class Attack:

@@ -11,7 +11,8 @@ import pytest
 import utils
 from ekg.io import files
 from ekg.train import loop
-from tests import runs, stress_resume
+from tests.helpers import runs
+from tests.programs import stress_resume
 
 SHORT = [
     "--arch",
@@ -47,7 +48,7 @@ def free_ports(count):
 
 
 # The same job on a network and data that are small, for tests that start many processes
-SMALL_JOB = ("tests.stress_resume", "none", "--")
+SMALL_JOB = ("tests.programs.stress_resume", "none", "--")
 
 
 def start_workers(arguments, further=((), ()), job=None):
@@ -176,7 +177,7 @@ def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is
         "--train_path",
         tmp_path / "run",
     ]
-    job = ("tests.differing", how, "--")
+    job = ("tests.programs.differing", how, "--")
     (chief_code, chief), (code, other) = runs.finish(*start_workers(arguments, job=job))
     lines = [runs.error_line(output) for output in (chief, other)]
     if how == "failure":

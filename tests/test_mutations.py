@@ -1,10 +1,10 @@
-"""A short run of tests.mutations: damaged files of every kind end in a typed error, or in good
-data.
+"""A short run of tests.programs.mutations: damaged files of every kind end in a typed error, or in
+good data.
 """
 
 import numpy as np
 
-from tests import mutations
+from tests.programs import mutations
 
 HAS_CHECKSUM = {"parameters"}  # every change is noticed
 NEVER_STOPS = {

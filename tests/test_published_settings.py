@@ -10,7 +10,7 @@ import train_imagenet
 from ekg.distil import bank, losses
 from ekg.run import phases
 from ekg.train.step import Trainer
-from tests import small_jobs
+from tests.helpers import small_jobs
 
 
 class Notes:

@@ -24,9 +24,9 @@ from ekg.searching import criteria
 from ekg.searching.history import HistoryEntry
 from ekg.train.evaluate import estimate_statistics_, evaluate
 from ekg.train.step import StepOptions, Trainer
-from tests import small_jobs
-from tests.conftest import make_data, randomise_
-from tests.helpers import make_objective, mirrored
+from tests.helpers import small_jobs
+from tests.helpers.comparisons import make_objective, mirrored
+from tests.helpers.models import make_data, randomise_
 
 XLA = ekg.Compute(use_xla=True)
 LIBRARY = Path(ekg.__file__).parent

@@ -18,8 +18,8 @@ from ekg.io import files
 from ekg.run import pipeline
 from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, TRAINING, Range, SearchSettings, about
-from tests import small_jobs
-from tests.helpers import mirrored
+from tests.helpers import small_jobs
+from tests.helpers.comparisons import mirrored
 
 SHARED = tuple(op_utils.SHARED_FLAGS.values())
 # script -> (its dataclasses of settings, arguments that it must have)

@@ -8,7 +8,7 @@ import ekg
 from ekg import steps
 from ekg.errors import EkgError
 from ekg.run.networks import Networks
-from tests.ekg.test_pruning import digits, network
+from tests.helpers.digits import digits, network
 
 
 def test_the_phases_one_by_one_end_as_the_whole_job_behind_its_first_epoch(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from ekg.data.dataset import Batches
 from ekg.distil.slim import restore_norms_, slim
 from ekg.graph.calls import Graph
 from ekg.train.evaluate import estimate_statistics_
-from tests.helpers import mirrored, relative_difference
+from tests.helpers.comparisons import mirrored, relative_difference
 
 CONVOLUTIONS = ("stem", "a1", "a2", "b1", "b2", "b3")
 

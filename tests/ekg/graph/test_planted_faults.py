@@ -11,7 +11,7 @@ from ekg.graph import attention, flow, opening, recurrent
 from ekg.graph.records import IN, OUT, RECORDS, Weight
 from ekg.network.supernet import Supernet
 from ekg.testing import check_prunable
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 STEPS = 4
 

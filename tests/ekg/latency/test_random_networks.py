@@ -8,9 +8,9 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.latency import kernels
 from ekg.searching.latency import Latency
-from tests.ekg.latency.helpers import install, seconds_of
-from tests.helpers import random_subnetwork
-from tests.random_graphs import networks
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.made_up_runtime import install, seconds_of
+from tests.programs.random_graphs import networks
 
 
 @settings(

@@ -5,7 +5,7 @@ import pytest
 from ekg.errors import EkgError
 from ekg.latency import runtimes, timing
 from ekg.latency.timing import Conditions, measure_latency, summarise, time_in_turn
-from tests.ekg.latency.helpers import Clock
+from tests.helpers.made_up_runtime import Clock
 
 
 @pytest.fixture

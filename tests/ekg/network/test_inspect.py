@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 
 import ekg
-from tests.conftest import conv_bn
+from tests.helpers.models import conv_bn
 
 
 def test_an_inspection_says_what_each_group_is_worth(tiny_resnet):

@@ -3,7 +3,7 @@ import pytest
 
 from ekg.errors import EkgError
 from ekg.run.networks import Networks
-from tests.helpers import random_subnetwork
+from tests.helpers.comparisons import random_subnetwork
 
 
 def test_networks_are_written_and_read_whole_or_cut(tiny_resnet, tmp_path):

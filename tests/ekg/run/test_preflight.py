@@ -10,8 +10,8 @@ from ekg.run import folder as names
 from ekg.run import pipeline, preflight
 from ekg.run.folder import RunFolder
 from ekg.settings import FineTuneSettings, JobSettings
-from tests import small_jobs
-from tests.conftest import make_data, randomise_
+from tests.helpers import small_jobs
+from tests.helpers.models import make_data, randomise_
 
 BANK = 96 * 4 * 3 * 4  # images x teachers x classes, float32
 

@@ -6,8 +6,8 @@ from ekg.data.dataset import Batches
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.train.evaluate import estimate_statistics_, evaluate
-from tests.conftest import make_tiny_resnet
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import make_tiny_resnet
 
 
 class Bar:

@@ -14,8 +14,8 @@ from ekg.distil import slim as slimming
 from ekg.graph import cutting
 from ekg.train.evaluate import estimate_statistics_, evaluate
 from ekg.train.step import Trainer
-from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import conv_bn, make_data, make_tiny_resnet, randomise_
 
 
 def batches_of(data, batch_size=40):

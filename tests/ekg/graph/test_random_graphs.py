@@ -5,7 +5,7 @@ be cut again.
 import hypothesis
 from hypothesis import strategies as st
 
-from tests.random_graphs import check, check_job, networks, networks_and_kinds
+from tests.programs.random_graphs import check, check_job, networks, networks_and_kinds
 
 
 @hypothesis.settings(

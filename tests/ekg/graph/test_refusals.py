@@ -12,7 +12,7 @@ from keras import layers, ops
 import ekg
 from ekg.graph.complexity import model_complexity
 from ekg.testing import check_prunable
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 
 def image():

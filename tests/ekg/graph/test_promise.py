@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import ekg
 from ekg.testing import check_prunable
-from tests.conftest import conv_bn, randomise_
+from tests.helpers.models import conv_bn, randomise_
 
 CLASSES = 3
 

@@ -11,7 +11,7 @@ from keras import layers
 from ekg.errors import EkgError
 from ekg.io import h5_files, keras_files
 from ekg.io.keras_files import load_keras
-from tests.conftest import make_tiny_resnet
+from tests.helpers.models import make_tiny_resnet
 
 # A network as Keras 2.0 wrote it: the keys, the classes and the nodes of that time.
 KERAS_2 = {

@@ -1,7 +1,7 @@
 """Ends small runs again and again, starts them each time, and compares their ends with undisturbed
 runs'.
 
-    python -m tests.stress --kills 300 --signals 50 --workers 20 --differing 30
+    python -m tests.programs.stress --kills 300 --signals 50 --workers 20 --differing 30
 
 Processes end at random instants, in turn in search, memory bank and fine-tuning: by SIGKILL (every
 fifteenth time the next process is killed within a second of its first line, too), and by SIGTERM
@@ -24,7 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import runs, stress_resume, test_multi_worker
+from tests import test_multi_worker
+from tests.helpers import runs
+from tests.programs import stress_resume
 
 KINDS = ("one device", "two devices", "ekg.prune")
 PHASES = ("search", "bank", "fine-tune")
@@ -213,7 +215,7 @@ def stress_differing_workers(params, folder, count):
     done = collections.Counter()
     for _ in range(count):
         workers = test_multi_worker.start_workers(
-            arguments, script=("-m", "tests.differing", "environment", "--")
+            arguments, script=("-m", "tests.programs.differing", "environment", "--")
         )
         for code, output in (Watched(process).finish() for process in workers):
             check(code == 2 and "versions numpy" in output and "data sample" in output, output)
@@ -252,7 +254,7 @@ def main(argv=None):
                 lambda folder: stress_resume.start(params, folder, more=("--virtual_devices", "2")),
                 1,
             ),
-            "ekg.prune": (lambda folder: runs.start("-m", "tests.stress_own", folder), 10),
+            "ekg.prune": (lambda folder: runs.start("-m", "tests.programs.stress_own", folder), 10),
         }
         for number, kind in enumerate(args.kinds):
             share = len(args.kinds)

@@ -14,8 +14,8 @@ from ekg.errors import EkgError
 from ekg.io import keras_files
 from ekg.io.keras_files import load_keras
 from ekg.process import memory
-from tests import networks
-from tests.conftest import make_tiny_resnet
+from tests.helpers import networks
+from tests.helpers.models import make_tiny_resnet
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from ekg.data.dataset import Batches
 from ekg.graph.complexity import model_complexity
 from ekg.searching.criteria import CRITERIA, CriterionContext
 from ekg.searching.objective import Objective
-from tests.conftest import make_tiny_resnet, randomise_
-from tests.helpers import random_subnetwork, relative_difference
+from tests.helpers.comparisons import random_subnetwork, relative_difference
+from tests.helpers.models import make_tiny_resnet, randomise_
 
 CLASSES, NUM_IMAGES = 10, 3
 

@@ -1,6 +1,6 @@
 """A small run that ends itself at an event, and how its end is compared with an undisturbed run's.
 
-python -m tests.stress_resume EVENT -- ARGUMENTS OF train_cifar.py
+python -m tests.programs.stress_resume EVENT -- ARGUMENTS OF train_cifar.py
 """
 
 import os
@@ -15,8 +15,8 @@ from ekg.io import files
 from ekg.distil import bank_files
 from ekg.searching.evaluator import Evaluator
 from ekg.train.step import Trainer
-from tests import runs, small_jobs
-from tests.conftest import randomise_
+from tests.helpers import runs, small_jobs
+from tests.helpers.models import randomise_
 
 # What --arch and --dataset name is not what runs: a process that is started again and again gets a
 # small network and data.
@@ -156,7 +156,7 @@ def child(event, argv):
 def start(params, folder, event="none", more=(), **environment):
     """Starts the run in a process of its own."""
     return runs.fork(
-        "tests.stress_resume",
+        "tests.programs.stress_resume",
         event,
         "--",
         *ARGUMENTS,

@@ -1,6 +1,6 @@
 """Runs a small job whose disk cannot be written any more from a phase on.
 
-    python -m tests.full_disk HOW PHASE -- ARGUMENTS OF train_cifar.py
+    python -m tests.programs.full_disk HOW PHASE -- ARGUMENTS OF train_cifar.py
 
 HOW is fill (the file system that the run folder lies on gets full) or limit (no file may grow any
 more: other errors, and for where there is no small file system to fill).
@@ -13,7 +13,7 @@ import sys
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import train_cifar
 from ekg.run.job import Job
-from tests import stress_resume
+from tests.programs import stress_resume
 
 FILLER = "filler"
 

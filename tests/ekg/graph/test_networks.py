@@ -4,7 +4,7 @@ import pytest
 
 import ekg
 from ekg.testing import check_prunable
-from tests.networks import check_network, flops_by_hand, regnet, resnet, shufflenet, unet
+from tests.helpers.networks import check_network, flops_by_hand, regnet, resnet, shufflenet, unet
 
 OUTPUT = "output of the network"
 

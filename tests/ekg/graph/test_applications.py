@@ -5,7 +5,7 @@ test_applications_deep.py has the others.
 import keras
 import pytest
 
-from tests.networks import check_application
+from tests.helpers.networks import check_application
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from keras import layers
 
 import op_utils
 import utils
-from tests.conftest import conv_bn, make_data
+from tests.helpers.models import conv_bn, make_data
 
 CONVOLUTIONS = ("one", "two")
 

@@ -12,7 +12,7 @@ from ekg.distil import losses
 from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.tasks.weighted import Weighted
-from tests.ekg.test_compiled_loss import (
+from tests.ekg.tasks.test_compiled_loss import (
     DENSE_SHARES,
     FLOATS,
     IMAGES,

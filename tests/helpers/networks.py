@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers, ops
 
 from ekg.testing import check_prunable
-from tests.conftest import conv_bn, randomise_
+from tests.helpers.models import conv_bn, randomise_
 
 SIZE, CLASSES = 96, 10
 

@@ -1,7 +1,7 @@
 """A small job of two workers of which the second has other data and another NumPy, or fails by
 itself.
 
-python -m tests.differing HOW -- ARGUMENTS OF train_cifar.py
+python -m tests.programs.differing HOW -- ARGUMENTS OF train_cifar.py
 """
 
 import json
@@ -14,8 +14,9 @@ import train_cifar
 import utils  # before TensorFlow: it sets TensorFlow's environment
 from ekg.errors import EkgError
 from ekg.run import arguments, phases
-from tests import small_jobs, stress_resume
-from tests.conftest import make_data
+from tests.helpers import small_jobs
+from tests.helpers.models import make_data
+from tests.programs import stress_resume
 
 
 def make_other_data():

@@ -17,7 +17,7 @@ import nets
 import utils
 from ekg.io import files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def start(*command, **environment):
@@ -37,7 +37,7 @@ def start(*command, **environment):
 # Loading TensorFlow takes longer than most of these jobs. A server loads it once, without starting
 # its runtime, and every process is a fork of that server.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train_cifar", "tests.small_jobs", "tests.runs"])
+FORKS.set_forkserver_preload(["train_cifar", "tests.helpers.small_jobs", "tests.helpers.runs"])
 
 
 class Fork:
@@ -99,8 +99,9 @@ def _run_module(output, module, arguments, environment):
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+    # New streams: those of the server may belong to a file, which can seek.
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
     os.environ.update(environment)
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

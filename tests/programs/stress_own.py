@@ -1,6 +1,6 @@
 """A small run of ekg.prune on a network and data of its own, which stands for a user's program.
 
-python -m tests.stress_own FOLDER
+python -m tests.programs.stress_own FOLDER
 """
 
 import utils  # before TensorFlow: it sets TensorFlow's environment

@@ -1,7 +1,7 @@
 """Damages every kind of file that is read, again and again: whatever is wrong ends in one typed
 error, or in good data.
 
-    python -m tests.mutations --count 2000
+    python -m tests.programs.mutations --count 2000
 
 Prints for every kind how many damaged files were refused, and how many were read all the same (a
 file without a checksum may still make sense). Anything else than an EkgError ends it.
@@ -31,8 +31,8 @@ from ekg.searching import greedy
 from ekg.searching.history import HistoryEntry
 from ekg.train.checkpoints import Checkpoints
 from nets import convert
-from tests.conftest import make_tiny_resnet
-from tests.damage import mutate, mutate_content
+from tests.helpers.models import make_tiny_resnet
+from tests.helpers.damage import mutate, mutate_content
 
 IMAGE = (8, 8, 3)
 INFO = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}

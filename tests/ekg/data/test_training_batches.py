@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ekg.data.dataset import Batches, TrainingBatches, batch_edges
-from tests.conftest import make_data
+from tests.helpers.models import make_data
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 
 from ekg.data.dataset import Batches, TrainingBatches, prefetched
 from ekg.errors import EkgError
-from tests.conftest import make_data
+from tests.helpers.models import make_data
 
 
 def test_an_epoch_visits_every_image_once_with_its_own_label_and_draws(tiny_data):

@@ -5,7 +5,7 @@ test_applications.py.
 import keras
 import pytest
 
-from tests.networks import check_application, smooth_images
+from tests.helpers.networks import check_application, smooth_images
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.tasks.kinds import Classification, Regression
 from ekg.train.loop import EpochMeter
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 SQUARES = keras.losses.MeanSquaredError()
 

@@ -19,9 +19,9 @@ from ekg.tasks.imitation import Imitation
 from ekg.tasks.output_choice import choose_outputs
 from ekg.tasks.outputs import Outputs, Part, weight_of
 from ekg.tasks.weighted import Weighted
-from tests.conftest import conv_bn, make_data, randomise_
-from tests.ekg.test_pruning import digits, network, softmax
-from tests.helpers import log_softmax
+from tests.helpers.comparisons import log_softmax
+from tests.helpers.digits import digits, network, softmax
+from tests.helpers.models import conv_bn, make_data, randomise_
 
 RNG = np.random.default_rng(0)
 IMAGES, CLASSES = digits(80)

@@ -1,8 +1,8 @@
 """Random functional networks of all kinds of layers, for what must hold of any network; and a
 search over many of them.
 
-python -m tests.random_graphs --examples 10000        # for hours; prints the smallest network that
-breaks the promise
+python -m tests.programs.random_graphs --examples 10000    # for hours; prints the smallest network
+that breaks the promise
 """
 
 import argparse
@@ -17,7 +17,7 @@ import ekg
 from ekg.graph.checks import NothingToPrune
 from ekg.tasks.output_choice import Names
 from ekg.testing import check_prunable
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 SIZE, DEPTH = 8, 12
 

@@ -4,7 +4,7 @@ import pytest
 
 from ekg.errors import EkgError
 from ekg.io import files
-from tests.damage import flip_bit
+from tests.helpers.damage import flip_bit
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

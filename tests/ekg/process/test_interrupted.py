@@ -13,7 +13,7 @@ from ekg.process import stopping
 from ekg.run.folder import RunFolder
 from ekg.searching import greedy
 from ekg.train.checkpoints import Checkpoints
-from tests.ekg.test_pruning import digits, network, softmax
+from tests.helpers.digits import digits, network, softmax
 
 JOB = {
     "verbose": False,

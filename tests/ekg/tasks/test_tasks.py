@@ -11,8 +11,8 @@ from ekg import tasks
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.tasks.choice import choose_task
-from tests.ekg.test_pruning import QUICK, digits, network, softmax
-from tests.helpers import log_softmax
+from tests.helpers.comparisons import log_softmax
+from tests.helpers.digits import QUICK, digits, network, softmax
 
 RNG = np.random.default_rng(0)
 T, Z = (RNG.normal(0, 2, (6, 4)).astype(np.float32) for _ in range(2))
