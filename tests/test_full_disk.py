@@ -54,7 +54,7 @@ def run(params, folder, how="none", phase="none"):
     )[0]
 
 
-def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_resumes_when_there_is_space(
     params, small_disk, tmp_path
 ):
     code, output = run(params, tmp_path / "undisturbed")

@@ -124,7 +124,7 @@ NUM_ATTACKS = len(list(attacks("nowhere")))
 
 
 @pytest.mark.parametrize("number", range(NUM_ATTACKS))
-def test_nothing_but_plain_data_is_admitted(tmp_path, number):
+def test_only_plain_data_is_accepted(tmp_path, number):
     marker = tmp_path / "executed"
     file = tmp_path / "file.pkl"
     file.write_bytes(list(attacks(marker))[number])

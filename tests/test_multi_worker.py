@@ -83,7 +83,7 @@ def trained(tmp_path_factory):
     return path
 
 
-def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path):
+def test_two_workers_stopped_twice_end_like_one_process_with_two_devices(tmp_path):
     """Search and bank to the bit, trained parameters but for the order of sums; the chief alone
     writes and prints.
 
@@ -158,7 +158,7 @@ def wait_for(process, *words):
     raise AssertionError("".join(lines))
 
 
-def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
+def test_a_worker_with_other_arguments_ends_all_with_one_line(tmp_path, trained):
     arguments = [*SHORT, "--trained_param", trained, "--train_path", tmp_path / "run"]
     for code, output in runs.finish(*start_workers(arguments, further=((), ("--seed", "7")))):
         assert code == 2 and "seed '7' there, '0' at the chief" in runs.error_line(output)
@@ -166,9 +166,7 @@ def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
 
 
 @pytest.mark.parametrize("how", ["environment", "failure"])
-def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is_named(
-    tmp_path, how
-):
+def test_other_data_or_versions_are_refused_and_the_failing_worker_is_named(tmp_path, how):
     stress_resume.write_params(tmp_path / "small.pkl")
     arguments = [
         *stress_resume.ARGUMENTS,

@@ -32,7 +32,7 @@ def test_damaged_files_of_every_kind_end_in_typed_errors_or_good_data(tmp_path):
         ), (kind, result)
 
 
-def test_content_of_another_kind_with_the_right_checksum_ends_so_too(tmp_path):
+def test_wrong_content_with_a_valid_checksum_ends_in_typed_errors_or_good_data(tmp_path):
     kinds = {
         kind: entry
         for kind, entry in mutations.write_all(tmp_path).items()

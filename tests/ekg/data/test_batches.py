@@ -96,7 +96,7 @@ def test_single_batches_and_the_first_images_can_be_asked_for(tiny_data):
 # ---------------------------------------------------------------- batches of a training
 
 
-def test_an_epochs_batches_go_on_where_asked_and_are_shared_out(tiny_data):
+def test_an_epoch_resumes_at_a_batch_and_is_split_among_workers(tiny_data):
     batches = TrainingBatches(tiny_data, batch_size=30, seed=3, num_views=2)
     whole = list(batches.epoch(1))
     assert len(whole) == batches.num_steps == 3

@@ -74,7 +74,7 @@ class Unsaid(keras.utils.PyDataset):
         lambda: generated(again_and_again).rebatch(8),
     ],
 )
-def test_so_many_batches_are_taken(make):
+def test_the_given_number_of_batches_is_read(make):
     examples = find_examples(make(), SHAPE, steps=3)
     np.testing.assert_array_equal(*keras.tree.flatten(examples.labels), LABELS[:24])
     np.testing.assert_array_equal(examples.read(np.arange(24)), IMAGES[:24])
@@ -115,13 +115,13 @@ def unbatched_dict():
         ),
     ],
 )
-def test_what_never_ends_is_refused(source, steps, message):
+def test_endless_data_is_refused(source, steps, message):
     with pytest.raises(EkgError, match=message) as error:
         find_examples(source(), SHAPE, steps=steps)
     assert "\n" not in str(error.value)
 
 
-def test_what_fills_the_folder_is_refused(monkeypatch):
+def test_data_that_fills_the_folder_is_refused(monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 50_000))
     with pytest.raises(
@@ -130,7 +130,7 @@ def test_what_fills_the_folder_is_refused(monkeypatch):
         find_examples(generated(counting), SHAPE)
 
 
-def test_a_generator_that_ends_is_taken_whole():
+def test_a_finite_generator_is_read_completely():
     def once():
         for start in range(0, 40, 10):
             yield IMAGES[start : start + 10], LABELS[start : start + 10]

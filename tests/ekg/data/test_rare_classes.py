@@ -35,7 +35,7 @@ def network(units=3):
     ("sizes", "expected"),
     [((60, 2, 50), (32, 2, 32)), ((6, 70, 33), (6, 32, 32)), ((20, 1, 9), (20, 1, 9))],
 )
-def test_rare_classes_give_all_and_the_others_keep_theirs(sizes, expected):
+def test_rare_classes_do_not_shrink_the_subsets_of_others(sizes, expected):
     data = ekg.make_data(network(), table(sizes))
     settings = plan.make_settings(plan.Choices(0.5, None, None, 0), data, 3, 1)
     decide = data.last_of_each_class(settings.search.val_per_class, 0)
@@ -69,7 +69,7 @@ def test_enough_images_are_no_warning(caplog):
     assert "by 100 images: 32 of each of 4" in caplog.text and "only" not in caplog.text
 
 
-def test_sorted_numbers_and_labels_are_drawn_from_everywhere():
+def test_sorted_examples_are_drawn_from_the_whole_range():
     examples, goals = RNG.normal(size=(500, 6)), np.sort(RNG.exponential(size=500))
     regression = ekg.make_data(network(1), (examples, goals))
     chosen = regression.last_of_each_class(10, 0).labels[:, 0]

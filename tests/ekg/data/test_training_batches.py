@@ -32,7 +32,7 @@ def test_every_image_is_seen_once_in_an_epoch_of_even_batches():
     }
 
 
-def test_two_phases_of_one_seed_see_other_orders_and_views():
+def test_two_phases_with_one_seed_see_different_orders_and_views():
     data = make_data()
     first, second = (
         next(TrainingBatches(data, 24, seed=0, num_views=1, phase=phase).epoch(0))
@@ -41,7 +41,7 @@ def test_two_phases_of_one_seed_see_other_orders_and_views():
     assert (first["index"] != second["index"]).any() and (first["draws"] != second["draws"]).any()
 
 
-def test_data_prints_short():
+def test_data_has_a_short_repr():
     data = make_data()
     assert repr(data.train) == "Split(96 images of 8x8x3)"
     batches = Batches(data.train, data.normalise, 8, np.arange(96))

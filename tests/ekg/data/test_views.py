@@ -72,7 +72,7 @@ def test_labels_and_knowledge_of_maps_move_with_the_image():
 
 
 @pytest.mark.parametrize("augment", ["flip", "flip_crop"])
-def test_what_a_network_knows_at_every_place_is_learnt_already_on_every_view(augment):
+def test_knowledge_per_position_moves_with_every_view(augment):
     """A network that looks at single pixels, taught by itself: distillation 0, whatever the
     view.
     """
@@ -310,7 +310,7 @@ def test_views_that_are_refused(model, labels, augment, message):
     assert "\n" not in str(error.value)
 
 
-def test_views_of_what_is_no_image_or_too_small_are_refused():
+def test_views_of_other_data_or_of_tiny_images_are_refused():
     table = keras.Sequential([keras.Input((5,)), layers.Dense(2)])
     with pytest.raises(EkgError, match="moves images and volumes, and the network takes .5,."):
         ekg.make_data(table, (RNG.random((12, 5)), CLASSES), augment="flip")

@@ -30,11 +30,11 @@ def memory():
         "ConvNeXtTiny",
     ],
 )
-def test_every_application_is_pruned_as_it_is_masked_and_counted(name):
+def test_every_application_keeps_the_promise(name):
     check_application(name)
 
 
-def test_one_filter_a_layer_is_more_than_a_hundredth_of_a_narrow_network():
+def test_one_filter_per_layer_is_over_a_hundredth_of_a_narrow_network():
     supernet = check_application("MobileNetV2", 0.012, model={"alpha": 0.35})
     cut = supernet.cut(supernet.smallest())
     assert {layer.filters for layer in cut.layers if type(layer) is keras.layers.Conv2D} == {1}

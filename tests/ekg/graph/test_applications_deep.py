@@ -15,11 +15,11 @@ def memory():
 
 
 @pytest.mark.parametrize("name", ["DenseNet121", "InceptionResNetV2", "NASNetMobile"])
-def test_every_deep_application_is_pruned_as_it_is_masked_and_counted(name):
+def test_every_deep_application_keeps_the_promise(name):
     check_application(name)
 
 
-def test_inception_is_pruned_as_it_is_masked_and_counted():
+def test_inception_keeps_the_promise():
     # Its norms enlarge a change of the images by 1e-6 to 3e-4 of the logits; less in this
     # sub-network, on these images.
     check_application("InceptionV3", seed=3, inputs=smooth_images())

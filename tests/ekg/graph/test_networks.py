@@ -21,7 +21,7 @@ def test_a_resnet_by_operators_is_pruned_to_a_fiftieth():
 
 
 @pytest.mark.parametrize("squeeze", [False, True])
-def test_a_regnet_is_pruned_to_a_fiftieth_and_every_group_of_a_convolution_loses_as_much(squeeze):
+def test_a_regnet_is_pruned_to_a_fiftieth_and_convolution_groups_shrink_equally(squeeze):
     supernet = check_network(regnet(squeeze=squeeze), 0.02)
     assert supernet.layout.closed == {"fc": OUTPUT}
     smallest = supernet.cut(supernet.smallest())
@@ -32,7 +32,7 @@ def test_a_regnet_is_pruned_to_a_fiftieth_and_every_group_of_a_convolution_loses
 
 
 @pytest.mark.parametrize("split", ["split", "slice"])
-def test_a_shufflenet_is_pruned_where_its_channels_are_not_dealt(split):
+def test_a_shufflenet_is_pruned_where_channels_are_not_shuffled(split):
     supernet = check_network(shufflenet(split), 1)
     inspection = ekg.inspect(supernet.model)
     closed = {
@@ -55,7 +55,7 @@ def test_a_shufflenet_is_pruned_where_its_channels_are_not_dealt(split):
     }
 
 
-def test_a_unet_is_pruned_but_for_its_maps():
+def test_a_unet_is_pruned_except_for_its_maps():
     supernet = check_prunable(unet(), subnetworks=1)
     assert ekg.inspect(supernet.model).closed == {"maps": OUTPUT}
     smallest = supernet.cut(supernet.smallest())

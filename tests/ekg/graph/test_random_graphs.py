@@ -17,7 +17,7 @@ from tests.programs.random_graphs import check, check_job, networks, networks_an
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 @hypothesis.given(model=networks(depth=6), seed=st.integers(0, 2**16))
-def test_masked_is_cut_is_reloaded_is_counted_and_a_cut_is_cut_again(model, seed):
+def test_masked_cut_reloaded_and_counted_networks_agree(model, seed):
     check(model, seed)
 
 

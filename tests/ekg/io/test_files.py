@@ -31,7 +31,7 @@ def test_sealed_bytes_return(tmp_path, data):
     assert files.read_sealed(tmp_path / "file") == data
 
 
-def test_any_damage_to_a_sealed_file_is_noticed(tmp_path):
+def test_any_damage_to_a_sealed_file_is_detected(tmp_path):
     file = tmp_path / "file"
     files.write_sealed(file, b"some bytes")
     sealed = file.read_bytes()

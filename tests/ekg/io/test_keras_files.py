@@ -254,7 +254,7 @@ def make_zip(**members):
     ],
     ids=range(8),
 )
-def test_a_file_of_something_else_is_one_line(tmp_path, data):
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, data):
     (tmp_path / "x.keras").write_bytes(data)
     with pytest.raises(EkgError, match="cannot be read as a .keras file") as error:
         load_keras(tmp_path / "x.keras")
@@ -274,7 +274,7 @@ def test_every_cut_and_many_flips_give_typed_errors_or_the_network(plain):
             assert "\n" not in str(error)
 
 
-def test_other_formats_and_missing_files_are_told(tmp_path):
+def test_other_formats_and_missing_files_are_reported(tmp_path):
     (tmp_path / "a.pb").write_bytes(b"x")
     with pytest.raises(EkgError, match="is no .keras or .h5 file; save the network"):
         load_keras(tmp_path / "a.pb")
@@ -306,7 +306,7 @@ def nested():
         lambda: networks.application("EfficientNetB0"),
     ],
 )
-def test_networks_of_kerass_own_layers_are_read(tmp_path, make):
+def test_networks_of_keras_layers_are_read(tmp_path, make):
     model = make()
     model.save(tmp_path / "m.keras")
     again = load_keras(tmp_path / "m.keras")

@@ -22,7 +22,7 @@ from tests.programs.random_graphs import networks
     suppress_health_check=list(HealthCheck),
 )
 @given(networks(depth=5))
-def test_the_kernels_of_any_network_can_be_made_and_add_up(model):
+def test_the_kernels_of_any_network_can_be_built_and_add_up(model):
     supernet = supernet_of(model)
     if supernet is None:
         return

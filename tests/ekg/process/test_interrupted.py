@@ -23,7 +23,7 @@ JOB = {
 }
 
 
-def test_a_stopped_search_says_after_which_step_and_resumes(tmp_path, monkeypatch):
+def test_a_stopped_search_reports_its_step_and_resumes(tmp_path, monkeypatch):
     model, calls, handler = network(softmax), [], signal.getsignal(signal.SIGINT)
     try_groups = greedy.try_groups
 
@@ -53,7 +53,7 @@ def test_a_stopped_search_says_after_which_step_and_resumes(tmp_path, monkeypatc
     ]
 
 
-def test_what_was_done_is_told_in_words(tmp_path):
+def test_the_work_done_is_described_in_words(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {})
     assert folder.describe_progress() == "its start, before the search"
     checkpoints = Checkpoints(

@@ -81,7 +81,7 @@ def test_the_memory_is_what_the_control_groups_leave(
     assert memory.machine_memory_mib() == pytest.approx(expected or total, rel=0.01)
 
 
-def test_a_phase_that_needs_more_than_there_is_is_refused(monkeypatch):
+def test_a_phase_that_needs_too_much_memory_is_refused(monkeypatch):
     monkeypatch.setattr(preflight, "machine_memory_mib", lambda: 100.0)
     preflight.check_memory({"search": 99.0, "report": 20.0})
     with pytest.raises(

@@ -4,7 +4,7 @@ import logging
 from ekg.process import progress
 
 
-def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
+def test_in_a_file_a_bar_is_one_line_per_minute(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 1e-9)
     with progress.progress_bar("search", 3, "step") as bar:
         for _ in range(3):
@@ -23,7 +23,7 @@ def test_in_a_file_a_bar_is_a_line_a_minute(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_at_a_terminal_a_bar_is_one_line_that_is_written_over(monkeypatch, capsys):
+def test_in_a_terminal_a_bar_overwrites_one_line(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with progress.progress_bar("search", 3, "step") as bar:
         bar.update(3)
@@ -31,7 +31,7 @@ def test_at_a_terminal_a_bar_is_one_line_that_is_written_over(monkeypatch, capsy
     assert text.count("\r") >= 1 and text.count("\n") == 1
 
 
-def test_nothing_is_shown_where_nothing_is_asked_for(capsys):
+def test_nothing_is_shown_unless_requested(capsys):
     with progress.shown(False), progress.progress_bar("search", 3, "step") as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
@@ -51,7 +51,7 @@ def test_a_narrow_terminal_shows_only_figures_that_fit_whole():
     assert 100 < len(wide) <= 130 and wide.endswith("images/s=1234]") and "|" in wide
 
 
-def test_what_is_told_stands_above_a_bar_and_once(monkeypatch, capsys):
+def test_messages_appear_once_above_the_bar(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with progress.shown(True), progress.progress_bar("search", 3, "step") as bar:
         bar.update(1)

@@ -25,7 +25,7 @@ def test_a_request_ends_a_loop_where_it_looks():
     stopping.check()
 
 
-def test_asked_twice_by_ctrl_c_it_stops_at_once():
+def test_a_second_ctrl_c_stops_at_once():
     stopping.handle_signal(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stopping.handle_signal(signal.SIGINT, None)

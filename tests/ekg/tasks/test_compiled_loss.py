@@ -127,7 +127,7 @@ TWO = "labels that hold or not .`task`=.multi_label..* or numbers .`task`=.regre
         ),
     ],
 )
-def test_what_may_be_read_in_two_ways_or_in_none_is_refused(own, labels, message):
+def test_ambiguous_or_unreadable_labels_are_refused(own, labels, message):
     with pytest.raises(EkgError, match=message) as error:
         ekg.make_data(own, (IMAGES, labels))
     assert "\n" not in str(error.value)

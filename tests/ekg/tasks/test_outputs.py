@@ -225,7 +225,7 @@ def test_the_scale_of_numbers_is_theirs_with_weights_and_without_labels():
     assert weighed.scale(labels) == pytest.approx(expected)
 
 
-def test_numbers_of_little_variance_weigh_in_the_search_and_not_in_training():
+def test_low_variance_labels_are_scaled_in_the_search_and_not_in_training():
     """A weight above 1 would be a higher learning rate than the network was trained with."""
     small = ekg.make_data(early_and_late(), (IMAGES, [NUMBERS / 100, CLASSES])).task
     large = ekg.make_data(early_and_late(), (IMAGES, [NUMBERS * 100, CLASSES])).task
@@ -250,7 +250,7 @@ def test_labels_of_several_outputs_are_checked_one_by_one():
         task.check_labels(good[:, :2], (6,))
 
 
-def test_the_loss_of_numbers_is_one_where_the_mean_is_guessed_always():
+def test_the_regression_loss_of_the_mean_is_one():
     labels = (1000 * RNG.normal(size=(300, 3))).astype(np.float32)
     guess = np.broadcast_to(labels.mean(0), labels.shape)
     expected = 1 / np.square(labels - guess).mean()
@@ -261,7 +261,7 @@ def test_the_loss_of_numbers_is_one_where_the_mean_is_guessed_always():
 
 
 @pytest.mark.parametrize("kind", [tasks.Classification(), tasks.MultiLabel(), tasks.Regression()])
-def test_an_output_without_labels_is_held_against_what_it_was(kind):
+def test_an_output_without_labels_is_compared_with_the_unpruned_one(kind):
     t, z = (RNG.normal(size=(6, 4)).astype(np.float32) for _ in range(2))
     task = Imitation(1, kind, may_be_logits=isinstance(kind, tasks.Regression))
     expected = {
@@ -290,7 +290,7 @@ def test_an_output_without_labels_is_held_against_what_it_was(kind):
     assert len(task.given(t)) == 0 and not task.has_labels
 
 
-def test_classes_that_a_network_hardly_gives_are_no_strata_of_their_own():
+def test_rarely_predicted_classes_are_no_separate_strata():
     classes = np.repeat([0, 1, 2, 3], [40, 55, 2, 50])
     logits = np.eye(4, dtype=np.float32)[classes]
     np.testing.assert_array_equal(Imitation(0).strata(logits), np.where(classes == 2, 1, classes))
@@ -408,12 +408,12 @@ def test_shares_that_other_layers_read_are_kept_as_numbers():
         ({"task": tasks.Classification(2)}, "has 2 outputs, and the task means output 2"),
     ],
 )
-def test_what_is_not_meant_by_any_output_is_refused(options, message):
+def test_labels_and_tasks_of_no_output_are_refused(options, message):
     with pytest.raises(EkgError, match=message):
         chosen(early_and_late(), **options)
 
 
-def test_a_list_for_a_dict_of_outputs_is_refused_as_their_order_is_not_the_users():
+def test_a_list_for_a_dict_of_outputs_is_refused():
     with pytest.raises(EkgError, match="`data` is a list, and `model` 'two' returns a dict"):
         chosen(early_and_late(as_dict=True), labels=[NUMBERS, CLASSES])
 
@@ -569,7 +569,7 @@ def test_images_alone_are_pruned_against_the_unpruned_network_and_resume(tmp_pat
         )
 
 
-def test_what_may_be_lost_counts_nowhere():
+def test_outputs_that_may_be_lost_do_not_count():
     model = early_and_late()
     data = ekg.make_data(model, (IMAGES, [NUMBERS, CLASSES]), may_lose=["position"])
     assert data.task == tasks.Classification(1) and data.train.labels.dtype == np.int32
@@ -643,6 +643,6 @@ def test_what_may_be_lost_counts_nowhere():
         ),
     ],
 )
-def test_what_would_ruin_an_output_is_refused(model, options, message):
+def test_settings_that_would_ruin_an_output_are_refused(model, options, message):
     with pytest.raises(EkgError, match=message):
         ekg.prune(model(), **{"verbose": False, "target_rate": 0.7, "epochs": None, **options})

@@ -123,7 +123,7 @@ def test_labels_become_one_form(task, shape, labels, expected):
     task.check_labels(prepared, shape)
 
 
-def test_examples_without_classes_are_dealt_out_over_the_whole_data():
+def test_examples_without_classes_are_drawn_from_the_whole_data():
     assert (
         np.bincount(tasks.MultiLabel().strata(np.zeros((100, 3), np.float32))).tolist() == [10] * 10
     )
@@ -164,11 +164,11 @@ def model(units=3, activation=None, maps=False):
         (model(maps=True), np.full((2, 4, 4, 3), 0.5), tasks.Regression),
     ],
 )
-def test_a_network_and_its_labels_tell_the_task(own, labels, expected):
+def test_the_task_follows_from_the_network_and_its_labels(own, labels, expected):
     assert type(choose_task("auto", Graph(own), labels)) is expected
 
 
-def test_a_task_of_ones_own_is_used_as_it_is():
+def test_a_users_own_task_is_used_unchanged():
     """One that counts every loss twice finds the same and ends with losses twice as high."""
 
     class Twice(tasks.Classification):

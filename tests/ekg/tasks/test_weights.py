@@ -208,7 +208,7 @@ class Own(tasks.Classification):
         ),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(own, labels, weights, options, message):
+def test_meaningless_weights_are_refused(own, labels, weights, options, message):
     with pytest.raises(EkgError, match=message) as error:
         ekg.make_data(own, (IMAGES, labels, weights), **options)
     assert "\n" not in str(error.value)
