@@ -215,7 +215,7 @@ def stress_differing_workers(params, folder, count):
     done = collections.Counter()
     for _ in range(count):
         workers = test_multi_worker.start_workers(
-            arguments, script=("-m", "tests.programs.differing", "environment", "--")
+            arguments, job=("tests.programs.differing", "environment", "--")
         )
         for code, output in (Watched(process).finish() for process in workers):
             check(code == 2 and "versions numpy" in output and "data sample" in output, output)
