@@ -12,10 +12,9 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from ekg.deploy.write import FORMATS
+from ekg.deploy.formats import FORMATS, RUNTIMES
 from ekg.devices.compute import AUTO_FORMAT, DTYPES
 from ekg.errors import EkgError
-from ekg.latency.runtimes import RUNTIMES
 from ekg.searching.criteria import CRITERIA
 from ekg.searching.latency import Latency
 from ekg.searching.targets import Every, Flops, Params, Target

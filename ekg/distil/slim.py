@@ -10,7 +10,8 @@ from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
 from ekg.graph.cutting import kernel_norm
-from ekg.graph.readers import normalised_convolutions
+from ekg.graph.neighbours import normalised_convolutions
+from ekg.graph.registry import fitted_of
 from ekg.train.evaluate import Evaluation, StatisticsEstimation, estimate_statistics_
 
 logger = logging.getLogger(__name__)
@@ -107,10 +108,10 @@ def restore_norms_(model, original):
     wholes = original.layers
     for call, norm_call in normalised_convolutions(Graph(model)).items():
         key, layer, norm = call.key, call.layer, norm_call.layer
-        size = kernel_norm(layer.kernel.numpy())
+        size = kernel_norm(fitted_of(layer)[0].numpy())
         if size == 0:
             continue
-        factor = kernel_norm(wholes[key].kernel.numpy()) / size
+        factor = kernel_norm(fitted_of(wholes[key])[0].numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (
             scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon)

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.devices.kind import machine
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
-from ekg.latency.runtimes import machine
 from ekg.run.comparing import describe_network
 
 RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before

@@ -7,7 +7,7 @@ import logging
 import keras
 import tensorflow as tf
 
-from ekg.deploy.accuracy import draw_examples
+from ekg.data.examples import draw_examples
 from ekg.errors import EkgError
 from ekg.graph.layer_losses import warn_of_weight_decay
 from ekg.network.masked_check import check_promise, num_examples

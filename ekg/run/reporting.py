@@ -7,11 +7,11 @@ import logging
 import tempfile
 from pathlib import Path
 
-from ekg.deploy.accuracy import draw_examples
-from ekg.deploy.write import FORMATS, export
+from ekg.data.examples import draw_examples
+from ekg.deploy.formats import FORMATS, runtime_named
+from ekg.deploy.write import export
 from ekg.devices.compute import Compute
 from ekg.io import files
-from ekg.latency.runtimes import runtime_named
 from ekg.report import page
 from ekg.report.measure import conditions_for, measure, warn_of_lagging_statistics, with_latencies
 from ekg.run import folder as names
@@ -37,7 +37,7 @@ class ReportPhase(Phase):
         self.rehearsed(batches=batches.head(batches.batch_size))
         for one in self._conditions:
             if one.runtime != "tensorflow":  # an operator may be missing there
-                runtime_named(one.runtime).load(model, one.batch, one.num_threads, self._shape)()
+                runtime_named(one.runtime).timed(model, one.batch, one.num_threads, self._shape)()
         formats = job.settings.run.exports
         examples = self._export_examples() if formats else None
         with tempfile.TemporaryDirectory(prefix="ekg-") as folder:

@@ -1,6 +1,4 @@
-"""Greedy sub-network search: step by step the group whose narrowing keeps the reward highest loses
-channels.
-"""
+"""Greedy search: at each step the group whose narrowing keeps the reward highest is narrowed."""
 
 import collections
 import io
@@ -44,20 +42,20 @@ def search(
     Args:
         supernet: the Supernet.
         data: data.Dataset; D_val is taken from its training split.
-        settings: SearchSettings; None takes those of `changes` and defaults for the others.
-            `criterion` is a name of search.criteria.CRITERIA, or a function from a CriterionContext
-            to a score for every channel.
-        seed: of the order of D_val.
-        compute: Compute whose team's members share the candidates out; None stands for float32 on
-            the default device. The result does not depend on the number of members.
-        history: entries of an earlier search of the same arguments, to go on from.
-        on_step: function that gets every new HistoryEntry.
-        state_file: where the knowledge is kept after every step, so that a search that goes on need
-            not take it from all of its history again; None keeps nothing.
-        changes: single settings by name, in place of `settings`; and `target`, an ekg.Target of
-            your own, as ekg.Latency. Where another target is given, that of the FLOPs counts only
-            if it is given, too. And `objective`, the Objective of a rehearsal with these settings,
-            whose graphs are used again.
+        settings: SearchSettings; None takes `changes`, and defaults for the others. `criterion` is
+            a name of criteria.CRITERIA, or a function from a CriterionContext to a score per
+            channel.
+        seed: seed of the order of D_val.
+        compute: Compute whose team's members share the candidates; None means float32 on the
+            default device. The result does not depend on the number of members.
+        history: entries of an earlier search with the same arguments, which is resumed.
+        on_step: function that is called with every new HistoryEntry.
+        state_file: file that keeps the knowledge after every step, so that a resumed search need
+            not compute it again from its whole history; None keeps nothing.
+        changes: single settings by name, in place of `settings`; `target`, an ekg.Target such as
+            ekg.Latency, beside which the target of the FLOPs counts only if it is also given; and
+            `objective`, the Objective of a dry run with these settings, whose graphs are used
+            again.
 
     Raises:
         EkgError: a setting is unknown or out of range, a target cannot be reached, a class has
@@ -85,8 +83,8 @@ def search(
 def try_groups(supernet, objective, history, target, settings, seed):
     """Returns (present Subnetwork, candidates of the next search step, list of the Score of each).
 
-    The present one is the last of the history, or that from which the proposals begin; a candidate
-    is (group, Subnetwork).
+    The present one is the last of the history, or the start of the proposals; a candidate is
+    (group, Subnetwork).
 
     Args:
         supernet: the Supernet.
@@ -106,7 +104,7 @@ def try_groups(supernet, objective, history, target, settings, seed):
 
 
 class _Search:
-    """A search under way."""
+    """A running search."""
 
     def __init__(self, supernet, data, settings, target, seed, compute, objective):
         self._supernet, self._settings, self._seed = supernet, settings, seed
@@ -125,7 +123,7 @@ class _Search:
         self._history = []
 
     def run(self, history, on_step, state_file):
-        """Returns the SearchResult behind these entries; see search()."""
+        """Returns the SearchResult that continues these entries; see search()."""
         self._history, self._on_step, self._state_file = history, on_step, state_file
         for entry in history:
             self._target.recall(self._supernet, entry)
@@ -144,7 +142,7 @@ class _Search:
         self._append(None, whole, score, num_candidates=1, start=start)
 
     def _step(self):
-        """Narrows one group, or the best few together: ranks the channels anew, tries the groups,
+        """Narrows one group, or the best few together: ranks the channels again, tries the groups,
         keeps the best.
         """
         settings, start = self._settings, time.perf_counter()
@@ -188,7 +186,7 @@ class _Search:
         return int(listed[smoothest]), spectra[smoothest]
 
     def _tell(self, present, candidates, scores, best):
-        """Tells what the step tried and chose."""
+        """Logs what the step tried and chose."""
         groups = self._supernet.groups
         tried = ", ".join(
             f"{groups[group].name} {present.num_kept(group)} -> {candidate.num_kept(group)} "
@@ -215,7 +213,7 @@ class _Search:
             )
 
     def _append(self, group, subnetwork, score, *, num_candidates, start, spectrum=None, groups=()):
-        """Puts an interim sub-network into the history, and what is known by then on disk."""
+        """Adds an interim sub-network to the history, and saves the knowledge."""
         if self._settings.log_condition and spectrum is None:
             spectrum = self._spectra([subnetwork])[0]
         measured = (
@@ -248,16 +246,14 @@ class _Search:
 
 
 def _save_knowledge(path, knowledge, num_added):
-    """Keeps the knowledge T, float32 [images, classes], and how many sub-networks it is the mean
-    of.
-    """
+    """Saves the knowledge T, float32 [images, classes], and the number of sub-networks in it."""
     buffer = io.BytesIO()
     np.savez(buffer, knowledge=knowledge, num_added=num_added)
     files.write_sealed(path, buffer.getvalue())
 
 
 def _restore_knowledge(objective, history, state_file):
-    """Brings an objective to where it was after this history."""
+    """Restores the state that an objective had after this history."""
     num_added = 0
     if state_file is not None and state_file.exists():
         try:
@@ -273,7 +269,7 @@ def _restore_knowledge(objective, history, state_file):
                 if isinstance(error, EkgError)
                 else f"{state_file}: holds no knowledge of a search."
             )
-            logger.warning("%s What the search knows is taken from its history again.", reason)
+            logger.warning("%s The search computes its knowledge again from its history.", reason)
     for entry in history[num_added:]:
         objective.add_knowledge(entry.subnetwork)
     if num_added == len(history):

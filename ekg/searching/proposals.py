@@ -1,4 +1,4 @@
-"""One step of the greedy search without any evaluation: which sub-networks it tries."""
+"""Proposes the candidates of one search step, without evaluating any."""
 
 import bisect
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from ekg.network.subnetwork import count_kept
 
-HALVINGS = 8  # of a step that saves too little with every group
+HALVINGS = 8  # by which a step grows that saves too little with every group
 TRIM = Fraction(1, 5)  # of the sums, left out at either end before the threshold is taken
 
 
@@ -22,9 +22,8 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
         scores: importance of every channel, finite, array [num_channels].
         target: targets.Target; no candidate falls below it by more than one channel.
         search_step: r; a group of C channels and n writers loses δ = max(1/C, r/n) of its width.
-        narrowed: {group name: how often it was narrowed by such steps}: fractions of a channel add
-            up over steps. None stands for a present sub-network whose widths are those of whole
-            channels.
+        narrowed: {group name: number of times that it was narrowed by such steps}: fractions of a
+            channel add up over steps. None means that the present widths are whole channels.
         group_choice: one of settings.GROUP_CHOICES; see sum_scores() and pick_groups().
     """
     by_group = supernet.layout.by_group(scores)
@@ -33,7 +32,7 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
         if num_kept <= group.counts[0]:
-            continue  # closed: its last channel stays, or as many as must
+            continue  # closed: the smallest number of channels is reached
         width = (
             Fraction(num_kept, group.size)
             if narrowed is None
@@ -47,7 +46,7 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
 
 
 def _next_counts(supernet, present, by_width, target, search_step):
-    """Returns {group: how many channels it keeps behind one more step}; see Target.next_count."""
+    """Returns {group: channel count after one more step}; see Target.next_count."""
     for halvings in range(HALVINGS):
         counts = {
             i: target.next_count(supernet, present, i, count, search_step / 2**halvings)
@@ -70,15 +69,15 @@ def step_of(group, search_step):
 
 
 def next_kept(width, group, search_step):
-    """Returns how many channels a group keeps behind one more step from this width, a Fraction: at
-    least one fewer.
+    """Returns the number of channels that a group keeps after one more step from this width, a
+    Fraction: at least one fewer.
     """
     kept = count_kept(max(width - step_of(group, search_step), 0), group.size)
     return group.counts[bisect.bisect_left(group.counts, kept)]
 
 
 def sum_scores(present, by_group, next_counts, group_choice="intended"):
-    """Returns {group: the importance by which it is chosen to be tried}.
+    """Returns {group: importance}, by which groups are chosen to be tried.
 
     The intended rule sums the channels that the step would remove. The published program sums all
     channels of a group that is still whole, and counts a group that was narrowed before as 0: it
@@ -128,7 +127,7 @@ def otsu_threshold(values, num_splits=None):
 
     Args:
         values: ascending array of two or more.
-        num_splits: how many splits are compared, from the one after the lowest value on; None
+        num_splits: number of splits to compare, from the one after the lowest value on; None
             compares all.
     """
     counts = np.arange(1, len(values))[:num_splits]
@@ -139,8 +138,7 @@ def otsu_threshold(values, num_splits=None):
 
 
 def combine(supernet, candidates, target):
-    """Returns (groups, Subnetwork) of several candidates of one step narrowed together, or of as
-    many as may be.
+    """Returns (groups, Subnetwork) of as many candidates of one step as can be narrowed together.
 
     They are added in their order, until one would bring the whole below the target by a channel or
     more. Nothing is added to what is at the target or below it, so the first is taken alone where
@@ -149,7 +147,7 @@ def combine(supernet, candidates, target):
     Args:
         supernet: the Supernet.
         candidates: list of (group, Subnetwork) of different groups, the best first.
-        target: as of propose().
+        target: as in propose().
     """
     (first, together), *others = candidates
     groups = [first]
@@ -166,8 +164,8 @@ def combine(supernet, candidates, target):
 
 
 def _narrow(supernet, present, group, num_kept, target):
-    """Returns the present sub-network with so many channels of a group, or with the most at which
-    it is at the target.
+    """Returns the present sub-network with this number of channels of a group, or the most that
+    reach the target.
     """
     candidate = present.with_kept(group, num_kept)
     if not target.is_passed(supernet, candidate):
