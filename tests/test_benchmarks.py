@@ -12,7 +12,7 @@ from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.searching.settings import SearchSettings
-from tests.conftest import make_data, make_tiny_resnet
+from tests.helpers.models import make_data, make_tiny_resnet
 
 
 def test_a_slope_is_that_of_the_logarithms():

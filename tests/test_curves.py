@@ -5,7 +5,7 @@ import pytest
 import train_cifar
 import utils
 from ekg.io import files
-from tests import small_jobs
+from tests.helpers import small_jobs
 
 ARGUMENTS = (
     "--target_rate",

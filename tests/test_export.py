@@ -13,7 +13,7 @@ import utils
 from ekg.data.dataset import Dataset
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
-from tests.conftest import make_data, randomise_
+from tests.helpers.models import make_data, randomise_
 
 
 def run(*argv):

@@ -13,9 +13,9 @@ import utils
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.run.folder import RunFolder
-from tests import small_jobs
-from tests.conftest import randomise_
-from tests.damage import flip_bit_of
+from tests.helpers import small_jobs
+from tests.helpers.damage import flip_bit_of
+from tests.helpers.models import randomise_
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def check_same(folder, source):
 
 @pytest.mark.parametrize("damage", [remove, cut_short, flip_bit_of])
 @pytest.mark.parametrize("name", ["trained_param.pkl", "trained_param.keras", "summary.json"])
-def test_what_is_left_makes_the_rest_again(finished, again, name, damage, caplog):
+def test_a_missing_or_damaged_result_is_rebuilt(finished, again, name, damage, caplog):
     folder, run = again
     damage(folder / name)
     rows = run()
@@ -84,8 +84,9 @@ def test_what_is_left_makes_the_rest_again(finished, again, name, damage, caplog
     assert name in caplog.text or (name, damage) == ("summary.json", remove)
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("name", ["report.html", "report.png"])
-def test_a_report_that_is_gone_is_drawn_again(again, name):
+def test_a_missing_report_is_drawn_again(again, name):
     folder, run = again
     before = (folder / name).stat().st_size
     (folder / name).unlink()
@@ -93,7 +94,7 @@ def test_a_report_that_is_gone_is_drawn_again(again, name):
     assert (folder / name).stat().st_size == pytest.approx(before, rel=0.1)
 
 
-def test_a_whole_run_is_left_as_it_is(again):
+def test_a_complete_run_is_not_touched(again):
     folder, run = again
     before = {path: path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"}
     run()
@@ -102,7 +103,7 @@ def test_a_whole_run_is_left_as_it_is(again):
     } == before
 
 
-def test_what_cannot_be_made_again_is_named_and_nothing_is_lost(again):
+def test_files_that_cannot_be_rebuilt_are_named_and_nothing_is_lost(again):
     folder, run = again
     (folder / "trained_param.pkl").unlink()
     shutil.rmtree(folder / "checkpoints")
@@ -115,14 +116,14 @@ def test_what_cannot_be_made_again_is_named_and_nothing_is_lost(again):
     assert {path.name for path in folder.iterdir()} | {".lock"} == before
 
 
-def test_what_a_user_removed_to_save_room_is_not_missed(again):
+def test_files_removed_to_save_space_are_not_needed(again):
     folder, run = again
     shutil.rmtree(folder / "memory_bank")
     shutil.rmtree(folder / "checkpoints")
     assert run()[2].name == "fine-tuned" and not (folder / "memory_bank").exists()
 
 
-def test_damage_that_the_result_does_not_need_is_named_and_the_table_still_shown(again, caplog):
+def test_irrelevant_damage_is_reported_and_the_table_still_shown(again, caplog):
     folder, run = again
     names = ("supernet_param.pkl", "slimmed_param.pkl", "history.jsonl", "memory_bank/logits.npy")
     for name in names:
@@ -137,7 +138,7 @@ def test_damage_that_the_result_does_not_need_is_named_and_the_table_still_shown
 
 
 @pytest.mark.parametrize("name", ["curves.jsonl", "phases.jsonl"])
-def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplog):
+def test_damaged_logs_never_stop_a_run(finished, again, name, caplog):
     """A flipped bit in a line, before the result is made again and the report drawn."""
     folder, run = again
     flip_bit_of(folder / name)
@@ -148,7 +149,7 @@ def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplo
     assert (folder / "report.html").exists()
 
 
-def test_a_phase_begins_anew_with_all_behind_it(finished, again):
+def test_restarting_a_phase_repeats_it_and_all_later_ones(finished, again):
     """Every checkpoint of fine-tuning damaged: the message says what to do, and that does it."""
     folder, _ = again
     argv, data = finished[1:]
@@ -181,13 +182,13 @@ def test_a_phase_begins_anew_with_all_behind_it(finished, again):
     assert (folder / "slimmed_param.pkl").stat().st_mtime > before
 
 
-def test_a_baseline_that_was_given_cannot_begin_anew(finished, capsys):
+def test_a_given_baseline_cannot_be_restarted(finished, capsys):
     with pytest.raises(SystemExit):
         train_cifar.parse_args([*map(str, finished[1]), "--restart", "baseline"])
     assert "--restart baseline has no effect here" in capsys.readouterr().err
 
 
-def test_a_loss_that_diverges_says_what_to_go_on_from(finished, tmp_path):
+def test_a_diverging_loss_says_how_to_continue(finished, tmp_path):
     _, argv, data = finished
     message = (
         "became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from "

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests import full_disk, runs, stress_resume
+from tests.helpers import runs
+from tests.programs import full_disk, stress_resume
 
 EXPECTED = (
     r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
@@ -39,9 +40,8 @@ def small_disk(tmp_path):
 
 def run(params, folder, how="none", phase="none"):
     return runs.finish(
-        runs.start(
-            "-m",
-            "tests.full_disk",
+        runs.fork(
+            "tests.programs.full_disk",
             how,
             phase,
             "--",
@@ -54,7 +54,7 @@ def run(params, folder, how="none", phase="none"):
     )[0]
 
 
-def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_ends_every_phase_with_one_line_and_the_run_resumes_when_there_is_space(
     params, small_disk, tmp_path
 ):
     code, output = run(params, tmp_path / "undisturbed")

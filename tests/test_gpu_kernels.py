@@ -22,9 +22,9 @@ from ekg.devices.compute import in_graph
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.run import phases
 from ekg.searching import criteria
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
-from tests.ekg.test_pruning import QUICK, digits
-from tests.helpers import make_objective
+from tests.helpers.comparisons import make_objective
+from tests.helpers.digits import QUICK, digits
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 WITHOUT_KERNEL = {
     "AdjustContrast",

@@ -17,8 +17,8 @@ import utils
 from dataloader import cifar
 from ekg.errors import EkgError
 from ekg.process.memory import peak_memory_mib
-from tests.conftest import make_tiny_resnet
-from tests.damage import mutate
+from tests.helpers.damage import mutate
+from tests.helpers.models import make_tiny_resnet
 
 
 class Attack:
@@ -124,7 +124,7 @@ NUM_ATTACKS = len(list(attacks("nowhere")))
 
 
 @pytest.mark.parametrize("number", range(NUM_ATTACKS))
-def test_nothing_but_plain_data_is_admitted(tmp_path, number):
+def test_only_plain_data_is_accepted(tmp_path, number):
     marker = tmp_path / "executed"
     file = tmp_path / "file.pkl"
     file.write_bytes(list(attacks(marker))[number])

@@ -11,7 +11,8 @@ import pytest
 import utils
 from ekg.io import files
 from ekg.train import loop
-from tests import runs, stress_resume
+from tests.helpers import runs
+from tests.programs import stress_resume
 
 SHORT = [
     "--arch",
@@ -47,17 +48,23 @@ def free_ports(count):
 
 
 # The same job on a network and data that are small, for tests that start many processes
-SMALL_SCRIPT = ("-m", "tests.stress_resume", "none", "--")
+SMALL_JOB = ("tests.programs.stress_resume", "none", "--")
 
 
-def start_workers(arguments, further=((), ()), script=("train_cifar.py",)):
-    """Starts two workers of the same arguments and returns their processes; `further` are those of
-    each besides.
+def start_workers(arguments, further=((), ()), job=None):
+    """Starts two workers and returns their processes.
+
+    Args:
+        arguments: of both workers.
+        further: arguments of each worker alone.
+        job: the module, and the arguments before all others, of a process that is forked; None
+            starts train_cifar.py.
     """
+    start, command = (runs.start, ("train_cifar.py",)) if job is None else (runs.fork, job)
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     return [
-        runs.start(
-            *script,
+        start(
+            *command,
             "--strategy",
             "multi_worker",
             *arguments,
@@ -76,7 +83,7 @@ def trained(tmp_path_factory):
     return path
 
 
-def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped_twice(tmp_path):
+def test_two_workers_stopped_twice_end_like_one_process_with_two_devices(tmp_path):
     """Search and bank to the bit, trained parameters but for the order of sums; the chief alone
     writes and prints.
 
@@ -84,14 +91,20 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
     """
     one, two, trained = tmp_path / "one", tmp_path / "two", tmp_path / "small.pkl"
     stress_resume.write_params(trained)
-    arguments = [*stress_resume.ARGUMENTS, "--trained_param", trained]
+    arguments = [
+        *stress_resume.ARGUMENTS,
+        "--trained_param",
+        trained,
+        "--runtimes",
+        "tensorflow",  # timed by the chief alone, while the other waits
+    ]
     ((code, output),) = runs.finish(
-        runs.start(*SMALL_SCRIPT, *arguments, "--train_path", one, "--virtual_devices", "2")
+        runs.fork(*SMALL_JOB, *arguments, "--train_path", one, "--virtual_devices", "2")
     )
     assert code == 0, output
 
     arguments += ["--train_path", two]
-    chief, other = start_workers(arguments, script=SMALL_SCRIPT)
+    chief, other = start_workers(arguments, job=SMALL_JOB)
     wait_for(chief, "phase search")
     other.kill()
     (code, output), _ = runs.finish(chief, other)
@@ -99,7 +112,7 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
         "error: another worker ended or cannot be reached"
     ), output
 
-    workers = start_workers(arguments, script=SMALL_SCRIPT)
+    workers = start_workers(arguments, job=SMALL_JOB)
     assert not any(
         "phase subset" in line for line in wait_for(workers[0], "phase fine-tune")
     )  # that was done
@@ -111,7 +124,7 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
             and "Traceback" not in output
         ), output
 
-    workers = runs.finish(*start_workers(arguments, script=SMALL_SCRIPT))
+    workers = runs.finish(*start_workers(arguments, job=SMALL_JOB))
     assert [code for code, _ in workers] == [0, 0], workers
     message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
     assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers
@@ -145,7 +158,7 @@ def wait_for(process, *words):
     raise AssertionError("".join(lines))
 
 
-def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
+def test_a_worker_with_other_arguments_ends_all_with_one_line(tmp_path, trained):
     arguments = [*SHORT, "--trained_param", trained, "--train_path", tmp_path / "run"]
     for code, output in runs.finish(*start_workers(arguments, further=((), ("--seed", "7")))):
         assert code == 2 and "seed '7' there, '0' at the chief" in runs.error_line(output)
@@ -153,9 +166,7 @@ def test_a_worker_started_otherwise_ends_all_with_one_line(tmp_path, trained):
 
 
 @pytest.mark.parametrize("how", ["environment", "failure"])
-def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is_named(
-    tmp_path, how
-):
+def test_other_data_or_versions_are_refused_and_the_failing_worker_is_named(tmp_path, how):
     stress_resume.write_params(tmp_path / "small.pkl")
     arguments = [
         *stress_resume.ARGUMENTS,
@@ -164,8 +175,8 @@ def test_workers_of_other_data_or_numpy_are_refused_and_a_workers_own_failure_is
         "--train_path",
         tmp_path / "run",
     ]
-    script = ("-m", "tests.differing", how, "--")
-    (chief_code, chief), (code, other) = runs.finish(*start_workers(arguments, script=script))
+    job = ("tests.programs.differing", how, "--")
+    (chief_code, chief), (code, other) = runs.finish(*start_workers(arguments, job=job))
     lines = [runs.error_line(output) for output in (chief, other)]
     if how == "failure":
         assert (chief_code, code) == (3, 2), (chief, other)

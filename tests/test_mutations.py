@@ -1,10 +1,10 @@
-"""A short run of tests.mutations: damaged files of every kind end in a typed error, or in good
-data.
+"""A short run of tests.programs.mutations: damaged files of every kind end in a typed error, or in
+good data.
 """
 
 import numpy as np
 
-from tests import mutations
+from tests.programs import mutations
 
 HAS_CHECKSUM = {"parameters"}  # every change is noticed
 NEVER_STOPS = {
@@ -32,7 +32,7 @@ def test_damaged_files_of_every_kind_end_in_typed_errors_or_good_data(tmp_path):
         ), (kind, result)
 
 
-def test_content_of_another_kind_with_the_right_checksum_ends_so_too(tmp_path):
+def test_wrong_content_with_a_valid_checksum_ends_in_typed_errors_or_good_data(tmp_path):
     kinds = {
         kind: entry
         for kind, entry in mutations.write_all(tmp_path).items()

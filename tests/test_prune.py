@@ -10,9 +10,9 @@ from ekg.errors import EkgError
 from ekg.io import files
 from ekg.pruning import PruneResult
 from ekg.run.folder import RunFolder
-from tests import runs
-from tests.ekg.latency.helpers import install
-from tests.ekg.test_pruning import as_folder, digits, network, softmax
+from tests.helpers import runs
+from tests.helpers.digits import as_folder, digits, network, softmax
+from tests.helpers.made_up_runtime import install
 
 QUICK = [
     "--target_rate",

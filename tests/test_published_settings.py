@@ -10,7 +10,7 @@ from ekg import phases
 from ekg.distil import bank, losses
 from ekg.searching import greedy
 from ekg.train.step import Trainer
-from tests import small_jobs
+from tests.helpers import small_jobs
 
 
 class Notes:

@@ -14,7 +14,7 @@ import nets
 import utils
 from dataloader import cifar
 from ekg.data import augment
-from tests.helpers import random_subnetwork, relative_difference
+from tests.helpers.comparisons import random_subnetwork, relative_difference
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -14,8 +14,9 @@ from ekg.io import files
 from ekg.run import reuse
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
-from tests import runs, stress_resume
-from tests.damage import flip_bit
+from tests.helpers import runs
+from tests.helpers.damage import flip_bit
+from tests.programs import stress_resume
 
 # (when the process is killed, what must be there by then)
 KILLS = [

@@ -18,9 +18,9 @@ from ekg.io import files
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
 from ekg.train.checkpoints import Checkpoints
-from tests import runs, small_jobs
-from tests.damage import flip_bit_of
-from tests.helpers import relative_difference
+from tests.helpers import runs, small_jobs
+from tests.helpers.comparisons import relative_difference
+from tests.helpers.damage import flip_bit_of
 
 NETWORK = ["--arch", "ResNet-8", "--dataset", "DIGITS", "--target_rate", "0.9", "--no-preflight"]
 SHORT = [*NETWORK, "--baseline_epoch", "1", "--train_epoch", "2", "--num_teacher", "2"]

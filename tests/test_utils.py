@@ -19,8 +19,8 @@ import utils
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.process import progress, stopping
-from tests.conftest import make_tiny_resnet, randomise_
-from tests.damage import flip_bit_of
+from tests.helpers.damage import flip_bit_of
+from tests.helpers.models import make_tiny_resnet, randomise_
 
 ROOT = Path(__file__).parents[1]
 

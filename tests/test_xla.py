@@ -25,9 +25,9 @@ from ekg.searching.history import HistoryEntry
 from ekg.train.batch_norm_statistics import estimate_statistics_
 from ekg.train.evaluate import evaluate
 from ekg.train.step import StepOptions, Trainer
-from tests import small_jobs
-from tests.conftest import make_data, randomise_
-from tests.helpers import make_objective, mirrored
+from tests.helpers import small_jobs
+from tests.helpers.comparisons import make_objective, mirrored
+from tests.helpers.models import make_data, randomise_
 
 XLA = ekg.Compute(use_xla=True)
 LIBRARY = Path(ekg.__file__).parent

@@ -12,7 +12,7 @@ from dataloader.photographs import FileSplit
 from ekg.errors import EkgError
 from ekg.process.memory import peak_memory_mib
 from ekg.process.progress import progress_bar
-from tests.damage import mutate
+from tests.helpers.damage import mutate
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (13, 37, 3), np.uint8)
 

@@ -8,7 +8,7 @@ import ekg
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.io import parameters
-from tests.ekg.test_pruning import digits, network
+from tests.helpers.digits import digits, network
 
 
 def read(model, path):

@@ -1,7 +1,6 @@
 """The whole job in one call, on a user's own network and data."""
 
 import json
-import math
 import sys
 
 import keras
@@ -15,31 +14,12 @@ import ekg
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.train.checkpoints import Checkpoints
-from tests import runs
-from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
-from tests.ekg.latency.helpers import install, seconds_of
+from tests.helpers import runs
+from tests.helpers.digits import QUICK, Sequence, as_folder, digits, network, softmax
+from tests.helpers.made_up_runtime import install, seconds_of
+from tests.helpers.models import conv_bn, make_data, make_tiny_resnet, randomise_
 
-QUICK = {
-    "verbose": False,
-    "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8},
-}
 TUNED = {**QUICK, "epochs": 1, "target_rate": 0.7, "augment": "flip", "bank": {"num_teacher": 2}}
-
-
-def digits(number=120):
-    images, labels = datasets.load_digits(return_X_y=True)
-    return images[:number].reshape(-1, 8, 8, 1).astype(np.float32) / 16, labels[:number]
-
-
-def network(head, channels=1, size=8):
-    """A network of two convolutions whose pooled features go through `head`."""
-    inputs = keras.Input((size, size, channels))
-    x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(inputs, 6, "one"), 8, "two"))
-    return randomise_(keras.Model(inputs, head(x), name="own"))
-
-
-def softmax(x):
-    return layers.Dense(10, activation="softmax", name="fc")(x)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +61,7 @@ def test_the_users_network_is_left_as_it_was(pruned):
     assert all((a == b).all() for a, b in zip(model.get_weights(), network(softmax).get_weights()))
 
 
+@pytest.mark.rendered
 def test_the_summary_and_the_report_say_what_came_out(pruned, tmp_path):
     result = pruned[3]
     assert (
@@ -173,28 +154,6 @@ def test_a_data_set_of_the_project_gives_what_the_scripts_pipeline_gives():
 
 
 # ---------------------------------------------------------------- forms of data
-
-
-class Sequence(keras.utils.PyDataset):
-    def __init__(self, images, labels):
-        super().__init__()
-        self.images, self.labels = images, labels
-
-    def __len__(self):
-        return math.ceil(len(self.labels) / 32)
-
-    def __getitem__(self, number):
-        part = slice(32 * number, 32 * number + 32)
-        return self.images[part], self.labels[part]
-
-
-def as_folder(path, images, labels):
-    for number, (image, label) in enumerate(zip(images, labels)):
-        (path / str(label)).mkdir(parents=True, exist_ok=True)
-        keras.utils.save_img(path / str(label) / f"{number:04}.png", image * 255, scale=False)
-    return keras.utils.image_dataset_from_directory(
-        path, image_size=(8, 8), color_mode="grayscale", shuffle=False, verbose=False
-    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from keras import layers
 import ekg
 from ekg.errors import EkgError
 from ekg.run import run as running
-from tests.ekg.test_pruning import Sequence, digits, network, softmax
+from tests.helpers.digits import Sequence, digits, network, softmax
 
 IMAGES, LABELS = digits(60)
 

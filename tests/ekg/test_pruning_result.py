@@ -12,7 +12,7 @@ from ekg.graph.heads import without_head
 from ekg.io import files
 from ekg.run.choice import Choice
 from ekg.train.evaluate import Metrics
-from tests.ekg.test_pruning import digits, network, softmax
+from tests.helpers.digits import digits, network, softmax
 
 JOB = {
     "verbose": False,

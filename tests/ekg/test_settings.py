@@ -21,8 +21,8 @@ from ekg.run import run as running
 from ekg.run.folder import RunFolder
 from ekg.searching.settings import SearchSettings
 from ekg.settings import MACHINE, SEARCH, TRAINING, Range, about
-from tests import small_jobs
-from tests.helpers import mirrored
+from tests.helpers import small_jobs
+from tests.helpers.comparisons import mirrored
 
 SHARED = tuple(op_utils.SHARED_FLAGS.values())
 # script -> (its dataclasses of settings, arguments that it must have)

@@ -7,7 +7,7 @@ from keras import layers
 
 import ekg
 from ekg.graph import flow, registry
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 
 class Centred(layers.Layer):

@@ -7,7 +7,7 @@ import nets
 import utils
 from ekg.errors import EkgError
 from nets import convert
-from tests.helpers import relative_difference
+from tests.helpers.comparisons import relative_difference
 
 torch = pytest.importorskip("torch", reason="PyTorch is a development dependency")
 nn = torch.nn

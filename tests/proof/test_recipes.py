@@ -14,8 +14,8 @@ from ekg.data.dataset import Split
 from ekg.distil.slim import restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.execute import read_variables
-from tests.conftest import make_data, make_tiny_resnet
-from tests.helpers import log_softmax, random_subnetwork
+from tests.helpers.comparisons import log_softmax, random_subnetwork
+from tests.helpers.models import make_data, make_tiny_resnet
 
 TAU = 4.0
 

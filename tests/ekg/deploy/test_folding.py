@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from keras import layers
 
 from ekg.deploy.folding import fold_batch_norms
-from tests import networks as known
-from tests.conftest import make_tiny_resnet, randomise_
-from tests.random_graphs import networks
+from tests.helpers import networks as known
+from tests.helpers.models import make_tiny_resnet, randomise_
+from tests.programs.random_graphs import networks
 
 
 def count(model, kind):

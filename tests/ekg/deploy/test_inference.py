@@ -9,7 +9,7 @@ from keras import layers
 import ekg
 from ekg.deploy.inference import in_float32
 from ekg.errors import EkgError
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 IMAGES = np.random.default_rng(0).random((64, 8, 8, 3)).astype(np.float32)
 

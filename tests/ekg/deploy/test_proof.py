@@ -18,7 +18,7 @@ from ekg.deploy.packages import quiet
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult
 from ekg.tasks.kinds import Classification, MultiLabel
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 IMAGES = np.random.default_rng(0).normal(size=(256, 8, 8, 3)).astype(np.float32)
 

@@ -12,7 +12,7 @@ from keras import layers
 import ekg
 from ekg.deploy import format, packages
 from ekg.errors import EkgError
-from tests.conftest import make_tiny_resnet, randomise_
+from tests.helpers.models import make_tiny_resnet, randomise_
 
 EXAMPLES = np.random.default_rng(0).normal(size=(128, 8, 8, 3)).astype(np.float32)
 FILES = {"keras": "a.keras", "saved_model": "model", "litert": "a.tflite", "onnx": "a.onnx"}

@@ -9,7 +9,7 @@ import tensorflow as tf
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.process import stopping
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
 
 
 def test_each_member_works_on_its_own_device():

@@ -8,8 +8,8 @@ import ekg
 from ekg.data.dataset import Batches
 from ekg.distil import bank, bank_files
 from ekg.process import stopping
-from tests.conftest import make_tiny_resnet, randomise_
-from tests.helpers import mirrored, random_subnetwork
+from tests.helpers.comparisons import mirrored, random_subnetwork
+from tests.helpers.models import make_tiny_resnet, randomise_
 
 # ---------------------------------------------------------------- which sub-networks teach
 

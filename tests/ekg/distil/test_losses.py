@@ -5,7 +5,7 @@ import tensorflow as tf
 from ekg.distil import losses
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.tasks.kinds import Classification
-from tests.helpers import log_softmax
+from tests.helpers.comparisons import log_softmax
 
 TAU = 4.0
 

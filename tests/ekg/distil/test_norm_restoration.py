@@ -8,8 +8,8 @@ from keras import layers
 import ekg
 from ekg.distil import slim as slimming
 from ekg.graph.calls import Graph
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
-from tests.helpers import random_subnetwork, relative_difference
+from tests.helpers.comparisons import random_subnetwork, relative_difference
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 
 def with_depthwise(epsilon=1e-5):

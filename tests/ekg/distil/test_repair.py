@@ -15,7 +15,7 @@ from ekg.distil import least_squares, repair, repair_sweep
 from ekg.errors import EkgError
 from ekg.graph import patches, registry
 from ekg.network.supernet import Supernet
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 RNG = np.random.default_rng(0)
 

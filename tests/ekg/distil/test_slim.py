@@ -5,7 +5,7 @@ from ekg.data.dataset import Batches, mixed_order
 from ekg.distil.slim import cut_with_statistics, restore_norms_
 from ekg.graph.calls import Graph
 from ekg.train.batch_norm_statistics import estimate_statistics_
-from tests.helpers import mirrored, relative_difference
+from tests.helpers.comparisons import mirrored, relative_difference
 
 CONVOLUTIONS = ("stem", "a1", "a2", "b1", "b2", "b3")
 

@@ -9,8 +9,8 @@ import ekg
 from ekg.data.dataset import Batches
 from ekg.landscape.hessian import model_landscape
 from ekg.train.evaluate import evaluate
-from tests.conftest import conv_bn, randomise_
-from tests.helpers import random_subnetwork, relative_difference
+from tests.helpers.comparisons import random_subnetwork, relative_difference
+from tests.helpers.models import conv_bn, randomise_
 
 
 def with_head(*head):

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from ekg.graph import execute
 from ekg.graph.execute import ExecutionOptions
-from tests.helpers import relative_difference
+from tests.helpers.comparisons import relative_difference
 
 
 @pytest.mark.parametrize("training", [False, True])

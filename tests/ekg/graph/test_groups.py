@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import ekg
-from tests.conftest import conv_bn, randomise_
-from tests.helpers import check_masked_is_cut, random_subnetwork
+from tests.helpers.comparisons import check_masked_is_cut, random_subnetwork
+from tests.helpers.models import conv_bn, randomise_
 
 
 def groups_of(model):

@@ -15,7 +15,7 @@ from ekg.graph.heads import without_head
 from ekg.graph.records import LayerRecord
 from ekg.graph.registry import RECORDS
 from ekg.train.step import StepOptions, Trainer
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 RATE, EPOCHS = 0.05, 3
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

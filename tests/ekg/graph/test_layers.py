@@ -10,14 +10,14 @@ from ekg.graph import attention, flow, registry
 from ekg.graph.complexity import model_complexity
 from ekg.graph.records import IN, OUT
 from ekg.searching import criteria
-from tests.conftest import conv_bn, randomise_
-from tests.helpers import (
+from tests.helpers.comparisons import (
     check_landscape_is_that_of_the_cut,
     check_masked_is_cut,
     evaluation_batches,
     make_objective,
     random_subnetwork,
 )
+from tests.helpers.models import conv_bn, randomise_
 
 # ---------------------------------------------------------------- the records of Keras' own layers
 

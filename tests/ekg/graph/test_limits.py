@@ -8,7 +8,7 @@ from keras import layers
 import ekg
 from ekg.searching import proposals
 from ekg.searching.targets import Flops
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 
 def make_chain():

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from ekg.devices import kind
 from ekg.graph import execute, narrow_norms
-from tests.helpers import relative_difference
+from tests.helpers.comparisons import relative_difference
 
 EPSILON = 1e-3
 # Widths of which k = 16, 4, 8 and 2 positions count as one

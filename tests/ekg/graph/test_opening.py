@@ -8,7 +8,7 @@ from keras import layers, ops
 import ekg
 from ekg.graph.calls import Graph
 from ekg.testing import check_prunable
-from tests.conftest import make_data, randomise_
+from tests.helpers.models import make_data, randomise_
 
 
 @keras.saving.register_keras_serializable("test_opening")

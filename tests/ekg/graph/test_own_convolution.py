@@ -13,7 +13,7 @@ from ekg.distil.slim import restore_norms_
 from ekg.graph import neighbours, registry
 from ekg.graph.calls import Graph
 from ekg.latency import kernels
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 
 @keras.saving.register_keras_serializable("test")

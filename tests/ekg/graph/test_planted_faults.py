@@ -12,7 +12,7 @@ from ekg.graph.records import IN, OUT, Weight
 from ekg.graph.registry import RECORDS
 from ekg.network.supernet import Supernet
 from ekg.testing import check_prunable
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 STEPS = 4
 

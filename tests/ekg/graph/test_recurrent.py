@@ -7,7 +7,7 @@ from keras import layers, ops
 
 import ekg
 from ekg.testing import check_prunable
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 STEPS, CLASSES = 6, 3
 

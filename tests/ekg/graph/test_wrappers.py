@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import ekg
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 STEPS = layers.TimeDistributed
 

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from tests.conftest import conv_bn, randomise_
+from tests.helpers.models import conv_bn, randomise_
 
 
 def make_small(widths=(3, 4)):

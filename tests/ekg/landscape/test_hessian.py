@@ -9,7 +9,7 @@ from ekg.graph.calls import Graph
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
 from tests.ekg.landscape.conftest import make_small
-from tests.helpers import evaluation_batches, relative_difference
+from tests.helpers.comparisons import evaluation_batches, relative_difference
 
 PARTS = ((0, 7), (7, 14), (14, 22))  # the batches of 22 images, at most 8 in each
 

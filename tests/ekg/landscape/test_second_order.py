@@ -13,8 +13,8 @@ from ekg.data.dataset import Batches
 from ekg.errors import EkgError
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
-from tests.conftest import randomise_
-from tests.helpers import relative_difference
+from tests.helpers.comparisons import relative_difference
+from tests.helpers.models import randomise_
 
 PARTS = ((0, 7), (7, 14), (14, 22))  # the batches of 22 images, at most 8 in each
 STEP = 1e-7  # so small that no ReLU turns

@@ -5,13 +5,13 @@ from keras import layers
 
 import ekg
 from ekg.landscape.subnetworks import MaskedLandscapes, Spectra
-from tests.conftest import conv_bn, randomise_
-from tests.helpers import (
+from tests.helpers.comparisons import (
     check_landscape_is_that_of_the_cut,
     evaluation_batches,
     mirrored,
     random_subnetwork,
 )
+from tests.helpers.models import conv_bn, randomise_
 
 
 @pytest.mark.parametrize(("seed", "parameters"), [(1, "kernels"), (4, "kernels"), (4, "all")])

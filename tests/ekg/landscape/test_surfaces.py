@@ -7,7 +7,7 @@ from keras import layers
 
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.surfaces import filter_axes, normalise_filters, surface
-from tests.helpers import evaluation_batches
+from tests.helpers.comparisons import evaluation_batches
 
 
 def built(layer, num_inputs):

@@ -4,8 +4,8 @@ from keras import layers
 
 import ekg
 from ekg.latency import kernels
-from tests import networks
-from tests.conftest import make_tiny_resnet
+from tests.helpers import networks
+from tests.helpers.models import make_tiny_resnet
 
 
 def kernels_of(model):

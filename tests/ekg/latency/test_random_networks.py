@@ -1,21 +1,28 @@
 """Kernels of random networks: every one can be made alone, and together they are the network."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 import ekg
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.latency import kernels
 from ekg.searching.latency import Latency
-from tests.ekg.latency.helpers import install, seconds_of
-from tests.helpers import random_subnetwork
-from tests.random_graphs import networks
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.made_up_runtime import install, seconds_of
+from tests.programs.random_graphs import networks
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(networks())
-def test_the_kernels_of_any_network_can_be_made_and_add_up(model):
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+@given(networks(depth=5))
+def test_the_kernels_of_any_network_can_be_built_and_add_up(model):
     supernet = supernet_of(model)
     if supernet is None:
         return

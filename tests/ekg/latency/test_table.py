@@ -9,10 +9,10 @@ from ekg.errors import EkgError
 from ekg.io import files
 from ekg.latency.prediction import Predictor
 from ekg.latency.table import Table, conditions_of, load_table, save_table
-from tests import networks
-from tests.conftest import make_tiny_resnet
-from tests.ekg.latency.helpers import install, seconds_of
-from tests.helpers import random_subnetwork
+from tests.helpers import networks
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.made_up_runtime import install, seconds_of
+from tests.helpers.models import make_tiny_resnet
 
 
 @pytest.fixture

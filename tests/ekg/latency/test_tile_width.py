@@ -5,8 +5,8 @@ from keras import layers
 import ekg
 from ekg.deploy import format, formats
 from ekg.latency import tile_width
-from tests import networks
-from tests.ekg.latency.helpers import install
+from tests.helpers import networks
+from tests.helpers.made_up_runtime import install
 
 
 def test_the_tiles_of_a_runtime_are_found(monkeypatch):

@@ -13,7 +13,7 @@ from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.latency import timing
 from ekg.latency.timing import Conditions, measure_latency, summarise, time_in_turn
-from tests.ekg.latency.helpers import Clock
+from tests.helpers.made_up_runtime import Clock
 
 
 @pytest.fixture

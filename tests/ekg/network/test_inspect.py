@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 
 import ekg
-from tests.conftest import conv_bn
+from tests.helpers.models import conv_bn
 
 
 def test_an_inspection_reports_the_share_of_each_group(tiny_resnet):

@@ -11,7 +11,7 @@ from ekg.graph import checks, flow, records, registry
 from ekg.graph.calls import Graph
 from ekg.network import masked_check
 from ekg.network.masked_check import check_promise
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
 

@@ -5,9 +5,9 @@ import tensorflow as tf
 from keras import layers
 
 import ekg
-from tests import networks
-from tests.conftest import conv_bn, make_tiny_resnet, randomise_
-from tests.helpers import check_masked_is_cut, random_subnetwork, relative_difference
+from tests.helpers import networks
+from tests.helpers.comparisons import check_masked_is_cut, random_subnetwork, relative_difference
+from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
 
 def test_the_whole_subnetwork_is_the_model(tiny_resnet, images):

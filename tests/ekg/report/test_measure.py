@@ -8,7 +8,7 @@ from ekg.latency.timing import Conditions
 from ekg.report import measure
 from ekg.report.table import Row
 from ekg.train.evaluate import Evaluation
-from tests.conftest import make_data
+from tests.helpers.models import make_data
 
 
 def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_at():

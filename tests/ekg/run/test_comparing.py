@@ -13,7 +13,7 @@ from keras import layers
 
 import ekg
 from ekg.run.comparing import describe, describe_network
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 SOURCE = """
 import functools, numpy as np, tensorflow as tf, ekg

@@ -13,7 +13,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.cutting import kernel_norm
 from ekg.run import environment
-from tests.ekg.test_pruning import QUICK, digits, network, softmax
+from tests.helpers.digits import QUICK, digits, network, softmax
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import ekg
 from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK, held
-from tests import runs
-from tests.ekg.test_pruning import QUICK, digits, network, softmax
+from tests.helpers import runs
+from tests.helpers.digits import QUICK, digits, network, softmax
 
 HOLDER = """
 import sys, time

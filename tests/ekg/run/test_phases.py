@@ -25,9 +25,9 @@ from ekg.run.settings import JobSettings, RunSettings
 from ekg.searching.objective import Objective
 from ekg.searching.settings import SearchSettings
 from ekg.train.evaluate import Evaluation
-from tests.conftest import make_data, make_tiny_resnet, randomise_
-from tests.damage import flip_bit_of
-from tests.helpers import random_subnetwork
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.damage import flip_bit_of
+from tests.helpers.models import make_data, make_tiny_resnet, randomise_
 
 SETTINGS = JobSettings(
     search=SearchSettings(target_rate=0.4, search_batch_size=40, val_per_class=16)

@@ -16,7 +16,7 @@ from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.settings import JobSettings, RunSettings
 from ekg.searching.settings import SearchSettings
-from tests.conftest import make_data, make_tiny_resnet
+from tests.helpers.models import make_data, make_tiny_resnet
 
 SETTINGS = JobSettings(
     search=SearchSettings(target_rate=0.4),

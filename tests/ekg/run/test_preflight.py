@@ -13,8 +13,8 @@ from ekg.run import preflight, run
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.settings import JobSettings
-from tests import small_jobs
-from tests.conftest import make_data, randomise_
+from tests.helpers import small_jobs
+from tests.helpers.models import make_data, randomise_
 
 BANK = 96 * 4 * 3 * 4  # images x teachers x classes, float32
 

@@ -13,7 +13,7 @@ from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.preflight import rehearse_report
 from ekg.run.settings import JobSettings, RunSettings
-from tests.conftest import make_data, randomise_
+from tests.helpers.models import make_data, randomise_
 
 
 def network(dtype="float32", has_erfinv=False, size=8):

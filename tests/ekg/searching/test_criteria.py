@@ -8,8 +8,8 @@ import ekg
 from ekg.io import files
 from ekg.network import channel_weights
 from ekg.searching import criteria
-from tests.conftest import randomise_
-from tests.helpers import make_objective, random_subnetwork
+from tests.helpers.comparisons import make_objective, random_subnetwork
+from tests.helpers.models import randomise_
 
 
 @pytest.mark.parametrize("teacher", ["ensemble", "none"])

@@ -11,8 +11,8 @@ from ekg.searching import criteria, proposals
 from ekg.searching.objective import Objective
 from ekg.searching.proposals import propose
 from ekg.searching.targets import Flops
-from tests.conftest import make_data, make_tiny_resnet
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import make_data, make_tiny_resnet
 
 
 def without_seconds(history):

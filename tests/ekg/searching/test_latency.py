@@ -10,9 +10,9 @@ from ekg.io import files
 from ekg.latency.timing import Conditions
 from ekg.searching.latency import Latency
 from ekg.searching.proposals import propose
-from tests import networks
-from tests.conftest import make_tiny_resnet
-from tests.ekg.latency.helpers import install, seconds_of
+from tests.helpers import networks
+from tests.helpers.made_up_runtime import install, seconds_of
+from tests.helpers.models import make_tiny_resnet
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import pytest
 
 import ekg
 from ekg.searching import criteria, evaluator
-from tests.conftest import make_tiny_resnet, randomise_
-from tests.helpers import (
+from tests.helpers.comparisons import (
     evaluation_batches,
     log_softmax,
     make_objective,
     mirrored,
     random_subnetwork,
 )
+from tests.helpers.models import make_tiny_resnet, randomise_
 
 
 def test_reward_is_minus_both_cross_entropies(tiny_resnet, tiny_data):

@@ -16,8 +16,8 @@ from ekg.searching import proposals
 from ekg.searching.criteria import CRITERIA, CriterionContext
 from ekg.searching.history import HistoryEntry
 from ekg.searching.objective import Objective
-from tests.conftest import make_data, make_tiny_resnet
-from tests.helpers import random_subnetwork
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.models import make_data, make_tiny_resnet
 
 GIVEN = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 

@@ -4,7 +4,7 @@ import pytest
 
 import ekg
 from ekg.searching.targets import Every, Flops, Params
-from tests.conftest import make_tiny_resnet
+from tests.helpers.models import make_tiny_resnet
 
 
 @dataclasses.dataclass(frozen=True)

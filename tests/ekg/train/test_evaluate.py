@@ -7,8 +7,8 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.train.batch_norm_statistics import estimate_statistics_
 from ekg.train.evaluate import evaluate
-from tests.conftest import make_tiny_resnet
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import make_tiny_resnet
 
 
 class Bar:

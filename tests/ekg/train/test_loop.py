@@ -11,8 +11,8 @@ from ekg.process import stopping
 from ekg.run.folder import RunFolder
 from ekg.train.loop import EpochMeter, fit, train_epoch
 from ekg.train.step import Schedule, Trainer
-from tests.conftest import make_tiny_resnet
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import make_tiny_resnet
 
 SCHEDULE = Schedule(0.05, (0.5,), 0.2, 2)
 

@@ -9,7 +9,7 @@ import ekg
 from ekg.distil.settings import FineTuneSettings
 from ekg.train import loop
 from ekg.train.optimizers import Recipe
-from tests.conftest import randomise_
+from tests.helpers.models import randomise_
 
 EPOCHS = 3
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

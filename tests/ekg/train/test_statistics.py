@@ -16,8 +16,8 @@ from ekg.train import batch_norm_statistics
 from ekg.train.batch_norm_statistics import estimate_statistics_, fit_statistics_
 from ekg.train.evaluate import evaluate
 from ekg.train.step import Trainer
-from tests.conftest import conv_bn, make_data, make_tiny_resnet, randomise_
-from tests.helpers import mirrored
+from tests.helpers.comparisons import mirrored
+from tests.helpers.models import conv_bn, make_data, make_tiny_resnet, randomise_
 
 
 def batches_of(data, batch_size=40):

@@ -10,8 +10,8 @@ from ekg.graph import cutting
 from ekg.graph.execute import pure_forward
 from ekg.train import step as training_step
 from ekg.train.step import Schedule, StepOptions, Trainer
-from tests.conftest import make_data, make_tiny_resnet, randomise_
-from tests.helpers import mirrored, relative_difference
+from tests.helpers.comparisons import mirrored, relative_difference
+from tests.helpers.models import make_data, make_tiny_resnet, randomise_
 
 
 def plain_net():

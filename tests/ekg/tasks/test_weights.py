@@ -1,0 +1,214 @@
+"""Weights of examples, classes and places, and classes left out, held against Keras' own losses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import ekg
+from ekg import tasks
+from ekg.distil import losses
+from ekg.errors import EkgError
+from ekg.graph.execute import pure_forward, read_variables
+from ekg.tasks.weighted import Weighted
+from tests.ekg.tasks.test_compiled_loss import (
+    DENSE_SHARES,
+    FLOATS,
+    IMAGES,
+    MAPS,
+    SHARES,
+    K,
+    binary,
+    model,
+)
+
+RNG = np.random.default_rng(1)
+NUMBERS = np.arange(20) % 3
+VOID = np.where(RNG.random((20, 4, 4)) < 0.3, 255, RNG.integers(0, 3, (20, 4, 4)))
+WEIGHTS = RNG.uniform(0, 3, 20).astype(np.float32)
+AT_PLACES = RNG.uniform(0, 3, (20, 4, 4)).astype(np.float32)
+
+
+def sparse(**options):
+    return K.SparseCategoricalCrossentropy(from_logits=True, **options)
+
+
+def categorical():
+    return K.CategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "weights"),
+    [
+        (model(3, loss=sparse()), NUMBERS, WEIGHTS),
+        (model(3, loss=categorical()), SHARES, WEIGHTS[:, None]),
+        (model(1, loss=binary()), FLOATS, WEIGHTS),
+        (model(3, loss="mse"), SHARES, WEIGHTS),
+        (model(3, loss=sparse(), maps=True), VOID % 3, WEIGHTS),
+        (model(3, loss=sparse(), maps=True), VOID % 3, AT_PLACES),
+        (model(3, loss=categorical(), maps=True), DENSE_SHARES, AT_PLACES),
+        (model(1, loss=binary(), maps=True), MAPS, AT_PLACES),
+        (model(2, loss="mse", maps=True), MAPS.repeat(2, -1), AT_PLACES),
+        (model(3, loss=sparse(ignore_class=255), maps=True), VOID, None),
+        (model(3, loss=sparse(ignore_class=0), maps=True), VOID % 3, AT_PLACES),
+        (model(3, loss=sparse(ignore_class=-1)), np.where(NUMBERS == 2, -1, NUMBERS), WEIGHTS),
+    ],
+)
+def test_the_loss_is_that_of_keras_evaluate(own, labels, weights):
+    data = ekg.make_data(own, (IMAGES, labels, weights))
+    assert isinstance(data.task, Weighted)
+    if weights is not None:  # Keras spreads none over places
+        weights = np.broadcast_to(
+            weights.reshape(
+                20, *weights.shape[1:] if weights.ndim > 2 else (1,) * (len(own.output_shape) - 2)
+            ),
+            (20, *own.output_shape[1:-1]),
+        )
+    expected = own.evaluate(IMAGES, labels, sample_weight=weights, batch_size=20, verbose=0)
+    made = data.task.loss(tf.constant(data.train.labels), own(IMAGES))
+    assert float(tf.reduce_mean(made)) == pytest.approx(np.ravel(expected)[0], rel=1e-4)
+    data.task.check_labels(data.train.labels, own.output_shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "classes"),
+    [
+        (model(3, loss=sparse()), NUMBERS, NUMBERS),
+        (model(3, loss=categorical()), np.eye(3)[NUMBERS], NUMBERS),
+        (model(1, loss=binary()), FLOATS, FLOATS),
+        (model(3, loss=sparse(), maps=True), VOID % 3, VOID % 3),
+    ],
+)
+def test_the_gradient_with_weights_of_classes_is_that_of_keras(own, labels, classes):
+    """In the step before the search and in fine-tuning by labels alone."""
+    given = {0: 0.5, 1: 4.0}
+    data = ekg.make_data(own, (IMAGES, labels), class_weight=given)
+    by_hand = np.vectorize(lambda name: given.get(int(name), 1.0))(classes).astype(np.float32)
+    with tf.GradientTape() as tape:
+        loss = own.compute_loss(IMAGES, tf.constant(labels), own(IMAGES), tf.constant(by_hand))
+    expected = tape.gradient(loss, own.trainable_variables)
+    forward, (trainable, rest) = pure_forward(own), read_variables(own)
+    batch = {"images": IMAGES, "labels": data.train.labels}
+    for loss_fn in (losses.plain(data), losses.fine_tuning(data, "none", 4.0)):
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            made, _ = loss_fn(lambda images: forward(trainable, rest, images, False)[0], batch, ())
+        for gradient, other in zip(tape.gradient(made, trainable), expected):
+            np.testing.assert_allclose(gradient, other, rtol=1e-3, atol=1e-6)
+
+
+def test_figures_of_merit_take_no_weights_and_leave_the_void_out():
+    own = model(3, loss=sparse(ignore_class=255), maps=True)
+    data = ekg.make_data(own, (IMAGES, VOID, WEIGHTS))
+    right = np.asarray(own(IMAGES)).argmax(-1) == VOID
+    measured = data.task.measure(tf.constant(data.train.labels), own(IMAGES))["pixel_accuracy"]
+    assert float(tf.reduce_mean(measured)) == pytest.approx(right[VOID != 255].mean(), rel=1e-5)
+    assert data.task.places((4, 4, 3)) == (4, 4) and data.task.name == "dense classification"
+
+
+def test_weights_come_in_batches_and_move_with_their_maps():
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, VOID % 3, AT_PLACES)).batch(8)
+    own = model(3, loss=sparse(), maps=True)
+    data = ekg.make_data(own, batches, augment="flip")
+    np.testing.assert_array_equal(data.train.labels[..., 1], AT_PLACES)
+    draws = np.full((20, 1, 6), 0.9, np.float32)
+    moved = data.fine_tune_labels(
+        {"images": IMAGES, "labels": data.train.labels, "draws": tf.constant(draws)}, 0
+    )
+    np.testing.assert_array_equal(moved[..., 1], AT_PLACES[:, :, ::-1])
+
+
+def test_a_whole_job_with_weights_has_a_table_of_keras_figures():
+    keras.utils.set_random_seed(0)
+    own = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(12, activation="relu"),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(3),
+        ]
+    )
+    own.compile("adam", sparse(), metrics=["accuracy"])
+    table, labels = RNG.normal(size=(90, 6)).astype(np.float32), np.arange(90) % 3
+    weights = np.where(labels == 2, 0, 2.0)
+    result = ekg.prune(
+        own,
+        (table, labels, weights),
+        validation_data=(table, labels, weights),
+        target_rate=0.8,
+        epochs=None,
+        verbose=False,
+        search={"search_step": 1.0},
+    )
+    loss, accuracy = own.evaluate(table, labels, sample_weight=weights, batch_size=90, verbose=0)
+    assert result.table[0].loss == pytest.approx(loss, rel=1e-4)
+    assert result.table[0].metrics["top1"] == pytest.approx(accuracy, rel=1e-5)
+    result.model.compile("sgd", sparse(), metrics=["accuracy"])
+    loss, accuracy = result.model.evaluate(
+        table, labels, sample_weight=weights, batch_size=90, verbose=0
+    )
+    assert result.table[1].loss == pytest.approx(loss, rel=1e-4)
+    assert result.table[1].metrics["top1"] == pytest.approx(accuracy, rel=1e-5)
+
+
+class Own(tasks.Classification):
+    """A task of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "weights", "options", "message"),
+    [
+        (model(3), NUMBERS, -WEIGHTS, {}, "must be finite numbers from 0 on"),
+        (model(3), NUMBERS, 0 * WEIGHTS, {}, "are all 0"),
+        (model(3), NUMBERS, WEIGHTS[:7], {}, "has weights of shape .7,. and 20 labels"),
+        (model(3), NUMBERS, AT_PLACES, {}, "have shape .20, 4, 4., and .20,. or .20,. is needed"),
+        (model(3), NUMBERS, WEIGHTS, {"class_weight": {0: 2.0}}, "exclude each other"),
+        (
+            model(3),
+            NUMBERS,
+            None,
+            {"class_weight": [1, 2, 3]},
+            "must be a dict .class number: weight.",
+        ),
+        (
+            model(3),
+            NUMBERS,
+            None,
+            {"class_weight": {0: -1.0}},
+            "must be a dict .class number: weight.",
+        ),
+        (
+            model(3, loss="mse"),
+            SHARES,
+            None,
+            {"class_weight": {0: 2.0}},
+            "`class_weight` is for classes",
+        ),
+        (
+            model(3),
+            NUMBERS,
+            WEIGHTS,
+            {"task": Own()},
+            "a classification of your own weighs its labels itself",
+        ),
+        (
+            model(3, loss=sparse(ignore_class=255), maps=True),
+            np.full((20, 4, 4), 255),
+            None,
+            {},
+            "all are of the class 255",
+        ),
+        (
+            model(3),
+            NUMBERS,
+            WEIGHTS,
+            {"augment": lambda images, labels, seed: (images, labels)},
+            "carry weights",
+        ),
+    ],
+)
+def test_meaningless_weights_are_refused(own, labels, weights, options, message):
+    with pytest.raises(EkgError, match=message) as error:
+        ekg.make_data(own, (IMAGES, labels, weights), **options)
+    assert "\n" not in str(error.value)

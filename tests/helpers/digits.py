@@ -1,0 +1,53 @@
+"""A user's own small network, and handwritten digits in the forms that a user has them in."""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers
+from sklearn import datasets
+
+from tests.helpers.models import conv_bn, randomise_
+
+QUICK = {
+    "verbose": False,
+    "search": {"search_step": 1.0, "val_per_class": 4, "subset_per_class": 8},
+}
+
+
+def digits(number=120):
+    images, labels = datasets.load_digits(return_X_y=True)
+    return images[:number].reshape(-1, 8, 8, 1).astype(np.float32) / 16, labels[:number]
+
+
+def network(head, channels=1, size=8):
+    """A network of two convolutions whose pooled features go through `head`."""
+    inputs = keras.Input((size, size, channels))
+    x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(inputs, 6, "one"), 8, "two"))
+    return randomise_(keras.Model(inputs, head(x), name="own"))
+
+
+def softmax(x):
+    return layers.Dense(10, activation="softmax", name="fc")(x)
+
+
+class Sequence(keras.utils.PyDataset):
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return math.ceil(len(self.labels) / 32)
+
+    def __getitem__(self, number):
+        part = slice(32 * number, 32 * number + 32)
+        return self.images[part], self.labels[part]
+
+
+def as_folder(path, images, labels):
+    for number, (image, label) in enumerate(zip(images, labels)):
+        (path / str(label)).mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path / str(label) / f"{number:04}.png", image * 255, scale=False)
+    return keras.utils.image_dataset_from_directory(
+        path, image_size=(8, 8), color_mode="grayscale", shuffle=False, verbose=False
+    )
