@@ -12,7 +12,7 @@ from ekg.run import folder as names
 from ekg.run import phases
 from ekg.trade_off import check_rates
 from tests.ekg.searching.test_greedy import without_seconds
-from tests.ekg.test_pruning import digits, network, softmax
+from tests.helpers.digits import digits, network, softmax
 
 RATES = (0.75, 0.4)
 OPTIONS = {

@@ -12,7 +12,7 @@ from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.settings import JobSettings, RunSettings
 from ekg.searching.settings import SearchSettings
-from tests.conftest import make_data
+from tests.helpers.models import make_data
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

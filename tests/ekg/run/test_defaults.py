@@ -10,7 +10,7 @@ from ekg.errors import EkgError
 from ekg.run.defaults import make_settings
 from ekg.run.settings import RunSettings
 from ekg.searching.settings import SearchSettings, SubsetSettings
-from tests.ekg.test_pruning import digits, network
+from tests.helpers.digits import digits, network
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from ekg.errors import EkgError
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.settings import JobSettings
-from tests.conftest import make_data
-from tests.helpers import random_subnetwork
+from tests.helpers.comparisons import random_subnetwork
+from tests.helpers.models import make_data
 
 
 def make_job(model, path, **choices):

@@ -7,7 +7,7 @@ import pytest
 import ekg
 from ekg.run.folder import OWN_NAMES, PHASES
 from ekg.searching.targets import Flops, Target
-from tests.ekg.test_pruning import QUICK, digits, network, softmax
+from tests.helpers.digits import QUICK, digits, network, softmax
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import ekg
 from ekg.errors import EkgError
 from ekg.searching.front import check_order, search_front
-from tests.conftest import make_data, make_tiny_resnet
 from tests.ekg.searching.test_greedy import without_seconds
+from tests.helpers.models import make_data, make_tiny_resnet
 
 RATES = (0.8, 0.6, 0.4)
 FRONTS = {

@@ -8,7 +8,7 @@ from ekg.errors import EkgError
 from ekg.searching.criteria import CriterionContext, score_channels
 from ekg.searching.objective import Objective
 from ekg.searching.sensitivity import measure_sensitivity
-from tests.conftest import make_data, make_tiny_resnet
+from tests.helpers.models import make_data, make_tiny_resnet
 
 
 @pytest.fixture(scope="module")
