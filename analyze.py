@@ -105,8 +105,7 @@ def make_subject(args):
         if classes != data.num_classes:
             raise EkgError(
                 f"{path}: a network of {classes} classes, and {args.dataset} has "
-                f"{data.num_classes}; "
-                "name networks of the same classes."
+                f"{data.num_classes}; name networks of the same classes."
             )
         return nets.from_params(args.arch, params, data.num_classes, path)
 

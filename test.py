@@ -34,8 +34,7 @@ class TestSettings(Settings):
     data_path: str | None = setting(
         None,
         "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; "
-        "ILSVRC2012: folder "
-        "with train/ and val/",
+        "ILSVRC2012: folder with train/ and val/",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
@@ -50,8 +49,7 @@ class TestSettings(Settings):
     runtimes: tuple[str, ...] = setting(
         ("tensorflow",),
         "in which latency is measured, in turn with the unpruned network: TensorFlow at batches "
-        "of 1 and "
-        "256, others at 1 on one thread",
+        "of 1 and 256, others at 1 on one thread",
         MACHINE,
         choices=tuple(RUNTIMES),
     )
@@ -70,8 +68,7 @@ def parse_args(argv=None):
         if args.skip_bad_images and args.dataset != "ILSVRC2012":
             raise EkgError(
                 f"`skip_bad_images` has no effect here: the images of {args.dataset} are not in "
-                f"files; leave it "
-                "out."
+                "files; leave it out."
             )
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
@@ -88,8 +85,8 @@ def main(args):
     if args.arch not in nets.archs_for(data.image_shape):
         raise EkgError(
             f"`arch` {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} "
-            f"images of "
-            f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}."
+            f"images of {args.dataset}; networks that do: "
+            f"{', '.join(nets.archs_for(data.image_shape))}."
         )
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)

@@ -183,8 +183,8 @@ def run_script(main, parse_args):
     except (tf.errors.ResourceExhaustedError, MemoryError):
         end(
             EXIT_USER_ERROR,
-            "error: out of memory; lower the size of the batches, or raise --accum where there is "
-            "one.",
+            "error: out of memory; lower the size of the batches, or raise --accum where there "
+            "is one.",
         )
     except LOST_WORKER as error:
         if stopping.requested():  # the others were told to stop, too
@@ -192,8 +192,7 @@ def run_script(main, parse_args):
         _exit(
             EXIT_LOST_WORKER,
             f"error: {with_flags(reason_of_loss(error), vars(args)).rstrip('.')}; start all "
-            f"workers "
-            "again with the same command: the run resumes.",
+            "workers again with the same command: the run resumes.",
             at_once=True,
         )
     except FloatingPointError as error:

@@ -39,8 +39,8 @@ class HessianSettings(Settings):
     parameters: str = setting("kernels", "of the Hessian", SEARCH, choices=PARAMETERS)
     norms_of: Path | None = setting(
         None,
-        "parameter file of the network that the others were cut from: kernels that a batch "
-        "norm follows are taken at the norms that they have there, as κ depends on their scale; "
+        "parameter file of the network that the others were cut from: kernels that a batch norm "
+        "follows are taken at the norms that they have there, as κ depends on their scale; "
         "without it as they are stored",
         SEARCH,
         may_be_none=True,
@@ -76,9 +76,8 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
     def measure(model, batches, name):
         if original is None and _was_cut(subject, model):
             logger.warning(
-                "%s was cut, and its kernels are taken as they are stored: name the "
-                "network that it was cut from with --norms_of, so that condition numbers "
-                "can be compared.",
+                "%s was cut, and its kernels are taken as they are stored: name the network that "
+                "it was cut from with --norms_of, so that condition numbers can be compared.",
                 name,
             )
         landscape = model_landscape(
@@ -105,8 +104,7 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
     text = "; ".join(
         f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
         f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, "
-        f"{row['residual_largest']:.2g}, "
-        f"{row['products']} products)"
+        f"{row['residual_largest']:.2g}, {row['products']} products)"
         for row in rows
     )
     write_results(out, "condition", rows, text, arguments=arguments, minutes=minutes(rows))

@@ -73,8 +73,7 @@ class Kept:
             )
             raise EkgError(
                 f"{place}: another {self.name} is kept there, with other {differing}; rename a "
-                f"folder, or remove "
-                "that file first."
+                "folder, or remove that file first."
             )
         folder.mkdir(parents=True, exist_ok=True)
         self.write(place)
@@ -122,8 +121,7 @@ class Record(Kept):
         if "trained_param" not in run.arguments:
             raise NoRecord(
                 f"{path}: is a run of `ekg.prune`, and the tables are of the training scripts; "
-                f"its report is "
-                f"drawn by: python analyze.py run {path}"
+                f"its report is drawn by: python analyze.py run {path}"
             )
         return cls.of_finished(Path(path).resolve().name, run)
 

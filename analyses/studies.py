@@ -147,8 +147,7 @@ def results_of(folder):
     if len(places) > 1:
         raise EkgError(
             f"{folder}: holds {' and '.join(place.name for place in places)}; give each analysis "
-            f"an `out` of its "
-            "own."
+            "an `out` of its own."
         )
     return places[0]
 

@@ -71,7 +71,7 @@ def load_search(path, data_path):
         if getattr(settings, name) != getattr(SearchSettings(), name):
             raise EkgError(
                 f"{path}: was searched with {name} {getattr(settings, name)}; only single steps "
-                f"can be compared."
+                "can be compared."
             )
     data = dataloader.load(arguments["dataset"], data_path)
     model = nets.from_params(

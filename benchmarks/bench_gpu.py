@@ -193,11 +193,9 @@ def main(args):
     came_of = origin()
     name = (
         f"{args.arch} on {device_name(came_of)}; TensorFlow {tf.__version__}, Keras "
-        f"{keras.__version__}, revision "
-        f"{(came_of['revision'] or 'unknown')[:7]}; {NUM_VIEWS * args.batch_size} views a "
-        f"training step, D_val of "
-        f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, "
-        f"medians of {args.runs}:"
+        f"{keras.__version__}, revision {(came_of['revision'] or 'unknown')[:7]}; "
+        f"{NUM_VIEWS * args.batch_size} views a training step, D_val of {args.images} images, a "
+        f"bank of {args.bank_images} images and {len(WIDTHS)} teachers, medians of {args.runs}:"
     )
     print(f"\n{name}")
     common.print_table(performance.SECTIONS["formats"][-1], rows)

@@ -137,7 +137,7 @@ def main(args):
     trained = NUM_VIEWS * args.train_batch_size / common.seconds(step, 3)
     print(
         f"{cores} cores, {len(set(split.files))} photographs; {args.arch} trains on {trained:.1f} "
-        f"views/s here"
+        "views/s here"
     )
     common.print_table(
         [

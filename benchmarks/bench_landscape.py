@@ -78,7 +78,7 @@ def main(args):
         rows.append(row)
     print(
         f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 "
-        f"matrix product"
+        "matrix product"
     )
     common.print_table(
         [

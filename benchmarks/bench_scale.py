@@ -162,8 +162,7 @@ def main(args, argv=None):
     formats = run_case(argv, kind="format", replicas=1)
     print(
         f"{args.arch}, batch {args.batch_size} in two views; search step of {args.candidates} "
-        f"candidates on "
-        f"{args.images} images"
+        f"candidates on {args.images} images"
     )
     common.print_table(
         [
@@ -179,8 +178,8 @@ def main(args, argv=None):
     )
     print(
         f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 "
-        f"{views / formats['bfloat16']:.0f} "
-        f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}"
+        f"{views / formats['bfloat16']:.0f} views/s, ratio "
+        f"{formats['float32'] / formats['bfloat16']:.2f}"
     )
     return rows
 

@@ -152,10 +152,8 @@ def memory_markdown(rows):
     ]
     return [
         f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. "
-        f"States of the present "
-        "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they "
-        "fit `--image_memory`, "
-        "and else decoded batch by batch.",
+        "States of the present sub-network are kept while they fit 1 GiB; ImageNet's images are "
+        "held as long as they fit `--image_memory`, and else decoded batch by batch.",
         "",
         markdown_table(["images", "MiB of images", "MiB besides"], cells),
         "",
@@ -196,9 +194,8 @@ def markdown(curves, picture, revision):
         "## Growth",
         "",
         f"Of revision {revision}. Seconds in which candidates are scored on {SIZE}x{SIZE} images, "
-        f"from "
-        "the input on, and the slope of their logarithm: 1 where twice as much takes twice as "
-        "long.",
+        "from the input on, and the slope of their logarithm: 1 where twice as much takes twice "
+        "as long.",
         "",
         f"![growth of the cost]({picture})",
         "",

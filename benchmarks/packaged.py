@@ -217,8 +217,8 @@ def compare(whole, other, ranges):
 def describe(name, found, agreement):
     lines = [
         f"{name}: output {place}: mean difference "
-        f"{' '.join(f'{share:.3f}' for share in entry['mean'])} of the range; "
-        f"within {SMALL:g} of it {' '.join(f'{share:.2f}' for share in entry['within'])}"
+        f"{' '.join(f'{share:.3f}' for share in entry['mean'])} of the range; within {SMALL:g} of "
+        f"it {' '.join(f'{share:.2f}' for share in entry['within'])}"
         for place, entry in enumerate(found)
     ]
     return "\n".join(

@@ -52,16 +52,14 @@ SECTIONS = {
     "agreement": (
         "Searches in other formats",
         "At so many steps of a float32 search, from its own sub-network and knowledge: how often "
-        "a format chooses "
-        "the same group of channels, and ends with the same ones.",
+        "a format chooses the same group of channels, and ends with the same ones.",
         ("format", "steps", "same group", "same sub-network"),
     ),
     "formats": (
         "Number formats",
         "Shares of peak are those of the matrix product in the same format. `python -m "
-        "benchmarks.bench_gpu --out "
-        "docs` adds the table of a GPU: with and without XLA, in float32, TF32, bfloat16 and "
-        "float16.",
+        "benchmarks.bench_gpu --out docs` adds the table of a GPU: with and without XLA, in "
+        "float32, TF32, bfloat16 and float16.",
         ("work", "format", "XLA", "seconds", "rate", "share of peak", "peak memory"),
     ),
 }
@@ -241,15 +239,12 @@ def markdown(record):
         "",
         f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
         f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, "
-        f"ran in turn on one "
-        f"machine ({now['machine']['processor']}, {now['cores']} cores). Seconds and rates are "
-        f"medians; "
-        f'"times as fast" is the median of the ratios within '
+        f"ran in turn on one machine ({now['machine']['processor']}, {now['cores']} cores). "
+        'Seconds and rates are medians; "times as fast" is the median of the ratios within '
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on "
-        f"CIFAR-10 in float32. The "
-        f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts "
-        f"its multiply-accumulates "
-        "as if nothing were masked; fine-tuning and the bank count those of the cut networks.",
+        f"CIFAR-10 in float32. The peak is that of a float32 matrix product, {gflops:.0f} "
+        "GFLOP/s. A search step counts its multiply-accumulates as if nothing were masked; "
+        "fine-tuning and the bank count those of the cut networks.",
         "",
         markdown_table(HEAD, table(record["phases"])),
         "",

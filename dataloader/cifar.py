@@ -97,8 +97,7 @@ def _download(name, source):
         reason = " ".join(str(error).split())
         raise EkgError(
             f"`dataset` {name}: the download failed ({reason[:200]}); get {source.url} on another "
-            f"machine "
-            "and name it with `data_path`."
+            "machine and name it with `data_path`."
         ) from None
 
 
@@ -113,15 +112,13 @@ def _open(source, path):
             if missing:
                 raise EkgError(
                     f"`data_path` {path}: {', '.join(missing)} not found there; it must hold the "
-                    f"python "
-                    f"batches of {Path(source.url).name}."
+                    f"python batches of {Path(source.url).name}."
                 )
             return lambda batch: (folder / batch, (folder / batch).read_bytes())
         if not path.is_file():
             raise EkgError(
                 f"`data_path` {path}: no such folder or file; name the folder with the python "
-                f"batches, "
-                f"or {Path(source.url).name}."
+                f"batches, or {Path(source.url).name}."
             )
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise EkgError(f"`data_path` {path}: cannot be read ({error.strerror}).") from None
@@ -150,8 +147,7 @@ def _read_archive(path):
         if content.getbuffer().nbytes > MAX_ARCHIVE_BYTES:
             raise EkgError(
                 f"`data_path` {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is "
-                f"not "
-                "CIFAR's archive; get it again."
+                "not CIFAR's archive; get it again."
             )
         with tarfile.open(fileobj=content) as archive:
             entries = [entry for entry in archive if entry.isfile()]
@@ -159,8 +155,7 @@ def _read_archive(path):
             if sparse:  # its few bytes may stand for any number
                 raise EkgError(
                     f"`data_path` {path}: its file {sparse[0]!r} is sparse, so it is not CIFAR's "
-                    f"archive; get it "
-                    "again."
+                    "archive; get it again."
                 )
             return {entry.name: archive.extractfile(entry).read() for entry in entries}
     except EkgError:  # a ValueError, too
@@ -183,7 +178,7 @@ def _split(source, name, data):
     ):
         raise EkgError(
             f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}], number > "
-            f"0."
+            "0."
         )
     if (
         not isinstance(labels, list)

@@ -30,7 +30,7 @@ def load(name="DIGITS", data_path=None):
     if data_path is not None:
         raise EkgError(
             f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave "
-            f"`data_path` out."
+            "`data_path` out."
         )
     try:
         from sklearn import datasets

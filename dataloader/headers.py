@@ -178,8 +178,7 @@ def problem_of(data, shorter_side=None):
     if shorter_side is not None and max(size) * shorter_side**2 > MOST_SCALED_PIXELS * min(size):
         return (
             f"its {size[1]} x {size[0]} pixels, scaled to a shorter side of {shorter_side}, would "
-            f"be more than "
-            f"{MOST_SCALED_PIXELS:,}"
+            f"be more than {MOST_SCALED_PIXELS:,}"
         )
     return None
 

@@ -50,8 +50,7 @@ def load(name="ILSVRC2012", data_path=None, *, skip_bad_images=False, memory_gib
     if data_path is None:
         raise EkgError(
             f"`dataset` {name}: cannot be downloaded; name the folder that holds train/ and val/ "
-            f"with "
-            "`data_path`."
+            "with `data_path`."
         )
     folder, budget = Path(data_path), int(memory_gib * 2**30)
     if records.is_prepared(folder):
@@ -60,7 +59,7 @@ def load(name="ILSVRC2012", data_path=None, *, skip_bad_images=False, memory_gib
         if not (folder / split).is_dir():
             raise EkgError(
                 f"`data_path` {folder}: holds no folder {split}/; it must hold train/<wnid>/ and "
-                f"val/."
+                "val/."
             )
     try:
         classes = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
@@ -114,7 +113,7 @@ def _list_classes(folder, classes):
             )
             raise EkgError(
                 f"{folder}: holds {kind} {named}; train/ and val/ need the same {len(classes)} "
-                f"classes."
+                "classes."
             )
     paths, labels = [], []
     for label, name in enumerate(classes):
@@ -152,16 +151,14 @@ def _list_flat(folder, classes):
     if not places:
         raise EkgError(
             f"{folder / 'val'}: holds no folders by class, and {GROUND_TRUTH} is neither in "
-            f"{folder} "
-            f"nor in {folder / DEVKIT}; put the development kit there."
+            f"{folder} nor in {folder / DEVKIT}; put the development kit there."
         )
     truth = places[0] / GROUND_TRUTH
     numbers, paths = truth.read_text(errors="replace").split(), _list_images(folder / "val")
     if len(numbers) != len(paths):
         raise EkgError(
             f"{truth}: has {len(numbers):,} lines, and {folder / 'val'} holds {len(paths):,} "
-            f"images; they "
-            "must be as many."
+            "images; they must be as many."
         )
     wnids = _read_synsets(places[0] / SYNSETS)
     label_of = {wnid: label for label, wnid in enumerate(classes)}
@@ -169,8 +166,7 @@ def _list_flat(folder, classes):
         if wnids.get(number) not in label_of:
             raise EkgError(
                 f"{truth}: line {line} is {number[:20]!r}, which {SYNSETS} and the folders of "
-                f"train/ do "
-                "not know as a class."
+                "train/ do not know as a class."
             )
     return paths, [label_of[wnids[number]] for number in numbers]
 

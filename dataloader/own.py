@@ -70,7 +70,7 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
             if missing:
                 raise EkgError(
                     f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and "
-                    f"y, labels."
+                    "y, labels."
                 )
             images, labels = arrays["x"], arrays["y"]
     except EkgError:
@@ -108,7 +108,7 @@ def _load_folder(path, image_shape, rescale, name):
     if None in image_shape[:2]:
         raise EkgError(
             f"`{name}` {path}: the network leaves the size of its images open; say which with "
-            f"`image_size`."
+            "`image_size`."
         )
     classes = sorted(
         entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
@@ -121,21 +121,19 @@ def _load_folder(path, image_shape, rescale, name):
         if not found:
             raise EkgError(
                 f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove "
-                f"the folder, or "
-                "fill it."
+                "the folder, or fill it."
             )
         files += found
         labels += [label] * len(found)
     if len(classes) < 2:
         raise EkgError(
             f"`{name}` {path}: holds {len(classes)} subfolders; it needs one for each class, at "
-            f"least two."
+            "least two."
         )
     if others:
         logger.warning(
             "`%s` %s: %d images are left out, as TensorFlow cannot read them (%s); save them as "
-            "PNG "
-            "or JPEG.",
+            "PNG or JPEG.",
             name,
             path,
             others.total(),
@@ -170,7 +168,7 @@ def _read_file(file, image_shape):
     except tf.errors.OpError as error:
         raise EkgError(
             f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or "
-            f"remove it."
+            "remove it."
         ) from None
 
 

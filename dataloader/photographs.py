@@ -272,9 +272,8 @@ class FileSplit:
                 self._name_damaged(indices)
                 raise EkgError(
                     f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with "
-                    f"it, "
-                    f"could not be read for a moment ({reason_of(error)}); the same command goes "
-                    f"on."
+                    f"it, could not be read for a moment ({reason_of(error)}); the same command "
+                    "goes on."
                 ) from None
 
     def _name_damaged(self, indices):
@@ -289,8 +288,8 @@ class FileSplit:
             except tf.errors.OpError as error:
                 raise EkgError(
                     f"{self.name(index)}: cannot be read as an image "
-                    f"({reason or reason_of(error)}); put a good "
-                    "copy there, or give `skip_bad_images` to go on without such files."
+                    f"({reason or reason_of(error)}); put a good copy there, or give "
+                    "`skip_bad_images` to go on without such files."
                 ) from None
 
 

@@ -79,8 +79,7 @@ def load(folder, memory_budget):
         reason = " ".join(str(error).split())[:160]
         raise EkgError(
             f"`data_path` {folder}: cannot be read as records of images with labels, in the "
-            f"array_record "
-            f"format, with the splits {TRAIN} and {TEST} ({reason})."
+            f"array_record format, with the splits {TRAIN} and {TEST} ({reason})."
         ) from None
     splits = []
     for split, source in zip((TRAIN, TEST), sources):

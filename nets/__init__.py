@@ -55,7 +55,7 @@ def from_params(arch, params, num_classes, source="parameters"):
         if shape is not None and (len(shape) != 4 or shape[-1] != widths[name]):
             problems.append(
                 f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out] with 1 to {most} "
-                f"filters"
+                "filters"
             )
     for names in module.streams(arch):
         problems += [

@@ -81,7 +81,7 @@ def read_weights(path):
         if plain in arrays:
             raise EkgError(
                 f"{path}: holds {plain!r} twice, under names with different prefixes; leave one "
-                f"out."
+                "out."
             )
         try:
             arrays[plain] = to_array(value)

@@ -97,8 +97,8 @@ def build(arch, num_classes, widths=None):
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
         raise ValueError(
-            f"widths must name the convolutions of {arch}; "
-            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+            f"widths must name the convolutions of {arch}; missing or surplus: "
+            f"{sorted(set(widths) ^ set(expected))}."
         )
     inputs = keras.Input(SPECS[arch].image_shape, name="images")
     x = _conv(inputs, "conv", widths["conv"], 3)

@@ -120,8 +120,8 @@ def build(arch, num_classes, widths=None):
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
         raise ValueError(
-            f"widths must name the convolutions of {arch}; "
-            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+            f"widths must name the convolutions of {arch}; missing or surplus: "
+            f"{sorted(set(widths) ^ set(expected))}."
         )
     inputs = keras.Input(spec.image_shape, name="images")
     x = _conv(inputs, "conv", widths, spec, 7 if spec.is_large else 3, 2 if spec.is_large else 1)

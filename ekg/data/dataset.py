@@ -138,8 +138,8 @@ class LabelledData:
         if count > self.largest_class():
             raise EkgError(
                 f"{count} images of each class are asked for, and the largest class of "
-                f"{self.name} has "
-                f"{self.largest_class()}; lower `subset_per_class` or `val_per_class`."
+                f"{self.name} has {self.largest_class()}; lower `subset_per_class` or "
+                "`val_per_class`."
             )
         by_class = np.argsort(self.strata, kind="stable")
         chosen = [members[part] for members in np.split(by_class, np.cumsum(self.class_sizes)[:-1])]

@@ -85,8 +85,7 @@ def _weigh(choices, model, sources, class_weight):
     if class_weight is not None and len(labelled) != 1:
         raise EkgError(
             f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
-            f"give "
-            "the weights of examples: (images, labels, weights)."
+            "give the weights of examples: (images, labels, weights)."
         )
     if not labelled and any(own is not None for own in weights):
         raise EkgError("weights are those of labels, and there are none; leave the weights out.")
@@ -140,8 +139,7 @@ def _rows(count, size):
     except OSError as error:
         raise EkgError(
             "the unpruned network's outputs are written to a file, and that failed "
-            f"({error.strerror}); "
-            "make room, set TMPDIR, or name outputs in `may_lose`."
+            f"({error.strerror}); make room, set TMPDIR, or name outputs in `may_lose`."
         ) from None
 
 
@@ -173,8 +171,7 @@ def _imitate_(rows, task, model, examples, what):
                 if not np.isfinite(values.numpy()).all():
                     raise EkgError(
                         f"{what}: `model` {model.name!r} returns numbers that are not finite at "
-                        "its "
-                        f"output {part.name!r} for examples {start} to {indices[-1]}."
+                        f"its output {part.name!r} for examples {start} to {indices[-1]}."
                     )
                 rows[indices, task.columns(number)] = values
             progress.update(len(indices))

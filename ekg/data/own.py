@@ -187,7 +187,7 @@ def make_data(
     if len(graph.inputs) != 1:
         raise EkgError(
             f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is "
-            f"needed."
+            "needed."
         )
     (number,) = graph.inputs
     given = [(data, "data", steps_per_epoch), (validation_data, "validation_data", None)]

@@ -32,8 +32,7 @@ FILLED = 0.9  # of the room for temporary files, beyond which data is taken for 
 PROBES = 4  # examples that are read twice of what is read by a user's function
 FORMS = (
     "a pair (images, labels) of arrays, or (images, labels, weights), or images alone, a "
-    "tf.data.Dataset or "
-    "keras.utils.PyDataset of such batches, or an ekg.Data"
+    "tf.data.Dataset or keras.utils.PyDataset of such batches, or an ekg.Data"
 )
 
 
@@ -96,7 +95,7 @@ def find_examples(source, input_shape, what="data", steps=None):
     if steps is not None and not comes_in_batches:
         raise EkgError(
             f"`steps_per_epoch` has no effect here: `{what}` does not come in batches; leave it "
-            f"out."
+            "out."
         )
     if isinstance(source, Data):
         examples = _of_function(source, what)
@@ -139,8 +138,7 @@ def _fitted(examples, input_shape, what):
     ):
         raise EkgError(
             f"`{what}` has examples of shape {shape}, and the network takes {tuple(input_shape)}; "
-            f"resize them, "
-            "or build the network for them."
+            "resize them, or build the network for them."
         )
     return examples
 
@@ -150,8 +148,7 @@ def _check_numbers(array, what):
     if array.dtype.kind in "OSU" and array.size and isinstance(array.flat[0], (str, bytes)):
         raise EkgError(
             f"`{what}` holds strings; let the layer that makes numbers of them, such as "
-            f"TextVectorization, work "
-            "on the data before, and prune the network behind it."
+            "TextVectorization, work on the data before, and prune the network behind it."
         )
     if array.dtype.kind not in "biuf":
         raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")
@@ -165,8 +162,7 @@ def _check_numbers(array, what):
             )
             raise EkgError(
                 f"`{what}` holds numbers that are not finite, NaN or infinite; the first in "
-                f"example {broken} of "
-                f"{len(array)}. Leave such examples out."
+                f"example {broken} of {len(array)}. Leave such examples out."
             )
 
 
@@ -185,8 +181,7 @@ def _as_array(value, what):
     ):
         raise EkgError(
             f"`{what}` has several inputs or outputs an example; a network of one input is "
-            f"needed, and the "
-            "labels of one output."
+            "needed, and the labels of one output."
         )
     try:
         return np.asarray(value)
@@ -218,8 +213,8 @@ def _check_counts(images, labels, what):
     for own in _arrays_of(labels):
         if images.ndim == 0 or own.ndim == 0 or len(images) != len(own):
             raise EkgError(
-                f"`{what}` has images of shape {images.shape} and labels of shape "
-                f"{own.shape}; give as many labels as images."
+                f"`{what}` has images of shape {images.shape} and labels of shape {own.shape}; "
+                "give as many labels as images."
             )
 
 
@@ -250,8 +245,8 @@ def _of_function(data, what):
     counts = {len(own) for own in _arrays_of(labels)} | ({data.count} - {None})
     if len(counts) != 1:
         raise EkgError(
-            f"`{what}`: an ekg.Data needs labels of all its examples, or their number as "
-            f"`count`; received {sorted(counts) or 'neither'}."
+            f"`{what}`: an ekg.Data needs labels of all its examples, or their number as `count`; "
+            f"received {sorted(counts) or 'neither'}."
         )
     (count,) = counts
     if not count:
@@ -260,15 +255,14 @@ def _of_function(data, what):
     first, second = (np.asarray(data.read(probes)) for _ in range(2))
     if first.shape[:1] != probes.shape:
         raise EkgError(
-            f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of shape "
-            f"{first.shape}."
+            f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of "
+            f"shape {first.shape}."
         )
     _check_numbers(first, what)
     if first.shape != second.shape or not np.array_equal(first, second):
         raise EkgError(
             f"`{what}`: its `read` gives other numbers for the same examples when it is asked "
-            f"again; random "
-            "views belong into `augment`."
+            "again; random views belong into `augment`."
         )
     return Examples(data.read, labels, first.shape[1:], count)
 
@@ -416,8 +410,8 @@ def _check_same(checksum, batch, what):
     ):
         raise EkgError(
             f"`{what}` gives other examples when it is read again: it shuffles, or changes "
-            f"images, by "
-            "itself. Pass it unshuffled, and random views as `augment`: the order is made here."
+            "images, by itself. Pass it unshuffled, and random views as `augment`: the order is "
+            "made here."
         )
 
 
@@ -446,16 +440,14 @@ class _Watch:
             elif len(set(self._first)) == COMPARED and list(self._last) == self._first:
                 raise EkgError(
                     f"`{self._what}` begins again after {self._count - COMPARED} examples and may "
-                    f"never end; "
-                    f"{advice}."
+                    f"never end; {advice}."
                 )
         self._size += images.nbytes
         if self._size > self._room:
             raise EkgError(
                 f"`{self._what}` has not ended after {self._count} examples of {self._size:,} "
-                f"bytes, which fill "
-                f"{tempfile.gettempdir()}; if it never ends, {advice}; else make room, or set "
-                f"TMPDIR."
+                f"bytes, which fill {tempfile.gettempdir()}; if it never ends, {advice}; else "
+                "make room, or set TMPDIR."
             )
 
 

@@ -24,8 +24,7 @@ class Spool:
         if rows.shape[1:] != self.shape or rows.dtype != self._dtype:
             raise EkgError(
                 f"`{self._what}` has examples of several shapes or types: {self.shape} of "
-                f"{self._dtype}, and "
-                f"{rows.shape[1:]} of {rows.dtype}; resize them to one."
+                f"{self._dtype}, and {rows.shape[1:]} of {rows.dtype}; resize them to one."
             )
         try:
             self._file.write(np.ascontiguousarray(rows).data)
@@ -47,6 +46,6 @@ class Spool:
             if os.preadv(self._file.fileno(), [view], index * self._row) != self._row:
                 raise EkgError(
                     f"`{self._what}`: the file of its examples cannot be read any more; start "
-                    f"again."
+                    "again."
                 )
         return rows

@@ -36,9 +36,8 @@ def check_view(view, images, labels, task, output):
         places = task.places(output)
         if places and labels.shape[1 : 1 + len(places)] != places:
             raise EkgError(
-                f"`augment` moves maps of {places}, and labels have shape "
-                f"{labels.shape[1:]}; give a function (images, labels, seed) -> (images, "
-                "labels)."
+                f"`augment` moves maps of {places}, and labels have shape {labels.shape[1:]}; "
+                "give a function (images, labels, seed) -> (images, labels)."
             )
         return
     _seen(view, images, labels, 0, is_traced=False)  # errors are easier to read without a trace
@@ -55,8 +54,8 @@ def check_view(view, images, labels, task, output):
         )
     if not _follows_seed(view, images, labels, first):
         raise EkgError(
-            f"`augment` makes the same view for every seed; {WAY_OUT}. What is not random "
-            "belongs into the data."
+            f"`augment` makes the same view for every seed; {WAY_OUT}. What is not random belongs "
+            "into the data."
         )
     if has_places and not view.changes_labels and _moves_pixels(view, images, labels):
         raise EkgError(
@@ -83,8 +82,8 @@ def _check_form(seen, images, labels):
     view, moved = seen
     if view.shape != images.shape:
         raise EkgError(
-            f"`augment` makes {tuple(view.shape)} of images of shape {tuple(images.shape)}; "
-            "it must keep the shape."
+            f"`augment` makes {tuple(view.shape)} of images of shape {tuple(images.shape)}; it "
+            "must keep the shape."
         )
     if moved.shape != labels.shape or moved.dtype != labels.dtype:
         raise EkgError(

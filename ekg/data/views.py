@@ -163,8 +163,8 @@ def _moving_view(name, graph, task):
     shape, output = graph.shapes[graph.inputs[0]], task.shape(graph)
     if len(shape) not in IMAGE_RANKS:
         raise EkgError(
-            f"`augment` {name!r} moves images and volumes, and the network takes "
-            f"{shape[1:]}; give a function (images, seed) -> images."
+            f"`augment` {name!r} moves images and volumes, and the network takes {shape[1:]}; "
+            "give a function (images, seed) -> images."
         )
     channel_axis, *others = find_channel_axes(graph)
     if others:
@@ -178,8 +178,8 @@ def _moving_view(name, graph, task):
     sizes, axes = tuple(shape[axis] for axis in places), tuple(places[-2:])
     if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
         raise EkgError(
-            f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x "
-            f"{SMALLEST_CROPPED} pixels; these have {' x '.join(map(str, sizes))}."
+            f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x {SMALLEST_CROPPED} "
+            f"pixels; these have {' x '.join(map(str, sizes))}."
         )
     problems = [
         _problem(part, own, sizes, shape[channel_axis], crops)

@@ -139,8 +139,7 @@ def split_batch(strategy, batch):
     if uneven:
         raise EkgError(
             f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` "
-            f"must be a "
-            "multiple of their number."
+            "must be a multiple of their number."
         )
 
     def replica_part(context):

@@ -115,7 +115,7 @@ def split_cpu(count):
     except RuntimeError:
         raise EkgError(
             f"`virtual_devices` {count}: this process has used its devices already; start a new "
-            f"one."
+            "one."
         ) from None
     return [f"CPU:{number}" for number in range(count)]
 
@@ -139,8 +139,7 @@ def choose_gpus(gpu_ids=None):
         have = f"GPUs 0 to {len(there) - 1}" if there else "no GPU that TensorFlow can use"
         raise EkgError(
             f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or "
-            f"leave `gpu_id` "
-            "out to run on what there is."
+            "leave `gpu_id` out to run on what there is."
         )
     if len(set(gpu_ids)) != len(gpu_ids):
         raise EkgError(f"`gpu_id` {' '.join(map(str, gpu_ids))}: name every GPU once.")

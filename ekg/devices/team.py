@@ -216,8 +216,7 @@ class Team:
                 )
                 self._refuse(
                     f"worker {worker}: was started otherwise than the chief ({differing}); start "
-                    f"all workers "
-                    "with the same code, arguments, data and versions."
+                    "all workers with the same code, arguments, data and versions."
                 )
 
     def _refuse(self, reason):

@@ -101,8 +101,7 @@ def count_good(folder, info):
     if differing:
         raise EkgError(
             f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} "
-            f"differ; "
-            "move it away, and a new one is built."
+            "differ; move it away, and a new one is built."
         )
     good, shape, dtype = 0, shape_of(info), np.dtype(info["dtype"])
     if not (folder / ARRAY_FILE).is_file() or not (folder / BLOCKS_FILE).is_file():
@@ -210,8 +209,7 @@ class BankWriter:
             if needed > free:
                 raise EkgError(
                     f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are "
-                    f"free; make room, "
-                    "or lower `num_teacher`."
+                    "free; make room, or lower `num_teacher`."
                 )
             kept = _read_blocks(self._folder) if self._stop else []
             kept = [block for block in kept if block["stop"] <= self._stop]

@@ -43,20 +43,18 @@ def check_teacher(data, teacher):
     """
     if teacher == "none" and not data.task.has_labels:
         raise EkgError(
-            '`finetune_teacher` "none" trains by labels alone, and an output has none: '
-            'take "single" or "ensemble", or give its labels.'
+            '`finetune_teacher` "none" trains by labels alone, and an output has none: take '
+            '"single" or "ensemble", or give its labels.'
         )
     if teacher == "ensemble" and data.num_views > 1 and data.task.needs_teacher_of_views:
         raise EkgError(
             "`augment` may move what an output without labels says, and the memory bank knows "
-            'images as they are: take the finetune_teacher "single", which teaches each '
-            "view."
+            'images as they are: take the finetune_teacher "single", which teaches each view.'
         )
     if teacher == "ensemble" and data.changes_labels:
         raise EkgError(
             "`augment` returns labels, and the memory bank knows nothing of these; take the "
-            "finetune_teacher "
-            '"single", which teaches each view, or "none".'
+            'finetune_teacher "single", which teaches each view, or "none".'
         )
 
 

@@ -49,8 +49,7 @@ def writing(path):
     except OSError as error:
         raise EkgError(
             f"{path}: cannot be written ({error.strerror or error}); see to it, and start the "
-            f"same command "
-            "again."
+            "same command again."
         ) from None
 
 
@@ -217,8 +216,7 @@ def read_json_lines(path, until_damage=False, kinds=None):
                 break
             raise EkgError(
                 f"{path}: line {number} is damaged; delete it and those behind it, and the run "
-                f"goes on from "
-                "there, or put the file back."
+                "goes on from there, or put the file back."
             ) from None
     return values
 

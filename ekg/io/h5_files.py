@@ -130,8 +130,7 @@ def _check_kinds(path, config):
             ):
                 raise EkgError(
                     f"`model` {path}: holds a {kind}, which is no layer of Keras 3; build the "
-                    "network again from "
-                    "such layers, and prune it with ekg.prune."
+                    "network again from such layers, and prune it with ekg.prune."
                 )
             waiting.extend(value.values())
         elif isinstance(value, list):

@@ -52,7 +52,7 @@ def load_keras(path):
     if not str(path).endswith(".keras"):
         raise EkgError(
             f"`model` {path}: is no .keras or .h5 file; save the network with "
-            f'model.save("name.keras").'
+            'model.save("name.keras").'
         )
     config = _read_config(path)
     check_config(path, config)
@@ -119,8 +119,8 @@ def _stored_bytes(path):
             )
             if entry.file_size > MOST_PACKED * entry.compress_size + 2**20:
                 raise EkgError(
-                    f"`model` {path}: its weights of {entry.compress_size:,} bytes would unpack to "
-                    f"{entry.file_size:,}; save the network again."
+                    f"`model` {path}: its weights of {entry.compress_size:,} bytes would unpack "
+                    f"to {entry.file_size:,}; save the network again."
                 )
             if entry.filename.endswith(".h5"):
                 _check_arrays(path, archive.read(entry))
@@ -145,8 +145,7 @@ def _check_arrays(path, data):
         if isinstance(node, h5py.Dataset) and node.size * node.dtype.itemsize > len(data):
             raise EkgError(
                 f"`model` {path}: its array {name!r} declares {node.size:,} numbers in a file of "
-                f"{len(data):,} "
-                "bytes; save the network again."
+                f"{len(data):,} bytes; save the network again."
             )
 
     with h5py.File(io.BytesIO(data), "r") as weights:
@@ -213,8 +212,7 @@ def check_config(path, config):
             if num_layers > MOST_LAYERS:
                 raise EkgError(
                     f"`model` {path}: has more than {MOST_LAYERS:,} layers; prune it with "
-                    f"ekg.prune "
-                    "in the program that made it."
+                    "ekg.prune in the program that made it."
                 )
             waiting.extend(value.values())
         elif isinstance(value, list):
@@ -232,15 +230,14 @@ def _check_object(path, value):
     if kind in LAMBDAS or isinstance(own, dict) and own.get("class_name") in LAMBDAS:
         raise EkgError(
             f"`model` {path}: holds {name!r}, a {kind}, whose code comes with the file; prune it "
-            f"with ekg.prune "
-            "in the program that made it."
+            "with ekg.prune in the program that made it."
         )
     if kind == "function":
         if not FUNCTIONS.fullmatch(str(module)):
             raise EkgError(
                 f"`model` {path}: names the function {own!r} of {module!r}, which is none of "
-                f"Keras' activations "
-                "and operations; prune it with ekg.prune in the program that has it."
+                "Keras' activations and operations; prune it with ekg.prune in the program that "
+                "has it."
             )
     elif (
         str(registered).count(">")
@@ -249,6 +246,5 @@ def _check_object(path, value):
     ):
         raise EkgError(
             f"`model` {path}: holds {name!r}, a {registered or f'{module}.{kind}'}, which is not "
-            f"Keras' own; "
-            "prune it with ekg.prune in the program that has it."
+            "Keras' own; prune it with ekg.prune in the program that has it."
         )

@@ -41,8 +41,8 @@ def model_params(model):
     if len(params) != len(model.weights):
         raise EkgError(
             f"`model` {model.name!r} has {len(model.weights)} weights and {len(params)} names for "
-            f"them in a "
-            'parameter file; give its layers names that differ in more than "-" and "/".'
+            'them in a parameter file; give its layers names that differ in more than "-" and '
+            '"/".'
         )
     return params
 
@@ -58,8 +58,8 @@ def save_params(model, path):
     if broken:
         raise FloatingPointError(
             f"{path}: {broken[:5]} became non-finite and are not written; lower the learning rate "
-            "(`subset_learning_rate` before the search), or look for examples with huge numbers or "
-            "NaN."
+            "(`subset_learning_rate` before the search), or look for examples with huge numbers "
+            "or NaN."
         )
     save_pickle(path, params)
 
@@ -135,7 +135,7 @@ def mismatch(source, arch, problems):
     shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
     return (
         f"{source}: does not fit {arch}, {len(problems)} entries differ: {shown}. Check `arch` "
-        f"and `dataset`."
+        "and `dataset`."
     )
 
 

@@ -147,8 +147,8 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self._admitted:
             raise pickle.UnpicklingError(
-                f"it asks for {f'{module}.{name}'[:60]!r}, and only plain data and numeric "
-                "arrays are admitted"
+                f"it asks for {f'{module}.{name}'[:60]!r}, and only plain data and numeric arrays "
+                "are admitted"
             )
         return self._admitted[module, name]
 
@@ -254,6 +254,5 @@ def parse_pickle(data, source, encoding="ASCII"):
     ) as error:
         raise EkgError(
             f"{source}: not a readable pickle of plain data ({' '.join(str(error).split())}); it "
-            f"may be "
-            "truncated, of another kind, or unsafe."
+            "may be truncated, of another kind, or unsafe."
         ) from None

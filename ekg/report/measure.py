@@ -73,10 +73,9 @@ def warn_of_lagging_statistics(evaluation, batches, found):
     ):  # of few images chance may move more
         logger.warning(
             "the unpruned network's moving statistics lag behind: on the search's images it has "
-            "%s %% %s with "
-            "them, and %s %% with those of batches. Beside its row of the table a pruned network "
-            "may look better "
-            "than it is; train it on, or with a lower `momentum` of its batch norms, to compare.",
+            "%s %% %s with them, and %s %% with those of batches. Beside its row of the table a "
+            "pruned network may look better than it is; train it on, or with a lower `momentum` "
+            "of its batch norms, to compare.",
             metric.text(value),
             metric.words,
             metric.text(found),

@@ -114,8 +114,8 @@ def write_report(run, picture, page):
         for row in (run.table[0], run.result)
     )
     return (
-        f"{title}: {metric.words} {before} before and {after} after, "
-        f"{len(run.history) - 1} search steps"
+        f"{title}: {metric.words} {before} before and {after} after, {len(run.history) - 1} "
+        "search steps"
     )
 
 
@@ -150,14 +150,12 @@ def write_page(path, title, picture, tables):
     """
     data = base64.b64encode(Path(picture).read_bytes()).decode()
     parts = [
-        f"<!doctype html><html lang='en'><head><meta "
-        f"charset='utf-8'><title>{html.escape(title)}</title><style>"
-        "body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 "
-        "1em;color:#222}"
-        "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;"
-        "border-bottom:1px solid "
-        "#ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
-        f"</style></head><body><h1>{html.escape(title)}</h1>"
+        "<!doctype html><html lang='en'><head><meta "
+        f"charset='utf-8'><title>{html.escape(title)}</title><style>body{{font:15px/1.45 "
+        "system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 "
+        "1em;color:#222}img{max-width:100%}table{border-collapse:collapse;margin:1em "
+        "0}td,th{padding:.3em .8em;border-bottom:1px solid "
+        f"#ddd;text-align:right}}td:first-child,th:first-child{{text-align:left}}</style></head><body><h1>{html.escape(title)}</h1>"
     ]
     for heading, (head, rows) in tables.items():
         cells = "".join(
@@ -167,7 +165,7 @@ def write_page(path, title, picture, tables):
         names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
         parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
     parts.append(
-        f"<img alt='search, widths and training curves' "
+        "<img alt='search, widths and training curves' "
         f"src='data:image/png;base64,{data}'></body></html>"
     )
     files.write_whole(path, lambda file: file.write("\n".join(parts).encode()))

@@ -51,8 +51,7 @@ def draw_run(path, run):
     figure.suptitle(
         ",  ".join(
             f"{row.name}: {metric.text(row.metrics[run.metric])}{' %' * metric.is_share} "
-            f"{metric.words}, "
-            f"{_flops_text(row.flops)} FLOPs"
+            f"{metric.words}, {_flops_text(row.flops)} FLOPs"
             for row in run.table
         )
     )

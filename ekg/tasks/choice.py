@@ -111,9 +111,9 @@ def _told_by_loss(shape, loss, squash):
         )
     if expected and squash is None and not loss.takes_logits:
         raise EkgError(
-            f"`model` was compiled with {loss.name} of probabilities, and its last layer is "
-            f"no {expected}; end it with one, or compile it with from_logits=True, or say by "
-            f"`task` what it returns, one of {list(TASKS)}."
+            f"`model` was compiled with {loss.name} of probabilities, and its last layer is no "
+            f"{expected}; end it with one, or compile it with from_logits=True, or say by `task` "
+            f"what it returns, one of {list(TASKS)}."
         )
     if not loss.is_plain:
         smooths = f" and label_smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
@@ -140,14 +140,14 @@ def _told_by_labels(shape, labels, squash):
     described = f"labels of {labels.dtype} and shape {labels.shape}"
     if not names:
         raise EkgError(
-            f"`task`: an output of shape {(None, *shape)} and {described} are those of no "
-            f"task known here; give one of {list(TASKS)}."
+            f"`task`: an output of shape {(None, *shape)} and {described} are those of no task "
+            f"known here; give one of {list(TASKS)}."
         )
     if len(names) > 1:
         ways = " or ".join(f'{READINGS[name]} (`task`="{name}")' for name in names)
         raise EkgError(
-            f"`task`: {described}, from {labels.min():g} to {labels.max():g}, may be {ways}; "
-            "say which, or compile `model` with its loss."
+            f"`task`: {described}, from {labels.min():g} to {labels.max():g}, may be {ways}; say "
+            "which, or compile `model` with its loss."
         )
     return names[0]
 

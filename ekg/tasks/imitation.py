@@ -72,8 +72,7 @@ class Imitation(Task):
         if not dtype.startswith(("float", "bfloat")):
             raise EkgError(
                 f"`model` {graph.model.name!r}: output {self.output} has no labels and holds "
-                f"{dtype}, "
-                "which nothing can be trained by; name it in `may_lose`."
+                f"{dtype}, which nothing can be trained by; name it in `may_lose`."
             )
         self._own_kind().check_output(graph)
 

@@ -62,8 +62,7 @@ def class_numbers(labels, rank, num_classes, what):
     if labels.ndim != rank or not is_whole:
         raise EkgError(
             f"{what}: class numbers are needed, integers of {rank} axes, or one-hot vectors of "
-            f"{num_classes}; "
-            f"received {labels.dtype} of shape {labels.shape}."
+            f"{num_classes}; received {labels.dtype} of shape {labels.shape}."
         )
     check_range(labels, num_classes, what)
     return labels.astype(np.int32)
@@ -82,9 +81,8 @@ def check_labels(labels, num_classes, what="labels"):
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise EkgError(
             f"{what}: class numbers are needed, integers of shape (examples,); received "
-            f"{labels.dtype} of shape "
-            f"{labels.shape}. Of one-hot labels take the argmax; of shape (examples, 1) take "
-            f"labels[:, 0]."
+            f"{labels.dtype} of shape {labels.shape}. Of one-hot labels take the argmax; of shape "
+            "(examples, 1) take labels[:, 0]."
         )
     check_range(labels, num_classes, what)
 
@@ -95,8 +93,7 @@ def check_range(labels, num_classes, what="labels"):
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise EkgError(
             f"{what} go from {labels.min():g} to {labels.max():g}; {num_classes} classes have the "
-            f"numbers 0 to "
-            f"{num_classes - 1}."
+            f"numbers 0 to {num_classes - 1}."
         )
 
 
@@ -106,9 +103,8 @@ def _of_vectors(labels, what):
     if not is_share or not np.allclose(labels.sum(-1), 1, atol=SUM_TOLERANCE):
         raise EkgError(
             f"{what}: of shape {labels.shape} they must be one-hot vectors, one 1 and zeros, or "
-            f"shares of the "
-            "classes that sum to 1; for labels that hold or not each for itself, give "
-            '`task`="multi_label".'
+            "shares of the classes that sum to 1; for labels that hold or not each for itself, "
+            'give `task`="multi_label".'
         )
     is_one_hot = bool(((labels == 0) | (labels == 1)).all())
     return labels.argmax(-1).astype(np.int32) if is_one_hot else labels.astype(np.float32)

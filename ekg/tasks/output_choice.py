@@ -86,15 +86,13 @@ def _given_tasks(task, graph, names, counted):
     else:
         raise EkgError(
             f"`task` {task!r} is one task, and `model` {graph.model.name!r} has the outputs "
-            f"{names.all}; "
-            f"give a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
+            f"{names.all}; give a dict, as in {{{names.all[counted[0]]!r}: {task!r}}}."
         )
     for number, own in given.items():
         if number not in counted:
             raise EkgError(
-                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; "
-                "name it in "
-                "one of them."
+                f"`task` names the output {names.all[number]!r}, which `may_lose` gives up; name "
+                "it in one of them."
             )
         if isinstance(own, Task) and own.output not in (0, number):
             raise EkgError(
@@ -110,10 +108,8 @@ def check_all_count(model, task, may_lose=()):
     if missing:
         raise EkgError(
             f"the data set's labels are those of one output, and `model` {model.name!r} has "
-            "others, "
-            f"{[names.all[number] for number in sorted(missing)]}, which would be lost; name "
-            "them in "
-            "`may_lose`, or give arrays in place of the data set."
+            f"others, {[names.all[number] for number in sorted(missing)]}, which would be lost; "
+            "name them in `may_lose`, or give arrays in place of the data set."
         )
 
 
@@ -157,9 +153,8 @@ def _by_output(labels, names, counted, meant, what):
     meant = counted if len(counted) == 1 else meant
     if len(meant) != 1:
         raise EkgError(
-            f"`{what}` has the labels of one output, and the network has the outputs "
-            f"{names.all}; say "
-            "which one is meant: give the labels as a dict, as in "
+            f"`{what}` has the labels of one output, and the network has the outputs {names.all}; "
+            "say which one is meant: give the labels as a dict, as in "
             f"{{{names.all[counted[0]]!r}: labels}}."
         )
     return {meant[0]: labels}

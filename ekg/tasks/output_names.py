@@ -45,17 +45,15 @@ class Names:
         elif self._is_dict:
             raise EkgError(
                 f"`{what}` is a list, and `model` {self._model!r} returns a dict of {self.all}; "
-                "give a "
-                "dict by name."
+                "give a dict by name."
             )
         elif len(value) == len(self.all):
             pairs = list(enumerate(value))
         else:
             raise EkgError(
                 f"`{what}` has {len(value)} entries, and `model` {self._model!r} has "
-                f"{len(self.all)} "
-                f"outputs, {self.all}; give one for each, None where there is none, or a dict "
-                "by name."
+                f"{len(self.all)} outputs, {self.all}; give one for each, None where there is "
+                "none, or a dict by name."
             )
         if len({place for place, _ in pairs}) != len(pairs):
             raise EkgError(f"`{what}` names an output twice: {list(value)}.")

@@ -218,8 +218,7 @@ class Outputs(Task):
         if labels.ndim != 2 or labels.shape[1] != self.label_size or labels.dtype != np.float32:
             raise EkgError(
                 f"{what} of the outputs {self.name}: float32 of shape (examples, "
-                f"{self.label_size}) is "
-                f"needed; received {labels.dtype} of shape {labels.shape}."
+                f"{self.label_size}) is needed; received {labels.dtype} of shape {labels.shape}."
             )
         return labels
 

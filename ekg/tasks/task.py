@@ -60,8 +60,7 @@ class Task:
         if not 0 <= self.output < len(graph.outputs):
             raise EkgError(
                 f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs, and the task "
-                f"means output "
-                f"{self.output}; they are counted from 0."
+                f"means output {self.output}; they are counted from 0."
             )
         return graph.outputs[self.output]
 
@@ -135,8 +134,7 @@ class Task:
         if last is not None and logits.squashes(last):
             raise EkgError(
                 f"`model` {graph.model.name!r} returns probabilities, by its last layer "
-                f"{last.name!r}; take the "
-                "network without it, which returns logits."
+                f"{last.name!r}; take the network without it, which returns logits."
             )
 
     def metrics_of(self, shape):
@@ -166,8 +164,7 @@ class Task:
         if prepared.shape != labels.shape or prepared.dtype.kind != labels.dtype.kind:
             raise EkgError(
                 f"{what}: {prepared.dtype} of shape {prepared.shape} is needed; received "
-                f"{labels.dtype} of shape "
-                f"{labels.shape}."
+                f"{labels.dtype} of shape {labels.shape}."
             )
 
     def strata(self, labels):

@@ -145,8 +145,7 @@ class Weighted(Task):
         if labels.ndim != rank or labels.dtype.kind not in "iuf":
             raise EkgError(
                 f"{what}: where the class {self.ignore_class} is left out, class numbers are "
-                f"needed; received "
-                f"{labels.dtype} of shape {labels.shape}."
+                f"needed; received {labels.dtype} of shape {labels.shape}."
             )
         counts = labels != self.ignore_class
         return np.where(counts, labels, 0), counts
@@ -256,7 +255,7 @@ def with_weights(task, ignore_class, weights, class_weight):
             for name, own in pairs
         ):
             raise EkgError(
-                f"`class_weight` must be a dict {{class number: weight}}; received "
+                "`class_weight` must be a dict {class number: weight}; received "
                 f"{class_weight!r}."
             )
     if ignore_class is None and class_weight is None and not has_weights:
@@ -270,6 +269,6 @@ def with_weights(task, ignore_class, weights, class_weight):
     ):
         raise EkgError(
             f"weights are for the tasks of this project; a {task.name} of your own weighs its "
-            f"labels itself."
+            "labels itself."
         )
     return Weighted(task.output, task, ignore_class)

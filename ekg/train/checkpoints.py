@@ -49,8 +49,7 @@ class Checkpoints:
             if prefixes:
                 raise EkgError(
                     f"{self._folder}: every checkpoint there is damaged; put them back, or start "
-                    f"this phase "
-                    f"anew with `restart` {self._folder.name}."
+                    f"this phase anew with `restart` {self._folder.name}."
                 )
             return None
         self._checkpoint.read(str(good[0])).assert_existing_objects_matched()

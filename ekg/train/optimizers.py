@@ -41,7 +41,7 @@ class OwnSchedule:
         if not (math.isfinite(rate) and rate >= 0):
             raise EkgError(
                 f"`schedule` gives the learning rate {rate:g} at epoch {epoch:g}; it must be 0 or "
-                f"more."
+                "more."
             )
         return rate
 
@@ -81,8 +81,7 @@ class Recipe:
         if schedule is not None and not callable(schedule):
             raise EkgError(
                 "`schedule` must be a keras.optimizers.schedules.LearningRateSchedule, or a "
-                "function from "
-                f"the epoch to the learning rate; received {schedule!r}."
+                f"function from the epoch to the learning rate; received {schedule!r}."
             )
         without_effect = [
             *["learning_rate"] * (optimizer is not None or schedule is not None),
@@ -92,8 +91,7 @@ class Recipe:
             if name in tuning:
                 raise EkgError(
                     f"`{name}` has no effect here: `optimizer` and `schedule` say the learning "
-                    f"rate; leave "
-                    "it out."
+                    "rate; leave it out."
                 )
         return cls(optimizer, schedule, tuning.get("weight_decay", 0.0)), tuning
 
@@ -152,15 +150,13 @@ def _check_optimizer(optimizer):
         raise EkgError(f"`optimizer` must be a keras.optimizers.Optimizer; received {optimizer!r}.")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise EkgError(
-            "`optimizer` is a LossScaleOptimizer; give the one inside: `precision` float16 scales "
-            "the loss "
-            "itself."
+            "`optimizer` is a LossScaleOptimizer; give the one inside: `precision` float16 "
+            "scales the loss itself."
         )
     if getattr(optimizer, "_exclude_from_weight_decay", None):
         raise EkgError(
             "`optimizer` excludes variables of another network from its weight decay; exclude "
-            "them by name, "
-            'as in exclude_from_weight_decay(var_names=["bias"]).'
+            'them by name, as in exclude_from_weight_decay(var_names=["bias"]).'
         )
     try:
         Recipe(optimizer).make_optimizer()

@@ -81,9 +81,8 @@ class StepOptions:
     def __post_init__(self):
         if self.sync_norms and (self.accum > 1 or self.use_xla):
             raise EkgError(
-                "`sync_norms` excludes `accum` above 1 and `use_xla`: replicas cannot meet inside "
-                "a compiled "
-                "function."
+                "`sync_norms` excludes `accum` above 1 and `use_xla`: replicas cannot meet "
+                "inside a compiled function."
             )
 
 
