@@ -9,9 +9,7 @@ import pytest
 
 from tests import full_disk, runs, stress_resume
 
-EXPECTED = (
-    r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
-)
+EXPECTED = r"cannot be written \([^;{}]*\); fix that, and start the same command again\.$|make room"
 PHASES = ("subset", "search", "slim", "bank", "fine-tune", "report")
 
 

@@ -197,7 +197,7 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, ca
         lambda: RunFolder(path).locked().__enter__(),
     ):
         with pytest.raises(
-            EkgError, match=r"r.udcffn: its name is no UTF-8 text; name another folder"
+            EkgError, match=r"r.udcffn: its name is not valid UTF-8; choose another folder"
         ) as error:
             action()
         str(error.value).encode()

@@ -84,9 +84,9 @@ class Noisy(Sequence):
         ((IMAGES, LABELS.astype(str)), "labels of `data` must be numbers; received <U"),
         (
             (IMAGES, LABELS + 1),
-            "labels of `data` go from 1 to 10; 10 classes have the numbers 0 to 9",
+            r"labels of `data` must be in \[0, 9\], as there are 10 classes; received 1 to 10",
         ),
-        ((IMAGES, LABELS - 1), "labels of `data` go from -1 to 8"),
+        ((IMAGES, LABELS - 1), "labels of `data` must be .* received -1 to 8"),
         ((IMAGES, LABELS + 0.5), "those of no task known here; give one of"),
         ((IMAGES, LABELS.astype(np.float32) * np.nan), "those of no task known here"),
         ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. are those of no task"),
@@ -148,7 +148,10 @@ class Tall(ekg.Target):
             {"validation_data": (IMAGES[:, :5], LABELS)},
             "`validation_data` has examples of shape .5, 8, 1.",
         ),
-        ({"validation_data": (IMAGES, LABELS + 5)}, "labels of `validation_data` go from 5 to 14"),
+        (
+            {"validation_data": (IMAGES, LABELS + 5)},
+            "labels of `validation_data` must be .* received 5 to 14",
+        ),
         ({"task": "detection"}, "`task` must be .auto., one of .*received 'detection'"),
         (
             {"task": "regression"},

@@ -254,7 +254,7 @@ OTHER_FOR_SAME, SAME_FOR_OTHER = (
             classifier,
             CLASSES,
             lambda images, labels, seed: (images, labels + 1),
-            "augment` returns go from 1 to 2",
+            r"augment` returns must be in .* received 1 to 2",
         ),
         (
             pointwise,
