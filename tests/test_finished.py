@@ -162,7 +162,7 @@ def test_a_phase_begins_anew_with_all_behind_it(finished, again):
 
     with pytest.raises(
         EkgError,
-        match="every checkpoint there is damaged; put them back, or start this phase anew with "
+        match="every checkpoint there is damaged; put them back, or start this phase again with "
         "`restart` fine-tune",
     ):
         run()

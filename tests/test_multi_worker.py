@@ -113,7 +113,7 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
 
     workers = runs.finish(*start_workers(arguments, script=SMALL_SCRIPT))
     assert [code for code, _ in workers] == [0, 0], workers
-    message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
+    message = re.search(r"fine-tune: resumes after epoch 0, step (\d+)", workers[0][1])
     assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers
     assert "| fine-tuned |" in workers[0][1] and "| fine-tuned |" not in workers[1][1]
     check_same_end(one, two)

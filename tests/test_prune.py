@@ -221,7 +221,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(place):
         runs.start("prune.py", "--model", place / "my.keras", "--data_path", "/nowhere")
     )
     assert code == 2 and runs.error_line(output) == (
-        "error: --data_path /nowhere: no such folder with one subfolder a class, no .npz file, "
+        "error: --data_path /nowhere: no such folder with one subfolder per class, no .npz file, "
         "and not tfds:NAME."
     )
 
