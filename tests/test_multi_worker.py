@@ -107,7 +107,7 @@ def test_two_workers_end_as_one_process_with_two_devices_though_they_are_stopped
     for code, output in runs.finish(*workers):
         assert (
             code == 138
-            and "stopped by SIGUSR1; the same command goes on" in output
+            and "stopped by SIGUSR1; the same command resumes" in output
             and "Traceback" not in output
         ), output
 

@@ -189,7 +189,7 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, ca
     said = capsys.readouterr().err
     assert (
         error.value.code == 2
-        and r"r\udcffn is no UTF-8 text; rename what it names" in said
+        and r"r\udcffn is not valid UTF-8; rename the file" in said
         and said.count("\n") == 1
     )
     for action in (

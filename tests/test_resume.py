@@ -78,7 +78,7 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
         os.kill(process.pid, number)
         ((exit_code, output),) = runs.finish(process, timeout=60)
         assert (
-            exit_code == code and f"stopped by {number.name}; the same command goes on" in output
+            exit_code == code and f"stopped by {number.name}; the same command resumes" in output
         ), output
         assert "Traceback" not in output
     code, output = stress_resume.run_to_event(params, folder)

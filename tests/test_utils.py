@@ -162,8 +162,7 @@ def test_arguments_that_an_error_names_get_their_flags():
         (
             tf.errors.ResourceExhaustedError(None, None, "OOM"),
             2,
-            "error: out of memory; lower the size of the batches, or "
-            "raise --accum where there is one.",
+            "error: out of memory; lower the batch size, or raise --accum if the script has it.",
         ),
         (FloatingPointError("loss became non-finite."), 1, "error: loss became non-finite."),
     ],
@@ -201,7 +200,7 @@ def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, handlers, number,
         utils.run_script(main, lambda: argparse.Namespace(overwrite=True))
     assert codes == [code] and len(steps) == 3
     assert (
-        f"stopped by {number.name}; the same command without --overwrite goes on"
+        f"stopped by {number.name}; the same command without --overwrite resumes"
         in capsys.readouterr().err
     )
 
