@@ -1,8 +1,7 @@
-"""What a Hessian-vector product costs next to a gradient of the same batches, and how long a
-condition number takes.
+"""Compares a Hessian-vector product with a gradient of the same batches; times condition numbers.
 
-python -m benchmarks.bench_landscape --arch ResNet-56 --trained_param resnet56.pkl --data_path
-cifar-10-batches-py
+    python -m benchmarks.bench_landscape --arch ResNet-56 --trained_param resnet56.pkl \\
+        --data_path cifar-10-batches-py
 """
 
 import argparse

@@ -1,12 +1,10 @@
-"""Accuracy of networks before any training, cut out and repaired: of this project and of
-Torch-Pruning.
+"""Compares networks of this project and of Torch-Pruning before training, cut and repaired.
 
-    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR --trained_param
-    resnet56.pkl \
-        --searched runs/r56 --peers group-taylor group-l2
+    python -m benchmarks.bench_repair --arch ResNet-56 --data_path CIFAR \\
+        --trained_param resnet56.pkl --searched runs/r56 --peers group-taylor group-l2
 
-Top-1 on the test images, and the seconds of the repair alone; its images are training images
-without their labels.
+The table has the top-1 on the test images and the duration of the repair alone, which uses training
+images without their labels.
 """
 
 import argparse

@@ -1,10 +1,8 @@
-"""Runs the phases whose names it reads, and says how long each took; of the revision that stands
-first on PYTHONPATH.
+"""Times phases, whose names it reads from stdin, with the revision that is first on PYTHONPATH.
 
-benchmarks/performance.py lets two such processes, one a revision, work in turn. It uses nothing
-that both do not have, so no
-other benchmark. It says first, as JSON, what there is: {name: [multiply-accumulates, what is
-    counted, unit of its rate]}.
+benchmarks/performance.py runs two such processes in turns, one per revision. This program uses only
+names that both revisions have, and no other benchmark. It first prints the available phases as
+JSON, {name: [multiply-accumulates, count, unit of the rate]}.
 """
 
 import argparse
@@ -64,13 +62,13 @@ def parse_args():
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is timed.
+    """A phase that is timed.
 
     Attributes:
-        run: does it once.
-        multiply_accumulates: that it takes.
-        count: of what it makes, or 0.
-        unit: of their rate.
+        run: function that runs it once.
+        multiply_accumulates: number of multiply-accumulates.
+        count: number of items that it processes, or 0.
+        unit: unit of the rate of these items.
     """
 
     run: Callable
@@ -87,9 +85,7 @@ def matrix_product():
 
 
 def call_flops(supernet):
-    """Returns the multiply-accumulates of an image at every position of the program, nothing
-    masked.
-    """
+    """Returns the multiply-accumulates per image of each item of the program, unmasked."""
     flops = []
     for step in supernet.program:
         layer = getattr(step, "layer", None)
@@ -106,7 +102,7 @@ def call_flops(supernet):
 
 
 def search_steps(args, supernet, history, data):
-    """Returns {name: Work} of one search step at each place asked for."""
+    """Returns {name: Work} of search steps at the positions args.steps."""
     split = data.last_of_each_class(SearchSettings().val_per_class, 0).in_memory()
     objective = Objective(
         supernet,
@@ -129,8 +125,8 @@ def search_steps(args, supernet, history, data):
             return [group for group, _ in candidates]
 
         tried = step()
-        # Importance goes forward and back to the activations; the knowledge of the winner counts
-        # half a pass.
+        # Importance takes two forward passes: forward, and back to the activations. The knowledge
+        # of the winner takes half a pass.
         work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group) :].sum() for group in tried)
         found[f"search step {number}, {len(tried)} candidates"] = Work(
             step, float(work * objective.num_images)
@@ -169,9 +165,7 @@ def training_step(args, data, model_of, num_views, loss_fn):
 
 
 def memory_bank(args, supernet, history, data):
-    """Returns {name: Work} of a bank of some images, and of its networks alone; masked channels do
-    not count.
-    """
+    """Returns {name: Work} of a memory bank and of its networks alone, without masked channels."""
     teachers = [
         history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)
     ]
@@ -188,10 +182,7 @@ def memory_bank(args, supernet, history, data):
         model = supernet.cut(entry.subnetwork)
         forward = pure_forward(model, ExecutionOptions(args.precision, norms_alone=True))
         function = tf.function(lambda images: forward(*read_variables(model), images, True)[0])
-        for images in (
-            ready[0],
-            ready[-1],
-        ):  # so that the time is without that of making the graphs
+        for images in (ready[0], ready[-1]):  # traces the graphs, which is not to be timed
             function(images)
         return function
 
@@ -240,13 +231,10 @@ def main():
     args = parse_args()
     keras.utils.set_random_seed(0)
     phases = make_work(args)
-    print(
-        "RESULT "
-        + json.dumps(
-            {name: [one.multiply_accumulates, one.count, one.unit] for name, one in phases.items()}
-        ),
-        flush=True,
-    )
+    described = {
+        name: [work.multiply_accumulates, work.count, work.unit] for name, work in phases.items()
+    }
+    print("RESULT " + json.dumps(described), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
         phases[line.strip()].run()
