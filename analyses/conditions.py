@@ -175,6 +175,6 @@ def check_converged(rows, name, out, advice="raise `max_products`"):
     ]
     if unsure:
         raise NotConverged(
-            f"{len(unsure)} condition numbers are not known to the tolerance: those of {name} "
+            f"{len(unsure)} condition numbers are not known to the tolerance, of {name} "
             f"{', '.join(unsure)}; {advice}. The results are kept in {out}."
         )

@@ -143,7 +143,7 @@ def _check_numbers(array, what):
     if array.dtype.kind in "OSU" and array.size and isinstance(array.flat[0], (str, bytes)):
         raise EkgError(
             f"`{what}` holds strings; let the layer that makes numbers of them, such as "
-            "TextVectorization, work on the data before, and prune the network behind it."
+            "TextVectorization, work on the data first, and prune the network after it."
         )
     if array.dtype.kind not in "biuf":
         raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")

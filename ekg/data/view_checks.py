@@ -91,7 +91,7 @@ def _check_form(seen, images, labels):
     if moved.shape != labels.shape or moved.dtype != labels.dtype:
         raise EkgError(
             f"`augment` makes labels of {moved.dtype.name} and shape {tuple(moved.shape)} of "
-            f"those of {labels.dtype} and shape {labels.shape}; it must keep both."
+            f"labels of {labels.dtype} and shape {labels.shape}; it must keep both."
         )
     for values in seen:
         if values.dtype.is_floating and not np.isfinite(values.numpy()).all():

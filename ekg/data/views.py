@@ -199,9 +199,9 @@ def _problem(task, output, sizes, num_channels, crops):
     places = task.places(output)
     if not places:
         has_numbers = isinstance(task.unwrapped, Regression)
-        return "numbers such as positions would stay behind" if has_numbers else None
+        return "numbers such as positions would not move with it" if has_numbers else None
     if len(places) != len(sizes):
-        return f"the places of an output of shape {output} are not known to be those of the image"
+        return f"the positions of an output of shape {output} may not be positions of the image"
     if crops and places != sizes:
         return f"a crop cannot be repeated on maps of {places}, as images have {sizes}"
     if isinstance(task.unwrapped, Regression) and output[-1] not in (1, num_channels):

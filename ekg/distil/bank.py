@@ -140,7 +140,7 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
             if not np.isfinite(rows).all():
                 raise FloatingPointError(
                     f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
-                    f"{info['dtype']}; are the weights those of a trained network?"
+                    f"{info['dtype']}; is the network trained?"
                 )
             if writer is not None:
                 writer.write(rows)

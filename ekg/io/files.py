@@ -42,8 +42,8 @@ def writing(path):
         yield
     except OSError as error:
         raise EkgError(
-            f"{path}: cannot be written ({error.strerror or error}); fix that, and start the "
-            "same command again."
+            f"{path}: cannot be written ({error.strerror or error}); fix that, and start the same "
+            "command again."
         ) from None
 
 

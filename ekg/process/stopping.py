@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """Another signal stopped a job that the same call resumes; the exit code is that of shells.
+    """Another signal stopped a job that the same call resumes; exit codes are as in shells.
 
     Attributes:
         signal: number of the signal.

@@ -152,8 +152,8 @@ def _name_by_labels(shape, labels, squash):
     described = f"labels of {labels.dtype} and shape {labels.shape}"
     if not names:
         raise EkgError(
-            f"`task`: an output of shape {(None, *shape)} and {described} are those of no task "
-            f"known here; give one of {list(TASKS)}."
+            f"`task`: an output of shape {(None, *shape)} and {described} fit no task known here; "
+            f"give one of {list(TASKS)}."
         )
     if len(names) > 1:
         ways = " or ".join(f'{READINGS[name]} (`task`="{name}")' for name in names)
