@@ -50,7 +50,7 @@ def parse_args(argv=None):
 
 
 def decode_alone(split, num_views):
-    """Returns a function that decodes the crops of an epoch, given all windows and file contents."""
+    """Returns a function that decodes the crops of an epoch, with windows and contents given."""
     contents = tf.stack([tf.io.read_file(file) for file in split.files])
 
     def windows(content, index):

@@ -144,7 +144,7 @@ def test_what_only_tells_what_was_never_stops_a_run(finished, again, name, caplo
     (folder / "trained_param.pkl").unlink()
     run()
     check_same(folder, finished[0])
-    assert f"{name}: line " in caplog.text and "is damaged and left out" in caplog.text
+    assert f"{name}: " in caplog.text and "skipping damaged line" in caplog.text
     assert (folder / "report.html").exists()
 
 

@@ -359,7 +359,7 @@ def test_a_damaged_image_is_named_wherever_it_is_read(folder, damage, reason):
     data = load(folder)
     name = f"{CLASSES[1]}_2.JPEG"
     damage(folder / "train" / CLASSES[1] / name)
-    message = f"{name}: cannot be read as an image \\({reason}.* or give `skip_bad_images`"
+    message = f"{name}: cannot be read as an image \\({reason}.* or set `skip_bad_images`"
     for read in (
         lambda: data.train.read(np.arange(12)),
         lambda: list(data.epoch(4, 0, 0)),

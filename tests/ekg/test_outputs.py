@@ -624,7 +624,7 @@ def test_what_may_be_lost_counts_nowhere():
         (
             lambda: network(softmax),
             {"data": IMAGES, "fine_tune": {"finetune_teacher": "none"}, "epochs": 1},
-            '`finetune_teacher` "none" trains by labels alone, and an output has none',
+            '`finetune_teacher` "none" trains with labels alone, and an output has none',
         ),
         (
             early_and_late,

@@ -66,7 +66,7 @@ class Noisy(Sequence):
         ),
         (
             (IMAGES.astype(str).astype(object), LABELS),
-            "such as TextVectorization, work on the data before",
+            "such as TextVectorization, work on the data first",
         ),
         (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
         (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs an example"),
@@ -87,9 +87,9 @@ class Noisy(Sequence):
             r"labels of `data` must be in \[0, 9\], as there are 10 classes; received 1 to 10",
         ),
         ((IMAGES, LABELS - 1), "labels of `data` must be .* received -1 to 8"),
-        ((IMAGES, LABELS + 0.5), "those of no task known here; give one of"),
-        ((IMAGES, LABELS.astype(np.float32) * np.nan), "those of no task known here"),
-        ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. are those of no task"),
+        ((IMAGES, LABELS + 0.5), "fit no task known here; give one of"),
+        ((IMAGES, LABELS.astype(np.float32) * np.nan), "fit no task known here"),
+        ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. fit no task"),
         (
             (np.where(np.arange(60)[:, None, None, None] == 7, np.nan, IMAGES), LABELS),
             "`data` holds numbers that are not finite, NaN or infinite; the first in example 7 of "
