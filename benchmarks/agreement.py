@@ -105,7 +105,8 @@ def main(args):
         raise EkgError(
             f"`every` {args.every}: the search took {len(history) - 1} steps; name at most as many."
         )
-    arguments, rows = RunFolder(args.run).arguments(), []
+    arguments = RunFolder(args.run).arguments()
+    rows = []
     for dtype in args.formats:
         group, channels, steps = compare(
             supernet, batches, settings, history, dtype, arguments["seed"], args.every

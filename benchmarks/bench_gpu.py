@@ -82,7 +82,8 @@ def training(args, strategy, data, dtype, use_xla):
     """Returns (seconds, multiply-accumulates, images) of a fine-tuning step."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    supernet, batch = Supernet(model), make_batch(data.train, args.batch_size)
+    supernet = Supernet(model)
+    batch = make_batch(data.train, args.batch_size)
     trainer = Trainer(
         strategy,
         model,
@@ -160,7 +161,8 @@ def main(args):
         files.read_json(args.out / performance.NAMES)  # fails early if the folder has no page
     keras.utils.set_random_seed(0)
     strategy = op_utils.make_strategy()
-    data, rows = common.random_data(max(args.batch_size, args.images)), []
+    data = common.random_data(max(args.batch_size, args.images))
+    rows = []
     for name, compiles in itertools.product(args.formats, args.compile):
         dtype, is_tf32 = FORMATS[name]
         tf.config.experimental.enable_tensor_float_32_execution(is_tf32)

@@ -71,7 +71,8 @@ def main(args):
         for weight in model.weights:
             if weight.name == "gamma":
                 weight.assign(tf.random.stateless_uniform(weight.shape, (0, 1), 0.5, 1.5))
-    supernet, data = Supernet(model), common.search_data(args.data_path)
+    supernet = Supernet(model)
+    data = common.search_data(args.data_path)
     split = data.last_of_each_class(SearchSettings().val_per_class, 0)
     objective = Objective(supernet, Batches(split, data.normalise, args.search_batch_size))
     lines = files.read_json_lines(args.history) if args.history else []

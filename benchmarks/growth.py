@@ -77,7 +77,8 @@ def cost(model):
 
 def measure():
     """Returns a list of the Curves as plain data."""
-    small, wide = nets.build("ResNet-20", 10), [plain_network(width) for width in WIDTHS]
+    small = nets.build("ResNet-20", 10)
+    wide = [plain_network(width) for width in WIDTHS]
     deep = [nets.build(arch, 10) for arch in ARCHS]
     curves = [
         Curve(

@@ -65,7 +65,8 @@ def shifted(images, seed):
         tf.random.stateless_uniform([count, 2], seed, -SIZE // 8, SIZE // 8 + 1, tf.int32),
         tf.float32,
     )
-    ones, zeros = tf.ones([count]), tf.zeros([count])
+    ones = tf.ones([count])
+    zeros = tf.zeros([count])
     transforms = tf.stack(
         [ones, zeros, moves[:, 0], zeros, ones, moves[:, 1], zeros, zeros], axis=1
     )

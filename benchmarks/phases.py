@@ -110,7 +110,8 @@ def search_steps(args, supernet, history, data):
         compute=Compute(dtype=args.precision),
     )
     objective.add_knowledge(supernet.whole())
-    flops, found = call_flops(supernet), {}
+    flops = call_flops(supernet)
+    found = {}
     for share in args.steps:
         number = round(share * (len(history) - 1))
         present = history[number].subnetwork
@@ -136,7 +137,8 @@ def search_steps(args, supernet, history, data):
 
 def training_step(args, data, model_of, num_views, loss_fn):
     """Returns the Work of a training step of one batch."""
-    strategy, rng = op_utils.make_strategy(), np.random.default_rng(0)
+    strategy = op_utils.make_strategy()
+    rng = np.random.default_rng(0)
     with strategy.scope():
         model = model_of()
     batch = {
@@ -155,7 +157,8 @@ def training_step(args, data, model_of, num_views, loss_fn):
         weight_decay=5e-4,
         options=StepOptions(1, op_utils.use_xla("auto"), args.precision),
     )
-    supernet, images = Supernet(model), args.batch_size * num_views
+    supernet = Supernet(model)
+    images = args.batch_size * num_views
     return Work(
         lambda: trainer.step(batch, 0.01)["loss"].numpy(),
         3 * supernet.complexity(supernet.whole()).flops * images,

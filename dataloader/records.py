@@ -15,7 +15,8 @@ from ekg.errors import EkgError
 from ekg.process.progress import progress_bar
 
 INFO_FILE = "dataset_info.json"
-TRAIN, TEST = "train", "validation"
+TRAIN = "train"
+TEST = "validation"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -156,7 +156,8 @@ def sources(arch):
     names = {"conv1": "conv", "bn1": "bn", "fc": "fc"}
     first = 0 if spec.is_bottleneck else 1
     for stage, block, strides, has_projection in spec.stages():
-        theirs, ours = f"layer{stage + 1}.{block}", f"BasicBlock{stage}.{block}"
+        theirs = f"layer{stage + 1}.{block}"
+        ours = f"BasicBlock{stage}.{block}"
         for i in range(len(spec.block_convs(strides))):
             names |= {
                 f"{theirs}.conv{i + 1}": f"{ours}/conv{first + i}",

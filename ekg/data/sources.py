@@ -121,7 +121,8 @@ def _described(source):
 
 def _fitted(examples, input_shape, what):
     """Returns the Examples with the network's input shape, adding a missing channel axis."""
-    shape, read = examples.shape, examples.read
+    shape = examples.shape
+    read = examples.read
     if len(shape) == len(input_shape) - 1 and input_shape[-1] == 1:
         shape = (*shape, 1)
         examples = dataclasses.replace(

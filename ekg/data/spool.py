@@ -27,7 +27,8 @@ class Spool:
     def append(self, rows):
         """Writes the next rows, array [n, ...]; all rows must have the same shape and dtype."""
         if self._row_bytes is None:
-            self.shape, self._dtype = rows.shape[1:], rows.dtype
+            self.shape = rows.shape[1:]
+            self._dtype = rows.dtype
             self._row_bytes = int(np.prod(self.shape)) * rows.dtype.itemsize
         if rows.shape[1:] != self.shape or rows.dtype != self._dtype:
             raise EkgError(

@@ -159,7 +159,8 @@ def _count_required(function):
 
 
 def _moving_view(name, graph, task):
-    shape, output = graph.shapes[graph.inputs[0]], task.shape(graph)
+    shape = graph.shapes[graph.inputs[0]]
+    output = task.shape(graph)
     if len(shape) not in IMAGE_RANKS:
         raise EkgError(
             f"`augment` {name!r} moves images and volumes, and the network takes {shape[1:]}; "
@@ -223,7 +224,8 @@ def find_channel_axes(graph):
         source = next((tensor for tensor in call.inputs if tensor in axes_of), None)
         if source is None:
             continue
-        axes, data_format = axes_of[source], getattr(call.layer, "data_format", None)
+        axes = axes_of[source]
+        data_format = getattr(call.layer, "data_format", None)
         order = _permutation(call.layer, rank)
         if data_format in ("channels_first", "channels_last"):
             channel_axes.add(axes[1] if data_format == "channels_first" else axes[-1])

@@ -217,7 +217,8 @@ def read_report_lines(path, kinds=None):
         path: path of the file.
         kinds: required entries of each line; see read_json.
     """
-    values, damaged = [], []
+    values = []
+    damaged = []
     lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
     for number, line in enumerate(lines, 1):
         try:

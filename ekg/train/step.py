@@ -115,7 +115,8 @@ def graph_step(
     }
 
     def micro_batch(number):
-        updated, added = [], []
+        updated = []
+        added = []
 
         def network(images):
             logits, new = forward(trainable, non_trainable, images, True, added)
