@@ -111,7 +111,7 @@ def search_steps(args, supernet, history, data):
     )
     objective.add_knowledge(supernet.whole())
     flops = call_flops(supernet)
-    found = {}
+    work_by_name = {}
     for share in args.steps:
         number = round(share * (len(history) - 1))
         present = history[number].subnetwork
@@ -129,10 +129,10 @@ def search_steps(args, supernet, history, data):
         # Importance takes two forward passes: forward, and back to the activations. The knowledge
         # of the winner takes half a pass.
         work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group) :].sum() for group in tried)
-        found[f"search step {number}, {len(tried)} candidates"] = Work(
+        work_by_name[f"search step {number}, {len(tried)} candidates"] = Work(
             step, float(work * objective.num_images)
         )
-    return found
+    return work_by_name
 
 
 def training_step(args, data, model_of, num_views, loss_fn):
@@ -212,7 +212,7 @@ def make_work(args):
     params = utils.load_params(args.trained_param)
     supernet = Supernet(nets.from_params(args.arch, params, data.num_classes, args.trained_param))
     history = [HistoryEntry.from_json(line) for line in files.read_json_lines(Path(args.history))]
-    found = history[-1].subnetwork
+    subnetwork = history[-1].subnetwork
     return {
         "peak": matrix_product(),
         **search_steps(args, supernet, history, data),
@@ -222,7 +222,7 @@ def make_work(args):
         "fine-tuning the pruned network, two views": training_step(
             args,
             data,
-            lambda: supernet.cut(found),
+            lambda: supernet.cut(subnetwork),
             NUM_VIEWS,
             losses.fine_tuning(data, "ensemble", TEMPERATURE),
         ),

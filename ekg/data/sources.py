@@ -176,7 +176,7 @@ def _as_array(value, what):
         isinstance(value, (list, tuple)) and value and isinstance(value[0], (dict, np.ndarray))
     ):
         raise EkgError(
-            f"`{what}` has several inputs or outputs an example; a network of one input is "
+            f"`{what}` has several inputs or outputs per example; a network of one input is "
             "needed, and the labels of one output."
         )
     try:

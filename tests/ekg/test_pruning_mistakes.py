@@ -69,7 +69,7 @@ class Noisy(Sequence):
             "such as TextVectorization, work on the data first",
         ),
         (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
-        (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs an example"),
+        (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs per example"),
         (
             (IMAGES, {"a": LABELS, "b": LABELS}),
             "`data`: `model` 'own' has no output 'a'; it has .'fc'.",
@@ -113,7 +113,7 @@ class Noisy(Sequence):
         (tf.data.Dataset.from_tensors(1.0), "`data` gives single examples"),
         (dataset().filter(lambda *_: False).batch(20), "`data` holds no examples"),
         (Sequence(IMAGES.astype(str), LABELS), "`data` holds strings"),
-        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs an example"),
+        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs per example"),
         (
             ekg.Data(LABELS, lambda indices: IMAGES[:3]),
             "its `read` was asked for 4 examples and gave an array of shape .3, 8",
