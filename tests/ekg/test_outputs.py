@@ -403,7 +403,7 @@ def test_shares_that_other_layers_read_are_kept_as_numbers():
         ),
         (
             {"task": {"classes": tasks.Classification(0), "position": tasks.Regression(1)}},
-            "'position' means output 1",
+            "'position' is for output 1",
         ),
         ({"task": tasks.Classification(2)}, "has 2 outputs, and the task means output 2"),
     ],
