@@ -407,7 +407,7 @@ def test_streams_that_are_closed_or_full_change_no_exit_code(redirection):
 
 def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
     program = (
-        "import os, sys; sys.path.insert(0, os.getcwd()); import utils; from ekg import progress;"
+        "import os, sys; sys.path.insert(0, os.getcwd()); import utils; from ekg.process import progress;"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno(), flush=True);"
         "progress._Lines().write('a line'); print('nothing', file=sys.stderr); os.write(2, "
         "b'nothing')"
