@@ -303,11 +303,11 @@ def empty(path):
         (lambda folder: (folder / "val").rename(folder / "validation"), "holds no folder val/"),
         (
             lambda folder: empty(folder / "train" / CLASSES[1]),
-            "n02101006: holds no image; every class needs one",
+            "n02101006: holds no image; every class needs at least one",
         ),
         (
             lambda folder: empty(folder / "val" / CLASSES[1]),
-            "n02101006: holds no image; every class needs one",
+            "n02101006: holds no image; every class needs at least one",
         ),
         (
             lambda folder: (folder / "val" / CLASSES[0]).rename(folder / "val" / "n5"),
