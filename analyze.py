@@ -42,13 +42,15 @@ EXIT_NOT_CONVERGED = 4
 
 
 def parse_args(argv=None):
-    """Returns the checked arguments."""
+    """Parses and checks the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    argv, rest = (
-        (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    )
+    rest = []
+    if "--" in argv:
+        rest = argv[argv.index("--") + 1 :]
+        argv = argv[: argv.index("--")]
     parser = utils.Parser(description=__doc__.splitlines()[0])
-    subparsers, commands = parser.add_subparsers(dest="command", required=True), {}
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    commands = {}
     for name, (_, text, groups) in COMMANDS.items():
         commands[name] = subparsers.add_parser(name, help=text, description=text)
         for title, cls in groups.items():
@@ -59,24 +61,24 @@ def parse_args(argv=None):
         "--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA)
     )
     commands["ablation"].add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of every row for each"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; one run per seed and row"
     )
     commands["run"].add_argument("folder", type=Path, help="run folder")
     commands["tables"].add_argument(
         "runs",
         nargs="*",
         type=Path,
-        help="run folders, folders of condition, correlation and "
-        "landscape, and records of runs, .json files",
+        help="run folders, folders of condition, correlation and landscape, and records of runs "
+        "(.json files)",
     )
     commands["tables"].add_argument(
         "--out",
         type=Path,
-        help="folder that keeps a record of each run and study in results/, "
-        "and gets results.md, made of all there; without it the tables are printed alone",
+        help="folder whose results/ stores a record of each run and study, and whose results.md is "
+        "generated from all of them; without it the tables are only printed",
     )
     commands["tables"].add_argument(
-        "--readme", type=Path, help="page whose table of the published figures is made anew"
+        "--readme", type=Path, help="page whose table of published figures is generated again"
     )
     args = parser.parse_args(argv, argparse.Namespace(rest=rest))
     if rest and args.command not in ("criteria", "ablation"):
@@ -98,7 +100,7 @@ def parse_args(argv=None):
 
 
 def make_subject(args):
-    """Returns the Subject that the arguments name."""
+    """Returns the Subject for the arguments."""
     data = dataloader.load(args.dataset, args.data_path)
 
     def load(path):
@@ -107,8 +109,7 @@ def make_subject(args):
         if classes != data.num_classes:
             raise EkgError(
                 f"{path}: a network of {classes} classes, and {args.dataset} has "
-                f"{data.num_classes}; "
-                "name networks of the same classes."
+                f"{data.num_classes}; name networks of the same classes."
             )
         return nets.from_params(args.arch, params, data.num_classes, path)
 
@@ -116,7 +117,7 @@ def make_subject(args):
 
 
 def make_runs(args):
-    """Returns the PruningRuns that the arguments name."""
+    """Returns the PruningRuns for the arguments."""
     return PruningRuns(
         args.out / "runs",
         args.arch,
@@ -132,9 +133,7 @@ def make_runs(args):
 
 
 def condition(args):
-    """Condition numbers of stored networks; exit code 4 where an eigenvalue is not known to the
-    tolerance.
-    """
+    """Measures condition numbers of networks; exit code 4 if eigenvalues did not converge."""
     return measure_conditions(
         make_subject(args),
         args.params,
@@ -146,7 +145,7 @@ def condition(args):
 
 
 def landscape(args):
-    """Loss surfaces of stored networks on one scale."""
+    """Measures loss surfaces of stored networks."""
     return measure_surfaces(
         make_subject(args),
         args.params,
@@ -157,8 +156,8 @@ def landscape(args):
 
 
 def correlation(args):
-    """Ends of searches: what predicts the loss after fine-tuning? Exit code 4 as of condition."""
-    # Before anything else touches a device.
+    """Studies what predicts the loss after fine-tuning; exit code 4 like condition()."""
+    # The strategy must come before any other use of a device.
     compute = Compute(Team(op_utils.make_strategy()), op_utils.use_xla("auto"))
     return study_correlation(
         make_subject(args),
@@ -170,7 +169,7 @@ def correlation(args):
 
 
 def criteria(args):
-    """Prunes with each criterion at one rate; exit code 4 as of condition."""
+    """Prunes with each criterion at one rate; exit code 4 if eigenvalues did not converge."""
     return compare_criteria(
         make_subject(args),
         make_runs(args),
@@ -181,17 +180,15 @@ def criteria(args):
 
 
 def ablation(args):
-    """Search teacher x fine-tuning teacher, several seeds."""
+    """Prunes with all pairs of search teacher and fine-tuning teacher, with several seeds."""
     return compare_teachers(make_runs(args), args.seeds, args.out)
 
 
 NETWORK = {"network and data": CifarSettings, "results": ResultSettings}
-STORED, TRAINED, SPECTRUM = (
-    {"images": ImageSettings},
-    {"pruning": TrainedSettings},
-    {"eigenvalues": SpectrumSettings},
-)
-COMMANDS = {  # name: (function, what it does, {title: settings})
+STORED = {"images": ImageSettings}
+TRAINED = {"pruning": TrainedSettings}
+SPECTRUM = {"eigenvalues": SpectrumSettings}
+COMMANDS = {  # name: (function, description, {title: settings})
     "condition": (
         condition,
         "extreme eigenvalues of the loss's Hessian and the condition number",
@@ -211,7 +208,7 @@ COMMANDS = {  # name: (function, what it does, {title: settings})
     "ablation": (ablation, "search teacher x fine-tuning teacher", NETWORK | TRAINED),
     "run": (
         lambda args: report_run(args.folder),
-        "a finished run as a page of pictures in its folder",
+        "write the report of a finished run into its folder",
         {},
     ),
     "tables": (

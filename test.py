@@ -27,38 +27,36 @@ from ekg.train.evaluate import Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class TestSettings(Settings):
-    """What is evaluated, and on what."""
+    """The network that is evaluated, and the data."""
 
     arch: str = setting("ResNet-56", "network", SEARCH, choices=tuple(nets.ARCHS))
     dataset: str = setting("CIFAR10", "data set", SEARCH, choices=tuple(dataloader.DATASETS))
     data_path: str | None = setting(
         None,
-        "CIFAR: folder with the python batches or the official .tar.gz, without it downloaded; "
-        "ILSVRC2012: folder "
-        "with train/ and val/",
+        "CIFAR: folder with the python batches or the official .tar.gz, downloaded by default; "
+        "ILSVRC2012: folder with train/ and val/",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
     )
     skip_bad_images: bool = setting(
         False,
-        "ILSVRC2012: read every file once before, and leave out those that cannot be decoded",
+        "ILSVRC2012: first read every file once, and leave out those that cannot be decoded",
         MACHINE,
     )
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
-    val_batch_size: int = setting(256, "images a step", MACHINE, range=COUNT)
+    val_batch_size: int = setting(256, "images per step", MACHINE, range=COUNT)
     runtimes: tuple[str, ...] = setting(
         ("tensorflow",),
-        "in which latency is measured, in turn with the unpruned network: TensorFlow at batches "
-        "of 1 and "
-        "256, others at 1 on one thread",
+        "runtimes in which latency is measured, in turns with the unpruned network: TensorFlow "
+        "with batches of 1 and 256, others with single images on one thread",
         MACHINE,
         choices=tuple(RUNTIMES),
     )
 
 
 def parse_args(argv=None):
-    """Returns the checked arguments."""
+    """Parses and checks the command line."""
     parser = utils.Parser(description="Evaluate a parameter file with moving statistics.")
     classes = {"network and data": TestSettings, "devices": op_utils.DeviceSettings}
     for title, cls in classes.items():
@@ -70,8 +68,7 @@ def parse_args(argv=None):
         if args.skip_bad_images and args.dataset != "ILSVRC2012":
             raise EkgError(
                 f"`skip_bad_images` has no effect here: the images of {args.dataset} are not in "
-                f"files; leave it "
-                "out."
+                "files; leave it out."
             )
     except EkgError as error:
         parser.error(utils.with_flags(str(error), vars(args)))
@@ -88,21 +85,23 @@ def main(args):
     if args.arch not in nets.archs_for(data.image_shape):
         raise EkgError(
             f"`arch` {args.arch}: does not take the {data.image_shape[0]}x{data.image_shape[1]} "
-            f"images of "
-            f"{args.dataset}; networks that do: {', '.join(nets.archs_for(data.image_shape))}."
+            f"images of {args.dataset}; networks that do: "
+            f"{', '.join(nets.archs_for(data.image_shape))}."
         )
     with team.strategy.scope():
         model = nets.from_params(args.arch, params, data.num_classes, args.trained_param)
-    use_xla, batches = op_utils.use_xla(args.compile), data.batches(data.test, args.val_batch_size)
+    use_xla = op_utils.use_xla(args.compile)
+    batches = data.batches(data.test, args.val_batch_size)
     evaluation = Evaluation(model, batches, Compute(team, use_xla))
     row = measure(args.trained_param.stem, evaluation, args.trained_param.stat().st_size)
-    whole = nets.build(args.arch, data.num_classes)
+    unpruned = nets.build(args.arch, data.num_classes)
     if args.runtimes:
+        conditions = conditions_for(args.runtimes)
         _, row = with_latencies(
-            [row, row], [whole, model], conditions_for(args.runtimes), data.image_shape, use_xla
+            [row, row], [unpruned, model], conditions, data.image_shape, use_xla
         )
     if team.is_chief:
-        print(format_table([row], model_complexity(whole).flops, with_ratios=True))
+        print(format_table([row], model_complexity(unpruned).flops, with_ratios=True))
     return row
 
 

@@ -1,3 +1,1 @@
-"""The analyses of the paper, which analyze.py runs. They stand on `ekg`; the script gives them
-networks and data.
-"""
+"""The analyses of the paper, which analyze.py runs; they use `ekg` and get networks and data."""

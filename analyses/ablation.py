@@ -1,12 +1,13 @@
-"""Search teacher x fine-tuning teacher, the rows of the paper, with several seeds.
+"""The ablation of the paper: search teacher x fine-tuning teacher, with several seeds.
 
-Labels alone stand there twice, with one view of each image as published and with the two views that
-teachers get, so that the views and the teachers are told apart.
+Training with labels alone has two rows: with one view per image, as published, and with the two
+views that teachers get, so that the effects of views and teachers can be told apart.
 """
 
 import numpy as np
 
 from analyses import published
+from analyses.records import counted
 from analyses.results import mean_and_deviation, write_results
 from ekg.errors import EkgError
 
@@ -14,44 +15,47 @@ VIEWS = {1: "one view", 2: "two views"}
 
 
 def compare_teachers(runs, seeds, out):
-    """Prunes with the teachers of each row and each seed; writes and draws what comes of it,
-    returns the rows.
+    """Prunes with the teachers of each row and each seed; writes, draws and returns the rows.
 
-    Rows of one search share it.
+    Rows with the same search teacher share their searches.
 
     Args:
         runs: runs.PruningRuns.
-        seeds: list of the seeds.
+        seeds: list of seeds.
         out: pathlib.Path of the folder for the results.
 
     Raises:
-        EkgError: the runs' own flags name the views, which the rows differ in.
+        EkgError: the flags of the runs set the number of views, in which the rows differ.
     """
     if any(flag.split("=")[0] == "--num_views" for flag in runs.more_flags):
         raise EkgError("`num_views`: rows of the ablation differ in it; leave it out.")
-    rows = [_row(*row, [_finish(runs, *row, seed) for seed in seeds]) for row in _rows()]
-    several = len(seeds) > 1
-    title = f"{runs}, {len(seeds)} seed{'s' * several}"
+    rows = []
+    for configuration in _configurations():
+        finished = [_finish(runs, *configuration, seed) for seed in seeds]
+        rows.append(_row(*configuration, finished))
+    title = f"{runs}, {counted(len(seeds), 'seed')}"
     names = [f"{row['search']} / {row['fine_tuning']}, {VIEWS[row['views']]}" for row in rows]
     _draw(out / "ablation.png", title, names, rows)
-    text = f"{title}, search / fine-tuning teacher: " + "; ".join(
-        f"{name} {row['top1']:.2f}" + f" ± {row['deviation']:.2f}" * several + " %"
-        for name, row in zip(names, rows)
-    )
+    texts = []
+    for name, row in zip(names, rows):
+        deviation = f" ± {row['deviation']:.2f}" if len(seeds) > 1 else ""
+        texts.append(f"{name} {row['top1']:.2f}{deviation} %")
+    text = f"{title}, search / fine-tuning teacher: {'; '.join(texts)}"
     write_results(out, "ablation", rows, text)
     return rows
 
 
-def _rows():
-    """Yields (search teacher, fine-tuning teacher, views of each image) of every row."""
+def _configurations():
+    """Yields (search teacher, fine-tuning teacher, views per image) of every row."""
     for search_teacher, finetune_teacher in published.TEACHERS:
         for num_views in (1, 2) if finetune_teacher == "none" else (2,):
             yield search_teacher, finetune_teacher, num_views
 
 
 def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
-    """Returns the FinishedRun of a row and seed; all but labels on one view reuse that one's
-    search.
+    """Returns the FinishedRun of a row and seed.
+
+    The row without teacher in fine-tuning and with one view searches; the others reuse its search.
     """
     first = f"{search_teacher}-none-{seed}"
     flags = [
@@ -66,12 +70,13 @@ def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
     ]
     if (finetune_teacher, num_views) == ("none", 1):
         return runs.finish(first, *flags)
-    name = f"{search_teacher}-{finetune_teacher}{'-2' * (finetune_teacher == 'none')}-{seed}"
+    views = "-2" if finetune_teacher == "none" else ""
+    name = f"{search_teacher}-{finetune_teacher}{views}-{seed}"
     return runs.finish(name, *flags, "--search_from", str(runs.path / first))
 
 
 def _row(search_teacher, finetune_teacher, num_views, finished):
-    """Returns the row of the FinishedRuns of all seeds."""
+    """Returns the row for the FinishedRuns of all seeds."""
     mean, deviation = mean_and_deviation([100 * run.table[2].top1 for run in finished])
     return {
         "search": search_teacher,

@@ -1,4 +1,4 @@
-"""Condition numbers: how smooth the loss is at a network."""
+"""Condition numbers of stored networks, which measure how smooth the loss is."""
 
 import dataclasses
 import logging
@@ -19,45 +19,49 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumSettings(Settings):
-    """How well eigenvalues must be known, and what may be spent on them."""
+    """Accuracy and cost of eigenvalues."""
 
     tolerance: float = setting(
         lanczos.TOLERANCE,
-        "of the residual of an eigenvalue, as a share of it",
+        "largest residual of an eigenvalue, as a share of the eigenvalue",
         SEARCH,
         range=NOT_NEGATIVE,
     )
     max_products: int = setting(
-        lanczos.MAX_PRODUCTS, "Hessian-vector products, at most", SEARCH, range=COUNT
+        lanczos.MAX_PRODUCTS, "largest number of Hessian-vector products", SEARCH, range=COUNT
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class HessianSettings(Settings):
-    """Which Hessian of a stored network."""
+    """Which Hessian of a stored network is taken."""
 
-    parameters: str = setting("kernels", "of the Hessian", SEARCH, choices=PARAMETERS)
+    parameters: str = setting(
+        "kernels",
+        "parameters with respect to which the Hessian is taken",
+        SEARCH,
+        choices=PARAMETERS,
+    )
     norms_of: Path | None = setting(
         None,
-        "parameter file of the network that the others were cut from: kernels that a batch "
-        "norm follows are taken at the norms that they have there, as κ depends on their scale; "
-        "without it as they are stored",
+        "parameter file of the network from which the others were cut: kernels before batch "
+        "norms are rescaled to their norms in this network, as κ depends on their scale; by "
+        "default they are taken as stored",
         SEARCH,
         may_be_none=True,
     )
 
 
 class NotConverged(Exception):
-    """Eigenvalues are not known to the tolerance; the results are kept all the same."""
+    """Eigenvalues are not known to the tolerance; the results were written anyway."""
 
 
 def measure_conditions(subject, paths, images, settings, hessian, out):
-    """Measures condition numbers of stored networks; writes them, draws them and returns a row for
-    each network.
+    """Measures, writes and draws condition numbers of stored networks; returns a row per network.
 
     Args:
         subject: Subject.
-        paths: parameter files.
+        paths: list of parameter files.
         images: ImageSettings.
         settings: SpectrumSettings.
         hessian: HessianSettings.
@@ -76,9 +80,8 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
     def measure(model, batches, name):
         if original is None and _was_cut(subject, model):
             logger.warning(
-                "%s was cut, and its kernels are taken as they are stored: name the "
-                "network that it was cut from with --norms_of, so that condition numbers "
-                "can be compared.",
+                "%s was cut, and its kernels are taken as they are stored: name the network from "
+                "which it was cut with --norms_of, so that condition numbers can be compared.",
                 name,
             )
         landscape = model_landscape(
@@ -89,24 +92,21 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
             original=original,
         )
         spectrum = _spectrum(landscape, f"eigenvalues of {name}", settings)
-        return {
-            "condition": spectrum.condition,
-            "loss": landscape.loss(landscape.point),
-        } | spectrum_values(spectrum)
+        values = {"condition": spectrum.condition, "loss": landscape.loss(landscape.point)}
+        return values | spectrum_values(spectrum)
 
-    norms = {} if original is None else {"norms_of": files.sha256(hessian.norms_of)}
-    asked = {"parameters": hessian.parameters, **dataclasses.asdict(settings), **norms}
+    options = {"parameters": hessian.parameters, **dataclasses.asdict(settings)}
+    if original is not None:
+        options["norms_of"] = files.sha256(hessian.norms_of)
     rows, arguments = measure_networks(
-        subject, paths, images, asked, out / "conditions.jsonl", measure
+        subject, paths, images, options, out / "conditions.jsonl", measure
     )
-    pictures.draw_conditions(
-        out / "condition.png", [row["network"] for row in rows], [row["condition"] for row in rows]
-    )
+    names = [row["network"] for row in rows]
+    pictures.draw_conditions(out / "condition.png", names, [row["condition"] for row in rows])
     text = "; ".join(
         f"{row['network']}: |λmin/λmax| = |{row['smallest']:.4g} / {row['largest']:.4g}| = "
         f"{row['condition']:.4f} (residuals {row['residual_smallest']:.2g}, "
-        f"{row['residual_largest']:.2g}, "
-        f"{row['products']} products)"
+        f"{row['residual_largest']:.2g}, {row['products']} products)"
         for row in rows
     )
     write_results(out, "condition", rows, text, arguments=arguments, minutes=minutes(rows))
@@ -115,12 +115,13 @@ def measure_conditions(subject, paths, images, settings, hessian, out):
 
 
 def _was_cut(subject, model):
-    """Returns whether a network is smaller than the whole one, so its kernels have lost norm."""
-    return model.count_params() < nets.build(subject.arch, subject.data.num_classes).count_params()
+    """Returns whether a network is smaller than the unpruned one, so its kernels have lost norm."""
+    unpruned = nets.build(subject.arch, subject.data.num_classes)
+    return model.count_params() < unpruned.count_params()
 
 
 def _spectrum(landscape, title, settings):
-    """Returns the Spectrum of a landscape, under a progress bar of this title."""
+    """Returns the Spectrum of a landscape, and shows a progress bar with this title."""
     with progress_bar(title, settings.max_products, "product") as progress:
 
         def show(_, residual):
@@ -131,28 +132,31 @@ def _spectrum(landscape, title, settings):
 
 
 def spectrum_values(spectrum):
-    """Returns a whole Spectrum as {name: value}, "condition" among them."""
+    """Returns all values of a Spectrum, with "condition", as {name: value}."""
     return dataclasses.asdict(spectrum) | {"condition": spectrum.condition}
 
 
 def kept_spectrum_values(path, model, original, batches, settings):
-    """Returns spectrum_values() of a cut network at batch statistics, at the norms before the cut.
+    """Returns spectrum_values() of a cut network, with batch statistics and norms before the cut.
 
     Args:
-        path: JSON file that keeps them, and has those of an earlier call with the same settings.
-        model: keras.Model.
-        original: the keras.Model that it was cut from.
+        path: JSON file that stores the values, also those of an earlier call with equal settings.
+        model: keras.Model of the cut network.
+        original: keras.Model from which it was cut.
         batches: data.Batches.
         settings: SpectrumSettings.
     """
-    asked = dataclasses.asdict(settings) | {"batch_size": batches.batch_size, "former_norms": True}
-    kept = files.read_json(path) if path.exists() else {}
-    if kept.get("options") != asked:
+    options = dataclasses.asdict(settings) | {
+        "batch_size": batches.batch_size,
+        "former_norms": True,
+    }
+    stored = files.read_json(path) if path.exists() else {}
+    if stored.get("options") != options:
         landscape = model_landscape(model, batches, batch_statistics=True, original=original)
         spectrum = landscape.spectrum(**dataclasses.asdict(settings))
-        kept = spectrum_values(spectrum) | {"options": asked}
-        files.write_json(path, kept)
-    return {name: value for name, value in kept.items() if name != "options"}
+        stored = spectrum_values(spectrum) | {"options": options}
+        files.write_json(path, stored)
+    return {name: value for name, value in stored.items() if name != "options"}
 
 
 def check_converged(rows, name, out, advice="raise `max_products`"):
@@ -160,9 +164,9 @@ def check_converged(rows, name, out, advice="raise `max_products`"):
 
     Args:
         rows: list of dicts with spectrum_values().
-        name: of the entry that a row goes by.
+        name: key of the entry that identifies a row.
         out: folder of the results, for the message.
-        advice: what to do.
+        advice: what the user can do, for the message.
     """
     unsure = [
         f"{row[name]} (residuals {row['residual_smallest']:.2g}, {row['residual_largest']:.2g})"
@@ -171,6 +175,6 @@ def check_converged(rows, name, out, advice="raise `max_products`"):
     ]
     if unsure:
         raise NotConverged(
-            f"{len(unsure)} condition numbers are not known to the tolerance: those of {name} "
+            f"{len(unsure)} condition numbers are not known to the tolerance, of {name} "
             f"{', '.join(unsure)}; {advice}. The results are kept in {out}."
         )

@@ -1,4 +1,4 @@
-"""Pruning with each criterion, at one rate, and fine-tuning with the labels alone."""
+"""Compares criteria: prunes with each at one rate, and fine-tunes with labels alone."""
 
 from analyses import published
 from analyses.conditions import check_converged, kept_spectrum_values
@@ -7,25 +7,26 @@ from ekg.run.folder import CONDITION, SLIMMED, SUPERNET
 
 
 def compare_criteria(subject, runs, names, settings, out):
-    """Prunes with each criterion; writes and draws what comes of it, returns a row for each.
+    """Prunes with each criterion; writes, draws and returns a row per criterion.
 
     Args:
         subject: Subject.
         runs: runs.PruningRuns.
-        names: of the criteria.
+        names: names of the criteria.
         settings: SpectrumSettings of the condition numbers of the pruned networks.
         out: pathlib.Path of the folder for the results.
 
     Raises:
         NotConverged: an eigenvalue is not known to the tolerance.
     """
-    batches, rows, figures = subject.batches(), [], {}
+    batches = subject.batches()
+    rows = []
+    figures = {}
     for name in names:
-        run, folder = (
-            runs.finish(name, "--criterion", name, "--finetune_teacher", "none"),
-            runs.folder(name),
-        )
-        slimmed, original = (subject.load(folder / path) for path in (SLIMMED, SUPERNET))
+        run = runs.finish(name, "--criterion", name, "--finetune_teacher", "none")
+        folder = runs.folder(name)
+        slimmed = subject.load(folder / SLIMMED)
+        original = subject.load(folder / SUPERNET)
         spectrum = kept_spectrum_values(folder / CONDITION, slimmed, original, batches, settings)
         rows.append(
             {
@@ -44,18 +45,13 @@ def compare_criteria(subject, runs, names, settings, out):
             figures[name] = (paper.val_loss, paper.condition, paper.top1)
     _draw(out / "criteria.png", str(runs), rows)
     best = max(rows, key=lambda row: row["top1"])
-    text = f"{runs}: " + "; ".join(
+    texts = [
         f"{row['criterion']} loss {row['val_loss']:.4f}, κ {row['condition']:.4f}, top-1 "
         f"{row['top1']:.2f} %"
         for row in rows
-    )
-    write_results(
-        out,
-        "criteria",
-        rows,
-        f"{text}. Best after fine-tuning: {best['criterion']}",
-        published=figures,
-    )
+    ]
+    text = f"{runs}: {'; '.join(texts)}. Best after fine-tuning: {best['criterion']}"
+    write_results(out, "criteria", rows, text, published=figures)
     check_converged(rows, "criterion", out)
     return rows
 

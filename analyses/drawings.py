@@ -1,10 +1,12 @@
-"""The pictures of a page of results: what of the records each of them shows."""
+"""Selects the data of the pictures on the page of results, and draws them."""
 
 from analyses import repetitions
 from analyses.records import counted
 
-METHODS, RATES, CURVES = "methods.png", "rates.png", "curves.png"
-RATE_STEPS = 20  # rates that differ by less than one of so many count as equal
+METHODS = "methods.png"
+RATES = "rates.png"
+CURVES = "curves.png"
+RATE_STEPS = 20  # rates are rounded to 1/20 when methods are sorted by rate
 TEXTS = {
     METHODS: "top-1 of every method: dots are runs, bars mean and standard deviation of several "
     "seeds",
@@ -14,17 +16,16 @@ TEXTS = {
 
 
 def draw(records, folder):
-    """Draws the pictures of records into a folder; one that would show nothing is not there
-    afterwards.
+    """Draws the pictures of records into a folder, and removes pictures that would be empty.
 
     Args:
         records: list of records.Record.
-        folder: pathlib.Path.
+        folder: pathlib.Path of the folder.
     """
-    found = shown(records)
-    for name in TEXTS.keys() - found.keys():
+    contents = shown(records)
+    for name in TEXTS.keys() - contents.keys():
         (folder / name).unlink(missing_ok=True)
-    if found:
+    if contents:
         from analyses import pictures  # imports matplotlib
 
         functions = {
@@ -32,33 +33,35 @@ def draw(records, folder):
             RATES: pictures.draw_rates,
             CURVES: pictures.draw_curves,
         }
-        for name, networks in found.items():
+        for name, networks in contents.items():
             functions[name](folder / name, networks)
 
 
 def shown(records):
-    """Returns {file name: what it shows, {network, data and epochs in words: what of it}}, but for
-    empty pictures.
+    """Returns the contents of all pictures that are not empty.
+
+    Returns:
+        {file name: {title of a network: data for the function that draws the picture}}.
     """
-    networks, found = {}, {name: {} for name in TEXTS}
+    groups_by_network = {}
     for group in repetitions.group(records):
         first = group.first
-        title = (
-            f"{first.arguments['arch']}, {first.data}, "
-            f"{counted(first.arguments['train_epoch'], 'epoch')}"
-        )
-        networks.setdefault(title, []).append(group)
-    for title, groups in networks.items():
+        epochs = counted(first.arguments["train_epoch"], "epoch")
+        title = f"{first.arguments['arch']}, {first.data}, {epochs}"
+        groups_by_network.setdefault(title, []).append(group)
+    contents = {name: {} for name in TEXTS}
+    for title, groups in groups_by_network.items():
         baselines = [record.top1(0) for group in groups for record in group.records]
-        by_rate = sorted(
-            groups, key=lambda group: -round(RATE_STEPS * _rate(group))
-        )  # the best first among equal ones
-        found[METHODS][title] = baselines, [(_title(group), _ends(group)) for group in by_rate]
-        if lines := _lines(groups):
-            found[RATES][title] = baselines, lines
-        if curves := [(_title(group), runs) for group in groups if (runs := _curves(group))]:
-            found[CURVES][title] = curves
-    return {name: networks for name, networks in found.items() if networks}
+        # The sort is stable, so among equal rates the best method stays first.
+        by_rate = sorted(groups, key=lambda group: -round(RATE_STEPS * _rate(group)))
+        contents[METHODS][title] = baselines, [(_title(group), _ends(group)) for group in by_rate]
+        lines = _lines(groups)
+        if lines:
+            contents[RATES][title] = baselines, lines
+        curves = [(_title(group), _curves(group)) for group in groups if _curves(group)]
+        if curves:
+            contents[CURVES][title] = curves
+    return {name: networks for name, networks in contents.items() if networks}
 
 
 def _rate(group):
@@ -66,7 +69,7 @@ def _rate(group):
 
 
 def _ends(group):
-    """Returns the top-1 of the runs in %."""
+    """Returns the final top-1 of the runs of a group, in %."""
     return [record.top1(-1) for record in group.records]
 
 
@@ -75,9 +78,7 @@ def _title(group):
 
 
 def _lines(groups):
-    """Returns {method: list of (rate, top-1 of the runs in %)} of methods that ran at several
-    rates.
-    """
+    """Returns {method: list of (rate, top-1 of the runs in %)} of methods with several rates."""
     lines = {}
     for group in groups:
         lines.setdefault(group.method, []).append((_rate(group), _ends(group)))
@@ -85,5 +86,5 @@ def _lines(groups):
 
 
 def _curves(group):
-    """Returns lists of top-1 on D_val in % behind each epoch, of the runs that kept them."""
+    """Returns the top-1 on D_val in % after each epoch, a list per run that recorded it."""
     return [[100 * value for value in record.curve] for record in group.records if record.curve]

@@ -1,4 +1,4 @@
-"""Pictures of analyses. Every function draws one PNG file; numbers come from the caller.
+"""Pictures of analyses: every function draws one PNG file from numbers that the caller passes.
 
 Importing this module imports matplotlib.
 """
@@ -10,23 +10,22 @@ from matplotlib import ticker
 from analyses.results import mean_and_deviation, tells_sign
 from ekg.report.pictures import COLOURS, save
 
-MARKERS, LINES = "osD^vPX*<>", ("solid", "dashed", "dotted")
+MARKERS = "osD^vPX*<>"
+LINES = ("solid", "dashed", "dotted")
 SURFACES_IN_A_ROW = 5
-MOST_GAP = (
-    2.0  # between those that are drawn and the others, as a multiple of the range of the former
-)
-IN_A_LEGEND = 6  # lines; a longer one would hide some of them, and stands beside the axes
-LOWEST = 1e-6  # of the highest loss: what a logarithmic scale still tells apart
+MOST_GAP = 2.0  # gap to outliers beyond which they are not drawn, in ranges of the other values
+IN_A_LEGEND = 6  # lines; longer legends stand next to the axes so as not to hide curves
+LOWEST = 1e-6  # lowest loss on a logarithmic scale, as a share of the highest
 
 
 def draw_conditions(path, names, conditions):
-    """Draws condition numbers as bars, one for each network."""
+    """Draws condition numbers as bars, one per network."""
     figure, axes = plt.subplots(figsize=(7, 0.45 * len(names) + 1.6))
-    places = np.arange(len(names))
-    axes.barh(places, conditions, color=COLOURS[0])
-    axes.set_yticks(places, names)
-    for place, value in zip(places, conditions):
-        axes.text(value, place, f" {value:.4g}", va="center", fontsize=9)
+    positions = np.arange(len(names))
+    axes.barh(positions, conditions, color=COLOURS[0])
+    axes.set_yticks(positions, names)
+    for position, value in zip(positions, conditions):
+        axes.text(value, position, f" {value:.4g}", va="center", fontsize=9)
     axes.set_xlim(0, 1.18 * max(conditions))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("condition number |λmin / λmax| of the loss (smaller is smoother)")
@@ -34,49 +33,48 @@ def draw_conditions(path, names, conditions):
 
 
 def draw_surfaces(path, names, steps, surfaces, scale="log"):
-    """Draws the loss surfaces of several networks with one scale: in three dimensions above,
-    contours below.
+    """Draws loss surfaces of several networks on one scale: in 3-D, and as contours below.
 
     Args:
-        path: of the PNG.
-        names: of the networks.
+        path: path of the PNG file to write.
+        names: names of the networks.
         steps: multiples of the two filter-normalised directions.
-        surfaces: list of arrays [len(steps), len(steps)] of losses of 0 or more.
-        scale: "log" or "linear"; of the log one, losses below LOWEST of the highest are drawn as
-            that.
+        surfaces: list of arrays [len(steps), len(steps)] of losses of at least 0.
+        scale: "log" or "linear"; the logarithmic scale ends at LOWEST times the highest loss.
     """
     columns = min(len(names), SURFACES_IN_A_ROW)
     rows = -(-len(names) // columns)
     losses = [surface[len(steps) // 2, len(steps) // 2] for surface in surfaces]
     if scale == "log":
-        floor = LOWEST * max(surface.max() for surface in surfaces)
-        surfaces = [
-            np.log10(np.maximum(surface, max(floor, np.finfo(float).tiny))) for surface in surfaces
-        ]
-        label, shown = (
-            "cross-entropy, nats, logarithmic scale",
-            lambda exponent, _=None: f"{10**exponent:.3g}",
-        )
+        highest = max(surface.max() for surface in surfaces)
+        floor = max(LOWEST * highest, np.finfo(float).tiny)
+        surfaces = [np.log10(np.maximum(surface, floor)) for surface in surfaces]
+        label = "cross-entropy, nats, logarithmic scale"
+
+        def shown(exponent, _=None):
+            return f"{10**exponent:.3g}"
     else:
-        label, shown = "cross-entropy, nats", lambda loss, _=None: f"{loss:.3g}"
-    low, high = (
-        min(surface.min() for surface in surfaces),
-        max(surface.max() for surface in surfaces),
-    )
-    high = max(high, low + 1e-6)
+        label = "cross-entropy, nats"
+
+        def shown(loss, _=None):
+            return f"{loss:.3g}"
+
+    low = min(surface.min() for surface in surfaces)
+    high = max(low + 1e-6, *(surface.max() for surface in surfaces))
     figure = plt.figure(figsize=(4.4 * columns + 0.6, 8 * rows + 0.8), layout="constrained")
-    places = figure.add_gridspec(2 * rows, columns)
+    cells = figure.add_gridspec(2 * rows, columns)
     grid = np.meshgrid(steps, steps, indexing="ij")
     for i, (name, loss, surface) in enumerate(zip(names, losses, surfaces)):
-        row, column = 2 * (i // columns), i % columns
-        axes = figure.add_subplot(places[row, column], projection="3d")
+        row = 2 * (i // columns)
+        column = i % columns
+        axes = figure.add_subplot(cells[row, column], projection="3d")
         axes.plot_surface(*grid, surface, cmap="viridis", vmin=low, vmax=high, linewidth=0)
         axes.set_zlim(low, high)
         axes.set_title(f"{name}\nloss at the network {loss:.3f}", fontsize=11)
         axes.set_xlabel("first direction")
         axes.set_ylabel("second direction")
         axes.zaxis.set_major_formatter(shown)
-        axes = figure.add_subplot(places[row + 1, column])
+        axes = figure.add_subplot(cells[row + 1, column])
         drawn = axes.contourf(*grid, surface, levels=np.linspace(low, high, 25), cmap="viridis")
         axes.contour(
             *grid,
@@ -105,11 +103,11 @@ def draw_surfaces(path, names, steps, surfaces, scale="log"):
 
 
 def draw_correlation(path, title, rows, statistics):
-    """Draws loss after fine-tuning over validation loss and over condition number.
+    """Draws the loss after fine-tuning over validation loss and over condition number.
 
     Args:
-        path: of the PNG.
-        title: of the picture.
+        path: path of the PNG file to write.
+        title: title of the picture.
         rows: list of {"val_loss", "condition", "tuned_loss"}.
         statistics: {"val_loss", "condition", "val_loss_given_condition" and
             "condition_given_val_loss": {"pearson", "pearson_interval", "spearman",
@@ -141,18 +139,17 @@ def draw_correlation(path, title, rows, statistics):
 def _coefficient_text(coefficients, kind):
     low, high = coefficients[f"{kind.lower()}_interval"]
     text = f"{kind} {coefficients[kind.lower()]:.2f}, 95 % [{low:.2f}, {high:.2f}]"
-    return text if tells_sign((low, high)) else f"{text}: says nothing, not even the sign"
+    return text if tells_sign((low, high)) else f"{text}: not significant"
 
 
 def draw_comparison(path, title, names, panels):
-    """Draws several figures of several variants side by side, with error bars where there are
-    several seeds.
+    """Draws a panel per figure over all variants, with error bars if there are deviations.
 
     Args:
-        path: of the PNG.
-        title: of the picture.
-        names: of the variants.
-        panels: list of (label, means, standard deviations).
+        path: path of the PNG file to write.
+        title: title of the picture.
+        names: names of the variants.
+        panels: list of (label, means, standard deviations or None).
     """
     figure, grid = plt.subplots(
         1,
@@ -162,10 +159,10 @@ def draw_comparison(path, title, names, panels):
         layout="constrained",
         squeeze=False,
     )
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     for axes, (label, means, deviations), colour in zip(grid[0], panels, COLOURS):
-        axes.errorbar(means, places, xerr=deviations, fmt="o", color=colour, capsize=3)
-        axes.set_yticks(places, names)
+        axes.errorbar(means, positions, xerr=deviations, fmt="o", color=colour, capsize=3)
+        axes.set_yticks(positions, names)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.margins(x=0.15, y=0.15)
@@ -177,13 +174,14 @@ def draw_comparison(path, title, names, panels):
 
 
 def draw_methods(path, networks):
-    """Draws what each method ends with, a panel a network, a line a method: every seed, and mean
-    with deviation of several.
+    """Draws the final accuracy of each method: a panel per network, a line per method.
+
+    Dots are runs; methods with several runs also get their mean and deviation.
 
     Args:
-        path: of the PNG.
-        networks: {title: (top-1 of the unpruned networks in %, list of (method, list of its runs'
-            top-1 in %))}.
+        path: path of the PNG file to write.
+        networks: {title: (top-1 of the unpruned networks in %, list of (method, top-1 of its runs
+            in %))}.
     """
     counts = [len(methods) for _, methods in networks.values()]
     figure, grid = plt.subplots(
@@ -197,15 +195,13 @@ def draw_methods(path, networks):
     for axes, (title, (baselines, methods)) in zip(grid[:, 0], networks.items()):
         _draw_baselines(axes.axvline, baselines)
         lowest = _lowest_shown([value for _, runs in methods for value in runs])
-        for place, (_, runs) in enumerate(methods):
+        for line, (_, runs) in enumerate(methods):
             mean, deviation = mean_and_deviation(runs)
-            axes.plot(runs, [place] * len(runs), "o", color=COLOURS[0], markersize=4, alpha=0.5)
-            if (
-                mean < lowest
-            ):  # beyond the edge, by so much that the others would lie on one another
+            axes.plot(runs, [line] * len(runs), "o", color=COLOURS[0], markersize=4, alpha=0.5)
+            if mean < lowest:  # an outlier, written at the edge instead of drawn
                 axes.text(
                     0.01,
-                    place,
+                    line,
                     f"◄ {mean:.2f}",
                     transform=axes.get_yaxis_transform(),
                     va="center",
@@ -213,45 +209,39 @@ def draw_methods(path, networks):
                 )
             if len(runs) > 1:
                 axes.errorbar(
-                    mean, place, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11
+                    mean, line, xerr=deviation, fmt="|", color=COLOURS[1], capsize=4, markersize=11
                 )
-        axes.set_yticks(
-            range(len(methods)),
-            [f"{method} ({len(runs)})" if len(runs) > 1 else method for method, runs in methods],
-            fontsize=9,
-        )
+        labels = [
+            f"{method} ({len(runs)})" if len(runs) > 1 else method for method, runs in methods
+        ]
+        axes.set_yticks(range(len(methods)), labels, fontsize=9)
         axes.set(title=title, xlabel="top-1, %", ylim=(len(methods) - 0.4, -0.6))
         axes.margins(x=0.08)
         axes.ticklabel_format(axis="x", useOffset=False)
         if lowest > -np.inf:
-            shown = [
-                *baselines,
-                *(value for _, runs in methods for value in runs if value >= lowest),
-            ]
+            values = [value for _, runs in methods for value in runs]
+            shown = [*baselines, *(value for value in values if value >= lowest)]
             margin = 0.08 * (max(shown) - min(shown))
             axes.set_xlim(min(shown) - margin, max(shown) + margin)
     _finish(figure, grid[:, 0], path)
 
 
 def _lowest_shown(values):
-    """Returns the value below which others, a quarter at most, lie so far off that they are written
-    and not drawn.
-    """
+    """Returns the lowest value to draw; at most a quarter of the values, outliers, lie below it."""
     values = sorted(values)
-    far = [
+    after_gaps = [
         high
         for low, high in zip(values, values[1 : len(values) // 4 + 1])
         if high - low > MOST_GAP * (values[-1] - high)
     ]
-    return max(far, default=-np.inf)
+    return max(after_gaps, default=-np.inf)
 
 
 def draw_rates(path, networks):
-    """Draws accuracy over the FLOPs kept, a panel a network, with error bars where there are
-    several seeds.
+    """Draws accuracy over the FLOPs kept: a panel per network, error bars for several seeds.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG file to write.
         networks: {title: (top-1 of the unpruned networks in %, {method: list of (rate, top-1 of its
             runs in %)})}.
     """
@@ -283,18 +273,17 @@ def _draw_baselines(draw_line, baselines):
 
 
 def draw_curves(path, networks):
-    """Draws accuracy on the validation images over the epochs of fine-tuning, a panel a network, a
-    line a run.
+    """Draws validation accuracy over the epochs: a panel per network, a line per run.
 
     Args:
-        path: of the PNG.
-        networks: {title: list of (method, list of its runs' top-1 in % behind each epoch)}.
+        path: path of the PNG file to write.
+        networks: {title: list of (method, list with the top-1 after each epoch in % of its runs)}.
     """
     networks = {
-        title: drawn
+        title: [(method, runs) for method, runs in methods if runs]
         for title, methods in networks.items()
-        if (drawn := [(method, runs) for method, runs in methods if runs])
     }
+    networks = {title: methods for title, methods in networks.items() if methods}
     figure, panels = _panels(max(1, len(networks)))
     for axes, (title, methods) in zip(panels, networks.items()):
         for i, (method, runs) in enumerate(methods):
@@ -312,9 +301,10 @@ def draw_curves(path, networks):
     _finish(figure, panels, path)
 
 
-def _panels(number):
+def _panels(count):
+    """Returns (figure, list of `count` axes side by side)."""
     figure, grid = plt.subplots(
-        1, number, figsize=(7.5 * number, 5.5), layout="constrained", squeeze=False
+        1, count, figsize=(7.5 * count, 5.5), layout="constrained", squeeze=False
     )
     return figure, grid[0]
 
@@ -323,8 +313,8 @@ def _finish(figure, panels, path):
     for axes in panels:
         axes.grid(alpha=0.3)
         if axes.has_data():
-            many = len(axes.get_legend_handles_labels()[0]) > IN_A_LEGEND
-            axes.legend(
-                fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {})
-            )
+            options = {}
+            if len(axes.get_legend_handles_labels()[0]) > IN_A_LEGEND:
+                options = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+            axes.legend(fontsize=8, **options)
     save(figure, path)

@@ -1,7 +1,7 @@
 """All figures that the paper reports: Lee and Song, ECCV 2022 (arXiv 2203.02651).
 
-A figure belongs to one network, data set, search teacher, fine-tuning teacher, criterion and rate.
-Of any other run the paper says nothing, and nothing stands beside it.
+A figure belongs to one network, data set, search teacher, fine-tuning teacher, criterion and rate,
+and is compared with runs of exactly these.
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ C10, C100, ILSVRC = "CIFAR10", "CIFAR100", "ILSVRC2012"
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What the paper reports of one pruned network; None where it says nothing.
+    """The paper's figures for one pruned network; None where the paper has no figure.
 
     Attributes:
         arch: name of the network.
         dataset: name of the data set.
-        search_teacher: whose knowledge the search used.
-        finetune_teacher: whose knowledge fine-tuning used.
-        criterion: that ranked the channels.
+        search_teacher: teacher of the search.
+        finetune_teacher: teacher of fine-tuning.
+        criterion: criterion that ranked the channels.
         rate: share of the FLOPs that is kept.
-        top1: in %.
-        deviation: standard deviation of top1, in %.
-        top5: in %.
-        val_loss: validation loss behind the search, nats.
-        condition: condition number behind the search.
+        top1: top-1 accuracy in %.
+        deviation: standard deviation of top1 in %.
+        top5: top-5 accuracy in %.
+        val_loss: validation loss after the search, in nats.
+        condition: condition number after the search.
     """
 
     arch: str
@@ -52,7 +52,7 @@ class Figures:
 
 
 def _percent(rate):
-    """Returns a rate in whole percents: what is asked for is never exactly what is left."""
+    """Returns a rate in whole percent, since the achieved rate differs slightly from the target."""
     return round(100 * rate)
 
 
@@ -155,8 +155,7 @@ BASELINES = {
     ("MobileNet-v2", C100): 76.07,
 }
 
-# GPU hours on CIFAR: of the baseline; by (search teacher, fine-tuning teacher) of search and
-# fine-tuning
+# GPU hours on CIFAR: of the baseline, and {teachers: (hours of search, hours of fine-tuning)}
 BASELINE_HOURS = {"ResNet-56": 0.44, "MobileNet-v2": 1.83}
 HOURS = {
     "ResNet-56": dict(
@@ -166,15 +165,14 @@ HOURS = {
         zip(TEACHERS, ((0.31, 1.35), (0.35, 1.35), (0.35, 1.35), (0.38, 2.36), (0.38, 1.64)))
     ),
 }
-RESNET50_HOURS = 315  # on ImageNet, in all
+RESNET50_HOURS = 315  # total on ImageNet
 
-# With the loss after fine-tuning, over random sub-networks
+# Correlations with the loss after fine-tuning, over random sub-networks
 CORRELATION = {"subnetworks": 50, "val_loss": 0.32, "condition": 0.73}
 
 
 def find(arguments):
-    """Returns the Figures of a run with these arguments, as its arguments.json holds them, or
-    None.
-    """
+    """Returns the Figures for a run with these arguments (of its arguments.json), or None."""
     names = ("arch", "dataset", "search_teacher", "finetune_teacher", "criterion")
-    return BY_KEY.get((*(arguments[name] for name in names), _percent(arguments["target_rate"])))
+    values = [arguments[name] for name in names]
+    return BY_KEY.get((*values, _percent(arguments["target_rate"])))

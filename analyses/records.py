@@ -1,6 +1,4 @@
-"""What stays of a finished run as evidence: a small JSON file that tells what was run, how it
-ended, where and how long.
-"""
+"""Records of finished runs: small JSON files with arguments, results, machine and durations."""
 
 import dataclasses
 import logging
@@ -15,10 +13,10 @@ from ekg.run.folder import RunFolder, Unfinished
 
 logger = logging.getLogger(__name__)
 
-NETWORK, GIVEN = ("arch", "dataset"), "PARAMS"
+NETWORK = ("arch", "dataset")
+GIVEN = "PARAMS"  # placeholder of a parameter file in a command line
 RECORD = "record.json"  # in the folder of a benchmark that is no run of the training scripts
-# Images that bear a data set's name and are not the original ones, by the start of the hash of some
-# of them.
+# Images with the name of a data set that are not the original ones: start of a hash -> description
 ALTERED = {
     "3d6231d845eb6f21": "CIFAR10 after JPEG compression",
     "04ee99b9bbe58ee7": "CIFAR10 after JPEG compression, 1 000 of each class",
@@ -26,26 +24,27 @@ ALTERED = {
 
 
 def data_name(sample, dataset):
-    """Returns what data is called: a data set's name, unless the hash of some of its images is that
-    of altered ones.
+    """Returns the name of a data set, or the description of its altered images.
+
+    Args:
+        sample: hash of some of its images.
+        dataset: name of the data set.
     """
     return ALTERED.get(sample[:16], dataset)
 
 
 class NoRecord(EkgError):
-    """A run of which there is no record, for a reason that leaves others as they are."""
+    """A run that has no record, and that can be skipped."""
 
 
-class Kept:
-    """What is kept in a file of its own: a dataclass with a name and with the arguments that it
-    depends on.
-    """
+class JsonRecord:
+    """Base class of dataclasses with `name` and `arguments` that are stored as JSON files."""
 
-    KIND: str  # in words
+    KIND: str  # description for messages
 
     @classmethod
     def read(cls, path):
-        """Returns what write() wrote.
+        """Returns the object in a file of write().
 
         Raises:
             EkgError: the file is damaged, or holds something else.
@@ -56,45 +55,46 @@ class Kept:
             raise EkgError(f"{path}: is no {cls.KIND}.") from None
 
     def write(self, path):
+        """Writes the object to a JSON file."""
         files.write_json(path, dataclasses.asdict(self))
 
     def keep(self, folder):
-        """Writes it into a folder as NAME.json.
+        """Writes the object into a folder, as NAME.json.
 
         Raises:
-            EkgError: another one of this name is kept there.
+            EkgError: the folder has a different object with this name.
         """
-        place = folder / f"{self.name}.json"
-        if place.exists() and (old := self.read(place)).arguments != self.arguments:
+        path = folder / f"{self.name}.json"
+        old_arguments = self.read(path).arguments if path.exists() else self.arguments
+        if old_arguments != self.arguments:
             differing = ", ".join(
                 name
-                for name in self.arguments | old.arguments
-                if self.arguments.get(name) != old.arguments.get(name)
+                for name in self.arguments | old_arguments
+                if self.arguments.get(name) != old_arguments.get(name)
             )
             raise EkgError(
-                f"{place}: another {self.name} is kept there, with other {differing}; rename a "
-                f"folder, or remove "
-                "that file first."
+                f"{path}: another {self.name} is kept there, with other {differing}; rename a "
+                "folder, or remove that file first."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        self.write(place)
+        self.write(path)
 
 
 @dataclasses.dataclass(frozen=True)
-class Record(Kept):
-    """A finished run.
+class Record(JsonRecord):
+    """The record of a finished run.
 
     Attributes:
-        name: of its folder.
-        arguments: all that its result depends on.
-        table: list of the rows of its final table, dicts: baseline, slimmed and, unless the run
-            ends there, fine-tuned.
-        steps: of the search.
+        name: name of its folder.
+        arguments: all arguments on which its result depends.
+        table: rows of its final table, list of dicts: baseline, slimmed network and, if it was
+            trained, fine-tuned one.
+        steps: number of search steps.
         phases: {phase: {"seconds", "peak_memory_mib"}}.
-        curve: list of the first metric on D_val behind every epoch of fine-tuning.
-        origin: {"revision", "machine", "cores"}; empty of a run that did not keep them.
-        given_command: command line, where it is none of the training scripts.
-        val_loss: of the search's last sub-network, nats; None where nothing was searched.
+        curve: first metric on D_val after every epoch of fine-tuning, list.
+        origin: {"revision", "machine", "cores"}; empty if the run did not record them.
+        given_command: command line, if the run is none of the training scripts.
+        val_loss: validation loss of the last sub-network in nats; None without a search.
     """
 
     name: str
@@ -111,48 +111,43 @@ class Record(Kept):
 
     @classmethod
     def of_run(cls, path):
-        """Returns the record of a run folder.
+        """Returns the Record of a run folder.
 
         Raises:
-            Unfinished: its run is not finished.
-            NoRecord: its run is none of a training script.
-            EkgError: it is no run folder, or a damaged one.
+            Unfinished: the run is not finished.
+            NoRecord: the run is none of the training scripts.
+            EkgError: the folder is no run folder, or it is damaged.
         """
         run = RunFolder(path).read_finished()
         if "trained_param" not in run.arguments:
             raise NoRecord(
                 f"{path}: is a run of `ekg.prune`, and the tables are of the training scripts; "
-                f"its report is "
-                f"drawn by: python analyze.py run {path}"
+                f"its report is drawn by: python analyze.py run {path}"
             )
         return cls.of_finished(Path(path).resolve().name, run)
 
     @classmethod
     def of_finished(cls, name, run, **changes):
-        """Returns the record of a page.FinishedRun; `changes` are attributes that it gets in place
-        of the run's.
-        """
+        """Returns the Record of a page.FinishedRun, with `changes` instead of its attributes."""
         measured = f"val_{run.metric}"
         curve = [
             line[measured]
             for line in run.curves
             if line["phase"] == "fine-tune" and measured in line
         ]
-        return cls(
-            **{
-                "name": name,
-                "arguments": run.arguments,
-                "table": [dataclasses.asdict(row) for row in run.table],
-                "steps": len(run.history) - 1,
-                "phases": run.phases,
-                "curve": curve,
-                "origin": run.origin,
-                "val_loss": run.history[-1].loss,
-            }
-            | changes
-        )
+        attributes = {
+            "name": name,
+            "arguments": run.arguments,
+            "table": [dataclasses.asdict(row) for row in run.table],
+            "steps": len(run.history) - 1,
+            "phases": run.phases,
+            "curve": curve,
+            "origin": run.origin,
+            "val_loss": run.history[-1].loss,
+        }
+        return cls(**attributes | changes)
 
-    # ---------------------------------------------------------------- what tables show
+    # ---------------------------------------------------------------- contents of tables
 
     @property
     def rate(self):
@@ -165,15 +160,14 @@ class Record(Kept):
 
     @property
     def method(self):
-        """What found the sub-network and what taught it, in words."""
+        """Criterion and teachers, as text."""
         return f"{self.arguments['criterion']}, {self.teachers}"
 
     @property
     def teachers(self):
-        """Those of search and fine-tuning; of what was not searched that of fine-tuning alone."""
-        return " / ".join(
-            filter(None, (self.arguments[name] for name in ("search_teacher", "finetune_teacher")))
-        )
+        """Teachers of search and fine-tuning, as text; without a search, of fine-tuning alone."""
+        teachers = (self.arguments["search_teacher"], self.arguments["finetune_teacher"])
+        return " / ".join(filter(None, teachers))
 
     @property
     def minutes(self):
@@ -182,18 +176,18 @@ class Record(Kept):
 
     @property
     def data(self):
-        """What the data is called; images that are not the original ones are told from those."""
-        return data_name(
-            self.arguments.get("data", {}).get("sample", ""), self.arguments["dataset"]
-        )
+        """The name of the data; altered images have another name than the original ones."""
+        sample = self.arguments.get("data", {}).get("sample", "")
+        return data_name(sample, self.arguments["dataset"])
 
     @property
     def is_original(self):
+        """Whether the images are the original ones of the data set."""
         return self.data == self.arguments["dataset"]
 
     @property
     def command(self):
-        """The command line of the run, without the places of files."""
+        """The command line of the run, without paths."""
         if self.given_command is not None:
             return self.given_command
         script = "train_imagenet.py" if self.arguments["dataset"] == ILSVRC else "train_cifar.py"
@@ -201,92 +195,89 @@ class Record(Kept):
         if self.arguments["trained_param"]:
             flags.append(f"--trained_param {GIVEN}")
         for cls in op_utils.SHARED_FLAGS.values():
-            flags += [
-                flag(field.name, self.arguments[field.name])
-                for field in dataclasses.fields(cls)
-                if field.name in self.arguments
-                and field.name != "trained_param"
-                and _plain(self.arguments[field.name]) != _plain(field.default)
-            ]
+            for field in dataclasses.fields(cls):
+                name = field.name
+                if name == "trained_param" or name not in self.arguments:
+                    continue
+                if _as_json(self.arguments[name]) != _as_json(field.default):
+                    flags.append(flag(name, self.arguments[name]))
         return f"python {script} {' '.join(flags)}"
 
 
-def _plain(value):
+def _as_json(value):
+    """Returns a tuple as a list, which JSON has instead."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def device_name(origin):
-    """Returns the GPUs of an arguments.origin(), or its cores and processor, as text; "" of an
-    empty one.
-    """
+    """Returns the GPUs of an arguments.origin(), or else its cores and processor, as text."""
     if not origin:
         return ""
     machine = origin["machine"]
-    return (
-        ", ".join(machine["gpus"]) or f"{counted(origin['cores'], 'core')}, {machine['processor']}"
-    )
+    if machine["gpus"]:
+        return ", ".join(machine["gpus"])
+    return f"{counted(origin['cores'], 'core')}, {machine['processor']}"
 
 
-def came_of(origins):
-    """Returns the cells of machine, versions and revision of a list of (origin, versions)."""
+def provenance_cells(origins):
+    """Returns the cells for machine, versions and revision of a list of (origin, versions)."""
     cells = []
     for origin, versions in origins:
-        cells.append(
-            (
-                device_name(origin),
-                ", ".join(f"{name} {value}" for name, value in versions.items()),
-                (origin.get("revision") or "")[:7],
-            )
-        )
+        version_texts = [f"{name} {value}" for name, value in versions.items()]
+        revision = (origin.get("revision") or "")[:7]
+        cells.append((device_name(origin), ", ".join(version_texts), revision))
     return ["; ".join(dict.fromkeys(column)) for column in zip(*cells)]
 
 
 def counted(number, noun):
-    """Returns a number of things in words, "1 core" or "2 cores"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """Returns a number with its noun, as in "1 core" and "2 cores"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def flag(name, value):
-    """Returns an argument of a command line, as text."""
+    """Returns an argument as it is written on a command line."""
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     entries = value if isinstance(value, list) else [value]
     return f"--{name} {shlex.join(map(str, entries))}"
 
 
-# ---------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------- collecting records
 
 
 def collect(paths, out=None):
-    """Returns the Records of run folders, of folders that hold a record, and of files.
+    """Returns the Records of run folders, folders with a record, and record files.
+
+    Folders without a finished run of a training script are skipped with a warning.
 
     Args:
-        paths: folders, and files of Record.write, pathlib.Path each.
-        out: pathlib.Path of a folder that keeps each as NAME.json, or None.
-
-    Folders that hold no finished run of a training script are left out with a warning.
+        paths: list of folders and files, pathlib.Path.
+        out: pathlib.Path of a folder in which each is stored as NAME.json, or None.
 
     Raises:
-        EkgError: there is no record, or another one of this name is kept already; all paths were
-            left out.
+        EkgError: a path has no record, a different record with the same name is stored already, or
+            all paths were skipped.
     """
-    records, left_out = [], []
+    records = []
+    reasons = []
     for path in paths:
         try:
-            records.append(_record_of(path))
+            record = _record_of(path)
         except (NoRecord, Unfinished) as reason:
-            left_out.append(str(reason))
+            reasons.append(str(reason))
             continue
+        records.append(record)
         if out is not None:
-            records[-1].keep(out)
-    if left_out and not records:
-        raise EkgError(left_out[0])
-    for reason in left_out:
+            record.keep(out)
+    if reasons and not records:
+        raise EkgError(reasons[0])
+    for reason in reasons:
         logger.warning("left out: %s", reason)
     return records
 
 
 def _record_of(path):
-    """Returns the Record of a run folder, of a folder that holds a record, or of a file."""
-    place = path / RECORD if path.is_dir() and (path / RECORD).exists() else path
-    return Record.read(place) if place.is_file() else Record.of_run(place)
+    """Returns the Record of a run folder, of a folder with a record, or of a file."""
+    if path.is_dir() and (path / RECORD).exists():
+        path = path / RECORD
+    return Record.read(path) if path.is_file() else Record.of_run(path)

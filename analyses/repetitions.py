@@ -1,6 +1,4 @@
-"""Runs that are repetitions of each other: all that their results depend on is the same but the
-seed.
-"""
+"""Groups runs that are repetitions of each other: all their arguments are equal except the seed."""
 
 import dataclasses
 import json
@@ -9,7 +7,7 @@ from analyses.results import mean_and_deviation
 from ekg.errors import EkgError
 from ekg.run.arguments import TEST_DATA
 
-# Arguments that tables show anyway.
+# Arguments that tables show in columns of their own
 SHOWN = (
     "arch",
     "dataset",
@@ -20,19 +18,20 @@ SHOWN = (
     "target_rate",
     "train_epoch",
 )
-# What arguments that later versions added were in runs before them.
+# Values, in earlier runs, of arguments that later versions added
 EARLIER = {"group_choice": "intended"}
-HASHES, HASH_DIGITS = ("trained_param", "searched"), 8
+HASHES = ("trained_param", "searched")
+HASH_DIGITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Repetitions:
-    """Records of runs that differ in their seed.
+    """Records of runs that differ only in their seed.
 
     Attributes:
-        records: list of records.Record, at least one.
-        special: in words, the arguments that tell them from other runs of the same network and
-            data, but for those SHOWN.
+        records: list of at least one records.Record.
+        special: text with the arguments, other than SHOWN, in which they differ from other runs
+            with the same network and data.
     """
 
     records: list
@@ -48,73 +47,70 @@ class Repetitions:
 
     @property
     def criterion(self):
-        """What ranked the channels, and what else is special."""
+        """The criterion, and what else is special."""
         return ", ".join(filter(None, (self.arguments["criterion"], self.special)))
 
     @property
     def method(self):
-        """What found the sub-network, what taught it, and what else is special."""
+        """Criterion, teachers, and what else is special."""
         return ", ".join(filter(None, (self.first.method, self.special)))
 
     def mean(self, value):
-        """Returns the mean of value(record)."""
+        """Returns the mean of value(record) over all records."""
         return mean_and_deviation(list(map(value, self.records)))[0]
 
     def top1(self, row):
         """Returns the top-1 of a row of the tables in %, as "mean ± deviation"."""
         mean, deviation = mean_and_deviation([record.top1(row) for record in self.records])
-        return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(self.records) > 1 else "")
+        return f"{mean:.2f} ± {deviation:.2f}" if len(self.records) > 1 else f"{mean:.2f}"
 
 
 def group(records):
-    """Returns a list of Repetitions, by network, data and epochs, the best first.
+    """Returns a list of Repetitions, sorted by network, data, epochs and accuracy, best first.
 
     Raises:
-        EkgError: two records are of the same run, or of one that was run twice.
+        EkgError: two records belong to the same run, or to equal runs.
     """
     groups = {}
-    # Records of earlier versions do not tell what they were tested on.
-    tested = all(TEST_DATA in record.arguments for record in records)
+    # Records of earlier versions do not say on which images they were tested.
+    have_test_data = all(TEST_DATA in record.arguments for record in records)
     for record in records:
-        fixed = {
-            name: value
-            for name, value in _fixed(record.arguments).items()
-            if tested or name != TEST_DATA
-        }
+        fixed = _fixed(record.arguments)
+        if not have_test_data:
+            fixed.pop(TEST_DATA, None)
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(record)
-    for own in groups.values():
-        names = {}
-        for record in own:
-            names.setdefault(record.arguments.get("seed"), []).append(record.name)
-        twice = next((" and ".join(found) for found in names.values() if len(found) > 1), None)
-        if twice:
-            raise EkgError(f"{twice}: differ in nothing, not even in their seed; name one of them.")
-    made = [
-        Repetitions(own, _special(own[0], [other[0] for other in groups.values()]))
-        for own in groups.values()
+    for members in groups.values():
+        by_seed = {}
+        for record in members:
+            by_seed.setdefault(record.arguments.get("seed"), []).append(record.name)
+        for names in by_seed.values():
+            if len(names) > 1:
+                raise EkgError(
+                    f"{' and '.join(names)}: differ in nothing, not even in their seed; name one "
+                    "of them."
+                )
+    firsts = [members[0] for members in groups.values()]
+    repetitions = [
+        Repetitions(members, _special(members[0], firsts)) for members in groups.values()
     ]
-    return sorted(
-        made,
-        key=lambda one: (
-            one.arguments["arch"],
-            one.first.data,
-            one.arguments["train_epoch"],
-            -one.mean(lambda record: record.top1(-1)),
-        ),
-    )
+
+    def order(item):
+        arguments = item.arguments
+        top1 = item.mean(lambda record: record.top1(-1))
+        return arguments["arch"], item.first.data, arguments["train_epoch"], -top1
+
+    return sorted(repetitions, key=order)
 
 
 def _fixed(arguments):
-    """Returns all arguments but the seed; those of versions one by one."""
-    others = {name: value for name, value in arguments.items() if name not in ("seed", "versions")}
-    return EARLIER | others | arguments.get("versions", {})
+    """Returns all arguments but the seed, with the versions as entries of their own."""
+    rest = {name: value for name, value in arguments.items() if name not in ("seed", "versions")}
+    return EARLIER | rest | arguments.get("versions", {})
 
 
 def _special(record, others):
-    """Returns the arguments of a record that differ among those of its network and data, as
-    text.
-    """
-    alike = [
+    """Returns, as text, the arguments in which runs with a record's network and data differ."""
+    comparable = [
         _fixed(other.arguments)
         for other in others
         if (other.arguments["arch"], other.data) == (record.arguments["arch"], record.data)
@@ -122,7 +118,7 @@ def _special(record, others):
     return ", ".join(
         f"{name} {_short(name, value)}"
         for name, value in _fixed(record.arguments).items()
-        if name not in SHOWN and any(other.get(name, value) != value for other in alike)
+        if name not in SHOWN and any(other.get(name, value) != value for other in comparable)
     )
 
 

@@ -1,6 +1,4 @@
-"""How analyses keep what they measure: line by line while they run, and as JSON, CSV and text at
-the end.
-"""
+"""Results of analyses: line by line while they run, and as JSON, CSV and text at the end."""
 
 import csv
 import sys
@@ -16,9 +14,9 @@ def write_results(out, name, rows, text, **more):
 
     Args:
         out: pathlib.Path of the folder.
-        name: of the files.
-        rows: list of dicts of the same keys; lists and dicts in them are left out of the CSV file.
-        text: the result in a line.
+        name: name of the files.
+        rows: list of dicts with the same keys; the CSV file omits lists and dicts in them.
+        text: one-line summary of the result.
         more: further entries of the JSON file.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -37,43 +35,43 @@ def write_results(out, name, rows, text, **more):
 
 
 def markdown_table(head, rows):
-    """Returns rows of cells, of any kind, as a Markdown table."""
+    """Formats a heading and rows of cells, of any type, as a Markdown table."""
     lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def known_rows(path, key):
-    """Returns {row[key]: row} of the lines that an earlier call left in a file; none if there is no
-    such file.
-    """
-    return {row[key]: row for row in files.read_json_lines(path)} if path.exists() else {}
+    """Returns the rows that an earlier call wrote to a file, {row[key]: row}; {} without a file."""
+    if not path.exists():
+        return {}
+    return {row[key]: row for row in files.read_json_lines(path)}
 
 
 def row_key(path, batches, *settings):
-    """Returns a text that tells a measurement from others.
+    """Returns a text that identifies a measurement.
 
     Args:
         path: parameter file of the network; its contents count, not its name.
-        batches: data.Batches that it is measured on.
-        settings: whatever else the result depends on.
+        batches: data.Batches on which the network is measured.
+        settings: all further values on which the result depends.
     """
-    return "|".join(
-        map(str, (files.sha256(path), data_key(batches.split), *settings, batches.batch_size))
-    )
+    entries = (files.sha256(path), data_key(batches.split), *settings, batches.batch_size)
+    return "|".join(map(str, entries))
 
 
 def data_key(split):
-    """Returns a text that tells the images and labels of a data.Split from others."""
+    """Returns a text that identifies the images and labels of a data.Split."""
     fingerprint = bank_files.fingerprint(split)
     return "".join(fingerprint[name][:16] for name in ("labels", "sample"))
 
 
 def tells_sign(interval):
-    """Returns whether an interval (low, high) of a coefficient holds numbers of one sign alone."""
+    """Returns whether all numbers of an interval (low, high) have the same sign."""
     low, high = interval
     return low > 0 or high < 0
 
 
 def mean_and_deviation(values):
-    """Returns (mean, sample standard deviation) of a list; the deviation of one value is 0."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    """Returns (mean, sample standard deviation) of a list; a single value has deviation 0."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return float(np.mean(values)), deviation

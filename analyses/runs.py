@@ -1,6 +1,4 @@
-"""Runs of train_cifar.py: each is a process of its own, which can be stopped and goes on, and
-leaves a folder.
-"""
+"""Runs of train_cifar.py, each in a process of its own that can be stopped and resumed."""
 
 import dataclasses
 import logging
@@ -20,16 +18,16 @@ POLL_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class PruningRuns:
-    """Runs of train_cifar.py that prune one trained network at one rate, side by side in a folder.
+    """Runs of train_cifar.py that prune the same trained network at the same rate.
 
     Attributes:
-        path: pathlib.Path of the folder that holds their run folders.
+        path: pathlib.Path of the folder with their run folders.
         arch: name of the network.
         dataset: name of the data set.
-        data_path: where its files lie, or None.
+        data_path: path of its files, or None.
         trained_param: parameter file of the trained network.
         target_rate: share of the FLOPs to keep.
-        more_flags: tuple of further flags of every run; they come last.
+        more_flags: tuple of further flags for every run, which come last.
     """
 
     path: Path
@@ -48,39 +46,37 @@ class PruningRuns:
         return RunFolder(self.path / name)
 
     def finish(self, name, *flags):
-        """Returns the page.FinishedRun of this name; a run that is not finished begins, or goes on
-        where it stopped.
+        """Returns the page.FinishedRun with this name, after starting or resuming it if needed.
 
         Args:
-            name: of its folder.
-            flags: of this run alone.
+            name: name of its folder.
+            flags: flags of this run only.
 
         Raises:
-            Stopped: a signal asked this process to end; the run has ended with a checkpoint.
-            SystemExit: the run failed, with its exit code.
+            Stopped: a signal requested a stop; the run has written a checkpoint.
+            SystemExit: the run failed; the exit code is that of the run.
         """
         logger.info("run %s", name)
         stopping.check()
         data_flags = ("--data_path", self.data_path) if self.data_path else ()
-        code = run_process(
-            [
-                sys.executable,
-                str(SCRIPT),
-                "--train_path",
-                str(self.path / name),
-                "--arch",
-                self.arch,
-                "--dataset",
-                self.dataset,
-                "--trained_param",
-                str(self.trained_param),
-                "--target_rate",
-                str(self.target_rate),
-                *data_flags,
-                *flags,
-                *self.more_flags,
-            ]
-        )
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "--train_path",
+            str(self.path / name),
+            "--arch",
+            self.arch,
+            "--dataset",
+            self.dataset,
+            "--trained_param",
+            str(self.trained_param),
+            "--target_rate",
+            str(self.target_rate),
+            *data_flags,
+            *flags,
+            *self.more_flags,
+        ]
+        code = run_process(command)
         stopping.check()
         if code:
             logger.error("the run %s ended with exit code %d.", name, code)
@@ -89,22 +85,20 @@ class PruningRuns:
 
 
 def run_process(command):
-    """Runs a command and returns its exit code; a signal that asks this process to end goes on to
-    it.
-    """
-    process, is_told = subprocess.Popen(command, stdout=subprocess.DEVNULL), False  # noqa: S603
+    """Runs a command and returns its exit code; a request to stop this process terminates it."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+    is_terminated = False
     while True:
         try:
             return process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stopping.requested() and not is_told:
+            if stopping.requested() and not is_terminated:
                 process.terminate()
-                is_told = True
+                is_terminated = True
 
 
 def report_run(path):
-    """Writes the report of a finished run into its folder again; prints a line of text and returns
-    it.
+    """Writes the report of a finished run into its folder again; prints and returns a summary.
 
     Raises:
         EkgError: the folder holds no finished run.

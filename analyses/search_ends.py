@@ -1,8 +1,7 @@
-"""Sub-networks such as a search finds: the ends of searches that choose among their best candidates
-by chance.
+"""Sub-networks at the ends of searches that choose at random among their best candidates.
 
-The one that takes the best candidate in each step ends where the method does. The more candidates
-the others choose among, the higher are the losses that they end at.
+The search that takes the best candidate in each step ends like the method. The more candidates the
+others choose among, the higher are their final losses.
 """
 
 import numpy as np
@@ -16,31 +15,32 @@ SEED = 7
 
 
 def num_best(number, choices):
-    """Returns among how many of the best candidates the search of this number chooses: 1 for the
-    first, then 2 to `choices`.
+    """Returns the number of best candidates that a search chooses among: 1, then 2 to `choices`.
 
     Args:
-        number: of the search, from 0 on.
-        choices: at least 2.
+        number: number of the search, from 0.
+        choices: largest number of candidates, at least 2.
     """
     return 1 if number == 0 else 2 + (number - 1) % (choices - 1)
 
 
 def search_end(objective, supernet, batches, settings, number, choices):
-    """Returns the last HistoryEntry of a search whose every step takes one of the num_best()
-    candidates of the best rewards.
+    """Returns the last HistoryEntry of a search that chooses among the num_best() candidates.
 
-    All of them are equally likely. What is drawn depends on the number alone.
+    Each step takes one of the candidates with the best rewards, all equally likely. The draws
+    depend only on the number of the search.
 
     Args:
-        objective: Objective of the supernet; it begins again, with no knowledge.
+        objective: Objective of the supernet; it is reset, without knowledge.
         supernet: the Supernet.
         batches: data.Batches of D_val.
         settings: SearchSettings.
-        number: of the search, from 0 on.
-        choices: candidates that a step chooses among, at most.
+        number: number of the search, from 0.
+        choices: largest number of candidates that a step chooses among.
     """
-    rng, target, whole = np.random.default_rng([SEED, number]), settings.targets(), supernet.whole()
+    rng = np.random.default_rng([SEED, number])
+    target = settings.targets()
+    whole = supernet.whole()
     objective.start_from(supernet, batches)
     with full_float32(), progress_bar(f"search {number}", None, "step") as progress:
         objective.add_knowledge(whole)
@@ -52,7 +52,8 @@ def search_end(objective, supernet, batches, settings, number, choices):
             _, candidates, scores = try_groups(supernet, objective, history, target, settings, SEED)
             best = np.argsort([-score.reward for score in scores], kind="stable")
             taken = rng.choice(best[: num_best(number, choices)])
-            (group, subnetwork), score = candidates[taken], scores[taken]
+            group, subnetwork = candidates[taken]
+            score = scores[taken]
             objective.add_knowledge(subnetwork)
             history.append(
                 HistoryEntry(

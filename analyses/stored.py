@@ -1,6 +1,4 @@
-"""What is measured of stored networks: a row for each, kept line by line and never measured
-twice.
-"""
+"""Measurements of stored networks: one row per network, stored at once and never measured twice."""
 
 import dataclasses
 import time
@@ -9,42 +7,41 @@ from analyses.results import data_key, known_rows, row_key
 from ekg.io import files
 from ekg.run.arguments import VERSIONS, origin
 
-FORMAT = 3  # of the lines; older ones are measured anew
+FORMAT = 3  # version of the rows; networks with older rows are measured again
 
 
-def measure_networks(subject, paths, images, asked, lines, measure):
-    """Measures stored networks; those that an earlier call left in the file are not measured again.
+def measure_networks(subject, paths, images, options, lines, measure):
+    """Measures stored networks, except those that an earlier call has measured.
 
     Args:
         subject: Subject.
-        paths: parameter files.
+        paths: list of parameter files.
         images: ImageSettings.
-        asked: {name: value} of what else a row depends on.
-        lines: pathlib.Path of the file that keeps every row.
-        measure: function from (keras.Model, data.Batches, its name) to a row, a dict.
+        options: {name: value} of further options on which rows depend.
+        lines: pathlib.Path of the file in which every row is stored.
+        measure: function (keras.Model, data.Batches, name of the network) -> row, a dict.
 
     Returns:
-        (rows, arguments): a dict for each network, with its name as "network", and all that they
-        depend on.
+        (rows, arguments): a dict per network, with its name as "network", and all arguments on
+        which the rows depend.
     """
-    batches, models = subject.batches(images.images), subject.load_all(paths)
+    batches = subject.batches(images.images)
+    models = subject.load_all(paths)
     lines.parent.mkdir(parents=True, exist_ok=True)
-    rows, known = [], known_rows(lines, "key")
+    known = known_rows(lines, "key")
+    rows = []
     for (name, model), path in zip(models.items(), paths):
-        key = row_key(path, batches, FORMAT, images.batch_statistics, *asked.values())
+        key = row_key(path, batches, FORMAT, images.batch_statistics, *options.values())
         if key not in known:
             start = time.perf_counter()
-            known[key] = {"key": key} | measure(model, batches, name)
-            known[key] |= {
-                "seconds": round(time.perf_counter() - start, 1),
-                "origin": origin(),
-                "versions": VERSIONS,
-            }
-            files.append_json_line(lines, known[key])
-        rows.append(
-            {"network": name}
-            | {field: value for field, value in known[key].items() if field != "key"}
-        )
+            row = {"key": key} | measure(model, batches, name)
+            row["seconds"] = round(time.perf_counter() - start, 1)
+            row["origin"] = origin()
+            row["versions"] = VERSIONS
+            files.append_json_line(lines, row)
+            known[key] = row
+        values = {field: value for field, value in known[key].items() if field != "key"}
+        rows.append({"network": name} | values)
     arguments = {
         "networks": dict(zip(models, map(files.sha256, paths))),
         "arch": subject.arch,
@@ -52,11 +49,11 @@ def measure_networks(subject, paths, images, asked, lines, measure):
         "data": data_key(subject.data.train),
         **dataclasses.asdict(images),
         "batch_size": subject.batch_size,
-        **asked,
+        **options,
     }
     return rows, arguments
 
 
 def minutes(rows):
-    """Returns how long the rows of measure_networks() took together."""
+    """Returns the total duration of the rows of measure_networks(), in minutes."""
     return sum(row["seconds"] for row in rows) / 60

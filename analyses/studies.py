@@ -1,20 +1,18 @@
-"""Studies: what `analyze.py condition`, `correlation` and `landscape` found, kept as evidence, and
-the tables made of it.
-"""
+"""Studies: stored results of `analyze.py condition`, `correlation` and `landscape`, and tables."""
 
 import dataclasses
 import shlex
 import shutil
 
 from analyses import published
-from analyses.records import GIVEN, Kept, came_of, data_name, flag
+from analyses.records import GIVEN, JsonRecord, data_name, flag, provenance_cells
 from analyses.results import markdown_table
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.run.folder import SUMMARY
 
 ANALYSES = ("correlation", "condition", "landscape")
-# of the arguments of a study
+# Arguments of a study that are no flags of analyze.py, or that its command line gives otherwise
 NO_FLAGS = ("trained_param", "networks", "data", "use_xla", "format", "norms_of")
 PREDICTORS = {
     "val_loss": "validation loss",
@@ -50,17 +48,17 @@ EACH = ("study", "minutes", "machine", "versions", "revision", "command")
 
 
 @dataclasses.dataclass(frozen=True)
-class Study(Kept):
-    """What an analysis found.
+class Study(JsonRecord):
+    """The results of an analysis.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         analysis: one of ANALYSES.
-        arguments: all that its rows depend on.
-        minutes: that the rows took together.
-        rows: list of a dict for each network, each with its "origin" and "versions".
-        statistics: of a correlation {name of PREDICTORS: the coefficients of
-            correlation.correlate()}; earlier studies have the first two alone.
+        arguments: all arguments on which its rows depend.
+        minutes: total duration of the measurements in minutes.
+        rows: list with a dict per network, which includes "origin" and "versions".
+        statistics: {name of PREDICTORS: coefficients from correlation.correlate()} of a
+            correlation; earlier studies have only the first two predictors.
     """
 
     name: str
@@ -74,29 +72,29 @@ class Study(Kept):
 
     @classmethod
     def of_folder(cls, path):
-        """Returns the study in a folder of analyze.py; whole surfaces stay there.
+        """Returns the Study in a folder of analyze.py, without the grids of surfaces.
 
         Raises:
             EkgError: the file is damaged, or holds no such study.
         """
-        place = results_of(path)
-        found = files.read_json(place)
+        file = results_of(path)
+        results = files.read_json(file)
         try:
             rows = [
                 {name: value for name, value in row.items() if not isinstance(value, list)}
-                for row in found["rows"]
+                for row in results["rows"]
             ]
             return cls(
                 path.resolve().name,
-                place.stem,
-                found["arguments"],
-                found["minutes"],
+                file.stem,
+                results["arguments"],
+                results["minutes"],
                 rows,
-                found.get("statistics", {}),
+                results.get("statistics", {}),
             )
         except KeyError:
             raise EkgError(
-                f"{place}: is no {cls.KIND} of this version; run the analysis again."
+                f"{file}: is no {cls.KIND} of this version; run the analysis again."
             ) from None
 
     @property
@@ -105,71 +103,71 @@ class Study(Kept):
 
     @property
     def data(self):
-        """What the data is called; see records.data_name()."""
+        """The name of the data; see records.data_name()."""
         return data_name(self.arguments["data"][16:], self.arguments["dataset"])
 
     @property
     def count(self):
-        """How many sub-networks there are, and of how many the condition number is not as exact as
-        was asked for.
-        """
-        left = sum(not row["converged"] for row in self.rows)
-        return f"{len(self.rows)}" + (f", {left} not converged" if left else "")
+        """Number of sub-networks, and of those whose condition number did not converge, as text."""
+        num_unsure = sum(not row["converged"] for row in self.rows)
+        if not num_unsure:
+            return str(len(self.rows))
+        return f"{len(self.rows)}, {num_unsure} not converged"
 
     @property
     def command(self):
-        """The command line of the study, without the places of files."""
-        given = " ".join(map(shlex.quote, self.arguments.get("networks", ()))) or (
-            f"--trained_param {GIVEN} --subnetworks {len(self.rows)}"
-        )
+        """The command line of the study, without paths."""
+        if self.arguments.get("networks"):
+            networks = " ".join(map(shlex.quote, self.arguments["networks"]))
+        else:
+            networks = f"--trained_param {GIVEN} --subnetworks {len(self.rows)}"
         if "norms_of" in self.arguments:
-            given = f"{given} --norms_of {GIVEN}"
-        flags = (
+            networks = f"{networks} --norms_of {GIVEN}"
+        flags = [
             flag(name, value)
             for name, value in self.arguments.items()
-            if name not in NO_FLAGS and value is not False
-        )  # which has no flag
-        return f"python analyze.py {self.analysis} {given} {' '.join(flags)}"
+            if name not in NO_FLAGS and value is not False  # False is the absence of a flag
+        ]
+        return f"python analyze.py {self.analysis} {networks} {' '.join(flags)}"
 
 
 def results_of(folder):
-    """Returns the path of the results of one of ANALYSES in a folder, or None if there are none, as
-    in a run folder.
+    """Returns the path of the results of one of ANALYSES in a folder, or None without results.
 
     Raises:
         EkgError: there are several.
     """
-    places = [place for name in ANALYSES if (place := folder / f"{name}.json").is_file()]
-    if (
-        not places or (folder / SUMMARY).exists()
-    ):  # a run may hold the condition number of its network
+    results = [folder / f"{name}.json" for name in ANALYSES]
+    results = [file for file in results if file.is_file()]
+    is_run = (folder / SUMMARY).exists()  # which may hold the condition number of its network
+    if not results or is_run:
         return None
-    if len(places) > 1:
+    if len(results) > 1:
         raise EkgError(
-            f"{folder}: holds {' and '.join(place.name for place in places)}; give each analysis "
-            f"an `out` of its "
-            "own."
+            f"{folder}: holds {' and '.join(file.name for file in results)}; give each analysis "
+            "an `out` of its own."
         )
-    return places[0]
+    return results[0]
 
 
 def collect(paths, out=None):
-    """Returns the Studies in folders of analyze.py, and in files that were kept of such.
+    """Returns the Studies in folders of analyze.py and in files of earlier calls.
 
     Args:
-        paths: pathlib.Path each.
-        out: pathlib.Path of a folder that keeps those of folders as NAME.json and NAME.png, or
-            None.
+        paths: list of folders and files, pathlib.Path.
+        out: pathlib.Path of a folder in which studies of folders are stored as NAME.json and
+            NAME.png, or None.
 
     Raises:
-        EkgError: there is no study, or another one of this name is kept already.
+        EkgError: a path has no study, or a different study with the same name is stored already.
     """
     studies = []
     for path in paths:
-        studies.append(Study.of_folder(path) if path.is_dir() else Study.read(path))
+        study = Study.of_folder(path) if path.is_dir() else Study.read(path)
+        studies.append(study)
         if path.is_dir() and out is not None:
-            studies[-1].keep(out)
-            shutil.copyfile(results_of(path).with_suffix(".png"), out / f"{studies[-1].name}.png")
+            study.keep(out)
+            shutil.copyfile(results_of(path).with_suffix(".png"), out / f"{study.name}.png")
     return studies
 
 
@@ -181,30 +179,35 @@ def format_studies(studies, pictures):
 
     Args:
         studies: list of Study.
-        pictures: where these lie, from the page on, as text.
+        pictures: path of the folder of their pictures, relative to the page.
     """
     parts = []
-    for analysis, (head, rows) in TABLES.items():
-        own = [study for study in studies if study.analysis == analysis]
-        if own:
+    for analysis, (head, rows_of) in TABLES.items():
+        members = [study for study in studies if study.analysis == analysis]
+        if members:
+            rows = [row for study in members for row in rows_of(study)]
+            parts.append(markdown_table(head, rows))
             parts += [
-                markdown_table(head, [row for study in own for row in rows(study)]),
-                *(f"![{analysis}: {study.name}]({pictures}/{study.name}.png)" for study in own),
+                f"![{analysis}: {study.name}]({pictures}/{study.name}.png)" for study in members
             ]
-    return "\n\n".join([*parts, markdown_table(EACH, map(_each, studies))])
+    parts.append(markdown_table(EACH, map(_each, studies)))
+    return "\n\n".join(parts)
 
 
 def _correlations(study):
-    """Returns a row for each of the PREDICTORS: how the loss after fine-tuning goes with it."""
-    arguments, rows = study.arguments, []
-    count = study.count + ", ends of searches" * ("choices" in arguments)  # before: random widths
-    for name, found in study.statistics.items():
-        coefficients = (
-            f"{found[kind]:.2f} ({found[f'{kind}_interval'][0]:.2f} to "
-            f"{found[f'{kind}_interval'][1]:.2f})"
-            for kind in ("pearson", "spearman")
-        )
-        paper, reported = published.CORRELATION, ""
+    """Returns a row per predictor: its correlation with the loss after fine-tuning."""
+    arguments = study.arguments
+    count = study.count
+    if "choices" in arguments:  # earlier studies had random widths
+        count += ", ends of searches"
+    paper = published.CORRELATION
+    rows = []
+    for name, statistics in study.statistics.items():
+        coefficients = []
+        for kind in ("pearson", "spearman"):
+            low, high = statistics[f"{kind}_interval"]
+            coefficients.append(f"{statistics[kind]:.2f} ({low:.2f} to {high:.2f})")
+        reported = ""
         if name in paper:
             reported = f"{paper[name]:.2f}, {paper['subnetworks']} sub-networks"
         rows.append(
@@ -224,10 +227,10 @@ def _correlations(study):
 
 
 def _measured(study, row):
-    """Returns the cells of MEASURED."""
-    statistics = (
-        "statistics of the batch" if study.arguments["batch_statistics"] else "moving statistics"
-    )
+    """Returns the cells of MEASURED for a row of a study."""
+    statistics = "moving statistics"
+    if study.arguments["batch_statistics"]:
+        statistics = "statistics of the batch"
     return [
         study.name,
         study.arch,
@@ -269,7 +272,7 @@ def _each(study):
     return [
         study.name,
         f"{study.minutes:.1f}",
-        *came_of([(row["origin"], row["versions"]) for row in study.rows]),
+        *provenance_cells([(row["origin"], row["versions"]) for row in study.rows]),
         f"`{study.command}`",
     ]
 

@@ -1,4 +1,4 @@
-"""What an analysis is about: a network, its data, and the images that its loss is measured on."""
+"""The subject of an analysis: a network, its data, and the images on which losses are measured."""
 
 import dataclasses
 from pathlib import Path
@@ -13,34 +13,34 @@ IMAGES = ("val", "subset", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ResultSettings(Settings):
-    """Where results go, and how they are computed."""
+    """Folder and batch size of the results."""
 
     out: Path | None = setting(
-        None, "folder of the results; without it analysis/COMMAND", MACHINE, may_be_none=True
+        None, "folder for the results; analysis/COMMAND by default", MACHINE, may_be_none=True
     )
-    batch_size: int = setting(256, "images that are run together, at most", SEARCH, range=COUNT)
+    batch_size: int = setting(256, "largest number of images per batch", SEARCH, range=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings(Settings):
-    """What the loss of a stored network is measured on."""
+    """Images and statistics with which the loss of a stored network is measured."""
 
     images: str = setting(
         "val",
-        "D_val, the training subset of the search, or the test images",
+        "images to measure on: D_val, the training subset of the search, or the test images",
         SEARCH,
         choices=IMAGES,
     )
     batch_statistics: bool = setting(
         False,
-        "batch norms take the statistics of the batch, as in the search; else the moving ones",
+        "use batch statistics in batch norms, as in the search, instead of moving statistics",
         SEARCH,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedSettings(Settings):
-    """What is pruned, and how far."""
+    """The network that is pruned, and its target."""
 
     trained_param: Path = setting(
         None, "parameter file of the trained network", SEARCH, is_required=True
@@ -50,15 +50,15 @@ class TrainedSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """The network and the data that an analysis is about.
+    """The network and the data of an analysis.
 
     Attributes:
         arch: name of the network.
         data: data.Dataset.
-        load: function from the path of a parameter file of the network, pruned or not, to the
+        load: function from the path of a parameter file, of the network pruned or not, to the
             keras.Model.
-        batch_size: images that are run together, at most; where batch norms take batch statistics,
-            these share them.
+        batch_size: largest number of images per batch, which share their statistics if batch norms
+            use batch statistics.
     """
 
     arch: str
@@ -82,34 +82,33 @@ class Subject:
         elif images == "subset":
             split = data.first_of_each_class(min(SUBSET_PER_CLASS, data.largest_class()), 0)
         else:
-            split = data.last_of_each_class(
-                min(SearchSettings().val_per_class, data.largest_class()), 0
-            )
+            count = min(SearchSettings().val_per_class, data.largest_class())
+            split = data.last_of_each_class(count, 0)
         return data.batches(split, self.batch_size)
 
     def load_all(self, paths):
-        """Returns {name: keras.Model} of parameter files, by the names of short_names().
+        """Returns {name: keras.Model} for parameter files, with names from short_names().
 
         Raises:
-            EkgError: a file is no parameter file of the network, or is given twice.
+            EkgError: a file is no parameter file of the network, or is listed twice.
         """
         return {name: self.load(path) for name, path in zip(short_names(paths), paths)}
 
 
 def short_names(paths):
-    """Returns a name for each file: as many of its path's last parts as tell all of them apart.
+    """Returns a name for each file: the shortest ends of the paths that are all different.
 
     Raises:
-        EkgError: a file is given twice.
+        EkgError: a file is listed twice.
     """
-    places = [path.resolve() for path in paths]
-    twice = next((path for i, path in enumerate(paths) if places[i] in places[:i]), None)
-    if twice is not None:
-        raise EkgError(f"{twice}: is given twice; name each network once.")
-    parts = [path.absolute().parts for path in paths]  # a link goes by its own name
-    lengths = range(1, max(map(len, parts)) + 1)
-    return next(
-        names
-        for length in lengths
-        if len(set(names := ["/".join(place[-length:]) for place in parts])) == len(names)
-    )
+    seen = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise EkgError(f"{path}: is given twice; name each network once.")
+        seen.add(path.resolve())
+    parts = [path.absolute().parts for path in paths]  # a link keeps its own name
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path_parts[-length:]) for path_parts in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

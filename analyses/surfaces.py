@@ -1,4 +1,4 @@
-"""Loss surfaces of networks along two filter-normalised directions, on one scale."""
+"""Measures loss surfaces of stored networks along two filter-normalised directions."""
 
 import dataclasses
 
@@ -21,11 +21,11 @@ class GridSettings(Settings):
 
     grid: int = setting(25, "points along each direction, an odd number", SEARCH, range=COUNT)
     span: float = setting(
-        1.0, "how far the grid goes, in multiples of the filters' norms", SEARCH, range=POSITIVE
+        1.0, "extent of the grid, in multiples of the filters' norms", SEARCH, range=POSITIVE
     )
     scale: str = setting(
         "log",
-        "of the picture's losses; on a linear one a high corner hides what lies near the network",
+        "scale of losses in the picture; a linear one hides details near the network",
         MACHINE,
         choices=("log", "linear"),
     )
@@ -39,29 +39,28 @@ class GridSettings(Settings):
 
     @property
     def steps(self):
-        """Multiples of a direction, float64 [grid]."""
+        """Multiples of a direction at the grid points, float64 [grid]."""
         return np.linspace(-self.span, self.span, self.grid)
 
 
 def measure_surfaces(subject, paths, images, settings, out):
-    """Measures loss surfaces of stored networks; writes them, draws them and returns a row for each
-    network.
+    """Measures, writes and draws loss surfaces of stored networks; returns a row per network.
 
     Args:
         subject: Subject.
-        paths: parameter files.
+        paths: list of parameter files.
         images: ImageSettings.
         settings: GridSettings.
         out: pathlib.Path of the folder for the results.
     """
     from analyses import pictures  # imports matplotlib
 
-    steps, middle = settings.steps, settings.grid // 2
+    steps = settings.steps
+    middle = settings.grid // 2
 
     def measure(model, batches, name):
-        losses = _measure(
-            model_landscape(model, batches, batch_statistics=images.batch_statistics), name, steps
-        )
+        network = model_landscape(model, batches, batch_statistics=images.batch_statistics)
+        losses = _measure(network, name, steps)
         return {
             "loss": losses[middle, middle],
             "lowest": losses.min(),
@@ -69,13 +68,9 @@ def measure_surfaces(subject, paths, images, settings, out):
             "surface": losses.tolist(),
         }
 
+    options = {"grid": settings.grid, "span": settings.span}
     rows, arguments = measure_networks(
-        subject,
-        paths,
-        images,
-        {"grid": settings.grid, "span": settings.span},
-        out / "surfaces.jsonl",
-        measure,
+        subject, paths, images, options, out / "surfaces.jsonl", measure
     )
     pictures.draw_surfaces(
         out / "landscape.png",
@@ -102,8 +97,7 @@ def measure_surfaces(subject, paths, images, settings, out):
 
 
 def _measure(landscape, name, steps):
-    """Returns the losses on the grid, float64 [len(steps), len(steps)], under a progress bar."""
+    """Returns the losses on the grid, float64 [len(steps), len(steps)]; shows a progress bar."""
+    directions = landscape.directions(DIRECTIONS_SEED)
     with progress_bar(f"surface of {name}", len(steps) ** 2, "point") as progress:
-        return surface(
-            landscape, landscape.directions(DIRECTIONS_SEED), steps, lambda: progress.update(1)
-        )
+        return surface(landscape, directions, steps, lambda: progress.update(1))

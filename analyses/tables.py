@@ -1,9 +1,9 @@
-"""Markdown tables of finished runs, next to the figures that the paper reports of such runs."""
+"""Markdown tables of finished runs, next to the paper's figures for such runs."""
 
 import dataclasses
 
 from analyses import drawings, published, repetitions, studies
-from analyses.records import came_of, collect, counted
+from analyses.records import collect, counted, provenance_cells
 from analyses.results import markdown_table
 from ekg.errors import EkgError
 from ekg.io import files
@@ -41,12 +41,11 @@ COSTS = ("run", "where", "unpruned, ms", "pruned, ms", "ratio", "unpruned, bytes
 EACH = ("run", "seed", "top-1 %", "minutes", "machine", "versions", "revision", "command")
 METHOD = ("ensemble", "ensemble", "ekg")  # teachers of search and fine-tuning, criterion
 HEADLINES = ("network", "baseline", "pruned, published", "FLOPs kept", "ours")
-RECORDS, PAGE = (
-    "results",
-    "results.md",
-)  # in the folder of --out: files of records, and the page made of them
-STUDIED = "studies"  # in the folder of the records: files and pictures of studies
-BEGIN, END = "<!-- results, made by analyze.py tables -->", "<!-- end of results -->"
+RECORDS = "results"  # folder of the records, in the folder of --out
+PAGE = "results.md"  # the page generated from them, in the folder of --out
+STUDIED = "studies"  # folder of studies and their pictures, in the folder of the records
+BEGIN = "<!-- results, made by analyze.py tables -->"
+END = "<!-- end of results -->"
 
 
 def write_tables(paths, out=None, readme=None):
@@ -54,20 +53,21 @@ def write_tables(paths, out=None, readme=None):
 
     Args:
         paths: run folders, folders and files of records.Record, and folders of studies.ANALYSES.
-        out: pathlib.Path of the folder that keeps a record of each run folder and study in
-            results/, and gets results.md, of all records there; None writes nothing.
+        out: pathlib.Path of the folder whose results/ stores a record of each run and study, and
+            whose results.md is generated from all records there; None writes nothing.
         readme: pathlib.Path of a page whose table of published figures, between BEGIN and END, is
             rewritten; or None.
 
     Raises:
         EkgError: a folder holds no finished run, or a page has no place for its table.
     """
-    studied = [path for path in paths if studies.results_of(path)]
-    records = collect([path for path in paths if path not in studied], out and out / RECORDS)
-    found = studies.collect(studied, out and out / RECORDS / STUDIED)
+    study_paths = [path for path in paths if studies.results_of(path)]
+    run_paths = [path for path in paths if path not in study_paths]
+    records = collect(run_paths, out and out / RECORDS)
+    all_studies = studies.collect(study_paths, out and out / RECORDS / STUDIED)
     if out is not None:
-        records, found = kept(out)
-    text = format_page(records, found)
+        records, all_studies = kept(out)
+    text = format_page(records, all_studies)
     if out is not None:
         drawings.draw(records, out / RECORDS)
         replace_part(out / PAGE, text)
@@ -78,7 +78,7 @@ def write_tables(paths, out=None, readme=None):
 
 
 def kept(folder):
-    """Returns (Records, Studies) that the folder of --out keeps."""
+    """Returns (Records, Studies) stored in the folder of --out."""
     return (
         collect(sorted((folder / RECORDS).glob("*.json"))),
         studies.collect(sorted((folder / RECORDS / STUDIED).glob("*.json"))),
@@ -86,7 +86,7 @@ def kept(folder):
 
 
 def replace_part(page, text):
-    """Puts text between the lines BEGIN and END of a page; a page that is not there is made.
+    """Replaces the text between the lines BEGIN and END of a page; creates a missing page.
 
     Raises:
         EkgError: the page lacks the lines.
@@ -101,10 +101,8 @@ def replace_part(page, text):
 # ---------------------------------------------------------------- tables
 
 
-def format_page(records, found=()):
-    """Returns the part of a page that is made of Records and Studies: tables, and pictures that lie
-    beside these.
-    """
+def format_page(records, all_studies=()):
+    """Returns the generated part of a page: tables of Records and Studies, with their pictures."""
     parts = []
     if records:
         parts += [
@@ -114,46 +112,45 @@ def format_page(records, found=()):
     of_method = [record for record in records if _is_method(record.arguments)]
     if any(map(_costs, of_method)):
         parts.append(format_costs(of_method))
-    if found:
-        parts.append(studies.format_studies(found, f"{RECORDS}/{STUDIED}"))
+    if all_studies:
+        parts.append(studies.format_studies(all_studies, f"{RECORDS}/{STUDIED}"))
     if records:
         parts.append(format_each(records))
     return "\n\n".join(parts) or "Nothing was run yet."
 
 
 def format_runs(records):
-    """Returns a Markdown table with a row for each kind of run; of repeated ones it has mean ±
-    deviation.
-    """
+    """Returns a Markdown table with a row per group of repeated runs, as mean ± deviation."""
     return markdown_table(COLUMNS, [_cells(group) for group in repetitions.group(records)])
 
 
 def format_each(records):
-    """Returns a Markdown table with a row for each run: how long, where, and by which command."""
+    """Returns a Markdown table with a row per run: duration, machine and command."""
     return markdown_table(EACH, [_each(record) for record in records])
 
 
 def format_costs(records):
-    """Returns a Markdown table of latency and exported files, before and after, of the runs that
-    measured them.
-    """
+    """Returns a Markdown table of latencies and exported files, of the runs that measured them."""
     return markdown_table(COSTS, [row for record in records for row in _costs(record)])
 
 
 def format_headlines(records):
-    """Returns the paper's main figures beside our runs of the same on the original images, as a
-    Markdown table, and one sentence that names those that were not run.
+    """Returns the paper's main figures beside our runs, and a sentence on what was not run.
+
+    The figures are a Markdown table; runs on other than the original images do not count.
     """
-    rows, missing, groups = [], [], repetitions.group(records)
+    groups = repetitions.group(records)
+    rows, missing = [], []
     for figures in published.FIGURES:
         if not _is_method(dataclasses.asdict(figures)):
             continue
         ours = [
-            group
+            _headline(group)
             for group in groups
             if published.find(group.arguments) == figures and group.first.is_original
         ]
-        network, rate = f"{figures.arch}, {figures.dataset}", f"{100 * figures.rate:.1f} %"
+        network = f"{figures.arch}, {figures.dataset}"
+        rate = f"{100 * figures.rate:.1f} %"
         if not ours:
             missing.append(f"{network} at {rate}")
             continue
@@ -165,7 +162,7 @@ def format_headlines(records):
                 "" if baseline is None else f"{baseline:.2f}",
                 f"{figures.top1:.2f}{deviation}",
                 rate,
-                "; ".join(map(_headline, ours)),
+                "; ".join(ours),
             ]
         )
     parts = [markdown_table(HEADLINES, rows)] if rows else []
@@ -175,24 +172,27 @@ def format_headlines(records):
 
 
 def _headline(group):
-    """Returns the accuracy of Repetitions, with their seeds and epochs."""
-    epochs = counted(group.arguments["train_epoch"], "epoch")
-    facts = (group.top1(-1), counted(len(group.records), "seed"), epochs, group.special)
-    return ", ".join(filter(None, facts))
+    """Returns accuracy, seeds and epochs of Repetitions as text."""
+    texts = [
+        group.top1(-1),
+        counted(len(group.records), "seed"),
+        counted(group.arguments["train_epoch"], "epoch"),
+    ]
+    if group.special:
+        texts.append(group.special)
+    return ", ".join(texts)
 
 
 def format_readme(records):
-    """Returns the published figures beside our runs of the same, and before them the runs of the
-    method and of its peers on the largest other network that was run.
+    """Returns the runs of method and peers on the largest network, and the paper's figures.
 
-    Smaller networks, other teachers and other criteria are in the page of results alone.
+    Smaller networks, other teachers and other criteria are only on the page of results.
     """
-    others = [
-        group
-        for group in repetitions.group(records)
-        if not (published.find(group.arguments) and group.first.is_original)
-        and _is_method_or_peer(group.arguments)
-    ]
+    others = []
+    for group in repetitions.group(records):
+        is_published = published.find(group.arguments) and group.first.is_original
+        if not is_published and _is_method_or_peer(group.arguments):
+            others.append(group)
     if not others:
         return format_headlines(records)
     largest = max(others, key=_unpruned_flops)
@@ -224,24 +224,21 @@ def _short_cells(group):
 
 
 def _is_method_or_peer(arguments):
-    """Returns whether a run is of the whole method, or of something that is compared with it and
-    searches nothing.
-    """
+    """Returns whether a run is one of the whole method, or of a peer that does not search."""
     return not arguments["search_teacher"] or _is_method(arguments)
 
 
 def _is_method(arguments):
-    return (
-        arguments["search_teacher"],
-        arguments["finetune_teacher"],
-        arguments["criterion"],
-    ) == METHOD
+    names = ("search_teacher", "finetune_teacher", "criterion")
+    return tuple(arguments[name] for name in names) == METHOD
 
 
 def _cells(group):
-    """Returns the cells of Repetitions."""
-    first, arguments = group.first, group.arguments
-    rate, before = group.mean(lambda record: record.rate), group.mean(lambda record: record.top1(0))
+    """Returns the cells of COLUMNS for Repetitions."""
+    first = group.first
+    arguments = group.arguments
+    rate = group.mean(lambda record: record.rate)
+    before = group.mean(lambda record: record.top1(0))
     params = group.mean(lambda record: 100 * record.table[-1]["params"] / record.table[0]["params"])
     hours = group.mean(lambda record: sum(record.minutes.values()) / 60)
     paper_baseline, paper_pruned = _published_cells(published.find(arguments))
@@ -269,23 +266,22 @@ def _cells(group):
 
 
 def _published_cells(paper):
-    """Returns what the paper reports of the baseline and of the pruned network; empty texts where
-    it says nothing.
-    """
+    """Returns (baseline, pruned network) of the paper's Figures as text; empty without figures."""
     if paper is None:
         return "", ""
     baseline = published.BASELINES.get((paper.arch, paper.dataset))
-    return "" if baseline is None else f"{baseline:.2f}", f"{paper.top1:.2f} at {paper.rate:.3f}"
+    baseline_cell = "" if baseline is None else f"{baseline:.2f}"
+    return baseline_cell, f"{paper.top1:.2f} at {paper.rate:.3f}"
 
 
 def _costs(record):
-    """Returns the rows of format_costs() of one record: of its latencies, and of its exported
-    files.
-    """
-    before, after = record.table[0], record.table[-1]
+    """Returns the rows of COSTS for a record: one per latency and exported file."""
+    before = record.table[0]
+    after = record.table[-1]
     rows = []
     for where, timing in after["latencies"].items():
-        old, new = before["latencies"][where]["milliseconds"], timing["milliseconds"]
+        old = before["latencies"][where]["milliseconds"]
+        new = timing["milliseconds"]
         ratio = timing.get("ratio", new / old)
         rows.append(
             [
@@ -313,6 +309,6 @@ def _each(record):
         record.arguments.get("seed", ""),
         f"{record.top1(-1):.2f}",
         minutes,
-        *came_of([(record.origin, record.arguments.get("versions", {}))]),
+        *provenance_cells([(record.origin, record.arguments.get("versions", {}))]),
         f"`{record.command}`",
     ]

@@ -1,11 +1,11 @@
-"""How often a search in another number format decides as a search in float32 did.
+"""Measures how often a search in another number format decides like a search in float32.
 
     python -m benchmarks.agreement runs/r56 --data_path ... --formats bfloat16
 
-Follows the history of a search of train_cifar.py: at each of its interim sub-networks one step is
-taken in each format, with the knowledge of all that came before, and compared with what the search
-chose there. Naming float32, too, shows that the steps are those of the search. How another format
-ends when it goes its own way, a run with --search_precision says.
+It follows the history of a search of train_cifar.py. At each interim sub-network it takes one step
+in each format, with the knowledge of all earlier sub-networks, and compares it with the choice of
+the search. With float32 among the formats, the steps can be checked to be those of the search. To
+see where a whole search in another format ends, start a run with --search_precision.
 """
 
 from pathlib import Path
@@ -25,10 +25,8 @@ from ekg.searching.greedy import try_groups
 from ekg.searching.objective import Objective
 from ekg.searching.settings import SearchSettings
 
-FEW = (
-    "groups_per_step",
-    "reward",
-)  # settings of which one step here is not one of the search, unless they are the default
+# Settings that must have their defaults, as otherwise single steps are not those of the search
+DEFAULTS_NEEDED = ("groups_per_step", "reward")
 
 
 def parse_args(argv=None):
@@ -36,18 +34,15 @@ def parse_args(argv=None):
     parser.add_argument(
         "run", type=Path, help="run folder of train_cifar.py whose search is finished"
     )
-    parser.add_argument("--data_path", help="of the data set, as the run had it")
+    parser.add_argument("--data_path", help="path of the data set, as in the run")
     parser.add_argument("--formats", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument(
-        "--every",
-        type=int,
-        default=1,
-        help="steps of the search from one that is compared to the next",
+        "--every", type=int, default=1, help="compare every so many steps of the search"
     )
     parser.add_argument(
         "--page",
         type=Path,
-        help="folder of a page of benchmarks.performance, which gets the table, too",
+        help="folder with a page of benchmarks.performance, to which the table is added",
     )
     args = parser.parse_args(argv)
     if args.every < 1:
@@ -59,19 +54,18 @@ def load_search(path, data_path):
     """Returns (Supernet, D_val's batches, SearchSettings, history) of a run.
 
     Raises:
-        EkgError: the folder holds no run, its search is of another kind, or the data is not that of
-            the run.
+        EkgError: the folder holds no run, or its search cannot be compared step by step.
     """
     run = RunFolder.open(path)
     arguments = run.arguments()
     settings = SearchSettings.make(
         {name: arguments[name] for name in vars(SearchSettings()) if name in arguments}
     )
-    for name in FEW:
+    for name in DEFAULTS_NEEDED:
         if getattr(settings, name) != getattr(SearchSettings(), name):
             raise EkgError(
                 f"{path}: was searched with {name} {getattr(settings, name)}; only single steps "
-                f"can be compared."
+                "can be compared."
             )
     data = dataloader.load(arguments["dataset"], data_path)
     model = nets.from_params(
@@ -82,9 +76,7 @@ def load_search(path, data_path):
 
 
 def compare(supernet, batches, settings, history, dtype, seed, every=1):
-    """Returns (steps that narrow the same group, those that keep the same channels, too, steps) in
-    a number format.
-    """
+    """Returns (steps with the same group, steps with the same channels, all steps) in a format."""
     compute = Compute(dtype=dtype)
     objective = Objective(supernet, batches, settings.search_teacher, compute)
     target = settings.targets().prepare(supernet, compute.team)
@@ -113,7 +105,8 @@ def main(args):
         raise EkgError(
             f"`every` {args.every}: the search took {len(history) - 1} steps; name at most as many."
         )
-    arguments, rows = RunFolder(args.run).arguments(), []
+    arguments = RunFolder(args.run).arguments()
+    rows = []
     for dtype in args.formats:
         group, channels, steps = compare(
             supernet, batches, settings, history, dtype, arguments["seed"], args.every

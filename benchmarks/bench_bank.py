@@ -1,5 +1,4 @@
-"""Rows a second of a memory bank on disk, what reading it costs in memory, and what float16
-changes.
+"""Measures a memory bank on disk: rows per second, memory for reading, and the error of float16.
 
 python -m benchmarks.bench_bank --folder /tmp --images 200000
 """
@@ -16,16 +15,21 @@ from ekg.tasks.logits import kl_divergence
 from ekg.distil import bank, bank_files, losses
 from ekg.process.memory import peak_memory_mib, resident_mib
 
-BLOCK = 1000  # images written at a time
-LABEL_LOGIT, SPREAD, DISAGREEMENT = 10.0, 2.5, 0.7  # roughly those of trained ImageNet networks
+BLOCK = 1000  # images that are written at a time
+# Properties of logits, roughly those of trained ImageNet networks
+LABEL_LOGIT = 10.0
+SPREAD = 2.5
+DISAGREEMENT = 0.7
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description="Time a memory bank that is larger than memory need be.",
+        description="Time a memory bank that need not fit into memory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, help="where the bank is written and removed again")
+    parser.add_argument(
+        "--folder", type=Path, help="folder in which the bank is written for a while"
+    )
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--num_teacher", type=int, default=5)
     parser.add_argument("--classes", type=int, default=1000)
@@ -38,26 +42,20 @@ def parse_args(argv=None):
 
 
 def make_logits(rng, count, num_teacher, classes):
-    """Returns float32 [count, num_teacher, classes]: what teachers that agree for the most part say
-    of random images.
-    """
+    """Returns logits of teachers that mostly agree, float32 [count, num_teacher, classes]."""
     logits = SPREAD * rng.standard_normal((count, 1, classes), np.float32)
     logits[np.arange(count), 0, rng.integers(0, classes, count)] += LABEL_LOGIT
     return logits + DISAGREEMENT * rng.standard_normal((count, num_teacher, classes), np.float32)
 
 
 def distillation_loss(logits, student, temperature):
-    """Returns the mean distillation loss of a batch: student logits against the logits of a
-    bank.
-    """
+    """Returns the mean distillation loss of a student's logits, given the logits of a bank."""
     knowledge, _ = losses.choose_knowledge(tf.cast(logits, tf.float32), student, temperature)
     return float(tf.reduce_mean(kl_divergence(knowledge, student, temperature)))
 
 
 def distillation_change(args, rng):
-    """Returns the relative change of the distillation loss by float16 logits, the largest of ten
-    batches.
-    """
+    """Returns the largest relative change of the distillation loss by float16, in ten batches."""
     changes = []
     for _ in range(10):
         logits = make_logits(rng, args.batch_size, args.num_teacher, args.classes)
@@ -80,25 +78,25 @@ def main(args):
         with open(path, "wb") as file:
             file.write(bank_files.header(shape, np.float16))
             for start in range(0, args.images, BLOCK):
-                block[:, 0, 0] = (
-                    np.arange(start, start + BLOCK) % 2048
-                )  # so that rows tell their number
+                block[:, 0, 0] = np.arange(start, start + BLOCK) % 2048  # identifies the row
                 file.write(block[: args.images - start].tobytes())
         size = path.stat().st_size
         memory_bank = bank.open_bank(Path(folder))
         batches = rng.integers(0, args.images, (args.batches, args.batch_size))
-        with open(path, "rb") as file:  # warm: the file is in the system's cache
+        with open(path, "rb") as file:  # brings the file into the system's cache
             while file.read(2**24):
                 pass
-        before, peak_before, most = resident_mib(), peak_memory_mib(), 0.0
+        before = resident_mib()
+        peak_before = peak_memory_mib()
+        largest = 0.0
 
         def read():
-            nonlocal most
+            nonlocal largest
             for index in batches:
                 rows = memory_bank.rows(index)
                 if (rows[:, 0, 0] != index % 2048).any():
-                    raise AssertionError("a row that was read is not the one that was asked for.")
-                most = max(most, resident_mib())
+                    raise AssertionError("the bank returned another row than the requested one.")
+                largest = max(largest, resident_mib())
 
         spent = common.seconds(read, runs=3, warmup=1)
         peak_growth = peak_memory_mib() - peak_before
@@ -116,7 +114,7 @@ def main(args):
         [
             [
                 f"{batches.size / spent:,.0f}",
-                f"{most - before:.0f}",
+                f"{largest - before:.0f}",
                 f"{peak_growth:.0f}",
                 f"{change:.5%}",
             ]

@@ -1,10 +1,9 @@
-"""Training step, search step and memory bank on a GPU: XLA on and off, in every number format.
-Needs no data.
+"""Times training step, search step and memory bank on a GPU, with and without XLA, in all formats.
 
     python -m benchmarks.bench_gpu --arch ResNet-56 --json gpu.json
 
-Shares of peak are of the matrix product in the same format. Without a GPU it runs on the CPU, which
-says nothing of one. --out docs adds the table to docs/performance.md.
+It needs no data. Shares of peak are relative to the matrix product in the same format. Without a
+GPU it runs on the CPU. --out docs adds the table to docs/performance.md.
 """
 
 import argparse
@@ -44,7 +43,8 @@ FORMATS = {
     "bfloat16": ("bfloat16", False),
     "float16": ("float16", False),
 }
-PEAK_SIZE, WIDTHS = 8192, (1.0, 0.9, 0.8, 0.7, 0.6)
+PEAK_SIZE = 8192  # rows of the matrices whose product is the peak
+WIDTHS = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the teachers
 
 
 def parse_args(argv=None):
@@ -55,29 +55,35 @@ def parse_args(argv=None):
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument(
-        "--batch_size", type=int, default=128, help="images of a training step, each in two views"
+        "--batch_size", type=int, default=128, help="images per training step, each in two views"
     )
     parser.add_argument("--images", type=int, default=512, help="images of D_val")
     parser.add_argument(
-        "--candidates", type=int, default=16, help="candidates of the search step, at most"
+        "--candidates", type=int, default=16, help="largest number of candidates of the search step"
     )
     parser.add_argument("--bank_images", type=int, default=16_384)
     parser.add_argument(
-        "--peak_size", type=int, default=PEAK_SIZE, help="of the matrices whose product is the peak"
+        "--peak_size",
+        type=int,
+        default=PEAK_SIZE,
+        help="rows of the matrices whose product is the peak",
     )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--json", type=Path, help="file that gets all figures, and what they were measured on"
+        "--json", type=Path, help="file for all figures and a description of the machine"
     )
-    parser.add_argument("--out", type=Path, help="folder whose performance.md gets the table, too")
+    parser.add_argument(
+        "--out", type=Path, help="folder to whose performance.md the table is added"
+    )
     return parser.parse_args(argv)
 
 
 def training(args, strategy, data, dtype, use_xla):
-    """Returns (seconds of a fine-tuning step, multiply-accumulates of it, images of it)."""
+    """Returns (seconds, multiply-accumulates, images) of a fine-tuning step."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    supernet, batch = Supernet(model), make_batch(data.train, args.batch_size)
+    supernet = Supernet(model)
+    batch = make_batch(data.train, args.batch_size)
     trainer = Trainer(
         strategy,
         model,
@@ -91,13 +97,11 @@ def training(args, strategy, data, dtype, use_xla):
 
 
 def searching(args, strategy, data, dtype, use_xla):
-    """Returns (seconds of a search step, multiply-accumulates of it, candidates of it)."""
+    """Returns (seconds, multiply-accumulates, candidates) of a search step."""
     supernet = Supernet(nets.build(args.arch, 10))
     batches = Batches(data.train.take(np.arange(args.images)), data.normalise, 256)
-    objective, whole = (
-        Objective(supernet, batches, compute=Compute(Team(strategy), use_xla, dtype)),
-        supernet.whole(),
-    )
+    objective = Objective(supernet, batches, compute=Compute(Team(strategy), use_xla, dtype))
+    whole = supernet.whole()
     objective.add_knowledge(whole)
     scores = criteria.score_channels("ekg", criteria.CriterionContext(objective, whole, 0))
     present, candidates = propose(supernet, whole, scores, Flops(0.01), 0.2)
@@ -109,24 +113,16 @@ def searching(args, strategy, data, dtype, use_xla):
         objective.add_knowledge(whole)
 
     flops = common.call_flops(supernet.graph)
-    behind = [
-        sum(
-            flops.get(getattr(item, "output", None), 0)
-            for item in supernet.program[supernet.first_use(group) :]
-        )
-        for group, _ in candidates
-    ]
-    return (
-        common.seconds(step, args.runs),
-        args.images * (2.5 * sum(flops.values()) + sum(behind)),
-        len(candidates),
-    )
+    candidate_flops = 0  # a candidate is computed from the first gate of its group
+    for group, _ in candidates:
+        for item in supernet.program[supernet.first_use(group) :]:
+            candidate_flops += flops.get(getattr(item, "output", None), 0)
+    work = args.images * (2.5 * sum(flops.values()) + candidate_flops)
+    return common.seconds(step, args.runs), work, len(candidates)
 
 
 def banking(args, strategy, data, dtype, use_xla):
-    """Returns (seconds of a bank, multiply-accumulates of it as if nothing were masked, rows of
-    it).
-    """
+    """Returns (seconds, multiply-accumulates without masks, rows) of a memory bank."""
     supernet = Supernet(nets.build(args.arch, 10))
     teachers = [
         HistoryEntry(
@@ -162,10 +158,11 @@ def banking(args, strategy, data, dtype, use_xla):
 
 def main(args):
     if args.out:
-        files.read_json(args.out / performance.NAMES)  # a folder without it is told before all work
+        files.read_json(args.out / performance.NAMES)  # fails early if the folder has no page
     keras.utils.set_random_seed(0)
     strategy = op_utils.make_strategy()
-    data, rows = common.random_data(max(args.batch_size, args.images)), []
+    data = common.random_data(max(args.batch_size, args.images))
+    rows = []
     for name, compiles in itertools.product(args.formats, args.compile):
         dtype, is_tf32 = FORMATS[name]
         tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
@@ -190,14 +187,12 @@ def main(args):
                 ]
             )
             print(" | ".join(rows[-1]), flush=True)
-    came_of = origin()
+    provenance = origin()
     name = (
-        f"{args.arch} on {device_name(came_of)}; TensorFlow {tf.__version__}, Keras "
-        f"{keras.__version__}, revision "
-        f"{(came_of['revision'] or 'unknown')[:7]}; {NUM_VIEWS * args.batch_size} views a "
-        f"training step, D_val of "
-        f"{args.images} images, a bank of {args.bank_images} images and {len(WIDTHS)} teachers, "
-        f"medians of {args.runs}:"
+        f"{args.arch} on {device_name(provenance)}; TensorFlow {tf.__version__}, Keras "
+        f"{keras.__version__}, revision {(provenance['revision'] or 'unknown')[:7]}; "
+        f"{NUM_VIEWS * args.batch_size} views a training step, D_val of {args.images} images, a "
+        f"bank of {args.bank_images} images and {len(WIDTHS)} teachers, medians of {args.runs}:"
     )
     print(f"\n{name}")
     common.print_table(performance.SECTIONS["formats"][-1], rows)
@@ -206,7 +201,7 @@ def main(args):
         files.write_json(
             args.json,
             {
-                "origin": came_of,
+                "origin": provenance,
                 "environment": environment.of_team(Team(strategy)),
                 "versions": VERSIONS,
                 "gpus": [{**kind.details_of(gpu), "name": gpu.name} for gpu in kind.gpus()],

@@ -1,9 +1,8 @@
-"""Seconds that importing this package takes, next to those of importing TensorFlow and Keras, which
-it needs.
+"""Compares the import time of ekg with that of TensorFlow and Keras, which it needs.
 
     python -m benchmarks.bench_import
 
-Every import is a process of its own; the aim is a ratio of at most 1.3.
+Every import runs in a process of its own; the aim is a ratio of at most 1.3.
 """
 
 import argparse
@@ -24,7 +23,7 @@ def parse_args(argv=None):
         description="Time the import of ekg.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, default=7, help="processes of each kind, in turn")
+    parser.add_argument("--runs", type=int, default=7, help="processes per import, in turns")
     return parser.parse_args(argv)
 
 

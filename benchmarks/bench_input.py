@@ -1,5 +1,4 @@
-"""Views a second of the training input pipeline on photographs, next to tf.io.decode_and_crop_jpeg
-alone on the same crops.
+"""Compares the input pipeline for photographs with tf.io.decode_and_crop_jpeg alone.
 
 python -m benchmarks.bench_input --data_path ILSVRC2012
 """
@@ -31,7 +30,7 @@ def parse_args(argv=None):
         "--images",
         type=int,
         default=2048,
-        help="images of an epoch; photographs are repeated if need be",
+        help="images per epoch; photographs are repeated if there are fewer",
     )
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
@@ -39,55 +38,45 @@ def parse_args(argv=None):
         "--arch",
         default="ResNet-50",
         choices=nets.archs_for(ilsvrc.IMAGE_SHAPE),
-        help="network whose training is timed beside",
+        help="network whose training step is timed for comparison",
     )
     parser.add_argument(
         "--train_batch_size",
         type=int,
         default=16,
-        help="images of its training step, each in two views",
+        help="images per training step, each in two views",
     )
     return parser.parse_args(argv)
 
 
 def decode_alone(split, num_views):
-    """Returns a function that decodes the crops of one epoch, all windows and all files' bytes
-    known beforehand.
-    """
+    """Returns a function that decodes the crops of an epoch, with windows and contents given."""
     contents = tf.stack([tf.io.read_file(file) for file in split.files])
 
     def windows(content, index):
         shape = tf.image.extract_jpeg_shape(content)
-        return tf.stack(
-            [
-                photographs.sample_window(
-                    shape, photographs.view_key(0, 0, index * num_views + number)
-                )
-                for number in range(num_views)
-            ]
-        )
+        keys = [
+            photographs.view_key(0, 0, index * num_views + number) for number in range(num_views)
+        ]
+        return tf.stack([photographs.sample_window(shape, key) for key in keys])
 
-    known = tf.data.Dataset.from_tensor_slices(
-        (contents, tf.range(len(split), dtype=tf.int64))
-    ).map(windows)
-    known = tf.constant(list(known.as_numpy_iterator()))
+    indices = tf.range(len(split), dtype=tf.int64)
+    all_windows = tf.data.Dataset.from_tensor_slices((contents, indices)).map(windows)
+    all_windows = tf.constant(list(all_windows.as_numpy_iterator()))
 
     def decode(index):
-        return tf.add_n(
-            [
-                tf.size(
-                    tf.io.decode_and_crop_jpeg(contents[index], known[index, number], channels=3)
-                )
-                for number in range(num_views)
-            ]
-        )
+        crops = [
+            tf.io.decode_and_crop_jpeg(contents[index], all_windows[index, number], channels=3)
+            for number in range(num_views)
+        ]
+        return tf.add_n([tf.size(crop) for crop in crops])
 
     examples = tf.data.Dataset.range(len(split)).map(decode, tf.data.AUTOTUNE, deterministic=True)
     return lambda: [None for _ in examples.batch(256).prefetch(2)]
 
 
 def training_step(arch, data, batch_size):
-    """Returns a function that runs one fine-tuning step, labels alone."""
+    """Returns a function that runs one fine-tuning step with labels alone."""
     strategy = op_utils.make_strategy()
     with strategy.scope():
         model = nets.build(arch, data.num_classes)
@@ -105,7 +94,8 @@ def training_step(arch, data, batch_size):
 def main(args):
     keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()  # as the training scripts do
-    data, cores = dataloader.load("ILSVRC2012", args.data_path), len(os.sched_getaffinity(0))
+    data = dataloader.load("ILSVRC2012", args.data_path)
+    cores = len(os.sched_getaffinity(0))
     is_jpeg = [
         bool(tf.io.is_jpeg(tf.io.read_file(file))) for file in data.train.files[: args.images]
     ]
@@ -119,25 +109,22 @@ def main(args):
 
         ours, alone = common.paired_seconds(epoch, decode_alone(split, num_views), args.runs)
         count = args.images // args.batch_size * args.batch_size * num_views
+        speed = count / ours
+        speed_alone = args.images * num_views / alone
         rows.append(
             [
                 num_views,
-                *(
-                    f"{value:.0f}"
-                    for value in (
-                        count / ours,
-                        count / ours / cores,
-                        args.images * num_views / alone / cores,
-                    )
-                ),
-                f"{count / ours / (args.images * num_views / alone):.2f}",
+                f"{speed:.0f}",
+                f"{speed / cores:.0f}",
+                f"{speed_alone / cores:.0f}",
+                f"{speed / speed_alone:.2f}",
             ]
         )
     step = training_step(args.arch, data, args.train_batch_size)
     trained = NUM_VIEWS * args.train_batch_size / common.seconds(step, 3)
     print(
         f"{cores} cores, {len(set(split.files))} photographs; {args.arch} trains on {trained:.1f} "
-        f"views/s here"
+        "views/s here"
     )
     common.print_table(
         [

@@ -27,7 +27,10 @@ def parse_args(argv=None):
     common.add_network_flags(parser)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument(
-        "--max_products", type=int, default=MAX_PRODUCTS, help="for a condition number, at most"
+        "--max_products",
+        type=int,
+        default=MAX_PRODUCTS,
+        help="largest number of products per condition number",
     )
     parser.add_argument("--runs", type=int, default=5)
     return parser.parse_args(argv)
@@ -52,32 +55,27 @@ def main(args):
             functools.partial(landscape.gradient, landscape.point),
             args.runs,
         )
-        row = [
-            "of the batch" if batch_statistics else "moving",
-            f"{gradient:.2f}",
-            f"{product:.2f}",
-            f"{product / gradient:.2f}",
-            "",
-            "",
-            "",
-        ]
+        condition_cells = ["", "", ""]
         if args.trained_param:
             start = time.perf_counter()
             spectrum = landscape.spectrum(max_products=args.max_products)
-            row[4:] = [
-                f"{time.perf_counter() - start:.0f}",
-                spectrum.products,
-                f"{spectrum.condition:.4f}"
-                + (
-                    ""
-                    if spectrum.converged
-                    else f", residual {spectrum.residual_smallest:.3g} of the smallest"
-                ),
+            duration = time.perf_counter() - start
+            condition = f"{spectrum.condition:.4f}"
+            if not spectrum.converged:
+                condition += f", residual {spectrum.residual_smallest:.3g} of the smallest"
+            condition_cells = [f"{duration:.0f}", spectrum.products, condition]
+        rows.append(
+            [
+                "of the batch" if batch_statistics else "moving",
+                f"{gradient:.2f}",
+                f"{product:.2f}",
+                f"{product / gradient:.2f}",
+                *condition_cells,
             ]
-        rows.append(row)
+        )
     print(
         f"{args.arch}, {len(split)} images, {common.measure_peak() / 1e9:.0f} GFLOP/s float32 "
-        f"matrix product"
+        "matrix product"
     )
     common.print_table(
         [

@@ -1,9 +1,9 @@
-"""Predicted against measured latency of random sub-networks, all measured in turn with the unpruned
-network.
+"""Compares predicted with measured latencies of random sub-networks.
 
     python -m benchmarks.bench_latency --networks ResNet-56 MobileNetV2-0.35 ResNet-18 --out latency
 
-Prints the errors of the prediction, and draws predicted against measured.
+Each sub-network is measured in turns with the unpruned network. The program prints the errors of
+the prediction, and draws predicted over measured latencies.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from ekg.deploy.formats import RUNTIMES
 from ekg.latency.table import Table, conditions_of
 from ekg.latency.timing import Conditions, measure_latency
 
-CIFAR_CLASSES, IMAGENET_CLASSES = 10, 1000
-ROUNDS, SECONDS = 40, 6.0
+CIFAR_CLASSES = 10
+IMAGENET_CLASSES = 1000
+ROUNDS = 40  # largest number of rounds per measurement
+SECONDS = 6.0  # longest time per measurement
 
 
 def parse_args(argv=None):
@@ -35,9 +37,11 @@ def parse_args(argv=None):
         "--networks",
         nargs="+",
         default=["ResNet-56", "MobileNetV2-0.35", "ResNet-18"],
-        help="names of nets, or of keras.applications with a width behind a dash",
+        help="networks of nets, or of keras.applications with a width after a dash",
     )
-    parser.add_argument("--subnetworks", type=int, default=50, help="random sub-networks of each")
+    parser.add_argument(
+        "--subnetworks", type=int, default=50, help="random sub-networks per network"
+    )
     parser.add_argument("--runtime", default="litert", choices=sorted(RUNTIMES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int)
@@ -47,74 +51,71 @@ def parse_args(argv=None):
 
 
 def build(name):
-    """Returns the unpruned network of a name, with random weights."""
+    """Returns the unpruned network with this name, with random weights."""
     if name in nets.ARCHS:
         small = nets.ARCHS[name].SPECS[name].image_shape[0] < 100
         return nets.build(name, CIFAR_CLASSES if small else IMAGENET_CLASSES)
     kind, _, width = name.partition("-")
-    return getattr(keras.applications, kind)(
-        weights=None,
-        classes=CIFAR_CLASSES,
-        input_shape=(96, 96, 3),
-        **({"alpha": float(width)} if width else {}),
-    )
+    options = {"alpha": float(width)} if width else {}
+    build_network = getattr(keras.applications, kind)
+    return build_network(weights=None, classes=CIFAR_CLASSES, input_shape=(96, 96, 3), **options)
 
 
-def draw_subnetworks(supernet, number, seed):
-    """Returns random sub-networks, from narrow ones to almost whole ones, with groups of unequal
-    widths.
-    """
+def draw_subnetworks(supernet, count, seed):
+    """Draws random sub-networks with unequal widths, from narrow ones to almost unpruned ones."""
     rng = np.random.default_rng(seed)
-    widths = [
-        rng.uniform(0.15, 1) * rng.uniform(0.4, 1.6, len(supernet.groups)) for _ in range(number)
-    ]
-    return [
-        supernet.whole().with_widths(
-            {group.name: float(min(width, 1)) for group, width in zip(supernet.groups, row)}
-        )
-        for row in widths
-    ]
+    subnetworks = []
+    for _ in range(count):
+        widths = rng.uniform(0.15, 1) * rng.uniform(0.4, 1.6, len(supernet.groups))
+        by_group = {
+            group.name: float(min(width, 1)) for group, width in zip(supernet.groups, widths)
+        }
+        subnetworks.append(supernet.whole().with_widths(by_group))
+    return subnetworks
 
 
 def compare(name, args):
-    """Returns {"network", "seconds" that the table took, "whole_ms", "predicted", "measured",
-    "rates"}.
+    """Measures and predicts latencies of random sub-networks.
+
+    Returns:
+        {"network", "conditions", "seconds" for the table, "whole_ms", "predicted", "measured",
+        "rates"}.
     """
-    supernet, conditions = (
-        ekg.Supernet(build(name)),
-        Conditions(args.runtime, args.batch, args.threads),
-    )
-    runtime, start = RUNTIMES[args.runtime], time.perf_counter()
-    predictor = Predictor(
-        supernet, Table(conditions_of(runtime, args.batch, conditions.num_threads))
-    )
+    supernet = ekg.Supernet(build(name))
+    whole = supernet.whole()
+    conditions = Conditions(args.runtime, args.batch, args.threads)
+    runtime = RUNTIMES[args.runtime]
+    start = time.perf_counter()
+    table = Table(conditions_of(runtime, args.batch, conditions.num_threads))
+    predictor = Predictor(supernet, table)
     predictor.measure_(runtime)
-    seconds, whole = time.perf_counter() - start, supernet.whole()
+    seconds = time.perf_counter() - start
     subnetworks = draw_subnetworks(supernet, args.subnetworks, args.seed)
     timings = [
         measure_latency(
-            {"whole": supernet.model, "cut": supernet.cut(one)},
+            {"whole": supernet.model, "cut": supernet.cut(subnetwork)},
             runtime,
             args.batch,
             conditions.num_threads,
             rounds=ROUNDS,
             seconds=SECONDS,
         )
-        for one in subnetworks
+        for subnetwork in subnetworks
     ]
+    whole_seconds = predictor.seconds(whole)
     return {
         "network": name,
         "conditions": str(conditions),
         "seconds": round(seconds, 1),
         "whole_ms": float(np.median([pair["whole"].milliseconds for pair in timings])),
-        "predicted": [predictor.seconds(one) / predictor.seconds(whole) for one in subnetworks],
+        "predicted": [predictor.seconds(item) / whole_seconds for item in subnetworks],
         "measured": [pair["cut"].ratio for pair in timings],
-        "rates": [supernet.rate(one) for one in subnetworks],
+        "rates": [supernet.rate(subnetwork) for subnetwork in subnetworks],
     }
 
 
 def draw(path, results):
-    """Draws predicted against measured, a panel a network."""
+    """Draws predicted over measured latencies, a panel per network."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,10 +143,11 @@ def draw(path, results):
 
 
 def main(args):
-    results, rows = [], []
+    results = []
+    rows = []
     for name in args.networks:
-        results.append(compare(name, args))
-        result = results[-1]
+        result = compare(name, args)
+        results.append(result)
         errors = np.abs(np.array(result["predicted"]) / result["measured"] - 1)
         flops = np.abs(np.array(result["rates"]) / result["measured"] - 1)
         rows.append(
@@ -153,10 +155,9 @@ def main(args):
                 name,
                 f"{result['whole_ms']:.3g}",
                 f"{result['seconds']:.0f}",
-                *(
-                    f"{value:.1%}"
-                    for value in (np.median(errors), np.quantile(errors, 0.95), errors.max())
-                ),
+                f"{np.median(errors):.1%}",
+                f"{np.quantile(errors, 0.95):.1%}",
+                f"{errors.max():.1%}",
                 f"{np.mean(errors <= 0.1):.0%}",
                 f"{np.median(flops):.1%}",
             ]

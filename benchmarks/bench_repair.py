@@ -34,7 +34,7 @@ BATCH = 256
 
 
 def parse_args(argv=None):
-    """Returns the checked arguments."""
+    """Parses and checks the command line."""
     parser = utils.Parser(
         description="Compare networks that were cut, and repaired, before any training."
     )
@@ -50,10 +50,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--peers", nargs="*", default=(), choices=[*peers.TORCH, "uniform", "random"]
     )
-    parser.add_argument("--target_rate", type=float, default=0.45, help="of the peers")
+    parser.add_argument("--target_rate", type=float, default=0.45, help="rate of the peers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/repair"), help="folder of what peers leave"
+        "--out", type=Path, default=Path("runs/repair"), help="folder for the files of peers"
     )
     parser.add_argument(
         "--peer_env", type=Path, default=Path(".venv-peers"), help="environment of Torch-Pruning"
@@ -62,18 +62,19 @@ def parse_args(argv=None):
 
 
 def compare(name, supernet, subnetwork, data, test):
-    """Returns the row of a sub-network: cut with new statistics, and repaired."""
+    """Returns the row of a sub-network: cut with re-estimated statistics, and repaired."""
     batches = data.batches(data.train, BATCH, mixed_order(data.strata))
     chosen = batches.head(repair.num_examples(supernet.graph))
     inputs = data.normalise(chosen.split.read(range(len(chosen.split))))
     model = supernet.cut(subnetwork)
     fit_statistics_(model, batches)
     plain = evaluate(model, test).top1
-    began = time.perf_counter()
+    start = time.perf_counter()
     repair.repair_(model, supernet, subnetwork, inputs)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     fit_statistics_(model, batches)
-    cost, whole = supernet.complexity(subnetwork), supernet.complexity(supernet.whole())
+    cost = supernet.complexity(subnetwork)
+    whole = supernet.complexity(supernet.whole())
     return [
         name,
         f"{cost.flops / whole.flops:.4f}",
@@ -87,28 +88,24 @@ def compare(name, supernet, subnetwork, data, test):
 def main(args):
     """Prints the table and returns its rows."""
     data = dataloader.load(args.dataset, args.data_path)
-    load = peers.load(args, data, args.trained_param)
+    unpruned = peers.load(args, data, args.trained_param)
     test = data.batches(data.test, BATCH)
-    rows = [["unpruned", "1.0000", "100.0", f"{100 * evaluate(load, test).top1:.2f}", "", ""]]
+    rows = [["unpruned", "1.0000", "100.0", f"{100 * evaluate(unpruned, test).top1:.2f}", "", ""]]
     if args.searched is not None:
         folder = RunFolder(args.searched)
         searched = Supernet(peers.load(args, data, folder / names.SUPERNET))
         rows.append(compare("ekg", searched, folder.history()[-1].subnetwork, data, test))
-    compute, supernet = Compute(Team(op_utils.make_strategy())), Supernet(load)
+    compute = Compute(Team(op_utils.make_strategy()))
+    supernet = Supernet(unpruned)
     for method in args.peers:
         out = args.out / f"{args.arch}_{method}_{args.target_rate:g}_{args.seed}"
         out.mkdir(parents=True, exist_ok=True)
         options = argparse.Namespace(**vars(args) | {"method": method, "out": out})
-        model = peers.make_network(options, data, load, compute)
-        rows.append(
-            compare(peers.TITLES[method], supernet, recover_subnetwork(supernet, model), data, test)
-        )
-    print(
-        markdown_table(
-            ["network", "rate", "parameters %", "cut top-1 %", "repaired top-1 %", "repair, s"],
-            rows,
-        )
-    )
+        model = peers.make_network(options, data, unpruned, compute)
+        subnetwork = recover_subnetwork(supernet, model)
+        rows.append(compare(peers.TITLES[method], supernet, subnetwork, data, test))
+    head = ["network", "rate", "parameters %", "cut top-1 %", "repaired top-1 %", "repair, s"]
+    print(markdown_table(head, rows))
     return rows
 
 

@@ -1,11 +1,10 @@
-"""What several devices, micro-batches and half-width formats cost or save: training, search step,
-peak memory.
+"""Times training and search step with several devices, micro-batches and number formats.
 
     python -m benchmarks.bench_scale --arch ResNet-56
 
-Every line is a process of its own, as devices and peak memory belong to a process; formats are
-compared within one. Virtual
-CPU devices share the machine's cores: they show that the work is shared out, not a speed-up.
+Every row runs in a process of its own, because devices and peak memory belong to a process; formats
+are compared within one. Virtual CPU devices share the machine's cores: they show that the work is
+shared, not a speed-up.
 """
 
 import argparse
@@ -52,12 +51,12 @@ def parse_args(argv=None):
         help="numbers of micro-batches to compare",
     )
     parser.add_argument(
-        "--batch_size", type=int, default=128, help="images of a training step, each in two views"
+        "--batch_size", type=int, default=128, help="images per training step, each in two views"
     )
     parser.add_argument("--images", type=int, default=320, help="images of D_val")
     parser.add_argument("--candidates", type=int, default=8, help="candidates of the search step")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # what a process of its own measures
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # measurement of a child process
     return parser.parse_args(argv)
 
 
@@ -87,7 +86,7 @@ def make_step(args, strategy, data, accum=1, dtype="float32"):
 
 
 def search_seconds(args, team, data, accum):
-    """Returns the seconds of importance, candidates and knowledge of one search step."""
+    """Returns the seconds of a search step: importance, candidates and knowledge."""
     supernet = Supernet(nets.build(args.arch, 10))
     objective = Objective(
         supernet, Batches(data.train, data.normalise, 256 // accum), compute=Compute(team)
@@ -106,7 +105,7 @@ def search_seconds(args, team, data, accum):
 
 
 def measure(args, case):
-    """Prints what one process measures as JSON."""
+    """Measures a case and prints the result as JSON, in a process of its own."""
     strategy = op_utils.make_strategy(op_utils.DeviceSettings(virtual_devices=case["replicas"]))
     keras.utils.set_random_seed(0)
     data = common.random_data(max(args.images, args.batch_size))
@@ -127,19 +126,20 @@ def measure(args, case):
 
 
 def run_case(argv, **case):
-    """Returns what a process of its own measured."""
+    """Returns the result of measure() in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_scale", *argv, "--case", json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        raise RuntimeError(f"{case}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{case}: {process.stderr[-2000:]}")
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
 def main(args, argv=None):
     if args.case:
         return measure(args, json.loads(args.case))
-    argv, views = sys.argv[1:] if argv is None else argv, NUM_VIEWS * args.batch_size
+    argv = sys.argv[1:] if argv is None else argv
+    views = NUM_VIEWS * args.batch_size
     rows = []
     for name, cases in (
         ("devices", [(replicas, 1) for replicas in args.replicas]),
@@ -162,8 +162,7 @@ def main(args, argv=None):
     formats = run_case(argv, kind="format", replicas=1)
     print(
         f"{args.arch}, batch {args.batch_size} in two views; search step of {args.candidates} "
-        f"candidates on "
-        f"{args.images} images"
+        f"candidates on {args.images} images"
     )
     common.print_table(
         [
@@ -179,8 +178,8 @@ def main(args, argv=None):
     )
     print(
         f"training step: float32 {views / formats['float32']:.0f} views/s, bfloat16 "
-        f"{views / formats['bfloat16']:.0f} "
-        f"views/s, ratio {formats['float32'] / formats['bfloat16']:.2f}"
+        f"{views / formats['bfloat16']:.0f} views/s, ratio "
+        f"{formats['float32'] / formats['bfloat16']:.2f}"
     )
     return rows
 

@@ -34,29 +34,30 @@ def parse_args(argv=None):
     common.add_network_flags(parser)
     parser.add_argument("--search_batch_size", type=int, default=256)
     parser.add_argument(
-        "--history", help="history.jsonl of a search of this network, to take the sub-networks from"
+        "--history", help="history.jsonl of a search of this network, with the sub-networks to time"
     )
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[1, 10, 20], help="search steps to time"
     )
-    parser.add_argument("--runs", type=int, default=3, help="times each step is run")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs per step")
     return parser.parse_args(argv)
 
 
 def executed(supernet, groups, share_prefix):
-    """Returns the multiply-accumulates of one image in a step that tries these groups.
+    """Returns the multiply-accumulates per image of a step that tries these groups.
 
-    Importance runs forward and back to the activations (twice the forward), and the winner's
-    knowledge once (from its
-    group's first gate on, if the prefix is shared: about half of it).
+    Importance takes a forward pass and a backward pass to the activations, about two forward
+    passes. The knowledge of the winner takes another, or half of one if the prefix is shared, since
+    it starts at the first gate of its group.
     """
     flops = common.call_flops(supernet.graph)
-    until = np.cumsum(
-        [0, *(0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program)]
-    )
-    total, gates = until[-1], [supernet.first_use(group) for group in groups]
-    candidates = sum(total - until[gate] for gate in gates) if share_prefix else len(gates) * total
-    return (2.5 if share_prefix else 3) * total + candidates
+    item_flops = [0 if isinstance(item, Gate) else flops[item.output] for item in supernet.program]
+    before = np.cumsum([0, *item_flops])  # FLOPs before each item of the program
+    total = before[-1]
+    gates = [supernet.first_use(group) for group in groups]
+    if share_prefix:
+        return 2.5 * total + sum(total - before[gate] for gate in gates)
+    return 3 * total + len(gates) * total
 
 
 def main(args):
@@ -70,13 +71,16 @@ def main(args):
         for weight in model.weights:
             if weight.name == "gamma":
                 weight.assign(tf.random.stateless_uniform(weight.shape, (0, 1), 0.5, 1.5))
-    supernet, data = Supernet(model), common.search_data(args.data_path)
+    supernet = Supernet(model)
+    data = common.search_data(args.data_path)
     split = data.last_of_each_class(SearchSettings().val_per_class, 0)
     objective = Objective(supernet, Batches(split, data.normalise, args.search_batch_size))
     lines = files.read_json_lines(args.history) if args.history else []
     history = [HistoryEntry.from_json(line).subnetwork for line in lines]
-    present, rows = supernet.whole(), []
-    num_images, peak = objective.num_images, common.measure_peak()
+    present = supernet.whole()
+    num_images = objective.num_images
+    peak = common.measure_peak()
+    rows = []
 
     def step(share_prefix):
         scores = criteria.ekg(criteria.CriterionContext(objective, present))

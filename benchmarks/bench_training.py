@@ -1,5 +1,4 @@
-"""Images a second of a training step and of the memory bank, next to Keras' own call, and their
-share of the peak.
+"""Times a training step and the memory bank, compared with Keras' own call and with the peak.
 
 python -m benchmarks.bench_training --arch ResNet-56
 """
@@ -30,7 +29,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument(
-        "--batch_size", type=int, default=128, help="images of a training step, each in two views"
+        "--batch_size", type=int, default=128, help="images per training step, each in two views"
     )
     parser.add_argument("--bank_batch_size", type=int, default=256)
     parser.add_argument("--accum", type=int, default=1)
@@ -40,10 +39,10 @@ def parse_args(argv=None):
 
 
 def make_trainer(args, strategy, data, use_xla, pure_forward=step.pure_forward):
-    """Returns a Trainer of fine-tuning whose forward pass pure_forward(model, options) makes."""
+    """Returns a fine-tuning Trainer with the forward pass of pure_forward(model, options)."""
     with strategy.scope():
         model = nets.build(args.arch, 10)
-    # A Trainer makes its forward pass itself; all else must be the same for both.
+    # A Trainer builds its forward pass itself, and all else must be equal for both.
     with mock.patch.object(step, "pure_forward", pure_forward):
         return step.Trainer(
             strategy,
@@ -56,7 +55,8 @@ def make_trainer(args, strategy, data, use_xla, pure_forward=step.pure_forward):
 
 def main(args):
     keras.utils.set_random_seed(0)
-    strategy, use_xla = op_utils.make_strategy(), op_utils.use_xla(args.compile)
+    strategy = op_utils.make_strategy()
+    use_xla = op_utils.use_xla(args.compile)
     data = common.random_data(max(args.batch_size, args.bank_batch_size))
     split = data.train
     rng = np.random.default_rng(0)
@@ -76,21 +76,25 @@ def main(args):
     train = common.paired_seconds(*steps, args.runs)
     supernet = Supernet(trainers[0].model)
     flops = supernet.complexity(supernet.whole()).flops
-    mask, weights = tf.constant(supernet.mask(supernet.whole())), supernet.weights()
+    mask = tf.constant(supernet.mask(supernet.whole()))
+    weights = supernet.weights()
     images = tf.constant(split.images[: args.bank_batch_size])
-    masked = tf.function(
-        lambda images: supernet.forward(weights, mask, data.normalise(images)), jit_compile=use_xla
-    )
-    whole = tf.function(
-        lambda images: trainers[1].model.stateless_call(
-            *read_variables(trainers[1].model), data.normalise(images), training=True
-        )[0],
-        jit_compile=use_xla,
-    )
+    keras_model = trainers[1].model
+
+    def masked_forward(images):
+        return supernet.forward(weights, mask, data.normalise(images))
+
+    def keras_forward(images):
+        variables = read_variables(keras_model)
+        return keras_model.stateless_call(*variables, data.normalise(images), training=True)[0]
+
+    masked = tf.function(masked_forward, jit_compile=use_xla)
+    plain = tf.function(keras_forward, jit_compile=use_xla)
     bank = common.paired_seconds(
-        lambda: masked(images).numpy(), lambda: whole(images).numpy(), args.runs
+        lambda: masked(images).numpy(), lambda: plain(images).numpy(), args.runs
     )
-    peak, rows = common.measure_peak(), []
+    peak = common.measure_peak()
+    rows = []
     for name, num_images, factor, (ours, keras_own) in (
         ("training step, two views", NUM_VIEWS * args.batch_size, 3, train),
         ("memory bank, one teacher", args.bank_batch_size, 1, bank),

@@ -1,6 +1,4 @@
-"""Timing that several benchmarks share. Figures of one run are compared with each other, never with
-another run's.
-"""
+"""Timing functions for several benchmarks; compare figures of one run only with each other."""
 
 import math
 import statistics
@@ -15,11 +13,12 @@ from ekg.data.dataset import Dataset, Split
 from ekg.graph import records, registry
 from ekg.searching.settings import SearchSettings
 
-PEAK_SIZE, PEAK_RUNS = 4096, 5
+PEAK_SIZE = 4096  # rows of the matrices whose product is the peak
+PEAK_RUNS = 5
 
 
 def seconds(function, runs=5, warmup=1):
-    """Returns the median seconds of calls of a function, which must wait for its result."""
+    """Returns the median duration of a function in seconds; it must wait for its result."""
     times = []
     for run in range(warmup + runs):
         start = time.perf_counter()
@@ -30,10 +29,10 @@ def seconds(function, runs=5, warmup=1):
 
 
 def paired_seconds(first, second, runs=5, prepare=lambda: None):
-    """Returns the median seconds of two functions that are called in turn, so that a drift of the
-    machine hits both.
+    """Returns the median durations of two functions in seconds.
 
-    `prepare` is called before each of them, untimed.
+    They are called in turns, so that a drift of the machine affects both. `prepare` is called
+    before each call, and is not timed.
     """
     times = [], []
     for run in range(runs + 1):
@@ -46,8 +45,9 @@ def paired_seconds(first, second, runs=5, prepare=lambda: None):
 
 
 def measure_peak(dtype="float32", size=PEAK_SIZE):
-    """Returns floating-point operations a second (two for a multiply-accumulate) of a matrix
-    product in a format.
+    """Returns the floating-point operations per second of a matrix product in a number format.
+
+    A multiply-accumulate counts as two operations.
     """
     matrix = tf.cast(tf.random.stateless_normal((size, size), (0, 0)), dtype)
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
@@ -55,18 +55,16 @@ def measure_peak(dtype="float32", size=PEAK_SIZE):
 
 
 def call_flops(graph):
-    """Returns {tensor number: multiply-accumulates of the call that writes it}, nothing masked."""
+    """Returns {tensor number: multiply-accumulates of the call that computes it}, unmasked."""
     flops = {}
     for call in graph.calls:
-        record, shape = registry.record_of(call.layer), graph.shapes[call.output]
-        weights = [
-            weight
-            for weight in getattr(call.layer, "weights", ())
-            if record and weight.name in record.multiplies
-        ]
-        flops[call.output] = records.spatial_size(shape, len(shape) - 1) * sum(
-            math.prod(weight.shape) for weight in weights
-        )
+        record = registry.record_of(call.layer)
+        shape = graph.shapes[call.output]
+        size = 0  # of the weights that multiply
+        for weight in getattr(call.layer, "weights", ()):
+            if record and weight.name in record.multiplies:
+                size += math.prod(weight.shape)
+        flops[call.output] = records.spatial_size(shape, len(shape) - 1) * size
     return flops
 
 
@@ -76,9 +74,7 @@ def print_table(head, rows):
 
 
 def random_data(count, size=32, classes=10):
-    """Returns a Dataset of noise: `count` images [size, size, 3], which are training and test
-    images at once.
-    """
+    """Returns a Dataset of `count` noise images [size, size, 3] for both training and test."""
     rng = np.random.default_rng(0)
     split = Split(
         rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8),
@@ -88,16 +84,14 @@ def random_data(count, size=32, classes=10):
 
 
 def search_data(path):
-    """Returns CIFAR-10 from a path, or noise of the size of its D_val without one."""
-    return (
-        dataloader.load("CIFAR10", path)
-        if path
-        else random_data(SearchSettings().val_per_class * 10)
-    )
+    """Returns CIFAR-10 from a path; without a path, noise with the size of its D_val."""
+    if path:
+        return dataloader.load("CIFAR10", path)
+    return random_data(SearchSettings().val_per_class * 10)
 
 
 def add_network_flags(parser):
-    """Adds the flags of a CIFAR network and of what search_data() takes."""
+    """Adds flags for a CIFAR network and its data; see search_data()."""
     parser.add_argument("--arch", default="ResNet-56", choices=nets.archs_for((32, 32, 3)))
     parser.add_argument("--trained_param", help="parameter file; without it weights are random")
     parser.add_argument("--data_path", help="CIFAR-10; without it images are random")

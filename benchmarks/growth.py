@@ -1,4 +1,4 @@
-"""How the cost of a search step grows with candidates, images, depth and width.
+"""Measures how the cost of a search step grows with candidates, images, depth and width.
 
 python -m benchmarks.growth --picture growth.png
 """
@@ -18,25 +18,28 @@ from benchmarks import common
 from ekg.data.dataset import Batches, Split
 from ekg.process.memory import MIB, Peak, resident_mib
 from ekg.network.supernet import Supernet
+from ekg.run.arguments import origin
 from ekg.searching.objective import Objective
 
-RUNS, IMAGES, SIZE = 3, 256, 32
-CANDIDATES, IMAGE_COUNTS = (1, 2, 4, 8, 16), (128, 256, 512, 1024)
-ARCHS, WIDTHS = ("ResNet-8", "ResNet-20", "ResNet-32", "ResNet-56"), (32, 64, 128, 256)
-LARGE_SIZE, LARGE_COUNTS = (
-    224,
-    (1000, 8000, 32000),
-)  # images of the search on ImageNet: 32 of each class
+RUNS = 3
+IMAGES = 256
+SIZE = 32
+CANDIDATES = (1, 2, 4, 8, 16)
+IMAGE_COUNTS = (128, 256, 512, 1024)
+ARCHS = ("ResNet-8", "ResNet-20", "ResNet-32", "ResNet-56")
+WIDTHS = (32, 64, 128, 256)
+LARGE_SIZE = 224
+LARGE_COUNTS = (1000, 8000, 32000)  # the last is the search on ImageNet: 32 images per class
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Seconds of what grows along one axis.
+    """Durations as a function of a count.
 
     Attributes:
-        name: what is counted.
-        counts: how many of them, or how much.
-        seconds: of each.
+        name: name of the counted quantity.
+        counts: list of its values.
+        seconds: list of durations.
     """
 
     name: str
@@ -50,15 +53,16 @@ class Curve:
 
 
 def scoring_seconds(model, num_images, num_candidates):
-    """Returns the seconds in which candidates are scored from the input on, with as many images."""
-    supernet, data = Supernet(model), common.random_data(num_images, SIZE)
+    """Returns the seconds for scoring candidates from the input, with this number of images."""
+    supernet = Supernet(model)
+    data = common.random_data(num_images, SIZE)
     objective = Objective(supernet, Batches(data.train, data.normalise, IMAGES), "none")
     whole = supernet.whole()
     return common.seconds(lambda: objective.scores(whole, [(None, whole)] * num_candidates), RUNS)
 
 
 def plain_network(width):
-    """Returns a network of three convolutions of so many channels."""
+    """Returns a network of three convolutions with `width` channels."""
     x = inputs = keras.Input((SIZE, SIZE, 3))
     for _ in range(3):
         x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
@@ -73,7 +77,8 @@ def cost(model):
 
 def measure():
     """Returns a list of the Curves as plain data."""
-    small, wide = nets.build("ResNet-20", 10), [plain_network(width) for width in WIDTHS]
+    small = nets.build("ResNet-20", 10)
+    wide = [plain_network(width) for width in WIDTHS]
     deep = [nets.build(arch, 10) for arch in ARCHS]
     curves = [
         Curve(
@@ -101,27 +106,25 @@ def measure():
 
 
 def search_memory(count):
-    """Returns {"images", "images_mib", "more_mib"}: of so many large images, and the most that
-    their search takes besides.
+    """Measures the memory of a search with `count` large images.
 
-    It is that of scoring a network whose own activations are small, so that it does not hide what
-    grows with the images.
+    The network's own activations are small, so that they do not hide what grows with the images.
+
+    Returns:
+        {"images": count, "images_mib": MiB of the images, "more_mib": MiB besides, at the peak}.
     """
     x = inputs = keras.Input((LARGE_SIZE, LARGE_SIZE, 3))
-    x = keras.layers.ReLU()(
-        keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 8, 8, use_bias=False)(x))
-    )
-    x = keras.layers.ReLU()(
-        keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 4, 4, use_bias=False)(x))
-    )
-    supernet = Supernet(
-        keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
-    )
+    for filters, size in ((4, 8), (8, 4)):
+        x = keras.layers.Conv2D(filters, size, size, use_bias=False)(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    supernet = Supernet(keras.Model(inputs, outputs))
     images = np.zeros((count, LARGE_SIZE, LARGE_SIZE, 3), np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, images.shape[1:]).astype(np.uint8)
     for number, image in enumerate(images):
         image[:] = np.roll(noise, number)
-    data, whole = common.random_data(IMAGES, LARGE_SIZE), supernet.whole()
+    data = common.random_data(IMAGES, LARGE_SIZE)
+    whole = supernet.whole()
     batches = Batches(Split(images, np.arange(count, dtype=np.int32) % 10), data.normalise, IMAGES)
     before = resident_mib()
     with Peak() as peak:
@@ -133,29 +136,27 @@ def search_memory(count):
 
 
 def measure_memory():
-    """Returns a list of what search_memory() returns for each of LARGE_COUNTS, each in a process of
-    its own.
-    """
+    """Returns a list with search_memory() of LARGE_COUNTS, each in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.growth", "--memory_of"]
-    done = [
-        subprocess.run([*command, str(count)], stdout=subprocess.PIPE, text=True, check=True)
-        for count in LARGE_COUNTS
-    ]
-    return [json.loads(one.stdout.splitlines()[-1]) for one in done]
+    results = []
+    for count in LARGE_COUNTS:
+        process = subprocess.run(
+            [*command, str(count)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        results.append(json.loads(process.stdout.splitlines()[-1]))
+    return results
 
 
 def memory_markdown(rows):
-    """Returns the lines of a page about the rows of measure_memory()."""
+    """Returns the lines of a page on the rows of measure_memory()."""
     cells = [
         [f"{row['images']:,}", f"{row['images_mib']:,.0f}", f"{row['more_mib']:,.0f}"]
         for row in rows
     ]
     return [
         f"Memory of a search with images of {LARGE_SIZE}x{LARGE_SIZE} that are held decoded. "
-        f"States of the present "
-        "sub-network are kept while they fit 1 GiB; ImageNet's images are held as long as they "
-        "fit `--image_memory`, "
-        "and else decoded batch by batch.",
+        "States of the present sub-network are kept while they fit 1 GiB; ImageNet's images are "
+        "held as long as they fit `--image_memory`, and else decoded batch by batch.",
         "",
         markdown_table(["images", "MiB of images", "MiB besides"], cells),
         "",
@@ -167,12 +168,13 @@ def draw(curves, path):
     from ekg.report.pictures import plt  # it imports matplotlib
 
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    most = 1.0
+    largest = 1.0
     for curve in (Curve(**values) for values in curves):
-        counts, seconds = (np.array(values) / values[0] for values in (curve.counts, curve.seconds))
+        counts = np.array(curve.counts) / curve.counts[0]
+        seconds = np.array(curve.seconds) / curve.seconds[0]
         axes.plot(counts, seconds, "o-", label=f"{curve.name}, slope {curve.slope:.2f}")
-        most = max(most, counts[-1])
-    axes.plot([1, most], [1, most], "k:", label="as much more time")
+        largest = max(largest, counts[-1])
+    axes.plot([1, largest], [1, largest], "k:", label="as much more time")
     axes.set(xscale="log", yscale="log", xlabel="times as many, or as much", ylabel="times as long")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -180,9 +182,7 @@ def draw(curves, path):
 
 
 def markdown(curves, picture, revision):
-    """Returns the lines of a page about the curves as plain data, which a revision of the code
-    gave.
-    """
+    """Returns the lines of a page on curves, given as plain data, and the revision of the code."""
     rows = [
         [
             curve.name,
@@ -210,7 +210,10 @@ def main(args):
         print(json.dumps(search_memory(args.memory_of)))
         return
     curves = measure()
-    print("\n".join([*markdown(curves, args.picture or ""), *memory_markdown(measure_memory())]))
+    revision = (origin()["revision"] or "unknown")[:7]
+    lines = markdown(curves, args.picture or "", revision)
+    lines += memory_markdown(measure_memory())
+    print("\n".join(lines))
     if args.picture:
         draw(curves, args.picture)
 
@@ -219,7 +222,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Measure how the cost of a search step grows.")
     parser.add_argument("--picture", help="file that the curves are drawn into")
     parser.add_argument(
-        "--memory_of", type=int, help="tell, as JSON, what a search with so many large images takes"
+        "--memory_of", type=int, help="print the memory of a search with so many large images, JSON"
     )
     return parser.parse_args(argv)
 

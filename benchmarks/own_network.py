@@ -1,12 +1,10 @@
-"""A network from Keras' shelf, trained on images that a package ships, pruned by `ekg.prune` as a
-user would.
+"""Prunes a network of keras.applications with `ekg.prune`, as a user would.
 
     python -m benchmarks.own_network --out runs/own
 
-MobileNetV2 of width 0.35 learns scikit-learn's handwritten digits at 96x96 pixels from new weights,
-is pruned to a share of its FLOPs and of its latency in LiteRT, and both networks are written as
-.tflite files. The result is a record for `analyze.py tables`; the same command goes on where it
-stopped.
+MobileNetV2 with width 0.35 is trained from scratch on scikit-learn's handwritten digits at 96x96
+pixels, pruned to a share of its FLOPs and of its latency in LiteRT, and exported as .tflite files
+before and after. The result is a record for `analyze.py tables`; the same command resumes.
 """
 
 from pathlib import Path
@@ -21,11 +19,15 @@ from ekg.io import files
 from ekg.run.arguments import VERSIONS
 from ekg.run.folder import RunFolder
 
-FLAGS = ("flops", "latency", "baseline_epoch", "train_epoch", "seed")  # what the result depends on
-RECIPE = 2  # raised where the baseline is trained in another way
-SIZE, WIDTH, BATCH, LEARNING_RATE = 96, 0.35, 32, 0.05
-MOMENTUM = 0.9  # of moving statistics: with Keras' .999 they are far behind after so few steps
-NETWORK, TRAINED = f"MobileNetV2-{WIDTH}", "trained.keras"
+FLAGS = ("flops", "latency", "baseline_epoch", "train_epoch", "seed")  # on which the result depends
+RECIPE = 2  # version of the baseline training
+SIZE = 96  # pixels
+WIDTH = 0.35
+BATCH = 32
+LEARNING_RATE = 0.05
+MOMENTUM = 0.9  # of moving statistics, which with Keras' .999 would lag behind after so few steps
+NETWORK = f"MobileNetV2-{WIDTH}"
+TRAINED = "trained.keras"
 
 
 def parse_args(argv=None):
@@ -42,15 +44,13 @@ def parse_args(argv=None):
     parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/own"), help="folder of the run and of the record"
+        "--out", type=Path, default=Path("runs/own"), help="folder for the run and the record"
     )
     return parser.parse_args(argv)
 
 
 def load_images():
-    """Returns ((images, labels) for training, the same for validation); float32 images [n, 96, 96,
-    3] in [-1, 1].
-    """
+    """Returns (images, labels) for training and validation, images [n, 96, 96, 3] in [-1, 1]."""
     data = digits.load()
     return tuple(
         (tf.image.resize(split.images, (SIZE, SIZE)).numpy() / 127.5 - 1, split.labels)
@@ -59,13 +59,14 @@ def load_images():
 
 
 def shifted(images, seed):
-    """Returns images that are moved by up to an eighth of their size."""
+    """Returns images shifted by up to an eighth of their size."""
     count = tf.shape(images)[0]
     moves = tf.cast(
         tf.random.stateless_uniform([count, 2], seed, -SIZE // 8, SIZE // 8 + 1, tf.int32),
         tf.float32,
     )
-    ones, zeros = tf.ones([count]), tf.zeros([count])
+    ones = tf.ones([count])
+    zeros = tf.zeros([count])
     transforms = tf.stack(
         [ones, zeros, moves[:, 0], zeros, ones, moves[:, 1], zeros, zeros], axis=1
     )
@@ -80,9 +81,7 @@ def shifted(images, seed):
 
 
 def train_baseline(train, epochs, seed):
-    """Returns MobileNetV2, with logits at its end, trained with Keras' own loop on images that are
-    moved.
-    """
+    """Returns a MobileNetV2 with logits as output, trained by Keras on shifted images."""
     model = keras.applications.MobileNetV2(
         weights=None,
         classes=10,
@@ -145,9 +144,9 @@ def to_record(args, run, phases):
     """Returns the Record of a page.FinishedRun of ekg.prune.
 
     Args:
-        args: of the command line.
+        args: arguments of the command line.
         run: the FinishedRun.
-        phases: {phase before those of the run: what the folder keeps of it}.
+        phases: entries of phases before the run, {phase: its duration and memory}.
     """
     arguments = run.arguments | {
         "arch": NETWORK,

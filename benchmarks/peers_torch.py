@@ -1,13 +1,12 @@
-"""Prunes a ResNet for small images with Torch-Pruning; runs in an environment of its own, which
-benchmarks.peers makes.
+"""Prunes a ResNet for small images with Torch-Pruning, in an environment made by benchmarks.peers.
 
     python peers_torch.py IN.npz OUT.npz --importance l2 --rate 0.45
 
-IN.npz holds the parameters of a network by this project's names, normalised images [number, height,
-width, 3], their labels, and the logits of the first of them; the network that is built of them must
-give the same logits. Channels are ranked over the whole network (global pruning) and removed a few
-at a time, until the FLOPs are at or below the rate; group Taylor takes new gradients before each
-time. OUT.npz holds the parameters that are left.
+IN.npz has the parameters of a network by this project's names, normalised images [n, height, width,
+3], their labels, and the logits of the first images, which the rebuilt network must reproduce.
+Channels are ranked over the whole network (global pruning) and removed a few at a time, until the
+FLOPs are at or below the rate; group Taylor computes new gradients before each step. OUT.npz gets
+the remaining parameters.
 """
 
 import argparse
@@ -18,8 +17,10 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional
 
-EPSILON, STEPS, TAYLOR_IMAGES = 1e-5, 200, 512
-TOLERANCE = 1e-3  # of logits
+EPSILON = 1e-5  # of batch norms
+STEPS = 200
+TAYLOR_IMAGES = 512
+TOLERANCE = 1e-3  # largest difference of logits, as a share of the largest logit
 NORM = {
     "gamma": "weight",
     "beta": "bias",
@@ -29,7 +30,7 @@ NORM = {
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is projected where the width changes."""
+    """Two 3x3 convolutions and a shortcut, with a projection where the width changes."""
 
     def __init__(self, c_in, c_out, strides, has_projection):
         super().__init__()
@@ -44,14 +45,14 @@ class Block(nn.Module):
         self.has_projection = has_projection
 
     def forward(self, x):
-        # The padding "same" of an even size with stride 2 is all at the end.
+        # Keras' padding "same" of an even size with stride 2 is all at the end.
         y = functional.pad(x, (0, 1, 0, 1)) if self.strides > 1 else x
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(y)))))
         return functional.relu(y + (self.bn3(self.conv3(x)) if self.has_projection else x))
 
 
 class ResNet(nn.Module):
-    """A ResNet for small images, of the widths of unpruned parameters."""
+    """A ResNet for small images, with the widths and values of unpruned parameters."""
 
     def __init__(self, params):
         super().__init__()
@@ -102,24 +103,23 @@ class ResNet(nn.Module):
 
 
 def to_torch(name, array):
-    """Returns an array of this project's in PyTorch's order of axes."""
+    """Returns an array of this project with PyTorch's order of axes."""
     if array.ndim == 4 and "kernel" in name:
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     return np.ascontiguousarray(array.T if "kernel" in name else array.reshape(-1))
 
 
 def from_torch(name, array):
-    """Returns an array of PyTorch's in this project's order of axes."""
+    """Returns an array of PyTorch with this project's order of axes."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T if "kernel" in name else array
 
 
 def count_flops(model, image):
-    """Returns the multiply-accumulates of one image; a batch norm counts 2·H·W·C, as in this
-    project.
-    """
-    total, hooks = [0], []
+    """Returns the multiply-accumulates of one image, with 2·H·W·C per batch norm as in ekg."""
+    total = [0]
+    hooks = []
 
     def count(module, inputs, output):
         if isinstance(module, nn.Conv2d):
@@ -140,10 +140,9 @@ def count_flops(model, image):
 
 
 def prune(model, images, labels, importance, rate):
-    """Removes channels from the model until its FLOPs are at or below a share of what they were;
-    returns that share.
-    """
-    image, whole = images[:1], count_flops(model, images[:1])
+    """Removes channels until at most a share `rate` of the FLOPs is left; returns the share."""
+    image = images[:1]
+    whole = count_flops(model, image)
     makers = {
         "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "taylor": tp.importance.GroupTaylorImportance,
@@ -163,9 +162,8 @@ def prune(model, images, labels, importance, rate):
             break
         if importance == "taylor":
             model.zero_grad()
-            functional.cross_entropy(
-                model(images[:TAYLOR_IMAGES]), labels[:TAYLOR_IMAGES]
-            ).backward()
+            logits = model(images[:TAYLOR_IMAGES])
+            functional.cross_entropy(logits, labels[:TAYLOR_IMAGES]).backward()
         pruner.step()
         present = count_flops(model, image) / whole
     if present > rate:
@@ -186,12 +184,12 @@ def main():
     with np.load(args.source, allow_pickle=False) as arrays:
         stored = dict(arrays)
     images = torch.from_numpy(np.ascontiguousarray(stored.pop("images").transpose(0, 3, 1, 2)))
-    labels, logits = torch.from_numpy(stored.pop("labels")).long(), stored.pop("logits")
+    labels = torch.from_numpy(stored.pop("labels")).long()
+    logits = stored.pop("logits")
     model = ResNet(stored).eval()
     with torch.no_grad():
-        difference = (
-            np.abs(model(images[: len(logits)]).numpy() - logits).max() / np.abs(logits).max()
-        )
+        rebuilt_logits = model(images[: len(logits)]).numpy()
+    difference = np.abs(rebuilt_logits - logits).max() / np.abs(logits).max()
     if difference > TOLERANCE:
         raise SystemExit(
             f"error: the logits differ by {difference:.2g} of the greatest from this project's."

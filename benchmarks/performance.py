@@ -41,11 +41,13 @@ START_COMMAND = (
     "--search_step",
     "0.5",
 )
-LONG_SECONDS = 45.0  # what takes longer runs once; all else once before the rounds that count
-NAMES, PAGE, PICTURE = "performance.json", "performance.md", "growth.png"
+LONG_SECONDS = 45.0  # longer phases run once; shorter ones have a warm-up before the rounds
+NAMES = "performance.json"
+PAGE = "performance.md"
+PICTURE = "growth.png"
 HEAD = ("what", "before", "after", "times as fast", "share of peak before", "share of peak after")
-PEAK = "peak"  # the phase that is a matrix product
-# {entry of the record: (title, what it says, head of its tables)}; other programs fill them
+PEAK = "peak"  # the name of the phase that is a matrix product
+# {entry of the record: (title, explanation, head of its tables)}, which other programs fill
 SECTIONS = {
     "agreement": (
         "Searches in other formats",
@@ -78,26 +80,26 @@ def parse_args(argv=None):
     )
     parser.add_argument("--arch", default="ResNet-56")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="times each revision runs each phase, in turn"
+        "--rounds", type=int, default=5, help="rounds per phase, in which the revisions take turns"
     )
     parser.add_argument(
-        "--small_rounds", type=int, default=2, help="times each revision makes a small run, in turn"
+        "--small_rounds", type=int, default=2, help="small runs per revision, in turns"
     )
     parser.add_argument(
         "--growth",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure growth, too; else the page keeps what it has of it",
+        help="also measure growth; otherwise the page keeps its earlier figures",
     )
     parser.add_argument(
-        "--only", help="times the phases alone whose names begin with this, and writes no page"
+        "--only", help="time only the phases whose names begin with this, and write no page"
     )
     parser.add_argument("--out", type=Path, default=HERE / "docs")
     return parser.parse_args(argv)
 
 
 class Revision:
-    """A process that runs phases with the code of a checkout, one when asked."""
+    """A process that runs phases on request, with the code of a checkout."""
 
     def __init__(self, args, checkout):
         command = [sys.executable, str(HERE / "benchmarks" / "phases.py"), "--arch", args.arch]
@@ -118,7 +120,7 @@ class Revision:
         for line in self._process.stdout:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))
-        raise RuntimeError("a revision ended before it answered; what it said stands above.")
+        raise RuntimeError("a revision ended before it answered; its output is above.")
 
     def seconds(self, name):
         """Returns the seconds of a phase."""
@@ -132,48 +134,48 @@ class Revision:
 
 
 def measure_phases(args):
-    """Returns a list of {"name", "work", "count", "unit", "before", "after"}: seconds of every
-    round, the two in turn.
+    """Times all phases of both revisions, which take turns.
+
+    Returns:
+        List of {"name", "work", "count", "unit", "before", "after"}; the last two are lists of
+        seconds.
     """
-    before, after = revisions = [Revision(args, checkout) for checkout in (args.before, HERE)]
-    found = []
-    for name, (work, count, unit) in after.phases.items():
+    revisions = [Revision(args, checkout) for checkout in (args.before, HERE)]
+    phases = []
+    for name, (work, count, unit) in revisions[1].phases.items():
         if name != PEAK and not name.startswith(args.only or ""):
             continue
-        first = [revision.seconds(name) for revision in revisions]
-        more = args.rounds if max(first) < LONG_SECONDS else 0
-        rounds = [[revision.seconds(name) for revision in revisions] for _ in range(more)] or [
-            first
-        ]
-        found.append(
-            {
-                "name": name,
-                "work": work,
-                "count": count,
-                "unit": unit,
-                "before": [first for first, _ in rounds],
-                "after": [second for _, second in rounds],
-            }
-        )
-        print(json.dumps(found[-1]), flush=True)
+        warm_up = [revision.seconds(name) for revision in revisions]
+        if max(warm_up) < LONG_SECONDS and args.rounds:
+            rounds = [
+                [revision.seconds(name) for revision in revisions] for _ in range(args.rounds)
+            ]
+        else:
+            rounds = [warm_up]
+        phase = {
+            "name": name,
+            "work": work,
+            "count": count,
+            "unit": unit,
+            "before": [before for before, _ in rounds],
+            "after": [after for _, after in rounds],
+        }
+        phases.append(phase)
+        print(json.dumps(phase), flush=True)
     for revision in revisions:
         revision.end()
-    return found
+    return phases
 
 
 def small_run(checkout):
     """Returns {part: seconds} of a small run on DIGITS with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
-        command, start = (
-            [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"],
-            time.perf_counter(),
-        )
+        command = [sys.executable, *START_COMMAND, "--train_path", f"{folder}/run"]
+        start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=checkout)
         whole = time.perf_counter() - start
-        phases = {
-            line["phase"]: line["seconds"]
-            for line in files.read_report_lines(Path(folder) / "run" / "phases.jsonl")
-        }
+        lines = files.read_report_lines(Path(folder) / "run" / "phases.jsonl")
+        phases = {line["phase"]: line["seconds"] for line in lines}
     return {
         "whole": whole,
         "report": phases["report"],
@@ -182,70 +184,67 @@ def small_run(checkout):
 
 
 def measure_small_runs(args):
-    """Returns a list like that of measure_phases() of the parts of a small run."""
+    """Times the parts of small runs of both revisions, in the form of measure_phases()."""
     rounds = [
         [small_run(checkout) for checkout in (args.before, HERE)] for _ in range(args.small_rounds)
     ]
+    parts = rounds[0][0] if rounds else ()
     return [
         {
             "name": f"small run on DIGITS: {part}",
             "work": None,
             "count": 0,
             "unit": "s",
-            "before": [first[part] for first, _ in rounds],
-            "after": [second[part] for _, second in rounds],
+            "before": [before[part] for before, _ in rounds],
+            "after": [after[part] for _, after in rounds],
         }
-        for part in (rounds[0][0] if rounds else ())
+        for part in parts
     ]
 
 
 def table(phases):
-    """Returns the rows [what, before, after, times as fast, share of peak before, after] of what
-    measure_phases() found.
+    """Returns the rows of a table with HEAD for the phases of measure_phases().
 
-    "Times as fast" is the median of the ratios of the rounds, in each of which both revisions ran
-    one after the other.
+    "Times as fast" is the median of the ratios within rounds, in which both revisions ran one after
+    the other.
     """
     peak = next(phase for phase in phases if phase["name"] == PEAK)
     rows = []
     for phase in phases:
         if phase is peak:
             continue
-        ratio = statistics.median(
-            first / second for first, second in zip(phase["before"], phase["after"])
-        )
-        cells, shares = [], []
+        pairs = zip(phase["before"], phase["after"])
+        ratio = statistics.median(before / after for before, after in pairs)
+        cells = []
+        shares = []
         for side in ("before", "after"):
             seconds = statistics.median(phase[side])
-            cells.append(
-                f"{phase['count'] / seconds:,.0f} {phase['unit']}"
-                if phase["count"]
-                else f"{seconds:.1f} s"
-            )
-            per_second = peak["work"] / statistics.median(peak[side])
-            shares.append(f"{phase['work'] / seconds / per_second:.2f}" if phase["work"] else "")
+            if phase["count"]:
+                cells.append(f"{phase['count'] / seconds:,.0f} {phase['unit']}")
+            else:
+                cells.append(f"{seconds:.1f} s")
+            peak_rate = peak["work"] / statistics.median(peak[side])
+            shares.append(f"{phase['work'] / seconds / peak_rate:.2f}" if phase["work"] else "")
         rows.append([phase["name"], *cells, f"{ratio:.2f}", *shares])
     return rows
 
 
 def markdown(record):
-    """Returns the page of a record."""
-    now, peak = record["after"], next(phase for phase in record["phases"] if phase["name"] == PEAK)
+    """Returns the page for a record."""
+    now = record["after"]
+    peak = next(phase for phase in record["phases"] if phase["name"] == PEAK)
     gflops = 2 * peak["work"] / statistics.median(peak["after"]) / 1e9
     lines = [
         "# Speed",
         "",
         f"Made by `python -m benchmarks.performance`; every round is in [{NAMES}]({NAMES}). Two "
         f"revisions of the code, {record['before'][:7]} and {(now['revision'] or 'unknown')[:7]}, "
-        f"ran in turn on one "
-        f"machine ({now['machine']['processor']}, {now['cores']} cores). Seconds and rates are "
-        f"medians; "
-        f'"times as fast" is the median of the ratios within '
+        f"ran in turn on one machine ({now['machine']['processor']}, {now['cores']} cores). "
+        'Seconds and rates are medians; "times as fast" is the median of the ratios within '
         f"each round, so that a drift of the machine hits both alike. {record['arch']} on "
-        f"CIFAR-10 in float32. The "
-        f"peak is that of a float32 matrix product, {gflops:.0f} GFLOP/s. A search step counts "
-        f"its multiply-accumulates "
-        "as if nothing were masked; fine-tuning and the bank count those of the cut networks.",
+        f"CIFAR-10 in float32. The peak is that of a float32 matrix product, {gflops:.0f} "
+        "GFLOP/s. A search step counts its multiply-accumulates as if nothing were masked; "
+        "fine-tuning and the bank count those of the cut networks.",
         "",
         markdown_table(HEAD, table(record["phases"])),
         "",
@@ -265,13 +264,13 @@ def markdown(record):
 
 
 def add_rows(folder, section, name, rows):
-    """Puts the table of another program into the page of a folder.
+    """Adds the table of another program to the page in a folder.
 
     Args:
-        folder: pathlib.Path of the page.
+        folder: pathlib.Path of the folder.
         section: one of SECTIONS.
-        name: what stands above the table; one that the page has under this name is replaced.
-        rows: lists of its cells.
+        name: text above the table; an earlier table with the same text is replaced.
+        rows: rows of the table, lists of cells.
 
     Raises:
         EkgError: there is no page of this program.
@@ -282,7 +281,7 @@ def add_rows(folder, section, name, rows):
 
 
 def write_page(folder, record):
-    """Writes the record and its page."""
+    """Writes a record and its page."""
     files.write_json(folder / NAMES, record)
     files.write_whole(folder / PAGE, lambda file: file.write(markdown(record).encode()))
 
@@ -297,8 +296,9 @@ def main(args):
     if args.only:
         print(markdown_table(HEAD, table(measure_phases(args))))
         return
-    former, now = files.read_json(args.out / NAMES) if (args.out / NAMES).exists() else {}, origin()
-    record = former | {
+    now = origin()
+    old_record = files.read_json(args.out / NAMES) if (args.out / NAMES).exists() else {}
+    record = old_record | {
         "arch": args.arch,
         "before": revision.stdout.strip() or "unknown",
         "after": now,

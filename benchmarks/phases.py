@@ -1,10 +1,8 @@
-"""Runs the phases whose names it reads, and says how long each took; of the revision that stands
-first on PYTHONPATH.
+"""Times phases, whose names it reads from stdin, with the revision that is first on PYTHONPATH.
 
-benchmarks/performance.py lets two such processes, one a revision, work in turn. It uses nothing
-that both do not have, so no
-other benchmark. It says first, as JSON, what there is: {name: [multiply-accumulates, what is
-    counted, unit of its rate]}.
+benchmarks/performance.py runs two such processes in turns, one per revision. This program uses only
+names that both revisions have, and no other benchmark. It first prints the available phases as
+JSON, {name: [multiply-accumulates, count, unit of the rate]}.
 """
 
 import argparse
@@ -64,13 +62,13 @@ def parse_args():
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is timed.
+    """A phase that is timed.
 
     Attributes:
-        run: does it once.
-        multiply_accumulates: that it takes.
-        count: of what it makes, or 0.
-        unit: of their rate.
+        run: function that runs it once.
+        multiply_accumulates: number of multiply-accumulates.
+        count: number of items that it processes, or 0.
+        unit: unit of the rate of these items.
     """
 
     run: Callable
@@ -87,9 +85,7 @@ def matrix_product():
 
 
 def call_flops(supernet):
-    """Returns the multiply-accumulates of an image at every position of the program, nothing
-    masked.
-    """
+    """Returns the multiply-accumulates per image of each item of the program, unmasked."""
     flops = []
     for step in supernet.program:
         layer = getattr(step, "layer", None)
@@ -106,7 +102,7 @@ def call_flops(supernet):
 
 
 def search_steps(args, supernet, history, data):
-    """Returns {name: Work} of one search step at each place asked for."""
+    """Returns {name: Work} of search steps at the positions args.steps."""
     split = data.last_of_each_class(SearchSettings().val_per_class, 0).in_memory()
     objective = Objective(
         supernet,
@@ -114,7 +110,8 @@ def search_steps(args, supernet, history, data):
         compute=Compute(dtype=args.precision),
     )
     objective.add_knowledge(supernet.whole())
-    flops, found = call_flops(supernet), {}
+    flops = call_flops(supernet)
+    work_by_name = {}
     for share in args.steps:
         number = round(share * (len(history) - 1))
         present = history[number].subnetwork
@@ -129,18 +126,19 @@ def search_steps(args, supernet, history, data):
             return [group for group, _ in candidates]
 
         tried = step()
-        # Importance goes forward and back to the activations; the knowledge of the winner counts
-        # half a pass.
+        # Importance takes two forward passes: forward, and back to the activations. The knowledge
+        # of the winner takes half a pass.
         work = 2.5 * flops.sum() + sum(flops[supernet.first_use(group) :].sum() for group in tried)
-        found[f"search step {number}, {len(tried)} candidates"] = Work(
+        work_by_name[f"search step {number}, {len(tried)} candidates"] = Work(
             step, float(work * objective.num_images)
         )
-    return found
+    return work_by_name
 
 
 def training_step(args, data, model_of, num_views, loss_fn):
     """Returns the Work of a training step of one batch."""
-    strategy, rng = op_utils.make_strategy(), np.random.default_rng(0)
+    strategy = op_utils.make_strategy()
+    rng = np.random.default_rng(0)
     with strategy.scope():
         model = model_of()
     batch = {
@@ -159,7 +157,8 @@ def training_step(args, data, model_of, num_views, loss_fn):
         weight_decay=5e-4,
         options=StepOptions(1, op_utils.use_xla("auto"), args.precision),
     )
-    supernet, images = Supernet(model), args.batch_size * num_views
+    supernet = Supernet(model)
+    images = args.batch_size * num_views
     return Work(
         lambda: trainer.step(batch, 0.01)["loss"].numpy(),
         3 * supernet.complexity(supernet.whole()).flops * images,
@@ -169,9 +168,7 @@ def training_step(args, data, model_of, num_views, loss_fn):
 
 
 def memory_bank(args, supernet, history, data):
-    """Returns {name: Work} of a bank of some images, and of its networks alone; masked channels do
-    not count.
-    """
+    """Returns {name: Work} of a memory bank and of its networks alone, without masked channels."""
     teachers = [
         history[step] for step in bank.select_teachers([entry.loss for entry in history], TEACHERS)
     ]
@@ -188,10 +185,7 @@ def memory_bank(args, supernet, history, data):
         model = supernet.cut(entry.subnetwork)
         forward = pure_forward(model, ExecutionOptions(args.precision, norms_alone=True))
         function = tf.function(lambda images: forward(*read_variables(model), images, True)[0])
-        for images in (
-            ready[0],
-            ready[-1],
-        ):  # so that the time is without that of making the graphs
+        for images in (ready[0], ready[-1]):  # traces the graphs, which is not to be timed
             function(images)
         return function
 
@@ -218,7 +212,7 @@ def make_work(args):
     params = utils.load_params(args.trained_param)
     supernet = Supernet(nets.from_params(args.arch, params, data.num_classes, args.trained_param))
     history = [HistoryEntry.from_json(line) for line in files.read_json_lines(Path(args.history))]
-    found = history[-1].subnetwork
+    subnetwork = history[-1].subnetwork
     return {
         "peak": matrix_product(),
         **search_steps(args, supernet, history, data),
@@ -228,7 +222,7 @@ def make_work(args):
         "fine-tuning the pruned network, two views": training_step(
             args,
             data,
-            lambda: supernet.cut(found),
+            lambda: supernet.cut(subnetwork),
             NUM_VIEWS,
             losses.fine_tuning(data, "ensemble", TEMPERATURE),
         ),
@@ -240,13 +234,10 @@ def main():
     args = parse_args()
     keras.utils.set_random_seed(0)
     phases = make_work(args)
-    print(
-        "RESULT "
-        + json.dumps(
-            {name: [one.multiply_accumulates, one.count, one.unit] for name, one in phases.items()}
-        ),
-        flush=True,
-    )
+    described = {
+        name: [work.multiply_accumulates, work.count, work.unit] for name, work in phases.items()
+    }
+    print("RESULT " + json.dumps(described), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
         phases[line.strip()].run()

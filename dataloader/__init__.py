@@ -1,4 +1,4 @@
-"""Data sets by name; each is loaded as one kind of object, ekg.data.Dataset."""
+"""Data sets by name; all are loaded as ekg.data.Dataset."""
 
 from dataloader import cifar, digits, ilsvrc
 from ekg.errors import EkgError
@@ -13,20 +13,17 @@ DATASETS = {
 
 
 def names_for(image_shape):
-    """Returns the names of the data sets whose images have this shape, (height, width,
-    channels).
-    """
+    """Returns the names of the data sets with images of this shape, (height, width, channels)."""
     return [name for name, (_, shape) in DATASETS.items() if shape == tuple(image_shape)]
 
 
 def load(dataset, data_path=None, **options):
-    """Returns the Dataset of this name.
+    """Returns the Dataset with this name.
 
     Args:
-        dataset: its name, one of DATASETS.
-        data_path: where its files lie; None takes the data set's own source (download, or what
-            comes with a package).
-        options: further arguments of the data set's own load().
+        dataset: one of DATASETS.
+        data_path: path of its files; None uses the default source, a download or a package.
+        options: further arguments of the data set's load().
 
     Raises:
         EkgError: the name is unknown, or the files are missing or damaged.

@@ -1,6 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the python batches: a folder, the official archive, or Keras'
-download of it.
-"""
+"""CIFAR-10 and CIFAR-100 from the python batches: a folder, the official archive, or a download."""
 
 import dataclasses
 import gzip
@@ -17,16 +15,14 @@ from ekg.data.dataset import Dataset, Split
 from ekg.errors import EkgError
 
 IMAGE_SIZE = 32
-MAX_ARCHIVE_BYTES = 2**29  # CIFAR's are of 180 million bytes
+MAX_ARCHIVE_BYTES = 2**29  # limit for the unpacked archive; CIFAR's have 180 million bytes
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a CIFAR data set comes from and how its images are normalised (statistics in grey
-    levels, RGB order).
-    """
+    """The files of a CIFAR data set, and statistics of its images in grey levels, RGB order."""
 
     num_classes: int
     folder: str
@@ -66,44 +62,42 @@ SOURCES = {
 
 
 def load(name, data_path=None):
-    """Returns the Dataset CIFAR10 or CIFAR100.
+    """Returns CIFAR10 or CIFAR100 as a Dataset.
 
     Args:
         name: one of SOURCES.
-        data_path: folder with the python batches (or with the folder that the archive unpacks to),
-            or the official .tar.gz; None downloads the archive to Keras' cache.
+        data_path: folder with the python batches, or with the unpacked archive, or the official
+            .tar.gz; None downloads the archive to Keras' cache.
 
     Raises:
         EkgError: there is no such path, a batch is missing or damaged, or the download fails.
     """
     source = SOURCES[name]
-    read = _open(source, _download(name, source) if data_path is None else Path(data_path))
+    path = _download(name, source) if data_path is None else Path(data_path)
+    read = _open(source, path)
     parts = [_split(source, *read(batch)) for batch in source.train]
     train = Split(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
-    return Dataset(
-        name, source.num_classes, train, _split(source, *read(source.test)), source.mean, source.std
-    )
+    test = _split(source, *read(source.test))
+    return Dataset(name, source.num_classes, train, test, source.mean, source.std)
 
 
 def _download(name, source):
     try:
-        return Path(
-            keras.utils.get_file(Path(source.url).name, source.url, file_hash=source.sha256)
-        )
-    except Exception as error:  # Keras raises a bare Exception where the network fails
+        file_name = Path(source.url).name
+        return Path(keras.utils.get_file(file_name, source.url, file_hash=source.sha256))
+    except Exception as error:  # Keras raises a bare Exception if the network fails
         reason = " ".join(str(error).split())
         raise EkgError(
             f"`dataset` {name}: the download failed ({reason[:200]}); get {source.url} on another "
-            f"machine "
-            "and name it with `data_path`."
+            "machine and name it with `data_path`."
         ) from None
 
 
 def _open(source, path):
-    """Returns a function from a batch's name to (what to call it in errors, its bytes)."""
+    """Returns a function from the name of a batch to (its name in error messages, its bytes)."""
     try:
         if path.is_dir():
             folder = path / source.folder if (path / source.folder).is_dir() else path
@@ -113,17 +107,15 @@ def _open(source, path):
             if missing:
                 raise EkgError(
                     f"`data_path` {path}: {', '.join(missing)} not found there; it must hold the "
-                    f"python "
-                    f"batches of {Path(source.url).name}."
+                    f"python batches of {Path(source.url).name}."
                 )
             return lambda batch: (folder / batch, (folder / batch).read_bytes())
         if not path.is_file():
             raise EkgError(
                 f"`data_path` {path}: no such folder or file; name the folder with the python "
-                f"batches, "
-                f"or {Path(source.url).name}."
+                f"batches, or {Path(source.url).name}."
             )
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # a name that is too long, a folder without permission
         raise EkgError(f"`data_path` {path}: cannot be read ({error.strerror}).") from None
     files = _read_archive(path)
 
@@ -139,31 +131,26 @@ def _open(source, path):
 
 
 def _read_archive(path):
-    """Returns {name: bytes} of the files in a .tar.gz, checksum verified; nothing is unpacked to
-    disk.
-    """
+    """Returns {name: bytes} of the files in a .tar.gz, after verifying its checksum, in memory."""
     try:
         with gzip.open(path) as file:
-            content = io.BytesIO(
-                file.read(MAX_ARCHIVE_BYTES + 1)
-            )  # to the end, where the checksum is
+            # Reads to the end, where the checksum is.
+            content = io.BytesIO(file.read(MAX_ARCHIVE_BYTES + 1))
         if content.getbuffer().nbytes > MAX_ARCHIVE_BYTES:
             raise EkgError(
                 f"`data_path` {path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, so it is "
-                f"not "
-                "CIFAR's archive; get it again."
+                "not CIFAR's archive; get it again."
             )
         with tarfile.open(fileobj=content) as archive:
             entries = [entry for entry in archive if entry.isfile()]
             sparse = [entry.name for entry in entries if entry.issparse()]
-            if sparse:  # its few bytes may stand for any number
+            if sparse:  # a few bytes may unpack to any number
                 raise EkgError(
                     f"`data_path` {path}: its file {sparse[0]!r} is sparse, so it is not CIFAR's "
-                    f"archive; get it "
-                    "again."
+                    "archive; get it again."
                 )
             return {entry.name: archive.extractfile(entry).read() for entry in entries}
-    except EkgError:  # a ValueError, too
+    except EkgError:  # it is a ValueError, which is caught below
         raise
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise EkgError(
@@ -172,23 +159,21 @@ def _read_archive(path):
 
 
 def _split(source, name, data):
+    """Returns the Split in a pickled batch, after checking its images and labels."""
     batch = utils.parse_pickle(data, name, encoding="bytes")
-    batch = batch if isinstance(batch, dict) else {}
-    images, labels = batch.get(b"data"), batch.get(source.label_key)
-    if (
-        not isinstance(images, np.ndarray)
-        or images.ndim != 2
-        or images.shape[1] != IMAGE_BYTES
-        or (images.dtype != np.uint8 or not len(images))
-    ):
+    if not isinstance(batch, dict):
+        batch = {}
+    images = batch.get(b"data")
+    labels = batch.get(source.label_key)
+    is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    if not is_bytes or images.shape[1:] != (IMAGE_BYTES,) or not len(images):
         raise EkgError(
             f"{name}: not a CIFAR batch: its data must be uint8 [number, {IMAGE_BYTES}], number > "
-            f"0."
+            "0."
         )
-    if (
-        not isinstance(labels, list)
-        or len(labels) != len(images)
-        or not all(type(label) is int and 0 <= label < source.num_classes for label in labels)
+    has_labels = isinstance(labels, list) and len(labels) == len(images)
+    if not has_labels or not all(
+        type(label) is int and 0 <= label < source.num_classes for label in labels
     ):
         raise EkgError(
             f"{name}: {source.label_key.decode()} must be {len(images)} numbers from 0 to "

@@ -1,5 +1,4 @@
-"""Handwritten digits that come with scikit-learn (1 797 real images of 8x8): a data set that needs
-no download.
+"""The 1 797 handwritten digits (8x8 pixels) of scikit-learn: a data set without download.
 
 E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998.
@@ -12,17 +11,16 @@ from ekg.errors import EkgError
 
 IMAGE_SIZE = 32
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
-MAX_INTENSITY = 16  # of the 8x8 originals
-TEST_EVERY = 5
+MAX_INTENSITY = 16  # white in the originals
+TEST_EVERY = 5  # every fifth image is a test image
 
 
 def load(name="DIGITS", data_path=None):
-    """Returns the digits, enlarged to 32x32 and repeated over three channels; every fifth image is
-    a test image.
+    """Returns the digits as a Dataset, enlarged to 32x32 and repeated over three channels.
 
     Args:
-        name: what to call the data set.
-        data_path: must be None, as the images come with scikit-learn.
+        name: name of the data set.
+        data_path: must be None, since the images are part of scikit-learn.
 
     Raises:
         EkgError: data_path is given, or scikit-learn is missing.
@@ -30,7 +28,7 @@ def load(name="DIGITS", data_path=None):
     if data_path is not None:
         raise EkgError(
             f"`data_path` {data_path}: `dataset` {name} comes with scikit-learn; leave "
-            f"`data_path` out."
+            "`data_path` out."
         )
     try:
         from sklearn import datasets
@@ -43,15 +41,15 @@ def load(name="DIGITS", data_path=None):
     images = np.repeat(np.rint(images).astype(np.uint8)[..., None], 3, axis=-1)
     labels = digits.target.astype(np.int32)
     is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
-    train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    mean, std = float(train.images.mean()), float(train.images.std())
-    return Dataset(
-        name, len(digits.target_names), train, test, (mean,) * 3, (std,) * 3, flips=False
-    )
+    train = Split(images[~is_test], labels[~is_test])
+    test = Split(images[is_test], labels[is_test])
+    mean = (float(train.images.mean()),) * 3
+    std = (float(train.images.std()),) * 3
+    return Dataset(name, len(digits.target_names), train, test, mean, std, flips=False)
 
 
 def _enlarge(images):
-    """Returns [number, 32, 32] images, bilinear between pixel centres."""
+    """Enlarges images to [n, 32, 32] by bilinear interpolation between pixel centres."""
     size = images.shape[1]
     position = np.clip((np.arange(IMAGE_SIZE) + 0.5) * size / IMAGE_SIZE - 0.5, 0, size - 1)
     low = np.minimum(position.astype(int), size - 2)

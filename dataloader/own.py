@@ -1,6 +1,4 @@
-"""A user's own images: a folder with one subfolder a class, an .npz of arrays, or a data set of
-TensorFlow Datasets.
-"""
+"""A user's own images: a folder with one subfolder per class, an .npz file, or a TFDS data set."""
 
 import collections
 import functools
@@ -22,7 +20,7 @@ from ekg.process.memory import MIB, machine_memory_mib
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-OTHER_ENDINGS = (
+OTHER_ENDINGS = (  # images that TensorFlow cannot read
     ".avif",
     ".heic",
     ".heif",
@@ -31,25 +29,25 @@ OTHER_ENDINGS = (
     ".jxl",
     ".tif",
     ".tiff",
-)  # TensorFlow cannot read these
-MOST_FILE_BYTES = 2**28  # of an image file
+)
+MOST_FILE_BYTES = 2**28  # size limit for an image file
 TFDS = "tfds:"
 THREADS = 16
 
 
 def load(path, image_shape, rescale=None, split="train", name="data_path"):
-    """Returns (examples that ekg.prune takes, names of the classes or None).
+    """Returns (data for ekg.prune, names of the classes or None).
 
     Args:
         path: folder, .npz file with the arrays x and y, or tfds:NAME.
-        image_shape: (height, width, channels) that the network takes; images in files are resized
-            to it.
-        rescale: (low, high) that grey levels of 0 to 255 become; None leaves them as they are.
-        split: of a data set of TensorFlow Datasets.
-        name: the argument's name, for errors.
+        image_shape: (height, width, channels) of the network's input, to which images in files are
+            resized.
+        rescale: (low, high), the values for grey levels 0 and 255; None keeps grey levels.
+        split: name of the split of a TFDS data set.
+        name: name of the argument, for error messages.
 
     Raises:
-        EkgError: nothing of the kind is there.
+        EkgError: the path does not hold such data.
     """
     if str(path).startswith(TFDS):
         return _load_tfds(str(path)[len(TFDS) :], split, image_shape, rescale), None
@@ -58,7 +56,7 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
         return _load_folder(path, image_shape, rescale, name)
     if path.suffix != ".npz":
         raise EkgError(
-            f"`{name}` {path}: no such folder with one subfolder a class, no .npz file, and not "
+            f"`{name}` {path}: no such folder with one subfolder per class, no .npz file, and not "
             f"{TFDS}NAME."
         )
     if not path.is_file():
@@ -70,12 +68,12 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
             if missing:
                 raise EkgError(
                     f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and "
-                    f"y, labels."
+                    "y, labels."
                 )
             images, labels = arrays["x"], arrays["y"]
     except EkgError:
         raise
-    except Exception as error:  # whatever NumPy and zipfile raise of a damaged file
+    except Exception as error:  # NumPy and zipfile may raise anything for a damaged file
         raise EkgError(f"`{name}` {path}: cannot be read ({first_line(error)}).") from None
     return (_rescaled(images, rescale), labels), None
 
@@ -92,9 +90,7 @@ def _check_unpacked(path, name):
 
 
 def _rescaled(images, rescale):
-    """Returns images whose grey levels of 0 to 255 go from low to high, float32; as they are for
-    None.
-    """
+    """Maps grey levels 0 to 255 to the range `rescale`, float32; None returns the images as is."""
     if rescale is None:
         return images
     low, high = rescale
@@ -108,54 +104,53 @@ def _load_folder(path, image_shape, rescale, name):
     if None in image_shape[:2]:
         raise EkgError(
             f"`{name}` {path}: the network leaves the size of its images open; say which with "
-            f"`image_size`."
+            "`image_size`."
         )
     classes = sorted(
         entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
-    files, labels, others = [], [], collections.Counter()
+    files = []
+    labels = []
+    unreadable = collections.Counter()
     for label, class_name in enumerate(classes):
-        there = [file for file in (path / class_name).rglob("*") if not file.is_dir()]
-        found = sorted(str(file) for file in there if file.suffix.lower() in ENDINGS)
-        others.update(file.suffix.lower() for file in there if file.suffix.lower() in OTHER_ENDINGS)
-        if not found:
+        class_files = [file for file in (path / class_name).rglob("*") if not file.is_dir()]
+        images = sorted(str(file) for file in class_files if file.suffix.lower() in ENDINGS)
+        endings = [file.suffix.lower() for file in class_files]
+        unreadable.update(ending for ending in endings if ending in OTHER_ENDINGS)
+        if not images:
             raise EkgError(
                 f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove "
-                f"the folder, or "
-                "fill it."
+                "the folder, or fill it."
             )
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     if len(classes) < 2:
         raise EkgError(
             f"`{name}` {path}: holds {len(classes)} subfolders; it needs one for each class, at "
-            f"least two."
+            "least two."
         )
-    if others:
+    if unreadable:
         logger.warning(
             "`%s` %s: %d images are left out, as TensorFlow cannot read them (%s); save them as "
-            "PNG "
-            "or JPEG.",
+            "PNG or JPEG.",
             name,
             path,
-            others.total(),
-            ", ".join(f"{number} {ending}" for ending, number in sorted(others.items())),
+            unreadable.total(),
+            ", ".join(f"{count} {ending}" for ending, count in sorted(unreadable.items())),
         )
     read = functools.partial(_read_files, files, tuple(image_shape), rescale)
     return Data(np.array(labels, np.int32), read), classes
 
 
 def _read_files(files, image_shape, rescale, indices):
-    """Returns images of files, resized and rescaled, float32 [number, height, width, channels]."""
+    """Reads images, resized and rescaled, as float32 [n, height, width, channels]."""
     with futures.ThreadPoolExecutor(min(THREADS, max(len(indices), 1))) as pool:
         images = list(pool.map(lambda index: _read_file(files[index], image_shape), indices))
     return _rescaled(np.stack(images), rescale)
 
 
 def _read_file(file, image_shape):
-    """Returns the image in a file, turned as its camera was held, and resized: float32 [height,
-    width, channels].
-    """
+    """Reads an image, turned upright and resized, as float32 [height, width, channels]."""
     height, width, channels = image_shape
     data = _read_bytes(file)
     problem = problem_of(data)
@@ -164,33 +159,34 @@ def _read_file(file, image_shape):
     try:
         with tf.device("CPU"):
             image = _decode(data, channels or 3)
-            held = orientation(data)
-            image = image if held == 1 else upright(image.numpy(), held)
+            exif_orientation = orientation(data)
+            if exif_orientation != 1:
+                image = upright(image.numpy(), exif_orientation)
             return tf.image.resize(image, (height, width)).numpy()
     except tf.errors.OpError as error:
         raise EkgError(
             f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or "
-            f"remove it."
+            "remove it."
         ) from None
 
 
 def _decode(data, channels):
-    """Returns the pixels of an image file's bytes, uint8 [height, width, channels]."""
+    """Decodes the contents of an image file to uint8 [height, width, channels]."""
     if not is_webp(data):
         return tf.io.decode_image(data, channels=channels, expand_animations=False)
     image = tf.io.decode_webp(data)
-    image = image[0] if len(image.shape) == 4 else image  # of an animation the first picture
+    if len(image.shape) == 4:  # an animation, of which the first picture is taken
+        image = image[0]
     if channels == 4:
-        return (
-            image
-            if image.shape[-1] == 4
-            else tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
-        )
-    return tf.image.rgb_to_grayscale(image[..., :3]) if channels == 1 else image[..., :3]
+        if image.shape[-1] == 4:
+            return image
+        return tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
+    image = image[..., :3]
+    return tf.image.rgb_to_grayscale(image) if channels == 1 else image
 
 
 def _read_bytes(file):
-    """Returns the bytes of an image file; pipes and devices, which may never end, are not read."""
+    """Returns the contents of an image file; refuses pipes and devices, which may never end."""
     try:
         state = os.stat(file)
         if not stat.S_ISREG(state.st_mode):
@@ -223,7 +219,7 @@ def _load_tfds(name, split, image_shape, rescale):
         dataset = tensorflow_datasets.load(
             name, split=split, as_supervised=True, shuffle_files=False
         )
-    except Exception as error:  # whatever that package raises
+    except Exception as error:  # the package may raise anything
         raise EkgError(f"{TFDS}{name}: cannot be loaded ({first_line(error)}).") from None
 
     def fit(image, label):

@@ -1,8 +1,7 @@
-"""Photographs in files, which are decoded while the network runs: evaluation views, random views,
-splits, data set.
+"""Photographs in files, decoded while the network runs: views, splits and the data set.
 
-Whatever a batch holds is keyed by (seed, epoch, example index): decoding is parallel, and its order
-and its crops are the same in every run.
+All contents of a batch are keyed by (seed, epoch, example index), so order and crops are the same
+in every run although decoding is parallel.
 """
 
 import dataclasses
@@ -20,58 +19,62 @@ from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)
 
-SIZE, SHORTER_SIDE = 224, 256
+SIZE = 224  # pixels
+SHORTER_SIDE = 256  # pixels of the shorter side in evaluation, before the crop
 IMAGE_SHAPE = (SIZE, SIZE, 3)
-CROP_SCALE, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
+CROP_SCALE = (0.08, 1.0)  # share of the area
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+CROP_ATTEMPTS = 10
 PREFETCH = 2  # batches that are decoded ahead
-MAX_EPOCHS = 2**20  # so that a seed and an epoch make one key
-MAX_VIEWS, MAX_PHASES = 2**40, 2**20  # so that a view and a phase do
+# A key is two int64 numbers: one combines seed and epoch, the other phase and view.
+MAX_EPOCHS = 2**20
+MAX_VIEWS = 2**40
+MAX_PHASES = 2**20
 
 
 # ---------------------------------------------------------------- from bytes to pixels
 
 
 def checked(contents):
-    """Returns the bytes of an image file, a scalar string tensor, if their header declares no more
-    than MOST_PIXELS.
+    """Returns the contents of an image file after checking the size that its header declares.
 
-    An image of a few kilobytes may declare gigabytes, which a decoder would fill; a thin one would
-    take them once its shorter side is scaled to SHORTER_SIDE. Nothing is decoded here.
+    A file of a few kilobytes may declare gigabytes, which a decoder would allocate. A thin image
+    would take them once its shorter side is scaled to SHORTER_SIDE. Nothing is decoded here.
+
+    Args:
+        contents: contents of the file, scalar string tensor.
 
     Raises:
-        tf.errors.InvalidArgumentError: it declares more.
+        tf.errors.InvalidArgumentError: the image has too many pixels.
     """
     if tf.io.is_jpeg(contents):
         size = tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.float64)
     else:
         size = tf.numpy_function(_size_of, [contents], tf.float64)
-    height, width = tf.unstack(
-        tf.ensure_shape(size, [2])
-    )  # float64: the product of two large integers would overflow
-    longer, shorter = tf.maximum(height, width), tf.minimum(height, width)
-    is_small = (height * width <= MOST_PIXELS) & (
-        longer * SHORTER_SIDE**2 <= MOST_SCALED_PIXELS * shorter
-    )
+    # float64, as the product of two large integers would overflow
+    height, width = tf.unstack(tf.ensure_shape(size, [2]))
+    longer = tf.maximum(height, width)
+    shorter = tf.minimum(height, width)
+    is_small = height * width <= MOST_PIXELS
+    is_small &= longer * SHORTER_SIDE**2 <= MOST_SCALED_PIXELS * shorter
     with tf.control_dependencies([tf.debugging.Assert(is_small, [height, width])]):
         return tf.identity(contents)
 
 
 def _size_of(contents):
-    contents = np.asarray(
-        contents, object
-    ).item()  # of bytes, or of an array of them where there is no graph
-    return np.array(
-        declared_size(contents) or (0, 0), np.float64
-    )  # what tells no size is the decoder's to refuse
+    """Returns the declared (height, width), float64; zeros if unknown, which the decoder judges."""
+    contents = np.asarray(contents, object).item()  # bytes, or an array of them in eager mode
+    return np.array(declared_size(contents) or (0, 0), np.float64)
 
 
 def evaluation_view(contents):
-    """Returns the middle of an image as uint8 [SIZE, SIZE, 3]: shorter side to 256 (bicubic,
-    antialiased), centre 224.
+    """Returns the centre of an image as uint8 [SIZE, SIZE, 3].
+
+    The shorter side is scaled to SHORTER_SIDE (bicubic, antialiased) before the crop.
 
     Args:
-        contents: scalar string tensor, the bytes of a JPEG (grey-scale and CMYK too), PNG, GIF or
-            BMP file.
+        contents: contents of a JPEG (also grey-scale and CMYK), PNG, GIF or BMP file, scalar string
+            tensor.
     """
     image = tf.io.decode_image(checked(contents), channels=3, expand_animations=False)
     size = tf.shape(image)[:2]
@@ -82,14 +85,14 @@ def evaluation_view(contents):
 
 
 def random_view(contents, key):
-    """Returns a random resized crop as uint8 [SIZE, SIZE, 3]; of a JPEG only the crop is decoded.
+    """Returns a random resized crop as uint8 [SIZE, SIZE, 3]; only the crop of a JPEG is decoded.
 
-    The crop has 8 to 100 % of the area and sides of a ratio from 3/4 to 4/3, as TensorFlow's
-    stateless_sample_distorted_bounding_box draws them; it is resized bilinearly.
+    The crop has 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3. It is drawn by
+    TensorFlow's stateless_sample_distorted_bounding_box and resized bilinearly.
 
     Args:
-        contents: see evaluation_view.
-        key: int64 [2], of the draw.
+        contents: contents of an image file; see evaluation_view.
+        key: key of the draw, int64 [2].
     """
     contents = checked(contents)
     if tf.io.is_jpeg(contents):
@@ -103,25 +106,23 @@ def random_view(contents, key):
 
 
 def view_key(seed, epoch, number, phase=0):
-    """Returns the key of a view, int64 [2]; no two (seed, epoch, number of the view) of a phase
-    share one.
+    """Returns the key of a view, int64 [2], which is unique for (seed, epoch, number) in a phase.
 
     Args:
-        seed: of the training.
-        epoch: its epoch.
-        number: of the view, among those of all images.
-        phase: a number that is the training's own.
+        seed: random seed of the training.
+        epoch: number of the epoch.
+        number: number of the view, among the views of all images.
+        phase: number that identifies the training phase.
     """
     if epoch >= MAX_EPOCHS:
         raise EkgError(f"`epoch` must be below {MAX_EPOCHS}; received {epoch}.")
     offset = phase % MAX_PHASES * MAX_VIEWS
-    return tf.stack(
-        [tf.constant(seed * MAX_EPOCHS + epoch, tf.int64), tf.cast(number, tf.int64) + offset]
-    )
+    epoch_key = tf.constant(seed * MAX_EPOCHS + epoch, tf.int64)
+    return tf.stack([epoch_key, tf.cast(number, tf.int64) + offset])
 
 
 def sample_window(shape, key):
-    """Returns a window (top, left, height, width), int32 [4], in an image of this shape."""
+    """Draws a window (top, left, height, width), int32 [4], in an image of this shape."""
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -137,9 +138,7 @@ def sample_window(shape, key):
 
 def _to_uint8(image):
     image = tf.ensure_shape(image, IMAGE_SHAPE)
-    return tf.cast(
-        tf.clip_by_value(image + 0.5, 0.0, 255.0), tf.uint8
-    )  # a cast cuts off what is behind the point
+    return tf.cast(tf.clip_by_value(image + 0.5, 0.0, 255.0), tf.uint8)  # a cast rounds down
 
 
 # ---------------------------------------------------------------- splits and data set
@@ -150,9 +149,9 @@ class FileSplit:
     """Labelled images in files.
 
     Attributes:
-        files: paths, bytes [number]; a subclass may number them.
-        labels: int32 [number].
-        memory_budget: bytes that in_memory() may take.
+        files: paths, bytes [n]; subclasses may use numbers instead.
+        labels: class numbers, int32 [n].
+        memory_budget: bytes of memory that in_memory() may use.
     """
 
     files: np.ndarray
@@ -166,43 +165,43 @@ class FileSplit:
         return len(self.labels)
 
     def read(self, indices):
-        """Returns the evaluation views of the images with these indices, uint8 [len(indices), SIZE,
-        SIZE, 3].
-        """
+        """Returns the evaluation views of images, uint8 [len(indices), SIZE, SIZE, 3]."""
         return next(self.stream([indices]))
 
     def stream(self, batches):
-        """Yields the evaluation views of each array of indices in `batches`, uint8 [len(indices),
-        SIZE, SIZE, 3].
-        """
+        """Yields the evaluation views of each array of indices in `batches`; see read()."""
         return self._stream(batches, lambda contents, _: evaluation_view(contents))
 
     def stream_views(self, batches, num_views, key):
-        """Yields random views of each array of indices, uint8 [len(indices), num_views, SIZE, SIZE,
-        3].
+        """Yields random views of each array of indices, uint8 [n, num_views, SIZE, SIZE, 3].
 
-        All views of an image are made from one read of its file.
+        The file of an image is read once for all its views.
+
+        Args:
+            batches: list of index arrays.
+            num_views: number of views per image.
+            key: (seed, epoch) or (seed, epoch, phase).
         """
+        seed, epoch, *phase = key
 
         def views(contents, index):
-            return tf.stack(
-                [
-                    random_view(contents, view_key(*key[:2], index * num_views + number, *key[2:]))
-                    for number in range(num_views)
-                ]
-            )
+            keys = [
+                view_key(seed, epoch, index * num_views + number, *phase)
+                for number in range(num_views)
+            ]
+            return tf.stack([random_view(contents, view) for view in keys])
 
         return self._stream(batches, views)
 
     def take(self, indices):
-        """Returns the FileSplit of the examples with these indices, in their order."""
+        """Returns the FileSplit of the examples with these indices, in the order of the indices."""
         return dataclasses.replace(self, files=self.files[indices], labels=self.labels[indices])
 
     def in_memory(self):
         """Returns a Split of the evaluation views if they fit the budget, else this split."""
         if len(self) * math.prod(IMAGE_SHAPE) > self.memory_budget:
             logger.info(
-                "%d images do not fit %.1f GiB: they are decoded again every time",
+                "%d images do not fit into %.1f GiB: they are decoded again every time",
                 len(self),
                 self.memory_budget / 2**30,
             )
@@ -217,15 +216,14 @@ class FileSplit:
         """Returns the sorted indices of the files that cannot be decoded; every file is read once.
 
         Args:
-            progress: progress bar that gets update(number of images).
+            progress: progress bar whose update() gets the number of images.
         """
         read = self._make_reader()
 
         def decode(index):
-            # The size is asked for so that the decoding is not optimised away.
-            return index, tf.size(
-                tf.io.decode_image(checked(read(index)), channels=3, expand_animations=False)
-            )
+            contents = checked(read(index))
+            image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+            return index, tf.size(image)  # without its size the decoding would be optimised away
 
         is_good = np.zeros(len(self), bool)
         examples = (
@@ -240,22 +238,23 @@ class FileSplit:
         return np.flatnonzero(~is_good)
 
     def name(self, index):
-        """Returns what to call an image in a message."""
+        """Returns the name of an image for messages."""
         return os.fsdecode(self.files[index])
 
     def _make_reader(self):
-        """Returns a function of a graph from an index to the bytes of the image."""
+        """Returns a function, for graphs, from an index to the contents of the image's file."""
         files = tf.constant(self.files)
         return lambda index: tf.io.read_file(tf.gather(files, index))
 
     def _stream(self, batches, view):
-        # A thread of its own reads: the caller's may be bound to a device that cannot decode.
+        # In a thread of its own: the caller's may be bound to a device that cannot decode.
         return prefetched(self._decode(list(batches), view), depth=1)
 
     def _decode(self, batches, view):
         if not batches:
             return
-        sizes, contents = [len(indices) for indices in batches], self._make_reader()
+        sizes = [len(indices) for indices in batches]
+        contents = self._make_reader()
         examples = tf.data.Dataset.from_tensor_slices(np.concatenate(batches).astype(np.int64))
 
         def read(index):
@@ -272,9 +271,8 @@ class FileSplit:
                 self._name_damaged(indices)
                 raise EkgError(
                     f"{self.name(indices[0])}, or one of the {len(indices) - 1} images read with "
-                    f"it, "
-                    f"could not be read for a moment ({reason_of(error)}); the same command goes "
-                    f"on."
+                    f"it, could not be read for a moment ({reason_of(error)}); start the same "
+                    "command again to resume."
                 ) from None
 
     def _name_damaged(self, indices):
@@ -289,15 +287,13 @@ class FileSplit:
             except tf.errors.OpError as error:
                 raise EkgError(
                     f"{self.name(index)}: cannot be read as an image "
-                    f"({reason or reason_of(error)}); put a good "
-                    "copy there, or give `skip_bad_images` to go on without such files."
+                    f"({reason or reason_of(error)}); put a good copy there, or set "
+                    "`skip_bad_images` to leave such files out."
                 ) from None
 
 
 class PhotographDataset(Dataset):
-    """A data set whose splits are FileSplits: views are cropped while they are decoded, the rest is
-    done in the step.
-    """
+    """A data set of FileSplits, whose views are cropped while decoding instead of in the step."""
 
     image_shape = IMAGE_SHAPE
 

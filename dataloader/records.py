@@ -1,7 +1,7 @@
-"""Photographs in records that tensorflow-datasets prepared, read at random by its own reader.
+"""Photographs in records of tensorflow-datasets, read in any order by its own reader.
 
-Needs the package tensorflow-datasets, and records in the array_record format, which can be read in
-any order.
+It needs the package tensorflow-datasets, and records in the array_record format, which allows
+random access.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ from ekg.errors import EkgError
 from ekg.process.progress import progress_bar
 
 INFO_FILE = "dataset_info.json"
-TRAIN, TEST = "train", "validation"
+TRAIN = "train"
+TEST = "validation"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RecordSplit(photographs.FileSplit):
-    """Labelled images in records; `files` are record numbers, int64 [number].
+    """Labelled images in records; `files` are record numbers, int64 [n].
 
     Attributes:
-        source: sequence of {"image": bytes of the file, "label": class number}.
-        place: what to call the source in a message.
+        source: sequence of {"image": contents of the file, "label": class number}.
+        place: name of the source in messages.
     """
 
     source: Any
@@ -49,17 +50,17 @@ class RecordSplit(photographs.FileSplit):
 
 
 def is_prepared(folder):
-    """Returns whether tensorflow-datasets prepared the folder."""
+    """Returns whether a folder was prepared by tensorflow-datasets."""
     return (folder / INFO_FILE).is_file()
 
 
 def load(folder, memory_budget):
-    """Returns (names of the classes, [training RecordSplit class by class, test RecordSplit]).
+    """Returns (names of the classes, [training RecordSplit, test RecordSplit]), sorted by class.
 
     Every record is read once for its label.
 
     Raises:
-        EkgError: tensorflow-datasets is missing, or the records cannot be read in any order.
+        EkgError: tensorflow-datasets is missing, or the records do not allow random access.
     """
     try:
         import tensorflow_datasets as tfds
@@ -75,12 +76,11 @@ def load(folder, memory_budget):
             builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
             for split in (TRAIN, TEST)
         ]
-    except Exception as error:  # the package raises many kinds
+    except Exception as error:  # the package may raise anything
         reason = " ".join(str(error).split())[:160]
         raise EkgError(
             f"`data_path` {folder}: cannot be read as records of images with labels, in the "
-            f"array_record "
-            f"format, with the splits {TRAIN} and {TEST} ({reason})."
+            f"array_record format, with the splits {TRAIN} and {TEST} ({reason})."
         ) from None
     splits = []
     for split, source in zip((TRAIN, TEST), sources):

@@ -1,4 +1,4 @@
-"""Networks by name: build an unpruned one, or the one whose widths a parameter file tells."""
+"""Networks by name: builds unpruned networks, and pruned ones from their parameter files."""
 
 import utils
 from ekg.errors import EkgError
@@ -10,9 +10,7 @@ ARCHS = {arch: module for module in (resnet, mobilenet_v2) for arch in module.SP
 
 
 def archs_for(image_shape):
-    """Returns the names of the networks that take images of this shape, (height, width,
-    channels).
-    """
+    """Returns the names of the networks for images of this shape, (height, width, channels)."""
     return [
         arch
         for arch, module in ARCHS.items()
@@ -21,8 +19,11 @@ def archs_for(image_shape):
 
 
 def build(arch, num_classes):
-    """Returns an unpruned network: keras.Model from normalised images to logits [batch,
-    num_classes].
+    """Returns an unpruned network, a keras.Model from normalised images to logits.
+
+    Args:
+        arch: one of ARCHS.
+        num_classes: number of logits.
 
     Raises:
         EkgError: arch is not one of ARCHS.
@@ -31,40 +32,43 @@ def build(arch, num_classes):
 
 
 def from_params(arch, params, num_classes, source="parameters"):
-    """Returns the network, pruned or not, whose widths the shapes of its parameters tell, with
-    these parameters.
+    """Returns a network with these parameters, pruned or not; their shapes give its widths.
 
     Args:
         arch: one of ARCHS.
-        params: {name: array}, as utils.load_params gives.
+        params: {name: array} from utils.load_params.
         num_classes: number of logits.
-        source: what to call the parameters in an error, say the file's name.
+        source: name of the parameters in error messages, such as the file's name.
 
     Raises:
-        EkgError: arch is unknown; or entries are missing, surplus or of the wrong shape: all are
-            named at once.
+        EkgError: arch is unknown; or entries are missing, surplus or of the wrong shape, and the
+            message lists all of them.
     """
     module = _lookup(arch)
-    widths, problems = {}, []
-    for name, most in module.conv_widths(arch).items():
+    widths = {}
+    problems = []
+    for name, full_width in module.conv_widths(arch).items():
+        widths[name] = full_width
         entry = _entry(name)
-        shape = params[entry].shape if entry in params else None
-        widths[name] = (
-            shape[-1] if shape is not None and len(shape) == 4 and 0 < shape[-1] <= most else most
-        )
-        if shape is not None and (len(shape) != 4 or shape[-1] != widths[name]):
+        if entry not in params:
+            continue
+        shape = params[entry].shape
+        # A network may not be wider than the unpruned one, however large the file's arrays are.
+        if len(shape) == 4 and 0 < shape[-1] <= full_width:
+            widths[name] = shape[-1]
+        else:
             problems.append(
-                f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out] with 1 to {most} "
-                f"filters"
+                f"{entry} has shape {shape}, expected [kh, kw, c_in, c_out] with 1 to "
+                f"{full_width} filters"
             )
     for names in module.streams(arch):
+        first = names[0]
         problems += [
-            f"{_entry(name)} has {widths[name]} filters, but is added to {widths[names[0]]} of "
-            f"{_entry(names[0])}"
+            f"{_entry(name)} has {widths[name]} filters, but is added to {widths[first]} of "
+            f"{_entry(first)}"
             for name in names
-            if widths[name] != widths[names[0]]
+            if widths[name] != widths[first]
         ]
-    # No larger than the unpruned network, whatever the file declares.
     model = module.build(arch, num_classes, widths if not problems else None)
     if problems:
         problems += utils.find_mismatches(model, params, compare_shapes=False)
@@ -74,10 +78,10 @@ def from_params(arch, params, num_classes, source="parameters"):
 
 
 def num_classes_of(params, source="parameters"):
-    """Returns how many logits the network of some parameters, {name: array}, has.
+    """Returns the number of logits of the network with these parameters, {name: array}.
 
     Raises:
-        EkgError: there is no entry of the last layer.
+        EkgError: there is no entry for the last layer.
     """
     if "fc/biases:0" not in params:
         raise EkgError(

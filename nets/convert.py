@@ -1,9 +1,9 @@
-"""Turns torchvision-style weights of an ImageNet ResNet into a parameter file.
+"""Converts torchvision-style weights of an ImageNet ResNet to a parameter file.
 
     python -m nets.convert resnet50.pth resnet50.pkl --arch ResNet-50
 
-Reads a PyTorch state dict (.pth, .pt: tensors only, no code is run) or .safetensors. PyTorch or
-safetensors must be installed for it; nothing else in this project needs them.
+Reads a PyTorch state dict (.pth or .pt; tensors only, without running code) or .safetensors, and
+needs PyTorch or safetensors for it; nothing else in this project does.
 """
 
 import re
@@ -17,7 +17,7 @@ import utils
 from ekg.errors import EkgError, first_line
 from nets import resnet
 
-# Where training code keeps the network inside its checkpoint, and what it puts before each name.
+# Entries in which training programs store the network, and prefixes that they add to its names
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = re.compile(r"^((module|model|encoder|backbone|online_encoder|net)\.)+")
 NORM_ENTRIES = {
@@ -27,7 +27,7 @@ NORM_ENTRIES = {
     "running_var": "moving_variance",
 }
 BFLOAT16 = ml_dtypes.bfloat16
-_DTYPES = {
+_DTYPES = {  # dtype in a .safetensors file -> NumPy dtype
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -38,15 +38,13 @@ _DTYPES = {
     "I8": "i1",
     "U8": "u1",
     "BOOL": "?",
-}  # by the names of .safetensors
-COUNTER = (
-    "num_batches_tracked"  # torchvision's batch norms count their batches; nothing here needs it
-)
+}
+COUNTER = "num_batches_tracked"  # entry of torchvision's batch norms that is not needed here
 
 
 def parse_args(argv=None):
-    """Returns the checked arguments."""
-    parser = utils.Parser(description="Turn torchvision-style weights into a parameter file.")
+    """Parses and checks the command line."""
+    parser = utils.Parser(description="Convert torchvision-style weights to a parameter file.")
     parser.add_argument(
         "source", type=Path, metavar="FILE", help=".pth or .pt state dict, or .safetensors"
     )
@@ -57,37 +55,35 @@ def parse_args(argv=None):
 
 
 def read_weights(path):
-    """Returns {name: float32 array} of a PyTorch state dict or a .safetensors file.
+    """Returns the {name: float32 array} in a PyTorch state dict or a .safetensors file.
 
     Raises:
-        EkgError: the file or the package that reads it is missing, or it holds no dict of tensors
-            of plain real numbers.
+        EkgError: the file, or the package that reads it, is missing; or the file does not hold a
+            dict of dense tensors of real numbers.
     """
     if not path.is_file():
         raise EkgError(f"{path}: no such file.")
     try:
-        read, to_array = (_safetensors if path.suffix == ".safetensors" else _pytorch)()
+        read, to_array = _safetensors() if path.suffix == ".safetensors" else _pytorch()
     except ImportError as error:
         raise EkgError(f"{path}: to read it, install {error.name} with pip.") from None
     try:
         weights = read(path)
-    except (
-        Exception
-    ) as error:  # either package raises many kinds for a file that is damaged or holds code
+    except Exception as error:  # both packages raise many types for damaged files and for code
         raise EkgError(f"{path}: cannot be read as weights ({first_line(error)[:200]}).") from None
     arrays = {}
     for name, value in _unwrapped(weights, path).items():
-        plain = PREFIXES.sub("", str(name))
-        if plain in arrays:
+        short_name = PREFIXES.sub("", str(name))
+        if short_name in arrays:
             raise EkgError(
-                f"{path}: holds {plain!r} twice, under names with different prefixes; leave one "
-                f"out."
+                f"{path}: holds {short_name!r} twice, under names with different prefixes; leave "
+                "one out."
             )
         try:
-            arrays[plain] = to_array(value)
+            arrays[short_name] = to_array(value)
         except EkgError as error:
             raise EkgError(f"{path}: {str(name)[:80]!r} {error}") from None
-        except Exception as error:  # whatever the package cannot turn into numbers
+        except Exception as error:  # the package cannot convert the tensor
             raise EkgError(
                 f"{path}: {str(name)[:80]!r} cannot be read ({first_line(error)[:120]})."
             ) from None
@@ -95,26 +91,21 @@ def read_weights(path):
 
 
 def _unwrapped(weights, path):
-    """Returns the dict of tensors that training code wrapped in others; one that holds itself is
-    gone through once.
-    """
-    seen = set()
+    """Returns the dict of tensors inside the dicts that training programs wrap around it."""
+    seen = set()  # a dict may contain itself
     while isinstance(weights, dict) and id(weights) not in seen:
         seen.add(id(weights))
-        weights = next(
-            (weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict)), weights
-        )
-    if not isinstance(weights, dict) or not all(
-        hasattr(value, "shape") for value in weights.values()
-    ):
+        inner = [weights[name] for name in WRAPPERS if isinstance(weights.get(name), dict)]
+        if inner:
+            weights = inner[0]
+    is_dict = isinstance(weights, dict)
+    if not is_dict or not all(hasattr(value, "shape") for value in weights.values()):
         raise EkgError(f"{path}: holds no dict from names to tensors.")
     return weights
 
 
 def _pytorch():
-    """Returns (function of a path to what torch.save() wrote, function of a tensor to a float32
-    array).
-    """
+    """Returns (function that reads a file of torch.save(), function from a tensor to float32)."""
     import torch
 
     def to_array(value):
@@ -126,9 +117,9 @@ def _pytorch():
             "is sparse": value.layout != torch.strided or value.is_nested,
             "is complex": value.is_complex(),
         }
-        found = [kind for kind, is_so in kinds.items() if is_so]
-        if found:
-            raise EkgError(f"{found[0]}; save the weights as dense tensors of real numbers.")
+        problems = [problem for problem, is_so in kinds.items() if is_so]
+        if problems:
+            raise EkgError(f"{problems[0]}; save the weights as dense tensors of real numbers.")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise EkgError(
                 f"declares {value.numel():,} numbers and holds fewer; save a copy of it."
@@ -139,9 +130,7 @@ def _pytorch():
 
 
 def _safetensors():
-    """Returns (function of a path to {name: array} of a .safetensors file, function of an array to
-    a float32 array).
-    """
+    """Returns (function that reads a .safetensors file, function from an array to float32)."""
     from safetensors import deserialize
 
     def read(path):
@@ -154,7 +143,7 @@ def _safetensors():
 
 
 def _plain(array):
-    if array.dtype.kind not in "biufV" or array.dtype.kind == "V" and array.dtype != BFLOAT16:
+    if array.dtype.kind not in "biuf" and array.dtype != BFLOAT16:
         raise EkgError(
             f"is of type {array.dtype}; save the weights as dense tensors of real numbers."
         )
@@ -162,14 +151,13 @@ def _plain(array):
 
 
 def sources(arch):
-    """Returns {torchvision's layer: this project's layer} of convolutions, batch norms and the
-    classifier.
-    """
+    """Returns {torchvision's layer: this project's layer} for all layers with weights."""
     spec = resnet.SPECS[arch]
     names = {"conv1": "conv", "bn1": "bn", "fc": "fc"}
     first = 0 if spec.is_bottleneck else 1
     for stage, block, strides, has_projection in spec.stages():
-        theirs, ours = f"layer{stage + 1}.{block}", f"BasicBlock{stage}.{block}"
+        theirs = f"layer{stage + 1}.{block}"
+        ours = f"BasicBlock{stage}.{block}"
         for i in range(len(spec.block_convs(strides))):
             names |= {
                 f"{theirs}.conv{i + 1}": f"{ours}/conv{first + i}",
@@ -184,7 +172,7 @@ def sources(arch):
 
 
 def convert(arch, weights, source="weights"):
-    """Returns the {name: array} of a parameter file; every entry of `weights` is used exactly once.
+    """Returns the {name: array} for a parameter file, and uses every entry of `weights` once.
 
     Kernels [c_out, c_in, kh, kw] become [kh, kw, c_in, c_out]; the classifier's [classes, c_in]
     becomes [c_in, classes].
@@ -192,51 +180,52 @@ def convert(arch, weights, source="weights"):
     Args:
         arch: "ResNet-18", "ResNet-34" or "ResNet-50".
         weights: {torchvision's name: array}.
-        source: what to call the weights in an error.
+        source: name of the weights in error messages.
 
     Raises:
-        EkgError: entries are missing, surplus or misshapen; all of them are named at once.
+        EkgError: entries are missing, surplus or misshapen; the message lists all of them.
     """
-    params, problems, left = {}, [], dict(weights)
+    params = {}
+    problems = []
+    remaining = dict(weights)
 
-    def take(theirs, ours, rank, layout):
-        if theirs not in left:
+    def take(theirs, ours, rank, to_layout):
+        if theirs not in remaining:
             problems.append(f"missing {theirs}")
-        elif left[theirs].ndim != rank:
-            problems.append(
-                f"{theirs} has shape {left.pop(theirs).shape} where {rank} axes are expected"
-            )
+            return
+        array = remaining.pop(theirs)
+        if array.ndim == rank:
+            params[ours] = to_layout(array)
         else:
-            params[ours] = layout(left.pop(theirs))
+            problems.append(f"{theirs} has shape {array.shape} where {rank} axes are expected")
 
     for theirs, ours in sources(arch).items():
         if theirs == "fc":
             take("fc.weight", "fc/kernel:0", 2, np.transpose)
             take("fc.bias", "fc/biases:0", 1, lambda bias: bias.reshape(1, -1))
         elif re.search(r"conv\d$|downsample\.0$", theirs):
-            take(
-                f"{theirs}.weight",
-                f"{ours}/kernel:0",
-                4,
-                lambda kernel: np.moveaxis(kernel, (0, 1), (-1, -2)),
-            )
+            take(f"{theirs}.weight", f"{ours}/kernel:0", 4, _keras_kernel)
         else:
             for entry, name in NORM_ENTRIES.items():
-                take(
-                    f"{theirs}.{entry}",
-                    f"{ours}/{name}:0",
-                    1,
-                    lambda array: array.reshape(1, 1, 1, -1),
-                )
-            left.pop(f"{theirs}.{COUNTER}", None)
-    problems += [f"surplus {name}" for name in left]
+                take(f"{theirs}.{entry}", f"{ours}/{name}:0", 1, _norm_array)
+            remaining.pop(f"{theirs}.{COUNTER}", None)
+    problems += [f"surplus {name}" for name in remaining]
     if problems:
         raise EkgError(utils.mismatch(source, arch, problems))
     return params
 
 
+def _keras_kernel(kernel):
+    """Returns a kernel [c_out, c_in, kh, kw] as [kh, kw, c_in, c_out]."""
+    return np.moveaxis(kernel, (0, 1), (-1, -2))
+
+
+def _norm_array(array):
+    return array.reshape(1, 1, 1, -1)
+
+
 def main(args):
-    """Converts the file and returns the path of the parameter file."""
+    """Converts a file and returns the path of the parameter file."""
     params = convert(args.arch, read_weights(args.source), args.source)
     model = nets.from_params(args.arch, params, params["fc/biases:0"].size, args.source)
     if not args.target.parent.is_dir():

@@ -1,9 +1,9 @@
-"""MobileNet-v2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks") for
-images of 32x32.
+"""MobileNet-v2 for images of 32x32 pixels.
 
-A plain Keras functional model of standard layers. The stem and the first two stages that halve an
-ImageNet image keep the size here, so an image is halved twice. A pruned network is the same network
-with other widths; a depthwise convolution has the width of the convolution before it.
+Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks". A plain Keras
+functional model of standard layers. The stem and the first two stages that downsample ImageNet
+images have stride 1 here, so images are downsampled only twice. A pruned network is the same
+network with smaller widths; a depthwise convolution has the width of the convolution before it.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from keras import layers
 
 from nets.resnet import BN_EPSILON, BN_MOMENTUM
 
-STEM_FILTERS, HEAD_FILTERS = 32, 1280
+STEM_FILTERS = 32
+HEAD_FILTERS = 1280
 # (expansion, filters, blocks, stride of the first block) of each stage
 STAGES = (
     (1, 16, 1, 1),
@@ -28,7 +29,11 @@ STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """image_shape: (height, width, channels)."""
+    """Properties of a MobileNet-v2.
+
+    Attributes:
+        image_shape: (height, width, channels).
+    """
 
     image_shape: tuple[int, int, int]
 
@@ -37,26 +42,19 @@ SPECS = {"MobileNet-v2": Spec((32, 32, 3))}
 
 
 def _blocks():
-    """Yields (name, filters of the expansion or None, filters at the end, stride, whether it has a
-    shortcut).
-    """
+    """Yields (name, expanded filters or None, output filters, stride, has a shortcut) per block."""
     channels = STEM_FILTERS
-    for stage, (expansion, filters, blocks, strides) in enumerate(STAGES):
+    for stage, (expansion, filters, blocks, stage_strides) in enumerate(STAGES):
         for block in range(blocks):
+            name = f"InvertedResidual{stage}.{block}"
             expanded = expansion * channels if expansion > 1 else None
-            yield (
-                f"InvertedResidual{stage}.{block}",
-                expanded,
-                filters,
-                strides if block == 0 else 1,
-                block > 0,
-            )
+            strides = stage_strides if block == 0 else 1
+            yield name, expanded, filters, strides, block > 0
             channels = filters
 
 
 def conv_widths(arch):
-    """Returns {convolution name: number of filters} of the unpruned network, depthwise ones left
-    out.
+    """Returns {convolution: number of filters} of the unpruned network, without depthwise ones.
 
     Args:
         arch: name in SPECS.
@@ -70,9 +68,7 @@ def conv_widths(arch):
 
 
 def streams(arch):
-    """Returns lists of the convolutions that are added into one residual stream and so must have
-    one width.
-    """
+    """Returns lists of convolutions that are added to the same stream and so have equal widths."""
     by_stage = {}
     for name, *_ in _blocks():
         by_stage.setdefault(name.split(".")[0], []).append(f"{name}-conv2")
@@ -80,13 +76,14 @@ def streams(arch):
 
 
 def build(arch, num_classes, widths=None):
-    """Returns a MobileNet-v2: keras.Model from normalised images [batch, 32, 32, 3] to logits
-    [batch, num_classes].
+    """Returns a MobileNet-v2, a keras.Model from normalised images to logits.
+
+    Its input is [batch, 32, 32, 3], its output [batch, num_classes].
 
     Args:
         arch: name in SPECS.
         num_classes: number of logits.
-        widths: {convolution name: filters} of a pruned network; None builds the unpruned one.
+        widths: {convolution: number of filters} of a pruned network; None builds the unpruned one.
 
     Raises:
         ValueError: arch is unknown, or widths does not name exactly the network's convolutions.
@@ -97,8 +94,8 @@ def build(arch, num_classes, widths=None):
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
         raise ValueError(
-            f"widths must name the convolutions of {arch}; "
-            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+            f"widths must name the convolutions of {arch}; missing or surplus: "
+            f"{sorted(set(widths) ^ set(expected))}."
         )
     inputs = keras.Input(SPECS[arch].image_shape, name="images")
     x = _conv(inputs, "conv", widths["conv"], 3)
@@ -131,10 +128,13 @@ def _conv(x, name, filters, size, is_linear=False):
 
 
 def _norm(x, conv, is_linear=False):
-    """Batch norm and ReLU6 behind a convolution; its name has "bn" for "conv"."""
-    name = "bn".join(conv.rsplit("conv", 1))
-    x = layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=name)(x)
-    return x if is_linear else layers.ReLU(6.0, name="relu".join(conv.rsplit("conv", 1)))(x)
+    """Applies batch norm and ReLU6, whose names have "bn" and "relu" instead of "conv"."""
+    before, after = conv.rsplit("conv", 1)
+    norm = layers.BatchNormalization(
+        momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=f"{before}bn{after}"
+    )
+    x = norm(x)
+    return x if is_linear else layers.ReLU(6.0, name=f"{before}relu{after}")(x)
 
 
 def _initializer():

@@ -1,10 +1,10 @@
-"""Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition"), for small
-images and for ImageNet.
+"""Residual networks for small images and for ImageNet.
 
-Plain Keras functional models: nothing here knows that a network may be pruned. A pruned network is
-the same network with other widths, so the builder takes a width for every convolution. The ImageNet
-networks are torchvision's v1.5 (a bottleneck's stride is on its 3x3 convolution) with symmetric
-padding, so that torchvision's weights give torchvision's logits.
+He et al. 2016, "Deep Residual Learning for Image Recognition". Plain Keras functional models that
+know nothing of pruning: a pruned network is the same network with smaller widths, so the builder
+takes a width for every convolution. The ImageNet networks are v1.5, as in torchvision: the stride
+of a bottleneck is on its 3x3 convolution, and padding is symmetric, so that torchvision's weights
+give the same logits.
 """
 
 import dataclasses
@@ -14,20 +14,21 @@ from keras import layers
 
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
-EXPANSION = 4  # filters at a bottleneck's end divided by those of its 3x3 convolution
+EXPANSION = 4  # output filters of a bottleneck, divided by those of its 3x3 convolution
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What tells one ResNet from another.
+    """Properties of a ResNet.
 
     Attributes:
         image_shape: (height, width, channels).
         blocks: number of blocks of each stage.
-        filters: of the 3x3 convolutions of each stage; the stem has those of the first.
-        is_bottleneck: whether a block is 1x1, 3x3, 1x1, else 3x3, 3x3.
-        is_large: whether the stem is 7x7 with stride 2 and max-pooling and padding is symmetric,
-            else 3x3 and "same".
+        filters: number of filters of the 3x3 convolutions of each stage; the stem has as many as
+            the first stage.
+        is_bottleneck: whether a block is 1x1, 3x3, 1x1; otherwise it is 3x3, 3x3.
+        is_large: whether it is for ImageNet: a 7x7 stem with stride 2 and max pooling, and
+            symmetric padding; otherwise a 3x3 stem and "same" padding.
     """
 
     image_shape: tuple[int, int, int]
@@ -37,18 +38,12 @@ class Spec:
     is_large: bool
 
     def stages(self):
-        """Yields (stage, block, stride of the block, whether its shortcut is a projection) in
-        network order.
-        """
+        """Yields (stage, block, stride, has a projection shortcut) per block, in network order."""
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 is_first = block == 0
-                yield (
-                    stage,
-                    block,
-                    2 if stage and is_first else 1,
-                    is_first and (stage > 0 or self.is_bottleneck),
-                )
+                strides = 2 if stage and is_first else 1
+                yield stage, block, strides, is_first and (stage > 0 or self.is_bottleneck)
 
     def block_convs(self, strides):
         """Returns [(name, kernel size, strides)] of the convolutions on a block's main branch."""
@@ -69,7 +64,7 @@ SPECS = {
 
 
 def conv_widths(arch):
-    """Returns {convolution name: number of filters} of the unpruned network, in network order.
+    """Returns {convolution: number of filters} of the unpruned network, in network order.
 
     Args:
         arch: name in SPECS.
@@ -77,20 +72,17 @@ def conv_widths(arch):
     spec = SPECS[arch]
     widths = {"conv": spec.filters[0]}
     for stage, block, strides, has_projection in spec.stages():
-        end = spec.filters[stage] * (EXPANSION if spec.is_bottleneck else 1)
+        inner = spec.filters[stage]
+        outer = inner * (EXPANSION if spec.is_bottleneck else 1)
         for name, _, _ in spec.block_convs(strides):
-            widths[f"BasicBlock{stage}.{block}-{name}"] = (
-                end if name == "conv2" else spec.filters[stage]
-            )
+            widths[f"BasicBlock{stage}.{block}-{name}"] = outer if name == "conv2" else inner
         if has_projection:
-            widths[f"BasicBlock{stage}.{block}-conv3"] = end
+            widths[f"BasicBlock{stage}.{block}-conv3"] = outer
     return widths
 
 
 def streams(arch):
-    """Returns lists of the convolutions that are added into one residual stream and so must have
-    one width.
-    """
+    """Returns lists of convolutions that are added to the same stream and so have equal widths."""
     spec = SPECS[arch]
     by_stage = [[] for _ in spec.blocks]
     if not spec.is_bottleneck:
@@ -102,34 +94,35 @@ def streams(arch):
 
 
 def build(arch, num_classes, widths=None):
-    """Returns a ResNet: keras.Model from normalised images [batch, height, width, 3] to logits
-    [batch, num_classes].
+    """Returns a ResNet, a keras.Model from normalised images to logits.
+
+    Its input is [batch, height, width, 3], its output [batch, num_classes].
 
     Args:
         arch: name in SPECS.
         num_classes: number of logits.
-        widths: {convolution name: filters} of a pruned network; None builds the unpruned one.
-            Convolutions that are added into one residual stream must have the same width.
+        widths: {convolution: number of filters} of a pruned network; None builds the unpruned one.
+            Convolutions that are added to the same residual stream must have the same width.
 
     Raises:
         ValueError: arch is unknown, or widths does not name exactly the network's convolutions.
     """
     if arch not in SPECS:
         raise ValueError(f"arch must be one of {list(SPECS)}; received arch={arch!r}.")
-    spec, expected = SPECS[arch], conv_widths(arch)
+    spec = SPECS[arch]
+    expected = conv_widths(arch)
     widths = expected if widths is None else widths
     if set(widths) != set(expected):
         raise ValueError(
-            f"widths must name the convolutions of {arch}; "
-            f"missing or surplus: {sorted(set(widths) ^ set(expected))}."
+            f"widths must name the convolutions of {arch}; missing or surplus: "
+            f"{sorted(set(widths) ^ set(expected))}."
         )
     inputs = keras.Input(spec.image_shape, name="images")
     x = _conv(inputs, "conv", widths, spec, 7 if spec.is_large else 3, 2 if spec.is_large else 1)
     x = layers.ReLU(name="relu")(_batch_norm(x, "bn"))
     if spec.is_large:
-        x = layers.ZeroPadding2D(1, name="pool0-pad")(
-            x
-        )  # behind a ReLU zeros are as good as minus infinity
+        # After a ReLU, padding with zeros gives the same maxima as padding with minus infinity.
+        x = layers.ZeroPadding2D(1, name="pool0-pad")(x)
         x = layers.MaxPooling2D(3, 2, name="pool0")(x)
     for stage, block, strides, has_projection in spec.stages():
         x = _block(x, f"BasicBlock{stage}.{block}", widths, spec, strides, has_projection)
@@ -139,15 +132,13 @@ def build(arch, num_classes, widths=None):
 
 
 def _block(x, prefix, widths, spec, strides, has_projection):
-    """A main branch of convolutions and a shortcut; the branch's last gamma starts at 0, so the
-    block as its shortcut.
-    """
+    """Applies a residual block; its last gamma starts at 0, so the block starts as the identity."""
     shortcut = x
     convs = spec.block_convs(strides)
-    for name, kernel_size, own_strides in convs:
+    for name, kernel_size, conv_strides in convs:
         is_last = name == convs[-1][0]
         number = name.removeprefix("conv")
-        x = _conv(x, f"{prefix}-{name}", widths, spec, kernel_size, own_strides)
+        x = _conv(x, f"{prefix}-{name}", widths, spec, kernel_size, conv_strides)
         x = _batch_norm(x, f"{prefix}-bn{number}", gamma="zeros" if is_last else "ones")
         if not is_last:
             x = layers.ReLU(name=f"{prefix}-relu{number}")(x)
@@ -161,8 +152,9 @@ def _block(x, prefix, widths, spec, strides, has_projection):
 def _conv(x, name, widths, spec, kernel_size, strides):
     padding = "same"
     if spec.is_large and strides > 1 and kernel_size > 1:
-        # "same" would pad an even image with stride 2 more at its end than at its beginning
-        x, padding = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}-pad")(x), "valid"
+        # "same" with stride 2 pads even sizes more at the end than at the beginning.
+        x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}-pad")(x)
+        padding = "valid"
     conv = layers.Conv2D(
         widths[name],
         kernel_size,

@@ -10,9 +10,7 @@ import pytest
 from tests.helpers import runs
 from tests.programs import full_disk, stress_resume
 
-EXPECTED = (
-    r"cannot be written \([^;{}]*\); see to it, and start the same command again\.$|make room"
-)
+EXPECTED = r"cannot be written \([^;{}]*\); fix that, and start the same command again\.$|make room"
 PHASES = ("subset", "search", "slim", "bank", "fine-tune", "report")
 
 

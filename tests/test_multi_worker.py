@@ -120,13 +120,13 @@ def test_two_workers_stopped_twice_end_like_one_process_with_two_devices(tmp_pat
     for code, output in runs.finish(*workers):
         assert (
             code == 138
-            and "stopped by SIGUSR1; the same command goes on" in output
+            and "stopped by SIGUSR1; the same command resumes" in output
             and "Traceback" not in output
         ), output
 
     workers = runs.finish(*start_workers(arguments, job=SMALL_JOB))
     assert [code for code, _ in workers] == [0, 0], workers
-    message = re.search(r"fine-tune: goes on after epoch 0, step (\d+)", workers[0][1])
+    message = re.search(r"fine-tune: resumes after epoch 0, step (\d+)", workers[0][1])
     assert message and int(message.group(1)) % loop.AGREEMENT_STEPS == 0, workers
     assert "| fine-tuned |" in workers[0][1] and "| fine-tuned |" not in workers[1][1]
     check_same_end(one, two)

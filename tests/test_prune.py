@@ -189,7 +189,7 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, ca
     said = capsys.readouterr().err
     assert (
         error.value.code == 2
-        and r"r\udcffn is no UTF-8 text; rename what it names" in said
+        and r"r\udcffn is not valid UTF-8; rename the file" in said
         and said.count("\n") == 1
     )
     for action in (
@@ -197,7 +197,7 @@ def test_names_that_are_not_utf8_are_refused_before_the_work(place, tmp_path, ca
         lambda: RunFolder(path).locked().__enter__(),
     ):
         with pytest.raises(
-            EkgError, match=r"r.udcffn: its name is no UTF-8 text; name another folder"
+            EkgError, match=r"r.udcffn: its name is not valid UTF-8; choose another folder"
         ) as error:
             action()
         str(error.value).encode()
@@ -221,7 +221,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(place):
         runs.start("prune.py", "--model", place / "my.keras", "--data_path", "/nowhere")
     )
     assert code == 2 and runs.error_line(output) == (
-        "error: --data_path /nowhere: no such folder with one subfolder a class, no .npz file, "
+        "error: --data_path /nowhere: no such folder with one subfolder per class, no .npz file, "
         "and not tfds:NAME."
     )
 

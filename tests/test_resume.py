@@ -79,11 +79,11 @@ def test_a_signal_ends_the_training_with_a_checkpoint(params, undisturbed, tmp_p
         os.kill(process.pid, number)
         ((exit_code, output),) = runs.finish(process, timeout=60)
         assert (
-            exit_code == code and f"stopped by {number.name}; the same command goes on" in output
+            exit_code == code and f"stopped by {number.name}; the same command resumes" in output
         ), output
         assert "Traceback" not in output
     code, output = stress_resume.run_to_event(params, folder)
-    assert code == 0 and "fine-tune: goes on after epoch" in output, output
+    assert code == 0 and "fine-tune: resumes after epoch" in output, output
     assert stress_resume.end_of(folder) == stress_resume.end_of(undisturbed)
 
 

@@ -162,8 +162,7 @@ def test_arguments_that_an_error_names_get_their_flags():
         (
             tf.errors.ResourceExhaustedError(None, None, "OOM"),
             2,
-            "error: out of memory; lower the size of the batches, or "
-            "raise --accum where there is one.",
+            "error: out of memory; lower the batch size, or raise --accum if the script has it.",
         ),
         (FloatingPointError("loss became non-finite."), 1, "error: loss became non-finite."),
     ],
@@ -201,7 +200,7 @@ def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, handlers, number,
         utils.run_script(main, lambda: argparse.Namespace(overwrite=True))
     assert codes == [code] and len(steps) == 3
     assert (
-        f"stopped by {number.name}; the same command without --overwrite goes on"
+        f"stopped by {number.name}; the same command without --overwrite resumes"
         in capsys.readouterr().err
     )
 
@@ -408,7 +407,8 @@ def test_streams_that_are_closed_or_full_change_no_exit_code(redirection):
 
 def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
     program = (
-        "import os, sys; sys.path.insert(0, os.getcwd()); import utils; from ekg import progress;"
+        "import os, sys; sys.path.insert(0, os.getcwd()); import utils;"
+        "from ekg.process import progress;"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno(), flush=True);"
         "progress._Lines().write('a line'); print('nothing', file=sys.stderr); os.write(2, "
         "b'nothing')"

@@ -1,4 +1,4 @@
-"""Data: what a data set must be, the forms that users bring it in, views and batches."""
+"""Data sets: splits and batches, the forms in which users supply data, and augmented views."""
 
 from ekg.data.dataset import Dataset, Split
 

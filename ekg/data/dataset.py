@@ -1,6 +1,4 @@
-"""What a data set must be: labelled images, how they become a network's input, and the batches they
-are read in.
-"""
+"""Data sets: labelled images, how they become a network's input, and the batches of training."""
 
 import collections
 import dataclasses
@@ -16,7 +14,7 @@ from ekg.errors import EkgError
 from ekg.tasks.kinds import Classification, Task
 from ekg.tasks.labels import check_labels
 
-NUM_VIEWS = 2  # of each image in fine-tuning
+NUM_VIEWS = 2  # random views per image in fine-tuning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,48 +40,43 @@ class Split:
         return self.images[indices]
 
     def stream(self, index_batches):
-        """Yields the images of each array of indices; a split on disk decodes them ahead."""
+        """Yields the images of each array of indices; a split on disk decodes ahead."""
         for indices in index_batches:
             yield self.read(indices)
 
     def take(self, indices):
-        """Returns the Split of the examples with these indices, in their order."""
+        """Returns the Split of the examples with these indices, in the order of the indices."""
         return Split(self.images[indices], self.labels[indices])
 
     def in_memory(self):
-        """Returns this split; a split on disk returns one in memory if its images fit the
-        budget.
-        """
+        """Returns this split; a split on disk loads itself if its images fit the memory budget."""
         return self
 
 
 class LabelledData:
-    """What every data set can do, whatever its examples are and however they become a network's
-    input.
+    """Base class of data sets: strata, per-class subsets, and shuffled epochs.
 
-    A data set has the attributes name, train and test (splits), task, num_views, and the methods
+    A subclass has the attributes name, train and test (splits), task and num_views, and the methods
     normalise(images) and fine_tune_view(batch, number).
     """
 
-    moves_knowledge = False  # whether a view moves what the bank knows of an image as it is
-    changes_labels = False  # whether a view changes labels, so that no bank fits it
+    moves_knowledge = False  # whether a view has to move the memory bank's maps along with pixels
+    changes_labels = False  # whether a view changes labels, so that no memory bank fits it
 
     def fine_tune_labels(self, batch, number):
         """Returns the labels of a fine-tuning view of a batch."""
         return batch["labels"]
 
     def plain_view(self, batch):
-        """Returns the view of a fine-tuning with one view of each image; here the first of
-        several.
-        """
+        """Returns the view used when fine-tuning sees one view per image; here the first one."""
         return self.fine_tune_view(batch, 0)
 
     def fine_tune_views(self, batch, num_views):
-        """Returns the list of the views of a batch that fine-tuning sees together.
+        """Returns the list of the views of a batch that one fine-tuning step sees together.
 
         Args:
-            batch: as epoch() yields, with so many views.
-            num_views: 1 or, of a data set with random views, 2.
+            batch: a batch of epoch(), drawn with at least num_views views.
+            num_views: 1, or 2 if the data set has random views.
         """
         if num_views == 1:
             return [self.plain_view(batch)]
@@ -95,42 +88,41 @@ class LabelledData:
 
     @functools.cached_property
     def strata(self):
-        """The class of every training image, or the part of the data that it counts to, int
-        [number].
-        """
+        """The class of each training image, or its stratum where there are no classes, int [n]."""
         return self.task.strata(self.train.labels)
 
     @functools.cached_property
     def num_strata(self):
-        """Number of classes or parts."""
+        """Number of classes or strata."""
         return int(self.strata.max()) + 1
 
     @functools.cached_property
     def class_sizes(self):
-        """How many training images each class has, or each part, int [num_strata]."""
+        """Number of training images of each class or stratum, int [num_strata]."""
         return np.bincount(self.strata, minlength=self.num_strata)
 
     def largest_class(self):
-        """Returns how many training images the largest class has."""
+        """Returns the number of training images of the largest class."""
         return int(self.class_sizes.max())
 
     def num_of_each_class(self, count):
-        """Returns how many images first_of_each_class() and last_of_each_class() give."""
+        """Returns how many images first_of_each_class() and last_of_each_class() return."""
         return int(np.minimum(self.class_sizes, count).sum())
 
     def first_of_each_class(self, count, seed):
-        """Returns the split of the first `count` training images of each class, shuffled: D_subset.
+        """Returns D_subset: the first `count` training images of each class, shuffled.
 
-        A class with fewer images gives all it has.
+        A class with fewer images contributes all of them.
 
         Raises:
-            EkgError: no class has so many images.
+            EkgError: no class has that many images.
         """
         return self._of_each_class(count, slice(None, count), seed)
 
     def last_of_each_class(self, count, seed):
-        """Returns the split of the last `count` training images of each class, shuffled: D_val; see
-        first_of_each_class.
+        """Returns D_val: the last `count` training images of each class, shuffled.
+
+        See first_of_each_class.
         """
         return self._of_each_class(count, slice(-count, None), seed)
 
@@ -138,12 +130,13 @@ class LabelledData:
         if count > self.largest_class():
             raise EkgError(
                 f"{count} images of each class are asked for, and the largest class of "
-                f"{self.name} has "
-                f"{self.largest_class()}; lower `subset_per_class` or `val_per_class`."
+                f"{self.name} has {self.largest_class()}; lower `subset_per_class` or "
+                "`val_per_class`."
             )
         by_class = np.argsort(self.strata, kind="stable")
-        chosen = [members[part] for members in np.split(by_class, np.cumsum(self.class_sizes)[:-1])]
-        return self.train.take(np.random.default_rng(seed).permutation(np.concatenate(chosen)))
+        classes = np.split(by_class, np.cumsum(self.class_sizes)[:-1])
+        chosen = np.concatenate([members[part] for members in classes])
+        return self.train.take(np.random.default_rng(seed).permutation(chosen))
 
     def epoch(
         self,
@@ -159,30 +152,32 @@ class LabelledData:
     ):
         """Yields the batches of one shuffled epoch over the training split.
 
-        Order and augmentation are keyed by (seed, epoch, phase, example index) alone, so an epoch
-        can be made again.
+        Order and augmentation depend on (seed, epoch, phase, example index) alone, so an epoch can
+        be repeated.
 
         Args:
-            batch_size: global batch.
-            seed: of the training.
+            batch_size: size of the global batch.
+            seed: random seed of the training.
             epoch: number of the epoch.
-            num_views: random views of each image; 0 stands for the images as they are.
-            split: split to use instead of the training split.
-            shard: (number of a process, number of processes): yields that process's part of every
-                batch.
-            start: number of batches that are left out at the beginning.
-            phase: name of the training: two phases of one seed see the images in other orders and
-                views.
+            num_views: random views per image; 0 yields the images as they are.
+            split: Split to use instead of the training split.
+            shard: (number of this process, number of processes): yields the part of every batch
+                that belongs to this process.
+            start: number of batches to skip at the beginning.
+            phase: name of the training phase; phases with the same seed see the images in different
+                orders and views.
             even_pieces: see batch_edges.
 
         Yields:
-            {"index": int64 [batch], "images": uint8 [batch, height, width, channels], or of a data
-            set that crops while it decodes [batch, num_views, height, width, channels], "labels":
-            int32 [batch]}, and with views also {"draws": float32 [batch, num_views,
-            augment.NUM_DRAWS] in [0, 1)}.
+            A dict per batch. "index": int64 [batch]. "images": uint8 [batch, height, width,
+            channels], or [batch, num_views, height, width, channels] if the data set crops while
+            decoding. "labels": int32 [batch]. With views also "draws": float32 [batch, num_views,
+            augment.NUM_DRAWS] in [0, 1).
         """
         split = self.train if split is None else split
-        key = (seed, epoch, *([zlib.crc32(phase.encode())] if phase else []))
+        key = [seed, epoch]
+        if phase:
+            key.append(zlib.crc32(phase.encode()))
         order = np.random.default_rng([*key, 0]).permutation(len(split))
         edges = batch_edges(len(split), batch_size, even_pieces)
         batches = [
@@ -197,30 +192,31 @@ class LabelledData:
             yield batch | {"draws": draws[index]} if num_views else batch
 
     def _stream(self, split, batches, num_views, key):
-        """Yields the images of each batch; here the views are made of them in the training step.
+        """Yields the images of each batch; their views are computed in the training step.
 
         Args:
-            split: Split.
-            batches: list of the indices of each batch.
-            num_views: see epoch().
-            key: (seed, epoch) or (seed, epoch, number of the phase), which no other epoch has.
+            split: Split to read from.
+            batches: list of index arrays, one per batch.
+            num_views: random views per image; see epoch().
+            key: list of numbers that identifies the epoch: seed, epoch, and the phase if it has a
+                name.
         """
         return split.stream(batches)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset(LabelledData):
-    """A data set: its splits, its classes and how its images become a network's input.
+    """An image classification data set: splits, number of classes, normalisation and augmentation.
 
     Attributes:
-        name: what to call it.
+        name: name of the data set, as logs and messages use it.
         num_classes: number of classes.
         train: training Split.
         test: test Split, read only by final evaluations.
-        mean: of each channel, in grey levels [0, 255].
-        std: of each channel, in grey levels.
+        mean: mean of each channel, in grey levels [0, 255].
+        std: standard deviation of each channel, in grey levels.
         flips: whether a mirrored image keeps its class.
-        task: Task that the labels are for, in the form that it prepares.
+        task: Task that prepared the labels.
     """
 
     name: str
@@ -238,7 +234,7 @@ class Dataset(LabelledData):
 
     @property
     def num_views(self):
-        """Random views of each image in fine-tuning, at most."""
+        """Largest number of random views per image in fine-tuning."""
         return NUM_VIEWS
 
     @property
@@ -252,23 +248,21 @@ class Dataset(LabelledData):
         return self.train.images.shape[1:]
 
     def normalise(self, images):
-        """Returns uint8 images as float32 tensors of about zero mean and unit variance."""
+        """Returns uint8 images as float32 tensors with about zero mean and unit variance."""
         return augment.normalise(images, self.mean, self.std)
 
     def plain_view(self, batch):
-        """Returns the training view of a baseline, and of a fine-tuning with one view.
+        """Returns normalised, randomly flipped and cropped images; see augment.view.
 
-        It is normalised, flipped and cropped; see augment.view.
+        Baseline training, and fine-tuning with one view per image, use this view.
 
         Args:
-            batch: as epoch() yields, with one view at least.
+            batch: a batch of epoch(), drawn with at least one view.
         """
         return self._view(batch, 0, use_colour=False)
 
     def fine_tune_view(self, batch, number):
-        """Returns one fine-tuning view of a batch: also with changed brightness, contrast and
-        saturation.
-        """
+        """Returns one fine-tuning view of a batch, whose colours are jittered as well."""
         return self._view(batch, number, use_colour=True)
 
     def _view(self, batch, number, use_colour):
@@ -278,14 +272,14 @@ class Dataset(LabelledData):
 
 
 def batch_edges(num_images, batch_size, even_pieces=None):
-    """Returns where each batch of an epoch begins in its order, and where the last one ends.
+    """Returns the start of each batch in an epoch's order, followed by the end of the last batch.
 
     Args:
-        num_images: of the epoch.
-        batch_size: images of a batch, at most.
-        even_pieces: None leaves out an incomplete last batch. A number cuts the epoch into the
-            fewest batches, of even sizes that are multiples of it, so that fewer images than that
-            number are left out.
+        num_images: number of images in the epoch.
+        batch_size: largest number of images per batch.
+        even_pieces: None drops an incomplete last batch. A number cuts the epoch into as few
+            batches as possible, of nearly equal sizes that are multiples of this number, so that
+            fewer than this number of images are dropped.
     """
     if even_pieces is None:
         return [step * batch_size for step in range(num_images // batch_size + 1)]
@@ -296,19 +290,18 @@ def batch_edges(num_images, batch_size, even_pieces=None):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """Labelled images in a fixed order, cut into the fewest batches of even size, and what makes
-    them a network's input.
+    """A split in a fixed order, cut into as few batches of nearly equal size as possible.
 
-    Images of a batch may share the statistics of batch norms: a short last batch would have noisier
-    ones. Even batches have at most two sizes, so at most two shapes are compiled.
+    Batch norms may compute statistics per batch, and those of a short last batch would be noisier.
+    Batches have at most two sizes, so at most two shapes are compiled.
 
     Attributes:
-        split: Split.
-        normalise: uint8 images -> float32 images.
-        batch_size: images of a batch, at most.
-        order: the images in the order of the batches, int array [number]; None stands for their own
-            order.
-        task: Task that the labels are for.
+        split: Split to read from.
+        normalise: function from uint8 images to float32 images, the network's input.
+        batch_size: largest number of images per batch.
+        order: indices of the images in the order of the batches, int [n]; None keeps the order of
+            the split.
+        task: Task that prepared the labels.
     """
 
     split: Any
@@ -319,10 +312,9 @@ class Batches:
 
     @functools.cached_property
     def indices(self):
-        """List of the indices of each batch's images, int64 [batch]; sizes differ by at most
-        one.
-        """
-        num_images, num_batches = len(self.split), -(-len(self.split) // self.batch_size)
+        """List of index arrays, int64 [batch], one per batch; their sizes differ by at most one."""
+        num_images = len(self.split)
+        num_batches = -(-num_images // self.batch_size)
         edges = [num_images * i // num_batches for i in range(num_batches + 1)]
         order = np.arange(num_images) if self.order is None else self.order
         return [order[start:stop] for start, stop in zip(edges, edges[1:])]
@@ -338,37 +330,33 @@ class Batches:
     def images(self, numbers=None):
         """Yields the uint8 images of every batch, or of the batches with these numbers."""
         numbers = range(len(self)) if numbers is None else numbers
-        return (
-            self.split.stream([self.indices[number] for number in numbers])
-            if len(numbers)
-            else iter(())
-        )
+        if not len(numbers):
+            return iter(())
+        return self.split.stream([self.indices[number] for number in numbers])
 
     def labels(self, number):
         """Returns the labels of the batch with this number, [batch, ...]."""
         return self.split.labels[self.indices[number]]
 
     def head(self, count):
-        """Returns the Batches of the first `count` images in this order, or of all if there are
-        fewer.
-        """
+        """Returns the Batches of the first `count` images of this order, or of all if fewer."""
         order = np.arange(len(self.split)) if self.order is None else self.order
         return dataclasses.replace(self, split=self.split.take(order[:count]), order=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingBatches:
-    """The shuffled batches of every epoch of a training.
+    """The shuffled batches of every epoch of one training phase.
 
     Attributes:
         data: Dataset.
-        batch_size: global batch, over all devices and processes.
-        seed: of order and augmentation.
-        num_views: random views of each image; 0 stands for the images as they are.
-        split: Split to train on; None stands for the data set's training split.
-        complete: function from a batch to further entries of it, such as rows of a memory bank, or
-            None.
-        phase: name of the training; see Dataset.epoch.
+        batch_size: size of the global batch, over all devices and processes.
+        seed: random seed of order and augmentation.
+        num_views: random views per image; 0 uses the images as they are.
+        split: Split to train on; None uses the data set's training split.
+        complete: function from a batch to a dict of further entries, such as rows of a memory bank;
+            or None.
+        phase: name of the training phase; see Dataset.epoch.
         even_pieces: see batch_edges.
     """
 
@@ -383,12 +371,12 @@ class TrainingBatches:
 
     @property
     def num_steps(self):
-        """Steps of an epoch."""
+        """Number of steps per epoch."""
         num_images = len(self.data.train if self.split is None else self.split)
         return len(batch_edges(num_images, self.batch_size, self.even_pieces)) - 1
 
     def epoch(self, number, shard=(0, 1), start=0):
-        """Yields the batches of an epoch from step `start` on; see Dataset.epoch."""
+        """Yields the batches of an epoch, beginning with step `start`; see Dataset.epoch."""
         for batch in self.data.epoch(
             self.batch_size,
             self.seed,
@@ -404,23 +392,21 @@ class TrainingBatches:
 
 
 def mixed_order(labels):
-    """Returns an order of examples that mixes the classes and keeps each class's own order, int64
-    [number].
+    """Returns an order of examples, int64 [n], that mixes classes but keeps the order within each.
 
-    It is keyed by nothing but the class numbers. A stretch of it is a fair sample, whatever order
-    the examples come in: statistics of a batch of data sorted by class would be those of one class
-    alone.
+    The order depends on the class numbers alone. Any stretch of it is a fair sample, even if the
+    data is sorted by class, where a batch would otherwise have the statistics of a single class.
     """
+    positions = np.argsort(np.random.default_rng(0).permutation(labels), kind="stable")
     order = np.empty(len(labels), np.int64)
-    order[np.argsort(np.random.default_rng(0).permutation(labels), kind="stable")] = np.argsort(
-        labels, kind="stable"
-    )
+    order[positions] = np.argsort(labels, kind="stable")
     return order
 
 
 def prefetched(items, depth=2):
-    """Yields the items of an iterable, which a thread takes from it up to `depth` ahead."""
-    items, end = iter(items), object()
+    """Yields the items of an iterable while a thread fetches up to `depth` items ahead."""
+    items = iter(items)
+    end = object()
     with futures.ThreadPoolExecutor(1) as pool:
         waiting = collections.deque(pool.submit(next, items, end) for _ in range(depth))
         while (item := waiting.popleft().result()) is not end:

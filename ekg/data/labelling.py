@@ -1,6 +1,6 @@
-"""The labels of all examples in the form that the losses take.
+"""Prepares the labels of all examples for the losses.
 
-The unpruned network makes those that nobody gave.
+Outputs without labels are labelled with the outputs of the unpruned network.
 """
 
 import dataclasses
@@ -20,20 +20,22 @@ from ekg.tasks import compiled_loss
 from ekg.tasks.outputs import Outputs, Part, weight_of
 from ekg.tasks.weighted import Weighted, with_weights
 
-BATCH = 64  # examples that the unpruned network sees at once
-MEMORY_BUDGET = 2**30  # bytes of labels that are kept in memory; more are in a file without a name
+BATCH = 64  # examples per forward pass of the unpruned network
+MEMORY_BUDGET = 2**30  # bytes of labels that are kept in memory; more go to an unnamed file
 
 
 def label(model, graph, choices, sources, class_weight=None):
-    """Returns (Task of all outputs that count, list of each source's labels, [examples, ...]).
+    """Returns (Task of all outputs that count, list of the labels of each source).
+
+    Labels have the shape [examples, ...].
 
     Args:
-        model: the unpruned keras.Model, as its user has it.
-        graph: graph.calls.Graph of it.
+        model: the unpruned keras.Model, as the user passed it.
+        graph: graph.calls.Graph of the model.
         choices: list of output_choice.Choice.
-        sources: list of (sources.Examples, {number of an output: its labels}, what to call these),
-            the training data first.
-        class_weight: {class number: weight} of the training data, or None.
+        sources: list of (sources.Examples, {number of an output: its labels}, name of the labels in
+            messages), the training data first.
+        class_weight: {class number: weight} for the training data, or None.
 
     Raises:
         EkgError: labels do not fit the outputs, or the network's outputs are not finite.
@@ -43,66 +45,71 @@ def label(model, graph, choices, sources, class_weight=None):
     for _, labels, what in sources[1:]:
         _check_like_first(choices, labels, what)
     choices = _weigh(choices, model, sources, class_weight)
-    prepared = []
+    prepared = []  # per source, a list with the labels of each output
     for number, (examples, labels, what) in enumerate(sources):
-        of_classes = None if number else class_weight
-        prepared.append(
-            [
-                _prepared(choice.task, graph, examples, labels, what, of_classes)
-                for choice in choices
-            ]
-        )
+        source_class_weight = class_weight if number == 0 else None
+        source_labels = [
+            _prepared(choice.task, graph, examples, labels, what, source_class_weight)
+            for choice in choices
+        ]
+        prepared.append(source_labels)
     if len(choices) == 1 and prepared[0][0] is not None:
-        return choices[0].task, [own for (own,) in prepared]
-    parts = [_part(choice, graph, own) for choice, own in zip(choices, prepared[0])]
-    task, rows = Outputs(parts=tuple(parts)), []
-    for (examples, _, what), own in zip(sources, prepared):
-        rows.append(_rows(examples.count, task.label_size))
-        for number, part_labels in enumerate(own):
+        return choices[0].task, [only_labels for (only_labels,) in prepared]
+
+    parts = [_part(choice, graph, labels) for choice, labels in zip(choices, prepared[0])]
+    task = Outputs(parts=tuple(parts))
+    all_rows = []
+    for (examples, _, what), source_labels in zip(sources, prepared):
+        rows = _rows(examples.count, task.label_size)
+        for number, part_labels in enumerate(source_labels):
             if part_labels is not None:
-                rows[-1][:, task.columns(number)] = part_labels.reshape(examples.count, -1)
-        _imitate_(rows[-1], task, model, examples, what)
+                rows[:, task.columns(number)] = part_labels.reshape(examples.count, -1)
+        _imitate_(rows, task, model, examples, what)
+        all_rows.append(rows)
     if len(choices) == 1:
-        return choices[0].task, [own.reshape(len(own), *parts[0].label_shape) for own in rows]
-    return _balanced(task, rows[0]), rows
+        shape = parts[0].label_shape
+        return choices[0].task, [rows.reshape(len(rows), *shape) for rows in all_rows]
+    return _balanced(task, all_rows[0]), all_rows
 
 
 def _check_like_first(choices, labels, what):
-    """Raises EkgError unless further data has labels of the outputs that training data labels."""
+    """Raises EkgError unless further data labels the same outputs as the training data."""
     for choice in choices:
-        has = choice.task.output in labels
-        if has != choice.task.has_labels:
+        has_labels = choice.task.output in labels
+        if has_labels != choice.task.has_labels:
+            here = "labels" if has_labels else "no labels"
+            in_data = "none" if has_labels else "some"
             raise EkgError(
-                f"{what}: output {choice.name!r} has {'' if has else 'no '}labels here, and "
-                f"{'none' if has else 'some'} in `data`; give them in both or in neither."
+                f"{what}: output {choice.name!r} has {here} here, and {in_data} in `data`; give "
+                "them in both or in neither."
             )
 
 
 def _weigh(choices, model, sources, class_weight):
-    """Returns the Choices with tasks whose labels carry weights, where anything weighs them."""
+    """Returns the choices, with Weighted tasks where examples or classes are weighted."""
     labelled = [choice for choice in choices if choice.task.has_labels]
     weights = [examples.weights for examples, *_ in sources]
     if class_weight is not None and len(labelled) != 1:
         raise EkgError(
             f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
-            f"give "
-            "the weights of examples: (images, labels, weights)."
+            "give weights of the examples instead: (images, labels, weights)."
         )
-    if not labelled and any(own is not None for own in weights):
-        raise EkgError("weights are those of labels, and there are none; leave the weights out.")
+    if not labelled and any(array is not None for array in weights):
+        raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
     weighed = []
     for choice in choices:
         task = choice.task
         if task.has_labels:
             loss = compiled_loss.read_loss(model, task.output)
-            ignored = loss.ignore_class if loss is not None and task.takes_logits else None
+            has_ignored = loss is not None and task.takes_logits
+            ignored = loss.ignore_class if has_ignored else None
             task = with_weights(task, ignored, weights, class_weight)
         weighed.append(dataclasses.replace(choice, task=task))
     return weighed
 
 
 def _prepared(task, graph, examples, labels, what, class_weight):
-    """Returns an output's labels as its task prepares them; None where the network makes them."""
+    """Returns an output's labels as its task prepares them; None if the user gave no labels."""
     if not task.has_labels:
         return None
     options = {}
@@ -122,17 +129,18 @@ def _balanced(task, labels):
     """Returns the Outputs with weights that make losses of different units comparable."""
     parts = []
     for number, part in enumerate(task.parts):
-        some = labels[:, task.columns(number)]
-        own, kind = some.reshape(len(some), *part.label_shape), part.task
-        if isinstance(kind, Weighted):
-            own, kind = kind.values(own), kind.inner
-        weight = weight_of(kind, own)
-        parts.append(dataclasses.replace(part, weight=weight))
+        columns = labels[:, task.columns(number)]
+        part_labels = columns.reshape(len(columns), *part.label_shape)
+        part_task = part.task
+        if isinstance(part_task, Weighted):
+            part_labels = part_task.values(part_labels)
+            part_task = part_task.inner
+        parts.append(dataclasses.replace(part, weight=weight_of(part_task, part_labels)))
     return dataclasses.replace(task, parts=tuple(parts))
 
 
 def _rows(count, size):
-    """Returns an array [count, size] for labels, float32, in memory or in a file."""
+    """Returns an uninitialised float32 array [count, size] for labels, in memory or in a file."""
     if 4 * count * size <= MEMORY_BUDGET:
         return np.empty((count, size), np.float32)
     try:
@@ -140,8 +148,7 @@ def _rows(count, size):
     except OSError as error:
         raise EkgError(
             "the unpruned network's outputs are written to a file, and that failed "
-            f"({error.strerror}); "
-            "make room, set TMPDIR, or name outputs in `may_lose`."
+            f"({error.strerror}); make room, set TMPDIR, or name outputs in `may_lose`."
         ) from None
 
 
@@ -167,14 +174,12 @@ def _imitate_(rows, task, model, examples, what):
         for start in range(0, examples.count, BATCH):
             stopping.check()
             indices = np.arange(start, min(start + BATCH, examples.count))
-            for number, part, values in zip(
-                numbers, parts, forward(tf.constant(examples.read(indices)))
-            ):
+            outputs = forward(tf.constant(examples.read(indices)))
+            for number, part, values in zip(numbers, parts, outputs):
                 if not np.isfinite(values.numpy()).all():
                     raise EkgError(
                         f"{what}: `model` {model.name!r} returns numbers that are not finite at "
-                        "its "
-                        f"output {part.name!r} for examples {start} to {indices[-1]}."
+                        f"its output {part.name!r} for examples {start} to {indices[-1]}."
                     )
                 rows[indices, task.columns(number)] = values
             progress.update(len(indices))

@@ -1,4 +1,4 @@
-"""A data set made of a user's own examples."""
+"""Data sets of a user's own examples."""
 
 import dataclasses
 import functools
@@ -19,22 +19,20 @@ from ekg.tasks.kinds import Task
 from ekg.tasks.output_choice import choose_outputs, labels_by_output
 from ekg.tasks.weighted import is_weighted
 
-MEMORY_BUDGET = (
-    2**30
-)  # bytes of the images that the search evaluates on, which are kept in memory if they are fewer
+MEMORY_BUDGET = 2**30  # bytes up to which the search's validation images are kept in memory
 PROBE = 8  # examples that an augmentation is tried on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FunctionSplit:
-    """Labelled examples that a function reads.
+    """Labelled examples that are read by a function.
 
     Attributes:
-        function: from numbers of examples, int [number], to what the network takes of these, array
-            [number, ...].
-        labels: as a task prepares them, [examples, ...].
-        rows: number that the function knows each example by, int [examples]; None stands for its
-            own number.
+        function: takes the numbers of examples, int [n], and returns the network's inputs, array
+            [n, ...].
+        labels: labels as the task prepares them, array [examples, ...].
+        rows: number by which the function knows each example, int [examples]; None if these are 0,
+            1, 2, ...
     """
 
     function: Callable
@@ -53,11 +51,11 @@ class FunctionSplit:
         return np.asarray(self.function(indices if self.rows is None else self.rows[indices]))
 
     def stream(self, index_batches):
-        """Yields the examples of each array of indices; a thread reads ahead."""
+        """Yields the examples of each array of indices, while a thread reads ahead."""
         return prefetched(map(self.read, index_batches), depth=1)
 
     def take(self, indices):
-        """Returns the FunctionSplit of the examples with these indices, in their order."""
+        """Returns the FunctionSplit of the examples with these indices, in the indices' order."""
         rows = np.arange(len(self)) if self.rows is None else self.rows
         return FunctionSplit(self.function, self.labels[indices], rows[indices])
 
@@ -65,27 +63,25 @@ class FunctionSplit:
         """Returns a Split in memory if the examples fit MEMORY_BUDGET, else this split."""
         if not len(self):
             return self
-        one = self.read(np.zeros(1, np.int64))
-        return (
-            Split(self.read(np.arange(len(self))), self.labels)
-            if len(self) * one.nbytes <= MEMORY_BUDGET
-            else self
-        )
+        first_example = self.read(np.zeros(1, np.int64))
+        if len(self) * first_example.nbytes > MEMORY_BUDGET:
+            return self
+        return Split(self.read(np.arange(len(self))), self.labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnData(LabelledData):
-    """A data set made of a user's own examples, which the network takes as they are.
+    """A data set of a user's own examples, which the network takes as they are.
 
     Attributes:
-        name: what to call it.
+        name: name of the data set, as logs and messages use it.
         train: training split.
-        test: split of the final evaluations.
-        task: Task that the labels are for.
-        dtype: of the network's input.
-        image_shape: shape of an example.
-        view: as views.make_view() gives, or None for examples as they are.
-        output: shape of the network's output for an example.
+        test: split for final evaluations.
+        task: Task that prepared the labels.
+        dtype: number format of the network's input.
+        image_shape: shape of one example.
+        view: view from views.make_view(), or None without augmentation.
+        output: shape of the network's output for one example.
     """
 
     name: str
@@ -99,33 +95,28 @@ class OwnData(LabelledData):
 
     @property
     def num_views(self):
-        """Random views of each example in fine-tuning, at most. Without any, one is as good as
-        two.
-        """
+        """Largest number of views per example in fine-tuning: 1 without augmentation."""
         return 1 if self.view is None else NUM_VIEWS
 
     @functools.cached_property
     def strata(self):
-        """The class of every training example among those that there are, or the part of the data
-        that it counts to.
-        """
-        return np.unique(self.task.strata(self.train.labels), return_inverse=True)[1]
+        """The class or stratum of each training example, renumbered without gaps, int [n]."""
+        strata = self.task.strata(self.train.labels)
+        return np.unique(strata, return_inverse=True)[1]
 
     def normalise(self, images):
-        """Returns examples as tensors of the network's input type."""
+        """Returns examples as tensors in the number format of the network's input."""
         return tf.cast(images, self.dtype)
 
     @property
     def moves_knowledge(self):
-        """Whether a view moves what the bank knows of an example as it is."""
+        """Whether a view has to move the memory bank's maps along with the pixels."""
         has_places = any(task.places(output) for task, output in self.task.seen_parts(self.output))
         return bool(self.view is not None and self.view.moves_knowledge and has_places)
 
     @property
     def changes_labels(self):
-        """Whether a view changes labels in a way of the user's own, which the bank cannot
-        follow.
-        """
+        """Whether the user's view changes labels, which a memory bank cannot follow."""
         return self.view is not None and self.view.changes_labels
 
     def fine_tune_view(self, batch, number):
@@ -145,11 +136,11 @@ class OwnData(LabelledData):
         )
 
     def fine_tune_knowledge(self, batch, number):
-        """Returns the bank's rows of a batch as a fine-tuning view moves them, [batch, K, ...]."""
+        """Returns the memory bank's rows of a batch, moved like the view, [batch, K, ...]."""
         return self.view.knowledge(batch["bank"], batch["draws"][:, number])
 
     def check_view(self):
-        """Raises EkgError if the view cannot be made, or does not fit the task; see view_checks."""
+        """Raises EkgError if the view fails or does not fit the task; see view_checks."""
         if self.view is not None:
             numbers = np.unique(np.linspace(0, len(self.train) - 1, PROBE).astype(np.int64))
             images = self.normalise(self.train.read(numbers))
@@ -167,18 +158,19 @@ def make_data(
     steps_per_epoch=None,
     class_weight=None,
 ):
-    """Returns the data set that search, memory bank and training take, made of whatever `fit`
-    takes.
+    """Returns the data set for search, memory bank and training, from any data that `fit` takes.
+
+    The arguments are explained in ekg.prune.
 
     Args:
-        model: the keras.Model that it is for.
-        data: see ekg.prune; likewise the others.
-        validation_data: or None.
-        task: "auto", a name, or a Task, or of several outputs a list or dict of these.
-        augment: or None.
+        model: the keras.Model that the data is for.
+        data: training data.
+        validation_data: data for final evaluations, or None.
+        task: "auto", a name or a Task; or a list or dict of these for several outputs.
+        augment: name or function of the random views, or None.
         may_lose: names or numbers of outputs that do not count.
-        steps_per_epoch: or None.
-        class_weight: or None.
+        steps_per_epoch: number of batches to take from `data`, or None for all.
+        class_weight: {class number: weight}, or None.
 
     Raises:
         EkgError: data, labels and network do not fit each other.
@@ -187,43 +179,41 @@ def make_data(
     if len(graph.inputs) != 1:
         raise EkgError(
             f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is "
-            f"needed."
+            "needed."
         )
-    (number,) = graph.inputs
-    given = [(data, "data", steps_per_epoch), (validation_data, "validation_data", None)]
-    examples = [
-        find_examples(source, graph.shapes[number][1:], name, steps)
-        for source, name, steps in given
-        if source is not None or name == "data"
-    ]
-    graph = Graph(model, examples[0].shape)  # the network may leave the size of its images open
-    choices, labels = choose_outputs(model, graph, task, examples[0].labels, may_lose)
-    sources = [(examples[0], labels, "labels of `data`")]
-    for part in examples[1:]:
-        sources.append(
-            (
-                part,
-                labels_by_output(part.labels, model, choices, "validation_data"),
-                "labels of `validation_data`",
-            )
-        )
-    chosen, labels = label(model, graph, choices, sources, class_weight)
-    splits = [FunctionSplit(part.read, own) for part, own in zip(examples, labels)]
-    view = make_view(augment, graph, chosen)
-    if view is not None and view.changes_labels and is_weighted(chosen):
+    (input_number,) = graph.inputs
+    input_shape = graph.shapes[input_number][1:]
+    train = find_examples(data, input_shape, "data", steps_per_epoch)
+    validation = None
+    if validation_data is not None:
+        validation = find_examples(validation_data, input_shape, "validation_data")
+
+    graph = Graph(model, train.shape)  # the network may leave the size of its images open
+    choices, train_labels = choose_outputs(model, graph, task, train.labels, may_lose)
+    sources = [(train, train_labels, "labels of `data`")]
+    if validation is not None:
+        test_labels = labels_by_output(validation.labels, model, choices, "validation_data")
+        sources.append((validation, test_labels, "labels of `validation_data`"))
+    chosen_task, prepared = label(model, graph, choices, sources, class_weight)
+
+    view = make_view(augment, graph, chosen_task)
+    if view is not None and view.changes_labels and is_weighted(chosen_task):
         raise EkgError(
-            "`augment` returns labels, and these carry weights, which it cannot know; leave one "
-            "out."
+            "`augment` returns labels, and these labels carry weights, which it does not get; "
+            "leave one of them out."
         )
+    test = None
+    if validation is not None:
+        test = FunctionSplit(validation.read, prepared[1])
     dataset = OwnData(
-        "own data",
-        splits[0],
-        splits[1] if len(splits) > 1 else None,
-        chosen,
-        str(graph.dtype(number)),
-        examples[0].shape,
-        view,
-        chosen.shape(graph),
+        name="own data",
+        train=FunctionSplit(train.read, prepared[0]),
+        test=test,
+        task=chosen_task,
+        dtype=str(graph.dtype(input_number)),
+        image_shape=train.shape,
+        view=view,
+        output=chosen_task.shape(graph),
     )
     dataset.check_view()
     return dataset

@@ -1,10 +1,9 @@
-"""A user's own data, whatever `fit` takes, as examples that are read by their numbers.
+"""Turns any data that `fit` takes into examples that can be read by number.
 
-The method needs the same example again: its order is shuffled here, and the row of the memory bank
-is its number. Arrays are read as they are. What comes in batches (tf.data.Dataset,
-keras.utils.PyDataset) is written once to a file without a name in the system's folder for such
-files (TMPDIR), which goes with the process, and read a second time to prove that it is the same
-each time.
+The method reads the same example many times: the library shuffles the order itself, and the number
+of an example is its row in the memory bank. Arrays are read in place. Data that comes in batches
+(tf.data.Dataset, keras.utils.PyDataset) is written once to an unnamed temporary file (see TMPDIR),
+which vanishes with the process, and is then read a second time to verify that it is repeatable.
 """
 
 import collections
@@ -24,32 +23,29 @@ from ekg.errors import EkgError
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
 
-CHECKED_TOGETHER = (
-    1024  # examples that are looked at for NaN at a time, so that no copy of all is made
-)
-COMPARED = 32  # examples in a row that are the first ones again where data begins again
-FILLED = 0.9  # of the room for temporary files, beyond which data is taken for endless
-PROBES = 4  # examples that are read twice of what is read by a user's function
+CHECKED_TOGETHER = 1024  # examples per NaN check, which needs temporary memory for them
+COMPARED = 32  # data is taken to repeat where this many examples in a row equal the first ones
+FILLED = 0.9  # share of the free space for temporary files at which data is taken to be endless
+PROBES = 4  # examples that are read twice to test a user's read function
 FORMS = (
     "a pair (images, labels) of arrays, or (images, labels, weights), or images alone, a "
-    "tf.data.Dataset or "
-    "keras.utils.PyDataset of such batches, or an ekg.Data"
+    "tf.data.Dataset or keras.utils.PyDataset of such batches, or an ekg.Data"
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """Labelled examples that are larger than memory, read by a function of the user's own.
+    """Labelled examples that do not fit into memory, read by the user's own function.
 
         ekg.Data(labels, lambda indices: np.stack([load(files[i]) for i in indices]))
 
     Attributes:
-        labels: of all examples, array [examples, ...]; of several outputs a list or dict of them;
-            None where there are none.
-        read: function from numbers of examples, int64 [number], to what the network takes of these,
-            array [number, ...]. It must give the same whenever it is asked, also in several threads
-            at once.
-        count: number of examples, where there are no labels that tell it.
+        labels: labels of all examples, array [examples, ...]; a list or dict of such arrays for
+            several outputs; None without labels.
+        read: function that takes the numbers of examples, int64 [n], and returns the network's
+            inputs, array [n, ...]. It must always return the same for the same numbers, and may be
+            called by several threads at once.
+        count: number of examples; needed only without labels.
     """
 
     labels: np.ndarray | list | dict | None
@@ -59,17 +55,16 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples as they were found: how they are read, and their labels in the form the user gave
-    them.
+    """Examples with a function that reads them, and their labels in the form the user gave them.
 
     Attributes:
-        read: function from numbers of examples to an array [number, ...].
-        labels: array [examples, ...]; of several outputs a list or dict of them, with None where
-            one has none; or None.
-        shape: of one example.
+        read: function from the numbers of examples to an array [n, ...].
+        labels: array [examples, ...]; for several outputs a list or dict of such arrays, or of
+            None for an output without labels; or None.
+        shape: shape of one example.
         count: number of examples.
-        weights: of the examples or of their places, array [examples, ...]; None where there are
-            none.
+        weights: weights of the examples or of their positions, array [examples, ...]; None without
+            weights.
     """
 
     read: Callable
@@ -80,23 +75,23 @@ class Examples:
 
 
 def find_examples(source, input_shape, what="data", steps=None):
-    """Returns the Examples of whatever `fit` takes.
+    """Returns the Examples of any data that `fit` takes.
 
     Args:
-        source: see FORMS.
-        input_shape: of one example as the network takes it, with None where any size will do.
-        what: the argument's name, for errors.
-        steps: batches to take of what comes in batches; None takes all.
+        source: data in one of the FORMS.
+        input_shape: shape of one example as the network takes it, with None for open sizes.
+        what: name of the argument, for error messages.
+        steps: number of batches to take from data that comes in batches; None takes all.
 
     Raises:
-        EkgError: it is none of these, has no labels, does not fit the network, or differs from one
-            reading to the next.
+        EkgError: the data has another form, does not fit the network, or changes from one reading
+            to the next.
     """
     comes_in_batches = isinstance(source, (tf.data.Dataset, keras.utils.PyDataset))
     if steps is not None and not comes_in_batches:
         raise EkgError(
             f"`steps_per_epoch` has no effect here: `{what}` does not come in batches; leave it "
-            f"out."
+            "out."
         )
     if isinstance(source, Data):
         examples = _of_function(source, what)
@@ -104,8 +99,8 @@ def find_examples(source, input_shape, what="data", steps=None):
         batches, may_be_endless = _tensorflow_batches(source, len(input_shape), what, steps)
         examples = _spooled(batches, what, may_be_endless)
     elif isinstance(source, keras.utils.PyDataset):
-        numbers = range(_count_batches(source, what, steps))
-        examples = _spooled(lambda: (source[number] for number in numbers), what)
+        batch_numbers = range(_count_batches(source, what, steps))
+        examples = _spooled(lambda: (source[number] for number in batch_numbers), what)
     elif isinstance(source, (tuple, list)) and len(source) in (2, 3):
         examples = _of_arrays(*source[:2], what)
         examples = dataclasses.replace(examples, weights=_weights_of(source, examples.count, what))
@@ -125,48 +120,45 @@ def _described(source):
 
 
 def _fitted(examples, input_shape, what):
-    """Returns examples whose shape is the network's; an axis of one channel that is left out is put
-    in.
-    """
-    shape, read = examples.shape, examples.read
+    """Returns the Examples with the network's input shape, adding a missing channel axis."""
+    shape = examples.shape
+    read = examples.read
     if len(shape) == len(input_shape) - 1 and input_shape[-1] == 1:
         shape = (*shape, 1)
         examples = dataclasses.replace(
             examples, read=lambda indices: read(indices)[..., None], shape=shape
         )
-    if len(shape) != len(input_shape) or any(
-        size not in (None, own) for size, own in zip(input_shape, shape)
+    has_rank = len(shape) == len(input_shape)
+    if not has_rank or any(
+        expected not in (None, size) for expected, size in zip(input_shape, shape)
     ):
         raise EkgError(
             f"`{what}` has examples of shape {shape}, and the network takes {tuple(input_shape)}; "
-            f"resize them, "
-            "or build the network for them."
+            "resize them, or build the network for them."
         )
     return examples
 
 
 def _check_numbers(array, what):
-    """Raises EkgError if an array cannot be what a network reads."""
+    """Raises EkgError unless an array holds finite numbers, which a network can read."""
     if array.dtype.kind in "OSU" and array.size and isinstance(array.flat[0], (str, bytes)):
         raise EkgError(
             f"`{what}` holds strings; let the layer that makes numbers of them, such as "
-            f"TextVectorization, work "
-            "on the data before, and prune the network behind it."
+            "TextVectorization, work on the data first, and prune the network after it."
         )
     if array.dtype.kind not in "biuf":
         raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")
-    for start in range(
-        0, len(array) if array.ndim and array.dtype.kind == "f" else 0, CHECKED_TOGETHER
-    ):
+    if array.dtype.kind != "f" or not array.ndim:
+        return
+    for start in range(0, len(array), CHECKED_TOGETHER):
         part = array[start : start + CHECKED_TOGETHER]
-        if not np.isfinite(part).all():
-            broken = start + int(
-                np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0]
-            )
+        is_finite = np.isfinite(part)
+        if not is_finite.all():
+            is_whole = is_finite.reshape(len(part), -1).all(axis=1)
+            broken = start + int(np.flatnonzero(~is_whole)[0])
             raise EkgError(
                 f"`{what}` holds numbers that are not finite, NaN or infinite; the first in "
-                f"example {broken} of "
-                f"{len(array)}. Leave such examples out."
+                f"example {broken} of {len(array)}. Leave such examples out."
             )
 
 
@@ -174,7 +166,7 @@ def _check_numbers(array, what):
 
 
 def _single(value):
-    """Returns the one entry of a dict of one, as a network of one input takes it by its name."""
+    """Unpacks a dict of one entry, as networks of one input accept it."""
     return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
 
 
@@ -184,9 +176,8 @@ def _as_array(value, what):
         isinstance(value, (list, tuple)) and value and isinstance(value[0], (dict, np.ndarray))
     ):
         raise EkgError(
-            f"`{what}` has several inputs or outputs an example; a network of one input is "
-            f"needed, and the "
-            "labels of one output."
+            f"`{what}` has several inputs or outputs per example; a network of one input is "
+            "needed, and the labels of one output."
         )
     try:
         return np.asarray(value)
@@ -197,61 +188,62 @@ def _as_array(value, what):
 
 
 def _labels_of(value, what):
-    """Returns labels as an array, or a list or dict of those of several outputs; None for None."""
+    """Returns labels as an array, or as a list or dict of arrays for several outputs, or None."""
+    if value is None:
+        return None
     if isinstance(value, dict):
-        return {name: _labels_of(own, what) for name, own in value.items()}
+        return {name: _labels_of(entry, what) for name, entry in value.items()}
     are_arrays = isinstance(value, (list, tuple)) and any(
-        own is None or len(getattr(own, "shape", ())) for own in value
+        entry is None or len(getattr(entry, "shape", ())) for entry in value
     )
     if are_arrays:
-        return [_labels_of(own, what) for own in value]
-    return None if value is None else _as_array(value, f"{what} labels")
+        return [_labels_of(entry, what) for entry in value]
+    return _as_array(value, f"{what} labels")
 
 
 def _arrays_of(labels):
-    """Returns the list of the arrays of labels."""
-    return [own for own in keras.tree.flatten(labels) if own is not None]
+    """Returns the list of all arrays in labels."""
+    return [array for array in keras.tree.flatten(labels) if array is not None]
 
 
 def _check_counts(images, labels, what):
-    """Raises EkgError unless there are as many labels of every output as images."""
-    for own in _arrays_of(labels):
-        if images.ndim == 0 or own.ndim == 0 or len(images) != len(own):
+    """Raises EkgError unless every output has as many labels as there are images."""
+    for array in _arrays_of(labels):
+        if images.ndim == 0 or array.ndim == 0 or len(images) != len(array):
             raise EkgError(
-                f"`{what}` has images of shape {images.shape} and labels of shape "
-                f"{own.shape}; give as many labels as images."
+                f"`{what}` has images of shape {images.shape} and labels of shape {array.shape}; "
+                "give as many labels as images."
             )
 
 
 def _of_arrays(images, labels, what):
-    images, labels = _as_array(images, what), _labels_of(labels, what)
+    images = _as_array(images, what)
+    labels = _labels_of(labels, what)
     _check_counts(images, labels, what)
     _check_numbers(images, what)
     count = len(images) if images.ndim else 0
     return Examples(lambda indices: images[indices], labels, images.shape[1:], count)
 
 
-def _weights_of(entries, number, what):
-    """Returns the weights in (images, labels, weights), array [number, ...], or None without
-    any.
-    """
+def _weights_of(entries, count, what):
+    """Returns the weights in (images, labels, weights), array [count, ...], or None."""
     if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
         return None
     weights = _as_array(entries[2], f"{what} weights")
-    if weights.ndim == 0 or len(weights) != number:
+    if weights.ndim == 0 or len(weights) != count:
         raise EkgError(
-            f"`{what}` has weights of shape {weights.shape} and {number} labels; give as many."
+            f"`{what}` has weights of shape {weights.shape} and {count} labels; give one per label."
         )
     return weights
 
 
 def _of_function(data, what):
     labels = _labels_of(data.labels, what)
-    counts = {len(own) for own in _arrays_of(labels)} | ({data.count} - {None})
+    counts = {len(array) for array in _arrays_of(labels)} | ({data.count} - {None})
     if len(counts) != 1:
         raise EkgError(
-            f"`{what}`: an ekg.Data needs labels of all its examples, or their number as "
-            f"`count`; received {sorted(counts) or 'neither'}."
+            f"`{what}`: an ekg.Data needs labels of all its examples, or their number as `count`; "
+            f"received {sorted(counts) or 'neither'}."
         )
     (count,) = counts
     if not count:
@@ -260,15 +252,14 @@ def _of_function(data, what):
     first, second = (np.asarray(data.read(probes)) for _ in range(2))
     if first.shape[:1] != probes.shape:
         raise EkgError(
-            f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of shape "
-            f"{first.shape}."
+            f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of "
+            f"shape {first.shape}."
         )
     _check_numbers(first, what)
     if first.shape != second.shape or not np.array_equal(first, second):
         raise EkgError(
             f"`{what}`: its `read` gives other numbers for the same examples when it is asked "
-            f"again; random "
-            "views belong into `augment`."
+            "again; random views belong into `augment`."
         )
     return Examples(data.read, labels, first.shape[1:], count)
 
@@ -277,8 +268,9 @@ def _of_function(data, what):
 
 
 def _tensorflow_batches(dataset, rank, what, steps):
-    """Returns (function that gives the batches of a tf.data.Dataset from its beginning on, whether
-    they may not end).
+    """Returns (function, whether the batches may be endless) for a tf.data.Dataset.
+
+    Each call of the function returns an iterator over the batches, from the first one.
     """
     size = int(dataset.cardinality())
     if steps is None and size == tf.data.INFINITE_CARDINALITY:
@@ -290,13 +282,11 @@ def _tensorflow_batches(dataset, rank, what, steps):
             f"`{what}` gives dicts of {sorted(spec)}; map them to pairs (images, labels)."
         )
     parts = spec if isinstance(spec, (tuple, list)) and spec else (spec,)
-    images, labels = _single(parts[0]), keras.tree.flatten(parts[1:])
-    if (
-        isinstance(images, tf.TensorSpec)
-        and images.shape.rank is not None
-        and images.shape.rank <= rank
-    ):
-        are_single = any(own.shape.rank == 0 for own in labels)
+    images = _single(parts[0])
+    labels = keras.tree.flatten(parts[1:])
+    has_rank = isinstance(images, tf.TensorSpec) and images.shape.rank is not None
+    if has_rank and images.shape.rank <= rank:
+        are_single = any(label.shape.rank == 0 for label in labels)
         are_single |= not labels and images.shape.rank > 0 and images.shape[0] is not None
         if images.shape.rank < rank or are_single:
             raise EkgError(f"`{what}` gives single examples; batch them with .batch(32).")
@@ -306,40 +296,38 @@ def _tensorflow_batches(dataset, rank, what, steps):
 
 
 def _count_batches(source, what, steps):
-    """Returns how many batches to take of a keras.utils.PyDataset."""
+    """Returns how many batches to take from a keras.utils.PyDataset."""
     try:
-        number = source.num_batches
+        num_batches = source.num_batches
     except (NotImplementedError, TypeError):  # it has no length, or returns None for it
-        number = None
-    if steps is None and number is None:
+        num_batches = None
+    if steps is None and num_batches is None:
         raise EkgError(f"`{what}` has no length, so it never ends; {_advice(what)}.")
-    _check_steps(steps, number, what)
-    return number if steps is None else steps
+    _check_steps(steps, num_batches, what)
+    return num_batches if steps is None else steps
 
 
 def _advice(what):
-    """Returns how to say how much of data that never ends is meant."""
-    return (
-        "say by `steps_per_epoch` how many batches of it are the data"
-        if what == "data"
-        else "give so many batches of it"
-    )
+    """Returns the advice for data that never ends: how to limit it."""
+    if what == "data":
+        return "say by `steps_per_epoch` how many batches of it are the data"
+    return "limit the number of its batches"
 
 
-def _check_steps(steps, number, what):
-    """Raises EkgError unless `steps_per_epoch` is None or a number of batches that there are."""
+def _check_steps(steps, num_batches, what):
+    """Raises EkgError unless `steps_per_epoch` is None or at most the number of batches."""
     if steps is None:
         return
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
         raise EkgError(
             f"`steps_per_epoch` must be a whole number of at least 1; received {steps!r}."
         )
-    if number is not None and steps > number:
-        raise EkgError(f"`steps_per_epoch` is {steps}, and `{what}` has {number} batches.")
+    if num_batches is not None and steps > num_batches:
+        raise EkgError(f"`steps_per_epoch` is {steps}, and `{what}` has {num_batches} batches.")
 
 
 def _pair(batch, what):
-    """Returns (images, labels) of a batch; labels are None where there are none."""
+    """Returns (images, labels) of a batch, with None for missing labels."""
     if not isinstance(batch, (tuple, list)):
         batch = (batch,)
     if not batch:
@@ -354,47 +342,53 @@ def _pair(batch, what):
 
 
 def _spooled(batches, what, may_be_endless=False):
-    """Returns the Examples of batches, in a file; reads them twice.
+    """Returns the Examples of batches, written to a temporary file and read twice to compare.
 
     Args:
-        batches: function that gives an iterator over the batches from the first one on.
-        what: the argument's name.
-        may_be_endless: whether it is not known that they end.
+        batches: function whose calls return an iterator over the batches, from the first one.
+        what: name of the argument, for error messages.
+        may_be_endless: whether the number of batches is unknown.
     """
-    spool, labels, weights, sums = Spool(what), [], [], []
+    spool = Spool(what)
+    labels, weights, checksums = [], [], []
     watch = _Watch(what) if may_be_endless else None
     with progress_bar(f"read {what}", None, "batch") as progress:
         for batch in batches():
             stopping.check()
-            images, own = _pair(batch, what)
-            weights.append(_weights_of(batch, len(images), what))
-            checksum = _checksum(images, own, weights[-1])
-            if not sums:  # at once, as what changes by itself may also never end
+            images, batch_labels = _pair(batch, what)
+            batch_weights = _weights_of(batch, len(images), what)
+            checksum = _checksum(images, batch_labels, batch_weights)
+            if not checksums:  # at once, since data that changes by itself may never end
                 _check_same(checksum, next(iter(batches()), None), what)
             if watch is not None:
-                watch.see(images, own)
+                watch.see(images, batch_labels)
             spool.append(images)
-            labels.append(own)
-            sums.append(checksum)
+            labels.append(batch_labels)
+            weights.append(batch_weights)
+            checksums.append(checksum)
             progress.update(1)
-        again = 0
+
+        num_read_again = 0
         for batch in batches():
             stopping.check()
-            _check_same(sums[again] if again < len(sums) else None, batch, what)
-            again += 1
+            is_extra = num_read_again >= len(checksums)
+            _check_same(None if is_extra else checksums[num_read_again], batch, what)
+            num_read_again += 1
             progress.update(1)
-    if again != len(sums):
-        raise EkgError(f"`{what}` gave {len(sums)} batches, and {again} when it was read again.")
+    if num_read_again != len(checksums):
+        raise EkgError(
+            f"`{what}` gave {len(checksums)} batches, and {num_read_again} when it was read again."
+        )
     spool.finish()
-    has_weights = {own is not None for own in weights}
+    has_weights = {array is not None for array in weights}
     if len(has_weights) > 1:
         raise EkgError(f"`{what}` has weights in some batches and none in others.")
     weights = np.concatenate(weights) if has_weights == {True} else None
-    return Examples(spool.read, _together(labels, what), spool.shape, spool.count, weights)
+    return Examples(spool.read, _concatenated(labels, what), spool.shape, spool.count, weights)
 
 
-def _together(labels, what):
-    """Returns the labels of all batches, a list of what _labels_of() gives, as those of one."""
+def _concatenated(labels, what):
+    """Concatenates the labels of all batches, each in the form that _labels_of() returns."""
 
     def joined(*parts):
         return None if parts[0] is None else np.concatenate(parts)
@@ -407,55 +401,55 @@ def _together(labels, what):
 
 
 def _check_same(checksum, batch, what):
-    """Raises EkgError unless a batch has the checksum that it had before, None where there was
-    none.
-    """
-    images, labels = (None, None) if batch is None else _pair(batch, what)
-    if batch is None or checksum != _checksum(
-        images, labels, _weights_of(batch, len(images), what)
-    ):
+    """Raises EkgError unless a batch has this checksum; None for either means a missing batch."""
+    is_same = False
+    if batch is not None:
+        images, labels = _pair(batch, what)
+        weights = _weights_of(batch, len(images), what)
+        is_same = checksum == _checksum(images, labels, weights)
+    if not is_same:
         raise EkgError(
             f"`{what}` gives other examples when it is read again: it shuffles, or changes "
-            f"images, by "
-            "itself. Pass it unshuffled, and random views as `augment`: the order is made here."
+            "images, by itself. Pass it unshuffled, and random views as `augment`: the order is "
+            "made here."
         )
 
 
 class _Watch:
-    """Notices that batches of unknown number do not end: they begin again, or fill the folder for
-    temporary files.
-    """
+    """Detects endless data: it begins again from the start, or fills the temporary folder."""
 
     def __init__(self, what):
-        self._what, self._size, self._count = what, 0, 0
-        self._first, self._last = [], collections.deque(maxlen=COMPARED)
+        self._what = what
+        self._size = 0  # bytes so far
+        self._count = 0  # examples so far
+        self._first = []  # checksums of the first COMPARED examples
+        self._last = collections.deque(maxlen=COMPARED)
         self._room = FILLED * shutil.disk_usage(tempfile.gettempdir()).free
 
     def see(self, images, labels):
-        """Takes the next batch.
+        """Examines the next batch.
 
         Raises:
-            EkgError: it is read for the second time, or there is no room for it.
+            EkgError: the data has begun again, or there is no room for more.
         """
         advice = f"leave its repeat() out, or {_advice(self._what)}"
         for number, image in enumerate(images):
-            self._last.append(_checksum(image, [own[number] for own in _arrays_of(labels)]))
+            image_labels = [array[number] for array in _arrays_of(labels)]
+            self._last.append(_checksum(image, image_labels))
             self._count += 1
             if len(self._first) < COMPARED:
                 self._first.append(self._last[-1])
             elif len(set(self._first)) == COMPARED and list(self._last) == self._first:
                 raise EkgError(
                     f"`{self._what}` begins again after {self._count - COMPARED} examples and may "
-                    f"never end; "
-                    f"{advice}."
+                    f"never end; {advice}."
                 )
         self._size += images.nbytes
         if self._size > self._room:
             raise EkgError(
                 f"`{self._what}` has not ended after {self._count} examples of {self._size:,} "
-                f"bytes, which fill "
-                f"{tempfile.gettempdir()}; if it never ends, {advice}; else make room, or set "
-                f"TMPDIR."
+                f"bytes, which fill {tempfile.gettempdir()}; if it never ends, {advice}; else "
+                "make room, or set TMPDIR."
             )
 
 

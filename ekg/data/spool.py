@@ -1,4 +1,4 @@
-"""Rows of a user's examples in a file, read by their numbers."""
+"""A temporary file of examples that are read by number."""
 
 import os
 import tempfile
@@ -9,23 +9,31 @@ from ekg.errors import EkgError
 
 
 class Spool:
-    """Rows in a file without a name, read by their numbers, and never in memory together."""
+    """Equally shaped rows in an unnamed file, read by number and never all in memory.
+
+    Attributes:
+        shape: shape of a row.
+        count: number of rows.
+    """
 
     def __init__(self, what):
-        self._what, self._row, self._dtype = what, None, None
-        self.shape, self.count = (), 0
+        self.shape = ()
+        self.count = 0
+        self._what = what
+        self._row_bytes = None
+        self._dtype = None
         self._file = tempfile.TemporaryFile()
 
     def append(self, rows):
-        """Writes the next rows, array [number, ...]; all must have one shape and one type."""
-        if self._row is None:
-            self.shape, self._dtype = rows.shape[1:], rows.dtype
-            self._row = int(np.prod(self.shape)) * rows.dtype.itemsize
+        """Writes the next rows, array [n, ...]; all rows must have the same shape and dtype."""
+        if self._row_bytes is None:
+            self.shape = rows.shape[1:]
+            self._dtype = rows.dtype
+            self._row_bytes = int(np.prod(self.shape)) * rows.dtype.itemsize
         if rows.shape[1:] != self.shape or rows.dtype != self._dtype:
             raise EkgError(
                 f"`{self._what}` has examples of several shapes or types: {self.shape} of "
-                f"{self._dtype}, and "
-                f"{rows.shape[1:]} of {rows.dtype}; resize them to one."
+                f"{self._dtype}, and {rows.shape[1:]} of {rows.dtype}; resize them to one."
             )
         try:
             self._file.write(np.ascontiguousarray(rows).data)
@@ -37,16 +45,17 @@ class Spool:
             ) from None
 
     def finish(self):
+        """Flushes the file; call it after the last append()."""
         self._file.flush()
 
     def read(self, indices):
-        """Returns the rows with these numbers; several threads may ask at once."""
+        """Returns the rows with these numbers; several threads may read at the same time."""
         rows = np.empty((len(indices), *self.shape), self._dtype)
-        views = rows.reshape(len(indices), -1).view(np.uint8) if self._row else rows
-        for view, index in zip(views, np.asarray(indices).tolist()):
-            if os.preadv(self._file.fileno(), [view], index * self._row) != self._row:
+        buffers = rows.reshape(len(indices), -1).view(np.uint8) if self._row_bytes else rows
+        for buffer, index in zip(buffers, np.asarray(indices).tolist()):
+            offset = index * self._row_bytes
+            if os.preadv(self._file.fileno(), [buffer], offset) != self._row_bytes:
                 raise EkgError(
-                    f"`{self._what}`: the file of its examples cannot be read any more; start "
-                    f"again."
+                    f"`{self._what}`: the file of its examples can no longer be read; start again."
                 )
         return rows

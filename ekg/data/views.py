@@ -1,8 +1,8 @@
-"""Random views of a user's own examples, and what belongs to these that has to move with them.
+"""Random views of a user's own examples, and of the labels and knowledge that move with them.
 
-A view that moves the pixels of an image leaves maps, of labels or of knowledge, where they were: so
-maps are moved by the same draws, or the view is refused for the task. Views are keyed: the same
-seed gives the same view, whatever ran before.
+A view that moves pixels must move maps of labels and of knowledge in the same way: the maps are
+moved by the same draws, or the view is refused for the task. Views are keyed: the same seed gives
+the same view, no matter what ran before.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from ekg.errors import EkgError
 from ekg.tasks.kinds import Regression, Task
 
 VIEWS = ("flip", "flip_crop")
-IMAGE_RANKS = (4, 5)  # of batches of images and of volumes
-SMALLEST_CROPPED = augment.PADDING + 1  # pixels: a smaller image has no reflection of that width
+IMAGE_RANKS = (4, 5)  # ranks of a batch of images and of a batch of volumes
+SMALLEST_CROPPED = augment.PADDING + 1  # pixels; smaller images cannot be padded by reflection
 
 
 @dataclasses.dataclass(frozen=True)
 class MovingView:
-    """Mirrors every other image left-right, and may pad and crop; moves maps alike.
+    """Mirrors images left-right with probability 1/2, may pad and crop them, and moves maps alike.
 
     Attributes:
-        axes: the axes of a batch that are (height, width).
-        crops: whether images are padded by their reflection and cropped.
-        task: Task, which knows what of labels and knowledge moves with the images.
+        axes: the axes (height, width) of a batch.
+        crops: whether images are padded by reflection and cropped.
+        task: Task, which knows the axes of labels and knowledge that move with the images.
         output: shape of the network's output for one example.
     """
 
@@ -48,9 +48,7 @@ class MovingView:
         return self._moved(labels, draws, 1)
 
     def knowledge(self, rows, draws):
-        """Returns the knowledge of the view from that of the images as they are, [batch, K,
-        ...].
-        """
+        """Returns the knowledge of the view, given that of the original images, [batch, K, ...]."""
         return self._moved(rows, draws, 2)
 
     def _moved(self, values, draws, first):
@@ -63,9 +61,8 @@ class MovingView:
         if self.crops:
             return augment.flip_and_crop(values, draws[:, 3], draws[:, 4], draws[:, 5], axes=axes)
         shape = [-1] + [1] * (len(values.shape) - 1)
-        return tf.where(
-            tf.reshape(draws[:, 3] >= 0.5, shape), tf.reverse(values, [axes[1]]), values
-        )
+        is_flipped = tf.reshape(draws[:, 3] >= 0.5, shape)
+        return tf.where(is_flipped, tf.reverse(values, [axes[1]]), values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,9 +70,9 @@ class OwnView:
     """A user's function (images, seed) -> images, or (images, labels, seed) -> (images, labels).
 
     Attributes:
-        function: the user's.
-        changes_labels: whether it is given labels, and returns them.
-        channel_axis: of a batch.
+        function: the user's function.
+        changes_labels: whether it takes and returns labels.
+        channel_axis: channel axis of a batch.
     """
 
     function: Callable
@@ -84,7 +81,7 @@ class OwnView:
     moves_knowledge = False
 
     def __post_init__(self):
-        # It may ask tensors by Python's `if` and `for`, as in a tf.data pipeline.
+        # AutoGraph: the function may use `if` and `for` on tensors, as in a tf.data pipeline.
         object.__setattr__(self, "_converted", tf.function(self.function))
 
     def images(self, images, labels, draws):
@@ -99,39 +96,38 @@ class OwnView:
         """Returns (images, labels) of the view.
 
         Args:
-            images: [batch, ...].
-            labels: [batch, ...], as the task prepares them.
-            draws: [batch, augment.NUM_DRAWS] in [0, 1).
-            is_traced: whether as in training; else the function is called as it is.
+            images: input examples, [batch, ...].
+            labels: labels as the task prepares them, [batch, ...].
+            draws: random numbers in [0, 1), [batch, augment.NUM_DRAWS].
+            is_traced: whether to run the traced function, as in training, or the plain one.
         """
         function = self._converted if is_traced else self.function
         seed = tf.bitcast(draws[0, :2], tf.int32)
         if not self.changes_labels:
             return function(images, seed), labels
-        made = function(images, labels, seed)
-        if not isinstance(made, (tuple, list)) or len(made) != 2:
+        pair = function(images, labels, seed)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise EkgError(
                 "`augment` takes (images, labels, seed), so it must return a pair (images, "
-                f"labels); received {type(made).__name__}."
+                f"labels); received {type(pair).__name__}."
             )
-        return tuple(made)
+        return tuple(pair)
 
 
-# ---------------------------------------------------------------- making them
+# ---------------------------------------------------------------- construction
 
 
 def make_view(augmentation, graph, task):
-    """Returns the view of what a user gave: MovingView, OwnView, or None for None.
+    """Returns the view for a user's `augment` argument: MovingView, OwnView, or None for None.
 
     Args:
-        augmentation: a name of VIEWS, or a function; see OwnView. The seed is an int32 tensor [2]
-            for the stateless random operations of TensorFlow, another one for every part of a
-            batch.
-        graph: graph.calls.Graph of the keras.Model, of one input, at the size of the images.
-        task: Task.
+        augmentation: a name of VIEWS, or a function; see OwnView. Its seed is an int32 tensor [2]
+            for TensorFlow's stateless random operations, and differs for every part of a batch.
+        graph: graph.calls.Graph of the keras.Model with one input, at the size of the images.
+        task: Task of the labels.
 
     Raises:
-        EkgError: it is none of these, or does not fit images or task.
+        EkgError: the argument is neither, or does not fit the images or the task.
     """
     if augmentation is None:
         return None
@@ -150,40 +146,45 @@ def make_view(augmentation, graph, task):
 
 
 def _count_required(function):
-    """Returns how many arguments a function must be given; 2 where it does not say."""
+    """Returns the number of required positional arguments of a function; 2 if it is unknown."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 2
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.default is one.empty and one.kind in places for one in parameters)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        parameter.default is parameter.empty and parameter.kind in positional
+        for parameter in parameters
+    )
 
 
 def _moving_view(name, graph, task):
-    shape, output = graph.shapes[graph.inputs[0]], task.shape(graph)
+    shape = graph.shapes[graph.inputs[0]]
+    output = task.shape(graph)
     if len(shape) not in IMAGE_RANKS:
         raise EkgError(
-            f"`augment` {name!r} moves images and volumes, and the network takes "
-            f"{shape[1:]}; give a function (images, seed) -> images."
+            f"`augment` {name!r} moves images and volumes, and the network takes {shape[1:]}; "
+            "give a function (images, seed) -> images."
         )
-    channel_axis, *others = find_channel_axes(graph)
-    if others:
+    channel_axis, *further_axes = find_channel_axes(graph)
+    if further_axes:
         raise EkgError(
             f"`augment` {name!r}: of the layers of `model` {graph.model.name!r} that read the "
             "images some take them for channels_first and some for channels_last; give a "
             "function (images, seed) -> images."
         )
     crops = name == "flip_crop"
-    places = [axis for axis in range(1, len(shape)) if axis != channel_axis]
-    sizes, axes = tuple(shape[axis] for axis in places), tuple(places[-2:])
+    spatial_axes = [axis for axis in range(1, len(shape)) if axis != channel_axis]
+    sizes = tuple(shape[axis] for axis in spatial_axes)
+    axes = tuple(spatial_axes[-2:])
     if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
         raise EkgError(
-            f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x "
-            f"{SMALLEST_CROPPED} pixels; these have {' x '.join(map(str, sizes))}."
+            f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x {SMALLEST_CROPPED} "
+            f"pixels; these have {' x '.join(map(str, sizes))}."
         )
     problems = [
-        _problem(part, own, sizes, shape[channel_axis], crops)
-        for part, own in task.seen_parts(output)
+        _problem(part, part_output, sizes, shape[channel_axis], crops)
+        for part, part_output in task.seen_parts(output)
     ]
     for problem in filter(None, problems):
         raise EkgError(
@@ -195,52 +196,49 @@ def _moving_view(name, graph, task):
 
 
 def _problem(task, output, sizes, num_channels, crops):
-    """Returns why what a task's labels say cannot be moved with an image of these sizes, or
-    None.
-    """
+    """Returns why a task's labels cannot be moved with an image of these sizes, or None."""
     places = task.places(output)
     if not places:
-        is_number = isinstance(getattr(task, "kind", task), Regression)
-        return "numbers such as positions would stay behind" if is_number else None
+        has_numbers = isinstance(task.unwrapped, Regression)
+        return "numbers such as positions would not move with it" if has_numbers else None
     if len(places) != len(sizes):
-        return f"the places of an output of shape {output} are not known to be those of the image"
+        return f"the positions of an output of shape {output} may not be positions of the image"
     if crops and places != sizes:
         return f"a crop cannot be repeated on maps of {places}, as images have {sizes}"
-    if isinstance(getattr(task, "kind", task), Regression) and output[-1] not in (1, num_channels):
+    if isinstance(task.unwrapped, Regression) and output[-1] not in (1, num_channels):
         return f"{output[-1]} numbers for each place may be directions, which a mirror turns"
     return None
 
 
 def find_channel_axes(graph):
-    """Returns which axes of a batch of images or volumes layers take for the channels, a list of
-    one or two.
+    """Returns the axes of a batch that layers read as channels, a list of one or two.
 
-    The layers that read the input and have a data format decide, also behind a Permute; where there
-    are none, Keras' configuration does.
+    The layers that read the input and have a data format decide, even after a Permute. Without such
+    layers, Keras' configuration decides.
     """
-    number = graph.inputs[0]
-    rank = len(graph.shapes[number])
-    axes_of, found = {number: tuple(range(rank))}, set()  # of a tensor: which of the input's
+    input_number = graph.inputs[0]
+    rank = len(graph.shapes[input_number])
+    axes_of = {input_number: tuple(range(rank))}  # tensor number -> its axes, as axes of the input
+    channel_axes = set()
     for call in graph.calls:
         source = next((tensor for tensor in call.inputs if tensor in axes_of), None)
         if source is None:
             continue
-        axes, data_format = axes_of[source], getattr(call.layer, "data_format", None)
+        axes = axes_of[source]
+        data_format = getattr(call.layer, "data_format", None)
         order = _permutation(call.layer, rank)
         if data_format in ("channels_first", "channels_last"):
-            found.add(axes[1] if data_format == "channels_first" else axes[-1])
+            channel_axes.add(axes[1] if data_format == "channels_first" else axes[-1])
         elif order is not None:
             axes_of[call.output] = tuple(axes[axis] for axis in order)
         elif graph.shapes[call.outputs[0]] == graph.shapes[source]:
             axes_of[call.outputs[0]] = axes
     default = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
-    return sorted(found) or [default]
+    return sorted(channel_axes) or [default]
 
 
 def _permutation(operation, rank):
-    """Returns the order in which an operation puts the axes of a batch, or None if it puts in
-    none.
-    """
+    """Returns the axis order that an operation produces, or None if it does not permute axes."""
     if isinstance(operation, keras.layers.Permute):
         return (0, *operation.dims)
     if type(operation).__name__ == "Transpose":

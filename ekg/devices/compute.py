@@ -1,6 +1,4 @@
-"""How pure functions are computed: on which devices, compiled with XLA or not, in which number
-format.
-"""
+"""How functions are computed: on which devices, with or without XLA, in which number format."""
 
 import contextlib
 import dataclasses
@@ -16,7 +14,7 @@ from ekg.errors import EkgError
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
-AUTO_FORMAT = "auto"  # stands for one of them until run.precision has chosen it
+AUTO_FORMAT = "auto"  # placeholder for one of DTYPES, until run.precision chooses it
 XLA_FAILURES = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
@@ -26,12 +24,12 @@ XLA_FAILURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """What computes a phase of a run.
+    """How a phase of a run is computed.
 
     Attributes:
-        team: Team that shares the work; by default one member, on the default device.
+        team: Team that shares the work; by default one member on the default device.
         use_xla: whether steps are compiled with XLA.
-        dtype: one of DTYPES, of convolutions and activations.
+        dtype: number format of convolutions and activations, one of DTYPES.
     """
 
     team: Team = dataclasses.field(default_factory=Team)
@@ -41,10 +39,9 @@ class Compute:
 
 @contextlib.contextmanager
 def full_float32():
-    """Switches TensorFloat-32 off while it lasts: GPUs that have it would multiply float32 with 10
-    bits of mantissa.
+    """Context with TensorFloat-32 switched off, in which GPUs multiply with 10 bits of mantissa.
 
-    The search, second derivatives and whatever compares two forms of one network are computed so.
+    The search, second derivatives and all comparisons of two forms of a network need it.
     """
     with _tf32.lock:
         if not _tf32.uses:
@@ -61,18 +58,19 @@ def full_float32():
 
 
 class _Tf32:
-    """How many threads ask for full float32 at the moment; TensorFlow's switch is the process's."""
+    """Counts the threads that need full float32; TensorFlow has one switch per process."""
 
     def __init__(self):
-        self.lock, self.uses, self.was_enabled = threading.Lock(), 0, True
+        self.lock = threading.Lock()
+        self.uses = 0
+        self.was_enabled = True
 
 
 _tf32 = _Tf32()
 
 
 class Compiled:
-    """A function that is compiled with XLA if asked and if XLA can; else one warning line, and it
-    goes on uncompiled.
+    """A function that is compiled with XLA if asked; if XLA fails, it warns and runs uncompiled.
 
     Attributes:
         is_compiled: whether calls run through XLA.
@@ -81,11 +79,13 @@ class Compiled:
     def __init__(self, make, name, use_xla):
         """
         Args:
-            make: function from whether to compile to the tf.function.
-            name: what to call it in the warning.
+            make: function that takes whether to compile and returns the tf.function.
+            name: name of the function in the warning.
             use_xla: whether to compile with XLA.
         """
-        self._make, self._name, self.is_compiled = make, name, use_xla
+        self.is_compiled = use_xla
+        self._make = make
+        self._name = name
         self._function = make(use_xla)
 
     def __call__(self, *args):
@@ -94,9 +94,10 @@ class Compiled:
         except XLA_FAILURES as error:
             if not self.is_compiled:
                 raise
-            plain = self._make(False)
-            result = plain(*args)  # what is wrong with the arguments fails here, too
-            self._function, self.is_compiled = plain, False
+            uncompiled = self._make(False)
+            result = uncompiled(*args)  # raises if the arguments, and not XLA, are at fault
+            self._function = uncompiled
+            self.is_compiled = False
             reason = " ".join(error.message.split())
             logger.warning(
                 "XLA cannot compile the %s (%s); it runs uncompiled.", self._name, reason[:160]
@@ -104,33 +105,43 @@ class Compiled:
             return result
 
     def count_traces(self):
-        """Returns how many graphs were made of the function."""
+        """Returns how many graphs were traced of the function."""
         return self._function.experimental_get_tracing_count()
 
 
 def in_graph(function, use_xla=None, **options):
-    """Returns a tf.function whose Python runs as it stands while a graph is made, as in Keras' own
-    training.
+    """Returns a tf.function that is traced without AutoGraph, as in Keras' own training.
 
-    Converting `if` and `for` for tensors, which nothing here needs, takes several times as long as
-    all else of that.
+    AutoGraph converts `if` and `for` on tensors, which nothing here needs, and takes several times
+    as long as the rest of tracing.
     """
-    made = tf.function(function, jit_compile=use_xla, autograph=False, **options)
-    # One line of code makes a function for every part of every network, each traced once for a
-    # batch shape. TensorFlow goes by the line, and would warn that one function is traced again and
-    # again.
-    made._omit_frequent_tracing_warning = True
-    return made
+    traced = tf.function(function, jit_compile=use_xla, autograph=False, **options)
+    # The same line of code creates a function for every part of every network, and each is traced
+    # once per batch shape. TensorFlow counts traces per line, and would warn of retracing.
+    traced._omit_frequent_tracing_warning = True
+    return traced
 
 
 def compiled(function, name, use_xla):
-    """Returns a pure function as Compiled; see there."""
+    """Returns a pure function as Compiled.
+
+    Args:
+        function: pure function of tensors.
+        name: name of the function in the warning that XLA failed.
+        use_xla: whether to compile with XLA.
+    """
     return Compiled(functools.partial(in_graph, function), name, use_xla)
 
 
 def split_batch(strategy, batch):
-    """Returns this process's part of a batch {name: array [part, ...]} as values of its replicas,
-    split along axis 0.
+    """Splits this process's part of a batch along axis 0, over the replicas of the process.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        batch: {name: array [part, ...]}.
+
+    Returns:
+        {name: tensor, or per-replica value if there are several replicas}.
     """
     if strategy.num_replicas_in_sync == 1:
         return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
@@ -139,16 +150,15 @@ def split_batch(strategy, batch):
     if uneven:
         raise EkgError(
             f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` "
-            f"must be a "
-            "multiple of their number."
+            "must be a multiple of their number."
         )
 
     def replica_part(context):
         number = context.replica_id_in_sync_group % replicas
-        size = {name: len(value) // replicas for name, value in batch.items()}
-        return {
-            name: tf.convert_to_tensor(value[number * size[name] : (number + 1) * size[name]])
-            for name, value in batch.items()
-        }
+        parts = {}
+        for name, value in batch.items():
+            size = len(value) // replicas
+            parts[name] = tf.convert_to_tensor(value[number * size : (number + 1) * size])
+        return parts
 
     return strategy.experimental_distribute_values_from_function(replica_part)

@@ -1,6 +1,6 @@
-"""Decisions that depend on the kind of device; every question about GPUs is answered here.
+"""All decisions that depend on the kind of device, based on the GPUs that TensorFlow lists.
 
-A test that replaces gpus() and details_of() sees what a machine with GPUs would do.
+Tests that replace gpus() and details_of() can simulate a machine with GPUs.
 """
 
 import platform
@@ -12,7 +12,7 @@ from ekg.errors import EkgError
 
 PROCESSORS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 and ARM instructions for bfloat16
-BFLOAT16_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bfloat16
+BFLOAT16_CAPABILITY = (8, 0)  # compute capability of the first NVIDIA GPUs with bfloat16
 COMPILE_CHOICES = ("auto", "on", "off")
 
 
@@ -22,129 +22,116 @@ def gpus():
 
 
 def details_of(gpu):
-    """Returns {what: value} that TensorFlow knows of a GPU, as {"device_name": ...,
-    "compute_capability": (8, 0)}.
-    """
+    """Returns TensorFlow's details of a GPU: {"device_name": ..., "compute_capability": (8, 0)}."""
     return tf.config.experimental.get_device_details(gpu)
 
 
 def gpu_names():
-    """Returns the names of the GPUs' types."""
+    """Returns the model name of each GPU."""
     return [details_of(gpu).get("device_name", gpu.name) for gpu in gpus()]
 
 
 def gpu_memory_names():
-    """Returns the names under which TensorFlow keeps the memory statistics of the GPUs."""
+    """Returns the GPU names under which TensorFlow keeps memory statistics."""
     return [f"GPU:{number}" for number, _ in enumerate(gpus())]
 
 
 def default_device():
-    """Returns the name of the device that is taken where none is named: the first GPU, or the
-    CPU.
-    """
+    """Returns the name of the default device: the first GPU, or the CPU."""
     return "GPU:0" if gpus() else "CPU:0"
 
 
 def use_xla(choice="auto"):
-    """Returns whether steps are compiled with XLA: auto means where there is a GPU (on a CPU XLA
-    trains slower).
+    """Returns whether steps are compiled with XLA; "auto" means if there is a GPU.
+
+    On CPUs, training is slower with XLA.
     """
     return choice == "on" or (choice == "auto" and bool(gpus()))
 
 
 def tiles_norms():
-    """Returns whether batch norms over few channels count several positions as one; see
-    narrow_norms.
+    """Returns whether batch norms over few channels are tiled, see narrow_norms.
 
-    It is what a CPU's kernels are slow for. It also needs has_all_gradients().
+    Only CPU kernels are slow for few channels. Tiling also needs has_all_gradients().
     """
     return not gpus()
 
 
 def has_all_gradients():
-    """Returns whether every operation's gradient has a deterministic kernel on all devices of this
-    process.
+    """Returns whether all gradients have deterministic kernels on the devices of this process.
 
-    TensorFlow's for GPUs lack that of a fused batch norm of given statistics and that of resizing
-    to the nearest pixel; they raise UnimplementedError where op determinism is on. The form that is
-    taken in their place needs more memory.
+    With op determinism, TensorFlow has no GPU gradients for a fused batch norm with given
+    statistics and for resizing to the nearest pixel, and raises UnimplementedError. The operations
+    that replace them need more memory.
     """
     return not gpus()
 
 
 def has_float16():
-    """Returns whether convolutions in float16 are computed so."""
+    """Returns whether the device really computes float16 convolutions in float16."""
     return bool(gpus())
 
 
 def has_bfloat16():
-    """Returns whether all devices that this process computes on have instructions for bfloat16."""
+    """Returns whether all devices of this process have instructions for bfloat16."""
     if gpus():
-        return all(
-            details_of(gpu).get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY
-            for gpu in gpus()
-        )
+        capabilities = [details_of(gpu).get("compute_capability", (0, 0)) for gpu in gpus()]
+        return all(capability >= BFLOAT16_CAPABILITY for capability in capabilities)
     return bool(BFLOAT16_FLAGS & processor_flags())
 
 
 def processor_flags():
-    """Returns the set of the words that the system describes the processors by, instruction sets
-    among them.
-    """
+    """Returns the set of all words in the system's processor description, with instruction sets."""
     return set(PROCESSORS.read_text().split()) if PROCESSORS.exists() else set()
 
 
-# ---------------------------------------------------------------- which devices are taken
+# ---------------------------------------------------------------- choosing devices
 
 
 def split_cpu(count):
-    """Splits the CPU into so many devices, hides the GPUs, and returns the devices' names.
+    """Splits the CPU into `count` devices, hides the GPUs, and returns the names of the devices.
 
     Raises:
-        EkgError: this process has used its devices already.
+        EkgError: this process has already used its devices.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_visible_devices([], "GPU")
-        if tf.config.get_logical_device_configuration(cpu) is None or (
-            len(tf.config.get_logical_device_configuration(cpu)) < count
-        ):
-            tf.config.set_logical_device_configuration(
-                cpu, [tf.config.LogicalDeviceConfiguration()] * count
-            )
+        present = tf.config.get_logical_device_configuration(cpu) or []
+        if len(present) < count:
+            wanted = [tf.config.LogicalDeviceConfiguration()] * count
+            tf.config.set_logical_device_configuration(cpu, wanted)
     except RuntimeError:
         raise EkgError(
-            f"`virtual_devices` {count}: this process has used its devices already; start a new "
-            f"one."
+            f"`virtual_devices` {count}: this process has already used its devices; start a new "
+            "one."
         ) from None
     return [f"CPU:{number}" for number in range(count)]
 
 
 def choose_gpus(gpu_ids=None):
-    """Makes the chosen GPUs, which alone stay visible, take memory as they need it, and returns
-    their names.
+    """Makes only the chosen GPUs visible, with memory on demand, and returns their names.
 
     Args:
-        gpu_ids: numbers of GPUs of this machine; None takes the first one, or none where there is
+        gpu_ids: numbers of GPUs of this machine; None takes the first GPU, or no GPU if there is
             none.
 
     Raises:
-        EkgError: this machine does not have one of them, or one is named twice.
+        EkgError: this machine does not have one of them, or one is listed twice.
     """
-    there = tf.config.list_physical_devices("GPU")
+    available = tf.config.list_physical_devices("GPU")
     if gpu_ids is None:
-        gpu_ids = [0] if there else []
-    missing = [number for number in gpu_ids if not 0 <= number < len(there)]
+        gpu_ids = [0] if available else []
+    missing = [number for number in gpu_ids if not 0 <= number < len(available)]
     if missing:
-        have = f"GPUs 0 to {len(there) - 1}" if there else "no GPU that TensorFlow can use"
+        has = f"GPUs 0 to {len(available) - 1}" if available else "no GPU that TensorFlow can use"
         raise EkgError(
-            f"`gpu_id` {' '.join(map(str, missing))}: this machine has {have}; name others, or "
-            f"leave `gpu_id` "
-            "out to run on what there is."
+            f"`gpu_id` {' '.join(map(str, missing))}: this machine has {has}; choose others, or "
+            "leave `gpu_id` out for the default device."
         )
     if len(set(gpu_ids)) != len(gpu_ids):
         raise EkgError(f"`gpu_id` {' '.join(map(str, gpu_ids))}: name every GPU once.")
-    chosen = [there[number] for number in gpu_ids]
+    chosen = [available[number] for number in gpu_ids]
     if chosen and tf.config.get_visible_devices("GPU") != chosen:
         tf.config.set_visible_devices(chosen, "GPU")
     for gpu in chosen:
@@ -153,10 +140,10 @@ def choose_gpus(gpu_ids=None):
 
 
 def _let_memory_grow(gpu):
-    """Lets TensorFlow take a GPU's memory as it needs it; others may use the GPU, too.
+    """Lets TensorFlow allocate GPU memory on demand, since others may use the GPU too.
 
     Raises:
-        EkgError: the GPU has been used by this process already, and took all memory.
+        EkgError: this process has already used the GPU, and has taken all its memory.
     """
     if tf.config.experimental.get_memory_growth(gpu):
         return
@@ -164,7 +151,7 @@ def _let_memory_grow(gpu):
         tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
         raise EkgError(
-            "`gpu_id`: this process has used its GPUs already; start a new one."
+            "`gpu_id`: this process has already used its GPUs; start a new one."
         ) from None
 
 

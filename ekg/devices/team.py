@@ -1,4 +1,4 @@
-"""The replicas of a job, on one machine or on several, as a team that shares out pure work."""
+"""Teams: the replicas of a job, on one machine or several, which share work."""
 
 import contextlib
 import json
@@ -15,8 +15,8 @@ from ekg.errors import EkgError
 from ekg.process import stopping
 
 MAX_TEXT = 2**20  # bytes of a text that workers exchange
-MAX_REASON = 400  # characters of why a worker ended
-# What a process gets where another one has ended or cannot be reached.
+MAX_REASON = 400  # characters of the reason why a worker failed
+# Errors in a process if another process has ended or cannot be reached
 LOST_WORKER = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -24,43 +24,45 @@ LOST_WORKER = (
     tf.errors.DeadlineExceededError,
 )
 
-_TOLD = re.compile(
-    r"<<(worker \d+: .*?)>>", re.DOTALL
-)  # a worker's reason, in what TensorFlow reports to the others
+# The reason that a worker sends to the others, within TensorFlow's error message
+_REASON = re.compile(r"<<(worker \d+: .*?)>>", re.DOTALL)
+HEARD_SECONDS = 1  # in which the other processes receive the reason of a failure
 
 
 class Agreed(EkgError):
-    """A refusal that all processes of a team raise together."""
+    """An error that all processes of a team raise together."""
 
 
 def reason_of_loss(error):
-    """Returns why another worker ended, of one of LOST_WORKER; what TensorFlow reports where that
-    worker told nothing.
+    """Returns why another worker ended: the reason that it sent, or else TensorFlow's message.
+
+    Args:
+        error: an exception of one of the types in LOST_WORKER.
     """
-    told = _TOLD.search(error.message)
-    if told:
-        return " ".join(told.group(1).split())
+    match = _REASON.search(error.message)
+    if match:
+        return " ".join(match.group(1).split())
     return f"another worker ended or cannot be reached ({' '.join(error.message.split())[:160]})"
 
 
 class Team:
-    """All replicas of a job, on this machine and on others, as members that share out pure work.
+    """All replicas of a job, on this and other machines, as members that share work.
 
-    Every process goes through the same program in the same order. What members compute is put
-    together so that all processes hold the same, bit for bit; so all take the same decisions.
+    Every process runs the same program in the same order. The results of all members are combined
+    such that all processes hold the same bits, and so take the same decisions.
 
     Attributes:
-        strategy: the tf.distribute.Strategy; TensorFlow's default one for a team of one member.
-        size: members, over all processes.
+        strategy: the tf.distribute.Strategy; TensorFlow's default strategy for a single member.
+        size: number of members in all processes.
         local_members: range of the numbers of this process's members.
-        num_workers: processes.
-        worker: number of this process; 0 is the chief, who alone writes files.
+        num_workers: number of processes.
+        worker: number of this process; 0 is the chief, the only one that writes files.
     """
 
     def __init__(self, strategy=None):
         """
         Args:
-            strategy: the tf.distribute.Strategy; None stands for one member, on the default device.
+            strategy: the tf.distribute.Strategy; None for a single member on the default device.
         """
         self.strategy = strategy or tf.distribute.get_strategy()
         self._devices = strategy.extended.worker_devices if strategy else (None,)
@@ -82,19 +84,18 @@ class Team:
 
     @property
     def shard(self):
-        """(number of this process, number of processes): which part of every batch this process
-        reads.
-        """
+        """(number of this process, number of processes): the part of each batch that it reads."""
         return self.worker, self.num_workers
 
     @property
     def device(self):
-        """The first device of this process; None stands for TensorFlow's default."""
+        """The first device of this process; None for TensorFlow's default device."""
         return self._devices[0]
 
     def map_members(self, function):
-        """Returns {member: function(member)} for the members of this process, each on its own
-        device and thread.
+        """Returns {member: function(member)} for the members of this process.
+
+        Each call runs on the member's device, in a thread of its own.
         """
 
         def on_device(member):
@@ -107,25 +108,23 @@ class Team:
             return dict(zip(self.local_members, pool.map(on_device, self.local_members)))
 
     def sum_over_workers(self, array):
-        """Returns the sum of the processes' arrays of one shape; where all but one hold zero it is
-        exact.
+        """Returns the sum of the arrays of all processes, which have the same shape.
+
+        The sum is exact where all but one process hold zero.
         """
         if self.num_workers == 1:
             return array
         flat = np.ascontiguousarray(array).reshape(-1)
-        parts = self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(
-                flat
-                if context.replica_id_in_sync_group == self.local_members.start
-                else np.zeros_like(flat)
-            )
-        )
+
+        def value_of(context):
+            is_first = context.replica_id_in_sync_group == self.local_members.start
+            return tf.constant(flat if is_first else np.zeros_like(flat))
+
+        parts = self.strategy.experimental_distribute_values_from_function(value_of)
         return self._sum(parts).numpy().reshape(array.shape)
 
     def gather_texts(self, text):
-        """Returns the list of all processes' texts, of at most MAX_TEXT bytes; all wait for the
-        last.
-        """
+        """Returns the list of all processes' texts, cut to MAX_TEXT bytes; all processes wait."""
         if self.num_workers == 1:
             return [text]
         data = text.encode()[:MAX_TEXT]
@@ -140,20 +139,21 @@ class Team:
         ]
 
     def wait(self):
-        """Returns when all processes have called it."""
+        """Blocks until all processes have called it."""
         self.gather_texts("")
 
     def as_chief_sees(self, is_so):
-        """Returns the chief's value of a condition: files are looked up by one process, so that all
-        decide alike.
+        """Returns the chief's value of a condition, in all processes.
+
+        One process looks at the files, so that all processes decide alike.
         """
         return self.gather_texts("yes" if is_so else "")[0] == "yes"
 
     def from_chief(self, make):
-        """Returns the JSON value that a function returns in the chief's process, in all processes.
+        """Calls a function in the chief's process, and returns its JSON value in all processes.
 
         Raises:
-            EkgError: in all processes, if the chief's call raised it or an OSError.
+            EkgError: in all processes, if the chief's call raised EkgError or OSError.
         """
         texts = []
         self.on_chief(lambda: texts.append(json.dumps(make())))
@@ -161,18 +161,17 @@ class Team:
             return json.loads(texts[0])
         text = texts[0] if texts else ""
         length = int(self.gather_texts(str(len(text)))[0])
-        return json.loads(
-            "".join(
-                self.gather_texts(text[begin : begin + MAX_TEXT] if self.is_chief else "")[0]
-                for begin in range(0, length, MAX_TEXT)
-            )
-        )
+        pieces = []
+        for begin in range(0, length, MAX_TEXT):
+            piece = text[begin : begin + MAX_TEXT] if self.is_chief else ""
+            pieces.append(self.gather_texts(piece)[0])
+        return json.loads("".join(pieces))
 
     def stop_signal(self):
-        """Returns the number of the signal that asked any process to end, or 0: the same in all,
-        which call it together.
+        """Returns the number of a signal that any process received as a request to stop, or 0.
 
-        All processes go on as if they had got it themselves.
+        All processes call it together, get the same number, and continue as if they had received
+        the signal themselves.
         """
         signals = np.zeros(self.num_workers, np.int32)
         signals[self.worker] = stopping.requested()
@@ -182,10 +181,10 @@ class Team:
         return number
 
     def on_chief(self, function):
-        """Calls a function in the chief's process alone; all wait until it is done.
+        """Calls a function in the chief's process alone; all processes wait until it returns.
 
         Raises:
-            EkgError: in all processes, if the chief's call raised it or an OSError.
+            EkgError: in all processes, if the chief's call raised EkgError or OSError.
         """
         failure = ""
         if self.is_chief:
@@ -200,33 +199,32 @@ class Team:
             self._refuse(failure)
 
     def check_same(self, values):
-        """Raises EkgError in all processes if one was started otherwise than the chief.
+        """Raises EkgError in all processes if one was started differently from the chief.
 
         Args:
-            values: {name: value that goes to JSON} of everything that must be the same.
+            values: {name: JSON value} of everything that must be the same.
         """
         text = json.dumps(_flat(values), sort_keys=True)
-        started = [json.loads(text) for text in self.gather_texts(text)]
-        for worker, other in enumerate(started):
-            names = [name for name in started[0] if other.get(name) != started[0][name]]
+        by_worker = [json.loads(worker_text) for worker_text in self.gather_texts(text)]
+        expected = by_worker[0]
+        for worker, actual in enumerate(by_worker):
+            names = [name for name in expected if actual.get(name) != expected[name]]
             if names:
                 differing = "; ".join(
-                    f"{name} {other.get(name)!r} there, {started[0][name]!r} at the chief"
+                    f"{name} {actual.get(name)!r} there, {expected[name]!r} at the chief"
                     for name in names
                 )
                 self._refuse(
-                    f"worker {worker}: was started otherwise than the chief ({differing}); start "
-                    f"all workers "
-                    "with the same code, arguments, data and versions."
+                    f"worker {worker}: was started differently from the chief ({differing}); "
+                    "start all workers with the same code, arguments, data and versions."
                 )
 
     def _refuse(self, reason):
-        """Raises EkgError for a reason that all processes learn in one exchange, whichever of them
-        is the first to leave.
+        """Raises Agreed for a reason that all processes have just exchanged.
 
-        Who ends takes its connections with it, perhaps while another still reads. So all wait once
-        more: who gets out of that knows that the others have read, and for the others it does not
-        matter whether it breaks off.
+        A process that ends closes its connections, perhaps while another still reads the reason.
+        So all processes wait once more: whoever returns from that knows that all have read it, and
+        for the others a lost connection no longer matters.
         """
         with contextlib.suppress(*LOST_WORKER):
             self.wait()
@@ -234,38 +232,33 @@ class Team:
 
     @contextlib.contextmanager
     def sharing_failures(self):
-        """Gives the team, and lets the other processes know why this one fails: its disk, its
-        memory, its data.
+        """Context that yields the team, and sends the reason to other processes if this one fails.
 
-        They wait for this one in an exchange, which TensorFlow breaks off with the reason; see
+        They wait for this process in an exchange, which TensorFlow aborts with the reason; see
         reason_of_loss().
         """
         try:
             yield self
         except (Agreed, stopping.Stopped, *LOST_WORKER):
-            raise  # the others have it, or had it first
+            raise  # the other processes know the reason already
         except Exception as error:
             if self.num_workers > 1:
                 kind = "" if isinstance(error, EkgError) else f"{type(error).__name__}: "
-                self._tell_others(kind + " ".join(str(error).split())[:MAX_REASON])
+                self._report_to_others(kind + " ".join(str(error).split())[:MAX_REASON])
             raise
 
-    def _tell_others(self, reason):
-        with contextlib.suppress(
-            Exception
-        ):  # they may have ended before; this process has its own reason to name
+    def _report_to_others(self, reason):
+        # If the others have ended already, this process still raises its own error.
+        with contextlib.suppress(Exception):
             context.context().report_error_to_cluster(
                 errors.ABORTED, f"<<worker {self.worker}: {reason}>>"
             )
-            time.sleep(
-                1
-            )  # the chief's process serves the others: they must have heard it before it ends
+            # The chief's process serves the others, so it must not end before they have heard.
+            time.sleep(HEARD_SECONDS)
 
 
 def _flat(values):
-    """Returns a dict of dicts as one dict, so that the entry that differs is named: {"versions
-    numpy": ...}.
-    """
+    """Flattens a dict of dicts, so that errors name single entries: {"versions numpy": ...}."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, dict):

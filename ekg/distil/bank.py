@@ -1,6 +1,4 @@
-"""The memory bank: what chosen interim sub-networks know of every training image, in one array file
-on disk.
-"""
+"""The memory bank: the logits of chosen interim sub-networks for every training image, on disk."""
 
 import dataclasses
 import errno
@@ -18,38 +16,40 @@ from ekg.process import stopping
 
 logger = logging.getLogger(__name__)
 
-FEW_BATCHES = 32  # of which every teacher sees fewer than it takes to trace a network of its own
-GATHERED_ROWS = 64  # read at a time: a file system may map up to 2 MiB around each of them
+FEW_BATCHES = 32  # for fewer batches, tracing a network per teacher costs more than it saves
+GATHERED_ROWS = 64  # rows that are read at a time; a file system may map up to 2 MiB around each
 
 
 def select_teachers(losses, num_teacher):
-    """Returns the history steps of the teachers, the one with the lowest loss first.
+    """Returns the history steps of the teachers, in ascending order of their losses.
 
-    Aims at lowest + k·(highest − lowest)/K, k = 0 … K−1; for each the not yet taken sub-network
-    whose loss is nearest. The last sub-network, Θ*, is no candidate, and its loss counts for
-    neither end of the range; where the search took no step, Θ* is Θ₀ and teaches.
+    For each of the losses lowest + k·(highest − lowest)/K, k = 0 … K−1, it takes the sub-network
+    with the nearest loss among those not taken yet. The last sub-network, Θ*, is no candidate and
+    does not count for the range; but if the search took no step, Θ* is Θ₀ and is the teacher.
 
     Args:
-        losses: cross-entropy of every history entry, Θ₀ to Θ*.
-        num_teacher: K.
+        losses: cross-entropy of every history entry, from Θ₀ to Θ*.
+        num_teacher: number of teachers K.
     """
     candidates = losses[:-1] or losses
-    lowest, highest = min(candidates), max(candidates)
-    free, taken = list(range(len(candidates))), []
-    for k in range(min(num_teacher, len(free))):
+    lowest = min(candidates)
+    highest = max(candidates)
+    remaining = list(range(len(candidates)))
+    teachers = []
+    for k in range(min(num_teacher, len(remaining))):
         aim = lowest + k * (highest - lowest) / num_teacher
-        nearest = min(free, key=lambda step: abs(losses[step] - aim))
-        free.remove(nearest)
-        taken.append(nearest)
-    if len(taken) < num_teacher:
+        nearest = min(remaining, key=lambda step: abs(losses[step] - aim))
+        remaining.remove(nearest)
+        teachers.append(nearest)
+    if len(teachers) < num_teacher:
         logger.warning(
             "the search found %d interim sub-networks, so the bank holds %d teachers instead of "
             "%d.",
             len(losses) - 1,
-            len(taken),
+            len(teachers),
             num_teacher,
         )
-    return sorted(taken, key=lambda step: losses[step])
+    return sorted(teachers, key=lambda step: losses[step])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,38 +57,34 @@ class MemoryBank:
     """Logits, or other outputs, of K teachers for N images, read from disk row by row.
 
     Attributes:
-        logits: memory map [N, K, ...], of a classification [N, K, classes], float16 or float32;
-            teacher 0 is the one with the lowest loss.
-        positions: for every image the number of its row, int array [N]; None where row n is image
-            n's.
+        logits: memory map [N, K, ...], [N, K, classes] for classification, float16 or float32;
+            teacher 0 has the lowest loss.
+        positions: row number of each image, int array [N]; None if row n belongs to image n.
     """
 
     logits: np.ndarray = dataclasses.field(repr=False)
     positions: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def rows(self, index):
-        """Returns the logits of the images with these indices, [len(index), K, ...], float16 or
-        float32.
-        """
+        """Returns the teachers' logits of the images with these indices, [len(index), K, ...]."""
         index = index if self.positions is None else self.positions[index]
         rows = np.empty((len(index), *self.logits.shape[1:]), self.logits.dtype)
         for start in range(0, len(index), GATHERED_ROWS):
             part = slice(start, start + GATHERED_ROWS)
             self.logits.take(index[part], axis=0, out=rows[part])
             if isinstance(self.logits, np.memmap):
-                # What was read counts as memory of this process until it is given back; the
-                # system's cache keeps it.
+                # Pages that were read count as memory of this process until they are released;
+                # they stay in the system's cache.
                 self.logits.base.madvise(mmap.MADV_DONTNEED)
         return rows
 
 
 def open_bank(folder, batches=None):
-    """Returns the MemoryBank in a folder, as a memory map, or in memory where its file system has
-    no maps.
+    """Opens the MemoryBank in a folder as a memory map, or loads it if files cannot be mapped.
 
     Args:
         folder: pathlib.Path of the bank.
-        batches: data.Batches that it was built of; None stands for images in their own order.
+        batches: data.Batches that the bank was built from; None if the images kept their order.
     """
     path = folder / bank_files.ARRAY_FILE
     try:
@@ -97,41 +93,41 @@ def open_bank(folder, batches=None):
         if error.errno not in (errno.ENODEV, errno.ENOTSUP, errno.EINVAL):
             raise
         logger.warning(
-            "%s: its file system maps no files (%s); the bank stays in memory.",
+            "%s: its file system cannot map files (%s); the whole bank is read into memory.",
             path,
             error.strerror,
         )
         logits = np.load(path, allow_pickle=False)
-    return MemoryBank(
-        logits, None if batches is None else np.argsort(np.concatenate(batches.indices))
-    )
+    positions = None
+    if batches is not None:
+        positions = np.argsort(np.concatenate(batches.indices))
+    return MemoryBank(logits, positions)
 
 
 def build_bank(folder, supernet, teachers, batches, compute=None, progress=None):
-    """Writes the bank front to back in the order of the batches; what an earlier call left
-    undamaged is kept.
+    """Writes the bank in the order of the batches; intact rows of an earlier call are kept.
 
-    Images are not augmented, and batch norms use the statistics of batches of even size. Each
-    member of the team takes other whole batches, so the bank does not depend on how many members
-    there are.
+    Images are not augmented, and batch norms use batch statistics. Every batch is computed by one
+    member of the team, so the bank does not depend on the number of members.
 
     Args:
         folder: pathlib.Path of the bank.
-        supernet: the Supernet.
-        teachers: list of history entries, the one with the lowest loss first.
-        batches: data.Batches of the training split, all classes mixed.
-        compute: Compute, whose team's chief writes; None stands for float32 on the default device.
-        progress: progress bar that gets update(number of images), or None.
+        supernet: Supernet of the teachers.
+        teachers: list of history entries, in ascending order of their losses.
+        batches: data.Batches of the training split, with all classes mixed.
+        compute: Compute, whose team's chief writes; None for float32 on the default device.
+        progress: progress bar whose update() gets the number of images, or None.
 
     Raises:
-        EkgError: the folder cannot be written, the disk has no room, or another bank is there.
+        EkgError: the folder cannot be written, the disk is too full, or the folder has another
+            bank.
         FloatingPointError: logits are not finite.
-        Stopped: a signal asked the run to end.
+        Stopped: a signal requested a stop.
     """
     compute = compute or Compute()
-    team, info, num_good = compute.team, bank_files.describe(supernet, batches, teachers), [0]
-    team.on_chief(lambda: num_good.append(bank_files.count_good(folder, info)))
-    num_good = int(team.gather_texts(str(num_good[-1]))[0])
+    team = compute.team
+    info = bank_files.describe(supernet, batches, teachers)
+    num_good = team.from_chief(lambda: bank_files.count_good(folder, info))
     if num_good == info["rows"]:
         logger.info("the memory bank is complete")
         return
@@ -144,7 +140,7 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
             if not np.isfinite(rows).all():
                 raise FloatingPointError(
                     f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
-                    f"{info['dtype']}; are the weights those of a trained network?"
+                    f"{info['dtype']}; is the network trained?"
                 )
             if writer is not None:
                 writer.write(rows)
@@ -154,60 +150,52 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
     finally:
         if writer is not None:
             writer.close()
-    team.wait()  # all rows are on disk before anybody reads them
+    team.wait()  # until all rows are on disk, before any process reads them
 
 
 def _teach(supernet, teachers, batches, compute, num_good):
-    """Yields (indices, what all teachers say of these images [len(indices), K, ...]) of the batches
-    from there on.
+    """Yields (indices, outputs of all teachers, [len(indices), K, ...]) for each missing batch.
+
+    Args:
+        num_good: number of images at the front whose rows exist already, in whole batches.
     """
+    team = compute.team
     starts = np.cumsum([0, *map(len, batches.indices)]).tolist()
-    team, todo = compute.team, range(starts.index(num_good), len(batches))
+    todo = range(starts.index(num_good), len(batches))
     largest = max(len(batches.indices[number]) for number in todo)
     output_shape = batches.task.shape(supernet.graph)
-    shape, dtype = (
-        (largest, len(teachers), *output_shape),
-        np.dtype(bank_files.dtype_for(output_shape)),
-    )
-    subnetworks, options = (
-        [entry.subnetwork for entry in teachers],
-        ExecutionOptions(compute.dtype, norms_alone=True),
-    )
-    if (
-        compute.use_xla or len(batches) < FEW_BATCHES
-    ):  # a graph for each network would cost more than it saves
+    shape = (largest, len(teachers), *output_shape)
+    dtype = np.dtype(bank_files.dtype_for(output_shape))
+
+    subnetworks = [entry.subnetwork for entry in teachers]
+    options = ExecutionOptions(compute.dtype, norms_alone=True)
+    if compute.use_xla or len(batches) < FEW_BATCHES:
+        # One graph with masks: a graph per teacher would cost more time than it saves.
+        masked_supernet = supernet.with_options(options)
         make_teachers = functools.partial(
-            _masked_teachers, supernet.with_options(options), subnetworks, batches, compute.use_xla
+            _masked_teachers, masked_supernet, subnetworks, batches, compute.use_xla
         )
     else:
-        make_teachers = functools.partial(
-            _cut_teachers, list(map(supernet.cut, subnetworks)), batches, options
-        )
+        models = [supernet.cut(subnetwork) for subnetwork in subnetworks]
+        make_teachers = functools.partial(_cut_teachers, models, batches, options)
 
-    def make_teach(member):
-        """Returns a function that gives the rows of the next batch of this member, who takes every
-        team.size-th one.
-        """
-        members_teachers, stream = make_teachers(), batches.images(todo[member :: team.size])
-
-        def teach():
-            rows, images = np.zeros(shape, dtype), next(stream, None)
-            if images is None:
-                return rows
+    def rows_of_member(member):
+        """Yields the rows of every batch of a member, which takes every team.size-th batch."""
+        member_teachers = make_teachers()
+        for images in batches.images(todo[member :: team.size]):
+            rows = np.zeros(shape, dtype)
             images = tf.constant(images)
-            for k, teacher in enumerate(members_teachers):
-                with np.errstate(
-                    over="ignore"
-                ):  # numbers that are not finite are said where the rows are taken
+            for k, teacher in enumerate(member_teachers):
+                with np.errstate(over="ignore"):  # build_bank() reports numbers that overflow
                     rows[: len(images), k] = teacher(images).numpy()
-            return rows
+            yield rows
 
-        return teach
-
-    teach = team.map_members(make_teach)
+    rows_of = {member: rows_of_member(member) for member in team.local_members}
+    no_rows = np.zeros(shape, dtype)
     for first in range(0, len(todo), team.size):
         table = np.zeros((team.size, *shape), dtype)
-        for member, rows in team.map_members(lambda member: teach[member]()).items():
+        new_rows = team.map_members(lambda member: next(rows_of[member], no_rows))
+        for member, rows in new_rows.items():
             table[member] = rows
         table = team.sum_over_workers(table)
         for number, rows in zip(todo[first : first + team.size], table):
@@ -215,8 +203,9 @@ def _teach(supernet, teachers, batches, compute, num_good):
 
 
 def _masked_teachers(supernet, subnetworks, batches, use_xla):
-    """Returns for each teacher a function from stored images to outputs on this device: one network
-    with its mask.
+    """Returns a list of functions from stored images to outputs, one per teacher, on this device.
+
+    All of them run the same masked supernet.
     """
 
     def forward(weights, mask, images):
@@ -231,19 +220,19 @@ def _masked_teachers(supernet, subnetworks, batches, use_xla):
 
 
 def _cut_teachers(models, batches, options):
-    """Returns for each teacher a function from stored images to outputs on this device: of its own
-    cut network.
+    """Returns a list of functions from stored images to outputs, one per teacher, on this device.
+
+    Each runs a network of its own that was cut out.
     """
 
     def teacher(model):
         forward = pure_forward(model, options)
-        function = in_graph(
-            lambda trainable, non_trainable, images: batches.task.of(
-                forward(trainable, non_trainable, batches.normalise(images), True)[0]
-            )
-        )
-        return functools.partial(
-            function, *tf.nest.map_structure(tf.identity, read_variables(model))
-        )
+
+        def outputs_of(trainable, non_trainable, images):
+            outputs, _ = forward(trainable, non_trainable, batches.normalise(images), True)
+            return batches.task.of(outputs)
+
+        variables = tf.nest.map_structure(tf.identity, read_variables(model))
+        return functools.partial(in_graph(outputs_of), *variables)
 
     return [teacher(model) for model in models]

@@ -1,4 +1,4 @@
-"""The files of a memory bank: one array written front to back in blocks, each with its checksum."""
+"""The files of a memory bank: one array, written in blocks with a checksum each."""
 
 import hashlib
 import io
@@ -14,25 +14,21 @@ from ekg.io import files
 
 logger = logging.getLogger(__name__)
 
-ARRAY_FILE, INFO_FILE, BLOCKS_FILE = "logits.npy", "bank.json", "blocks.jsonl"
-BLOCK_ROWS = (
-    10_000  # images whose rows get one checksum, at most: so many are lost where a run is killed
-)
-HALF_PRECISION_NUMBERS = (
-    1000  # from so many classes, or numbers an example, up outputs are kept as float16
-)
-FINGERPRINT_IMAGES = 64
+ARRAY_FILE = "logits.npy"
+INFO_FILE = "bank.json"
+BLOCKS_FILE = "blocks.jsonl"
+BLOCK_ROWS = 10_000  # largest number of rows per checksum, which is lost if a run is killed
+HALF_PRECISION_NUMBERS = 1000  # outputs of at least this many numbers are stored as float16
+FINGERPRINT_IMAGES = 64  # images that are hashed, at even distances
 
 
 def fingerprint(split, task=None):
-    """Returns what tells one split from another.
-
-    That is {count, shape and hashes of all labels and of spread images}.
+    """Returns a dict that identifies a split: count, shape, and hashes of labels and some images.
 
     Args:
         split: Split.
-        task: Task that its labels are for: those that the unpruned network made are left out; None
-            takes all as given.
+        task: Task of the labels; labels that the unpruned network computed are not hashed. None
+            hashes all labels.
     """
     labels = split.labels if task is None else task.given(split.labels)
     sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
@@ -45,15 +41,16 @@ def fingerprint(split, task=None):
 
 
 def describe(supernet, batches, teachers):
-    """Returns what tells one bank from another, as it stands in bank.json: shape, teachers,
-    network, data and batches.
+    """Returns the dict that identifies a bank: shape, teachers, network, data, order of batches.
 
     Args:
-        supernet: the Supernet that the teachers are sub-networks of.
+        supernet: Supernet whose sub-networks are the teachers.
         batches: data.Batches of the training split.
         teachers: list of history entries.
     """
-    network, split, shape = hashlib.sha256(), batches.split, batches.task.shape(supernet.graph)
+    split = batches.split
+    shape = batches.task.shape(supernet.graph)
+    network = hashlib.sha256()
     for array in supernet.model.get_weights():
         network.update(np.ascontiguousarray(array).tobytes())
     return {
@@ -69,23 +66,23 @@ def describe(supernet, batches, teachers):
 
 
 def dtype_for(shape):
-    """Returns the name of the format that outputs of this shape are kept in."""
+    """Returns the name of the number format in which outputs of this shape are stored."""
     return "float16" if math.prod(shape) >= HALF_PRECISION_NUMBERS else "float32"
 
 
 def shape_of(info):
-    """Returns the shape of the array that describe() tells of, (images, teachers, ...)."""
+    """Returns the shape of the array of a bank, (images, teachers, ...), given its describe()."""
     return info["rows"], len(info["teachers"]), *info["outputs"]
 
 
 def count_good(folder, info):
-    """Returns how many rows of a bank are there and undamaged, from the front on.
+    """Returns the number of intact rows of a bank, counted from the front.
 
-    Every block that was written is read and compared with its checksum.
+    Every block is read and compared with its checksum.
 
     Args:
         folder: pathlib.Path of the bank.
-        info: as describe() gives.
+        info: description of the bank, from describe().
 
     Raises:
         EkgError: the folder holds a bank of other data, another network or other teachers.
@@ -101,42 +98,47 @@ def count_good(folder, info):
     if differing:
         raise EkgError(
             f"{folder}: this memory bank belongs to another run, its {' and '.join(differing)} "
-            f"differ; "
-            "move it away, and a new one is built."
+            "differ; move it away, and a new one is built."
         )
-    good, shape, dtype = 0, shape_of(info), np.dtype(info["dtype"])
     if not (folder / ARRAY_FILE).is_file() or not (folder / BLOCKS_FILE).is_file():
         return 0
-    with open(folder / ARRAY_FILE, "rb") as file:
-        is_good = file.read(len(header(shape, dtype))) == header(shape, dtype)
-        for block in _read_blocks(folder) if is_good else []:
-            if not good < block["stop"] <= info["rows"]:
-                break
-            data = file.read((block["stop"] - good) * math.prod(shape[1:]) * dtype.itemsize)
-            is_good = hashlib.sha256(data).hexdigest() == block["sha256"]
-            if not is_good:
-                break
-            good = block["stop"]
-    if good < info["rows"]:
+    num_good = _count_intact(folder, shape_of(info), np.dtype(info["dtype"]))
+    if num_good < info["rows"]:
         logger.warning(
-            "%s: %d of %d rows are good; the memory bank is built from there.",
+            "%s: %d of %d rows are intact; the memory bank is built from there.",
             folder / ARRAY_FILE,
-            good,
+            num_good,
             info["rows"],
         )
-    return good
+    return num_good
+
+
+def _count_intact(folder, shape, dtype):
+    """Returns the number of rows, from the front, whose blocks match their checksums."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    head = header(shape, dtype)
+    num_good = 0
+    with open(folder / ARRAY_FILE, "rb") as file:
+        if file.read(len(head)) != head:
+            return 0
+        for block in _read_blocks(folder):
+            if not num_good < block["stop"] <= shape[0]:
+                break
+            data = file.read((block["stop"] - num_good) * row_bytes)
+            if hashlib.sha256(data).hexdigest() != block["sha256"]:
+                break
+            num_good = block["stop"]
+    return num_good
 
 
 def find_damage(folder):
-    """Returns the pathlib.Path of a file of a bank that is gone or damaged, or None; every block is
-    read.
-    """
+    """Returns the path of a missing or damaged file of a bank, or None; reads every block."""
     info = _read_info(folder)
     if info is None:
         return folder / INFO_FILE
     try:
         return None if count_good(folder, info) == info["rows"] else folder / ARRAY_FILE
-    except (KeyError, TypeError, ValueError):  # a description with another's checksum
+    except (KeyError, TypeError, ValueError):  # entries of the description have wrong contents
         return folder / INFO_FILE
 
 
@@ -156,9 +158,7 @@ def _read_blocks(folder):
 
 
 def header(shape, dtype):
-    """Returns the bytes that stand before the rows of a bank's array file, the .npy format's
-    header.
-    """
+    """Returns the header of the .npy format, which precedes the rows of a bank's array file."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer,
@@ -172,46 +172,49 @@ def header(shape, dtype):
 
 
 class BankWriter:
-    """Appends rows to a bank in blocks of at most BLOCK_ROWS, each with its checksum.
+    """Appends rows to a bank in blocks of at most BLOCK_ROWS, with a checksum each.
 
-    A block goes to the disk in a thread of its own, while the rows of the next one are computed.
+    A thread writes each block to disk while the rows of the next one are computed.
     """
 
     def __init__(self, folder, info, num_good):
         """
         Args:
             folder: pathlib.Path of the bank.
-            info: as describe() gives.
-            num_good: rows that are there and undamaged.
+            info: description of the bank, from describe().
+            num_good: number of intact rows that exist already.
         """
-        self._folder, self._info, self._stop = folder, info, num_good
-        self._file, self._rows = None, []
-        self._disk, self._pending = (
-            futures.ThreadPoolExecutor(1),
-            None,
-        )  # the block that is being written
+        self._folder = folder
+        self._info = info
+        self._stop = num_good
+        self._file = None
+        self._rows = []  # of the next block
+        self._disk = futures.ThreadPoolExecutor(1)
+        self._pending = None  # future of the block that is being written
 
     def open(self):
-        """Opens the files behind the last good row; a new bank's description is written first.
+        """Writes the description of the bank, and opens its array file after the last intact row.
 
         Raises:
             EkgError: the folder cannot be written, or the disk has no room for the bank.
         """
-        shape, dtype = shape_of(self._info), np.dtype(self._info["dtype"])
-        head, row_bytes = header(shape, dtype), math.prod(shape[1:]) * dtype.itemsize
+        shape = shape_of(self._info)
+        dtype = np.dtype(self._info["dtype"])
+        head = header(shape, dtype)
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        array = self._folder / ARRAY_FILE
+        blocks = self._folder / BLOCKS_FILE
         with files.writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            array, blocks = self._folder / ARRAY_FILE, self._folder / BLOCKS_FILE
             size = len(head) + self._stop * row_bytes
             needed = (shape[0] - self._stop) * row_bytes
-            free = shutil.disk_usage(self._folder).free + (
-                array.stat().st_size - size if array.exists() else 0
-            )
+            free = shutil.disk_usage(self._folder).free
+            if array.exists():
+                free += array.stat().st_size - size
             if needed > free:
                 raise EkgError(
                     f"{self._folder}: the memory bank needs {needed:,} bytes and {free:,} are "
-                    f"free; make room, "
-                    "or lower `num_teacher`."
+                    "free; make room, or lower `num_teacher`."
                 )
             kept = _read_blocks(self._folder) if self._stop else []
             kept = [block for block in kept if block["stop"] <= self._stop]
@@ -224,17 +227,17 @@ class BankWriter:
             self._file.seek(size)
 
     def write(self, rows):
-        """Takes the next rows, [number, K, ...].
+        """Appends the next rows, [n, K, ...].
 
         Raises:
-            EkgError: the block before them could not be written.
+            EkgError: the previous block could not be written.
         """
         if sum(map(len, self._rows)) + len(rows) > BLOCK_ROWS:
             self._write_block()
         self._rows.append(rows)
 
     def close(self):
-        """Writes what is left and closes the file; returns when all is on disk.
+        """Writes the remaining rows and closes the file; returns when all rows are on disk.
 
         Raises:
             EkgError: a block could not be written.
@@ -262,7 +265,7 @@ class BankWriter:
             if pending is not None:
                 pending.result()
         except BaseException:
-            self._rows = []  # nothing may follow a block that is not whole
+            self._rows = []  # no row may follow an incomplete block
             raise
 
     def _store(self, rows, stop):

@@ -1,25 +1,24 @@
-"""Repair of a cut network without training: its kernels are fitted to what the unpruned network
-computes.
+"""Repairs a cut network without training, by fitting its kernels to the unpruned network.
 
-One sweep over both networks, call by call, on a few hundred images without labels and with batch
-statistics. Where the input of a layer differs from the unpruned network's, because channels are
-gone or something before it has changed, its kernel becomes the one that minimises
+One sweep visits both networks, call by call, with a few hundred unlabelled images and batch
+statistics. Where the input of a layer differs from that in the unpruned network, because channels
+were removed or an earlier layer has changed, its kernel W becomes the minimiser of
 
-    ‖T − P·W‖² + ρ·‖W − W₀‖²,    P and T centred,
+    ‖T − P·W‖² + ρ·‖W − W₀‖²,    P and T centred.
 
-with P the patches that the layer reads in the network repaired so far, and T what it computes in
-the unpruned network before its activation. W₀ is what the unpruned kernel becomes where each
-channel that is gone is replaced by the best linear combination of the kept ones, the same at all
-positions: so few examples already know something of large kernels. Three things besides bring the
+P are the patches that the layer reads in the network repaired so far, and T is the layer's output
+before the activation in the unpruned network. W₀ is the unpruned kernel with each removed channel
+replaced by the best linear combination of the kept ones, the same at all positions; it is a good
+prior for large kernels, which few examples do not determine. Three further measures bring the
 outputs closer:
 
-- Where a batch norm follows, the fit is that of the batch norm's output, and the norm's scale is
-  set so that it passes the fit on as it is. Least squares shrink what they cannot explain, and the
-  norm would blow it up again.
-- Where the result is added to a residual stream whose other part is there already, the target holds
-  that part's error, too. So a block corrects what the stream carries past it.
-- The ridge ρ is the one of least_squares.RIDGES, as a share of the mean diagonal, with the least
-  error on images left out of the fit.
+- If a batch norm follows, the fit is to the output of the batch norm, whose scale is set so that
+  it does not change the fit. Least squares shrink what they cannot explain, and the batch norm
+  would amplify it again.
+- If the result is added to a residual stream whose other summands are computed already, the target
+  includes their error. So a block corrects errors that the stream carries past it.
+- The ridge ρ is the one in least_squares.RIDGES (shares of the mean diagonal) with the smallest
+  error on held-out images.
 """
 
 import functools
@@ -38,43 +37,41 @@ from ekg.train.batch_norm_statistics import StatisticsEstimation
 
 logger = logging.getLogger(__name__)
 
-MOST_EXAMPLES, LEAST_EXAMPLES = 512, 16
-ACTIVATION_BYTES = (
-    2**30
-)  # of the activations that both networks hold at a time, unless LEAST_EXAMPLES take more
-BATCH = 256  # examples that share statistics where these are estimated
+MOST_EXAMPLES = 512
+LEAST_EXAMPLES = 16
+ACTIVATION_BYTES = 2**30  # limit for the live activations of both networks, if LEAST_EXAMPLES fit
+BATCH = 256  # examples per batch when batch norm statistics are estimated
 
 
 def repair(supernet, subnetwork, images):
-    """Returns a sub-network cut out and repaired, or the plain cut where that comes closer to the
-    unpruned network.
+    """Cuts out a sub-network and repairs it; returns the plain cut if the repair does not help.
 
         smaller = ekg.repair(supernet, subnetwork, images)
 
     Nothing is trained and no labels are needed. Moving statistics are estimated from the same
-    examples. What decides is the mean squared difference from the unpruned network's outputs on the
-    examples that were left out of the fit.
+    examples. The repair is kept if it lowers the mean squared difference from the unpruned
+    network's outputs on held-out examples.
 
     Args:
         supernet: the Supernet.
-        subnetwork: the Subnetwork.
-        images: examples as the network takes them, array [examples, ...], or a structure of arrays
-            for several inputs; at least LEAST_EXAMPLES, and of more than num_examples() the first
-            ones.
+        subnetwork: the Subnetwork to cut out.
+        images: inputs of the network, array [examples, ...], or a structure of arrays for several
+            inputs; at least LEAST_EXAMPLES, of which the first num_examples() are used.
 
     Raises:
-        EkgError: there are too few examples, or their numbers are not finite.
+        EkgError: there are too few examples, or they are not finite.
     """
     inputs = _checked(images, supernet.graph)
     held_out = keras.tree.map_structure(lambda array: array[first_held_out(len(array)) :], inputs)
     model = supernet.cut(subnetwork)
     estimate = StatisticsEstimation(model)
     batches = Batches(_Unlabelled(inputs), lambda images: images, BATCH)
-    wanted = keras.tree.flatten(supernet.model(held_out, training=False))
+    targets = keras.tree.flatten(supernet.model(held_out, training=False))
 
     def distance():
-        found = keras.tree.flatten(model(held_out, training=False))
-        return float(sum(tf.reduce_mean((a - b) ** 2) for a, b in zip(found, wanted, strict=True)))
+        outputs = keras.tree.flatten(model(held_out, training=False))
+        pairs = zip(outputs, targets, strict=True)
+        return float(sum(tf.reduce_mean((output - target) ** 2) for output, target in pairs))
 
     estimate(batches)
     repair_if_better_(
@@ -84,31 +81,30 @@ def repair(supernet, subnetwork, images):
 
 
 def repair_if_better_(model, supernet, subnetwork, inputs, estimate, loss):
-    """Repairs, in place, a network that was cut out; it gets its weights back where that does not
-    lower its loss.
+    """Repairs a network that was cut out, in place, and undoes the repair unless the loss falls.
 
     Args:
-        model: keras.Model, as supernet.cut(subnetwork) gives, with moving statistics that fit.
+        model: keras.Model from supernet.cut(subnetwork), with moving statistics that fit.
         supernet: the Supernet.
         subnetwork: the Subnetwork.
-        inputs: examples as the network takes them.
-        estimate: function without arguments that lets the moving statistics of the model fit its
-            weights.
-        loss: function without arguments that returns what is to be low of the model.
+        inputs: inputs of the network.
+        estimate: function without arguments that re-estimates the model's moving statistics.
+        loss: function without arguments that returns a loss of the model.
 
     Returns:
-        Whether the network is repaired.
+        Whether the repair was kept.
     """
-    weights, before = model.get_weights(), loss()
+    weights = model.get_weights()
+    before = loss()
     repair_(model, supernet, subnetwork, inputs)
     estimate()
     after = loss()
     if after <= before:
-        logger.info("repair: %.4g with the plain cut, %.4g repaired", before, after)
+        logger.info("repair: loss %.4g of the plain cut, %.4g repaired", before, after)
         return True
     model.set_weights(weights)
     logger.warning(
-        "the repair is left out: the plain cut has a loss of %.4g, the repaired network %.4g.",
+        "the repair is discarded: the plain cut has a loss of %.4g, the repaired network %.4g.",
         before,
         after,
     )
@@ -116,34 +112,32 @@ def repair_if_better_(model, supernet, subnetwork, inputs, estimate, loss):
 
 
 def num_examples(graph):
-    """Returns how many examples a repair takes at most: as many as keep the activations of both
-    networks in memory.
-    """
-    last = {number: position for position, call in enumerate(graph.calls) for number in call.inputs}
-    sizes = {
+    """Returns how many examples a repair uses, so that both networks' activations fit in memory."""
+    last_use = {
+        number: position for position, call in enumerate(graph.calls) for number in call.inputs
+    }
+    sizes = {  # bytes per example
         number: 4 * math.prod(size or 1 for size in shape[1:])
         for number, shape in graph.shapes.items()
     }
-    live, most = set(graph.inputs), 0
+    live = set(graph.inputs)
+    largest = 0
     for position, call in enumerate(graph.calls):
         live |= set(call.outputs)
-        most = max(most, sum(sizes[number] for number in live))
-        live -= {
-            number
-            for number in live
-            if last.get(number, -1) <= position and number not in graph.outputs
-        }
-    return min(max(ACTIVATION_BYTES // (2 * most), LEAST_EXAMPLES), MOST_EXAMPLES)
+        largest = max(largest, sum(sizes[number] for number in live))
+        dead = {number for number in live if last_use.get(number, -1) <= position}
+        live -= dead - set(graph.outputs)
+    return min(max(ACTIVATION_BYTES // (2 * largest), LEAST_EXAMPLES), MOST_EXAMPLES)
 
 
 def _checked(inputs, graph):
-    """Returns the examples as float arrays, not more than are of use.
+    """Returns the inputs as arrays, cut to the number of examples that a repair uses.
 
     Raises:
         EkgError: there are too few, or a number is not finite.
     """
-    most = num_examples(graph)
-    inputs = keras.tree.map_structure(lambda array: np.asarray(array)[:most], inputs)
+    count = num_examples(graph)
+    inputs = keras.tree.map_structure(lambda array: np.asarray(array)[:count], inputs)
     for array in keras.tree.flatten(inputs):
         if len(array) < LEAST_EXAMPLES:
             raise EkgError(
@@ -151,12 +145,12 @@ def _checked(inputs, graph):
                 f"{len(array)}."
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise EkgError("`images` must be finite numbers; there are NaN or infinite ones.")
+            raise EkgError("`images` must be finite numbers; some are NaN or infinite.")
     return inputs
 
 
 class _Unlabelled:
-    """Examples without labels as a split that is read in batches."""
+    """A split of examples without labels."""
 
     def __init__(self, inputs):
         self._inputs = inputs
@@ -172,18 +166,19 @@ class _Unlabelled:
 
 
 def repair_(model, supernet, subnetwork, inputs):
-    """Repairs, in place, a network that was cut out; returns {layer: share of its output's variance
-    that the fit leaves}.
+    """Repairs a network that was cut out, in place.
 
-    Batch norms keep moving statistics that fit nothing: estimate them afterwards. A layer that is
-    called several times, and one whose record has no `patches`, keep the weights that they were cut
-    out with.
+    The moving statistics of batch norms no longer fit afterwards: estimate them again. Layers that
+    are called several times, and layers whose record has no `patches`, keep their weights.
 
     Args:
-        model: keras.Model, as supernet.cut(subnetwork) gives.
+        model: keras.Model from supernet.cut(subnetwork).
         supernet: the Supernet.
         subnetwork: the Subnetwork.
-        inputs: examples as the network takes them, at least 16; no labels are needed.
+        inputs: inputs of the network, at least 16 examples; no labels are needed.
+
+    Returns:
+        {layer: residual share of the variance of its output}.
     """
     with full_float32():
         return Sweep(model, supernet, subnetwork, inputs).run()

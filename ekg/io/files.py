@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that tell when they are damaged."""
+"""Atomic writes, and files with checksums that reveal damage."""
 
 import contextlib
 import errno
@@ -15,61 +15,52 @@ from ekg.errors import EkgError, first_line
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM = "crc32"  # name of the last entry of a JSON object written here
+CHECKSUM = "crc32"  # key of the checksum, the last entry of every JSON object written here
 SEAL = b"\nsha256:"
-NO_SYNC = (
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.ENOTSUP,
-)  # of a file system that cannot force data to its disk
+# Error numbers of a file system that cannot force data to its disk
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def check_name(path):
-    """Raises EkgError unless a path is UTF-8 text: TensorFlow writes checkpoints under no other
-    name.
-    """
+    """Raises EkgError unless a path is valid UTF-8, which TensorFlow needs to write checkpoints."""
     text = str(Path(path).absolute())
     try:
         text.encode()
     except UnicodeEncodeError:
         shown = text.encode(errors="backslashreplace").decode()
-        raise EkgError(f"{shown}: its name is no UTF-8 text; name another folder.") from None
+        raise EkgError(f"{shown}: its name is not valid UTF-8; choose another folder.") from None
 
 
 @contextlib.contextmanager
 def writing(path):
-    """Names the file, and says what to do, where it cannot be written: no room, no permission, a
-    lost disk.
+    """Turns an OSError of its body into an EkgError that names the file and says what to do.
 
     Raises:
-        EkgError: the body raised an OSError.
+        EkgError: the body raised an OSError: no space, no permission, a lost disk.
     """
     try:
         yield
     except OSError as error:
         raise EkgError(
-            f"{path}: cannot be written ({error.strerror or error}); see to it, and start the "
-            f"same command "
-            "again."
+            f"{path}: cannot be written ({error.strerror or error}); fix that, and start the same "
+            "command again."
         ) from None
 
 
 def reason_of(error):
-    """Returns why TensorFlow could not write a file, of its tf.errors.OpError: what stands behind
-    the file's name.
-    """
+    """Returns the reason in a tf.errors.OpError about a file: the text after the file's name."""
     return first_line(error.message).rpartition("; ")[2].removesuffix(" [Op:SaveV2]")
 
 
 def write_whole(path, write):
-    """Writes a file so that it appears whole or not at all.
+    """Writes a file atomically: it appears whole or not at all.
 
     Args:
-        path: where it will stand.
-        write: function that writes into the binary file it is given.
+        path: path of the file.
+        write: function that takes an open binary file and writes the contents into it.
 
     Raises:
-        EkgError: it cannot be written.
+        EkgError: the file cannot be written.
     """
     path = Path(path)
     with writing(path):
@@ -81,13 +72,13 @@ def write_whole(path, write):
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # what went wrong is what was raised
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
             raise
 
 
 def sync(file):
-    """Brings what was written into an open file to its disk, where its file system can."""
+    """Flushes an open file to its disk, if its file system supports that."""
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -112,19 +103,17 @@ def sha256(path):
 
 
 def seal(data):
-    """Returns the checksum that stands behind the bytes of a file; readers of pickles do not see
-    it.
-    """
+    """Returns the checksum that is appended to the bytes of a file; unpicklers do not read it."""
     return SEAL + hashlib.sha256(data).hexdigest().encode() + b"\n"
 
 
 def write_sealed(path, data):
-    """Writes bytes with their seal() behind them."""
+    """Writes bytes, followed by their seal()."""
     write_whole(path, lambda file: file.write(data + seal(data)))
 
 
 def read_sealed(path):
-    """Returns the bytes that write_sealed() was given.
+    """Returns the bytes that write_sealed() wrote, without their seal.
 
     Raises:
         EkgError: the file cannot be read, or does not end with the right seal.
@@ -143,25 +132,24 @@ def read_sealed(path):
 
 
 def _with_checksum(value):
-    """Returns a dict with the checksum of its JSON text as its last entry."""
+    """Returns the dict with the checksum of its JSON text appended as last entry."""
     return value | {CHECKSUM: zlib.crc32(json.dumps(value).encode())}
 
 
 def _without_checksum(text, kinds=None):
-    """Returns the dict that _with_checksum() made this text of.
+    """Parses JSON, verifies its checksum and returns the dict; the inverse of _with_checksum().
 
     Args:
-        text: JSON, text or bytes.
-        kinds: {name of an entry that must be there: its type, or a tuple of types}, or None.
+        text: JSON, as str or bytes.
+        kinds: {name of a required entry: its type, or a tuple of types}, or None.
 
     Raises:
         ValueError: the text is damaged, or lacks an entry.
     """
     try:
         value = json.loads(text)
-        if not isinstance(value, dict) or value.pop(CHECKSUM, None) != zlib.crc32(
-            json.dumps(value).encode()
-        ):
+        checksum = value.pop(CHECKSUM, None) if isinstance(value, dict) else None
+        if checksum is None or checksum != zlib.crc32(json.dumps(value).encode()):
             raise ValueError("its checksum is wrong")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -173,17 +161,16 @@ def _without_checksum(text, kinds=None):
 
 def write_json(path, value):
     """Writes a dict as indented JSON with a checksum."""
-    write_whole(
-        path, lambda file: file.write((json.dumps(_with_checksum(value), indent=2) + "\n").encode())
-    )
+    text = json.dumps(_with_checksum(value), indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path, kinds=None):
-    """Returns the dict in a file of write_json.
+    """Returns the dict in a file that write_json() wrote.
 
     Args:
-        path: the file.
-        kinds: {name of an entry that must be there: its type, or a tuple of types}, or None.
+        path: path of the file.
+        kinds: {name of a required entry: its type, or a tuple of types}, or None.
 
     Raises:
         EkgError: the file is damaged, or lacks an entry.
@@ -192,21 +179,20 @@ def read_json(path, kinds=None):
         return _without_checksum(Path(path).read_bytes(), kinds)
     except ValueError:
         raise EkgError(
-            f"{path}: damaged; put the file back, or start anew in another folder."
+            f"{path}: damaged; put the file back, or start again in another folder."
         ) from None
 
 
 def read_json_lines(path, until_damage=False, kinds=None):
-    """Returns the list of dicts in a file of append_json_line; a last line that was cut short is
-    left out.
+    """Returns the dicts in a file of append_json_line(), without an unfinished last line.
 
     Args:
-        path: the file.
-        until_damage: whether to return the lines before the first damaged one.
-        kinds: see read_json.
+        path: path of the file.
+        until_damage: whether to stop at the first damaged line instead of raising.
+        kinds: required entries of each line; see read_json.
 
     Raises:
-        EkgError: a line is damaged, unless until_damage is set.
+        EkgError: a line is damaged, and until_damage is not set.
     """
     values = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
@@ -216,24 +202,23 @@ def read_json_lines(path, until_damage=False, kinds=None):
             if until_damage:
                 break
             raise EkgError(
-                f"{path}: line {number} is damaged; delete it and those behind it, and the run "
-                f"goes on from "
-                "there, or put the file back."
+                f"{path}: line {number} is damaged; delete it and all lines after it, and the run "
+                "resumes from there, or put the file back."
             ) from None
     return values
 
 
 def read_report_lines(path, kinds=None):
-    """Returns the list of dicts in a file of append_json_line that only tells what was: damaged
-    lines are left out.
+    """Returns the dicts in a log of append_json_line(), and skips damaged lines with a warning.
 
-    A warning names them; a file that is not there holds none.
+    Use it for logs, which no result depends on. A missing file counts as empty.
 
     Args:
-        path: the file.
-        kinds: see read_json.
+        path: path of the file.
+        kinds: required entries of each line; see read_json.
     """
-    values, damaged = [], []
+    values = []
+    damaged = []
     lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
     for number, line in enumerate(lines, 1):
         try:
@@ -242,25 +227,22 @@ def read_report_lines(path, kinds=None):
             damaged.append(str(number))
     if damaged:
         logger.warning(
-            "%s: line %s is damaged and left out; it only tells what was.", path, ", ".join(damaged)
+            "%s: skipping damaged line %s; no result depends on it.", path, ", ".join(damaged)
         )
     return values
 
 
 def write_json_lines(path, values):
-    """Writes a file that append_json_line() would have made of these dicts; it appears whole or not
-    at all.
-    """
+    """Writes dicts in the format of append_json_line(); the file appears whole or not at all."""
     text = "".join(json.dumps(_with_checksum(value)) + "\n" for value in values)
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def append_json_line(path, value):
-    """Appends a dict as one line with a checksum; what a stopped write left of an unfinished line
-    is cut off first.
+    """Appends a dict as one line with a checksum, after removing an unfinished last line.
 
     Raises:
-        EkgError: it cannot be written.
+        EkgError: the file cannot be written.
     """
     with writing(path), open(path, "ab+") as file:
         file.seek(0)
@@ -270,7 +252,7 @@ def append_json_line(path, value):
 
 
 def remove(path):
-    """Removes a file, a link or a whole folder, if it is there."""
+    """Removes a file, a link or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

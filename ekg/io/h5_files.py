@@ -1,7 +1,7 @@
-"""Networks in .h5 files, as Keras 2 wrote them: looked through before anything of them is loaded.
+"""Safe loading of .h5 networks, the format of Keras 2: files are checked before Keras reads them.
 
-Keras' safe mode does not look at these files' members. So names are read here first, as plain text,
-links that lead elsewhere are refused, and sizes are compared before anything of them is allocated.
+Keras' safe mode does not check the members of these files. So class names are read first, as plain
+text, links to other places are refused, and sizes are compared before memory is allocated.
 """
 
 import json
@@ -16,24 +16,24 @@ from ekg.errors import EkgError, first_line
 SUFFIXES = (".h5", ".hdf5")
 MOST_CONFIG_BYTES = 2**26
 MOST_MEMBERS = 100_000
-MOST_EXPANSION = 100  # bytes that a member may take in memory for each that it takes in the file
-FREE_BYTES = 2**16  # what is this small may be compressed as it likes
-# Where Keras 2 looked a class up that is named without its module.
+MOST_EXPANSION = 100  # largest ratio of a member's size in memory to its size in the file
+FREE_BYTES = 2**16  # members up to this size may have any compression ratio
+# Modules in which Keras 2 looked up classes that are named without a module
 _MODULES = (keras.layers, keras.models, keras.initializers, keras.regularizers, keras.constraints)
-_PLAIN = ("Functional", "Policy", "TensorShape")  # names of its own
+_PLAIN = ("Functional", "Policy", "TensorShape")  # further class names of Keras 2
 
 
 def load_h5(path, check_config):
-    """Returns the keras.Model in a .h5 file, not compiled; no code of the file's is run.
+    """Returns the keras.Model in a .h5 file, not compiled, without running code from the file.
 
     Args:
-        path: of the file.
-        check_config: function (path, configuration) that raises EkgError if a configuration speaks
-            of code, or of anything that is not Keras' own.
+        path: path of the file.
+        check_config: function (path, configuration) that raises EkgError if a configuration
+            contains code, or objects that are not part of Keras.
 
     Raises:
-        EkgError: the file cannot be read; or it holds code, links, layers that Keras does not have,
-            or another network's weights.
+        EkgError: the file cannot be read; or it contains code, links, layers that Keras does not
+            have, or weights of another network.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -45,7 +45,7 @@ def load_h5(path, check_config):
         return keras.models.load_model(path, compile=False)
     except EkgError:
         raise
-    except Exception as error:  # whatever h5py and Keras raise
+    except Exception as error:  # h5py and Keras may raise anything for a damaged file
         raise EkgError(
             f"`model` {path}: cannot be read as a .h5 file of a whole network "
             f"({first_line(error)[:200]})."
@@ -53,15 +53,15 @@ def load_h5(path, check_config):
 
 
 def _check_members(path, file):
-    """Raises EkgError for links, for data outside the file, and for members that would grow in
-    memory."""
-    waiting, seen = [file], 0
+    """Raises EkgError for links, external data, and members that are much larger in memory."""
+    waiting = [file]
+    num_members = 0
     while waiting:
         group = waiting.pop()
         for name in group:
-            seen += 1
+            num_members += 1
             place = f"{group.name.rstrip('/')}/{name}"
-            if seen > MOST_MEMBERS:
+            if num_members > MOST_MEMBERS:
                 raise EkgError(
                     f"`model` {path}: has more than {MOST_MEMBERS:,} members, or members within "
                     "themselves."
@@ -112,37 +112,35 @@ def _read_config(path, file):
 
 
 def _check_kinds(path, config):
-    """Raises EkgError for a class that is named without a module and is none of Keras' own."""
+    """Raises EkgError for a class that is named without a module and is not part of Keras."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             kind = value.get("class_name")
-            is_named = (
-                kind is not None and value.get("module") is None and not str(kind).startswith("__")
-            )
-            if (
-                is_named
-                and kind not in _PLAIN
-                and not any(
-                    isinstance(getattr(module, str(kind), None), type) for module in _MODULES
-                )
-            ):
+            has_module = value.get("module") is not None
+            if kind is not None and not has_module and not _is_keras_class(str(kind)):
                 raise EkgError(
                     f"`model` {path}: holds a {kind}, which is no layer of Keras 3; build the "
-                    "network again from "
-                    "such layers, and prune it with ekg.prune."
+                    "network again from such layers, and prune it with ekg.prune."
                 )
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
 
 
-def _try_sizes(path):
-    """Raises what Keras does where configuration and weights do not fit; allocates no variable.
+def _is_keras_class(kind):
+    """Returns whether a class name is known to Keras; names like __tensor__ are internal ones."""
+    if kind.startswith("__") or kind in _PLAIN:
+        return True
+    return any(isinstance(getattr(module, kind, None), type) for module in _MODULES)
 
-    In a thread of its own: Keras keeps a list of variables that wait for their values, and fills
-    them later.
+
+def _try_sizes(path):
+    """Raises Keras' error if weights do not fit the configuration, without allocating variables.
+
+    It runs in a thread of its own, because Keras keeps a list per thread of variables without
+    values, and would fill them later.
     """
     raised = []
 
@@ -150,7 +148,7 @@ def _try_sizes(path):
         try:
             with keras.StatelessScope(initialize_variables=False):
                 keras.models.load_model(path, compile=False)
-        except Exception as error:  # whatever Keras raises
+        except Exception as error:  # raised again in the calling thread
             raised.append(error)
 
     thread = threading.Thread(target=load)

@@ -1,8 +1,8 @@
-"""Networks in .keras and .h5 files from anywhere: looked through before anything of them is loaded.
+"""Safe loading of .keras and .h5 networks from any source: files are checked before they load.
 
-Keras' safe mode was passed by several times (CVE-2025-1550, -8747, -9906, -12060), each time by
-names in config.json. So the
-names are read here first, as plain text: a file may speak of Keras' own layers and of nothing else.
+Keras' safe mode has been bypassed several times (CVE-2025-1550, -8747, -9906, -12060), each time by
+names in config.json. So the names are read first, as plain text: a file may refer to Keras' own
+layers and to nothing else.
 """
 
 import functools
@@ -20,14 +20,14 @@ from ekg.errors import EkgError, first_line
 from ekg.io import h5_files
 
 MOST_CONFIG_BYTES = 2**26
-# Keras takes some milliseconds for each; the largest of keras.applications have a thousand
+# Keras needs some milliseconds per layer; the largest of keras.applications have a thousand
 MOST_LAYERS = 5000
-MOST_PACKED = 100  # how many times as large as in the file its weights may be; Keras packs nothing
+MOST_PACKED = 100  # largest compression ratio of the weights; Keras does not compress them
 MEMBERS = re.compile(
     r"(metadata\.json|config\.json|model\.weights\.h5|model\.weights\.npz|assets/[^.][^/]*(/[^.][^/]*)*)"
 )
-# Keras' own modules whose functions a layer may hold; others load files, or change how Keras loads
-# them.
+# Modules of Keras whose functions a layer may use; other modules load files, or change how Keras
+# loads them.
 FUNCTIONS = re.compile(
     r"keras\.(src\.)?(activations|ops|initializers|regularizers|constraints|losses|metrics)(\.\w+)*"
 )
@@ -35,14 +35,13 @@ LAMBDAS = ("Lambda", "__lambda__")
 
 
 def load_keras(path):
-    """Returns the keras.Model in a .keras or .h5 file, not compiled; nothing of the file's own is
-    imported or run.
+    """Returns the keras.Model in a .keras or .h5 file, not compiled, without running file content.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        EkgError: there is no such file; it cannot be read; or it holds code, or layers that Keras
+        EkgError: the file is missing or cannot be read; or it contains code, or layers that Keras
             does not have.
     """
     if not os.path.isfile(path):
@@ -52,16 +51,16 @@ def load_keras(path):
     if not str(path).endswith(".keras"):
         raise EkgError(
             f"`model` {path}: is no .keras or .h5 file; save the network with "
-            f'model.save("name.keras").'
+            'model.save("name.keras").'
         )
     config = _read_config(path)
     check_config(path, config)
     stored = _stored_bytes(path)
-    limit = _WeightLimit(stored)  # a weight takes a byte at least
+    limit = _WeightLimit(stored)  # a weight takes at least one byte
     try:
         with limit:
             return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras raises
+    except Exception as error:  # Keras may raise anything for a damaged file
         if limit.is_exceeded:
             raise EkgError(
                 f"`model` {path}: its layers have {limit.needed:,} weights or more, and the file "
@@ -82,12 +81,10 @@ def _read_config(path):
             foreign = [
                 name for name in names if not name.endswith("/") and not MEMBERS.fullmatch(name)
             ]
-            if foreign or len(set(names)) < len(names):
-                raise EkgError(
-                    f"`model` {path}: holds {foreign[0]!r}, which no .keras file does."
-                    if foreign
-                    else f"`model` {path}: holds a file twice."
-                )
+            if foreign:
+                raise EkgError(f"`model` {path}: holds {foreign[0]!r}, which no .keras file does.")
+            if len(set(names)) < len(names):
+                raise EkgError(f"`model` {path}: holds a file twice.")
             if archive.getinfo("config.json").file_size > MOST_CONFIG_BYTES:
                 raise EkgError(
                     f"`model` {path}: its configuration is larger than {MOST_CONFIG_BYTES:,} bytes."
@@ -109,8 +106,9 @@ def _read_config(path):
 
 
 def _stored_bytes(path):
-    """Returns the bytes of the weights in a .keras file, which is looked through without unpacking
-    large arrays.
+    """Returns the size in bytes of the weights in a .keras file, after checking their arrays.
+
+    Large arrays are not unpacked.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -119,8 +117,8 @@ def _stored_bytes(path):
             )
             if entry.file_size > MOST_PACKED * entry.compress_size + 2**20:
                 raise EkgError(
-                    f"`model` {path}: its weights of {entry.compress_size:,} bytes would unpack to "
-                    f"{entry.file_size:,}; save the network again."
+                    f"`model` {path}: its weights of {entry.compress_size:,} bytes would unpack "
+                    f"to {entry.file_size:,}; save the network again."
                 )
             if entry.filename.endswith(".h5"):
                 _check_arrays(path, archive.read(entry))
@@ -131,13 +129,16 @@ def _stored_bytes(path):
         raise EkgError(
             f"`model` {path}: cannot be read as a .keras file (it holds no weights)."
         ) from None
-    except Exception as error:  # whatever zipfile and HDF5 raise of a damaged file
+    except Exception as error:  # zipfile and HDF5 may raise anything for a damaged file
         raise _unreadable(path, error) from None
 
 
 def _check_arrays(path, data):
-    """Raises EkgError if an array of an HDF5 file, given as its bytes, declares more than the file
-    holds.
+    """Raises EkgError if an array declares more bytes than its HDF5 file has.
+
+    Args:
+        path: path of the .keras file, for the error message.
+        data: contents of the HDF5 file, bytes.
     """
     import h5py  # comes with Keras
 
@@ -145,8 +146,7 @@ def _check_arrays(path, data):
         if isinstance(node, h5py.Dataset) and node.size * node.dtype.itemsize > len(data):
             raise EkgError(
                 f"`model` {path}: its array {name!r} declares {node.size:,} numbers in a file of "
-                f"{len(data):,} "
-                "bytes; save the network again."
+                f"{len(data):,} bytes; save the network again."
             )
 
     with h5py.File(io.BytesIO(data), "r") as weights:
@@ -154,22 +154,24 @@ def _check_arrays(path, data):
 
 
 class _WeightLimit:
-    """Lets Keras make no more weights than a limit while its block runs, so that a small file takes
-    no large memory.
+    """Limits how many weights Keras creates in its block, so that small files use little memory.
 
     Attributes:
-        needed: numbers of the weights that layers of this thread asked for.
+        needed: number of weights that layers of this thread have requested so far.
     """
 
-    def __init__(self, most):
-        self.needed, self._most, self._thread = 0, most, threading.get_ident()
+    def __init__(self, limit):
+        self.needed = 0
+        self._limit = limit
+        self._thread = threading.get_ident()
 
     @property
     def is_exceeded(self):
-        return self.needed > self._most
+        """Whether more weights were requested than the limit allows."""
+        return self.needed > self._limit
 
     def __enter__(self):
-        _loading.acquire()  # one at a time, as it is the class that is changed
+        _loading.acquire()  # one loader at a time, since the class keras.Layer is patched
         self._add_weight = keras.Layer.add_weight
 
         @functools.wraps(self._add_weight)
@@ -192,17 +194,15 @@ _loading = threading.Lock()
 
 
 def check_config(path, config):
-    """Raises EkgError if a configuration speaks of code, or of anything that is not Keras' own.
+    """Raises EkgError if a configuration contains code, or objects that are not part of Keras.
 
     Args:
-        path: of the file, for the error.
-        config: the JSON of config.json.
+        path: path of the file, for the error message.
+        config: parsed contents of config.json.
     """
-    waiting = [
-        {name: value for name, value in config.items() if name != "compile_config"}
-        if isinstance(config, dict)
-        else config
-    ]
+    if isinstance(config, dict):
+        config = {name: value for name, value in config.items() if name != "compile_config"}
+    waiting = [config]
     num_layers = 0
     while waiting:
         value = waiting.pop()
@@ -213,8 +213,7 @@ def check_config(path, config):
             if num_layers > MOST_LAYERS:
                 raise EkgError(
                     f"`model` {path}: has more than {MOST_LAYERS:,} layers; prune it with "
-                    f"ekg.prune "
-                    "in the program that made it."
+                    "ekg.prune in the program that made it."
                 )
             waiting.extend(value.values())
         elif isinstance(value, list):
@@ -222,33 +221,29 @@ def check_config(path, config):
 
 
 def _check_object(path, value):
-    kind, module, registered = (
-        value["class_name"],
-        value.get("module"),
-        value.get("registered_name"),
-    )
-    own = value.get("config")
-    name = own.get("name", kind) if isinstance(own, dict) else kind
-    if kind in LAMBDAS or isinstance(own, dict) and own.get("class_name") in LAMBDAS:
+    """Raises EkgError unless a serialised object, given as dict, is part of Keras."""
+    kind = value["class_name"]
+    module = value.get("module")
+    registered = value.get("registered_name")
+    config = value.get("config")
+    name = config.get("name", kind) if isinstance(config, dict) else kind
+    if kind in LAMBDAS or isinstance(config, dict) and config.get("class_name") in LAMBDAS:
         raise EkgError(
             f"`model` {path}: holds {name!r}, a {kind}, whose code comes with the file; prune it "
-            f"with ekg.prune "
-            "in the program that made it."
+            "with ekg.prune in the program that made it."
         )
     if kind == "function":
         if not FUNCTIONS.fullmatch(str(module)):
             raise EkgError(
-                f"`model` {path}: names the function {own!r} of {module!r}, which is none of "
-                f"Keras' activations "
-                "and operations; prune it with ekg.prune in the program that has it."
+                f"`model` {path}: names the function {config!r} of {module!r}, which is none of "
+                "Keras' activations and operations; prune it with ekg.prune in the program that "
+                "has it."
             )
-    elif (
-        str(registered).count(">")
-        or module is not None
-        and not re.fullmatch(r"keras(\.\w+)*", str(module))
-    ):
+        return
+    is_keras_module = module is None or re.fullmatch(r"keras(\.\w+)*", str(module))
+    if ">" in str(registered) or not is_keras_module:
+        full_name = registered or f"{module}.{kind}"
         raise EkgError(
-            f"`model` {path}: holds {name!r}, a {registered or f'{module}.{kind}'}, which is not "
-            f"Keras' own; "
-            "prune it with ekg.prune in the program that has it."
+            f"`model` {path}: holds {name!r}, a {full_name}, which is not Keras' own; prune it "
+            "with ekg.prune in the program that has it."
         )

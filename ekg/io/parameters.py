@@ -1,8 +1,8 @@
 """Parameter files: the weights of a network by name, pickled.
 
-A name is layer/weight:0 with "/" for each "-" of the layer's name; kernels are as Keras has them,
-[kh, kw, c_in, c_out] of a convolution; biases of dense layers are [1, units], and arrays of batch
-norms [1, 1, 1, channels].
+A name is layer/weight:0, with "/" for each "-" in the layer's name. Kernels have the layout of
+Keras, [kh, kw, c_in, c_out] for a convolution; biases of dense layers are [1, units], and arrays of
+batch norms [1, 1, 1, channels].
 """
 
 import numpy as np
@@ -17,11 +17,10 @@ MAX_MISMATCHES_SHOWN = 12
 
 
 def _entries(model):
-    """Yields (name in a parameter file, variable, shape in a parameter file) of every weight of a
-    model.
-    """
-    for layer, name, variable in named_weights(model):
-        (key, name), shape = name.rsplit("/", 1), tuple(variable.shape)
+    """Yields (name, variable, shape) for every weight, with name and shape in a parameter file."""
+    for layer, full_name, variable in named_weights(model):
+        key, name = full_name.rsplit("/", 1)
+        shape = tuple(variable.shape)
         weight = weights_of(layer).get(id(variable))
         if weight is not None:
             name = weight.file_name or name
@@ -30,9 +29,9 @@ def _entries(model):
 
 
 def model_params(model):
-    """Returns {name: float32 array} of a model's weights, as a parameter file holds them.
+    """Returns a model's weights as {name: float32 array}, in the layout of parameter files.
 
-    Names are layer/weight:0 with "/" for each "-" of a layer's name; kernels are [kh, kw, c_in,
+    Names are layer/weight:0, with "/" for each "-" in a layer's name; kernels are [kh, kw, c_in,
     c_out], dense biases [1, classes], batch norm arrays [1, 1, 1, channels].
     """
     params = {
@@ -42,14 +41,14 @@ def model_params(model):
     if len(params) != len(model.weights):
         raise EkgError(
             f"`model` {model.name!r} has {len(model.weights)} weights and {len(params)} names for "
-            f"them in a "
-            'parameter file; give its layers names that differ in more than "-" and "/".'
+            'them in a parameter file; give its layers names that differ in more than "-" and '
+            '"/".'
         )
     return params
 
 
 def save_params(model, path):
-    """Pickles the parameters of a model, with a checksum behind the pickle.
+    """Pickles the parameters of a model, followed by a checksum.
 
     Raises:
         FloatingPointError: a weight is not finite.
@@ -59,19 +58,19 @@ def save_params(model, path):
     if broken:
         raise FloatingPointError(
             f"{path}: {broken[:5]} became non-finite and are not written; lower the learning rate "
-            "(`subset_learning_rate` before the search), or look for examples with huge numbers or "
-            "NaN."
+            "(`subset_learning_rate` before the search), or look for examples with huge numbers "
+            "or NaN."
         )
     save_pickle(path, params)
 
 
 def load_params(path):
-    """Returns the {name: float32 array} of a parameter file; entries like __version__ that hold no
-    array are left out.
+    """Returns the {name: float32 array} of a parameter file.
+
+    Entries like __version__ that hold no array are skipped.
 
     Raises:
-        EkgError: the file cannot be read, is no pickle of plain data, or no dict from names to
-            numeric arrays.
+        EkgError: the file cannot be read, or is not a pickled dict from names to numeric arrays.
     """
     value = load_pickle(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
@@ -93,16 +92,15 @@ def load_params(path):
 
 
 def assign_params_(model, params, source):
-    """Sets a model's weights from {name: array}; arrays of another shape but the right size are
-    reshaped.
+    """Sets a model's weights from {name: array}; shapes may differ in axes of length 1.
 
     Args:
-        model: keras.Model, changed in place only if all fits.
-        params: as load_params gives.
-        source: what to call the parameters in an error.
+        model: keras.Model, changed in place, and only if all entries fit.
+        params: parameters from load_params().
+        source: name of the parameters in error messages.
 
     Raises:
-        EkgError: entries are missing, surplus or of the wrong shape; all of them are named at once.
+        EkgError: entries are missing, surplus or of the wrong shape; the error lists them.
     """
     problems = find_mismatches(model, params)
     if problems:
@@ -113,9 +111,7 @@ def assign_params_(model, params, source):
 
 
 def find_mismatches(model, params, compare_shapes=True):
-    """Returns a list of texts, one for every entry that is missing, surplus or, if asked, of
-    another shape.
-    """
+    """Returns one text per entry that is missing, surplus or (if compared) of another shape."""
     shapes = {name: shape for name, _, shape in _entries(model)}
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in params]
     problems += [f"surplus {name} {params[name].shape}" for name in params if name not in shapes]
@@ -129,17 +125,17 @@ def find_mismatches(model, params, compare_shapes=True):
 
 
 def mismatch(source, arch, problems):
-    """Returns the one line that names all (or the first dozen) problems between a parameter file
-    and a network.
-    """
-    more = len(problems) - MAX_MISMATCHES_SHOWN
-    shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    """Returns an error message that lists up to a dozen mismatches of parameters and a network."""
+    shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN])
+    num_hidden = len(problems) - MAX_MISMATCHES_SHOWN
+    if num_hidden > 0:
+        shown += f"; and {num_hidden} more"
     return (
         f"{source}: does not fit {arch}, {len(problems)} entries differ: {shown}. Check `arch` "
-        f"and `dataset`."
+        "and `dataset`."
     )
 
 
 def _same_shape(shape, expected):
-    """Shapes agree but for axes of length one."""
+    """Returns whether two shapes agree up to axes of length 1."""
     return [size for size in shape if size != 1] == [size for size in expected if size != 1]

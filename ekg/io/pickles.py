@@ -1,4 +1,4 @@
-"""Pickles of plain data and numeric arrays, which are read without ever running code from them."""
+"""Pickles of plain data and numeric arrays, which are read without running code from the file."""
 
 import io
 import math
@@ -12,8 +12,8 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.io import files
 
-# What plain data and arrays need. Whatever calls or imports otherwise (INST, OBJ, NEWOBJ, EXT,
-# PERSID, ...) is refused.
+# Instructions that plain data and arrays need. All others that call or import (INST, OBJ, NEWOBJ,
+# EXT, PERSID, ...) are refused.
 _PLAIN_OPCODES = {
     "PROTO",
     "STOP",
@@ -71,12 +71,12 @@ _PLAIN_OPCODES = {
     "BUILD",
 }
 _PLAIN_TYPES = (str, bytes, bytearray, int, float, bool, type(None), np.ndarray, np.generic)
-_DTYPE_NAME = re.compile(r"[<>=|]?[biuf]\d{1,2}")  # NumPy writes no others for numeric arrays
+_DTYPE_NAME = re.compile(r"[<>=|]?[biuf]\d{1,2}")  # all that NumPy writes for numeric arrays
 _LATIN_1 = ("latin1", "latin-1")
 
 
 class _Dtype:
-    """Stands for a numpy.dtype while a pickle is read: numeric kinds only."""
+    """Placeholder of a numpy.dtype while a pickle is read; admits numeric types only."""
 
     def __init__(self, name, *_):
         name = name.decode("latin-1") if isinstance(name, bytes) else name
@@ -95,20 +95,19 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy.ndarray while a pickle is read."""
+    """Placeholder of a numpy.ndarray while a pickle is read."""
 
-    def __init__(self, make):
-        self._make, self.value = make, None
+    def __init__(self, make_array):
+        self.value = None
+        self._make_array = make_array
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
-        self.value = self._make(data, dtype, shape, "F" if is_fortran else "C")
+        self.value = self._make_array(data, dtype, shape, "F" if is_fortran else "C")
 
 
 class _Call:
-    """A function that a pickle may call. It takes no state, so a file cannot change it for the next
-    one.
-    """
+    """A function that a pickle may call, but whose state it cannot change."""
 
     __slots__ = ("_function",)
 
@@ -123,7 +122,7 @@ class _Call:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads plain data and numeric arrays, which together take no more bytes than the file has."""
+    """Reads plain data and numeric arrays that together have at most as many bytes as the file."""
 
     def __init__(self, data, encoding):
         super().__init__(io.BytesIO(data), encoding=encoding)
@@ -147,21 +146,18 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self._admitted:
             raise pickle.UnpicklingError(
-                f"it asks for {f'{module}.{name}'[:60]!r}, and only plain data and numeric "
-                "arrays are admitted"
+                f"it asks for {f'{module}.{name}'[:60]!r}, and only plain data and numeric arrays "
+                "are admitted"
             )
         return self._admitted[module, name]
 
     def _make_array(self, data, dtype, shape, order):
-        """Returns the array of these bytes; the declared shape must take exactly as many."""
+        """Returns an array of these bytes, whose number must match the declared shape."""
         if isinstance(data, str):
             data = data.encode("latin-1")
-        if (
-            not isinstance(dtype, _Dtype)
-            or not isinstance(data, (bytes, bytearray))
-            or order not in ("C", "F")
-            or (not all(type(size) is int and size >= 0 for size in shape))
-        ):
+        has_types = isinstance(dtype, _Dtype) and isinstance(data, (bytes, bytearray))
+        has_shape = all(type(size) is int and size >= 0 for size in shape)
+        if not has_types or not has_shape or order not in ("C", "F"):
             raise pickle.UnpicklingError("it holds a malformed array")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise pickle.UnpicklingError(
@@ -185,8 +181,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _resolve(value, budget):
-    """Returns the value with arrays for their stand-ins; no more values than the file has bytes are
-    visited.
+    """Returns the value with its placeholders replaced by arrays.
+
+    Args:
+        value: unpickled value.
+        budget: list with the number of values that may still be visited; a file cannot hold more
+            values than bytes.
     """
     budget[0] -= 1
     if budget[0] < 0:
@@ -203,20 +203,20 @@ def _resolve(value, budget):
 
 
 def save_pickle(path, value):
-    """Pickles plain data and arrays, with a checksum behind the pickle."""
+    """Pickles plain data and arrays, followed by a checksum."""
     files.write_sealed(path, pickle.dumps(value, protocol=4))
 
 
 def load_pickle(path, encoding="ASCII"):
-    """Returns the plain data of a pickle file, without ever running code from it.
+    """Returns the plain data in a pickle file, without running code from it.
 
     Args:
-        path: the file.
-        encoding: of strings that Python 2 wrote; "bytes" keeps them as bytes.
+        path: path of the file.
+        encoding: encoding of strings that Python 2 wrote; "bytes" keeps them as bytes.
 
     Raises:
-        EkgError: the file is missing, truncated, no pickle, or holds anything but dicts, lists,
-            tuples, strings, bytes, numbers and numeric NumPy arrays.
+        EkgError: the file is missing, truncated, not a pickle, or contains anything but dicts,
+            lists, tuples, strings, bytes, numbers and numeric NumPy arrays.
     """
     try:
         data = Path(path).read_bytes()
@@ -226,7 +226,7 @@ def load_pickle(path, encoding="ASCII"):
 
 
 def parse_pickle(data, source, encoding="ASCII"):
-    """Returns the plain data of pickled bytes; `source` names them in errors. See load_pickle."""
+    """Returns the plain data in pickled bytes, like load_pickle(); errors name the `source`."""
     try:
         end = 0
         for opcode, argument, position in pickletools.genops(data):
@@ -254,6 +254,5 @@ def parse_pickle(data, source, encoding="ASCII"):
     ) as error:
         raise EkgError(
             f"{source}: not a readable pickle of plain data ({' '.join(str(error).split())}); it "
-            f"may be "
-            "truncated, of another kind, or unsafe."
+            "may be truncated, of another kind, or unsafe."
         ) from None

@@ -1,4 +1,4 @@
-"""What a person at the terminal watches: progress bars and what is told beside them."""
+"""Progress bars and log messages on the terminal."""
 
 import contextlib
 import logging
@@ -8,6 +8,10 @@ import sys
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+LINE_SECONDS = 60  # seconds between two lines of a progress bar in a file
+NARROW = 110  # columns of a terminal below which a bar leaves no space for figures
+WITHOUT_BAR = "{desc}: {n_fmt}/{total_fmt} {elapsed}<{remaining}, {rate_fmt}{postfix}"
+
 
 class _Shown:
     """Whether this process shows progress bars."""
@@ -15,18 +19,13 @@ class _Shown:
     is_on = True
 
 
-LINE_SECONDS = 60  # between two lines of a bar in a file
-NARROW = 110  # columns of a terminal, below which the figures need the bar's own place
-WITHOUT_BAR = "{desc}: {n_fmt}/{total_fmt} {elapsed}<{remaining}, {rate_fmt}{postfix}"
-
-
 class _Lines:
-    """An error stream that is no terminal: every state of a bar is a line of its own."""
+    """Writes every state of a bar as a line to an error stream that is not a terminal."""
 
     def write(self, text):
         text = text.strip("\r\n ")
         if text:
-            with contextlib.suppress(OSError):  # a full disk that holds the log, too
+            with contextlib.suppress(OSError):  # the log may be on a full disk
                 sys.stderr.write(f"{text}\n")
 
     def flush(self):
@@ -35,24 +34,21 @@ class _Lines:
 
 
 class _Bar(tqdm.tqdm):
-    """A bar that fits its terminal: of what is told beside it, as many figures as can stand there
-    whole.
-    """
+    """A progress bar that drops its last figures until the line fits the terminal."""
 
     @property
     def format_dict(self):
         values = super().format_dict
         if values["ncols"] and values["ncols"] < NARROW:
             values["bar_format"] = WITHOUT_BAR
-        while values["postfix"] and len(self.format_meter(**values | {"ncols": None})) > (
-            values["ncols"] or math.inf
-        ):
+        columns = values["ncols"] or math.inf
+        while values["postfix"] and len(self.format_meter(**values | {"ncols": None})) > columns:
             values["postfix"] = values["postfix"].rpartition(", ")[0]
         return values
 
 
 class _LineBar(_Bar):
-    """A bar in a file: what it says besides its number waits for the next line."""
+    """A progress bar in a file, where new figures wait for the next line."""
 
     def set_postfix(self, ordered_dict=None, refresh=True, **kwargs):
         super().set_postfix(ordered_dict, refresh=False, **kwargs)
@@ -61,29 +57,32 @@ class _LineBar(_Bar):
 def progress_bar(name, total, unit):
     """Returns a tqdm progress bar on the standard error stream.
 
-    Where that is no terminal but a file, it is a line a minute, and none of what is over within a
-    minute.
+    If the stream is a file, the bar writes one line per minute, and none for shorter work.
+
+    Args:
+        name: description in front of the bar.
+        total: number of units, or None if it is unknown.
+        unit: name of a unit.
     """
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    where = (
-        {"mininterval": 0.5, "dynamic_ncols": True}
-        if is_terminal
-        else {
+    if is_terminal:
+        bar_class = _Bar
+        options = {"mininterval": 0.5, "dynamic_ncols": True}
+    else:
+        bar_class = _LineBar
+        options = {
             "mininterval": LINE_SECONDS,
             "maxinterval": LINE_SECONDS,
             "delay": LINE_SECONDS,
             "ncols": 120,
             "file": _Lines(),
         }
-    )
-    make = _Bar if is_terminal else _LineBar
-    return make(total=total, desc=name, unit=unit, smoothing=0.1, disable=not _Shown.is_on, **where)
+    is_off = not _Shown.is_on
+    return bar_class(total=total, desc=name, unit=unit, smoothing=0.1, disable=is_off, **options)
 
 
 class _Once(logging.Filter):
-    """Lets a warning pass once: copies of a network are made at many places, which all know the
-    same of it.
-    """
+    """Lets each warning pass once: a network is copied many times, with the same warnings."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +99,7 @@ class _Once(logging.Filter):
 
 @contextlib.contextmanager
 def _each_warning_once():
-    """Lets the library log each warning once while it lasts."""
+    """Context in which the library logs each warning once."""
     once = _Once()
     loggers = [
         logger
@@ -118,27 +117,29 @@ def _each_warning_once():
 
 @contextlib.contextmanager
 def shown(is_on):
-    """Shows progress bars and what the library logs while it lasts, or neither; each warning once.
+    """Context in which progress bars and the library's log messages are shown, or neither.
 
-    Where the program has set up logging itself, so that it shows such messages, they go there
-    alone.
+    If the program has configured logging for such messages itself, its configuration is used. Each
+    warning is logged once.
     """
-    log, handler = logging.getLogger("ekg"), logging.StreamHandler()
-    level, propagates = log.level, log.propagate
-    speaks = is_on and log.getEffectiveLevel() > logging.INFO
-    before, _Shown.is_on = _Shown.is_on, is_on
-    if speaks:
+    log = logging.getLogger("ekg")
+    handler = logging.StreamHandler()
+    level = log.level
+    propagates = log.propagate
+    adds_handler = is_on and log.getEffectiveLevel() > logging.INFO
+    was_on = _Shown.is_on
+    _Shown.is_on = is_on
+    redirected = contextlib.nullcontext()
+    if adds_handler:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+        redirected = logging_redirect_tqdm([log])  # writes messages above a bar, not into it
     try:
-        redirected = (
-            logging_redirect_tqdm([log]) if speaks else contextlib.nullcontext()
-        )  # above a bar, not behind it
         with redirected, _each_warning_once():
             yield
     finally:
-        _Shown.is_on = before
+        _Shown.is_on = was_on
         log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagates

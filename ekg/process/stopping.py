@@ -1,7 +1,6 @@
-"""How a long job is asked to end: a signal handler notes the request, and loops look for it where
-nothing is lost.
+"""Stops long jobs on a signal: a handler records the request, and loops check it at safe points.
 
-A process has one set of signal handlers, hence one request.
+A process has one set of signal handlers, and so one request.
 """
 
 import contextlib
@@ -13,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """A signal asked the job to end.
+    """A signal requested that the job stops.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, number):
@@ -25,46 +24,47 @@ class Stopped(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a job that the same call resumes.
+    """Ctrl-C stopped a job that the same call resumes.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     signal = signal.SIGINT
 
 
 class Terminated(SystemExit):
-    """Another signal ended a job that the same call resumes; the exit code is as shells count it.
+    """Another signal stopped a job that the same call resumes; exit codes are as in shells.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, number, text):
         super().__init__(SIGNAL_EXIT + number)
-        self.signal, self._text = number, text
+        self.signal = number
+        self._text = text
 
     def __str__(self):
         return self._text
 
 
-SIGNAL_EXIT = 128  # plus the number of the signal
+SIGNAL_EXIT = 128  # exit code minus the number of the signal
 
 
 def ended(number, after):
-    """Returns the exception by which a library call ends where a signal asked it to.
+    """Returns the exception to raise from a library call that a signal stopped.
 
     Args:
-        number: of the signal.
-        after: what was done by then, in words.
+        number: number of the signal.
+        after: description of the work that is done, for the message.
     """
     text = f"stopped by {signal.Signals(number).name} after {after}; the same call resumes there."
     return Interrupted(text) if number == signal.SIGINT else Terminated(number, text)
 
 
 class _Request:
-    """The signal that asked this process to end, or None."""
+    """Holds the signal that requested this process to stop, or None."""
 
     def __init__(self):
         self.signal = None
@@ -74,9 +74,7 @@ _request = _Request()
 
 
 def handle_signal(number, _frame):
-    """Notes a signal that asks this process to end; Ctrl-C for the second time ends it at once. A
-    signal handler.
-    """
+    """Signal handler that records a request to stop; a second Ctrl-C stops at once."""
     if _request.signal is not None and number == signal.SIGINT:
         raise KeyboardInterrupt
     _request.signal = number
@@ -88,8 +86,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextlib.contextmanager
 def handled():
-    """Handles the signals that ask a job to end while it lasts, if this is the main thread, which
-    alone may.
+    """Context that handles signals which request a stop.
+
+    Python lets only the main thread set signal handlers; in other threads the context does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -104,16 +103,16 @@ def handled():
 
 
 def request(number):
-    """Behaves from now on as if this process had got that signal; None withdraws the request."""
+    """Records a request to stop as if this signal had arrived; None withdraws the request."""
     _request.signal = number
 
 
 def requested():
-    """Returns the number of the signal that asked this process to end, or 0."""
+    """Returns the number of the signal that requested a stop, or 0."""
     return _request.signal or 0
 
 
 def check():
-    """Raises Stopped if a signal asked this process to end."""
+    """Raises Stopped if a signal has requested a stop."""
     if _request.signal is not None:
         raise Stopped(_request.signal)

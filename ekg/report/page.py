@@ -1,4 +1,4 @@
-"""A finished run as one page: a picture and tables."""
+"""The report of a finished run: an HTML page with a picture and tables."""
 
 import base64
 import dataclasses
@@ -12,17 +12,16 @@ from ekg.tasks.metrics import metric_named
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What a finished run left.
+    """The results of a finished run.
 
     Attributes:
-        arguments: as in its arguments.json.
+        arguments: contents of its arguments.json.
         history: list of HistoryEntry.
-        curves: list of {"phase", "step", ...}, a line a search step or epoch.
-        table: list of table.Row: baseline, slimmed and, unless the run ends there, fine-tuned.
+        curves: list of {"phase", "step", ...}, one entry per search step or epoch.
+        table: list of table.Row: baseline, slimmed network and, if it was trained, fine-tuned one.
         phases: {phase: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}.
-        origin: {"revision", "machine", "cores"}; empty of a run of an earlier version.
-        choice: choice.Choice of the network that the run hands out as a dict; None where there was
-            none.
+        origin: {"revision", "machine", "cores"}; empty for runs of earlier versions.
+        choice: choice.Choice of the resulting network as a dict; None if there was no choice.
     """
 
     arguments: dict
@@ -39,14 +38,12 @@ class FinishedRun:
 
     @property
     def metric(self):
-        """Name of the task's first figure of merit."""
+        """Name of the task's first metric."""
         return next(iter(self.table[0].metrics))
 
     @property
     def result(self):
-        """Row of the network that the run hands out: the last, or the better one on the search's
-        images.
-        """
+        """Row of the resulting network: the chosen one, or else the last."""
         if self.choice is None:
             return self.table[-1]
         return next(row for row in self.table if row.name == self.choice["name"])
@@ -57,19 +54,17 @@ class FinishedRun:
         return self.result.flops / self.table[0].flops
 
     def seconds(self, *phases):
-        """Returns the seconds of some phases; one that was killed each time before its end left
-        none.
-        """
+        """Returns the total duration of some phases, in seconds; unfinished phases count as 0."""
         return sum(self.phases.get(phase, {}).get("seconds", 0.0) for phase in phases)
 
 
 def write_report(run, picture, page):
-    """Writes the picture and the self-contained page of a FinishedRun, and returns a line of text.
+    """Writes the picture and the self-contained page of a run, and returns a one-line summary.
 
     Args:
         run: FinishedRun.
-        picture: path of the PNG.
-        page: path of the HTML page.
+        picture: path of the PNG file to write.
+        page: path of the HTML page to write.
     """
     from ekg.report import pictures  # imports matplotlib
 
@@ -87,7 +82,6 @@ def write_report(run, picture, page):
         ]
         for row in run.table
     ]
-    costs = _costs_of(run.table)
     phases = [
         [
             name,
@@ -98,66 +92,56 @@ def write_report(run, picture, page):
         for name, value in run.phases.items()
     ]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
-    write_page(
-        page,
-        title,
-        picture,
-        {
-            "Networks": (head, rows),
-            **costs,
-            "Phases": (["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases),
-        },
-    )
+    tables = {
+        "Networks": (head, rows),
+        **_cost_tables(run.table),
+        "Phases": (["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases),
+    }
+    write_page(page, title, picture, tables)
     metric = metric_named(run.metric)
-    before, after = (
-        metric.text(row.metrics[run.metric]) + " %" * metric.is_share
-        for row in (run.table[0], run.result)
-    )
+    percent = " %" if metric.is_share else ""
+    before = metric.text(run.table[0].metrics[run.metric]) + percent
+    after = metric.text(run.result.metrics[run.metric]) + percent
     return (
-        f"{title}: {metric.words} {before} before and {after} after, "
-        f"{len(run.history) - 1} search steps"
+        f"{title}: {metric.words} {before} before and {after} after, {len(run.history) - 1} "
+        "search steps"
     )
 
 
-def _costs_of(table):
-    """Returns {heading: table} of latencies and exported files, where there are any."""
-    conditions, exports = list(table[0].latencies), list(table[0].exports)
+def _cost_tables(table):
+    """Returns {heading: (column names, rows)} of latencies and exported files, if there are any."""
+    conditions = list(table[0].latencies)
+    exports = list(table[0].exports)
     tables = {}
     if conditions:
         rows = [
             [row.name, *(latency_text(row.latencies[name]) for name in conditions)] for row in table
         ]
-        tables["Latency, ms = ratio to the unpruned network [first, last decile]"] = (
-            ["network", *conditions],
-            rows,
-        )
+        heading = "Latency, ms = ratio to the unpruned network [first, last decile]"
+        tables[heading] = (["network", *conditions], rows)
     if exports:
-        tables["Exported files, bytes"] = (
-            ["network", *exports],
-            [[row.name, *(f"{row.exports[name]:,}" for name in exports)] for row in table],
-        )
+        rows = [[row.name, *(f"{row.exports[name]:,}" for name in exports)] for row in table]
+        tables["Exported files, bytes"] = (["network", *exports], rows)
     return tables
 
 
 def write_page(path, title, picture, tables):
-    """Writes a self-contained HTML page: a title, a picture, tables.
+    """Writes a self-contained HTML page with a title, tables and a picture.
 
     Args:
-        path: of the page.
-        title: text.
-        picture: path of a PNG, which goes into the page.
-        tables: {heading: (list of column names, list of rows of texts)}.
+        path: path of the page to write.
+        title: title of the page.
+        picture: path of a PNG file to embed.
+        tables: {heading: (list of column names, list of rows of cells)}.
     """
     data = base64.b64encode(Path(picture).read_bytes()).decode()
     parts = [
-        f"<!doctype html><html lang='en'><head><meta "
-        f"charset='utf-8'><title>{html.escape(title)}</title><style>"
-        "body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 "
-        "1em;color:#222}"
-        "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;"
-        "border-bottom:1px solid "
-        "#ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
-        f"</style></head><body><h1>{html.escape(title)}</h1>"
+        "<!doctype html><html lang='en'><head><meta "
+        f"charset='utf-8'><title>{html.escape(title)}</title><style>body{{font:15px/1.45 "
+        "system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 "
+        "1em;color:#222}img{max-width:100%}table{border-collapse:collapse;margin:1em "
+        "0}td,th{padding:.3em .8em;border-bottom:1px solid "
+        f"#ddd;text-align:right}}td:first-child,th:first-child{{text-align:left}}</style></head><body><h1>{html.escape(title)}</h1>"
     ]
     for heading, (head, rows) in tables.items():
         cells = "".join(
@@ -167,7 +151,7 @@ def write_page(path, title, picture, tables):
         names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
         parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
     parts.append(
-        f"<img alt='search, widths and training curves' "
+        "<img alt='search, widths and training curves' "
         f"src='data:image/png;base64,{data}'></body></html>"
     )
     files.write_whole(path, lambda file: file.write("\n".join(parts).encode()))

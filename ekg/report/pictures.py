@@ -1,4 +1,4 @@
-"""The picture of a run. Numbers come from the caller.
+"""The picture of a run: search, widths, training curves and latency.
 
 Importing this module imports matplotlib.
 """
@@ -26,19 +26,19 @@ def save(figure, path):
 
 
 def draw_run(path, run):
-    """Draws a run: the search, the widths it ends with, the training curves.
+    """Draws the search of a run, the widths it ends with, and the training curves.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG file to write.
         run: page.FinishedRun.
     """
     has_latency = any("latency" in (entry.costs or {}) for entry in run.history)
     figure = plt.figure(figsize=(13, 13 if has_latency else 9.5), layout="constrained")
     parts = figure.add_gridspec(3 + has_latency, 2)
     metric = metric_named(run.metric)
-    _draw_search(
-        figure.add_subplot(parts[0, 0]), figure.add_subplot(parts[0, 1]), run.history, metric
-    )
+    rates = figure.add_subplot(parts[0, 0])
+    losses = figure.add_subplot(parts[0, 1])
+    _draw_search(rates, losses, run.history, metric)
     _draw_widths(figure.add_subplot(parts[1, :]), run.history[-1])
     shown = (("loss", 1, "loss"), (run.metric, metric.factor, metric.title.replace(" %", ", %")))
     for column, (value, factor, label) in enumerate(shown):
@@ -51,8 +51,7 @@ def draw_run(path, run):
     figure.suptitle(
         ",  ".join(
             f"{row.name}: {metric.text(row.metrics[run.metric])}{' %' * metric.is_share} "
-            f"{metric.words}, "
-            f"{_flops_text(row.flops)} FLOPs"
+            f"{metric.words}, {_flops_text(row.flops)} FLOPs"
             for row in run.table
         )
     )
@@ -64,7 +63,7 @@ def _flops_text(flops):
 
 
 def _draw_search(rates, losses, history, metric):
-    """Draws rate, and loss with accuracy or another metric, over the search steps, on two axes."""
+    """Draws the rate on one axis, and loss and metric on another, over the search steps."""
     steps = [entry.step for entry in history]
     rates.plot(steps, [entry.rate for entry in history], color=COLOURS[0])
     rates.set(xlabel="search step", ylabel="rate of FLOPs kept", title="search", ylim=(0, 1.02))
@@ -84,9 +83,7 @@ def _draw_search(rates, losses, history, metric):
 
 
 def _draw_latency(axes, history):
-    """Draws the latency of the interim sub-networks against their FLOPs: predicted, and measured
-    where it was.
-    """
+    """Draws predicted and measured latencies of the interim sub-networks over their FLOPs."""
     costs = [
         (entry.rate, entry.costs["latency"])
         for entry in history
@@ -100,13 +97,14 @@ def _draw_latency(axes, history):
     )
     measured = [(rate, cost["measured"]) for rate, cost in costs if "measured" in cost]
     if measured:
+        timings = [timing for _, timing in measured]
         spreads = [
-            [one["ratio"] - one["ratio_low"] for _, one in measured],
-            [one["ratio_high"] - one["ratio"] for _, one in measured],
+            [timing["ratio"] - timing["ratio_low"] for timing in timings],
+            [timing["ratio_high"] - timing["ratio"] for timing in timings],
         ]
         axes.errorbar(
             [rate for rate, _ in measured],
-            [one["ratio"] for _, one in measured],
+            [timing["ratio"] for timing in timings],
             spreads,
             fmt="o",
             capsize=3,
@@ -126,12 +124,13 @@ def _draw_latency(axes, history):
 
 
 def _draw_widths(axes, entry):
-    """Draws how many channels of each group the sub-network of a history entry keeps."""
+    """Draws the number of channels of each group that a history entry's sub-network keeps."""
     subnetwork = entry.subnetwork
-    places, sizes = range(len(subnetwork.names)), [len(channels) for channels in subnetwork.order]
-    axes.bar(places, sizes, color="#cfd8e3", label="unpruned")
-    axes.bar(places, [subnetwork.num_kept(i) for i in places], color=COLOURS[0], label="kept")
-    axes.set_xticks(places, subnetwork.names, rotation=90, fontsize=8 if len(sizes) < 40 else 6)
+    groups = range(len(subnetwork.names))
+    sizes = [len(channels) for channels in subnetwork.order]
+    axes.bar(groups, sizes, color="#cfd8e3", label="unpruned")
+    axes.bar(groups, [subnetwork.num_kept(i) for i in groups], color=COLOURS[0], label="kept")
+    axes.set_xticks(groups, subnetwork.names, rotation=90, fontsize=8 if len(sizes) < 40 else 6)
     axes.set(
         ylabel="channels of the group",
         title=f"widths at rate {entry.rate:.4f}",
@@ -141,23 +140,20 @@ def _draw_widths(axes, entry):
 
 
 def _draw_curve(axes, curves, value, factor, label):
-    """Draws a value of the training curves over the epochs of baseline training and fine-tuning."""
+    """Draws one value of the training curves over the epochs of baseline and fine-tuning."""
+    variants = (
+        (value, "-", ""),
+        (f"val_{value}", "--", ", D_val"),
+        (f"test_{value}", ":", ", test"),
+    )
     for phase, colour in zip(("baseline", "fine-tune"), COLOURS):
-        lines = [line for line in curves if line["phase"] == phase]
-        for name, style, what in (
-            (value, "-", ""),
-            (f"val_{value}", "--", ", D_val"),
-            (f"test_{value}", ":", ", test"),
-        ):
-            points = [(line["step"], factor * line[name]) for line in lines if name in line]
+        epochs = [entry for entry in curves if entry["phase"] == phase]
+        for name, style, suffix in variants:
+            points = [(epoch["step"], factor * epoch[name]) for epoch in epochs if name in epoch]
             if points:
-                axes.plot(
-                    *zip(*points),
-                    style,
-                    marker="o" if len(points) < 20 else None,
-                    color=colour,
-                    label=f"{phase}{what}",
-                )
+                marker = "o" if len(points) < 20 else None
+                text = f"{phase}{suffix}"
+                axes.plot(*zip(*points), style, marker=marker, color=colour, label=text)
     axes.set(xlabel="epoch", ylabel=label, title=label)
     if axes.get_lines():
         axes.legend()

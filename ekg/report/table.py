@@ -6,10 +6,10 @@ import re
 
 from ekg.tasks.metrics import has_metric, metric_named
 
-MOST_SPREAD = (
-    0.2  # from the first to the last decile, as a share; beyond it something else was running
-)
+# Share from the first to the last decile beyond which something else must have been running
+MOST_SPREAD = 0.2
 BUSY = "machine busy"
+BATCHES_OF_EARLIER_VERSIONS = (1, 256)  # whose latencies had entries of their own
 LATENCY_NOTE = (
     "ms: median of the rounds = its ratio to the first network's median [first and last decile of "
     "the ratio "
@@ -22,18 +22,18 @@ class Row:
     """One network of the final table.
 
     Attributes:
-        name: of the network.
-        loss: mean loss on the test images, of a classification the cross-entropy in nats.
-        metrics: {name of a figure of merit: its mean on the test images}; see metrics.METRICS.
+        name: name of the network.
+        loss: mean loss on the test images; for classification the cross-entropy in nats.
+        metrics: {name of a metric: its mean on the test images}; see metrics.METRICS.
         params: number of parameters.
-        flops: multiply-accumulates of one image.
-        file_size: of its parameter file, bytes.
-        latencies: {timing.Conditions in words: timing.Timing as a dict}; ratios are to the first
-            network of the table.
-        exports: {name of a format: bytes of the exported file}.
+        flops: multiply-accumulates per image.
+        file_size: size of its parameter file, in bytes.
+        latencies: {timing.Conditions as text: timing.Timing as a dict}; ratios are relative to the
+            first network of the table.
+        exports: {name of a format: size of the exported file in bytes}.
         examples: number of test images; 0 in tables of earlier versions.
-        errors: {"loss" or name of a figure of merit: its standard error}; empty in tables of
-            earlier versions.
+        errors: {"loss" or name of a metric: its standard error}; empty in tables of earlier
+            versions.
     """
 
     name: str
@@ -49,87 +49,69 @@ class Row:
 
     @property
     def top1(self):
-        """Share of right answers of a classification, in [0, 1]."""
+        """Top-1 accuracy of a classification, in [0, 1]."""
         return self.metrics["top1"]
 
     @property
     def top5(self):
-        """Share of labels among the five highest logits, in [0, 1]; of ten classes or more."""
+        """Top-5 accuracy, in [0, 1], of a classification with at least ten classes."""
         return self.metrics["top5"]
 
     def text(self, name):
-        """Returns the loss or a figure of merit as it stands in a cell, with its standard error:
-        "93.75 ±0.54".
-        """
+        """Formats the loss or a metric for a cell, with its standard error: "93.75 ±0.54"."""
         show = metric_named(name).text if has_metric(name) else "{:.4f}".format
         value = show(self.loss if name == "loss" else self.metrics[name])
         error = self.errors.get(name)
-        return value if error is None or not math.isfinite(error) else f"{value} ±{show(error)}"
+        if error is None or not math.isfinite(error):
+            return value
+        return f"{value} ±{show(error)}"
 
     @classmethod
     def from_json(cls, value):
-        """Returns the row that dataclasses.asdict() turned into this dict; those of earlier
-        versions are understood.
-        """
+        """Returns the Row for a dict from dataclasses.asdict(), also one of an earlier version."""
         value = dict(value)
         if "metrics" not in value:
-            value = {
-                name: entry for name, entry in value.items() if name not in ("top1", "top5")
-            } | {"metrics": {"top1": value["top1"], "top5": value["top5"]}}
-        former = {name: value.pop(name) for name in ("latency_1", "latency_256") if name in value}
-        return cls(
-            **{
-                "latencies": {
-                    f"tensorflow, batch {name.rpartition('_')[2]}": {"milliseconds": ms}
-                    for name, ms in former.items()
-                },
-                **value,
-            }
-        )
+            value["metrics"] = {name: value.pop(name) for name in ("top1", "top5")}
+        latencies = {}
+        for batch in BATCHES_OF_EARLIER_VERSIONS:
+            if f"latency_{batch}" in value:
+                milliseconds = value.pop(f"latency_{batch}")
+                latencies[f"tensorflow, batch {batch}"] = {"milliseconds": milliseconds}
+        return cls(**{"latencies": latencies, **value})
 
 
 def format_table(rows, whole_flops=None, with_ratios=None):
-    """Returns the rows as a Markdown table.
+    """Formats rows as a Markdown table.
 
-    Losses and figures of merit are means over the test images, with their standard errors.
-    Latencies are those of LATENCY_NOTE, all networks measured in turn.
+    Losses and metrics are means over the test images, with standard errors. LATENCY_NOTE explains
+    the latencies, for which all networks are measured in turn.
 
     Args:
         rows: list of Row.
-        whole_flops: FLOPs of the unpruned network, against which the rates stand; None takes those
-            of the first row.
-        with_ratios: whether ratios of latencies are shown; None shows them where there are several
+        whole_flops: FLOPs of the unpruned network, the denominator of rates; None takes those of
+            the first row.
+        with_ratios: whether to show ratios of latencies; None shows them if there are several
             networks.
     """
-    with_ratios = len(rows) > 1 if with_ratios is None else with_ratios
+    if with_ratios is None:
+        with_ratios = len(rows) > 1
     whole_flops = whole_flops or next((row.flops for row in rows), None)
-    metrics = {
-        name: metric_named(name)
-        for name in (rows[0].metrics if rows else ())
-        if has_metric(name) and all(name in row.metrics for row in rows)
-    }
-    conditions = [
-        name
-        for name in (rows[0].latencies if rows else ())
-        if all(name in row.latencies for row in rows)
-    ]
-    exports = [
-        name
-        for name in (rows[0].exports if rows else ())
-        if all(name in row.exports for row in rows)
-    ]
-    titles = [metric.title for metric in metrics.values()]
+    common = [name for name in _common_names(rows, "metrics") if has_metric(name)]
+    metrics = {name: metric_named(name) for name in common}
+    exports = _common_names(rows, "exports")
+    conditions = _common_names(rows, "latencies")
+    in_batches = [name for name in conditions if _batch_of(name) > 1]
     head = [
         "network",
         "loss",
-        *titles,
+        *(metric.title for metric in metrics.values()),
         "params",
         "FLOPs",
         "rate",
         "file KiB",
         *(f"{name} KiB" for name in exports),
         *(f"ms, {name}" for name in conditions),
-        *(f"images/s, {name}" for name in conditions if _batch_of(name) > 1),
+        *(f"images/s, {name}" for name in in_batches),
     ]
     lines = [
         [
@@ -141,11 +123,7 @@ def format_table(rows, whole_flops=None, with_ratios=None):
             f"{row.file_size / 1024:,.0f}",
             *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
             *(latency_text(row.latencies[name], with_ratios) for name in conditions),
-            *(
-                f"{1000 * _batch_of(name) / row.latencies[name]['milliseconds']:,.0f}"
-                for name in conditions
-                if _batch_of(name) > 1
-            ),
+            *(f"{_images_per_second(row, name):,.0f}" for name in in_batches),
         ]
         for row in rows
     ]
@@ -158,19 +136,34 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     return "\n".join(f"| {line} |" for line in [text[0], rule, *text[1:]])
 
 
+def _common_names(rows, attribute):
+    """Returns the keys of a dict attribute that all rows have, in the first row's order."""
+    if not rows:
+        return []
+    dicts = [getattr(row, attribute) for row in rows]
+    return [name for name in dicts[0] if all(name in values for values in dicts)]
+
+
 def _batch_of(conditions):
-    """Returns the batch of timing.Conditions in words."""
+    """Returns the batch size in the text of timing.Conditions."""
     return int(re.search(r"batch (\d+)", conditions)[1])
 
 
+def _images_per_second(row, conditions):
+    return 1000 * _batch_of(conditions) / row.latencies[conditions]["milliseconds"]
+
+
 def milliseconds_text(value):
-    """Returns milliseconds to three digits, and without an exponent."""
+    """Formats milliseconds with three digits, without an exponent."""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def latency_text(timing, with_ratio=True):
-    """Returns a timing.Timing as a dict as the text of a cell: "4.31 = .62 [.61, .64]"; see
-    LATENCY_NOTE.
+    """Formats a latency for a cell, as in "4.31 = .62 [.61, .64]"; see LATENCY_NOTE.
+
+    Args:
+        timing: timing.Timing as a dict.
+        with_ratio: whether to show the ratio to the first network.
     """
     text = milliseconds_text(timing["milliseconds"])
     if with_ratio and "ratio" in timing:
@@ -179,17 +172,18 @@ def latency_text(timing, with_ratio=True):
 
 
 def _is_busy(timing):
-    """Returns whether rounds differ so much that something else was running: in the ratio, or in
-    the only network's time.
+    """Returns whether rounds differ so much that something else must have been running.
+
+    The ratio decides; the times themselves do if there is only one network, whose ratio is always
+    1.
     """
-    spreads = [
-        (timing[high] - timing[low], timing[middle])
-        for low, middle, high in (
-            ("ratio_low", "ratio", "ratio_high"),
-            ("low", "milliseconds", "high"),
-        )
-        if {low, middle, high} <= set(timing)
-    ]
+    spreads = []
+    for low, middle, high in (
+        ("ratio_low", "ratio", "ratio_high"),
+        ("low", "milliseconds", "high"),
+    ):
+        if {low, middle, high} <= set(timing):
+            spreads.append((timing[high] - timing[low], timing[middle]))
     if not spreads:
         return False
     spread, middle = next((pair for pair in spreads if pair[0]), spreads[-1])

@@ -1,9 +1,9 @@
 """Tasks: what the method needs to know about what a network is for.
 
-A task is a small object that holds no numbers of its own: the loss of outputs with labels, the
-distance of outputs to knowledge, figures of merit, and which output of the network is meant.
-The formulas of the method (Lee and Song 2022) are those of Classification; every other task states
-what it uses in their place. A task of your own is a subclass of Task.
+A task is a small stateless object: it names the network output that it is for, and defines the loss
+with labels, the distance to knowledge and the metrics. Classification uses the formulas of the
+method (Lee and Song 2022); every other task states what it uses instead. Subclass Task to add your
+own.
 """
 
 from ekg.tasks.kinds import (

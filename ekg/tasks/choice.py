@@ -1,4 +1,4 @@
-"""Which task a network and its labels are for."""
+"""Chooses the task that a network and its labels are for."""
 
 import dataclasses
 import logging
@@ -21,12 +21,13 @@ from ekg.tasks.logits import squash_of
 
 logger = logging.getLogger(__name__)
 
+# How each task reads its labels, for the error that says that labels are ambiguous
 READINGS = {
-    "classification": "shares of classes",
-    "dense_classification": "shares of classes at each place",
-    "multi_label": "labels that hold or not",
+    "classification": "class probabilities",
+    "dense_classification": "class probabilities at each position",
+    "multi_label": "independent yes-or-no labels",
     "regression": "numbers",
-    "dense_multi_label": "labels that hold or not at each place",
+    "dense_multi_label": "independent yes-or-no labels at each position",
 }
 
 
@@ -34,10 +35,10 @@ AUTO = "auto"
 
 
 def task_named(task):
-    """Returns the Task of a name of TASKS, or the Task that is given.
+    """Returns the Task with a name of TASKS; a Task is returned as it is.
 
     Raises:
-        EkgError: it is neither.
+        EkgError: the argument is neither.
     """
     if isinstance(task, Task):
         return task
@@ -49,48 +50,56 @@ def task_named(task):
 
 
 def choose_task(task, graph, labels, output=0):
-    """Returns the Task of an output: as asked for, or as the compiled loss, or output and labels
-    tell.
+    """Returns the Task of an output.
+
+    With "auto" the compiled loss decides, or else the shapes and values of the labels.
 
     Args:
         task: "auto", a name of TASKS, or a Task.
         graph: graph.calls.Graph of the keras.Model.
-        labels: as the user has them, array [examples, ...].
+        labels: labels in the user's form, array [examples, ...].
         output: number of the output.
 
     Raises:
-        EkgError: the task is none of these, cannot be told, or may be one or another.
+        EkgError: the argument is invalid, or the task is unknown or ambiguous.
     """
     if isinstance(task, Task):
         return dataclasses.replace(task, output=output)
     if task != AUTO:
         return dataclasses.replace(task_named(task), output=output)
-    loss, number = compiled_loss.read_loss(graph.model, output), graph.outputs[output]
-    shape, labels, squash = graph.shapes[number], np.asarray(labels), squash_of(graph, number)
+    loss = compiled_loss.read_loss(graph.model, output)
+    tensor = graph.outputs[output]
+    shape = graph.shapes[tensor]
+    squash = squash_of(graph, tensor)
+    labels = np.asarray(labels)
     if labels.dtype.kind not in "biuf":
         raise EkgError(
-            f"the labels of `data` must be numbers; received {labels.dtype}. Of names take "
-            "numpy.unique(labels, return_inverse=True)[1]."
+            f"the labels of `data` must be numbers; received {labels.dtype}. Turn names into "
+            "numbers with numpy.unique(labels, return_inverse=True)[1]."
         )
     if loss is None:
-        chosen = TASKS[_told_by_labels(tuple(shape[1:]), labels, squash)]()
+        chosen = TASKS[_name_by_labels(tuple(shape[1:]), labels, squash)]()
         reason = (
             f"an output of shape {tuple(shape)} and labels of {labels.dtype} and shape "
             f"{labels.shape}"
         )
     else:
-        chosen = _told_by_loss(tuple(shape[1:]), loss, squash)()
+        chosen = _class_by_loss(tuple(shape[1:]), loss, squash)()
         reason = f"the loss {loss.name} that the network was compiled with"
-    logger.info("task: %s, by %s; `task` chooses another", chosen.name, reason)
+    logger.info("task: %s, inferred from %s; `task` overrides it", chosen.name, reason)
     return dataclasses.replace(chosen, output=output)
 
 
 # ---------------------------------------------------------------- by the compiled loss
 
 
-def _told_by_loss(shape, loss, squash):
-    """Returns the class of the Task of an output of this shape, for one example, and of its
-    CompiledLoss.
+def _class_by_loss(shape, loss, squash):
+    """Returns the Task subclass for a CompiledLoss.
+
+    Args:
+        shape: shape of the output for one example.
+        loss: CompiledLoss of the output.
+        squash: "softmax", "sigmoid" or None: what the output ends with.
     """
     if loss.kind == compiled_loss.NUMBERS:
         task = Regression
@@ -111,18 +120,21 @@ def _told_by_loss(shape, loss, squash):
         )
     if expected and squash is None and not loss.takes_logits:
         raise EkgError(
-            f"`model` was compiled with {loss.name} of probabilities, and its last layer is "
-            f"no {expected}; end it with one, or compile it with from_logits=True, or say by "
-            f"`task` what it returns, one of {list(TASKS)}."
+            f"`model` was compiled with {loss.name} on probabilities, and its last layer is no "
+            f"{expected}; end it with one, or compile it with from_logits=True, or say by `task` "
+            f"what it returns, one of {list(TASKS)}."
         )
     if not loss.is_plain:
-        smooths = f" and label_smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+        smoothing = hint = ""
+        if loss.label_smoothing:
+            smoothing = f" and label_smoothing {loss.label_smoothing:g}"
+            hint = " without smoothing, unless `fine_tune` has a label_smoothing"
         logger.warning(
-            "the network was compiled with %s%s; search and training take the loss of a %s%s",
+            "the network was compiled with %s%s; search and training use the loss of a %s%s",
             loss.name,
-            smooths,
+            smoothing,
             task.name,
-            " without, unless `fine_tune` has a label_smoothing" if smooths else "",
+            hint,
         )
     return task
 
@@ -130,46 +142,50 @@ def _told_by_loss(shape, loss, squash):
 # ---------------------------------------------------------------- by the labels
 
 
-def _told_by_labels(shape, labels, squash):
-    """Returns the name of the task of an output of this shape, for one example, and of such labels.
+def _name_by_labels(shape, labels, squash):
+    """Returns the name of the only task that fits labels and output; see _readings().
 
     Raises:
-        EkgError: there is none, or there are two.
+        EkgError: no task fits, or more than one.
     """
     names = _readings(shape, labels, squash)
     described = f"labels of {labels.dtype} and shape {labels.shape}"
     if not names:
         raise EkgError(
-            f"`task`: an output of shape {(None, *shape)} and {described} are those of no "
-            f"task known here; give one of {list(TASKS)}."
+            f"`task`: an output of shape {(None, *shape)} and {described} fit no task known here; "
+            f"give one of {list(TASKS)}."
         )
     if len(names) > 1:
         ways = " or ".join(f'{READINGS[name]} (`task`="{name}")' for name in names)
         raise EkgError(
-            f"`task`: {described}, from {labels.min():g} to {labels.max():g}, may be {ways}; "
-            "say which, or compile `model` with its loss."
+            f"`task`: {described}, from {labels.min():g} to {labels.max():g}, may be {ways}; say "
+            "which, or compile `model` with its loss."
         )
     return names[0]
 
 
 def _readings(shape, labels, squash):
-    """Returns the names of the tasks that labels of an output may be meant for."""
+    """Returns the names of the tasks that fit labels and output.
+
+    Args:
+        shape: shape of the output for one example.
+        labels: array [examples, ...] of numbers.
+        squash: "softmax", "sigmoid" or None: what the output ends with.
+    """
     if not labels.size or not np.isfinite(labels).all():
         return []
-    is_map, own = len(shape) > 1, labels.shape[1:]
-    classes, separate = (
-        ("dense_classification", "dense_multi_label")
-        if is_map
-        else ("classification", "multi_label")
-    )
+    label_shape = labels.shape[1:]
+    classes, separate = "classification", "multi_label"
+    if len(shape) > 1:
+        classes, separate = "dense_classification", "dense_multi_label"
     is_integer = labels.dtype.kind in "biu"
     is_whole = is_integer or bool((labels == np.floor(labels)).all())
     is_share = bool(labels.min() >= 0 and labels.max() <= 1)
-    if own == shape or (shape[-1] == 1 and own == shape[:-1]):
-        is_vector = shape[-1] > 1 and own == shape
-        sums_to_one = (
-            is_vector and is_share and bool(np.allclose(labels.sum(-1), 1, atol=SUM_TOLERANCE))
-        )
+
+    if label_shape == shape or (shape[-1] == 1 and label_shape == shape[:-1]):
+        sums_to_one = False
+        if shape[-1] > 1 and label_shape == shape and is_share:
+            sums_to_one = bool(np.allclose(labels.sum(-1), 1, atol=SUM_TOLERANCE))
         if sums_to_one and squash != "sigmoid":
             return [classes] if is_whole or squash == "softmax" else [classes, "regression"]
         if squash == "softmax" or (squash == "sigmoid" and not is_share):
@@ -179,9 +195,9 @@ def _readings(shape, labels, squash):
         if is_share and is_integer:
             return [separate]
         low, high = labels.min(), labels.max()
-        has_two_values = (
-            is_share and low < high and bool(((labels == low) | (labels == high)).all())
-        )
+        has_two_values = is_share and low < high
+        has_two_values = has_two_values and bool(((labels == low) | (labels == high)).all())
         return [separate, "regression"] if has_two_values else ["regression"]
-    is_number = own in (shape[:-1], (*shape[:-1], 1)) and shape[-1] > 1 and is_whole
-    return [classes] if is_number and squash != "sigmoid" else []
+
+    has_class_numbers = label_shape in (shape[:-1], (*shape[:-1], 1)) and shape[-1] > 1 and is_whole
+    return [classes] if has_class_numbers and squash != "sigmoid" else []

@@ -1,4 +1,4 @@
-"""What the loss that a network was compiled with says of its outputs and labels."""
+"""Reads the loss that a network was compiled with, which says what outputs and labels mean."""
 
 import dataclasses
 
@@ -7,9 +7,10 @@ import keras
 from ekg.errors import EkgError
 from ekg.tasks.output_names import Names
 
-# Kinds of losses, by the names of Keras' functions
-CLASSES, LABELS, NUMBERS = "classes", "labels", "numbers"
-KINDS = {
+CLASSES = "classes"  # one class of several
+LABELS = "labels"  # independent yes-or-no labels
+NUMBERS = "numbers"  # regression
+KINDS = {  # name of the Keras function -> kind of the loss
     "sparse_categorical_crossentropy": CLASSES,
     "categorical_crossentropy": CLASSES,
     "categorical_focal_crossentropy": CLASSES,
@@ -25,25 +26,25 @@ KINDS = {
     "poisson": NUMBERS,
     "cosine_similarity": NUMBERS,
 }
-PLAIN = (
+PLAIN = (  # losses that equal the loss of a task
     "sparse_categorical_crossentropy",
     "categorical_crossentropy",
     "kl_divergence",
     "binary_crossentropy",
     "mean_squared_error",
-)  # what the tasks take
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledLoss:
-    """A loss of Keras' own.
+    """A loss from Keras.
 
     Attributes:
-        name: of its function.
+        name: name of its function.
         kind: CLASSES, LABELS or NUMBERS.
-        takes_logits: whether it takes logits; else, but for NUMBERS, probabilities.
-        ignore_class: class number that counts nothing, or None.
-        label_smoothing: share of the labels that it spreads.
+        takes_logits: whether it takes logits; otherwise, except for NUMBERS, probabilities.
+        ignore_class: class number that the loss ignores, or None.
+        label_smoothing: label smoothing, in [0, 1).
     """
 
     name: str
@@ -54,24 +55,24 @@ class CompiledLoss:
 
     @property
     def is_plain(self):
-        """Whether it is what a task takes for it, and not another one of the same kind."""
+        """Whether a task has exactly this loss, and not just one of the same kind."""
         return self.name in PLAIN and not self.label_smoothing
 
 
 def read_loss(model, number=0):
-    """Returns the CompiledLoss of an output of a keras.Model, or None: not compiled, or none of
-    Keras'.
+    """Returns the CompiledLoss of an output, or None if there is none or it is not from Keras.
 
     Args:
         model: keras.Model.
-        number: of the output, as Keras flattens them.
+        number: number of the output, in the order in which Keras flattens them.
     """
     loss = _loss_of_output(model, number)
     try:
         loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-    except ValueError:  # a name that is registered no more
+    except ValueError:  # a name that is no longer registered
         return None
-    function, options = loss, {}
+    function = loss
+    options = {}
     if isinstance(getattr(loss, "fn", None), type(read_loss)):
         function, options = loss.fn, getattr(loss, "_fn_kwargs", {})
     name = getattr(function, "__name__", "")
@@ -93,5 +94,5 @@ def _loss_of_output(model, number):
         return loss
     try:
         return Names(model).by_place(loss, "loss").get(number)
-    except EkgError:  # nested otherwise than the outputs are named here
+    except EkgError:  # a nesting that Names does not know
         return None

@@ -1,4 +1,4 @@
-"""An output without labels: the unpruned network says what is right."""
+"""Tasks of outputs without labels: the pruned network imitates the unpruned one."""
 
 import dataclasses
 
@@ -6,57 +6,46 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError
-from ekg.tasks.kinds import Classification, MultiLabel, Regression, Task
+from ekg.tasks.kinds import Classification, MultiLabel, Regression
 from ekg.tasks.logits import mean_of_example
+from ekg.tasks.wrapper import Wrapper
 
-RARE = 0.1  # share of an equal part of the examples below which a class has no stratum of its own
+RARE = 0.1  # share of the mean class size below which a class has no stratum of its own
 
 
 @dataclasses.dataclass(frozen=True)
-class Imitation(Task):
-    """An output without labels: what counts is how far it is from the unpruned network's.
+class Imitation(Wrapper):
+    """The task of an output without labels, measured by its distance to the unpruned network.
 
-    Its labels are the unpruned network's outputs, float32, logits where the kind has classes. Loss:
-    the kind's divergence from them at a temperature of 1, which is 0 for the unpruned network
-    itself. Distance and divergence are the kind's.
+    Its labels are the unpruned network's outputs, float32, which are logits if the inner task takes
+    logits. The loss is the inner task's divergence from them at temperature 1, which is 0 for the
+    unpruned network itself. Distance and divergence are the inner task's.
 
     Attributes:
-        kind: Task whose distance and divergence count.
-        may_be_logits: whether numbers may be class logits: then it is shown whether the largest is
-            the same.
+        may_be_logits: whether the numbers of a regression may be class logits; if so, a further
+            metric compares the largest.
     """
 
-    kind: Task = Classification()
     may_be_logits: bool = False
     has_labels = False
     takes_smoothing = False
 
     @property
     def name(self):
-        """The kind's name, and that there are no labels."""
-        return f"{self.kind.name} without labels"
+        """The inner task's name, and that there are no labels."""
+        return f"{self.inner.name} without labels"
 
     @property
     def metrics(self):
-        """Names of the figures of merit: the share of like answers, or the mean difference."""
-        if isinstance(self.kind, Regression):
+        """Names of the metrics: the share of equal answers, or the mean difference."""
+        if isinstance(self.inner, Regression):
             return ("difference", "agreement") if self.may_be_logits else ("difference",)
         return ("agreement",)
 
     @property
-    def has_class_logits(self):
-        """As of the kind."""
-        return self.kind.has_class_logits
-
-    @property
-    def takes_logits(self):
-        """As of the kind."""
-        return self.kind.takes_logits
-
-    @property
     def needs_teacher_of_views(self):
-        """Whether the kind is anything but classes of the whole image."""
-        return not isinstance(self.kind, Classification)
+        """Whether the inner task is anything but classification of whole images."""
+        return not isinstance(self.inner, Classification)
 
     def places(self, output):
         return ()  # the unpruned network sees each view itself
@@ -65,20 +54,19 @@ class Imitation(Task):
         return []
 
     def check_network(self, graph):
-        self._own_kind().check_network(graph)
+        self._inner_at_output().check_network(graph)
 
     def check_output(self, graph):
         dtype = graph.dtype(self.tensor(graph))
         if not dtype.startswith(("float", "bfloat")):
             raise EkgError(
                 f"`model` {graph.model.name!r}: output {self.output} has no labels and holds "
-                f"{dtype}, "
-                "which nothing can be trained by; name it in `may_lose`."
+                f"{dtype}, which nothing can be trained by; name it in `may_lose`."
             )
-        self._own_kind().check_output(graph)
+        self._inner_at_output().check_output(graph)
 
-    def _own_kind(self):
-        return dataclasses.replace(self.kind, output=self.output)
+    def _inner_at_output(self):
+        return dataclasses.replace(self.inner, output=self.output)
 
     def prepare_labels(self, labels, shape, what="labels"):
         labels = np.asarray(labels)
@@ -89,14 +77,11 @@ class Imitation(Task):
             )
         return labels.astype(np.float32, copy=False)
 
-    def scale(self, labels):
-        return self.kind.scale(labels)
-
     def strata(self, labels):
-        """The classes that the unpruned network gives, rare ones with the most frequent one."""
-        if isinstance(self.kind, Regression):
-            return self.kind.strata(labels)
-        if not isinstance(self.kind, Classification):
+        """The classes according to the unpruned network; rare ones join the most frequent one."""
+        if isinstance(self.inner, Regression):
+            return self.inner.strata(labels)
+        if not isinstance(self.inner, Classification):
             return super().strata(labels)
         classes = np.asarray(labels).argmax(axis=-1)
         counts = np.bincount(classes)
@@ -107,27 +92,22 @@ class Imitation(Task):
         return labels[:0]
 
     def loss(self, labels, outputs, smoothing=0.0):
-        return self.kind.divergence(labels, outputs, 1.0)
+        return self.inner.divergence(labels, outputs, 1.0)
 
     def label_loss(self, labels, outputs, smoothing=0.0):
         return tf.zeros_like(self.loss(labels, outputs))
 
-    def distance(self, teacher, outputs):
-        return self.kind.distance(teacher, outputs)
-
-    def divergence(self, teacher, outputs, temperature):
-        return self.kind.divergence(teacher, outputs, temperature)
-
     def measure(self, labels, outputs):
-        if isinstance(self.kind, Regression):
+        if isinstance(self.inner, Regression):
             values = {"difference": mean_of_example(tf.abs(labels - outputs))}
             if self.may_be_logits:
-                values["agreement"] = _agrees(tf.argmax(labels, -1) == tf.argmax(outputs, -1))
+                values["agreement"] = _share(tf.argmax(labels, -1) == tf.argmax(outputs, -1))
             return values
-        if isinstance(self.kind, MultiLabel):
-            return {"agreement": _agrees((labels > 0) == (outputs > 0))}
-        return {"agreement": _agrees(tf.argmax(labels, -1) == tf.argmax(outputs, -1))}
+        if isinstance(self.inner, MultiLabel):
+            return {"agreement": _share((labels > 0) == (outputs > 0))}
+        return {"agreement": _share(tf.argmax(labels, -1) == tf.argmax(outputs, -1))}
 
 
-def _agrees(is_same):
+def _share(is_same):
+    """Returns the share of true values per example, [batch]."""
     return mean_of_example(tf.cast(is_same, tf.float32))

@@ -1,9 +1,7 @@
-"""Tasks: what the method needs to know of what a network is for.
+"""The tasks: classification, multi-label classification and regression, of images and of maps.
 
-A task is a small object that holds no numbers of its own: the loss of outputs with labels, the
-distance of outputs to knowledge, figures of merit, and which output of the network is meant. The
-formulas of the method (Lee and Song 2022) are those of Classification; every other task states what
-it takes in their place.
+Classification uses the formulas of the method (Lee and Song 2022); every other task states what it
+uses instead.
 """
 
 import dataclasses
@@ -15,21 +13,21 @@ from ekg.errors import EkgError
 from ekg.tasks import logits
 from ekg.tasks.labels import check_labels, prepare_classes, prepare_shares
 from ekg.tasks.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
-from ekg.tasks.task import PARTS, Task
+from ekg.tasks.task import NUM_STRATA, Task
 
-TOP5_CLASSES = 10  # of fewer classes most are among the first five
-SCALED_EXAMPLES = 4096  # that the scale of labels is taken from
+TOP5_CLASSES = 10  # top-5 means little with fewer classes: most of them are among the first five
+SCALED_EXAMPLES = 4096  # examples that the scale of labels is estimated from
 
 # ---------------------------------------------------------------- classification
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """One class of several; the output is a vector of logits z [classes].
+    """One class out of several; the output is a vector of logits z [classes].
 
-    Loss: cross-entropy CE(y, z). Distance: CE(softmax(t), z). Divergence: τ·KL(softmax(t/τ) ‖
-    softmax(z/τ)) with the factor τ of the paper. Labels are class numbers, also of shape (examples,
-    1), or one-hot vectors, or shares of the classes.
+    Loss: cross-entropy CE(y, z). Distance to a teacher's logits t: CE(softmax(t), z). Divergence:
+    τ·KL(softmax(t/τ) ‖ softmax(z/τ)), where the factor τ is the paper's. Labels are class numbers,
+    (examples,) or (examples, 1), or one-hot vectors, or class probabilities.
     """
 
     name = "classification"
@@ -81,11 +79,10 @@ class Classification(Task):
 
 @dataclasses.dataclass(frozen=True)
 class DenseClassification(Task):
-    """A class for every position, as in segmentation; the output is a map of logits [..., classes].
+    """A class per position, as in segmentation; the output is a map of logits [..., classes].
 
-    Every formula is Classification's at each position, and the mean over the positions. Labels are
-    class numbers [...], with or without a last axis of length 1, or one-hot vectors, or shares of
-    the classes.
+    Every formula is the mean of Classification's over all positions. Labels are class numbers
+    [...], with or without a last axis of length 1, or one-hot vectors, or class probabilities.
     """
 
     name = "dense classification"
@@ -105,7 +102,9 @@ class DenseClassification(Task):
 
     def prepare_labels(self, labels, shape, what="labels"):
         labels = prepare_classes(labels, len(shape), shape[-1], what)
-        if (places := labels.shape[1 : len(shape)]) != (expected := tuple(shape[:-1])):
+        places = labels.shape[1 : len(shape)]
+        expected = tuple(shape[:-1])
+        if places != expected:
             raise EkgError(
                 f"{what} are maps of {places}, and the network returns maps of {expected}."
             )
@@ -126,21 +125,19 @@ class DenseClassification(Task):
         return mean_of_example(kl_divergence(teacher, outputs, temperature))
 
     def measure(self, labels, outputs):
-        is_right = tf.argmax(outputs, axis=-1, output_type=tf.int32) == logits.most_likely(
-            labels, outputs
-        )
+        predicted = tf.argmax(outputs, axis=-1, output_type=tf.int32)
+        is_right = predicted == logits.most_likely(labels, outputs)
         return {"pixel_accuracy": mean_of_example(tf.cast(is_right, tf.float32))}
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(Task):
-    """Labels that hold or not, one or several, each for itself; the output is a vector of logits z
-    [labels].
+    """Independent yes-or-no labels, one or several; the output is a vector of logits z [labels].
 
-    Every label is a classification with the two logits (0, z), and every formula the mean over the
-    labels of Classification's: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence τ·KL(σ(t/τ)
-    ‖ σ(z/τ)). Labels are 0 or 1, or soft labels between, of shape (examples, labels), or
-    (examples,) for a single one.
+    Every label is a classification with the two logits (0, z), and every formula is the mean of
+    Classification's over the labels: loss BCE(y, σ(z)), distance BCE(σ(t), σ(z)), divergence
+    τ·KL(σ(t/τ) ‖ σ(z/τ)). Labels are 0 or 1, or soft labels in between, with the shape (examples,
+    labels), or (examples,) for a single label.
     """
 
     name = "multi-label classification"
@@ -152,32 +149,31 @@ class MultiLabel(Task):
         self._check_is_not_squashed(graph)
 
     def _problem(self, shape):
-        return "labels that hold or not need logits, (batch, labels)." if len(shape) != 2 else None
+        return "yes-or-no labels need logits, (batch, labels)." if len(shape) != 2 else None
 
     def prepare_labels(self, labels, shape, what="labels"):
         return prepare_shares(labels, shape, what)
 
     def strata(self, labels):
-        return (
-            (labels[:, 0] > 0.5).astype(int) if labels.shape[1:] == (1,) else super().strata(labels)
-        )
+        if labels.shape[1:] != (1,):
+            return super().strata(labels)
+        return (labels[:, 0] > 0.5).astype(int)
 
     def loss(self, labels, outputs, smoothing=0.0):
         labels = (1 - smoothing) * labels + smoothing / 2 if smoothing else labels
         return mean_of_example(tf.nn.sigmoid_cross_entropy_with_logits(labels, outputs))
 
     def distance(self, teacher, outputs):
-        return mean_of_example(
-            tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher), outputs)
-        )
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.sigmoid(teacher), outputs)
+        return mean_of_example(losses)
 
     def divergence(self, teacher, outputs, temperature):
-        p, q = teacher / temperature, outputs / temperature
+        p = teacher / temperature
+        q = outputs / temperature
         share = tf.sigmoid(p)
-        difference = share * (tf.math.log_sigmoid(p) - tf.math.log_sigmoid(q)) + (1 - share) * (
-            tf.math.log_sigmoid(-p) - tf.math.log_sigmoid(-q)
-        )
-        return temperature * mean_of_example(difference)
+        if_yes = tf.math.log_sigmoid(p) - tf.math.log_sigmoid(q)
+        if_no = tf.math.log_sigmoid(-p) - tf.math.log_sigmoid(-q)
+        return temperature * mean_of_example(share * if_yes + (1 - share) * if_no)
 
     def measure(self, labels, outputs):
         is_right = (outputs > 0) == (labels > 0.5)
@@ -186,8 +182,9 @@ class MultiLabel(Task):
 
 @dataclasses.dataclass(frozen=True)
 class DenseMultiLabel(MultiLabel):
-    """Labels that hold or not at every place, as in segmentation by a sigmoid: MultiLabel's
-    formulas, means over a map.
+    """Independent yes-or-no labels per position, as in segmentation with a sigmoid.
+
+    Every formula is the mean of MultiLabel's over the map.
     """
 
     name = "dense multi-label classification"
@@ -195,11 +192,9 @@ class DenseMultiLabel(MultiLabel):
     has_class_logits = False
 
     def _problem(self, shape):
-        return (
-            "labels that hold or not at each place need maps of logits, (batch, ..., labels)."
-            if len(shape) < 3
-            else None
-        )
+        if len(shape) < 3:
+            return "yes-or-no labels per position need maps of logits, (batch, ..., labels)."
+        return None
 
 
 # ---------------------------------------------------------------- regression
@@ -207,19 +202,18 @@ class DenseMultiLabel(MultiLabel):
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """Numbers; the output z has the shape of a label.
+    """Regression of numbers; the output z has the shape of a label.
 
-    With a Gaussian of unit variance around the output, twice the negative log-likelihood and twice
-    the Kullback-Leibler
-    divergence are squared differences, up to constants. Loss: mean over the numbers of (y − z)².
-        Distance: that of (t − z)².
-    Divergence: τ·((t − z)/τ)², as outputs are divided by τ, with the factor τ of the paper.
+    For a Gaussian of unit variance around the output, twice the negative log-likelihood and twice
+    the Kullback-Leibler divergence are squared differences, up to constants. Loss: mean of (y − z)²
+    over the numbers. Distance to a teacher's output t: mean of (t − z)². Divergence: mean of
+    τ·((t − z)/τ)², since outputs are divided by τ, where the factor τ is the paper's.
     """
 
     name = "regression"
     metrics = ("mae",)
     takes_smoothing = False
-    takes_logits = False  # what it ends with belongs to its numbers
+    takes_logits = False  # a final softmax or sigmoid is part of the function that is fitted
 
     def _problem(self, shape):
         return "a regression needs at least one number, (batch, ...)." if len(shape) < 2 else None
@@ -238,28 +232,25 @@ class Regression(Task):
         return labels.astype(np.float32)
 
     def strata(self, labels):
-        """Tenths of the range of the first number, of maps of their mean, as many examples in
-        each.
-        """
-        first = (
-            labels.reshape(len(labels), -1).mean(1)
-            if labels.ndim > 2
-            else labels.reshape(len(labels), -1)[:, 0]
+        """Deciles of the first number of a label, or of the mean if labels are maps."""
+        rows = labels.reshape(len(labels), -1)
+        keys = rows.mean(1) if labels.ndim > 2 else rows[:, 0]
+        num_strata = min(NUM_STRATA, len(labels))
+        strata = np.empty(len(labels), np.int64)
+        strata[np.argsort(keys, kind="stable")] = (
+            np.arange(len(labels)) * num_strata // max(len(labels), 1)
         )
-        parts = np.empty(len(labels), np.int64)
-        parts[np.argsort(first, kind="stable")] = (
-            np.arange(len(labels)) * min(PARTS, len(labels)) // max(len(labels), 1)
-        )
-        return parts
+        return strata
 
     def scale(self, labels):
-        """The variance of the labels, mean over the numbers of an example, where it is above 1; of
-        another loss 1.
+        """The variance of the labels, averaged over the numbers of an example, at least 1.
+
+        A subclass with another loss has a scale of 1.
         """
         if type(self).loss is not Regression.loss:
             return 1.0
-        some = labels[:: max(len(labels) // SCALED_EXAMPLES, 1)]
-        return max(float(some.var(axis=0, dtype=np.float64).mean()), 1.0)
+        sample = labels[:: max(len(labels) // SCALED_EXAMPLES, 1)]
+        return max(float(sample.var(axis=0, dtype=np.float64).mean()), 1.0)
 
     def loss(self, labels, outputs, smoothing=0.0):
         if smoothing:

@@ -1,26 +1,25 @@
-"""Labels of classes: what they must be."""
+"""Checks class labels and brings them into the form that the losses take."""
 
 import numpy as np
 
 from ekg.errors import EkgError
 
-SUM_TOLERANCE = 1e-3  # of shares of classes
+SUM_TOLERANCE = 1e-3  # largest deviation of a sum of class probabilities from 1
 
 
 def prepare_classes(labels, rank, num_classes, what):
-    """Returns labels of classes in one of two forms: class numbers int32 of this rank, or soft
-    labels.
+    """Returns class numbers, int32 of this rank, or soft labels, float32 with one more axis.
 
-    Soft labels are shares of the classes, float32 of one more axis; one-hot vectors become numbers.
+    Soft labels are class probabilities. One-hot vectors become class numbers.
 
     Args:
-        labels: array of this rank, or with a last axis of length 1 or num_classes.
-        rank: 1 for one label an example.
+        labels: array of this rank, or with a further last axis of length 1 or num_classes.
+        rank: number of axes of class numbers: 1 for one label per example.
         num_classes: number of classes.
-        what: what to call them in an error.
+        what: name of the labels in error messages.
 
     Raises:
-        EkgError: they are neither class numbers nor shares of classes.
+        EkgError: the labels are neither class numbers nor class probabilities.
     """
     labels = np.asarray(labels)
     if labels.ndim == rank + 1 and labels.shape[-1] == num_classes > 1:
@@ -31,15 +30,15 @@ def prepare_classes(labels, rank, num_classes, what):
 
 
 def prepare_shares(labels, shape, what):
-    """Returns labels that hold or not, or soft ones between, float32 [examples, *shape].
+    """Returns labels in [0, 1], float32 [examples, *shape].
 
     Args:
-        labels: array of this shape, also without a last axis of length 1.
-        shape: of one example.
-        what: what to call them in an error.
+        labels: array [examples, *shape]; a last axis of length 1 may be missing.
+        shape: shape of the label of one example.
+        what: name of the labels in error messages.
 
     Raises:
-        EkgError: they have another shape, or are not from 0 to 1.
+        EkgError: the labels have another shape, or values outside [0, 1].
     """
     labels = np.asarray(labels)
     labels = labels[..., None] if labels.ndim == len(shape) else labels
@@ -50,7 +49,7 @@ def prepare_shares(labels, shape, what):
             f"{labels.shape}."
         )
     if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
-        raise EkgError(f"{what} must be 0 or 1, or shares between; received others.")
+        raise EkgError(f"{what} must be 0 or 1, or probabilities in between; received others.")
     return labels.astype(np.float32)
 
 
@@ -62,18 +61,16 @@ def class_numbers(labels, rank, num_classes, what):
     if labels.ndim != rank or not is_whole:
         raise EkgError(
             f"{what}: class numbers are needed, integers of {rank} axes, or one-hot vectors of "
-            f"{num_classes}; "
-            f"received {labels.dtype} of shape {labels.shape}."
+            f"{num_classes}; received {labels.dtype} of shape {labels.shape}."
         )
     check_range(labels, num_classes, what)
     return labels.astype(np.int32)
 
 
 def check_labels(labels, num_classes, what="labels"):
-    """Raises EkgError unless labels are class numbers, int [number], from 0 on and below
-    num_classes.
+    """Raises EkgError unless labels are class numbers, int [n], or soft labels, float32.
 
-    Or soft labels as prepare_classes() gives.
+    Class numbers must be in [0, num_classes); soft labels are those of prepare_classes().
     """
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == num_classes and labels.dtype == np.float32:
@@ -82,32 +79,29 @@ def check_labels(labels, num_classes, what="labels"):
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise EkgError(
             f"{what}: class numbers are needed, integers of shape (examples,); received "
-            f"{labels.dtype} of shape "
-            f"{labels.shape}. Of one-hot labels take the argmax; of shape (examples, 1) take "
-            f"labels[:, 0]."
+            f"{labels.dtype} of shape {labels.shape}. Take the argmax of one-hot labels, and "
+            "labels[:, 0] of labels of shape (examples, 1)."
         )
     check_range(labels, num_classes, what)
 
 
 def check_range(labels, num_classes, what="labels"):
-    """Raises EkgError unless class numbers go from 0 on and stay below num_classes."""
+    """Raises EkgError unless all class numbers are in [0, num_classes)."""
     labels = np.asarray(labels)
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise EkgError(
-            f"{what} go from {labels.min():g} to {labels.max():g}; {num_classes} classes have the "
-            f"numbers 0 to "
-            f"{num_classes - 1}."
+            f"{what} must be in [0, {num_classes - 1}], as there are {num_classes} classes; "
+            f"received {labels.min():g} to {labels.max():g}."
         )
 
 
 def _of_vectors(labels, what):
-    """Returns the class numbers of one-hot vectors, the last axis, or soft labels as float32."""
+    """Returns one-hot vectors (along the last axis) as class numbers, soft labels as float32."""
     is_share = labels.dtype.kind in "biuf" and bool((labels >= 0).all())
     if not is_share or not np.allclose(labels.sum(-1), 1, atol=SUM_TOLERANCE):
         raise EkgError(
             f"{what}: of shape {labels.shape} they must be one-hot vectors, one 1 and zeros, or "
-            f"shares of the "
-            "classes that sum to 1; for labels that hold or not each for itself, give "
+            "class probabilities that sum to 1; for independent yes-or-no labels, give "
             '`task`="multi_label".'
         )
     is_one_hot = bool(((labels == 0) | (labels == 1)).all())

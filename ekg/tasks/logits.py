@@ -1,15 +1,15 @@
-"""Losses of class logits, with labels and with knowledge, and what counts as a right answer."""
+"""Losses of class logits, with labels and with knowledge; and which answers count as right."""
 
 import keras
 import tensorflow as tf
 
 
 def cross_entropy(labels, logits):
-    """Returns the cross-entropy with the labels, [batch, ...], nats.
+    """Returns the cross-entropy with labels, [batch, ...], in nats.
 
     Args:
-        labels: class numbers [batch, ...], int, or shares of the classes [batch, ..., classes].
-        logits: [batch, ..., classes].
+        labels: class numbers, int [batch, ...], or class probabilities [batch, ..., classes].
+        logits: array [batch, ..., classes].
     """
     labels = tf.convert_to_tensor(labels)
     if len(labels.shape) == len(logits.shape):
@@ -18,22 +18,23 @@ def cross_entropy(labels, logits):
 
 
 def soft_cross_entropy(teacher, logits):
-    """Returns CE(softmax(t), z) = −Σ softmax(t)·log softmax(z), [batch, ...], nats.
+    """Returns CE(softmax(t), z) = −Σ softmax(t)·log softmax(z), [batch, ...], in nats.
 
     Args:
-        teacher: t, logits [batch, ..., classes].
-        logits: z, [batch, ..., classes].
+        teacher: the teacher's logits t, [batch, ..., classes].
+        logits: the network's logits z, [batch, ..., classes].
     """
     return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
 
 
 def kl_divergence(teacher, logits, temperature):
-    """Returns the distillation loss of every example, KL(p‖q) = τ·Σ softmax(p/τ)·(log softmax(p/τ)
-    − log softmax(q/τ)).
+    """Returns the distillation loss per example, with a temperature.
+
+    KL(p‖q) = τ·Σ softmax(p/τ)·(log softmax(p/τ) − log softmax(q/τ))
 
     Args:
-        teacher: p, logits [..., classes].
-        logits: q, [..., classes], of a shape that broadcasts with the teacher's.
+        teacher: the teacher's logits p, [..., classes].
+        logits: the network's logits q, [..., classes], with a shape that broadcasts with p.
         temperature: τ; the factor τ in front is the method's.
     """
     log_p = tf.nn.log_softmax(teacher / temperature)
@@ -42,52 +43,50 @@ def kl_divergence(teacher, logits, temperature):
 
 
 def most_likely(labels, logits):
-    """Returns class numbers of labels as cross_entropy() takes them: of shares the largest, the
-    first of equal ones.
+    """Returns class numbers, int32, for labels in either form that cross_entropy() takes.
+
+    Class probabilities give the most likely class, the first one in a tie.
     """
     labels = tf.convert_to_tensor(labels)
-    is_soft = len(labels.shape) == len(logits.shape)
-    return (
-        tf.argmax(labels, axis=-1, output_type=tf.int32) if is_soft else tf.cast(labels, tf.int32)
-    )
+    if len(labels.shape) == len(logits.shape):
+        return tf.argmax(labels, axis=-1, output_type=tf.int32)
+    return tf.cast(labels, tf.int32)
 
 
 def top_k_hits(labels, logits, k):
-    """Returns whether the label is among the k highest logits, [batch], float32; of equal ones the
-    first is the highest.
+    """Returns 1 where the label is among the k highest logits, else 0, float32 [batch].
+
+    In a tie, the class with the lower number ranks higher.
     """
     labels = most_likely(labels, logits)[:, None]
     label_logit = tf.gather(logits, labels, axis=1, batch_dims=1)
-    is_before = (logits == label_logit) & (tf.range(tf.shape(logits)[1])[None] < labels)
-    rank = tf.reduce_sum(
-        tf.cast(~(logits <= label_logit) | is_before, tf.int32), axis=1
-    )  # a NaN hits nothing
+    wins_tie = (logits == label_logit) & (tf.range(tf.shape(logits)[1])[None] < labels)
+    is_higher = ~(logits <= label_logit)  # true for NaN, so that a NaN is never a hit
+    rank = tf.reduce_sum(tf.cast(is_higher | wins_tie, tf.int32), axis=1)
     return tf.cast(rank < k, tf.float32)
 
 
 def mean_of_example(values):
-    """Returns the mean of every example, [batch], of values [batch, ...]."""
+    """Averages values [batch, ...] over all axes but the first, to [batch]."""
     return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))
 
 
 def squash_of(graph, number):
-    """Returns "sigmoid", "softmax" or None: what the layer does to logits that writes a tensor of a
-    calls.Graph.
+    """Returns "sigmoid" or "softmax" if the layer that computes a tensor ends with it, else None.
+
+    Args:
+        graph: graph.calls.Graph.
+        number: number of the tensor in the graph.
     """
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
     if last is None or not squashes(last):
         return None
-    is_sigmoid = (
-        getattr(last, "activation", None) is keras.activations.sigmoid
-        or type(last).__name__ == "Sigmoid"
-    )
-    return "sigmoid" if is_sigmoid else "softmax"
+    has_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid
+    return "sigmoid" if has_sigmoid or type(last).__name__ == "Sigmoid" else "softmax"
 
 
 def squashes(operation):
-    """Returns whether a layer or function turns logits into probabilities: softmax or sigmoid, also
-    as an activation.
-    """
+    """Returns whether a layer or function ends with a softmax or sigmoid, also as activation."""
     functions = (
         keras.activations.softmax,
         keras.activations.sigmoid,

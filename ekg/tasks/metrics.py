@@ -1,27 +1,32 @@
-"""Figures of merit: how each is named in tables, and how it is shown."""
+"""Metrics: their names and number formats in tables."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a figure of merit is shown: its name in words, and whether it is a share, in percent."""
+    """How a metric is shown.
+
+    Attributes:
+        words: its name in words.
+        is_share: whether it is a share, which is shown in percent.
+    """
 
     words: str
     is_share: bool
 
     @property
     def title(self):
-        """The head of a table's column."""
+        """The heading of a table column."""
         return self.words + " %" * self.is_share
 
     @property
     def factor(self):
-        """What a value is multiplied by before it is shown."""
+        """The factor by which a value is multiplied before it is shown."""
         return 100 if self.is_share else 1
 
     def text(self, value):
-        """Returns a value as it stands in a column."""
+        """Formats a value for a table column."""
         return f"{100 * value:.2f}" if self.is_share else f"{value:.4f}"
 
 
@@ -37,12 +42,14 @@ METRICS = {
 
 
 def has_metric(name):
-    """Returns whether a name is that of a figure of merit; see metric_named()."""
+    """Returns whether a name is known to metric_named()."""
     return name.rpartition("/")[2] in METRICS
 
 
 def metric_named(name):
-    """Returns the Metric of a name: one of METRICS, after "output/" for one of several outputs."""
-    output, _, own = name.rpartition("/")
-    metric = METRICS[own]
-    return dataclasses.replace(metric, words=f"{output} {metric.words}") if output else metric
+    """Returns the Metric with a name of METRICS, or "output/name" for one of several outputs."""
+    output, _, metric_name = name.rpartition("/")
+    metric = METRICS[metric_name]
+    if not output:
+        return metric
+    return dataclasses.replace(metric, words=f"{output} {metric.words}")

@@ -1,7 +1,7 @@
-"""The task of a network of several outputs, made of the tasks of its outputs.
+"""The task of a network with several outputs, composed of one task per output.
 
-It is a task like any other, so that search, memory bank, training and evaluation know nothing of
-it: several outputs are one vector of all their numbers.
+All outputs are joined into one vector of numbers, so search, memory bank, training and evaluation
+handle it like any other task.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import tensorflow as tf
 from ekg.errors import EkgError
 from ekg.tasks.kinds import Classification, Regression, Task
 
-GUESSES = 1024  # examples, at most, that the loss of a guess is measured on
+GUESSES = 1024  # largest number of examples that the loss of the constant guess is measured on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Part:
     """One of several outputs that count.
 
     Attributes:
-        name: of the output.
-        task: its Task, which means this output of the network.
-        shape: of the output for one example.
-        label_shape: of one label, as the task prepares it.
+        name: name of the output.
+        task: its Task, whose `output` is the number of this output.
+        shape: shape of the output for one example.
+        label_shape: shape of one label, as the task prepares it.
         label_type: number format of the labels.
-        weight: of its loss, distance and divergence in the sums; see weight_of().
+        weight: weight of its loss, distance and divergence in the sums; see weight_of().
     """
 
     name: str
@@ -39,32 +39,32 @@ class Part:
 
 
 def weight_of(task, labels):
-    """Returns what the loss of one of several outputs is multiplied by.
+    """Returns the weight that makes the loss of one of several outputs comparable to the others.
 
-    The loss of classes is in nats, and that of numbers in the square of their unit: it is divided
-    by the loss of a network that always returns the mean label.
+    The loss of classes is in nats, and its weight is 1. The loss of a regression is in the squared
+    unit of its numbers; it is divided by the loss of a network that always returns the mean label.
 
     Args:
-        task: Task.
-        labels: as it prepares them, array [examples, ...].
+        task: Task of the output.
+        labels: prepared labels, array [examples, ...].
     """
-    if not isinstance(getattr(task, "kind", task), Regression):
+    if not isinstance(task.unwrapped, Regression):
         return 1.0
-    some = np.asarray(
-        labels[np.linspace(0, len(labels) - 1, min(len(labels), GUESSES)).astype(np.int64)]
-    )
-    guess = np.broadcast_to(some.mean(axis=0, dtype=np.float64).astype(np.float32), some.shape)
-    loss = float(np.mean(task.loss(some, guess), dtype=np.float64))
+    indices = np.linspace(0, len(labels) - 1, min(len(labels), GUESSES)).astype(np.int64)
+    sample = np.asarray(labels[indices])
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    guess = np.broadcast_to(mean, sample.shape)
+    loss = float(np.mean(task.loss(sample, guess), dtype=np.float64))
     return 1 / loss if loss > 0 else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs(Task):
-    """Several outputs of a network, all of which count.
+    """The task of several outputs of a network, all of which count.
 
-    What its losses take is one vector of all numbers that count, [batch, numbers], the outputs one
-    after the other, and so are the labels, float32. Loss, distance and divergence are the weighted
-    sums of the parts'. Metrics are those of all parts, named "output/metric".
+    Its losses take one vector with the numbers of all outputs, [batch, numbers], in the order of
+    the outputs. Labels are joined in the same way, float32. Loss, distance and divergence are the
+    weighted sums over the parts. Metrics of all parts are reported, as "output/metric".
 
     Attributes:
         parts: tuple of Part, in the order of the network's outputs.
@@ -74,12 +74,12 @@ class Outputs(Task):
 
     @property
     def name(self):
-        """The names of the parts, each with what it is."""
+        """The name and task of every part."""
         return ", ".join(f"{part.name}: {part.task.name}" for part in self.parts)
 
     @property
     def metrics(self):
-        """Names of the figures of merit of all parts."""
+        """Names of the metrics of all parts."""
         return tuple(f"{part.name}/{name}" for part in self.parts for name in part.task.metrics)
 
     def metrics_of(self, shape):
@@ -91,17 +91,17 @@ class Outputs(Task):
 
     @property
     def has_labels(self):
-        """Whether users give labels for all parts."""
+        """Whether the user supplies the labels of all parts."""
         return all(part.task.has_labels for part in self.parts)
 
     @property
     def takes_smoothing(self):
-        """Whether the labels of a part are classes."""
+        """Whether the labels of any part are classes."""
         return any(part.task.takes_smoothing for part in self.parts)
 
     @property
     def needs_teacher_of_views(self):
-        """Whether a part does."""
+        """Whether any part needs it."""
         return any(part.task.needs_teacher_of_views for part in self.parts)
 
     # ---------------------------------------------------------------- networks
@@ -116,20 +116,18 @@ class Outputs(Task):
 
     def tensor(self, graph):
         raise EkgError(
-            f"`model` {graph.model.name!r}: several of its outputs count, and one is asked for."
+            f"`model` {graph.model.name!r}: several of its outputs count, and one is needed here."
         )
 
     def tensors(self, graph):
         return [part.task.tensor(graph) for part in self.parts]
 
     def joined(self, values):
-        return tf.concat(
-            [
-                tf.reshape(tf.cast(value, tf.float32), [-1, math.prod(part.shape)])
-                for part, value in zip(self.parts, values, strict=True)
-            ],
-            axis=1,
-        )
+        rows = [
+            tf.reshape(tf.cast(value, tf.float32), [-1, math.prod(part.shape)])
+            for part, value in zip(self.parts, values, strict=True)
+        ]
+        return tf.concat(rows, axis=1)
 
     def shape(self, graph):
         return (sum(math.prod(part.task.shape(graph)) for part in self.parts),)
@@ -141,39 +139,42 @@ class Outputs(Task):
         return [seen for part in self.parts for seen in part.task.seen_parts(part.shape)]
 
     def moved(self, values, output, first, move):
-        moved, shapes = [], [part.label_shape if first == 1 else part.shape for part in self.parts]
+        # Labels have one batch axis in front, knowledge has two: batch and teacher.
+        shapes = [part.label_shape if first == 1 else part.shape for part in self.parts]
         edges = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+        batch_shape = [-1, *values.shape[1:first]]
+        moved = []
         for part, shape, start, stop in zip(self.parts, shapes, edges, edges[1:]):
-            lead = [-1, *values.shape[1:first]]
-            own = tf.reshape(values[..., start:stop], [*lead, *shape])
-            own = part.task.moved(own, part.shape, first, move)
-            moved.append(tf.reshape(own, [*lead, stop - start]))
+            part_values = tf.reshape(values[..., start:stop], [*batch_shape, *shape])
+            part_values = part.task.moved(part_values, part.shape, first, move)
+            moved.append(tf.reshape(part_values, [*batch_shape, stop - start]))
         return tf.concat(moved, axis=-1)
 
     def in_training(self):
-        """The same without weights above 1.
+        """Returns the same task with weights of at most 1.
 
-        Numbers of little variance weigh much in the search; in training that would multiply their
-        learning rate, with which the network was never stable.
+        Numbers with little variance have a large weight in the search. In training, the weight
+        would multiply their learning rate, at which the network was never stable.
         """
         parts = [dataclasses.replace(part, weight=min(part.weight, 1.0)) for part in self.parts]
         return dataclasses.replace(self, parts=tuple(parts))
 
     def taking_labels(self, function):
-        def of_vectors(images, labels, seed):
-            made = function(images, self.named(labels), seed)
-            if not isinstance(made, (tuple, list)) or len(made) != 2:
-                return made
-            return made[0], self._in_row(made[1])
+        def function_of_vectors(images, labels, seed):
+            pair = function(images, self.named(labels), seed)
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                return pair
+            return pair[0], self._in_row(pair[1])
 
-        return of_vectors
+        return function_of_vectors
 
     def named(self, labels):
-        """Returns {name of an output: its labels, [batch, ...]} of labels [batch, numbers]."""
-        return {part.name: own for part, own in zip(self.parts, self._labels(labels))}
+        """Splits labels [batch, numbers] into {name of an output: its labels, [batch, ...]}."""
+        part_labels = self._labels(labels)
+        return {part.name: array for part, array in zip(self.parts, part_labels)}
 
     def _in_row(self, named):
-        """Returns the labels of all outputs, [batch, numbers], of those by their names."""
+        """Joins labels by output name into [batch, numbers]; the inverse of named()."""
         names = [part.name for part in self.parts]
         if not isinstance(named, dict) or set(named) != set(names):
             raise EkgError(f"`augment` must return labels as it gets them, a dict of {names}.")
@@ -200,51 +201,49 @@ class Outputs(Task):
 
     @functools.cached_property
     def _label_edges(self):
-        """Where the labels of each part begin in an example's row, and where the last ones end."""
+        """First column of each part's labels in a row, followed by the number of columns."""
         return [0, *np.cumsum([math.prod(part.label_shape) for part in self.parts]).tolist()]
 
     @property
     def label_size(self):
-        """Numbers in the label of an example."""
+        """Number of columns in the label of an example."""
         return self._label_edges[-1]
 
     def columns(self, number):
-        """Returns the slice of a label's numbers that are those of the part at this position."""
+        """Returns the slice of a label's columns that belong to the part with this number."""
         return slice(*self._label_edges[number : number + 2])
 
     def prepare_labels(self, labels, shape, what="labels"):
-        """Returns labels [examples, numbers], float32; here they come in this form already."""
+        """Returns labels, float32 [examples, numbers]; they must already have this form."""
         labels = np.asanyarray(labels)
         if labels.ndim != 2 or labels.shape[1] != self.label_size or labels.dtype != np.float32:
             raise EkgError(
                 f"{what} of the outputs {self.name}: float32 of shape (examples, "
-                f"{self.label_size}) is "
-                f"needed; received {labels.dtype} of shape {labels.shape}."
+                f"{self.label_size}) is needed; received {labels.dtype} of shape {labels.shape}."
             )
         return labels
 
     def check_labels(self, labels, shape, what="labels"):
         labels = self.prepare_labels(labels, shape, what)
         for number, part in enumerate(self.parts):
-            own = (
-                labels[:, self.columns(number)]
-                .reshape(len(labels), *part.label_shape)
-                .astype(part.label_type)
-            )
-            part.task.check_labels(own, part.shape, f"{what}, output {part.name!r}")
+            part_labels = self._part_labels(labels, number)
+            part.task.check_labels(part_labels, part.shape, f"{what}, output {part.name!r}")
+
+    def _part_labels(self, labels, number):
+        """Returns the labels of one part as a NumPy array, in the form that its task takes."""
+        part = self.parts[number]
+        columns = np.asarray(labels[:, self.columns(number)])
+        return columns.reshape(len(labels), *part.label_shape).astype(part.label_type)
 
     def strata(self, labels):
-        """Those of the first output of labelled classes, or else of the first output."""
-        number = min(
-            range(len(self.parts)),
-            key=lambda i: (
-                not self.parts[i].task.has_labels,
-                not isinstance(self.parts[i].task, Classification),
-            ),
-        )
-        part = self.parts[number]
-        own = np.asarray(labels[:, self.columns(number)]).reshape(len(labels), *part.label_shape)
-        return part.task.strata(own.astype(part.label_type))
+        """The strata of the first labelled classification, else of the first labelled output."""
+
+        def rank(number):
+            task = self.parts[number].task
+            return not task.has_labels, not isinstance(task, Classification)
+
+        number = min(range(len(self.parts)), key=rank)
+        return self.parts[number].task.strata(self._part_labels(labels, number))
 
     def given(self, labels):
         chosen = [
@@ -268,52 +267,45 @@ class Outputs(Task):
                 "`label_smoothing` has no effect here: no output has labels that are classes; "
                 "leave it out."
             )
-        return self._sum(
-            [
-                getattr(part.task, method)(
-                    label, output, smoothing if part.task.takes_smoothing else 0.0
-                )
-                for part, label, output in zip(
-                    self.parts, self._labels(labels), self._apart(outputs)
-                )
-            ]
-        )
+        losses = []
+        for part, label, output in zip(self.parts, self._labels(labels), self._apart(outputs)):
+            part_smoothing = smoothing if part.task.takes_smoothing else 0.0
+            losses.append(getattr(part.task, method)(label, output, part_smoothing))
+        return self._sum(losses)
 
     def distance(self, teacher, outputs):
+        knowledge_and_outputs = zip(self._apart(teacher), self._apart(outputs))
         return self._sum(
             [
                 part.task.distance(knowledge, output)
-                for part, knowledge, output in zip(
-                    self.parts, self._apart(teacher), self._apart(outputs)
-                )
+                for part, (knowledge, output) in zip(self.parts, knowledge_and_outputs)
             ]
         )
 
     def divergence(self, teacher, outputs, temperature):
+        knowledge_and_outputs = zip(self._apart(teacher), self._apart(outputs))
         return self._sum(
             [
                 part.task.divergence(knowledge, output, temperature)
-                for part, knowledge, output in zip(
-                    self.parts, self._apart(teacher), self._apart(outputs)
-                )
+                for part, (knowledge, output) in zip(self.parts, knowledge_and_outputs)
             ]
         )
 
     def measure(self, labels, outputs):
-        return {
-            f"{part.name}/{name}": value
-            for part, label, output in zip(self.parts, self._labels(labels), self._apart(outputs))
-            for name, value in part.task.measure(label, output).items()
-        }
+        measured = {}
+        for part, label, output in zip(self.parts, self._labels(labels), self._apart(outputs)):
+            for name, value in part.task.measure(label, output).items():
+                measured[f"{part.name}/{name}"] = value
+        return measured
 
     def _sum(self, values):
-        """Returns the weighted sum of one value of each part, [batch]."""
+        """Returns the weighted sum of one value per part, [batch]."""
         return tf.add_n(
             [part.weight * value for part, value in zip(self.parts, values, strict=True)]
         )
 
     def _apart(self, outputs):
-        """Returns the output of each part, [batch, ...], of the vectors of all numbers."""
+        """Splits joined outputs into the output of each part, [batch, ...]."""
         edges = np.cumsum([0, *(math.prod(part.shape) for part in self.parts)]).tolist()
         return [
             tf.reshape(outputs[:, start:stop], [-1, *part.shape])
@@ -321,11 +313,9 @@ class Outputs(Task):
         ]
 
     def _labels(self, labels):
-        """Returns the labels of each part, [batch, ...]."""
-        return [
-            tf.cast(
-                tf.reshape(labels[:, self.columns(number)], [-1, *part.label_shape]),
-                part.label_type,
-            )
-            for number, part in enumerate(self.parts)
-        ]
+        """Splits joined labels into the labels of each part, tensors [batch, ...]."""
+        part_labels = []
+        for number, part in enumerate(self.parts):
+            values = tf.reshape(labels[:, self.columns(number)], [-1, *part.label_shape])
+            part_labels.append(tf.cast(values, part.label_type))
+        return part_labels

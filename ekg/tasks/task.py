@@ -1,4 +1,4 @@
-"""What every task can do; the tasks themselves are in ekg.tasks."""
+"""The base class of all tasks; the tasks themselves are in ekg.tasks.kinds."""
 
 import dataclasses
 
@@ -8,26 +8,26 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.tasks import logits
 
-# that examples without classes are dealt to, so that a draw from each is a draw from everywhere
-PARTS = 10
+NUM_STRATA = 10  # strata for balanced draws from examples that have no classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network is for; see ekg.tasks.
+    """What a network is for: its losses, labels and metrics; see ekg.tasks.
 
     Attributes:
-        output: number of the output that is meant, where the network has several, in the order in
-            which Keras flattens them.
-        name: what to call the task.
-        metrics: names of its figures of merit, of metrics.METRICS; a search's history keeps the
-            first.
-        has_class_logits: whether the output is a vector of class logits, whose kernel keeps its
-            norm when it is cut.
-        has_labels: whether users give labels for all that counts; see imitation.Imitation.
-        takes_smoothing: whether labels are classes, so that label smoothing means something.
-        takes_logits: whether a softmax or sigmoid at the end is taken off.
-        needs_teacher_of_views: whether a view may change what an unlabelled output should say.
+        output: number of the network output that the task is for, in the order in which Keras
+            flattens the outputs.
+        name: name of the task in messages and tables.
+        metrics: names of its metrics, from metrics.METRICS; the search history records the first.
+        has_class_logits: whether the output is a vector of class logits; their kernel is rescaled
+            to its old norm when it is cut.
+        has_labels: whether the user supplies the labels of all outputs that count; see
+            imitation.Imitation.
+        takes_smoothing: whether labels are classes, which label smoothing needs.
+        takes_logits: whether the losses take logits, so that a final softmax or sigmoid is removed.
+        needs_teacher_of_views: whether a view may change the right answer of an unlabelled output,
+            so that the teacher has to see the same view.
     """
 
     output: int = 0
@@ -48,11 +48,16 @@ class Task:
 
     @property
     def logits(self):
-        """Numbers of those whose softmax or sigmoid is taken off."""
+        """Numbers of the outputs whose final softmax or sigmoid is removed."""
         return self.outputs if self.takes_logits else ()
 
+    @property
+    def unwrapped(self):
+        """The Task whose formulas are used; see wrapper.Wrapper."""
+        return self
+
     def tensor(self, graph):
-        """Returns the number of the tensor that is meant of a graph.calls.Graph.
+        """Returns the number of the task's output tensor in a graph.calls.Graph.
 
         Raises:
             EkgError: the network has no such output.
@@ -60,62 +65,71 @@ class Task:
         if not 0 <= self.output < len(graph.outputs):
             raise EkgError(
                 f"`model` {graph.model.name!r} has {len(graph.outputs)} outputs, and the task "
-                f"means output "
-                f"{self.output}; they are counted from 0."
+                f"means output {self.output}; they are counted from 0."
             )
         return graph.outputs[self.output]
 
     def tensors(self, graph):
-        """Returns the numbers of the tensors that count of a graph.calls.Graph; see tensor()."""
+        """Returns the numbers of all output tensors that count in a graph.calls.Graph."""
         return [self.tensor(graph)]
 
     def joined(self, values):
-        """Returns what the losses take, one tensor [batch, ...], of the values of tensors()."""
+        """Joins the values of tensors() into the one tensor [batch, ...] that the losses take."""
         return values[0]
 
     def of(self, outputs):
-        """Returns what the losses take of a network's outputs, as the network gives them."""
+        """Returns the tensor that the losses take, given all outputs of the network."""
         flat = keras.tree.flatten(outputs)
         return self.joined([flat[number] for number in self.outputs])
 
     def shape(self, graph):
-        """Returns the shape of what the losses take for one example."""
+        """Returns the shape of the tensor that the losses take, for one example."""
         return tuple(graph.shapes[self.tensor(graph)][1:])
 
     def places(self, output):
-        """Returns the sizes of an output's axes that are places of what is seen, as labels have
-        them; () for none.
+        """Returns the sizes of the spatial axes that outputs and labels share; () without any.
+
+        Args:
+            output: shape of the output for one example.
         """
         return tuple(output[:-1])
 
     def seen_parts(self, output):
-        """Returns (Task, shape of its output) of each output that is held in one of this shape."""
+        """Returns a list of (Task, shape of its output): one pair per output that the task joins.
+
+        Args:
+            output: shape of the joined output for one example.
+        """
         return [(self, output)]
 
     def moved(self, values, output, first, move):
-        """Returns labels or knowledge whose places begin at axis `first` as move(values, end of the
-        places) moves them.
+        """Moves labels or knowledge in the way in which a view moves the image.
+
+        Args:
+            values: labels or knowledge, with batch axes in front.
+            output: shape of the output for one example.
+            first: number of the first spatial axis of the values.
+            move: function (values, number of the axis after the spatial ones) -> moved values.
         """
         count = len(self.places(output))
         return move(values, first + count) if count else values
 
     def in_training(self):
-        """Returns the Task whose losses networks are trained with."""
+        """Returns the Task whose losses are used in training, which may weigh outputs otherwise."""
         return self
 
     def taking_labels(self, function):
-        """Returns a function (images, prepared labels, seed) of a user's own with labels as users
-        see them.
-        """
+        """Adapts a user's function (images, labels, seed) so that it takes prepared labels."""
         return function
 
     def check_network(self, graph):
-        """Raises EkgError unless the output of a graph.calls.Graph is what the losses take."""
+        """Raises EkgError unless the losses can take the output of a graph.calls.Graph."""
         self.check_output(graph)
 
     def check_output(self, graph):
-        """Raises EkgError unless a network's output has a shape that the task knows; see
-        check_network.
+        """Raises EkgError unless a graph.calls.Graph has an output of a shape that the task knows.
+
+        Unlike check_network(), it accepts a final softmax or sigmoid.
         """
         shape = graph.shapes[self.tensor(graph)]
         problem = self._problem(shape)
@@ -129,104 +143,104 @@ class Task:
         raise NotImplementedError
 
     def _check_is_not_squashed(self, graph):
-        """Raises EkgError if an output is made of probabilities, by its last layer."""
+        """Raises EkgError if the last layer turns logits into probabilities."""
         number = self.tensor(graph)
         last = next((call.layer for call in graph.calls if number in call.outputs), None)
         if last is not None and logits.squashes(last):
             raise EkgError(
                 f"`model` {graph.model.name!r} returns probabilities, by its last layer "
-                f"{last.name!r}; take the "
-                "network without it, which returns logits."
+                f"{last.name!r}; take the network without it, which returns logits."
             )
 
     def metrics_of(self, shape):
-        """Returns the names of the figures of merit that say something of outputs of this shape,
-        without the batch.
+        """Returns the names of the metrics that are meaningful for outputs of this shape.
+
+        Args:
+            shape: shape of the output for one example.
         """
         return self.metrics
 
     # ---------------------------------------------------------------- labels
 
     def prepare_labels(self, labels, shape, what="labels"):
-        """Returns labels in the one form that the losses take, an array [examples, ...].
+        """Returns labels in the form that the losses take, an array [examples, ...].
 
         Args:
-            labels: as a user has them, array [examples, ...].
-            shape: of the output for one example.
-            what: what to call them in an error.
+            labels: labels in the user's form, array [examples, ...].
+            shape: shape of the output for one example.
+            what: name of the labels in error messages.
 
         Raises:
-            EkgError: they are not labels for such an output.
+            EkgError: the labels do not fit such an output.
         """
         raise NotImplementedError
 
     def check_labels(self, labels, shape, what="labels"):
-        """Raises EkgError unless labels have the form that prepare_labels() gives."""
-        prepared, labels = self.prepare_labels(labels, shape, what), np.asarray(labels)
+        """Raises EkgError unless labels have the form that prepare_labels() returns."""
+        prepared = self.prepare_labels(labels, shape, what)
+        labels = np.asarray(labels)
         if prepared.shape != labels.shape or prepared.dtype.kind != labels.dtype.kind:
             raise EkgError(
                 f"{what}: {prepared.dtype} of shape {prepared.shape} is needed; received "
-                f"{labels.dtype} of shape "
-                f"{labels.shape}."
+                f"{labels.dtype} of shape {labels.shape}."
             )
 
     def strata(self, labels):
-        """Returns the number of the class, or part, of every example, int [examples], that balanced
-        draws keep apart.
+        """Returns the class or stratum of each example for balanced draws, int [examples].
+
+        Without classes, the examples are cut into NUM_STRATA stretches of equal length.
         """
-        return np.arange(len(labels)) * PARTS // max(len(labels), 1)
+        return np.arange(len(labels)) * NUM_STRATA // max(len(labels), 1)
 
     def given(self, labels):
-        """Returns what a user gave of prepared labels; the unpruned network made the rest."""
+        """Returns the part of prepared labels that the user supplied, not the unpruned network."""
         return labels
 
     # ---------------------------------------------------------------- losses
 
     def scale(self, labels):
-        """Returns what losses and divergences are divided by in training, so that a learning rate
-        fits labels of any scale.
+        """Returns the divisor of losses and divergences in training.
+
+        It makes one learning rate fit labels of any scale.
 
         Args:
-            labels: of the training examples, as prepare_labels() gives.
+            labels: prepared labels of the training examples.
         """
         return 1.0
 
     def loss(self, labels, outputs, smoothing=0.0):
-        """Returns the loss of every example with its label, [batch].
+        """Returns the loss per example, [batch].
 
         Args:
-            labels: as prepare_labels() gives, [batch, ...].
-            outputs: [batch, ...].
-            smoothing: share of a label that is spread over all classes, where there are classes.
+            labels: prepared labels, [batch, ...].
+            outputs: the network's outputs, [batch, ...].
+            smoothing: share of a label that is spread over all classes, if there are classes.
         """
         raise NotImplementedError
 
     def label_loss(self, labels, outputs, smoothing=0.0):
-        """Returns the loss as loss() does, but of what a user labelled alone."""
+        """Returns the loss like loss(), but of the outputs alone that the user labelled."""
         return self.loss(labels, outputs, smoothing)
 
     def distance(self, teacher, outputs):
-        """Returns the distance of every example's output to knowledge, [batch]: the second term of
-        the reward.
+        """Returns the distance to knowledge per example, [batch]: the second term of the reward.
 
         Args:
-            teacher: what the knowledge says, of the outputs' shape.
-            outputs: [batch, ...].
+            teacher: outputs according to the knowledge, [batch, ...].
+            outputs: the network's outputs, [batch, ...].
         """
         raise NotImplementedError
 
     def divergence(self, teacher, outputs, temperature):
-        """Returns the distillation loss of every example, [batch].
+        """Returns the distillation loss per example, [batch].
 
         Args:
-            teacher: [batch, ...].
-            outputs: [batch, ...], of a shape that broadcasts with the teacher's.
-            temperature: τ.
+            teacher: the teacher's outputs, [batch, ...].
+            outputs: the network's outputs, [batch, ...], which broadcast with the teacher's.
+            temperature: the temperature τ.
         """
         raise NotImplementedError
 
     def measure(self, labels, outputs):
-        """Returns {metric: its value for every example, [batch]}, whose means are the task's
-        figures of merit.
-        """
+        """Returns {name of a metric: value per example, [batch]}; a metric is the mean of these."""
         raise NotImplementedError

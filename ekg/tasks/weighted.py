@@ -1,9 +1,9 @@
-"""Weights of examples, of classes and of places, as fit takes them: they count in every loss with
-labels.
+"""Tasks with weights of examples, classes or positions, as `fit` takes them.
 
-A weighted label is the label, its weight, and its share: 0 where a class is left out, else so that
-the mean share of all labels is 1. The loss is the mean of weight · share · loss, as Keras' own;
-figures of merit take the share alone, as Keras' metrics take no weights. Knowledge is not weighted.
+A weighted label consists of the label, its weight, and its share: 0 for an ignored class, and
+otherwise such that the mean share of all labels is 1. The loss is the mean of weight · share ·
+loss, as in Keras. Metrics use the share alone, as Keras' metrics ignore weights. Losses of
+knowledge are not weighted.
 """
 
 import dataclasses
@@ -19,52 +19,43 @@ from ekg.tasks.kinds import (
     DenseMultiLabel,
     MultiLabel,
     Regression,
-    Task,
 )
+from ekg.tasks.wrapper import Wrapper
 
-# The task at a single place of a map
-AT_PLACE = {DenseClassification: Classification(), DenseMultiLabel: MultiLabel()}
-EXTRA = 2  # numbers of a label besides its own: weight and share
+AT_PLACE = {  # dense task -> the task at a single position of its map
+    DenseClassification: Classification(),
+    DenseMultiLabel: MultiLabel(),
+}
+EXTRA = 2  # numbers that are appended to each label: weight and share
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted(Task):
-    """A task whose labels carry weights; see the module.
+class Weighted(Wrapper):
+    """A task whose labels carry weights, see the module; the inner task is one of tasks.TASKS.
 
     Attributes:
-        inner: one of tasks.TASKS.
-        ignore_class: class number that counts nothing, as the void of a segmentation, or None.
+        ignore_class: class number that is ignored, such as the void class of a segmentation, or
+            None.
     """
 
-    inner: Task = Classification()
     ignore_class: int | None = None
 
     @property
     def name(self):
-        """That of the task."""
+        """The inner task's name."""
         return self.inner.name
 
     @property
     def metrics(self):
-        """Those of the task."""
+        """The inner task's metrics."""
         return self.inner.metrics
 
     def metrics_of(self, shape):
         return self.inner.metrics_of(shape)
 
     @property
-    def has_class_logits(self):
-        """As of the task."""
-        return self.inner.has_class_logits
-
-    @property
-    def takes_logits(self):
-        """As of the task."""
-        return self.inner.takes_logits
-
-    @property
     def takes_smoothing(self):
-        """As of the task."""
+        """Whether the inner task's labels are classes."""
         return self.inner.takes_smoothing
 
     def check_network(self, graph):
@@ -82,14 +73,15 @@ class Weighted(Task):
     # ---------------------------------------------------------------- labels
 
     def prepare_labels(self, labels, shape, what="labels", weights=None, class_weight=None):
-        """Returns weighted labels, float32 [examples, *places, numbers of a label + EXTRA].
+        """Returns weighted labels, float32 [examples, *places, numbers per label + EXTRA].
 
         Args:
-            labels: as a user has them, array [examples, ...].
-            shape: of the output for one example.
-            what: what to call them in an error.
-            weights: of the examples, or of their places, array [examples, ...]; None for 1.
-            class_weight: {class number: weight}, 1 for others; or None.
+            labels: labels in the user's form, array [examples, ...].
+            shape: shape of the output for one example.
+            what: name of the labels in error messages.
+            weights: weights of the examples or of their positions, array [examples, ...]; None
+                weights all by 1.
+            class_weight: {class number: weight}, with 1 for other classes; or None.
 
         Raises:
             EkgError: labels or weights do not fit the output.
@@ -99,9 +91,11 @@ class Weighted(Task):
             labels, counts = self._without_ignored(np.asarray(labels), shape, what)
         prepared = self.inner.prepare_labels(labels, shape, what)
         places = (len(prepared), *self.inner.places(shape))
-        weight = np.ones(places, np.float32) if weights is None else _spread(weights, places, what)
+        weight = np.ones(places, np.float32)
+        if weights is not None:
+            weight = _spread(weights, places, what)
         if class_weight is not None:
-            weight = weight * self._of_classes(prepared, class_weight, what).reshape(places)
+            weight = weight * self._weights_by_class(prepared, class_weight, what).reshape(places)
         counts = np.broadcast_to(counts, places)
         if not counts.any():
             raise EkgError(f"{what}: all are of the class {self.ignore_class}, which is left out.")
@@ -125,34 +119,30 @@ class Weighted(Task):
         return self.inner.strata(self.values(np.asarray(labels)))
 
     def values(self, labels):
-        """Returns labels as the task prepares them, of a NumPy array or a tensor."""
+        """Returns the inner task's labels, given weighted ones as NumPy array or tensor."""
         values = labels[..., :-EXTRA]
-        if values.shape[-1] > 1 or not isinstance(
-            self.inner, (Classification, DenseClassification)
-        ):
+        has_classes = isinstance(self.inner, (Classification, DenseClassification))
+        if values.shape[-1] > 1 or not has_classes:
             return values
-        return (
-            tf.cast(values[..., 0], tf.int32)
-            if tf.is_tensor(values)
-            else values[..., 0].astype(np.int32)
-        )
+        if tf.is_tensor(values):
+            return tf.cast(values[..., 0], tf.int32)
+        return values[..., 0].astype(np.int32)
 
     def _without_ignored(self, labels, shape, what):
-        """Returns (labels with another class in place of the one left out, which of them count)."""
+        """Returns (labels with class 0 in place of the ignored class, which labels count)."""
         rank = len(shape)
         if labels.ndim == rank + 1 and labels.shape[-1] == 1:
             labels = labels[..., 0]
         if labels.ndim != rank or labels.dtype.kind not in "iuf":
             raise EkgError(
                 f"{what}: where the class {self.ignore_class} is left out, class numbers are "
-                f"needed; received "
-                f"{labels.dtype} of shape {labels.shape}."
+                f"needed; received {labels.dtype} of shape {labels.shape}."
             )
         counts = labels != self.ignore_class
         return np.where(counts, labels, 0), counts
 
-    def _of_classes(self, labels, class_weight, what):
-        """Returns the weight of each label by its class."""
+    def _weights_by_class(self, labels, class_weight, what):
+        """Returns the weight of each label, according to its class."""
         is_single = isinstance(self.inner, MultiLabel) and labels.shape[-1] == 1
         if not is_single and not isinstance(self.inner, (Classification, DenseClassification)):
             raise EkgError(
@@ -170,48 +160,44 @@ class Weighted(Task):
     # ---------------------------------------------------------------- losses
 
     def loss(self, labels, outputs, smoothing=0.0):
-        at = AT_PLACE.get(type(self.inner), self.inner)
+        task = AT_PLACE.get(type(self.inner), self.inner)
         values, outputs = self._flat(self.values(labels), outputs)
-        losses = at.loss(values, outputs, smoothing)
+        losses = task.loss(values, outputs, smoothing)
         return self._mean(losses, labels[..., -2] * labels[..., -1])
 
     def measure(self, labels, outputs):
-        at = AT_PLACE.get(type(self.inner), self.inner)
+        task = AT_PLACE.get(type(self.inner), self.inner)
         values, outputs = self._flat(self.values(labels), outputs)
-        measured = at.measure(values, outputs).values()
+        measured = task.measure(values, outputs).values()
         return {
             name: self._mean(value, labels[..., -1]) for name, value in zip(self.metrics, measured)
         }
 
-    def distance(self, teacher, outputs):
-        return self.inner.distance(teacher, outputs)
-
-    def divergence(self, teacher, outputs, temperature):
-        return self.inner.divergence(teacher, outputs, temperature)
-
     def _flat(self, values, outputs):
-        """Returns (labels, outputs) with each place as an example."""
+        """Returns (labels, outputs) with each position as an example of its own."""
         is_number = len(values.shape) < len(outputs.shape)
         flat = tf.reshape(values, [-1] if is_number else [-1, values.shape[-1]])
         return flat, tf.reshape(outputs, [-1, outputs.shape[-1]])
 
     def _mean(self, values, factors):
-        """Returns the mean of each example, [batch], of values at all places times factors [batch,
-        *places].
+        """Returns the mean of values times factors per example, [batch].
+
+        Args:
+            values: one value per position, in any shape of the right size.
+            factors: array [batch, *places].
         """
         rows = tf.reshape(values, tf.shape(factors)) * tf.cast(factors, values.dtype)
         return tf.reduce_mean(rows, axis=list(range(1, len(rows.shape))))
 
 
 def is_weighted(task):
-    """Returns whether labels of a Task carry weights, of one of its outputs at least."""
-    return isinstance(task, Weighted) or any(
-        is_weighted(part.task) for part in getattr(task, "parts", ())
-    )
+    """Returns whether a Task, or one of its parts, has weighted labels."""
+    parts = getattr(task, "parts", ())
+    return isinstance(task, Weighted) or any(is_weighted(part.task) for part in parts)
 
 
 def _spread(weights, places, what):
-    """Returns weights for all places, float32, of those of examples or places."""
+    """Broadcasts weights of examples or positions to all positions, float32 [*places]."""
     weights = np.asarray(weights)
     if weights.dtype.kind not in "biuf" or not np.isfinite(weights).all() or (weights < 0).any():
         raise EkgError(
@@ -229,34 +215,34 @@ def _spread(weights, places, what):
     return np.broadcast_to(weights, places).astype(np.float32)
 
 
+def _is_class_weight(class_number, weight):
+    if not isinstance(class_number, numbers.Integral) or not isinstance(weight, numbers.Real):
+        return False
+    return weight >= 0 and np.isfinite(weight)
+
+
 def with_weights(task, ignore_class, weights, class_weight):
-    """Returns the Weighted of a Task where anything weighs its labels, else the Task.
+    """Wraps a Task in Weighted if anything weighs its labels; otherwise returns the Task.
 
     Args:
-        task: Task.
-        ignore_class: class number that the compiled loss leaves out, or None.
-        weights: list of the weights of each source, or None.
+        task: Task to wrap.
+        ignore_class: class number that the compiled loss ignores, or None.
+        weights: list with the weights of each data source, or None for a source without weights.
         class_weight: {class number: weight}, or None.
 
     Raises:
-        EkgError: the task or class_weight cannot be weighted.
+        EkgError: the task cannot be weighted, or class_weight is invalid.
     """
-    has_weights = any(own is not None for own in weights)
+    has_weights = any(array is not None for array in weights)
     if class_weight is not None and has_weights:
         raise EkgError(
             "`class_weight` and weights of the examples exclude each other; multiply them yourself."
         )
     if class_weight is not None:
-        pairs = class_weight.items() if isinstance(class_weight, dict) else [(None, None)]
-        if not all(
-            isinstance(name, numbers.Integral)
-            and isinstance(own, numbers.Real)
-            and own >= 0
-            and np.isfinite(own)
-            for name, own in pairs
-        ):
+        is_dict = isinstance(class_weight, dict)
+        if not is_dict or not all(_is_class_weight(*pair) for pair in class_weight.items()):
             raise EkgError(
-                f"`class_weight` must be a dict {{class number: weight}}; received "
+                "`class_weight` must be a dict {class number: weight}; received "
                 f"{class_weight!r}."
             )
     if ignore_class is None and class_weight is None and not has_weights:
@@ -270,6 +256,6 @@ def with_weights(task, ignore_class, weights, class_weight):
     ):
         raise EkgError(
             f"weights are for the tasks of this project; a {task.name} of your own weighs its "
-            f"labels itself."
+            "labels itself."
         )
     return Weighted(task.output, task, ignore_class)

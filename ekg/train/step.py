@@ -1,9 +1,7 @@
-"""The training step: on every replica a pure, compiled function; the update of the variables
-outside it.
+"""The training step: a pure, compiled function per replica, and the update of the variables.
 
-On every replica the function returns gradients, batch norm statistics and metrics. Variables change
-outside it, so the same code runs on one CPU, on several GPUs under MirroredStrategy and on several
-machines.
+The function returns gradients, batch norm statistics and metrics. Variables are updated outside of
+it, so the same code runs on one CPU, on several GPUs (MirroredStrategy) and on several machines.
 """
 
 import dataclasses
@@ -17,28 +15,22 @@ from ekg.errors import EkgError
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 
 MOMENTUM = 0.9
-REGULARIZATION_TERM = (
-    "regularization"  # name in the curves of what the network adds to the loss itself
-)
-LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = (
-    2.0**15,
-    2000,
-)  # where float16 gradients start to be scaled, and when it doubles
+REGULARIZATION_TERM = "regularization"  # name in the curves of losses that layers add themselves
+LOSS_SCALE = 2.0**15  # initial scale of the loss in float16
+LOSS_SCALE_GROWTH_STEPS = 2000  # steps with finite gradients after which the scale doubles
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Learning rate that rises linearly at first, if asked, and is multiplied by decay_rate at each
-    decay point.
+    """A learning rate with optional linear warm-up that is multiplied at each decay point.
 
     Attributes:
-        learning_rate: the first one.
-        decay_points: fractions of the training, in (0, 1).
-        decay_rate: factor at each point.
-        epochs: length of the training.
-        warmup_epochs: epochs w of the rise, from 1/(w + 1) of the learning rate to all of it.
-        setting: name of the setting that the learning rate comes from, for messages; None where it
-            is none.
+        learning_rate: initial learning rate, after the warm-up.
+        decay_points: decay points as fractions of the training, in (0, 1).
+        decay_rate: factor at each decay point.
+        epochs: number of epochs of the training.
+        warmup_epochs: number of warm-up epochs w; the rate rises from 1/(w + 1) of its value.
+        setting: name of the setting that the learning rate comes from, for messages; or None.
     """
 
     learning_rate: float
@@ -49,13 +41,10 @@ class Schedule:
     setting: str | None = None
 
     def __call__(self, epoch):
-        """Returns the learning rate at an epoch, which may be a fraction."""
-        passed = sum(epoch >= point * self.epochs - 1e-9 for point in self.decay_points)
-        return (
-            self.learning_rate
-            * self.decay_rate**passed
-            * min((epoch + 1) / (self.warmup_epochs + 1), 1.0)
-        )
+        """Returns the learning rate at an epoch, which may be fractional."""
+        num_passed = sum(epoch >= point * self.epochs - 1e-9 for point in self.decay_points)
+        warmup = min((epoch + 1) / (self.warmup_epochs + 1), 1.0)
+        return self.learning_rate * self.decay_rate**num_passed * warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +52,12 @@ class StepOptions:
     """How a training step is computed.
 
     Attributes:
-        accum: number of micro-batches a replica's batch is cut into.
+        accum: number of micro-batches into which a replica's batch is cut.
         use_xla: whether to compile the step with XLA.
-        dtype: of convolutions and activations; with float16 the loss is scaled.
-        sync_norms: whether batch norms take the statistics of the whole batch, over all replicas.
-            Replicas meet inside the forward pass then, so the step is neither compiled nor cut.
+        dtype: number format of convolutions and activations; float16 scales the loss.
+        sync_norms: whether batch norms use the statistics of the whole batch, over all replicas.
+            Replicas then exchange data within the forward pass, so the step can be neither compiled
+            nor cut.
 
     Raises:
         EkgError: sync_norms is combined with accum or use_xla.
@@ -81,9 +71,8 @@ class StepOptions:
     def __post_init__(self):
         if self.sync_norms and (self.accum > 1 or self.use_xla):
             raise EkgError(
-                "`sync_norms` excludes `accum` above 1 and `use_xla`: replicas cannot meet inside "
-                "a compiled "
-                "function."
+                "`sync_norms` excludes `accum` above 1 and `use_xla`: replicas cannot meet "
+                "inside a compiled function."
             )
 
 
@@ -99,26 +88,25 @@ def graph_step(
     loss_scale=1.0,
     divisor=1.0,
 ):
-    """Returns (gradients, new non-trainable values, metrics) of one replica's batch. Pure.
+    """Returns (gradients, new non-trainable values, metrics) for one replica's batch; it is pure.
 
-    The batch is cut into `accum` micro-batches that run one after the other; gradients and metrics
-    are means over them, and so are the new moving statistics, each of which starts from the old
-    ones.
+    The batch is cut into `accum` micro-batches that run one after the other. Gradients, metrics and
+    new moving statistics are means over the micro-batches, each of which starts from the old moving
+    statistics.
 
     Args:
-        forward: (trainable, non-trainable, images, training, losses) -> (logits, new
-            non-trainable), as pure_forward() makes it: what the network adds to the loss itself
-            goes into the list `losses`.
-        loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); network is images
-            -> logits.
+        forward: function (trainable, non-trainable, images, training, losses) -> (logits, new
+            non-trainable) from pure_forward(), which appends losses of the layers to `losses`.
+        loss_fn: function (network, batch, constants) -> (mean loss, {name: mean metric}), where
+            network is a function from images to logits.
         variables: (trainable, non-trainable), two lists of tensors.
-        constants: whatever else loss_fn needs, such as a teacher's weights.
-        batch: {name: tensor [batch, ...]}; batch is a multiple of accum.
+        constants: further inputs of loss_fn, such as a teacher's weights.
+        batch: {name: tensor [batch, ...]}, where batch is a multiple of accum.
         accum: number of micro-batches.
-        weight_decay: added to the gradient as weight_decay * weight.
-        loss_scale: the loss is multiplied by it on the way back, and the gradients divided: those
-            of float16 activations would be too small for their format.
-        divisor: the loss, but not its metrics, is divided by it; see tasks.Task.scale.
+        weight_decay: factor; weight_decay * weight is added to the gradient.
+        loss_scale: factor of the loss in backpropagation, by which gradients are divided again;
+            without it gradients of float16 activations would underflow.
+        divisor: divisor of the loss, but not of the metrics; see tasks.Task.scale.
     """
     trainable, non_trainable = variables
     pieces = {
@@ -127,7 +115,8 @@ def graph_step(
     }
 
     def micro_batch(number):
-        updated, added = [], []
+        updated = []
+        added = []
 
         def network(images):
             logits, new = forward(trainable, non_trainable, images, True, added)
@@ -144,29 +133,25 @@ def graph_step(
                 loss += metrics[REGULARIZATION_TERM]
             scaled = loss * (loss_scale / divisor)
         gradients = tape.gradient(scaled, trainable, unconnected_gradients="zero")
-        # That of an embedding comes as the rows that were read.
-        return (
-            [tf.convert_to_tensor(gradient) for gradient in gradients],
-            updated[-1],
-            {"loss": loss, **metrics},
-        )
+        # The gradient of an embedding is sparse: it holds the rows that were read.
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return gradients, updated[-1], {"loss": loss, **metrics}
+
+    def added_up(old, new):
+        # Integers, the states of random generators, are taken from the last micro-batch.
+        return old + new if new.dtype.is_floating else new
+
+    def mean(value):
+        return value / accum if value.dtype.is_floating else value
 
     total = micro_batch(0)
     if accum > 1:
 
         def body(number, so_far):
-            # What is not floating, the state of a random generator, is taken from the last
-            # micro-batch.
-            return number + 1, tf.nest.map_structure(
-                lambda old, new: old + new if new.dtype.is_floating else new,
-                so_far,
-                micro_batch(number),
-            )
+            return number + 1, tf.nest.map_structure(added_up, so_far, micro_batch(number))
 
         _, total = tf.while_loop(lambda number, _: number < accum, body, (tf.constant(1), total))
-    gradients, new, metrics = tf.nest.map_structure(
-        lambda value: value / accum if value.dtype.is_floating else value, total
-    )
+    gradients, new, metrics = tf.nest.map_structure(mean, total)
     gradients = [
         gradient / loss_scale + weight_decay * weight
         for gradient, weight in zip(gradients, trainable)
@@ -175,22 +160,21 @@ def graph_step(
 
 
 def make_sgd():
-    """Returns the published optimizer, whose learning rate is set step by step."""
+    """Returns the published optimizer, whose learning rate is set at every step."""
     return keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM, nesterov=True)
 
 
 class Trainer:
-    """Trains one model: SGD with Nesterov momentum 0.9, or another optimizer; weight decay added to
-    the gradient.
+    """Trains one model with weight decay added to the gradient, by default with Nesterov SGD.
 
-    Where the loss is scaled for float16, the scale doubles after LOSS_SCALE_GROWTH_STEPS steps with
-    finite gradients; a step without is left out and halves it.
+    In float16 the loss is scaled. The scale doubles after LOSS_SCALE_GROWTH_STEPS steps with finite
+    gradients; a step with other gradients is skipped and halves the scale.
 
     Attributes:
         model: the keras.Model, created under the strategy's scope.
         optimizer: the keras.optimizers.Optimizer.
         loss_scale: tf.Variable, 1 unless the loss is scaled.
-        good_steps: tf.Variable, steps with finite gradients since the loss scale last changed.
+        good_steps: tf.Variable, number of steps with finite gradients since the scale changed.
     """
 
     def __init__(
@@ -210,29 +194,28 @@ class Trainer:
         Args:
             strategy: tf.distribute.Strategy under whose scope the model was created.
             model: functional keras.Model.
-            loss_fn: (network, batch, constants) -> (mean loss, {name: mean metric}); see
+            loss_fn: function (network, batch, constants) -> (mean loss, {name: mean metric}); see
                 graph_step.
-            weight_decay: factor.
+            weight_decay: factor of the weight decay.
             options: StepOptions.
             constants: keras.Model whose variables loss_fn gets as (trainable, non-trainable), or
                 ().
-            update_statistics: whether the moving statistics of batch norms move.
-            divisor: of the loss; see graph_step.
-            make_optimizer: function that returns a new keras Optimizer.
+            update_statistics: whether the moving statistics of batch norms are updated.
+            divisor: divisor of the loss; see graph_step.
+            make_optimizer: function that returns a new Keras Optimizer.
         """
-        self.model, options = model, options or StepOptions()
-        self._strategy, self._constants, self._update_statistics = (
-            strategy,
-            constants,
-            update_statistics,
-        )
+        options = options or StepOptions()
+        self.model = model
+        self._strategy = strategy
+        self._constants = constants
+        self._update_statistics = update_statistics
         self._scales_loss = options.dtype == "float16"
         with strategy.scope():
             self.optimizer = make_optimizer()
             self.optimizer.build(model.trainable_variables)
             self.loss_scale = tf.Variable(LOSS_SCALE if self._scales_loss else 1.0, trainable=False)
             self.good_steps = tf.Variable(0, trainable=False)
-        replicas = strategy.num_replicas_in_sync  # the optimizer sums their gradients
+        num_replicas = strategy.num_replicas_in_sync  # whose gradients the optimizer sums
         forward = pure_forward(model, ExecutionOptions(options.dtype, options.sync_norms))
 
         def replica_step(variables, constants, loss_scale, batch):
@@ -247,7 +230,7 @@ class Trainer:
                 loss_scale=loss_scale,
                 divisor=divisor,
             )
-            return [gradient / replicas for gradient in gradients], new, metrics
+            return [gradient / num_replicas for gradient in gradients], new, metrics
 
         def make_step(use_xla):
             function = replica_step if options.sync_norms else in_graph(replica_step, use_xla)
@@ -257,10 +240,12 @@ class Trainer:
         self._learning_rate = None
 
     def start_from(self, model):
-        """Begins anew: weights and all other variables of another model of this structure, no
-        momentum, nothing counted.
+        """Resets the trainer to the variables of another model, without momentum and counts.
 
-        What was compiled stays, so a training that follows a rehearsal need not compile again.
+        Compiled functions are kept, so training after a dry run need not compile again.
+
+        Args:
+            model: keras.Model with the same structure.
         """
         for variable, value in zip(self.model.variables, model.variables, strict=True):
             variable.assign(value.value)
@@ -270,19 +255,16 @@ class Trainer:
         self._assign_scale(LOSS_SCALE if self._scales_loss else 1.0, 0)
 
     def finish(self):
-        """Gives the model the weights that the optimizer ends with, as means over its steps; see
-        Keras' use_ema.
-        """
+        """Sets the optimizer's final weights, which may be means over steps; see Keras' use_ema."""
         self.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def step(self, batch, learning_rate):
-        """Updates the model with one global batch and returns {name: mean metric} as scalar
-        tensors.
+        """Updates the model with one global batch; returns {name: mean metric}, scalar tensors.
 
         Args:
-            batch: {name: array [part, ...]} with a static shape: this process's part of the global
-                batch.
-            learning_rate: of this step.
+            batch: this process's part of the global batch, {name: array [part, ...]}, with a static
+                shape.
+            learning_rate: learning rate of this step.
         """
         if learning_rate != self._learning_rate:
             self.optimizer.learning_rate.assign(learning_rate)
@@ -318,18 +300,16 @@ class Trainer:
         )
         if self._update_statistics:
             for variable, value in zip(self.model.non_trainable_variables, new):
-                is_mean = variable.value.dtype.is_floating
-                variable.value.assign(
-                    self._mean(value)
-                    if is_mean
-                    else self._strategy.experimental_local_results(value)[0]
-                )
+                if variable.value.dtype.is_floating:
+                    variable.value.assign(self._mean(value))
+                else:  # states of random generators, equal on all replicas
+                    first = self._strategy.experimental_local_results(value)[0]
+                    variable.value.assign(first)
         if self._scales_loss:
             steps = self.good_steps + 1
             grows = steps >= LOSS_SCALE_GROWTH_STEPS
-            self._assign_scale(
-                tf.where(grows, 2 * self.loss_scale, self.loss_scale), tf.where(grows, 0, steps)
-            )
+            loss_scale = tf.where(grows, 2 * self.loss_scale, self.loss_scale)
+            self._assign_scale(loss_scale, tf.where(grows, 0, steps))
 
     def _assign_scale(self, loss_scale, good_steps):
         self.loss_scale.assign(loss_scale)
@@ -340,6 +320,5 @@ class Trainer:
 
 
 def _count_non_finite(tensors):
-    return tf.add_n(
-        [tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32)) for tensor in tensors]
-    )
+    counts = [tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32)) for tensor in tensors]
+    return tf.add_n(counts)

@@ -84,7 +84,7 @@ def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, ca
     assert exit_info.value.code == 4
     error = capsys.readouterr().err
     assert (
-        "not known to the tolerance: those of network one.pkl (residuals" in error
+        "not known to the tolerance, of network one.pkl (residuals" in error
         and "raise --max_products" in error
     )
     (row,) = files.read_json(tmp_path / "condition.json")["rows"]

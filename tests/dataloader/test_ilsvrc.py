@@ -303,11 +303,11 @@ def empty(path):
         (lambda folder: (folder / "val").rename(folder / "validation"), "holds no folder val/"),
         (
             lambda folder: empty(folder / "train" / CLASSES[1]),
-            "n02101006: holds no image; every class needs one",
+            "n02101006: holds no image; every class needs at least one",
         ),
         (
             lambda folder: empty(folder / "val" / CLASSES[1]),
-            "n02101006: holds no image; every class needs one",
+            "n02101006: holds no image; every class needs at least one",
         ),
         (
             lambda folder: (folder / "val" / CLASSES[0]).rename(folder / "val" / "n5"),
@@ -359,7 +359,7 @@ def test_a_damaged_image_is_named_wherever_it_is_read(folder, damage, reason):
     data = load(folder)
     name = f"{CLASSES[1]}_2.JPEG"
     damage(folder / "train" / CLASSES[1] / name)
-    message = f"{name}: cannot be read as an image \\({reason}.* or give `skip_bad_images`"
+    message = f"{name}: cannot be read as an image \\({reason}.* or set `skip_bad_images`"
     for read in (
         lambda: data.train.read(np.arange(12)),
         lambda: list(data.epoch(4, 0, 0)),

@@ -365,7 +365,7 @@ def test_what_is_decided_is_told_unless_it_should_not_be(verbose, capfd):
     with pytest.raises(EkgError, match="`target_rate` 0.001 cannot be reached"):
         ekg.prune(network(softmax), digits(), target_rate=0.001, verbose=verbose)
     told = capfd.readouterr().err
-    assert ("task: classification, by an output of shape" in told) == verbose
+    assert ("task: classification, inferred from an output of shape" in told) == verbose
     assert ("'fc' (softmax) is taken off" in told) == verbose
 
 

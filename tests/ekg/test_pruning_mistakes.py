@@ -65,10 +65,10 @@ class Noisy(Sequence):
         ),
         (
             (IMAGES.astype(str).astype(object), LABELS),
-            "such as TextVectorization, work on the data before",
+            "such as TextVectorization, work on the data first",
         ),
         (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
-        (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs an example"),
+        (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs per example"),
         (
             (IMAGES, {"a": LABELS, "b": LABELS}),
             "`data`: `model` 'own' has no output 'a'; it has .'fc'.",
@@ -83,12 +83,12 @@ class Noisy(Sequence):
         ((IMAGES, LABELS.astype(str)), "labels of `data` must be numbers; received <U"),
         (
             (IMAGES, LABELS + 1),
-            "labels of `data` go from 1 to 10; 10 classes have the numbers 0 to 9",
+            r"labels of `data` must be in \[0, 9\], as there are 10 classes; received 1 to 10",
         ),
-        ((IMAGES, LABELS - 1), "labels of `data` go from -1 to 8"),
-        ((IMAGES, LABELS + 0.5), "those of no task known here; give one of"),
-        ((IMAGES, LABELS.astype(np.float32) * np.nan), "those of no task known here"),
-        ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. are those of no task"),
+        ((IMAGES, LABELS - 1), "labels of `data` must be .* received -1 to 8"),
+        ((IMAGES, LABELS + 0.5), "fit no task known here; give one of"),
+        ((IMAGES, LABELS.astype(np.float32) * np.nan), "fit no task known here"),
+        ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. fit no task"),
         (
             (np.where(np.arange(60)[:, None, None, None] == 7, np.nan, IMAGES), LABELS),
             "`data` holds numbers that are not finite, NaN or infinite; the first in example 7 of "
@@ -112,7 +112,7 @@ class Noisy(Sequence):
         (tf.data.Dataset.from_tensors(1.0), "`data` gives single examples"),
         (dataset().filter(lambda *_: False).batch(20), "`data` holds no examples"),
         (Sequence(IMAGES.astype(str), LABELS), "`data` holds strings"),
-        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs an example"),
+        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs per example"),
         (
             ekg.Data(LABELS, lambda indices: IMAGES[:3]),
             "its `read` was asked for 4 examples and gave an array of shape .3, 8",
@@ -147,7 +147,10 @@ class Tall(ekg.Target):
             {"validation_data": (IMAGES[:, :5], LABELS)},
             "`validation_data` has examples of shape .5, 8, 1.",
         ),
-        ({"validation_data": (IMAGES, LABELS + 5)}, "labels of `validation_data` go from 5 to 14"),
+        (
+            {"validation_data": (IMAGES, LABELS + 5)},
+            "labels of `validation_data` must be .* received 5 to 14",
+        ),
         ({"task": "detection"}, "`task` must be .auto., one of .*received 'detection'"),
         (
             {"task": "regression"},

@@ -246,14 +246,14 @@ OTHER_FOR_SAME, SAME_FOR_OTHER = (
             classifier,
             CLASSES,
             lambda images, labels, seed: (images, tf.one_hot(labels, 2)),
-            "labels of float32 and shape .8, 2. of those of int32 and shape .8,.; it must keep "
+            "labels of float32 and shape .8, 2. of labels of int32 and shape .8,.; it must keep "
             "both",
         ),
         (
             classifier,
             CLASSES,
             lambda images, labels, seed: (images, labels + 1),
-            "augment` returns go from 1 to 2",
+            r"augment` returns must be in .* received 1 to 2",
         ),
         (
             pointwise,
@@ -271,7 +271,7 @@ OTHER_FOR_SAME, SAME_FOR_OTHER = (
             lambda: classifier(units=4),
             RNG.normal(size=(12, 4)),
             "flip",
-            "numbers such as positions would stay",
+            "numbers such as positions would not move with it",
         ),
         (
             pointwise,
@@ -291,7 +291,7 @@ OTHER_FOR_SAME, SAME_FOR_OTHER = (
             ),
             MAPS.reshape(12, 48),
             "flip",
-            "output of shape .48, 3. are not known to be those of the image",
+            "output of shape .48, 3. may not be positions of the image",
         ),
         (
             lambda: first_format(lambda x: layers.Add()([x, layers.Conv2D(8, 1)(x)]), (2, 8, 8)),

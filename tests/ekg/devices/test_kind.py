@@ -130,7 +130,7 @@ def test_chosen_gpus_alone_are_seen_and_take_memory_as_they_need_it(
 def test_gpus_that_this_process_has_used_are_named(monkeypatch):
     Machine(monkeypatch, 1, is_used=True)
     with pytest.raises(
-        EkgError, match="`gpu_id`: this process has used its GPUs already; start a new one"
+        EkgError, match="`gpu_id`: this process has already used its GPUs; start a new one"
     ):
         kind.choose_gpus()
 

@@ -51,7 +51,7 @@ def test_a_worker_that_was_started_otherwise_is_named(monkeypatch):
     other = json.dumps({"seed": 2, "code": "a"})
     monkeypatch.setattr(Team, "gather_texts", lambda self, text: [text, other])
     with pytest.raises(
-        EkgError, match=r"worker 1: was started otherwise .*\(seed 2 there, 1 at the chief"
+        EkgError, match=r"worker 1: was started differently .*\(seed 2 there, 1 at the chief"
     ):
         Team().check_same({"seed": 1, "code": "a"})
     Team().check_same({"seed": 2, "code": "a"})

@@ -299,7 +299,7 @@ def test_the_plain_cut_is_kept_where_it_has_the_lower_loss(residual, caplog):
     assert not repair.repair_if_better_(
         model, supernet, subnetwork, images, lambda: None, lambda: next(losses)
     )
-    assert "the repair is left out" in caplog.text
+    assert "the repair is discarded" in caplog.text
     for mine, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

@@ -131,7 +131,7 @@ def test_a_file_system_may_lack_synchronisation_but_not_fail(
         else:
             with pytest.raises(
                 EkgError,
-                match=rf"{name}: cannot be written \(a reason\); see to it, and start the same",
+                match=rf"{name}: cannot be written \(a reason\); fix that, and start the same",
             ):
                 write(tmp_path / name)
     assert not list(tmp_path.glob(".*"))

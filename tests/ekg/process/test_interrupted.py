@@ -86,4 +86,4 @@ def test_scripts_keep_their_exit_codes(monkeypatch, capsys, number, code):
         monkeypatch.setattr(utils, "_set_up_process", lambda *args: None)
         with pytest.raises(ZeroDivisionError, match=f"^{code}$"):
             utils.run_script(main, lambda: np.arange(0))
-        assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().err
+        assert f"stopped by {number.name}; the same command resumes" in capsys.readouterr().err

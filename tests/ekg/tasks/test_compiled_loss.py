@@ -81,7 +81,7 @@ def test_the_loss_of_a_loaded_network_decides(tmp_path):
     assert type(choose_task("auto", Graph(loaded), FLOATS)) is tasks.MultiLabel
 
 
-TWO = "labels that hold or not .`task`=.multi_label..* or numbers .`task`=.regression.."
+TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.regression.."
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,22 @@ TWO = "labels that hold or not .`task`=.multi_label..* or numbers .`task`=.regre
         (model(1), 0.05 + 0.9 * FLOATS, TWO),
         (model(1, loss=lambda y, z: (y - z) ** 2), FLOATS, TWO),  # a function of a user's own
         (model(3, "sigmoid"), SHARES, TWO),
-        (model(3), SHARES, "shares of classes .`task`=.classification..* or numbers"),
+        (model(3), SHARES, "class probabilities .`task`=.classification..* or numbers"),
         (
             model(3, maps=True),
             DENSE_SHARES,
-            "shares of classes at each place .*dense_classification.* or numbers",
+            "class probabilities at each position .*dense_classification.* or numbers",
         ),
         (
             model(1, maps=True),
             MAPS,
-            "hold or not at each place .`task`=.dense_multi_label..* or numbers",
+            "yes-or-no labels at each position .`task`=.dense_multi_label..* or numbers",
         ),
-        (model(1, "sigmoid", maps=True), 0.3 * MAPS, "hold or not at each place .* or numbers"),
+        (
+            model(1, "sigmoid", maps=True),
+            0.3 * MAPS,
+            "yes-or-no labels at each position .* or numbers",
+        ),
         (
             model(3, "sigmoid", "categorical_crossentropy"),
             SHARES,
@@ -123,7 +127,7 @@ TWO = "labels that hold or not .`task`=.multi_label..* or numbers .`task`=.regre
         (
             model(3, loss=K.CategoricalCrossentropy(from_logits=True)),
             2 * SHARES,
-            "shares of the classes that sum to 1",
+            "class probabilities that sum to 1",
         ),
     ],
 )

@@ -244,7 +244,7 @@ def test_labels_of_several_outputs_are_checked_one_by_one():
     )
     task, good = Outputs(parts=parts), np.array([[3, 0.5, 0.5], [0, 1, 1]], np.float32)
     task.check_labels(good, (6,))
-    with pytest.raises(EkgError, match="output 'a' go from 1 to 4; 4 classes"):
+    with pytest.raises(EkgError, match=r"output 'a' must be in \[0, 3\], .* received 1 to 4"):
         task.check_labels(good + np.array([1, 0, 0], np.float32), (6,))
     with pytest.raises(EkgError, match="float32 of shape .examples, 3. is needed"):
         task.check_labels(good[:, :2], (6,))
@@ -403,7 +403,7 @@ def test_shares_that_other_layers_read_are_kept_as_numbers():
         ),
         (
             {"task": {"classes": tasks.Classification(0), "position": tasks.Regression(1)}},
-            "'position' means output 1",
+            "'position' is for output 1",
         ),
         ({"task": tasks.Classification(2)}, "has 2 outputs, and the task means output 2"),
     ],
@@ -598,7 +598,7 @@ def test_outputs_that_may_be_lost_do_not_count():
         (
             early_and_late,
             {"data": (IMAGES, None, np.ones(80))},
-            "weights are those of labels, and there are none",
+            "weights belong to labels, and there are no labels",
         ),
         (
             early_and_late,
@@ -608,7 +608,7 @@ def test_outputs_that_may_be_lost_do_not_count():
         (
             early_and_late,
             {"data": (IMAGES, [NUMBERS, CLASSES + 9])},
-            "labels of `data` go from 9 to 18; 10 classes",
+            r"labels of `data` must be in \[0, 9\], .* received 9 to 18",
         ),
         (
             lambda: network(lambda x: [softmax(x), keras.ops.argmax(x, -1)]),
@@ -624,7 +624,7 @@ def test_outputs_that_may_be_lost_do_not_count():
         (
             lambda: network(softmax),
             {"data": IMAGES, "fine_tune": {"finetune_teacher": "none"}, "epochs": 1},
-            '`finetune_teacher` "none" trains by labels alone, and an output has none',
+            '`finetune_teacher` "none" trains with labels alone, and an output has none',
         ),
         (
             early_and_late,

@@ -76,7 +76,8 @@ def test_where_all_are_damaged_it_is_said(tmp_path, weights):
     for path in tmp_path.glob("*.index"):
         path.write_bytes(b"")
     with pytest.raises(
-        EkgError, match="every checkpoint there is damaged; put them back, or start this phase anew"
+        EkgError,
+        match="every checkpoint there is damaged; put them back, or start this phase again",
     ):
         restore(tmp_path, weights)
 
