@@ -20,10 +20,11 @@ from dataloader import own
 from ekg import command_line, settings
 from ekg.io import h5_files
 from ekg.errors import EkgError
-from ekg.deploy.accuracy import draw_labelled, measure_exported
-from ekg.deploy.formats import QUANTIZATIONS
+from ekg.data.examples import draw_labelled
+from ekg.deploy.accuracy import measure_exported
+from ekg.deploy.format import QUANTIZATIONS
 from ekg.deploy.proof import TOLERANCES, squashes_of
-from ekg.deploy.write import FORMATS
+from ekg.deploy.formats import FORMATS
 from ekg.graph.calls import Graph
 from ekg.latency.timing import summarise, time_in_turn
 from ekg.data.own import make_data
@@ -32,13 +33,13 @@ from ekg.run.folder import RunFolder
 from ekg.settings import MACHINE, SEARCH, Settings, setting
 from ekg.tasks.metrics import metric_named
 
-EXAMPLES = 256
+NUM_EXAMPLES = 256
 ROUNDS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportSettings(Settings):
-    """What is exported, and to what."""
+    """The network, and the file to write."""
 
     model: Path = setting(
         None,
@@ -52,15 +53,15 @@ class ExportSettings(Settings):
     out: Path = setting(None, "file to write, or folder of a SavedModel", SEARCH, is_required=True)
     format: str | None = setting(
         None,
-        "told by the ending of --out: .keras, .tflite, .onnx, none for a SavedModel",
+        "format; by default by the ending of --out: .keras, .tflite, .onnx, none for a SavedModel",
         SEARCH,
         choices=tuple(FORMATS),
         may_be_none=True,
     )
     quantize: str | None = setting(
         None,
-        "of a .tflite file; dynamic: weights in 8 bits; int8: all in 8 bits, which needs "
-        "--data_path",
+        "quantisation of a .tflite file; dynamic: weights in 8 bits; int8: everything in 8 bits, "
+        "which needs --data_path",
         SEARCH,
         choices=QUANTIZATIONS,
         may_be_none=True,
@@ -77,31 +78,31 @@ class ExportSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(Settings):
-    """The data that the exported network is compared and measured on."""
+    """Data on which the exported network is compared and measured."""
 
     dataset: str | None = setting(
         None,
-        "data set by name; without it that of the run, or data of your own in --data_path",
+        "data set by name; by default the run's, or your own data in --data_path",
         SEARCH,
         choices=tuple(dataloader.DATASETS),
         may_be_none=True,
     )
     data_path: str | None = setting(
         None,
-        "where the data set lies; or data of your own: folder with one subfolder of images a "
+        "path of the data set; or your own data: folder with one subfolder of images per "
         "class, .npz, tfds:NAME",
         MACHINE,
         may_be_none=True,
     )
     val_path: str | None = setting(
         None,
-        "data of your own to measure the accuracy on; without it that of --data_path",
+        "your own data to measure the accuracy on; by default --data_path",
         MACHINE,
         may_be_none=True,
     )
     rescale: tuple[float, ...] | None = setting(
         None,
-        "what grey levels 0 and 255 of images of your own become, say -1 1",
+        "values of grey levels 0 and 255 of your own images, say -1 1",
         SEARCH,
         may_be_none=True,
     )
@@ -113,7 +114,7 @@ FLAGS = {"network": ExportSettings, "data": DataSettings}
 def parse_args(argv=None):
     """Returns the checked arguments."""
     parser = utils.Parser(
-        description="Export a network, and prove that the file computes the same."
+        description="Export a network, and check that the file computes the same."
     )
     for title, cls in FLAGS.items():
         command_line.add_flags(parser, title, cls)
@@ -148,9 +149,8 @@ def load_model(args):
         return utils.load_keras(path), None
     if args.arch is None:
         raise EkgError(
-            f"`model` {path}: of a parameter file name the network, `arch`; else it is a run "
-            f"folder, or a .keras "
-            "or .h5 file."
+            f"`model` {path}: a parameter file needs the name of its network, `arch`; otherwise "
+            "give a run folder, or a .keras or .h5 file."
         )
     params = utils.load_params(path)
     return nets.from_params(args.arch, params, nets.num_classes_of(params, path), path), None
@@ -162,8 +162,7 @@ def load_data(args, model, dataset):
     if None in shape and (args.dataset or args.data_path):
         raise EkgError(
             f"`model` {args.model} takes images of any size; export it in a program, with "
-            f"ekg.export(model, "
-            "path, examples=images)."
+            "ekg.export(model, path, examples=images)."
         )
     dataset = args.dataset or dataset
     if dataset is not None and (args.dataset or args.data_path):
@@ -186,12 +185,12 @@ def load_data(args, model, dataset):
 
 
 def main(args):
-    """Exports, prints what came out, and returns (ekg.Export, {metric: value} in its runtime)."""
+    """Exports, prints the result, and returns (ekg.Export, {metric: value} in its runtime)."""
     model, dataset = load_model(args)
     data = load_data(args, model, dataset)
     examples, labels, task = None, None, "auto"
     if data is not None:
-        (examples, labels), task = draw_labelled(data, EXAMPLES), data.task
+        (examples, labels), task = draw_labelled(data, NUM_EXAMPLES), data.task
     result = ekg.export(
         model,
         args.out,
@@ -218,14 +217,12 @@ def main(args):
             f"examples, in its own runtime"
         )
     has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
-    one = (
-        [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs]
-        if has_sizes
-        else []
-    )
-    timed = result.reader.make_pass(one) if has_sizes else None
-    if timed is not None:
-        timing = summarise(time_in_turn([timed], ROUNDS, 10))[0]
+    forward_pass = None
+    if has_sizes:
+        example = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs]
+        forward_pass = result.reader.make_pass(example)
+    if forward_pass is not None:
+        timing = summarise(time_in_turn([forward_pass], ROUNDS, 10))[0]
         print(f"{timing.milliseconds:.3g} ms for one example [{timing.low:.3g}, {timing.high:.3g}]")
     return result, measured
 

@@ -18,7 +18,7 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.complexity import model_complexity
-from ekg.latency.runtimes import RUNTIMES
+from ekg.deploy.formats import RUNTIMES
 from ekg.report.measure import conditions_for, measure, with_latencies
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, setting

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import common
 from ekg.io import files
 from ekg.latency.prediction import Predictor
-from ekg.latency.runtimes import RUNTIMES
+from ekg.deploy.formats import RUNTIMES
 from ekg.latency.table import Table, conditions_of
 from ekg.latency.timing import Conditions, measure_latency
 

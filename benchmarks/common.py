@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from analyses.results import markdown_table
 from ekg.data.dataset import Dataset, Split
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.searching.settings import SearchSettings
 
 PEAK_SIZE, PEAK_RUNS = 4096, 5
@@ -58,7 +58,7 @@ def call_flops(graph):
     """Returns {tensor number: multiply-accumulates of the call that writes it}, nothing masked."""
     flops = {}
     for call in graph.calls:
-        record, shape = records.record_of(call.layer), graph.shapes[call.output]
+        record, shape = registry.record_of(call.layer), graph.shapes[call.output]
         weights = [
             weight
             for weight in getattr(call.layer, "weights", ())

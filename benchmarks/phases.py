@@ -29,7 +29,7 @@ from ekg.io import files
 from ekg.data.dataset import NUM_VIEWS, Batches
 from ekg.devices.compute import Compute
 from ekg.distil import bank, losses
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
 from ekg.network.supernet import Supernet
 from ekg.searching import criteria
@@ -93,7 +93,7 @@ def call_flops(supernet):
     flops = []
     for step in supernet.program:
         layer = getattr(step, "layer", None)
-        record = records.record_of(layer) if layer is not None else None
+        record = registry.record_of(layer) if layer is not None else None
         shape = supernet.graph.shapes[step.output] if record else ()
         flops.append(
             sum(

@@ -54,6 +54,8 @@ def section(name, value):
     """Returns the Markdown of one name."""
     if inspect.ismodule(value):
         return f"## `ekg.{name}`\n\n{inspect.getdoc(value)}\n"
+    if isinstance(value, str):
+        return f"## `ekg.{name}`\n\nThe role {value!r} of an axis in `ekg.Weight`.\n"
     lines = [
         f"## `ekg.{name}`\n",
         f"```\n{name}{signature(value)}\n```\n",

@@ -13,10 +13,12 @@ from ekg.devices.team import Team
 from ekg.distil.repair import repair
 from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
+from ekg.graph import flow
 from ekg.graph.complexity import Complexity
 from ekg.graph.cutting import open_model
 from ekg.graph.groups import ChannelGroup
-from ekg.graph.records import LayerRecord, Weight, register_layer
+from ekg.graph.records import BACK, IN, OUT, LayerRecord, Weight
+from ekg.graph.registry import register_layer
 from ekg.latency.timing import Timing, measure_latency
 from ekg.network.inspect import Inspection, inspect
 from ekg.network.subnetwork import Subnetwork
@@ -34,6 +36,9 @@ from ekg.searching.targets import Target
 __version__ = "0.2.0"
 
 __all__ = [
+    "BACK",
+    "IN",
+    "OUT",
     "ChannelGroup",
     "Complexity",
     "Compute",
@@ -60,6 +65,7 @@ __all__ = [
     "build_bank",
     "export",
     "fine_tune",
+    "flow",
     "inspect",
     "make_data",
     "measure_latency",

@@ -13,8 +13,9 @@ import keras
 import tensorflow as tf
 
 from ekg.data.dataset import LabelledData
+from ekg.data.examples import draw_labelled
 from ekg.data.own import make_data
-from ekg.deploy.accuracy import draw_labelled
+from ekg.deploy.formats import runtime_named
 from ekg.deploy.write import export
 from ekg.devices import kind
 from ekg.devices.compute import Compute
@@ -22,10 +23,9 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.graph.calls import Graph
-from ekg.graph.choices import Choices
 from ekg.graph.complexity import model_complexity
 from ekg.graph.heads import without_heads
-from ekg.latency.runtimes import runtime_named
+from ekg.graph.limits import PruningLimits
 from ekg.latency.tile_width import find_multiple
 from ekg.latency.timing import Conditions
 from ekg.network.supernet import Supernet
@@ -363,7 +363,7 @@ def _understand(model, data, meant, given, limits, open_layers):
     _warn_of_own_training(model)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
-    kept = Choices(**limits).excluded(Graph(original, size, open_layers))
+    kept = PruningLimits(**limits).excluded(Graph(original, size, open_layers))
     logits, head = without_heads(cutting.open_model(model, size, open_layers), chosen.logits, size)
     graph = Graph(logits, size)
     chosen.check_network(graph)

@@ -1,6 +1,4 @@
-"""The promise as a test: masked = cut = reloaded = counted, for a network or a layer of one's
-own.
-"""
+"""`check_prunable`: verifies that your own network or layer is pruned exactly."""
 
 import tempfile
 from pathlib import Path
@@ -15,18 +13,19 @@ from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
+from ekg.graph.registry import states
 from ekg.network.masked_check import computes_in_half
 from ekg.network.supernet import Supernet
 
-EXAMPLES = 12  # in a batch: batch norms need some
+EXAMPLES = 12  # in a batch: batch norms need several
 # Norms of one channel, or of a few positions, enlarge rounding errors: what differs by more than
 # this is wrong, not rounded.
 SMALLEST_TOLERANCE = 1e-2
 NORM_ROUNDINGS = (
     256  # units in the last place of a batch norm's input that its mean may be wrong by
 )
-# Sums in the same order, whatever the width: what is compared is what a cut changes, not how a norm
-# of another width rounds
+# Sums in the same order at any width: the comparison shows what a cut changes, not how a norm of
+# another width rounds.
 PLAIN = execute.ExecutionOptions(norms_alone=True, tile_norms=False)
 HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
@@ -42,36 +41,34 @@ def check_prunable(
     batch_tolerance=1e-4,
     **choices,
 ):
-    """Checks that what is pruned of a network is what was measured of it; returns the Supernet.
+    """Checks that masked, cut, reloaded and counted networks agree; returns the Supernet.
 
-    The smallest sub-network and some random ones are masked and cut out; the last is saved and read
-    again, too. Every layer of the cut network must give what the masked one gives, with moving
-    statistics and with those of the batch, and so must the cut network as a whole and the one that
-    was read again; parameters and FLOPs must be those that were counted. The smallest sub-network
-    is compared to SMALLEST_TOLERANCE, networks of half precision to HALF_TOLERANCE.
+    The smallest sub-network and some random ones are masked and cut out; the last is also saved and
+    read again. Every layer of the cut network must compute what the masked one computes, with
+    moving statistics and with statistics of the batch, and so must the whole cut network and the
+    reloaded one; parameters and FLOPs must be as counted. The smallest sub-network is compared to
+    SMALLEST_TOLERANCE, networks of half precision to HALF_TOLERANCE.
 
     Args:
         model: keras.Model.
         subnetworks: number of random sub-networks besides the smallest.
-        seed: of the sub-networks and of random inputs.
-        inputs: what the model takes, a batch of a few examples; None makes random ones.
-        reload: whether the last cut network is saved and read again, which needs layers that Keras
-            can make anew.
+        seed: seed of the sub-networks and of random inputs.
+        inputs: inputs of the model, a batch of a few examples; None makes random ones.
+        reload: whether the last cut network is saved and read again, which needs serialisable
+            layers.
         tolerance: greatest difference with moving statistics, as a share of the tensor's greatest
             value.
         batch_tolerance: the same with statistics of the batch.
         choices: arguments of Supernet.
 
     Raises:
-        EkgError: the network cannot be pruned, or the first layer whose tensors differ, or what is
-            not counted rightly.
+        EkgError: the network cannot be pruned, a layer differs (the first one is named), or a count
+            is wrong.
     """
     supernet = Supernet(model, **choices)
     if computes_in_half(supernet.graph):
-        tolerance, batch_tolerance = (
-            max(tolerance, HALF_TOLERANCE),
-            max(batch_tolerance, HALF_TOLERANCE),
-        )
+        tolerance = max(tolerance, HALF_TOLERANCE)
+        batch_tolerance = max(batch_tolerance, HALF_TOLERANCE)
     rng = np.random.default_rng(seed)
     inputs = random_inputs(supernet.graph, rng) if inputs is None else inputs
     tried = [
@@ -102,9 +99,9 @@ def check_prunable(
             )
         except EkgError:
             raise
-        except Exception as error:  # whatever a layer raises whose weights do not fit together
+        except Exception as error:  # anything that a layer raises whose weights do not fit together
             raise EkgError(
-                f"the network cut out to {subnetwork} does not run: {first_line(error)}"
+                f"the network cut to {subnetwork} does not run: {first_line(error)}"
             ) from error
     return supernet
 
@@ -171,17 +168,17 @@ def random_inputs(graph, rng):
 
 
 def _check_count(supernet, subnetwork, cut, input_shape):
-    counted, anew = supernet.complexity(subnetwork), model_complexity(cut, input_shape)
-    if anew != counted or cut.count_params() != counted.params:
+    counted, recounted = supernet.complexity(subnetwork), model_complexity(cut, input_shape)
+    if recounted != counted or cut.count_params() != counted.params:
         raise EkgError(
-            f"sub-network {subnetwork} counts {counted}, and the network cut out has {anew} "
-            f"and {cut.count_params()} parameters."
+            f"sub-network {subnetwork} counts {counted}, and the cut network has {recounted} and "
+            f"{cut.count_params()} parameters."
         )
 
 
 def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
-    """Compares every layer of the cut network, given what the masked one gives it; returns the
-    masked network's output.
+    """Compares every layer of the cut network, on inputs of the masked one; returns the masked
+    network's output.
     """
     mask, layout, graph = supernet.mask(subnetwork), supernet.layout, Graph(cut)
     with full_float32():
@@ -191,7 +188,7 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
             supernet.graph.tensors_of(inputs),
             training=training,
         )
-        tensors = {}  # of the cut network
+        tensors = {}  # tensors of the cut network
         pairs = list(_pairs(supernet.graph, graph))
         numbers = [
             *zip(supernet.graph.inputs, graph.inputs),
@@ -225,44 +222,25 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
 
 
 def _rounding_of(layer, value, training):
-    """Returns by how much rounding may change what a norm gives that takes a mean away,
-    NORM_ROUNDINGS ulp of its input.
+    """Returns the rounding error of a norm that takes a mean away: NORM_ROUNDINGS ulp of its input.
 
-    What is constant has no variance but epsilon, and the rounding error of its mean is enlarged.
+    A constant input has no variance but epsilon, so the rounding error of its mean is enlarged.
     """
-    kinds = (
-        keras.layers.BatchNormalization,
-        keras.layers.LayerNormalization,
-        keras.layers.GroupNormalization,
-    )
-    if not isinstance(layer, kinds) or (isinstance(layer, kinds[0]) and not training):
+    centred = states(layer, "centred")
+    found = centred and centred(layer, np.asarray(tf.cast(value, tf.float32)), training)
+    if not found:
         return 0.0
-    value = np.asarray(tf.cast(value, tf.float32))
-    if isinstance(layer, kinds[0]):
-        axes = tuple(i for i in range(value.ndim) if i != layer.axis % value.ndim)
-    elif isinstance(layer, kinds[1]):
-        axes = tuple(axis % value.ndim for axis in np.atleast_1d(layer.axis).tolist())
-    else:
-        value = np.moveaxis(value, layer.axis, -1)
-        groups = value.shape[-1] if layer.groups == -1 else layer.groups
-        value = value.reshape(*value.shape[:-1], groups, -1)
-        axes = tuple(i for i in range(1, value.ndim) if i != value.ndim - 2)
-    errors = (
-        np.finfo(np.float32).eps
-        * np.abs(value).max(axes, initial=0)
-        / np.sqrt(value.var(axes) + layer.epsilon)
-    )
-    return (
-        NORM_ROUNDINGS
-        * float(errors.max(initial=0))
-        * (1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0)))
-    )
+    array, axes = found
+    largest = np.abs(array).max(axes, initial=0)
+    errors = np.finfo(np.float32).eps * largest / np.sqrt(array.var(axes) + layer.epsilon)
+    gamma = 1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0))
+    return NORM_ROUNDINGS * float(errors.max(initial=0)) * gamma
 
 
 def _pairs(original, cut):
-    """Yields the calls of a network and of one cut out of it that belong together.
+    """Yields the matching calls of a network and of one that was cut out of it.
 
-    Their order may differ, where a nested model is given its inputs by name.
+    Their order may differ if a nested model gets its inputs by name.
     """
     by_key = {}
     for call in cut.calls:
@@ -295,9 +273,8 @@ def _reloaded(model):
         try:
             model.save(path)
             return keras.models.load_model(path, compile=False)
-        except Exception as error:  # whatever Keras, or a layer of the user's own, raises
+        except Exception as error:  # anything that Keras, or a user's layer, raises
             raise EkgError(
                 f"the cut network cannot be saved and read again: {first_line(error)} Register "
-                f"what it needs "
-                "with keras.saving, or leave this out by `reload`=False."
+                "what it needs with keras.saving, or leave this out by `reload`=False."
             ) from error

@@ -163,8 +163,8 @@ def test_mistakes_are_told_and_leave_nothing(own, params, tmp_path):
             "cannot be read as a .keras file",
         ),
         (["--model", tmp_path, "--out", tmp_path / "a.onnx"], "is no run folder"),
-        (["--model", params, "--out", tmp_path / "a.onnx"], "of a parameter file name the network"),
-        (["--model", path, "--out", tmp_path / "a.pt"], "no known ending"),
+        (["--model", params, "--out", tmp_path / "a.onnx"], "needs the name of its network"),
+        (["--model", path, "--out", tmp_path / "a.pt"], "unknown ending"),
         (
             ["--model", path, "--out", tmp_path / "a.onnx", "--data_path", tmp_path / "no.npz"],
             "there is no plain file of that name",

@@ -1,4 +1,4 @@
-"""Networks that look harmless and are not: pruned rightly all the same, or refused in one line."""
+"""Networks that look harmless and are not: pruned correctly all the same, or refused."""
 
 import functools
 import re
@@ -183,7 +183,7 @@ def weighing():
 
 
 def words(attention, nested=False):
-    """A network of padded tokens, whose mask Keras hands from layer to layer."""
+    """A network of padded tokens, whose mask Keras passes from layer to layer."""
     inputs = keras.Input((6,), dtype="int32")
     x = layers.Embedding(20, 8, mask_zero=True)(inputs)
     if nested:
@@ -246,7 +246,7 @@ def masked_norm():
         *(
             (
                 lambda make=make, nested=nested: words(make, nested),
-                f"layer '{name}' .{kind}. is handed a mask, as that of padded",
+                f"layer '{name}' .{kind}. receives an implicit Keras mask",
             )
             for make, nested, name, kind in (
                 (
@@ -402,7 +402,7 @@ def test_masks_of_a_sequential_model_are_made_by_its_layers():
 )
 def test_a_mask_ends_with_the_layer_that_takes_it(inner, nested):
     if nested:  # the mean, too, is handed the mask beside the graph
-        with pytest.raises(ekg.EkgError, match="is handed a mask"):
+        with pytest.raises(ekg.EkgError, match="receives an implicit Keras mask"):
             ekg.Supernet(words(inner, nested))
     else:
         check_prunable(

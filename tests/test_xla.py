@@ -14,12 +14,12 @@ import tensorflow as tf
 
 import ekg
 from ekg.data.dataset import Batches, TrainingBatches
+from ekg.deploy.keras_file import KerasFile
 from ekg.devices import compute
 from ekg.distil import bank, losses
 from ekg.graph.execute import pure_forward
 from ekg.landscape.hessian import model_landscape
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.latency.runtimes import TensorFlow
 from ekg.searching import criteria
 from ekg.searching.history import HistoryEntry
 from ekg.train.batch_norm_statistics import estimate_statistics_
@@ -178,7 +178,7 @@ def test_the_landscape(made, data, make):
 
 
 def test_the_forward_pass_whose_latency_is_measured(made):
-    TensorFlow(use_xla=True).load(network(), 2, None)()
+    KerasFile(use_xla=True).timed(network(), 2)()
     check(made, "forward pass")
 
 
@@ -192,10 +192,10 @@ def test_a_function_that_falls_back_would_be_noticed(made):
 
 # The calls that make compiled functions: where another one is added, it gets a test above.
 CALLS = {
+    "deploy/keras_file.py": 1,
     "devices/compute.py": 1,
     "distil/bank.py": 1,
     "landscape/hessian.py": 3,
-    "latency/runtimes.py": 1,
     "search/evaluator.py": 6,
     "train/evaluate.py": 2,
     "train/step.py": 1,

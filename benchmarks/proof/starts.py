@@ -14,7 +14,7 @@ from ekg.distil import bank as banks
 from ekg.distil.slim import cut_with_statistics, restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
-from ekg.graph.readers import sole_readers
+from ekg.graph.neighbours import sole_readers
 from ekg.network.supernet import Supernet
 from ekg.run import folder as names
 from ekg.run import phases

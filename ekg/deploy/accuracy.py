@@ -1,4 +1,4 @@
-"""How good an exported network is, run in its own runtime."""
+"""Metrics of an exported network, computed in its own runtime."""
 
 import numpy as np
 
@@ -7,28 +7,27 @@ from ekg.errors import EkgError
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
 
-CHUNK = 64
+BATCH_SIZE = 64
 
 
 def measure_exported(reader, batches, squashes=None):
     """Returns {name of a metric: its mean} of an exported network over a whole split.
 
     Args:
-        reader: formats.Reader.
+        reader: format.Reader.
         batches: data.Batches of the split.
         squashes: see proof.squashes_of(); None where the network returns logits.
 
     Raises:
-        EkgError: the network takes another number of examples at once than the split can be cut
-            into.
+        EkgError: the split cannot be divided into the number of examples that the network takes at
+            once.
     """
     task, split, totals = batches.task, batches.split, {}
-    size = CHUNK if reader.batch == "any" else reader.batch
+    size = BATCH_SIZE if reader.batch == "any" else reader.batch
     if len(split) % size and reader.batch != "any":
         raise EkgError(
-            f"the exported network takes {size} examples at once, and {len(split)} are no "
-            f"multiple of it; export "
-            "it for any batch."
+            f"the exported network takes {size} examples at once, and {len(split)} are not a "
+            "multiple of it; export it for any batch."
         )
     with progress_bar("exported network", len(split), "example") as progress:
         for begin in range(0, len(split), size):
@@ -41,28 +40,3 @@ def measure_exported(reader, batches, squashes=None):
             stopping.check()
             progress.update(len(places))
     return {name: total / len(split) for name, total in totals.items()}
-
-
-def draw_labelled(data, number, seed=0):
-    """Returns (so many training images of a data set as the network takes them, their labels),
-    drawn from all of them.
-
-    Where there are fewer, they go round.
-
-    Args:
-        data: data.LabelledData.
-        number: of images.
-        seed: of the draw.
-    """
-    places = np.sort(np.random.default_rng(seed).permutation(len(data.train))[:number])
-    images = np.asarray(data.batches(data.train, 1).normalise(data.train.read(places)))
-    order = np.random.default_rng(seed + 1).permutation(len(images))
-    labels = np.asarray(data.train.labels)[places][order]
-    return tuple(
-        np.resize(values, (number, *values.shape[1:])) for values in (images[order], labels)
-    )
-
-
-def draw_examples(data, number, seed=0):
-    """Returns the images of draw_labelled() alone."""
-    return draw_labelled(data, number, seed)[0]

@@ -1,49 +1,37 @@
 """Batch norms folded into the layers before them: the same function with fewer operations.
 
-A batch norm that follows a convolution or dense layer without an activation of its own is, with
-moving statistics, a factor and a summand for each channel: γ/√(σ² + ε) goes into the kernel, β −
+With moving statistics, a batch norm that follows a convolution or dense layer without an activation
+of its own is a factor and an offset per channel: γ/√(σ² + ε) goes into the kernel, and β −
 μγ/√(σ² + ε) into the bias (Jacob et al. 2018, section 3).
 """
 
 import keras
 import numpy as np
 
-from ekg.graph import cutting, groups, norms
+from ekg.graph import cutting, groups
 from ekg.graph.calls import Graph
-from ekg.graph.readers import sole_readers
-
-KINDS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
+from ekg.graph.copying import copy_operation
+from ekg.graph.neighbours import sole_readers
+from ekg.graph.registry import fitted_of, takes_norm
 
 
 def fold_batch_norms(model, input_shape=None):
-    """Returns a copy of a model in which batch norms stand in the kernels before them wherever that
-    is possible.
+    """Returns a copy of a model, for inference alone, whose kernels hold the batch norms that
+    follow them.
 
-    An adapted Normalization becomes a factor and a summand, too.
-
-    The copy is for inference alone: what is folded is not there to train.
+    An adapted Normalization becomes a factor and an offset, too.
 
     Args:
         model: functional or sequential keras.Model.
-        input_shape: of an example, where the model takes any size.
+        input_shape: shape of an example, where the model takes any size.
     """
     graph = Graph(model, input_shape)
     replacements = {}
-    for call, norm in _pairs(graph):
-        replacements[id(call.layer)] = _folded(call.layer, norm.layer, graph.shapes[call.inputs[0]])
-        replacements[id(norm.layer)] = keras.layers.Identity(
-            name=norm.layer.name, dtype=norm.layer.dtype_policy
-        )
+    for call, norm_call in sole_readers(graph).items():
+        if _is_foldable(call.layer, norm_call.layer, len(graph.shapes[call.output])):
+            folded, offset = _fold(call.layer, norm_call.layer, graph.shapes[call.inputs[0]])
+            replacements[id(call.layer)] = folded
+            replacements[id(norm_call.layer)] = _offset_layer(norm_call.layer, offset, graph, call)
     for layer in graph.layers.values():
         if type(layer) is keras.layers.Normalization and not layer.invert:
             replacements[id(layer)] = _as_factor(layer)
@@ -54,7 +42,7 @@ def fold_batch_norms(model, input_shape=None):
 
 
 def _as_factor(norm):
-    """Returns a layer that does what an adapted Normalization does, without constants that
+    """Returns a layer that computes what an adapted Normalization does, without constants that
     converters overlook.
     """
     mean, variance = (np.asarray(value, np.float64) for value in (norm.mean, norm.variance))
@@ -67,57 +55,61 @@ def _as_factor(norm):
     )
 
 
-def _pairs(graph):
-    """Returns a list of (Call of a layer, Call of the batch norm that alone reads what it
-    writes).
-    """
-    return [
-        (call, norm)
-        for call, norm in sole_readers(graph).items()
-        if type(call.layer) in KINDS
-        and _is_foldable(call.layer, norm.layer, len(graph.shapes[call.output]))
-    ]
-
-
 def _is_foldable(layer, norm, rank):
-    if not (norms.uses_batch_statistics(norm) and type(norm) is keras.layers.BatchNormalization):
+    if type(norm) is not keras.layers.BatchNormalization or not takes_norm(layer):
         return False
     axis = 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
-    return (
-        layer.activation in (None, keras.activations.linear)
-        and norm.axis % rank == axis
-        and (
-            getattr(layer, "lora_rank", None) is None
-            and getattr(layer, "quantization_mode", None) is None
-        )
-    )
+    return norm.axis % rank == axis
 
 
-def _folded(layer, norm, shape):
-    """Returns a layer like this one that does what the norm does, too."""
+def _fold(layer, norm, shape):
+    """Returns (a layer like this one that also computes a norm, the offset that it leaves to
+    another layer).
+
+    The offset is None where the layer has a bias, or can have one, which takes it in.
+
+    Args:
+        layer: layer that takes_norm().
+        norm: keras.layers.BatchNormalization that follows it.
+        shape: shape of what the layer reads.
+    """
+    kernel, weight = fitted_of(layer)
+    bias = _bias_of(layer, kernel)
     mean, variance = (
         np.asarray(value, np.float64) for value in (norm.moving_mean, norm.moving_variance)
     )
     scale = (np.asarray(norm.gamma, np.float64) if norm.scale else 1.0) / np.sqrt(
         variance + norm.epsilon
     )
-    bias = np.asarray(layer.bias, np.float64) if layer.use_bias else 0.0
-    shift = (np.asarray(norm.beta, np.float64) if norm.center else 0.0) + (bias - mean) * scale
-    kernel = next(
-        variable for variable in layer.weights if variable is not getattr(layer, "bias", None)
-    )
-    channels = {
-        "DepthwiseConv": kernel.shape[-2:],
-        "Transpose": (kernel.shape[-2], 1),
-    }  # of the last two axes
-    last = next(
-        (sizes for name, sizes in channels.items() if name in type(layer).__name__),
-        (1, kernel.shape[-1]),
-    )
-    sizes = (*[1] * (len(kernel.shape) - 2), *last)
-    new = type(layer).from_config({**layer.get_config(), "use_bias": True})
-    new.build(shape)
-    values = {len(kernel.shape): np.asarray(kernel, np.float64) * scale.reshape(sizes), 1: shift}
-    for variable in new.weights:
-        variable.assign(values[len(variable.shape)])
-    return new
+    offset = 0.0 if bias is None else np.asarray(bias, np.float64)
+    beta = np.asarray(norm.beta, np.float64) if norm.center else 0.0
+    offset = beta + (offset - mean) * scale
+    sizes = [size if axis in weight.filter_axes else 1 for axis, size in enumerate(kernel.shape)]
+    values = (np.asarray(kernel, np.float64) * scale.reshape(sizes)).astype(np.float32)
+    offset = offset.astype(np.float32)
+    if bias is not None:
+        arrays = {id(kernel): values, id(bias): offset.reshape(bias.shape)}
+        return copy_operation(layer, arrays), None
+    config = layer.get_config()
+    if "use_bias" not in config:
+        return copy_operation(layer, {id(kernel): values}), offset
+    folded = type(layer).from_config({**config, "use_bias": True})
+    folded.build(shape)
+    new_kernel, _ = fitted_of(folded)
+    new_kernel.assign(values)
+    _bias_of(folded, new_kernel).assign(offset)
+    return folded, None
+
+
+def _bias_of(layer, kernel):
+    return next((variable for variable in layer.weights if variable is not kernel), None)
+
+
+def _offset_layer(norm, offset, graph, call):
+    """Returns the layer that takes the place of a folded norm: nothing, or what is left of it."""
+    options = {"name": norm.name, "dtype": norm.dtype_policy}
+    if offset is None:
+        return keras.layers.Identity(**options)
+    rank = len(graph.shapes[call.output])
+    shape = (-1, *[1] * (rank - 1 - norm.axis % rank))
+    return keras.layers.Rescaling(1.0, offset.reshape(shape), **options)

@@ -1,122 +1,50 @@
-"""The deployment formats: each writes a network as a file and opens it again in its own runtime."""
+"""The deployment formats by name, and the runtimes in which they are timed."""
 
-import dataclasses
+from pathlib import Path
 
-import keras
-import tensorflow as tf
-
+from ekg.deploy.keras_file import KerasFile
+from ekg.deploy.litert import LiteRT
+from ekg.deploy.onnx_file import Onnx
+from ekg.deploy.saved_model import SavedModel
 from ekg.errors import EkgError
-from ekg.graph.calls import Graph, functional
 
-QUANTIZATIONS = ("float16", "dynamic", "int8")
+FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onnx())}
+# A network is timed in a runtime as the format of that runtime writes it; TensorFlow runs it as a
+# .keras file holds it.
+RUNTIMES = {form.runtime: form for form in FORMATS.values() if form.runtime}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Source:
-    """A network on its way out.
+def format_of(path, name=None):
+    """Returns the Format of this name, or the one that belongs to the ending of a path.
 
-    Attributes:
-        model: the keras.Model that is written.
-        graph: its Graph.
-        quantize: one of QUANTIZATIONS, or None.
-        examples: list of an array for each input, of which quantisation takes its ranges; None
-            where it needs none.
+    Raises:
+        EkgError: there is none, or the ending is another format's.
     """
-
-    model: keras.Model
-    graph: Graph
-    quantize: str | None = None
-    examples: list | None = None
-
-    @property
-    def input_names(self):
-        """Names of the inputs, those of the layers behind them."""
-        return [symbol._keras_history.operation.name for symbol in functional(self.model).inputs]
-
-    @property
-    def output_names(self):
-        """Names of the outputs in the order in which Keras flattens them: those of a dict, else
-        output_0, output_1, ...
-        """
-        structure = functional(self.model)._outputs_struct
-        if isinstance(structure, dict) and not any(map(keras.tree.is_nested, structure.values())):
-            return sorted(structure)
-        return [f"output_{place}" for place in range(len(self.graph.outputs))]
-
-    @property
-    def signature(self):
-        """The structure of inputs as the model takes it, a tf.TensorSpec each, of any batch."""
-        names = iter(self.input_names)
-        return keras.tree.map_structure(
-            lambda symbol: tf.TensorSpec((None, *symbol.shape[1:]), symbol.dtype, name=next(names)),
-            functional(self.model)._inputs_struct,
-        )
-
-
-class Reader:
-    """An exported network, opened in its own runtime.
-
-    Attributes:
-        inputs, outputs: their names.
-        batch: "any", or the one number of examples that it takes.
-    """
-
-    inputs: list
-    outputs: list
-    batch = "any"
-
-    def run(self, arrays):
-        """Returns a list of an array for each output, float32 where they are quantised, for an
-        array for each input.
-        """
-        raise NotImplementedError
-
-    def make_pass(self, arrays):
-        """Returns a function without arguments that runs the network once on these arrays, to be
-        timed; None for none.
-        """
-        return None
-
-
-class Format:
-    """A deployment format.
-
-    Attributes:
-        name: as users write it.
-        suffix: that its files end with; "" for a folder.
-        packages: that it needs besides TensorFlow.
-        folds: whether batch norms are folded before it writes.
-        quantizes: whether it knows QUANTIZATIONS.
-    """
-
-    name: str
-    suffix = ""
-    packages = ()
-    folds = True
-    quantizes = False
-
-    def write(self, source, path):
-        """Writes a Source.
-
-        Raises:
-            EkgError: the format does not know an operator, or cannot hold the network otherwise.
-        """
-        raise NotImplementedError
-
-    def open(self, path, source=None):
-        """Returns the Reader of a file; `source` tells the order of inputs and outputs where the
-        file does not.
-        """
-        raise NotImplementedError
-
-
-def check_float32(source, what):
-    """Raises EkgError if a layer computes in another format than float32."""
-    for call in source.graph.calls:
-        dtype = getattr(call.layer, "compute_dtype", "float32")
-        if dtype in ("float16", "bfloat16"):
-            raise EkgError(
-                f"`model` {source.model.name!r}: layer {call.key!r} computes in {dtype}, and "
-                f"{what} takes "
-                "float32 alone; make the network with the policy float32 and load its weights."
+    suffix = Path(path).suffix
+    if name is None:
+        form = next((form for form in FORMATS.values() if form.suffix == suffix), None)
+        if form is None:
+            endings = ", ".join(
+                f"{form.suffix or 'no ending'} ({form.name})" for form in FORMATS.values()
             )
+            raise EkgError(
+                f"`path` {path}: unknown ending; known are {endings}, or name the `format`."
+            )
+        return form
+    if name not in FORMATS:
+        raise EkgError(f"`format` must be one of {list(FORMATS)}; received {name!r}.")
+    form = FORMATS[name]
+    if form.suffix and form.suffix != suffix:
+        raise EkgError(f"`path` {path}: a file of the format {name} ends with {form.suffix}.")
+    return form
+
+
+def runtime_named(name):
+    """Returns the Format that is timed in the runtime of this name.
+
+    Raises:
+        EkgError: there is none.
+    """
+    if name not in RUNTIMES:
+        raise EkgError(f"`runtime` must be one of {sorted(RUNTIMES)}; received {name!r}.")
+    return RUNTIMES[name]

@@ -1,6 +1,4 @@
-"""Runs an exported network in a new Python process that has TensorFlow and nothing of this
-program.
-"""
+"""Runs an exported network in a new Python process, with TensorFlow and without this program."""
 
 import subprocess
 import sys
@@ -9,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ekg.deploy.formats import Reader
+from ekg.deploy.format import Reader
 from ekg.errors import EkgError
 from ekg.process import stopping
 
-# What the new process runs: format, path, file of inputs, file for outputs.
+# The program of the new process; its arguments are format, path, file of inputs, file for outputs.
 PROGRAM = """
 import sys
 import numpy as np
@@ -67,7 +65,7 @@ class FreshReader(Reader):
                 if done.returncode < 0:
                     reason = [f"it was ended by signal {-done.returncode}"]
                 raise EkgError(
-                    f"{self._path}: a Python process that has TensorFlow alone cannot read it "
+                    f"{self._path}: a Python process with TensorFlow only cannot read it "
                     f"({reason[0].strip()[:300]})."
                 )
             with np.load(result) as file:

@@ -11,8 +11,8 @@ MIXED = ("mixed_float16", "mixed_bfloat16")
 class Inference(keras.Model):
     """A network whose layers all work as in inference, despite their calls and defaults.
 
-    Keras' image augmentation layers work as in training unless they are asked not to, and a dropout
-    may be called with training=True: an exported graph would be random.
+    By default Keras' image augmentation layers work as in training, and a dropout may be called
+    with training=True: an exported graph would be random.
     """
 
     def __init__(self, model):
@@ -28,13 +28,14 @@ class Inference(keras.Model):
 
 
 def in_float32(model, input_shape=None):
-    """Returns a float32 copy of a network of mixed dtype policies; the network itself without any.
+    """Returns a float32 copy of a network with mixed dtype policies; the network itself if it has
+    none.
 
     Its weights are float32 already, so they stay as they are.
 
     Args:
         model: functional or sequential keras.Model.
-        input_shape: of an example, or a list of them, where the model takes any size.
+        input_shape: shape of an example, or a list of them, where the model takes any size.
     """
     if not any(layer.dtype_policy.name in MIXED for layer in model._flatten_layers()):
         return model
@@ -43,7 +44,7 @@ def in_float32(model, input_shape=None):
         if layer.dtype_policy.name in MIXED:
             layer.dtype_policy = "float32"
     finish_layers_(copy)
-    return cutting.copy(copy, input_shape)  # its tensors know their formats, too
+    return cutting.copy(copy, input_shape)  # gives its tensors the new dtypes, too
 
 
 def is_random(model, inputs):
@@ -51,7 +52,7 @@ def is_random(model, inputs):
 
     Args:
         model: keras.Model.
-        inputs: as it takes them.
+        inputs: inputs as the model takes them.
     """
     first, second = (keras.tree.flatten(model(inputs, training=False)) for _ in range(2))
     return any(bool(keras.ops.any(one != other)) for one, other in zip(first, second))

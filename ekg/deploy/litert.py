@@ -1,19 +1,27 @@
 """LiteRT's .tflite file, for phones, small boards and microcontrollers."""
 
+import functools
+import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from ekg.deploy.formats import Format, Reader, check_float32
+from ekg.deploy.format import Format, Reader, batched_shape, check_float32, random_inputs
 from ekg.deploy.packages import quiet, require
+from ekg.devices.compute import in_graph
 from ekg.errors import EkgError, first_line
+from ekg.graph.calls import Graph
+
+logger = logging.getLogger(__name__)
 
 
 class LiteRT(Format):
     """A .tflite file without operators of TensorFlow's own, which few runtimes have."""
 
     name, suffix, packages, quantizes = "litert", ".tflite", ("ai-edge-litert",), True
+    runtime, timed_with = "litert", ("ai-edge-litert",)
 
     def write(self, source, path):
         check_float32(source, "LiteRT")
@@ -26,9 +34,9 @@ class LiteRT(Format):
                     input_signature=[source.signature],
                     **_options(source),
                 )
-        except OSError:  # a full disk: it is named where the file is
+        except OSError:  # a full disk: the caller names the file
             raise
-        except Exception as error:  # the converter's own kinds, and Keras'
+        except Exception as error:  # the converter's own types, and Keras'
             raise EkgError(
                 f"`model` {source.model.name!r}: LiteRT cannot take it ({why_not(error)})."
             ) from None
@@ -36,9 +44,66 @@ class LiteRT(Format):
     def open(self, path, source=None):
         return LiteRTReader(path, source)
 
+    def timed(self, model, batch, threads=None, input_shape=None):
+        try:
+            return super().timed(model, batch, threads, input_shape)
+        except EkgError as error:
+            # Recurrent layers, say, convert for a fixed batch only; there is no file to time.
+            run = self._timed_at(model, batch, threads, input_shape)
+            logger.info("timed at batch %d only: %s", batch, error)
+            return run
+
+    def timed_part(self, model, batch, threads=None):
+        """Converts a part for this batch only: six times as fast as writing a file."""
+        return self._timed_at(model, batch, threads)
+
+    def _timed_at(self, model, batch, threads, input_shape=None):
+        _, model = self.prepare(model, input_shape)
+        graph = Graph(model, input_shape)
+        content = _convert(model, graph, batch)
+        interpreter = _interpreter(threads, model_content=content)
+        with quiet():
+            interpreter.allocate_tensors()
+        details = interpreter.get_input_details()
+        for entry, array in zip(details, _in_order(details, random_inputs(graph, batch))):
+            interpreter.set_tensor(entry["index"], array)
+        return interpreter.invoke
+
+
+def _interpreter(threads, **model):
+    return require("ai-edge-litert").Interpreter(num_threads=threads, **model)
+
+
+def _convert(model, graph, batch):
+    """Returns a model of a fixed batch as the bytes of a .tflite file."""
+    specs = [
+        tf.TensorSpec(batched_shape(graph, number, batch), graph.dtype(number), f"input_{place}")
+        for place, number in enumerate(graph.inputs)
+    ]
+
+    @functools.partial(in_graph, input_signature=specs)
+    def function(*inputs):
+        return tf.nest.flatten(model(graph.structured_inputs(list(inputs)), training=False))
+
+    try:
+        with quiet():
+            return tf.lite.TFLiteConverter.from_concrete_functions(
+                [function.get_concrete_function()]
+            ).convert()
+    except Exception as error:  # the converter's own types
+        raise EkgError(
+            f"`model` {model.name!r}: LiteRT cannot take it ({why_not(error)})."
+        ) from None
+
+
+def _in_order(details, arrays):
+    """Returns the arrays of input_0, input_1, ... in the order in which an interpreter has them."""
+    numbers = [int(entry["name"].split(":")[0].rpartition("_")[2]) for entry in details]
+    return [arrays[number] for number in numbers]
+
 
 def _options(source):
-    """Returns what the converter is told."""
+    """Returns the options of the converter."""
     operators = tf.lite.OpsSet.TFLITE_BUILTINS
     if source.quantize is None:
         return {"target_spec": {"supported_ops": [operators]}}
@@ -64,7 +129,9 @@ def _one_by_one(source):
 
 
 def why_not(error):
-    """Returns why the converter failed; operators that LiteRT does not know by their names."""
+    """Returns why the converter failed: the names of operators that LiteRT does not know, or its
+    message.
+    """
     unknown = [
         name
         for names in re.findall(r"^(?:Custom|Flex) ops: (.+)$", str(error), re.MULTILINE)
@@ -74,15 +141,13 @@ def why_not(error):
 
 
 class LiteRTReader(Reader):
-    """A .tflite file in LiteRT on one thread."""
+    """A .tflite file in LiteRT, on one thread unless a pass is timed on more."""
 
     def __init__(self, path, source=None):
         self._path = str(path)
         try:
             with quiet():
-                self._interpreter = require("ai-edge-litert").Interpreter(
-                    model_path=str(path), num_threads=1
-                )
+                self._interpreter = _interpreter(1, model_path=str(path))
                 self._interpreter.allocate_tensors()
                 self._runner = self._interpreter.get_signature_runner()
         except ValueError as error:
@@ -104,17 +169,17 @@ class LiteRTReader(Reader):
             else int(next(iter(details.values()))["shape"][0])
         )
 
-    def make_pass(self, arrays):
-        interpreter = require("ai-edge-litert").Interpreter(model_path=self._path, num_threads=1)
-        details = interpreter.get_input_details()
-        places = [
-            next(entry["index"] for entry in details if f"_{name}:" in entry["name"])
-            for name in self.inputs
-        ]
-        for place, array in zip(places, arrays):
-            interpreter.resize_tensor_input(place, array.shape)
+    def make_pass(self, arrays, threads=None):
+        content = Path(self._path).read_bytes()  # the file may go before the pass
+        interpreter = _interpreter(threads or 1, model_content=content)
+        details = self._runner.get_input_details()
+        entries = [details[name] for name in self.inputs]
+        for entry, array in zip(entries, arrays):
+            interpreter.resize_tensor_input(entry["index"], array.shape)
         with quiet():
             interpreter.allocate_tensors()
+        for entry, array in zip(entries, arrays):
+            interpreter.set_tensor(entry["index"], _quantised(array, entry))
         return interpreter.invoke
 
     def run(self, arrays):

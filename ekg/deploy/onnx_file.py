@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ekg.deploy.formats import Format, Reader, check_float32
+from ekg.deploy.format import Format, Reader, check_float32
 from ekg.deploy.inference import Inference
 from ekg.deploy.packages import quiet, require
 from ekg.errors import EkgError, first_line
@@ -12,6 +12,7 @@ class Onnx(Format):
     """A .onnx file of any batch."""
 
     name, suffix, packages = "onnx", ".onnx", ("tf2onnx", "onnx", "onnxruntime")
+    runtime, timed_with = "onnxruntime", ("onnxruntime", "tf2onnx")
 
     def write(self, source, path):
         check_float32(source, "ONNX")
@@ -22,9 +23,9 @@ class Onnx(Format):
                     path, format="onnx", verbose=False, input_signature=[source.signature]
                 )
             proto = onnx.load(path)
-        except OSError:  # a full disk: it is named where the file is
+        except OSError:  # a full disk: the caller names the file
             raise
-        except Exception as error:  # whatever Keras and tf2onnx raise
+        except Exception as error:  # anything that Keras and tf2onnx raise
             raise EkgError(
                 f"`model` {source.model.name!r}: cannot be written as ONNX "
                 f"({first_line(error)[:300]})."
@@ -33,8 +34,7 @@ class Onnx(Format):
         if extra:
             raise EkgError(
                 f"`model` {source.model.name!r}: cannot be written as ONNX: a layer keeps "
-                f"constants that the "
-                f"converter takes for inputs ({', '.join(extra[:3])})."
+                f"constants that the converter takes for inputs ({', '.join(extra[:3])})."
             )
         _rename(proto.graph, source)
         onnx.save(proto, path)
@@ -44,9 +44,7 @@ class Onnx(Format):
 
 
 def _rename(graph, source):
-    """Gives the inputs and outputs of an ONNX graph the names of the network's, and their batch a
-    name.
-    """
+    """Renames the inputs and outputs of an ONNX graph as in the network, and names their batch."""
     renamed = dict(zip([entry.name for entry in graph.input], source.input_names))
     outputs = dict(zip([entry.name for entry in graph.output], source.output_names))
     taken = (
@@ -66,23 +64,31 @@ def _rename(graph, source):
 
 
 class OnnxReader(Reader):
-    """A .onnx file in ONNX Runtime on the CPU."""
+    """A .onnx file in ONNX Runtime: results from the CPU, times from the GPU if its package and the
+    machine have one.
+    """
 
     def __init__(self, path):
-        runtime = require("onnxruntime")
-        try:
-            self._session = runtime.InferenceSession(
-                str(Path(path)), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's own kinds
-            raise EkgError(
-                f"{path}: ONNX Runtime cannot read it ({first_line(error)[:300]})."
-            ) from None
+        self._path = Path(path)
+        self._session = self._load(["CPUExecutionProvider"])
         self.inputs = [entry.name for entry in self._session.get_inputs()]
         self.outputs = [entry.name for entry in self._session.get_outputs()]
 
-    def make_pass(self, arrays):
-        return lambda: self.run(arrays)
+    def _load(self, providers, threads=None):
+        runtime = require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            return runtime.InferenceSession(str(self._path), options, providers)
+        except Exception as error:  # ONNX Runtime's own types
+            raise EkgError(
+                f"{self._path}: ONNX Runtime cannot read it ({first_line(error)[:300]})."
+            ) from None
+
+    def make_pass(self, arrays, threads=None):
+        session = self._load(require("onnxruntime").get_available_providers(), threads)
+        given = dict(zip(self.inputs, arrays))
+        return lambda: session.run(None, given)
 
     def run(self, arrays):
         return self._session.run(self.outputs, dict(zip(self.inputs, arrays)))

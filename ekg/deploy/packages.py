@@ -18,15 +18,15 @@ MODULES = {
 }
 
 TALKATIVE = ("absl", "tensorflow", "tf2onnx")  # loggers of converters
-MOST_LINES = 20  # of what they printed, that are shown where they fail
+MOST_LINES = 20  # of their output that are shown if they fail
 
 
 @contextlib.contextmanager
 def quiet():
     """Keeps converters and runtimes from printing each of their steps.
 
-    Their compiled parts write to the process's own outputs, which a notebook shows, too: what comes
-    there is held back, and passed on to standard error only if they fail.
+    Their compiled parts write to the process's own outputs, which a notebook also shows. This
+    output is held back, and goes to standard error only if they fail.
     """
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
@@ -43,8 +43,7 @@ def quiet():
 
 @contextlib.contextmanager
 def _held_back():
-    """Sends file descriptors 1 and 2 to a file; the end of what came there is printed if the body
-    fails."""
+    """Sends file descriptors 1 and 2 to a file, whose end is printed if the body fails."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as held:
         try:
             with contextlib.ExitStack() as stack:
@@ -61,7 +60,7 @@ def _held_back():
 
 @contextlib.contextmanager
 def _redirected(number, stream, target):
-    """Sends a file descriptor elsewhere for a time; one that is closed stays so."""
+    """Redirects a file descriptor temporarily; a closed one stays closed."""
     if stream is not None and not stream.closed:
         stream.flush()
     try:
@@ -87,7 +86,6 @@ def require(package):
         return importlib.import_module(MODULES[package])
     except ImportError:
         raise EkgError(
-            f"{package} is not installed; install what exports need with: pip install "
-            f"'ekg-pruning[export]', or "
-            f"pip install {package}"
+            f"{package} is not installed; install the packages for exports with: pip install "
+            f"'ekg-pruning[export]', or pip install {package}"
         ) from None

@@ -1,6 +1,4 @@
-"""The proof of an exported network: every channel of every output beside that of the network in
-memory.
-"""
+"""Compares every channel of an exported network's outputs with the network in memory."""
 
 import dataclasses
 
@@ -18,16 +16,17 @@ TOLERANCES = {None: 1e-4, "float16": 1e-2, "dynamic": 0.15, "int8": 0.3}
 FLOORS = {None: 0.01, "float16": 0.1, "dynamic": 0.0, "int8": 0.0}
 SMALL = 0.01  # least scale of float32: below it outputs are all but zero
 CONSTANT = 1e-6  # a channel that moves by less than this share of its value does not move
-METRIC_LOSS = 0.02  # of a quantised network's share of right answers, beyond two standard errors
+# Loss of a quantised network's share of right answers, beyond two standard errors.
+METRIC_LOSS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What examples should give.
+    """Labels of the examples.
 
     Attributes:
         task: tasks.Task.
-        values: as the task prepares them, [examples, ...].
+        values: labels as the task prepares them, [examples, ...].
         squashes: see squashes_of().
     """
 
@@ -36,7 +35,7 @@ class Labels:
     squashes: dict = dataclasses.field(default_factory=dict)
 
     def measure(self, outputs):
-        """Returns {metric: its value for every example} of a list of the network's outputs."""
+        """Returns {metric: its value for every example} from a list of the network's outputs."""
         logits = self.task.of(to_logits(outputs, self.squashes))
         measured = self.task.measure(self.values[: len(logits)], logits)
         shown = self.task.metrics_of(logits.shape[1:])
@@ -45,18 +44,19 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How the outputs of an exported network differ from those of the network in memory.
+    """Differences between the outputs of an exported network and of the network in memory.
 
     Attributes:
-        examples: on how many both were compared.
+        examples: number of examples that were compared.
         difference: greatest absolute difference of an output.
         largest: greatest absolute output of the network in memory.
-        agreement: share of examples, or of positions, with the same greatest output, of outputs
+        agreement: share of examples, or of positions, with the same greatest output, over outputs
             with several numbers.
-        shares: list of an array per output: each channel's difference as a share of its scale.
+        shares: list of one array per output: each channel's difference as a share of its scale.
         scales: likewise the scales.
-        metrics: {metric: (of the network in memory, of the exported one)}, empty without labels.
-        losses: {metric: (mean of what the exported one loses per example, its standard error)}.
+        metrics: {metric: (value of the network in memory, value of the exported one)}, empty
+            without labels.
+        losses: {metric: (mean loss of the exported network per example, its standard error)}.
     """
 
     examples: int
@@ -69,7 +69,8 @@ class Comparison:
     losses: dict
 
     def worst(self, outputs=None):
-        """Returns (share, output, channel) of the channel that differs most; (0, 0, 0) of none.
+        """Returns (share, output, channel) of the channel that differs most; (0, 0, 0) if there is
+        none.
 
         Args:
             outputs: numbers of the outputs to look at; None takes all.
@@ -84,8 +85,8 @@ class Comparison:
 
 
 def squashes_of(graph, task):
-    """Returns {number of an output: "softmax" or "sigmoid"} of the outputs of a calls.Graph that a
-    task takes logits of.
+    """Returns {number of an output: "softmax" or "sigmoid"} of the outputs of a calls.Graph whose
+    logits a task takes.
     """
     found = {number: squash_of(graph, graph.outputs[number]) for number in task.logits}
     return {number: squash for number, squash in found.items() if squash is not None}
@@ -111,10 +112,10 @@ def compare(ours, theirs, axes, quantize, *, shares_one_scale=(), labels=None):
     """Returns the Comparison of two lists of outputs.
 
     Args:
-        ours: of the network in memory, a list of an array [examples, ...] per output.
-        theirs: of the exported one, likewise.
+        ours: outputs of the network in memory, a list of one array [examples, ...] per output.
+        theirs: outputs of the exported network, likewise.
         axes: axis of the channels of each output, or None where there is none.
-        quantize: one of formats.QUANTIZATIONS, or None.
+        quantize: one of format.QUANTIZATIONS, or None.
         shares_one_scale: numbers of the outputs whose channels are shares of one whole, by a
             softmax.
         labels: Labels, or None.
@@ -146,17 +147,18 @@ def compare(ours, theirs, axes, quantize, *, shares_one_scale=(), labels=None):
 
 
 def scales_of(output, axis, quantize, shares_one_scale=False):
-    """Returns what the differences of each channel of an output are held against, [channels].
+    """Returns the scale of each channel of an output, to which differences are relative,
+    [channels].
 
-    That is the channel's own range over all examples and positions, so that a small one beside
-    large ones counts as much; of a channel that is constant its value. Outputs of a softmax are
+    That is the channel's own range over all examples and positions, so that a small channel beside
+    large ones counts as much; for a constant channel it is its value. Outputs of a softmax are
     shares of one whole and have its range. See FLOORS and SMALL for what floating-point numbers
     cannot resolve.
 
     Args:
-        output: of the network in memory, [examples, ...].
-        axis: of its channels, or None.
-        quantize: one of formats.QUANTIZATIONS, or None.
+        output: output of the network in memory, [examples, ...].
+        axis: axis of its channels, or None.
+        quantize: one of format.QUANTIZATIONS, or None.
         shares_one_scale: whether all channels have the tensor's range.
     """
     rows = _of_channels(output.astype(np.float64), axis)
@@ -190,16 +192,17 @@ def _compare_metrics(labels, ours, theirs):
 
 
 def check(comparison, what, names, quantize, tolerance=None, decided=()):
-    """Raises EkgError unless an exported network says what the one in memory says.
+    """Raises EkgError unless an exported network computes what the one in memory computes.
 
     Args:
         comparison: Comparison.
         what: name of the file.
-        names: of the outputs.
-        quantize: one of formats.QUANTIZATIONS, or None.
-        tolerance: share of its scale that a channel may differ by; None takes that of TOLERANCES.
-        decided: numbers of the outputs that the task's metrics decide about where a quantised
-            network has such, unless a tolerance is given.
+        names: names of the outputs.
+        quantize: one of format.QUANTIZATIONS, or None.
+        tolerance: share of its scale by which a channel may differ; None takes the one in
+            TOLERANCES.
+        decided: numbers of the outputs of a quantised network that the task's metrics decide,
+            unless a tolerance is given.
     """
     by_metric = quantize is not None and tolerance is None and decided and comparison.losses
     if by_metric:
@@ -215,8 +218,7 @@ def check(comparison, what, names, quantize, tolerance=None, decided=()):
     scale = comparison.scales[number][channel]
     raise EkgError(
         f"{what}: the exported network differs by {share * scale:.3g} in {place}, whose range is "
-        f"{scale:.3g}; "
-        f"{tolerance:g} of it is allowed (`tolerance`). The file is not kept."
+        f"{scale:.3g}; {tolerance:g} of it is allowed (`tolerance`). The file is not kept."
     )
 
 
@@ -227,10 +229,7 @@ def _check_metrics(comparison, what):
         metric, (mine, other) = metric_named(name), comparison.metrics[name]
         raise EkgError(
             f"{what}: the exported network has {metric.title} {metric.text(other)} where the one "
-            f"in memory has "
-            f"{metric.text(mine)}, on {comparison.examples} examples; {metric.text(METRIC_LOSS)} "
-            f"less is "
-            "allowed beyond two standard errors. Give more varied `examples`, or another "
-            "`quantize`. The file "
-            "is not kept."
+            f"in memory has {metric.text(mine)}, on {comparison.examples} examples; "
+            f"{metric.text(METRIC_LOSS)} less is allowed beyond two standard errors. Give more "
+            "varied `examples`, or another `quantize`. The file is not kept."
         )

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from ekg.deploy import fresh
-from ekg.deploy.formats import Format
+from ekg.deploy.format import Format
 from ekg.deploy.inference import Inference
 from ekg.deploy.packages import quiet
 from ekg.errors import EkgError, first_line
@@ -22,13 +22,11 @@ class SavedModel(Format):
                 network.export(
                     path, format="tf_saved_model", verbose=False, input_signature=[source.signature]
                 )
-        except (
-            tf.errors.ResourceExhaustedError
-        ) as error:  # a full disk: it is named where the file is
+        except tf.errors.ResourceExhaustedError as error:  # a full disk: the caller names the file
             raise OSError(files.reason_of(error)) from None
         except OSError:
             raise
-        except Exception as error:  # whatever Keras and TensorFlow raise
+        except Exception as error:  # anything that Keras and TensorFlow raise
             raise EkgError(
                 f"`model` {source.model.name!r}: cannot be written as a SavedModel "
                 f"({first_line(error)})."

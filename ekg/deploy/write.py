@@ -1,6 +1,4 @@
-"""Writes a network in a deployment format, reads it back in its own runtime, and keeps it only if
-it is right.
-"""
+"""Exports: writes a network in a deployment format, and keeps the file only if it is right."""
 
 import dataclasses
 import os
@@ -13,15 +11,11 @@ import numpy as np
 
 from ekg.data.own import make_data
 from ekg.deploy import proof
-from ekg.deploy.folding import fold_batch_norms
-from ekg.deploy.formats import QUANTIZATIONS, Source
+from ekg.deploy.format import QUANTIZATIONS, Source
+from ekg.deploy.formats import format_of
 from ekg.deploy.fresh import FreshReader
-from ekg.deploy.inference import in_float32, is_random
-from ekg.deploy.keras_file import KerasFile
-from ekg.deploy.litert import LiteRT
-from ekg.deploy.onnx_file import Onnx
+from ekg.deploy.inference import is_random
 from ekg.deploy.packages import require
-from ekg.deploy.saved_model import SavedModel
 from ekg.devices.compute import full_float32
 from ekg.errors import EkgError
 from ekg.graph import groups
@@ -29,9 +23,8 @@ from ekg.graph.calls import Graph
 from ekg.tasks.logits import squash_of
 from ekg.tasks.metrics import has_metric, metric_named
 
-FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onnx())}
 MIN_EXAMPLES = 64
-CHUNK = 16  # examples that run together in the parity check
+COMPARED_TOGETHER = 16  # examples that run together in the comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +32,23 @@ class Export:
     """A network that was written, and how it differs from the one in memory.
 
     Attributes:
-        path: of the file, or of the folder of a SavedModel.
+        path: path of the file, or of the folder of a SavedModel.
         format: name of its format.
-        quantize: how its numbers are kept, or None for float32.
-        size: bytes.
-        inputs, outputs: their names.
-        batch: "any", or the one number of examples that it takes.
-        examples: on how many both were compared.
+        quantize: quantisation of its numbers, or None for float32.
+        size: number of bytes.
+        inputs, outputs: names of its inputs and outputs.
+        batch: "any", or the only number of examples that it takes.
+        examples: number of examples that were compared.
         difference: greatest absolute difference of an output.
         largest: greatest absolute output of the network in memory.
-        agreement: share of examples, or of positions, with the same greatest output, of outputs
+        agreement: share of examples, or of positions, with the same greatest output, over outputs
             with several numbers.
-        reader: the formats.Reader that ran it.
+        reader: the format.Reader that ran it.
         share: greatest difference of a channel of an output, as a share of that channel's own
             range; see proof.scales_of.
         channel: (name of that output, number of the channel).
-        metrics: {metric of the task: (of the network in memory, of the exported one)}, where labels
-            were given.
+        metrics: {metric of the task: (value of the network in memory, value of the exported one)},
+            if labels were given.
     """
 
     path: Path
@@ -78,19 +71,16 @@ class Export:
         same = "" if self.agreement is None else f", same top-1 in {self.agreement:.2%}"
         measured = "".join(
             f", {metric_named(name).title if has_metric(name) else name} "
-            f"{_metric_text(name, other)} "
-            f"({_metric_text(name, mine)} in memory)"
+            f"{_metric_text(name, other)} ({_metric_text(name, mine)} in memory)"
             for name, (mine, other) in self.metrics.items()
         )
         return (
             f"{self.path}: {self.format}{'' if self.quantize is None else f' {self.quantize}'}, "
-            f"{self.size:,} bytes, "
-            f"batch {self.batch}, {', '.join(self.inputs)} -> {', '.join(self.outputs)}; greatest "
-            f"difference "
-            f"{self.difference:.2g} of {self.largest:.3g}, at most {self.share:.2g} of a "
-            f"channel's range "
+            f"{self.size:,} bytes, batch {self.batch}, {', '.join(self.inputs)} -> "
+            f"{', '.join(self.outputs)}; greatest difference {self.difference:.2g} of "
+            f"{self.largest:.3g}, at most {self.share:.2g} of a channel's range "
             f"({self.channel[0]}, channel {self.channel[1]}){same}{measured} ({self.examples} "
-            f"examples)"
+            "examples)"
         )
 
 
@@ -109,61 +99,60 @@ def export(
     task="auto",
     tolerance=None,
 ):
-    """Writes a network in a deployment format and proves it against the one in memory; returns the
+    """Writes a network in a deployment format, and checks it against the one in memory; returns the
     Export.
 
         ekg.export(result.model, "pruned.tflite", quantize="int8", examples=images, labels=labels)
 
     Batch norms are folded into the kernels before them, random layers work as in inference, and
-    mixed dtype policies become float32, but for a .keras file, which can be trained again. The file
-    is read back by its own runtime: LiteRT, ONNX Runtime, or a new Python process that has
-    TensorFlow alone. It stands in its place only if its outputs are right; an earlier file of that
-    name stays otherwise. Every channel of every output is held against its own range, so that a
-    small one beside large ones counts as much. With labels the task's shares of right answers, as
-    top-1, decide about the
-    output of a quantised network in place of that: it may have .02 less, beyond two standard
-        errors.
+    mixed dtype policies become float32, except in a .keras file, which can be trained again. The
+    file is read back by its own runtime: LiteRT, ONNX Runtime, or a new Python process with
+    TensorFlow only. It is kept only if its outputs are right; otherwise an earlier file of that
+    name stays. Differences of every channel are relative to its own range, so that a small channel
+    beside large ones counts as much. With labels, the task's shares of right answers, as top-1,
+    decide about the output of a quantised network instead: they may be .02 lower, beyond two
+    standard errors.
 
     Args:
         model: functional or sequential keras.Model.
-        path: of the file; a folder for a SavedModel.
-        format: "keras", "saved_model", "litert" or "onnx"; None tells it by the ending: .keras,
-            none, .tflite, .onnx.
-        quantize: of LiteRT: "float16", "dynamic" (weights in 8 bits) or "int8" (all in 8 bits,
-            inputs and outputs, too); None for float32.
-        examples: array [examples, ...] of inputs as the network takes them, or a list of one for
-            each input, at least 64; for int8 it gives the ranges, too, by its first half. None
-            takes random numbers, which int8 refuses.
-        labels: of the examples, as ekg.prune takes them; for a network of one input. None for none.
-        task: what the labels are for, as ekg.prune takes it.
-        tolerance: greatest difference that a channel may have, as a share of its range; it decides,
-            whether there are labels or not. None takes 1e-4, for float16 1e-2, for dynamic .15, for
-            int8 .3.
+        path: path of the file, or of the folder of a SavedModel.
+        format: "keras", "saved_model", "litert" or "onnx"; None goes by the ending: .keras, none,
+            .tflite, .onnx.
+        quantize: for LiteRT: "float16", "dynamic" (weights in 8 bits) or "int8" (everything in 8
+            bits, also inputs and outputs); None for float32.
+        examples: array [examples, ...] of at least 64 inputs as the network takes them, or a list
+            of one per input; for int8 the first half also gives the ranges. None takes random
+            numbers, which int8 refuses.
+        labels: labels of the examples, as ekg.prune takes them, for a network of one input; or
+            None.
+        task: task of the labels, as ekg.prune takes it.
+        tolerance: greatest difference of a channel, as a share of its range, which then decides
+            even with labels. None takes 1e-4, for float16 1e-2, for dynamic .15, for int8 .3.
 
     Raises:
-        EkgError: the format is unknown or its package is missing, it does not know an operator, or
-            the outputs differ.
+        EkgError: the format is unknown or its package is missing, it lacks an operator, or the
+            outputs differ.
     """
-    form, path = _format_of(path, format), Path(path)
+    form, path = format_of(path, format), Path(path)
     _check_options(form, path, quantize, examples, labels)
     for package in form.packages:
         require(package)
     arrays = _read_examples(Graph(model), examples, quantize)
-    known = _make_labels(model, arrays, labels, task)
-    model, source, arrays, known = _prepare(model, form, quantize, arrays, known)
+    labels = _make_labels(model, arrays, labels, task)
+    model, source, arrays, labels = _prepare(model, form, quantize, arrays, labels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            made = Path(folder) / path.name
-            form.write(source, str(made))
-            reader = form.open(made, source)
-            found = _prove(model, reader, arrays, source, made, known)
-            _check(found, model, source, arrays, reader, made.name, known, tolerance)
-            size = _size(made)
-            _put(made, path)
+            draft = Path(folder) / path.name
+            form.write(source, str(draft))
+            reader = form.open(draft, source)
+            comparison = _compare(model, reader, arrays, source, draft, labels)
+            _check(comparison, model, source, arrays, reader, draft.name, labels, tolerance)
+            size = _size(draft)
+            _put(draft, path)
     except OSError as error:
         raise EkgError(f"{path}: cannot be written ({error.strerror or error}).") from None
-    share, number, channel = found.worst()
+    share, number, channel = comparison.worst()
     return Export(
         path,
         form.name,
@@ -172,21 +161,19 @@ def export(
         reader.inputs,
         reader.outputs,
         reader.batch,
-        found.examples,
-        found.difference,
-        found.largest,
-        found.agreement,
+        comparison.examples,
+        comparison.difference,
+        comparison.largest,
+        comparison.agreement,
         form.open(path, source),
         share,
         (reader.outputs[number], channel),
-        found.metrics,
+        comparison.metrics,
     )
 
 
 def _prepare(model, form, quantize, arrays, labels):
-    """Returns (the network to compare with, Source, examples to compare on, their Labels or
-    None).
-    """
+    """Returns (network to compare with, Source, examples to compare on, their Labels or None)."""
     ranges, shapes = None, [array.shape[1:] for array in arrays]
     if quantize == "int8":
         half = len(arrays[0]) // 2
@@ -194,20 +181,17 @@ def _prepare(model, form, quantize, arrays, labels):
         labels = (
             None if labels is None else dataclasses.replace(labels, values=labels.values[half:])
         )
-    written = model
-    if form.folds:
-        model = in_float32(model, shapes)
-        written = fold_batch_norms(model, shapes)
+    model, written = form.prepare(model, shapes)
     return model, Source(written, Graph(written), quantize, ranges), arrays, labels
 
 
-def _check(found, model, source, arrays, reader, what, labels, tolerance):
-    """Raises EkgError, with the cause where it is known, unless what was read back says what the
-    network in memory says.
+def _check(comparison, model, source, arrays, reader, what, labels, tolerance):
+    """Raises EkgError, with the cause if it is known, unless the file computes what the network in
+    memory computes.
     """
     try:
         proof.check(
-            found,
+            comparison,
             what,
             reader.outputs,
             source.quantize,
@@ -215,36 +199,14 @@ def _check(found, model, source, arrays, reader, what, labels, tolerance):
             () if labels is None else labels.task.outputs,
         )
     except EkgError:
-        if is_random(model, source.graph.structured_inputs([array[:CHUNK] for array in arrays])):
+        few = [array[:COMPARED_TOGETHER] for array in arrays]
+        if is_random(model, source.graph.structured_inputs(few)):
             raise EkgError(
                 f"{what}: `model` {model.name!r} is random in inference, too: two passes over the "
-                f"same examples "
-                "differ, so nothing can be proved; take out the layer that draws. The file is not "
-                "kept."
+                "same examples differ, so it cannot be compared; remove the random layer. The "
+                "file is not kept."
             ) from None
         raise
-
-
-def _format_of(path, name):
-    """Returns the Format that is named, or that the ending of a path tells."""
-    suffix = Path(path).suffix
-    if name is None:
-        form = next((form for form in FORMATS.values() if form.suffix == suffix), None)
-        if form is None:
-            endings = ", ".join(
-                f"{form.suffix or 'no ending'} ({form.name})" for form in FORMATS.values()
-            )
-            raise EkgError(
-                f"`path` {path}: no known ending; there are {endings}, or name the `format`."
-            )
-        return form
-    if name not in FORMATS:
-        raise EkgError(f"`format` must be one of {list(FORMATS)}; received {name!r}.")
-    if FORMATS[name].suffix != suffix and FORMATS[name].suffix:
-        raise EkgError(
-            f"`path` {path}: a file of the format {name} ends with {FORMATS[name].suffix}."
-        )
-    return FORMATS[name]
 
 
 def _check_options(form, path, quantize, examples, labels):
@@ -255,7 +217,7 @@ def _check_options(form, path, quantize, examples, labels):
     if quantize is not None and not form.quantizes:
         raise EkgError(
             f"`quantize` {quantize} has no effect here: the format {form.name} keeps float32; "
-            f"leave it out."
+            "leave it out."
         )
     if quantize == "int8" and examples is None:
         raise EkgError(
@@ -264,7 +226,7 @@ def _check_options(form, path, quantize, examples, labels):
         )
     if labels is not None and examples is None:
         raise EkgError(
-            "`labels` have no effect here: they are those of `examples`, which are not given."
+            "`labels` have no effect here: they belong to `examples`, which are not given."
         )
     if path.is_dir() and (
         form.suffix or not (path / "saved_model.pb").exists() and any(path.iterdir())
@@ -275,14 +237,13 @@ def _check_options(form, path, quantize, examples, labels):
 
 
 def _read_examples(graph, examples, quantize):
-    """Returns a list of an array for each input."""
+    """Returns a list of one array per input."""
     if examples is None:
         generator = np.random.default_rng(0)
         if any(None in graph.shapes[number][1:] for number in graph.inputs):
             raise EkgError(
-                f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, "
-                f"and they "
-                "tell one to compare at."
+                f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, so "
+                "give some of the size to compare at."
             )
         return [_random(generator, graph, number) for number in graph.inputs]
     several = isinstance(examples, (list, tuple, dict))
@@ -292,7 +253,7 @@ def _read_examples(graph, examples, quantize):
     least = 2 * MIN_EXAMPLES if quantize == "int8" else MIN_EXAMPLES
     if len(arrays) != len(graph.inputs):
         raise EkgError(
-            f"`examples` must be an array for each of the {len(graph.inputs)} inputs; received "
+            f"`examples` must be one array for each of the {len(graph.inputs)} inputs; received "
             f"{len(arrays)}."
         )
     for array, number in zip(arrays, graph.inputs):
@@ -304,7 +265,7 @@ def _read_examples(graph, examples, quantize):
                 f"`examples` have the shape {array.shape}, and the network takes {(None, *shape)}."
             )
         if len(array) < least:
-            raise EkgError(f"`examples`: {len(array)} are too few; {least} are needed at least.")
+            raise EkgError(f"`examples`: {len(array)} are too few; at least {least} are needed.")
     return [array.astype(graph.dtype(number)) for array, number in zip(arrays, graph.inputs)]
 
 
@@ -317,16 +278,16 @@ def _random(generator, graph, number):
     )
 
 
-def _prove(model, reader, arrays, source, path, labels):
-    """Returns the proof.Comparison of a file with the network in memory, having checked their
+def _compare(model, reader, arrays, source, path, labels):
+    """Returns the proof.Comparison of a file with the network in memory, after checking their
     shapes.
 
     Args:
         model: the network in memory.
-        reader: formats.Reader of the file.
-        arrays: list of an array of examples per input.
-        source: formats.Source of what was written.
-        path: of the file.
+        reader: format.Reader of the file.
+        arrays: list of one array of examples per input.
+        source: format.Source of what was written.
+        path: path of the file.
         labels: proof.Labels of the examples, or None.
     """
     ours, theirs = _run_both(model, reader, arrays, source)
@@ -334,8 +295,7 @@ def _prove(model, reader, arrays, source, path, labels):
     if shapes[0] != shapes[1]:
         raise EkgError(
             f"{path.name}: the exported network returns {shapes[1]}, and the one in memory "
-            f"{shapes[0]}; the file "
-            "is not kept."
+            f"{shapes[0]}; the file is not kept."
         )
     graph = Graph(model, [array.shape[1:] for array in arrays])
     layout = groups.find(graph)
@@ -353,12 +313,12 @@ def _prove(model, reader, arrays, source, path, labels):
 
 
 def _run_both(model, reader, arrays, source):
-    """Returns (outputs of the network in memory, those of the file), each a list of an array per
+    """Returns (outputs of the network in memory, outputs of the file), each a list of one array per
     output.
     """
     number = len(arrays[0])
     runs_whole = isinstance(reader, FreshReader)  # each run starts a process
-    step = number if runs_whole else CHUNK if reader.batch == "any" else reader.batch
+    step = number if runs_whole else COMPARED_TOGETHER if reader.batch == "any" else reader.batch
     last = number if reader.batch == "any" else number - number % step
     ours, theirs = [], []
     for begin in range(0, last, step):
@@ -373,7 +333,7 @@ def _run_both(model, reader, arrays, source):
 
 
 def _make_labels(model, arrays, labels, task):
-    """Returns the proof.Labels of examples, or None where there are none."""
+    """Returns the proof.Labels of examples, or None if there are no labels."""
     if labels is None:
         return None
     data = make_data(model, (arrays[0], labels), task=task)
@@ -391,8 +351,8 @@ def _size(path):
     )
 
 
-def _put(made, path):
-    """Moves what was made into its place."""
+def _put(draft, path):
+    """Moves a new file or folder into its place."""
     if path.is_dir():
         shutil.rmtree(path)
-    os.replace(made, path)
+    os.replace(draft, path)

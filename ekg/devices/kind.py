@@ -1,9 +1,9 @@
-"""What depends on the kind of device: every question about GPUs is asked here, and answered from
-what TensorFlow lists.
+"""Decisions that depend on the kind of device; every question about GPUs is answered here.
 
 A test that replaces gpus() and details_of() sees what a machine with GPUs would do.
 """
 
+import platform
 from pathlib import Path
 
 import tensorflow as tf
@@ -166,3 +166,21 @@ def _let_memory_grow(gpu):
         raise EkgError(
             "`gpu_id`: this process has used its GPUs already; start a new one."
         ) from None
+
+
+def machine():
+    """Returns {name: value} of the properties of this machine that a latency depends on."""
+    try:
+        first = PROCESSORS.read_text(encoding="utf-8").split("\n\n")[0]
+        lines = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+        processor = {name.strip(): value.strip() for name, value in lines.items()}
+        model = " ".join(
+            processor.get(name, "") for name in ("model name", "cpu family", "model")
+        ).strip()
+    except OSError:
+        model = platform.processor()
+    return {
+        "processor": model or platform.machine(),
+        "architecture": platform.machine(),
+        "gpus": gpu_names(),
+    }

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.distil.least_squares import TINY, Moments, fit
-from ekg.graph import execute, norms, patches, records
+from ekg.graph import execute, norms, patches, records, registry
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.readers import sole_readers
+from ekg.graph.neighbours import sole_readers
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Sweep:
 
     def _plan(self, call):
         """Returns the Plan of a call, or None if its kernel stays as it was cut."""
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         if record is None or record.patches is None or call not in self._once:
             return None
         is_linear = getattr(call.layer, "activation", None) in (None, keras.activations.linear)
@@ -172,8 +172,8 @@ class Sweep:
             value = self._channels_last(self._whole[call.output][part], call.output)
         else:
             read = self._whole[call.inputs[0]][part]
-            p = records.record_of(call.layer).patches(call.layer, read)
-            variable, weight = records.fitted_of(call.layer)
+            p = registry.record_of(call.layer).patches(call.layer, read)
+            variable, weight = registry.fitted_of(call.layer)
             kernel = patches.kernel_matrix(variable.numpy(), weight, p.shape[-2])
             value = tf.einsum("...br,brc->...bc", p, kernel)
             value = tf.reshape(value, (*value.shape[:-2], -1))
@@ -205,7 +205,7 @@ class Sweep:
 
     def _moments(self, call, own, plan, affine, examples):
         """Returns the Moments of a range of examples, at a random choice of positions."""
-        record, moments = records.record_of(own.layer), Moments()
+        record, moments = registry.record_of(own.layer), Moments()
         first = record.patches(own.layer, self._mine[own.inputs[0]][:1])
         blocks, rows = first.shape[-2:]
         positions = int(np.prod(first.shape[1:-2]))
@@ -247,8 +247,8 @@ class Sweep:
         Returns:
             float64 array of the shape of the cut layer's kernel.
         """
-        record = records.record_of(call.layer)
-        (whole, weight), (mine, _) = records.fitted_of(call.layer), records.fitted_of(own.layer)
+        record = registry.record_of(call.layer)
+        (whole, weight), (mine, _) = registry.fitted_of(call.layer), registry.fitted_of(own.layer)
         number, kept = call.inputs[0], self._kept(call.inputs[0])
         axis = weight.axes.index(records.IN) if record.mixes else None
         entries = len(self._layout.index[number])
@@ -327,7 +327,7 @@ class Sweep:
             self._moments(call, own, plan, affine, examples)
             for examples in (range(end), range(end, self._num_examples))
         )
-        variable, weight = records.fitted_of(own.layer)
+        variable, weight = registry.fitted_of(own.layer)
         blocks = fitting.sums[0].shape[0]
         prior = patches.kernel_matrix(
             self._mapped_kernel(call, own, plan.has_intercept), weight, blocks
@@ -368,5 +368,5 @@ class Sweep:
 def _is_sum(operation):
     return (
         type(operation) is keras.layers.Add
-        or records.published_name(type(operation)) == "keras.ops.Add"
+        or registry.published_name(type(operation)) == "keras.ops.Add"
     )

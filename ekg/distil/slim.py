@@ -9,7 +9,8 @@ from ekg.devices.compute import Compute
 from ekg.distil import repair
 from ekg.graph.calls import Graph
 from ekg.graph.cutting import kernel_norm
-from ekg.graph.readers import normalised_convolutions
+from ekg.graph.neighbours import normalised_convolutions
+from ekg.graph.registry import fitted_of
 from ekg.train import batch_norm_statistics as statistics
 from ekg.train.batch_norm_statistics import StatisticsEstimation
 from ekg.train.evaluate import Evaluation
@@ -67,11 +68,11 @@ def restore_norms_(model, original):
     """Rescales, in place, every convolution of a cut model to the norm that its kernel had in the
     original.
 
-    The batch norm after it cancels the factor f: with a moving mean of f·μ and a moving variance of
-    f²·(σ² + ε) − ε it gives exactly what it gave, and the effective learning rate is the
+    The batch norm behind cancels the factor f: with a moving mean of f·μ and a moving variance of
+    f²·(σ² + ε) − ε it gives what it gave, exactly, and the effective learning rate is the
     original's. With the statistics of a batch σ/√(σ² + ε) becomes fσ/√(f²σ² + ε); a convolution
     stays as it is where that differs by more than MAX_CHANGE. So does one without a batch norm
-    after it.
+    behind it.
 
     Args:
         model: the cut keras.Model.
@@ -80,10 +81,10 @@ def restore_norms_(model, original):
     wholes = original.layers
     for call, norm_call in normalised_convolutions(Graph(model)).items():
         key, layer, norm = call.key, call.layer, norm_call.layer
-        size = kernel_norm(layer.kernel.numpy())
+        size = kernel_norm(fitted_of(layer)[0].numpy())
         if size == 0:
             continue
-        factor = kernel_norm(wholes[key].kernel.numpy()) / size
+        factor = kernel_norm(fitted_of(wholes[key])[0].numpy()) / size
         variance = norm.moving_variance.numpy()
         before, after = (
             scale * np.sqrt(variance) / np.sqrt(scale**2 * variance + norm.epsilon)
@@ -91,7 +92,8 @@ def restore_norms_(model, original):
         )
         if np.abs(after - before).max() > MAX_CHANGE:
             logger.info(
-                "the kernel of %r keeps its smaller norm: a variance after it is near epsilon.", key
+                "the kernel of %r keeps its smaller norm: a variance behind it is near epsilon.",
+                key,
             )
             continue
         for weight in layer.weights:

@@ -13,7 +13,7 @@ from keras import layers
 
 from ekg.graph import flow
 from ekg.graph.flow import Channels
-from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Parts, Weight
+from ekg.graph.records import IN, OUT, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
 PROJECTIONS = {
@@ -58,7 +58,9 @@ class ToHeads(_Projection):
 
 
 class FromHeads(_Projection):
-    """[..., heads, size of a head] -> [..., channels], those of the tensors that it is tied to."""
+    """[..., heads, size of a head] -> [..., channels], the same as in the tensors that it is tied
+    to.
+    """
 
     def call(self, x, *tied):
         return self.dense.call(x)
@@ -230,7 +232,7 @@ def _attend(channel_flow, call):
 
 
 def _from_heads(channel_flow, call):
-    """New channels, the same as those of the tensors that they are tied to."""
+    """New channels, the same as in the tensors that they are tied to."""
     source, *tied = channel_flow.inputs(call)
     if source.axis != len(channel_flow.shapes[call.inputs[0]]) - 2:
         return flow.close(channel_flow, call)
@@ -249,24 +251,22 @@ def _products(layer, read, written):
     return queries * met * query[-2] * (query[-1] + written[-1])
 
 
-RECORDS.update(
-    {
-        ToHeads: LayerRecord(
-            _to_heads,
-            {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
-            ("kernel",),
-            positions=lambda _, read, __, ___: math.prod(read[1:-1]),
-            mixes=True,
-            resize=lambda *_: {},
-        ),
-        FromHeads: LayerRecord(
-            _from_heads,
-            {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
-            ("kernel",),
-            positions=lambda _, read, __, ___: math.prod(read[1:-2]),
-            mixes=True,
-            resize=lambda *_: {},
-        ),
-        Attending: LayerRecord(_attend, products=_products),
-    }
-)
+PARTS = {
+    ToHeads: LayerRecord(
+        _to_heads,
+        {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
+        ("kernel",),
+        positions=lambda _, read, __, ___: math.prod(read[1:-1]),
+        mixes=True,
+        resize=lambda *_: {},
+    ),
+    FromHeads: LayerRecord(
+        _from_heads,
+        {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
+        ("kernel",),
+        positions=lambda _, read, __, ___: math.prod(read[1:-2]),
+        mixes=True,
+        resize=lambda *_: {},
+    ),
+    Attending: LayerRecord(_attend, products=_products),
+}

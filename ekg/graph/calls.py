@@ -1,12 +1,11 @@
 """The layer graph of a functional Keras model as a flat list of calls.
 
-Nested models are looked into: the calls of their layers stand in the list like all others.
-Everything this package knows of Keras' own bookkeeping of a functional graph is in this file.
+The list includes the calls inside nested models. Everything that this package knows of Keras' own
+bookkeeping of a functional graph is in this file.
 """
 
 import functools
 import inspect
-import math
 from fractions import Fraction
 
 import keras
@@ -16,29 +15,27 @@ from ekg.graph.activations import is_linear
 from ekg.graph.keras_masks import Masks
 from ekg.graph.nodes import input_specs, sorted_nodes
 from ekg.graph.opening import CalledOtherwise, Opener, is_made_of_layers, open_root
-from ekg.graph.records import parts_of
-from ekg.graph.refs import Ref, fill_in, refs_in
-from ekg.graph.steps import Call, Entry, ModelCall, PartsCall
+from ekg.graph.registry import parts_of, states
+from ekg.graph.steps import Call, Entry, ModelCall, PartsCall, Ref, fill_in, refs_in
 
 
 class Graph:
-    """Calls of a functional model in an order in which each runs after all it needs.
+    """Calls of a functional model, each after the calls whose outputs it reads.
 
     A block's main branch comes before its shortcut where the block adds [main, shortcut]. Tensors
     are numbered, the inputs first.
 
     Attributes:
         model: the keras.Model.
-        calls: list of all Calls, without input layers, those of nested models among them.
+        calls: list of all Calls, without input layers and including nested models.
         steps: the same as a tree: list of Calls and ModelCalls.
-        unopened: {key of a layer that is made of layers: why it was not taken apart}.
-        layers: {key: layer or operation} of all that is called.
-        looked_into: keys of those among them whose parts stand in the list of calls.
+        unopened: {key of a composite layer: why it was not taken apart}.
+        layers: {key: layer or operation} of everything that is called.
+        looked_into: keys of the layers whose parts are in the list of calls.
         shapes: {tensor number: shape tuple with None for the batch}.
-        rows: {tensor number: how many rows of the batch one example has there, a Fraction}: more
-            than one where positions were folded into the batch.
-        masks: where masks are, as those of padded tokens. models: list of the model and of all that
-            are nested in it.
+        rows: {tensor number: rows of the batch per example, a Fraction}: more than one where
+            positions were folded into the batch.
+        masks: Keras' masks, as of padded tokens.
         inputs, outputs: tuples of the numbers of the tensors that the model takes and returns.
 
     Raises:
@@ -51,10 +48,9 @@ class Graph:
             model: keras.Model, functional or sequential; or of any kind where `open_layers` opens
                 it.
             input_shape: shape of one example, without the batch, or a list of one for each input;
-                None takes what the model itself says.
-            open_layers: which layers that are made of layers are taken apart into these, and stand
-                in the graph as nested models: True for all, or regular expressions for their names;
-                see opening.Opener.
+                None takes the shapes of the model itself.
+            open_layers: which composite layers are taken apart and become nested models in the
+                graph: True for all, or regular expressions for their names; see opening.Opener.
         """
         opener = Opener(open_layers)
         if (
@@ -93,31 +89,31 @@ class Graph:
 
     @property
     def num_outputs(self):
-        """Size of the last axis of what the model returns: the number of classes."""
+        """Size of the last axis of the output: the number of classes."""
         return self.shapes[self.output][-1]
 
     @property
     def input_shapes(self):
-        """Shape of an example of every input, without the batch."""
+        """Shapes of an example of every input, without the batch."""
         return [self.shapes[number][1:] for number in self.inputs]
 
     def is_last(self, call):
-        """Returns whether a call writes what the model returns, as it is or through a linear
+        """Returns whether a call writes an output of the model, directly or through a linear
         activation.
         """
         return any(number in self._returned for number in call.outputs)
 
     @functools.cached_property
     def _returned(self):
-        """Numbers of the outputs, and of what linear activations return as one, which stand where a
-        head was.
+        """Numbers of the outputs, and of the tensors that a linear activation in place of a head
+        returns.
         """
         heads = {call.output: call.inputs[0] for call in self.calls if is_linear(call.layer)}
         return {*self.outputs, *(heads[number] for number in self.outputs if number in heads)}
 
     def tensors_of(self, inputs):
-        """Returns {tensor number: value} of the model's inputs, in the number format that the model
-        asks for.
+        """Returns {tensor number: value} of the model's inputs, in the dtypes that the model
+        expects.
 
         Args:
             inputs: a tensor, or a structure of them as the model takes.
@@ -139,27 +135,27 @@ class Graph:
         return keras.tree.pack_sequence_as(structure, [tensors[number] for number in self.outputs])
 
     def structured_inputs(self, values):
-        """Returns a list of one value for each input in the structure that the model takes."""
+        """Returns a list of one value per input in the structure that the model takes."""
         return keras.tree.pack_sequence_as(functional(self.model)._inputs_struct, values)
 
     def why_closed(self, key):
-        """Returns a part of a sentence: why a layer that is made of layers was not taken apart, or
-        nothing.
+        """Returns why a composite layer was not taken apart, as a part of a sentence, or an empty
+        text.
         """
         return f", as it stays closed: {self.unopened[key]}" if key in self.unopened else ""
 
     def dtype(self, number):
-        """Returns the number format of a tensor, as in "float32"."""
+        """Returns the dtype of a tensor, as in "float32"."""
         return self._dtypes[number]
 
     def check_sizes(self):
-        """Raises EkgError if the size of an input is not known, and with it the FLOPs."""
+        """Raises EkgError if the size of an input is unknown, and thus the FLOPs."""
         shapes = self.input_shapes
         if any(size is None for shape in shapes for size in shape):
             raise EkgError(
-                f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs "
-                f"are not known; "
-                "give the size that they are counted for, as in `input_shape`=(224, 224, 3)."
+                f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs are "
+                "not known; give the size that they are counted for, as in `input_shape`=(224, "
+                "224, 3)."
             )
 
     # ---------------------------------------------------------------- following the graph
@@ -198,11 +194,11 @@ class Graph:
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
 
     def _opened(self, node, args, kwargs, prefix):
-        """Returns the functional model of the parts of a layer, or None where it stays closed."""
+        """Returns the functional model of a layer's parts, or None if the layer stays closed."""
         key, numbers = self._key(node.operation, prefix), refs_in((args, kwargs))
         if self.masks.is_on(numbers):
             if is_made_of_layers(node.operation):
-                self.unopened[key] = "it is handed a mask"
+                self.unopened[key] = "it receives a mask"
             return None
         symbols = dict(zip(numbers, node.arguments.keras_tensors))
         sizes = {number: (self.shapes[number], self._dtypes[number]) for number in numbers}
@@ -212,17 +208,15 @@ class Graph:
         inputs = refs_in((args, kwargs))
         args, kwargs = _first_by_place(node.operation, args, kwargs)
         is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
-        if (
-            is_inferred
-        ):  # the sizes are others than those that the layer was called with when the model was made
+        # The sizes differ from the call by which the model was made.
+        if is_inferred:
             specs = self._infer(node.operation.compute_output_spec, args, kwargs)
         leaves_open = any(_is_open(spec.shape) for spec in specs)
         if leaves_open and not any(_is_open(self.shapes[number]) for number in inputs):
             traced = functools.partial(keras.Operation.compute_output_spec, node.operation)
-            specs, is_inferred = (
-                self._infer(traced, args, kwargs),
-                True,
-            )  # some layers do not say what they know
+            # Some layers do not report the sizes that they know.
+            specs = self._infer(traced, args, kwargs)
+            is_inferred = True
         outputs = tuple(map(self._number, specs))
         self._inferred.update(dict.fromkeys(outputs, is_inferred))
         call = Call(node.operation, self._key(node.operation, prefix), args, kwargs, outputs)
@@ -243,7 +237,7 @@ class Graph:
         return known
 
     def _call_parts(self, node, parts, args, kwargs, prefix):
-        """Follows a layer through its parts, as if they were called in its place."""
+        """Follows the parts of a layer as if they were called in its place."""
         key = self._key(node.operation, prefix)
         self.looked_into.add(key)
         given = inspect.signature(node.operation.call).bind(*args, **kwargs).arguments
@@ -269,40 +263,28 @@ class Graph:
         return keras.tree.flatten(compute_output_spec(*args, **kwargs))
 
     def _count_rows(self, call):
-        """Returns how many rows of the batch one example has in what a call writes."""
-        rows = [self.rows[number] for number in call.inputs] or [Fraction(1)]
-        name, shapes = (
-            type(call.layer).__name__,
-            [self.shapes[number] for number in (*call.inputs[:1], call.output)],
-        )
-        if name == "Reshape" and not any(map(_is_open, shapes)):
-            return rows[0] * Fraction(math.prod(shapes[0][1:]), math.prod(shapes[1][1:]))
-        if name == "Concatenate" and call.layer.axis % len(shapes[1]) == 0:
-            return sum(rows)
-        if name == "Split" and call.layer.axis % len(shapes[1]) == 0:
-            return rows[0] / len(call.outputs)
-        return max(rows)
+        """Returns the rows of the batch per example in the output of a call."""
+        count = states(call.layer, "rows")
+        if count:
+            return count(call, self.shapes, self.rows)
+        return max([self.rows[number] for number in call.inputs], default=Fraction(1))
 
     def _call_model(self, node, inner, args, kwargs, prefix):
         entries, key = [], self._key(node.operation, prefix)
         self.looked_into.add(key)
-        if (
-            looked_into(node.operation) is None
-        ):  # a layer that was opened: its model takes the tensors one by one
-            model, given = (
-                inner,
-                [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)],
-            )
+        # An opened layer: its model takes the tensors one by one.
+        if looked_into(node.operation) is None:
+            model = inner
+            given = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
             args, kwargs = (given if len(given) > 1 else given[0],), {}
         else:
             model, given = node.operation, args[0] if args else kwargs.get("inputs")
         self.models += [] if model in self.models else [model]
         refs = _by_input(inner, given)
         if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
-            args, kwargs = (
-                (refs,),
-                {},
-            )  # Keras takes the names for the values and their order for the sizes
+            # Keras would use the names for the values and their order for the sizes.
+            args = (refs,)
+            kwargs = {}
         if len(refs) != len(inner.inputs):
             raise EkgError(
                 f"nested model {key!r} takes {len(inner.inputs)} inputs and is called with "
@@ -321,7 +303,9 @@ class Graph:
         return ModelCall(model, key, args, kwargs, tuple(entries), outputs, steps)
 
     def _key(self, operation, prefix):
-        """Returns the name of a layer in the whole model; one that is met again keeps its first."""
+        """Returns the name of a layer in the whole model; a layer that is met again keeps its first
+        name.
+        """
         if id(operation) not in self._keys:
             key, number = prefix + operation.name, 2
             while key in self.layers:
@@ -331,8 +315,8 @@ class Graph:
 
 
 def _by_input(model, given):
-    """Returns a list of what a functional model is given, in the order of its inputs; a dict goes
-    by their names.
+    """Returns the arguments of a functional model in the order of its inputs; a dict is read by
+    their names.
     """
     if not isinstance(given, dict):
         return keras.tree.flatten(given)
@@ -349,7 +333,7 @@ def _by_input(model, given):
 
 
 def _first_by_place(operation, args, kwargs):
-    """Returns (args, kwargs) with the first argument of a call among the former."""
+    """Returns (args, kwargs) of a call with its first argument in args."""
     if args:
         return args, kwargs
     first = next(iter(inspect.signature(operation.call).parameters))
@@ -361,7 +345,7 @@ def _first_by_place(operation, args, kwargs):
 
 
 def _calls_itself(model):
-    """Returns whether a model's class computes something else than its graph."""
+    """Returns whether the class of a model has a call() of its own, besides its graph."""
     owner = next(kind for kind in type(model).__mro__ if "call" in vars(kind))
     return not owner.__module__.startswith("keras.src.")
 
@@ -375,14 +359,13 @@ def functional(model):
     if isinstance(model, keras.Function) and _calls_itself(model):
         raise EkgError(
             f"`model` {model.name!r} ({type(model).__name__}) has a call() of its own, which its "
-            f"graph does not "
-            "show; make that part of the graph."
+            "graph does not show; make that part of the graph."
         )
     if isinstance(model, keras.Sequential):
         if getattr(model, "_functional", None) is None:
             raise EkgError(
                 f"`model` {model.name!r} has no input shape yet; begin it with keras.Input, or "
-                f"call it once."
+                "call it once."
             )
         return model._functional
     if isinstance(model, keras.Function):
@@ -390,9 +373,8 @@ def functional(model):
     if isinstance(model, keras.Model):
         raise EkgError(
             f"`model` {model.name!r} ({type(model).__name__}) is a subclassed model, whose graph "
-            f"is not known; "
-            "make a functional one of its layers: inputs = keras.Input(...); keras.Model(inputs, "
-            "outputs of its layers)."
+            "is not known; make a functional one of its layers: inputs = keras.Input(...); "
+            "keras.Model(inputs, outputs of its layers)."
         )
     raise EkgError(
         f"`model` must be a functional keras.Model; received {type(model).__name__} "
@@ -408,17 +390,15 @@ def layer_variables(layer):
 
 
 def finish_layers_(model):
-    """Lets layers that keep something made of their weights, such as an adapted Normalization, make
-    it anew.
-    """
+    """Refreshes values that layers derive from their weights (e.g. an adapted Normalization)."""
     for layer in model._flatten_layers(include_self=False):
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
 
 
 def looked_into(operation):
-    """Returns the functional model behind a nested model, or None for a layer and for models of
-    other kinds.
+    """Returns the functional model of a nested model, or None for a layer and for models of other
+    types.
     """
     if isinstance(operation, keras.Model) and _calls_itself(operation):
         return None
@@ -428,5 +408,5 @@ def looked_into(operation):
 
 
 def _is_open(shape):
-    """Returns whether a size of a tensor is not known, but for that of the batch."""
+    """Returns whether a size of a tensor is unknown, other than the batch."""
     return None in shape[1:]

@@ -1,19 +1,19 @@
-"""What cannot be pruned rightly is refused before any work begins."""
+"""Refuses, before any work begins, networks that cannot be pruned correctly."""
 
 import keras
 
 from ekg.errors import EkgError, first_line
 from ekg.graph import cutting, norms
 from ekg.graph.calls import layer_variables
-from ekg.graph.choices import FROZEN
+from ekg.graph.limits import FROZEN
 
 
 class NothingToPrune(EkgError):
-    """No channel of a network can go."""
+    """No channel of a network can be pruned."""
 
 
 _FLOATS = ("float32", "mixed_float16", "mixed_bfloat16")
-_MOST_REASONS = 8  # that a message lists
+_MOST_REASONS = 8  # listed in a message
 
 
 def check_layers(graph):
@@ -29,49 +29,44 @@ def check_layers(graph):
         if isinstance(layer, keras.Model):
             reason = graph.unopened.get(key, "`open_layers` leaves it closed")
             raise EkgError(
-                f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot "
-                f"be taken apart "
-                f"into its layers: {reason}; make a functional model of them."
+                f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot be "
+                f"taken apart into its layers: {reason}; make a functional model of them."
             )
         if getattr(layer, "stateful", False) is True:
             raise EkgError(
-                f"layer {key!r} is stateful, so an output depends on the batch before; make it "
-                f"with "
-                "stateful=False."
+                f"layer {key!r} is stateful, so an output depends on the previous batch; make it "
+                "with stateful=False."
             )
         if getattr(layer, "lora_enabled", False):
             raise EkgError(
-                f"layer {key!r} has LoRA weights; merge them into its kernel before the network "
-                f"is pruned."
+                f"layer {key!r} has LoRA weights; merge them into its kernel before the network is "
+                "pruned."
             )
         if getattr(layer, "quantization_mode", None) is not None:
             raise EkgError(
-                f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network "
-                f"before that."
+                f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network before "
+                "that."
             )
         if layer.dtype_policy.name not in _FLOATS and any(
             keras.backend.is_float_dtype(variable.dtype) for variable in layer.variables
         ):
             raise EkgError(
-                f"layer {key!r} has the dtype policy {layer.dtype_policy.name!r}; networks of the "
-                f"policies "
+                f"layer {key!r} has the dtype policy {layer.dtype_policy.name!r}; only "
                 f"{', '.join(_FLOATS)} can be pruned."
             )
     _check_norms(graph)
     for key in sorted(graph.masks.hidden):
-        if not norms.uses_batch_statistics(graph.layers[key]):  # a frozen one asks for no mask
+        if not norms.uses_batch_statistics(graph.layers[key]):  # a frozen norm needs no mask
             raise EkgError(
-                f"layer {key!r} ({type(graph.layers[key]).__name__}) is handed a mask, as that of "
-                f"padded tokens, "
-                "beside the graph, which does not show then what is computed; name it in the "
-                "call, as mask=..., "
-                "where the layer reads one tensor alone, or leave masks out (mask_zero=False)."
+                f"layer {key!r} ({type(graph.layers[key]).__name__}) receives an implicit Keras "
+                "mask, which is not part of the graph; pass mask=... explicitly, if the layer "
+                "reads only one tensor, or disable masking (mask_zero=False)."
             )
 
 
 def _check_sharing(graph):
-    """Raises EkgError for weights that a cut would untie: of two layers, or of a model beside its
-    layers.
+    """Raises EkgError for weights that a cut would untie: shared by two layers, or held by a model
+    itself.
     """
     owners = {}
     for key, layer in graph.layers.items():
@@ -79,23 +74,21 @@ def _check_sharing(graph):
             owner = owners.setdefault(id(variable), key)
             if owner != key:
                 raise EkgError(
-                    f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a "
-                    f"cut would untie; "
-                    "call one layer twice, or give each weights of its own."
+                    f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a cut "
+                    "would untie; call one layer twice, or give each weights of its own."
                 )
     for model in graph.models:
         own = [*model._trainable_variables, *model._non_trainable_variables]
         if own:
             raise EkgError(
                 f"`model` {model.name!r} ({type(model).__name__}) has a weight of its own, "
-                f"{own[0].name!r}, "
-                "beside those of its layers; hold it in a layer of the graph."
+                f"{own[0].name!r}, besides its layers' weights; hold it in a layer of the graph."
             )
 
 
 def _check_norms(graph):
-    """Raises EkgError for a batch norm whose statistics cannot be those of a batch, or estimated
-    for a pruned network.
+    """Raises EkgError for a batch norm that cannot use the statistics of a batch, or whose
+    statistics cannot be estimated for a pruned network.
     """
     for key, layer in graph.layers.items():
         if isinstance(layer, keras.layers.Layer) and key not in graph.looked_into:
@@ -107,16 +100,13 @@ def _check_norms(graph):
             if inside:
                 raise EkgError(
                     f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, "
-                    f"whose "
-                    f"statistics are out of reach{graph.why_closed(key)}; freeze it, or make a "
-                    f"functional "
-                    "model of the layer."
+                    f"whose statistics are out of reach{graph.why_closed(key)}; freeze it, or make "
+                    "a functional model of the layer."
                 )
         if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masks.readers:
             raise EkgError(
                 f"batch norm {key!r} reads a tensor with a mask, which its statistics would have "
-                f"to leave out; "
-                "freeze it."
+                "to leave out; freeze it."
             )
         if not norms.uses_batch_statistics(layer) or norms.supports(layer) or not layer.trainable:
             continue
@@ -125,13 +115,12 @@ def _check_norms(graph):
             why = "never move" if layer.momentum == 1 else "belong to several calls"
             raise EkgError(
                 f"the moving statistics of layer {key!r} ({type(layer).__name__}) {why}, so they "
-                f"cannot be "
-                "estimated for a pruned network; freeze it."
+                "cannot be estimated for a pruned network; freeze it."
             )
 
 
 def describe_closed(layout):
-    """Returns in one line why no channel can go, layer by layer."""
+    """Returns in one line, layer by layer, why no channel can be pruned."""
     if layout.groups and any(group.size > 1 for group in layout.groups):
         return "`min_channels` and `multiple_of` keep all channels of every group."
     if layout.groups:
@@ -159,18 +148,18 @@ def middling(supernet):
 
 
 def try_cut(supernet):
-    """Cuts a sub-network of middling, unequal widths once, so that what cannot be cut is known
-    before the work begins.
+    """Cuts one sub-network of middling, unequal widths, so that a failure to cut shows before the
+    work begins.
 
     Raises:
-        EkgError: a layer cannot be copied, or does not take what it is given in the cut network.
+        EkgError: a layer cannot be copied, or does not accept its inputs in the cut network.
     """
     tried = middling(supernet)
     try:
         cut = cutting.cut(supernet.graph, supernet.layout, supernet.mask(tried) > 0, is_trial=True)
     except EkgError:
         raise
-    except Exception as error:  # whatever a layer of the user's own raises
+    except Exception as error:  # anything that a user's layer raises
         raise EkgError(
             f"`model` {supernet.model.name!r} cannot be cut: {first_line(error)}"
         ) from error
@@ -178,6 +167,5 @@ def try_cut(supernet):
     if cut.count_params() != params:
         raise EkgError(
             f"`model` {supernet.model.name!r}: a sub-network of it has {cut.count_params()} "
-            f"parameters, and "
-            f"{params} were counted; a layer's record does not fit it."
+            f"parameters, and {params} were counted; the record of a layer is wrong."
         )

@@ -1,10 +1,9 @@
-"""Parameters and FLOPs of a sub-network in closed form: no forward pass, integer arithmetic over
-kept channels.
+"""Parameters and FLOPs of sub-networks in closed form, by integer arithmetic over kept channels.
 
 FLOPs are multiply-accumulates of one image: a convolution H'·W'·kh·kw·Cin·Cout (divided by its
-groups; a transposed one at the positions of its input), a dense layer Cin·Cout, a batch norm
-2·H·W·C, another norm or scale H·W·C for each of its vectors, recurrent and attention layers all
-their products. Parameters are all weights, moving statistics included. Other layers are free.
+groups; a transposed convolution at the positions of its input), a dense layer Cin·Cout, a batch
+norm 2·H·W·C, another norm or scale H·W·C per vector, recurrent and attention layers all their
+products. Parameters are all weights, moving statistics included. Other layers are free.
 """
 
 import dataclasses
@@ -15,9 +14,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ekg.graph import flow, groups, records
+from ekg.graph import flow, groups, records, registry
 from ekg.graph.calls import Graph
-from ekg.graph.refs import refs_in
+from ekg.graph.steps import refs_in
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Complexity:
 
 
 class ComplexityTable:
-    """Counts of one graph, ready to be asked for many sub-networks.
+    """Counts of one graph, precomputed for many sub-networks.
 
     The number of entries of a weight is a constant, times the kept input channels, the kept output
     channels, or both. For a mask m over all channels, the kept channels of every call's input and
@@ -43,8 +42,8 @@ class ComplexityTable:
             missing.
     """
 
-    # What the entries of a weight grow with, by whether it has an axis of (input, output) channels.
-    # The last are those between output channels.
+    # The growth of a weight's number of entries, by whether it has an axis of (input, output)
+    # channels. The last entry is for weights between output channels.
     _GROWTHS = ((True, True), (True, False), (False, True), (False, False), records.BACK)
 
     def __init__(self, graph, layout):
@@ -52,7 +51,7 @@ class ComplexityTable:
         self._constant, self.uncounted = Complexity(0, 0), []
         for call in graph.calls:
             weights = getattr(call.layer, "weights", ())
-            record = records.record_of(call.layer)
+            record = registry.record_of(call.layer)
             is_first = id(call.layer) not in counted
             counted.add(id(call.layer))
             if record is None or record.flops is not None:
@@ -65,8 +64,8 @@ class ComplexityTable:
                 writes.append(
                     np.bincount(layout.index[call.output], minlength=layout.num_channels + 1)
                 )
-        # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a part of what
-        # its channels would make
+        # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a fraction of
+        # the entries that its channels would make
         self._counts, self._divisors = (
             np.array(
                 [[[getattr(value, part) for value in counts] for counts in row] for row in rows],
@@ -83,8 +82,7 @@ class ComplexityTable:
         if self.uncounted:
             logger.warning(
                 "the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all "
-                "other layers; "
-                "ekg.register_layer() says what a layer costs.",
+                "other layers; ekg.register_layer() says what a layer costs.",
                 ", ".join(dict.fromkeys(self.uncounted)),
                 graph.model.name,
             )
@@ -96,9 +94,8 @@ class ComplexityTable:
         )
         flops = 0
         if record is not None:
-            named = (
-                inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
-            )  # in their own order
+            # In the order of the layer's signature.
+            named = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
             read = [
                 shapes[number]
                 for name, value in named.items()
@@ -111,13 +108,12 @@ class ComplexityTable:
         self._constant = Complexity(self._constant.params + params, self._constant.flops + flops)
 
     def _count_call(self, call, record, graph, layout, is_first):
-        """Returns [FLOPs, parameters] of a call, each a list of the constants of every growth."""
+        """Returns [FLOPs, parameters] of a call, each a list of one constant per growth."""
         counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
         numbers = {records.IN: call.inputs[0], records.OUT: call.output, records.BACK: call.output}
         read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
-        axis = flow.channel_axis(
-            call.layer, len(written)
-        )  # what is never pruned may have its channels anywhere
+        # Tensors that are never pruned may have their channels along any axis.
+        axis = flow.channel_axis(call.layer, len(written))
         axis = layout.axes[call.output] if axis in (None, -1) else axis
         positions = graph.rows[call.output] * (
             records.spatial_size(written, axis)
@@ -137,9 +133,8 @@ class ComplexityTable:
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_each))
             counts[0][growth] += constant * positions * (name in record.multiplies)
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_all))
-            counts[1][growth] += (
-                constant * is_first
-            )  # a layer that is called again has no more parameters
+            # Another call of the layer adds no parameters.
+            counts[1][growth] += constant * is_first
         if record.products is not None:
             products = record.products(
                 call.layer, [graph.shapes[number] for number in call.inputs], written
@@ -166,8 +161,8 @@ class ComplexityTable:
 
 
 def model_complexity(model, input_shape=None):
-    """Returns the Complexity of a functional keras.Model as it stands, for inputs of this shape if
-    it leaves it open.
+    """Returns the Complexity of a functional keras.Model, for inputs of this shape where the model
+    leaves it open.
 
     Raises:
         EkgError: the model is not functional, or the size of its inputs is not known.

@@ -1,9 +1,9 @@
 """Copies of Keras layers and operations, object by object.
 
-A layer that is made again from its configuration loses what the configuration does not hold: an
-adapted state, a function of the user's own, the state of a seed. A copy here takes every attribute
-of the original as it is; only variables, and layers and seeds inside, are made anew. What is cut
-gets other values and attributes on the way.
+A layer that is rebuilt from its configuration loses what the configuration does not hold: an
+adapted state, a user's function, the state of a seed. A copy here takes every attribute of the
+original as it is; only variables, and layers and seeds inside, are new. A cut changes values and
+attributes on the way.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 _CONTAINERS = (list, tuple, set, dict)
 _WITHOUT_BUILD = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
-# What Keras and TensorFlow keep of a layer's place in graphs and of its variables: made anew with
-# the copy.
+# Bookkeeping of Keras and TensorFlow about a layer's place in graphs and its variables, which a
+# copy has for itself.
 _BOOKKEEPING = frozenset(
     (
         "_tracker",
@@ -49,7 +49,7 @@ _BOOKKEEPING = frozenset(
 
 
 def copy_operation(operation, arrays=None, changes=None, name=None):
-    """Returns a copy of a layer or operation with variables of its own; it stands in no graph yet.
+    """Returns a copy of a layer or operation with variables of its own, which is in no graph yet.
 
     Args:
         operation: keras.Operation, a layer that is built or a function of keras.ops.
@@ -73,17 +73,16 @@ def copy_operation(operation, arrays=None, changes=None, name=None):
     if left or len(copy.variables) != len(operation.variables):
         raise EkgError(
             f"layer {operation.name!r} ({type(operation).__name__}) keeps variables where they "
-            f"cannot be copied; "
-            "hold each in an attribute of the layer."
+            "cannot be copied; hold each in an attribute of the layer."
         )
     return copy
 
 
 def _check_functions(layer):
-    """Raises EkgError where an attribute holds a function that holds the layer, or a part of it, in
-    a way out of reach.
+    """Rejects layers that capture themselves, or a part of themselves, in the closure of an
+    attribute.
 
-    The copy's function would go on with the weights of the original.
+    The copy's function would still use the weights of the original.
     """
     for owner in layer._flatten_layers():
         for name, value in vars(owner).items():
@@ -97,19 +96,17 @@ def _check_functions(layer):
             ):
                 raise EkgError(
                     f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function "
-                    f"that holds the "
-                    "layer itself, which a copy cannot take over; make it a method."
+                    "that holds the layer itself, which a copy cannot take over; make it a method."
                 )
 
 
 def _held_by_functions(value, seen, is_inside=False):
-    """Yields what functions hold that a value is, or has among its entries, and what those methods
-    belong to.
+    """Yields every object captured by the functions that are reachable from a value.
 
     Args:
-        value: of an attribute.
-        seen: ids of what was looked at already.
-        is_inside: whether the value itself is held by a function.
+        value: value of an attribute.
+        seen: ids of the values that were visited.
+        is_inside: whether a function captures the value itself.
     """
     if is_inside:
         yield value
@@ -119,14 +116,12 @@ def _held_by_functions(value, seen, is_inside=False):
     seen.add(id(value))
     held = []
     if isinstance(value, types.FunctionType):
-        held, is_inside = (
-            [
-                *_contents(value.__closure__ or ()),
-                *(value.__defaults__ or ()),
-                *(value.__kwdefaults__ or {}).values(),
-            ],
-            True,
-        )
+        held = [
+            *_contents(value.__closure__ or ()),
+            *(value.__defaults__ or ()),
+            *(value.__kwdefaults__ or {}).values(),
+        ]
+        is_inside = True
     elif isinstance(value, _CONTAINERS):
         held = value.values() if isinstance(value, dict) else value
     elif isinstance(value, functools.partial):  # one of a method or a layer goes over to the copy
@@ -164,9 +159,8 @@ def _copy_plain(operation, changes):
 def _copy_layer(layer, arrays, changes, copies):
     if isinstance(layer, keras.Model):
         raise EkgError(
-            f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() "
-            f"of its own; call "
-            "it in the graph itself, as a functional model."
+            f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() of "
+            "its own; call it in the graph itself, as a functional model."
         )
     unbuilt = [
         inner.name
@@ -176,8 +170,7 @@ def _copy_layer(layer, arrays, changes, copies):
     if unbuilt:
         raise EkgError(
             f"layer {layer.name!r} ({type(layer).__name__}) holds layer {unbuilt[0]!r}, which is "
-            f"not built; call "
-            "the model once on some inputs before."
+            "not built; call the model once on some inputs before."
         )
     copy = type(layer).__new__(type(layer))
     copies[id(layer)] = copy
@@ -194,16 +187,14 @@ def _copy_layer(layer, arrays, changes, copies):
         _lock=False,
         _trainable=layer._trainable,
     )
-    for store in (
-        "trainable_variables",
-        "non_trainable_variables",
-    ):  # a frozen layer's stay among the first, for later
+    # A frozen layer's variables stay among the trainable ones, so that it can be unfrozen.
+    for store in ("trainable_variables", "non_trainable_variables"):
         for variable in getattr(layer, f"_{store}"):
             if id(variable) not in copies:  # a wrapper and the layer inside may hold the same one
                 copies[id(variable)] = _copy_variable(variable, arrays.get(id(variable)))
             copy._tracker.add_to_store(store, copies[id(variable)])
             copy._post_track_variable(copies[id(variable)])
-    # Methods and functions of what is inside come behind it.
+    # Methods and functions of an inner object come after the object.
     for name, value in sorted(
         layer.__dict__.items(), key=lambda item: callable(item[1]) and not _is_tracked(item[1])
     ):
@@ -261,19 +252,15 @@ def _copy_variable(variable, array):
         synchronization=variable.synchronization,
         name=variable.name,
     )
-    copy._path, copy.regularizer, copy.constraint = (
-        variable.path,
-        variable.regularizer,
-        variable.constraint,
-    )
+    copy._path = variable.path
+    copy.regularizer = variable.regularizer
+    copy.constraint = variable.constraint
     copy.overwrite_with_gradient = variable.overwrite_with_gradient
     return copy
 
 
 def _copy_value(value, arrays, copies):
-    """Returns a copy of what holds variables, layers or seeds; whatever else an attribute holds is
-    shared.
-    """
+    """Returns a copy of a value that holds variables, layers or seeds; other values are shared."""
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, keras.layers.Layer):
@@ -311,7 +298,7 @@ def _copy_metric(metric):
     """Returns a metric like another; that one itself, where Keras cannot make it again."""
     try:
         return type(metric).from_config(metric.get_config())
-    except Exception as error:  # whatever a metric of the user's own raises
+    except Exception as error:  # anything that a user's metric raises
         logger.debug("metric %r is shared by the copies of its layer: %s", metric.name, error)
         return metric
 
@@ -328,8 +315,7 @@ def _without_arrays(layer, is_cut):
         ) and holds_array(value):
             raise EkgError(
                 f"layer {layer.name!r} ({type(layer).__name__}) has a {name} that holds an array, "
-                f"which does not "
-                "fit the layer when it is cut; exclude the layers around it."
+                "which does not fit the layer when it is cut; exclude the layers around it."
             )
     return {
         name: keras.initializers.Zeros()
@@ -359,10 +345,9 @@ def refit_(copy, kept):
         return
 
     def cut(shape, count):
-        shape, place = (
-            tuple(shape),
-            len(shape) + axis - rank,
-        )  # inputs of fewer axes are spread from the last one on
+        # Inputs with fewer axes are broadcast from the last one on.
+        shape = tuple(shape)
+        place = len(shape) + axis - rank
         return (
             (*shape[:place], count, *shape[place + 1 :])
             if place > 0 and shape[place] != 1

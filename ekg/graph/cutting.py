@@ -9,11 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import groups, layers, records, wrappers
+from ekg.graph import groups, neighbours, records, registry, wrappers
 from ekg.graph.calls import Graph, ModelCall, functional, looked_into
 from ekg.graph.copying import copy_operation, has_attribute, refit_
-from ekg.graph.refs import fill_in
-from ekg.graph.steps import PartsCall, numbers_by_name
+from ekg.graph.steps import PartsCall, fill_in, numbers_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,8 @@ def kernel_norm(kernel):
 def open_model(model, input_shape=None, open_layers=True):
     """Returns a functional keras.Model for a model of any kind; see opening.Opener.
 
-    That is the model itself where nothing in it is made of layers; else a copy of it, with weights
-    of its own, in which the layers and models that are made of layers are nested models.
+    That is the model itself if it has no composite layers; else a copy of it, with weights of its
+    own, in which composite layers and models are nested models.
 
     Args:
         model: keras.Model.
@@ -139,12 +138,10 @@ class _Cutter:
         self._replacements = replacements or {}
         self._graph, self._layout, self._mask, self._is_trial = graph, layout, mask, is_trial
         self._kept = {tensor: np.flatnonzero(mask[index]) for tensor, index in layout.index.items()}
-        self._classifier = layers.classifier_of(graph) if keeps_norm else None
+        self._classifier = neighbours.classifier_of(graph) if keeps_norm else None
         self._names = {operation.name for operation in graph.layers.values()}
-        self._models, self._copies = (
-            {},
-            {},
-        )  # id of a model -> its copy; id of a layer -> [(changes, copy)]
+        self._models = {}  # id of a model -> its copy
+        self._copies = {}  # id of a layer -> [(changes, copy)]
 
     def model(self, model, inputs, outputs, steps):
         """Returns the copy of a model, the outermost or a nested one, without the masked
@@ -161,8 +158,7 @@ class _Cutter:
             for number, symbol in zip(inputs, symbols)
         ]
         if isinstance(model, keras.Sequential):
-            # Functions of keras.ops among its steps make masks; the copies of the layers make these
-            # anew.
+            # Functions of keras.ops among its steps make masks, as the copied layers do themselves.
             layers_ = [
                 step
                 for step in steps
@@ -176,7 +172,7 @@ class _Cutter:
                 result = self._operation(step)(*args, **kwargs)
                 tensors.update(zip(step.outputs, keras.tree.flatten(result)))
             copy = _model_like(model, entries, [tensors[number] for number in outputs])
-        copy._trainable = model._trainable  # that of the layers is their own
+        copy._trainable = model._trainable  # the layers have their own
         for name, value in vars(model).items():  # settings of a class of the user's own
             if (
                 isinstance(value, (bool, int, float, str))
@@ -214,11 +210,11 @@ class _Cutter:
     def _arguments(self, step, tensors):
         args, kwargs = fill_in((step.args, step.kwargs), tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
-            return (
-                args,
-                {},
-            )  # another layer need not know its arguments, as the mask of a batch norm
-        record = None if isinstance(step, (ModelCall, PartsCall)) else records.record_of(step.layer)
+            # Another layer need not accept its arguments, as the mask of a batch norm.
+            return args, {}
+        record = (
+            None if isinstance(step, (ModelCall, PartsCall)) else registry.record_of(step.layer)
+        )
         if record is None or record.arguments is None:
             return args, kwargs
         return record.arguments(step, args, kwargs, self._kept_by(step))
@@ -235,7 +231,7 @@ class _Cutter:
             return self._whole(step)
         if id(step.layer) in self._replacements:
             return self._replacements[id(step.layer)]
-        layer, record = step.layer, records.record_of(step.layer)
+        layer, record = step.layer, registry.record_of(step.layer)
         kept = self._kept_by(step)
         changes = (
             record.resize(layer, kept)
@@ -261,8 +257,7 @@ class _Cutter:
         if missing:
             raise EkgError(
                 f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, "
-                f"which is no "
-                "attribute of the layer."
+                "which is no attribute of the layer."
             )
         copy = copy_operation(
             layer, arrays_of(), changes, self._free_name(layer.name) if known else None
@@ -281,7 +276,7 @@ class _Cutter:
                 place: array
                 for name, call in calls.items()
                 for place, array in self._arrays(
-                    call, records.record_of(call.layer), kept[name]
+                    call, registry.record_of(call.layer), kept[name]
                 ).items()
             }
 
@@ -374,7 +369,7 @@ class _Cutter:
                     value = np.take(value, indices, axis)
                 arrays[id(variable)] = value
         if call is self._classifier and len(kept.input) != kept.sizes[0]:
-            kernel = records.kernel_of(call.layer)
+            kernel = registry.kernel_of(call.layer)
             rows = described[id(kernel)].axes.index(records.IN)
             mask = tf.constant(self._mask[self._layout.index[call.inputs[0]]], tf.float32)
             arrays[id(kernel)] = arrays[id(kernel)] * norm_factor(kernel.value, mask, rows).numpy()
@@ -417,8 +412,7 @@ def _model_like(model, inputs, outputs):
     except TypeError:
         logger.warning(
             "`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is "
-            "a plain "
-            "keras.Model.",
+            "a plain keras.Model.",
             model.name,
             type(model).__name__,
         )
@@ -434,9 +428,9 @@ def _compile_like(model, original):
     reason = f"{type(original).__name__} has a compile() of its own."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras', of what is told here
+            warnings.simplefilter("ignore")  # Keras' warning of what is logged here
             model.compile_from_config(original.get_compile_config())
-    except Exception as error:  # whatever an optimizer, a loss or a metric of the user's own raises
+    except Exception as error:  # anything that a user's optimizer, loss or metric raises
         reason = first_line(error)
     if not model.compiled:
         logger.warning(

@@ -1,6 +1,4 @@
-"""Runs the calls of a graph as pure functions: weights go in as tensors, new statistics come out,
-nothing is updated.
-"""
+"""Runs the calls of a graph as pure functions of weights; no variable is updated."""
 
 import dataclasses
 import inspect
@@ -10,7 +8,8 @@ import tensorflow as tf
 
 from ekg.graph import layer_losses, norms, resizing
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.records import Context, record_of
+from ekg.graph.records import Context
+from ekg.graph.registry import record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +17,8 @@ class ExecutionOptions:
     """How calls are computed.
 
     Attributes:
-        dtype: "float32", "bfloat16" or "float16": of convolutions and activations. Weights,
-            statistics of batch norms and logits are float32 always.
+        dtype: "float32", "bfloat16" or "float16", for convolutions and activations. Weights,
+            statistics of batch norms and logits are always float32.
         sync_norms: whether batch norms in training take the statistics of all replicas' parts
             together.
         fuse_norms: whether batch norms run as one operation, which is fast but for second
@@ -29,7 +28,7 @@ class ExecutionOptions:
         norms_alone: whether in training it is the batch norms alone that work so; dropout and its
             like stay off.
         tile_norms: whether fused batch norms may take several positions as one; see narrow_norms.
-            Off where the graph is to be what another program runs.
+            Off for graphs that other programs run.
     """
 
     dtype: str = "float32"
@@ -40,7 +39,7 @@ class ExecutionOptions:
     tile_norms: bool = True
 
     def of(self, is_last):
-        """Returns the options of a call: those of the last one are the same in float32."""
+        """Returns the options of a call; the last call of a network computes in float32."""
         return dataclasses.replace(self, dtype="float32") if is_last else self
 
 
@@ -48,15 +47,15 @@ FLOAT32 = ExecutionOptions()
 
 
 def run_call(call, variables, tensors, training, options=FLOAT32, kept=None, losses=None):
-    """Returns (list of outputs, new non-trainable values) of one call. Pure, but for sums over
+    """Returns (list of outputs, new non-trainable values) of one call. Pure, except for sums over
     replicas if asked.
 
     Args:
         call: Call.
         variables: values of layer_variables(call.layer).
         tensors: {tensor number: value}.
-        training: whether batch norms use the statistics of the batch; as in Keras, it counts more
-            than what the call says.
+        training: whether batch norms use the statistics of the batch; as in Keras, it overrides the
+            call's own argument.
         options: ExecutionOptions.
         kept: mask of the channels that the call reads, float32 [channels]; None keeps all.
         losses: list that gets the scalars that the call adds to the loss; None leaves them out.
@@ -90,7 +89,7 @@ def _call_layer(layer, variables, args, kwargs, training, losses):
     """Returns (list of outputs, new non-trainable values) of Keras' own call of a layer; see
     run_call().
     """
-    if layer.variables:  # whatever else has weights is computed in their format
+    if layer.variables:  # other layers compute in the dtype of their weights
         args, kwargs = keras.tree.map_structure(_to_float32, (args, kwargs))
     if takes_training(layer):
         kwargs = {**kwargs, "training": training}

@@ -1,9 +1,8 @@
-"""How channels flow through a graph: which channel of which tensor must be kept or removed together
-with which other.
+"""Rules by which channels flow through a graph: which channels must be kept or removed together.
 
-A tensor has its channels along one axis. Every function here named for a verb is what a layer
-record's `flow` may be: it takes the ChannelFlow and a call, and returns the Channels of the call's
-output, or a list of them, one for each output.
+A tensor has its channels along one axis. Every function here that is named for a verb can be the
+`flow` of a layer record: it takes the ChannelFlow and a call, and returns the Channels of the
+call's output, or a list with the Channels of each output.
 """
 
 import dataclasses
@@ -15,12 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.graph.activations import is_elementwise
-from ekg.graph.calls import Entry
-from ekg.graph.refs import Ref
+from ekg.graph.steps import Entry, Ref
 
 logger = logging.getLogger(__name__)
 
-FIXED = 0  # the channel that stands for all channels that are never pruned
+FIXED = 0  # the label of all channels that are never pruned
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +27,8 @@ class Channels:
 
     Attributes:
         labels: int array.
-        axis: along which they stand; None: the tensor has none.
-        is_fixed: whether nothing of the tensor is ever pruned, so that its channels may stand along
+        axis: axis of the channels; None if the tensor has no channels.
+        is_fixed: whether no channel of the tensor is ever pruned, so that the channels may be along
             any axis.
     """
 
@@ -127,21 +125,20 @@ class ChannelFlow:
         return [self.channels[tensor] for tensor in call.inputs]
 
     def fixed(self, tensor, reason):
-        """Returns Channels for a tensor none of which is ever pruned."""
+        """Returns the Channels of a tensor that is never pruned."""
         shape = self.shapes[tensor]
         labels = self._sets.add((shape[-1] or 0) if len(shape) > 1 else 0)
         self._sets.close(labels, reason)
         return Channels(labels, len(shape) - 1 if len(shape) > 1 else None, is_fixed=True)
 
     def begin(self, call, axis, repeat=1):
-        """Returns new channels along an axis of a call's output; a layer that is called again
-        writes the same ones.
+        """Returns new channels along an axis of a call's output; another call of the layer writes
+        the same channels.
 
         Args:
             call: Call.
             axis: axis of the output.
-            repeat: how many channels, a share of all apart, are one and the same: groups that
-                shrink together.
+            repeat: number of groups of channels that shrink together, whose channels are the same.
         """
         if call.key not in self.written:
             size = self.shapes[call.output][axis]
@@ -149,23 +146,21 @@ class ChannelFlow:
         return Channels(self.written[call.key], axis)
 
     def merge(self, first, second):
-        """Says that two rows of labels are pruned together, one by one."""
+        """Ties two arrays of labels, entry by entry: they are pruned together."""
         self._sets.merge(first, second)
 
     def close(self, labels, reason):
-        """Says that these channels are never pruned, and why."""
+        """Closes channels: they are never pruned, for this reason."""
         self._sets.close(labels, reason)
 
     def roots(self, labels):
-        """Returns one representative for each label; channels that are pruned together have the
-        same, closed ones FIXED.
+        """Returns one representative per label: the same for channels that are pruned together,
+        FIXED for closed channels.
         """
         return self.all_roots([labels])[0]
 
     def all_roots(self, rows):
-        """Returns roots() of each of several rows of labels, which takes little longer than of
-        one.
-        """
+        """Returns roots() of each of several arrays of labels, in little more time than of one."""
         ends = np.cumsum([len(row) for row in rows])
         return np.split(self._sets.roots(np.concatenate([*rows, []]).astype(np.int64)), ends[:-1])
 
@@ -178,10 +173,9 @@ class ChannelFlow:
         return next(filter(None, map(self._sets.reason, labels.tolist())), None)
 
     def _share_weights(self, call):
-        """A layer that is called twice has one set of weights, so both calls must read the same
-        channels.
+        """Ties the inputs of a layer that is called twice: its weights are the same.
 
-        A nested model, too, is one and the same at every call.
+        A nested model, too, is the same at every call.
         """
         if isinstance(call.layer, Entry) or (
             isinstance(call.layer, keras.layers.Layer) and call.layer.weights
@@ -198,19 +192,18 @@ class ChannelFlow:
 
 
 def describe(call):
-    """Returns a call's layer as it stands in messages: name and kind."""
+    """Returns the name and type of a call's layer, for messages."""
     return f"{call.key!r} ({type(call.layer).__name__})"
 
 
 def channel_axis(layer, rank):
-    """Returns the axis of the channels in what a layer reads, as its data format or axis says; None
-    if it says nothing.
+    """Returns the axis of the channels in the input of a layer, from its data format or axis; None
+    if it has neither.
     """
     if isinstance(getattr(layer, "axis", None), (int, list, tuple)):
         axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-        return (
-            axes[0] % rank if len(axes) == 1 else -1
-        )  # along several axes: none of them is the one
+        # Along several axes: none of them is the channels' axis.
+        return axes[0] % rank if len(axes) == 1 else -1
     data_format = getattr(layer, "data_format", None)
     return {"channels_last": rank - 1, "channels_first": 1}.get(data_format)
 
@@ -229,7 +222,7 @@ def _bias_is_ambiguous(flow, call):
 
 
 def carry_noise(flow, call):
-    """As carry(), of a dropout whose `noise_shape` must not name the channels."""
+    """Carries channels through a dropout whose `noise_shape` must not name them."""
     channels, shape = flow.channels[call.inputs[0]], call.layer.noise_shape
     names_channels = (
         shape is not None and channels.axis is not None and shape[channels.axis] not in (None, 1)
@@ -238,7 +231,7 @@ def carry_noise(flow, call):
 
 
 def _along_channels(flow, call, axis=None):
-    """Returns whether a call works along the axis of its input's channels and treats each by
+    """Returns whether a call works along the axis of its input's channels and treats each one by
     itself.
     """
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
@@ -255,7 +248,7 @@ def _along_channels(flow, call, axis=None):
 
 
 def close(flow, call):
-    """The effect on channels is unknown: whatever is read here is never pruned."""
+    """Closes channels whose further use is unknown: what is read here is never pruned."""
     reason = f"read by {describe(call)}{flow.graph.why_closed(call.key)}"
     if any(flow.is_open(channels.labels) for channels in flow.inputs(call)):
         logger.warning(
@@ -269,7 +262,7 @@ def close(flow, call):
 
 
 def stay(flow, call):
-    """Nothing that is read here is ever pruned, and so nothing that is written."""
+    """Keeps everything: what is read here is never pruned, and so is what is written."""
     reason = flow.reason(
         np.concatenate([[], *(channels.labels for channels in flow.inputs(call))]).astype(np.int64)
     )
@@ -277,7 +270,7 @@ def stay(flow, call):
 
 
 def carry(flow, call):
-    """Each channel of the output depends on the same channel of the input alone."""
+    """Carries channels on: each one of the output depends on the same one of the input alone."""
     if not _along_channels(flow, call):
         return close(flow, call)
     channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
@@ -290,12 +283,12 @@ def carry(flow, call):
 
 
 def carry_along_axis(flow, call):
-    """As carry(), of a layer whose `axis` must be the one of the channels."""
+    """Carries channels through a layer whose `axis` must be theirs."""
     return carry(flow, call)
 
 
 def carry_groups(flow, call):
-    """As carry(), of a layer that treats `groups` of neighbouring channels as a whole: whole groups
+    """Carries channels through a layer that treats `groups` of neighbours as a whole: whole groups
     are removed.
     """
     channels = carry(flow, call)
@@ -307,7 +300,7 @@ def carry_groups(flow, call):
 
 
 def multiply_channels(flow, call):
-    """Each input channel becomes several output channels, side by side."""
+    """Turns each input channel into several output channels, side by side."""
     if not _along_channels(flow, call) or _bias_is_ambiguous(flow, call):
         return close(flow, call)
     channels, shape = flow.channels[call.inputs[0]], flow.shapes[call.output]
@@ -317,7 +310,7 @@ def multiply_channels(flow, call):
 
 
 def mix(flow, call):
-    """Every output channel depends on all input channels: new channels begin."""
+    """Begins new channels, each of which depends on all input channels."""
     source, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axis = channel_axis(call.layer, rank)
     axis = rank - 1 if axis is None else axis
@@ -327,9 +320,8 @@ def mix(flow, call):
         return close(flow, call)
     is_first = getattr(call.layer, "data_format", None) == "channels_first"
     channels = flow.begin(call, 1 if is_first else len(flow.shapes[call.output]) - 1)
-    if not is_elementwise(
-        getattr(call.layer, "activation", None)
-    ):  # a softmax, say, mixes the channels once more
+    # A softmax, say, mixes the channels again.
+    if not is_elementwise(getattr(call.layer, "activation", None)):
         flow.close(
             channels.labels,
             f"the activation of {describe(call)} is not known to treat each channel by itself",
@@ -338,9 +330,7 @@ def mix(flow, call):
 
 
 def mix_groups(flow, call):
-    """As mix(), of a layer that works in `groups` of channels: every group loses the same
-    number.
-    """
+    """Begins new channels as mix() does, in `groups` that all lose the same number."""
     source, groups = flow.channels[call.inputs[0]], call.layer.groups
     if _bias_is_ambiguous(flow, call):
         return close(flow, call)
@@ -357,7 +347,7 @@ def mix_groups(flow, call):
 
 
 def merge(flow, call):
-    """Inputs, and constants, are combined element by element; a single channel is spread over those
+    """Merges inputs and constants element by element; a single channel is spread over the channels
     of the others.
     """
     inputs, shape = flow.inputs(call), flow.shapes[call.output]
@@ -394,9 +384,9 @@ def _spreads_badly(constant, axis, written):
     """Returns whether a constant is a weight, or does not fit channels along this axis, counted
     from the end.
 
-    Keras takes an array that is long along one axis alone for a vector of the last axis wherever it
-    is as long as that: so another axis than the channels' must not be that one, nor theirs where a
-    cut may make them as many as the last axis.
+    Keras reads an array that is long along one axis only as a vector of the last axis, wherever the
+    lengths agree. So that axis must be the channels', and a cut must not make the channels as many
+    as the last axis if they are along another one.
     """
     shape, size = tuple(constant.shape), written[axis]
     own = shape[axis] if len(shape) >= -axis else 1
@@ -407,9 +397,7 @@ def _spreads_badly(constant, axis, written):
 
 
 def stack(flow, call):
-    """Channels of the inputs stand one behind the other; or, along another axis, each stands behind
-    the same one.
-    """
+    """Concatenates the channels of the inputs, or, along another axis, ties them."""
     inputs, rank = flow.inputs(call), len(flow.shapes[call.output])
     if (
         len({channels.axis for channels in inputs}) != 1
@@ -423,9 +411,7 @@ def stack(flow, call):
 
 
 def tile(flow, call):
-    """All axes become one, or are put together otherwise beside that of the channels, which stays
-    whole.
-    """
+    """Merges axes into one, or reshapes the axes other than the channels', which stays whole."""
     channels, number = flow.channels[call.inputs[0]], call.inputs[0]
     shape, target = flow.shapes[number], flow.shapes[call.output]
     count = len(channels.labels)
@@ -448,9 +434,7 @@ def tile(flow, call):
 
 
 def normalise(flow, call):
-    """Each channel is scaled by what all kept channels have in common; the layer's `axis` must be
-    that of the channels.
-    """
+    """Normalises over the kept channels; the layer's `axis` must be the channels'."""
     rank = len(flow.shapes[call.inputs[0]])
     return (
         carry(flow, call) if channel_axis(call.layer, rank) not in (None, -1) else close(flow, call)
@@ -458,7 +442,7 @@ def normalise(flow, call):
 
 
 def carry_beside_axis(flow, call):
-    """As carry(), of a layer whose `axis` must be another one than that of the channels."""
+    """Carries channels through a layer whose `axis` must not be theirs."""
     channels, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
     axes = call.layer.axis if isinstance(call.layer.axis, (list, tuple)) else [call.layer.axis]
     if (
@@ -472,7 +456,7 @@ def carry_beside_axis(flow, call):
 
 
 def permute(flow, call):
-    """Axes are put in the order of the layer's `dims`."""
+    """Puts the axes in the order of the layer's `dims`."""
     channels = flow.channels[call.inputs[0]]
     return (
         move_axes(flow, call, [0, *call.layer.dims])
@@ -482,7 +466,7 @@ def permute(flow, call):
 
 
 def move_axes(flow, call, order):
-    """Returns the channels behind a transposition: axis order[i] of the input is axis i of the
+    """Returns the channels after a transposition: axis order[i] of the input is axis i of the
     output.
     """
     channels = flow.channels[call.inputs[0]]

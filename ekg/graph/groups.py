@@ -1,9 +1,9 @@
-"""Channel groups: which layer outputs must lose the same channels, found by following the channels
-through the graph.
+"""Channel groups: which layer outputs must lose the same channels.
 
-Every convolution and dense layer starts new channels at its output. Layers that treat each channel
-by itself carry them on, elementwise layers merge the channels of their inputs, Concatenate stacks
-them. Channels that the same layers write form one group.
+Groups are found by following the channels through the graph. Every convolution and dense layer
+starts new channels at its output. Layers that treat each channel by itself carry them, elementwise
+layers merge the channels of their inputs, Concatenate stacks them. Channels that the same layers
+write form one group.
 """
 
 import dataclasses
@@ -12,10 +12,8 @@ import math
 
 import numpy as np
 
-from ekg.graph import flow, layers, operations, records, wrappers
-from ekg.graph.choices import FROZEN, Choices
-
-KNOWN = (layers, operations, wrappers)  # whose import fills records.RECORDS
+from ekg.graph import flow, registry, wrappers
+from ekg.graph.limits import FROZEN, PruningLimits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +26,8 @@ class ChannelGroup:
             convolution, they count as one here.
         writers: names of the layers that mix channels whose output channels are the group's.
         sites: names of the layers whose output carries a gate of the group.
-        least: how many channels stay at least.
-        multiple: what the number of channels that stay is a multiple of, unless all stay.
+        least: smallest number of channels that may stay.
+        multiple: the number of channels that stay is a multiple of it, unless all stay.
     """
 
     name: str
@@ -48,10 +46,10 @@ class ChannelGroup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """Where every channel of every tensor belongs.
+    """Channel numbers of every tensor of a graph.
 
-    Channels of all groups are numbered in one row, group after group; the number after the last one
-    stands for all channels that are never pruned.
+    Channels of all groups are numbered consecutively, group after group; the number after the last
+    one means all channels that are never pruned.
 
     Attributes:
         groups: tuple of ChannelGroup in network order.
@@ -76,7 +74,7 @@ class Layout:
         return slice(self.offsets[group], self.offsets[group] + self.groups[group].size)
 
     def by_group(self, values):
-        """Returns the values of all channels, array [num_channels], as a list of one array a
+        """Returns the values of all channels, array [num_channels], as a list of one array per
         group.
         """
         return [values[self.channels(group)] for group in range(len(self.groups))]
@@ -86,25 +84,25 @@ class Layout:
         return bool((self.index[tensor] != self.num_channels).any())
 
 
-def find(graph, choices=None):
+def find(graph, limits=None):
     """Returns the Layout of a graph: its channel groups in network order and the gate sites.
 
     A gate sits on every tensor that a mixing layer reads, before layers that keep zeros (padding,
-    pooling, ...): with a ReLU behind each batch norm and each add, that is behind the ReLU. The
-    input, the logits, and whatever a layer of unknown effect reads are in no group. Where a layer
+    pooling, ...): with a ReLU after each batch norm and each add, that is after the ReLU. The
+    input, the logits, and what a layer of unknown effect reads are in no group. Where a layer
     writes channels of several groups, as one that is added to stacked tensors, each group keeps one
     of them.
 
     Args:
         graph: calls.Graph.
-        choices: Choices; None leaves all open.
+        limits: PruningLimits; None leaves everything open.
 
     Raises:
-        EkgError: the size of an input is not known, or a choice names what is not there.
+        EkgError: the size of an input is unknown, or a limit names something that is not there.
     """
     graph.check_sizes()
-    choices = choices or Choices()
-    channel_flow = _follow(graph, choices)
+    limits = limits or PruningLimits()
+    channel_flow = _follow(graph, limits)
     roots = dict(
         zip(channel_flow.written, channel_flow.all_roots(list(channel_flow.written.values())))
     )
@@ -124,7 +122,7 @@ def find(graph, choices=None):
             site for site in sites if ((index[site] >= first) & (index[site] < last)).any()
         ]
         name = _free_name(writers[0], names)
-        least, multiple = choices.of_group(name)
+        least, multiple = limits.of_group(name)
         together = min(int(np.isin(roots[key], members).sum()) for key in writers) // len(members)
         groups.append(
             ChannelGroup(
@@ -136,29 +134,29 @@ def find(graph, choices=None):
                 multiple // math.gcd(multiple, together),
             )
         )
-    choices.check_patterns([group.name for group in groups])
+    limits.check_patterns([group.name for group in groups])
     closed = {
         key: channel_flow.reason(labels)
         for key, labels in channel_flow.written.items()
         if channel_flow.reason(labels) is not None
     }
     closed |= {
-        call.key: "it mixes another axis than that of the channels that it reads"
+        call.key: "it mixes another axis than the channels' that it reads"
         for call in graph.calls
-        if records.is_mixing(call.layer) and call.key not in channel_flow.written
+        if registry.is_mixing(call.layer) and call.key not in channel_flow.written
     }
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
     return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
 
 
-def _follow(graph, choices):
-    """Returns the ChannelFlow of all calls; what the network returns is never pruned, nor what the
-    choices keep.
+def _follow(graph, limits):
+    """Returns the ChannelFlow of all calls. The network's outputs are never pruned, nor what the
+    limits exclude.
     """
-    channel_flow, excluded = flow.ChannelFlow(graph), choices.excluded(graph)
+    channel_flow, excluded = flow.ChannelFlow(graph), limits.excluded(graph)
     for call in graph.calls:
-        record = records.record_of(call.layer)
-        is_fixed = not records.is_mixing(call.layer) and all(
+        record = registry.record_of(call.layer)
+        is_fixed = not registry.is_mixing(call.layer) and all(
             channels.is_fixed for channels in channel_flow.inputs(call)
         )
         channel_flow.follow(
@@ -168,9 +166,9 @@ def _follow(graph, choices):
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
         elif (
-            records.is_mixing(call.layer)
+            registry.is_mixing(call.layer)
             and wrappers.is_frozen(call.layer)
-            and not choices.prune_frozen
+            and not limits.prune_frozen
         ):
             channel_flow.close(labels, f"{call.key!r} {FROZEN}")
     for number in graph.outputs:
@@ -180,9 +178,7 @@ def _follow(graph, choices):
 
 
 def _close_unread(graph, channel_flow):
-    """Closes channels that no gate reaches, as those of a nested model's output that nothing
-    reads.
-    """
+    """Closes channels that no gate reaches, as of a nested model's output that nothing reads."""
     rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
     index = dict(zip(channel_flow.channels, rows))
     gated = np.concatenate(
@@ -220,7 +216,7 @@ def _partition(roots):
 
 
 def _free_name(name, taken):
-    """Returns the name, with a number behind it where it is taken, and notes it."""
+    """Returns the name, with a number after it if it is taken, and adds it to the taken ones."""
     free, number = name, 2
     while free in taken:
         free, number = f"{name}#{number}", number + 1
@@ -233,11 +229,11 @@ def _find_sites(graph, index, fixed):
     producer = {number: call for call in graph.calls for number in call.outputs}
     sites = set()
     for call in graph.calls:
-        if records.is_mixing(call.layer):
+        if registry.is_mixing(call.layer):
             tensor = call.inputs[0]
             while (
                 tensor in producer
-                and records.keeps_zeros(producer[tensor].layer)
+                and registry.keeps_zeros(producer[tensor].layer)
                 and len(producer[tensor].inputs) == 1
             ):
                 tensor = producer[tensor].inputs[0]

@@ -1,5 +1,5 @@
-"""The end of a network: what turns logits into probabilities is taken off for the search, and put
-back behind it.
+"""Heads: the softmax or sigmoid at the end of a network, taken off for the search and put back
+after it.
 """
 
 import keras
@@ -12,7 +12,7 @@ from ekg.tasks.logits import squashes
 
 
 class Head:
-    """A softmax or sigmoid at the end of a network.
+    """A softmax or sigmoid that was at the end of a network.
 
     Attributes:
         name: of the layer, or of the function.
@@ -58,7 +58,7 @@ def without_head(model, output=0, input_shape=None):
 
     Args:
         model: keras.Model; it stays as it is.
-        output: number of the output that is meant.
+        output: number of the output.
         input_shape: of an example, where the network takes any size.
 
     Raises:
@@ -85,13 +85,12 @@ def without_head(model, output=0, input_shape=None):
 def _refusal(model, last, where):
     return EkgError(
         f"`model` {model.name!r} ends with {last.name!r} ({type(last).__name__}), {where}; take "
-        f"the network "
-        "without it, which returns logits."
+        "the network without it, which returns logits."
     )
 
 
 def _without_activation(copy, key):
-    """Takes an activation out of a layer, that of a Dense(10, activation="softmax") or of an
+    """Takes the activation out of a layer such as Dense(10, activation="softmax") or
     Activation("softmax").
     """
     layer = Graph(copy).layers[key]
@@ -128,7 +127,7 @@ def _without_operation(graph, call, input_shape):
 
 
 def _before(squash, regularizer):
-    """Returns what regularizes logits as an activity regularizer does the probabilities made of
-    them; None for None.
+    """Returns a regularizer of logits that does what this one does to their probabilities; None for
+    None.
     """
     return None if regularizer is None else lambda outputs: regularizer(squash(outputs))

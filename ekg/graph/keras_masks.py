@@ -1,38 +1,38 @@
-"""Masks, as those of padded tokens, that Keras hands from layer to layer beside the graph.
+"""Padding masks that Keras passes from layer to layer beside the graph.
 
-Keras hangs a mask on the tensor that a layer writes, and hands it to the next layer that takes one.
-In most graphs it is an argument of that layer's call, too; where it is not, the graph does not show
-what is computed.
+Keras attaches a mask to the tensor that a layer writes, and passes it to the next layer that takes
+one. In most graphs it is also an argument of that layer's call; where it is not, the graph does not
+show what is computed.
 """
 
 import inspect
 
 import keras
 
-from ekg.graph.refs import Ref, fill_in, refs_in
+from ekg.graph.steps import Ref, fill_in, refs_in
 
-# Kinds that take the mask of their query from the tensor, whatever their call names.
+# Types that take the mask of their query from the tensor, even if their call names another.
 _READ_FROM_TENSOR = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 class Masks:
-    """Where masks are in a graph.
+    """The tensors of a graph that carry a padding mask.
 
     Attributes:
         readers: keys of the layers that read a tensor with a mask.
-        hidden: keys of those among them that take a mask which their call does not name.
+        hidden: keys of the readers that take a mask which their call does not name.
     """
 
     def __init__(self):
         self.readers, self.hidden = set(), set()
-        self._carriers = set()  # numbers of the tensors that carry one
+        self._carriers = set()  # numbers of the tensors with a mask
 
     def note(self, call, node, symbol_of):
         """Follows the masks through a Call.
 
         Args:
             call: Call.
-            node: that of Keras' graph.
+            node: its node in Keras' graph.
             symbol_of: function from the number of a tensor to a KerasTensor like it.
         """
         read = [number for number in call.inputs if number in self._carriers]
@@ -54,7 +54,7 @@ class Masks:
         A MultiHeadAttention takes the mask of its query from the tensor alone.
 
         Args:
-            layer: what is called.
+            layer: layer that is called.
             arguments: {name: argument of the call, with a Ref for every tensor}.
         """
         takes = not isinstance(layer, keras.layers.MultiHeadAttention) or self.is_on(
@@ -71,13 +71,13 @@ class Masks:
         return not self._carriers.isdisjoint(numbers)
 
     def note_same(self, number, source):
-        """Says that a tensor carries a mask if another one does."""
+        """Marks a tensor as carrying a mask if another one does."""
         if source in self._carriers:
             self._carriers.add(number)
 
     def _handed_on(self, call, symbol_of):
-        """Returns for each output whether the layer hangs a mask on it, given those of its first
-        argument.
+        """Returns for each output whether the layer attaches a mask to it, given the masks of its
+        first argument.
         """
         if not getattr(call.layer, "supports_masking", False):
             return [False] * len(call.outputs)
@@ -91,7 +91,7 @@ class Masks:
         given = keras.tree.map_structure(mask_of, first)
         try:
             masks = keras.tree.flatten(call.layer.compute_mask(fill_in(first, symbols), given))
-        except Exception:  # whatever a layer of the user's own raises: then there may be one
+        except Exception:  # anything that a user's layer raises: then there may be a mask
             return [True] * len(call.outputs)
         return (
             [mask is not None for mask in masks]
@@ -100,7 +100,7 @@ class Masks:
         )
 
     def _takes_another(self, call):
-        """Returns whether Keras hands a layer a mask that its call does not name; see
+        """Returns whether Keras passes a layer a mask that its call does not name; see
         keras.Layer.__call__.
         """
         if not isinstance(call.layer, keras.layers.Layer):

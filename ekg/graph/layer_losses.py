@@ -1,4 +1,4 @@
-"""What layers add to the loss of a training, as `model.losses` holds it in Keras' own fit."""
+"""Losses that layers add to a training, as `model.losses` holds them in Keras' own fit."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def activity_losses(layer, outputs):
-    """Returns a list of the scalars that a layer's activity regularizer makes of its outputs.
+    """Returns a list of the scalars that a layer's activity regularizer gives for its outputs.
 
     As in Keras each is divided by the number of examples.
 
@@ -29,12 +29,11 @@ def activity_losses(layer, outputs):
 
 
 def call_with_losses(layer, trainable, non_trainable, args, kwargs):
-    """Returns what layer.stateless_call() does, and a list of the scalars that the call added with
-    add_loss().
+    """Returns the results of layer.stateless_call(), and a list of the scalars that the call added
+    with add_loss().
 
-    Losses of layers inside are among them; regularizers of weights, which count once for each
-    weight and not for each call, are not, and neither is the activity regularizer of the layer
-    itself.
+    They include the losses of layers inside. Regularizers of weights, which count once per weight
+    and not per call, are not included, nor is the activity regularizer of the layer itself.
     """
     layer._clear_losses()  # the identities of an earlier trace's tensors, which new ones may have
     output, new, losses = layer.stateless_call(
@@ -59,21 +58,18 @@ def weight_losses(variables, values):
 
 
 def regularized(variables):
-    """Returns a list of those of some keras.Variables that have a regularizer."""
+    """Returns a list of the keras.Variables that have a regularizer."""
     return [variable for variable in variables if variable.regularizer is not None]
 
 
 def warn_of_weight_decay(model, weight_decay):
-    """Warns if a network that is trained with a weight decay has regularizers of its own
-    besides.
-    """
+    """Warns if a network that is trained with weight decay also has regularizers of its own."""
     weights = [variable.path for variable in regularized(model.trainable_variables)]
     if weights and weight_decay:
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
         logger.warning(
             "the regularizers of the network (of %s%s) count in training, as in fit; "
-            "`weight_decay` %g comes on "
-            "top: give 0 to leave it to them.",
+            "`weight_decay` %g is added to them: give 0 to keep only the regularizers.",
             weights[0],
             more,
             weight_decay,

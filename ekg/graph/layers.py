@@ -1,5 +1,6 @@
-"""The records of Keras' own layers, and what the network returns."""
+"""The records of Keras' own layers."""
 
+import dataclasses
 import math
 
 import keras
@@ -7,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from ekg.graph import attention, flow, norms, patches, recurrent
-from ekg.graph.activations import is_linear
-from ekg.graph.operations import slice_constants
-from ekg.graph.records import IN, OUT, RECORDS, LayerRecord, Weight, is_mixing, spatial_size
+from ekg.graph import attention, flow, norms, patches
+from ekg.graph.operations import reshaped_rows, slice_constants, stacked_rows
+from ekg.graph.records import IN, OUT, LayerRecord, Weight, spatial_size
 
 _VECTOR = Weight((OUT,))
 
@@ -18,8 +18,7 @@ _VECTOR = Weight((OUT,))
 
 
 def _run_convolution(layer, variables, args, context):
-    """Computes a convolution in another number format than that of its weights, or a strided one of
-    single pixels.
+    """Computes a convolution in another dtype than its weights', or a strided one of single pixels.
 
     A 1x1 convolution with strides first takes every stride-th pixel: for the strided operation
     itself some of TensorFlow's CPU kernels give a wrong gradient of the kernel where it reads fewer
@@ -32,9 +31,8 @@ def _run_convolution(layer, variables, args, context):
         and layer.groups == 1
         and (layer.data_format == "channels_last")
     )
-    is_plain = (
-        options.dtype == "float32" or layer.compute_dtype != "float32"
-    )  # a mixed policy computes as it says
+    # A mixed policy computes in its own dtype.
+    is_plain = options.dtype == "float32" or layer.compute_dtype != "float32"
     if is_plain and not is_strided_pointwise:
         return None
     dtype = layer.compute_dtype if is_plain else options.dtype
@@ -64,12 +62,12 @@ def _every(x, strides):
 
 
 def _input_positions(_layer, shape, _written, axis):
-    """A transposed convolution computes at the positions of what it reads."""
+    """Returns the positions of a transposed convolution: those that it reads."""
     return spatial_size(shape, axis)
 
 
 def _conv(rank):
-    """Returns the record of a convolution over so many axes, as a function of the layer."""
+    """Returns the record of a convolution over this number of axes, as a function of the layer."""
     kernel = Weight((*[None] * rank, IN, OUT), (rank + 1,))
     run = _run_convolution if rank == 2 else None
     plain = LayerRecord(
@@ -80,18 +78,11 @@ def _conv(rank):
         mixes=True,
         patches=patches.of_convolution,
         resize=lambda _, kept: {"filters": len(kept.output)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
-    grouped = LayerRecord(
-        flow.mix_groups,
-        {"kernel": kernel, "bias": _VECTOR},
-        ("kernel",),
-        run=run,
-        mixes=True,
-        patches=patches.of_convolution,
-        resize=lambda _, kept: {"filters": len(kept.output)},
-    )
-    # As many groups as channels: a depthwise convolution; those of a kernel's filters are its
-    # channels'.
+    grouped = dataclasses.replace(plain, flow=flow.mix_groups)
+    # As many groups as channels: a depthwise convolution, each of whose filters has one channel.
     depthwise = LayerRecord(
         flow.multiply_channels,
         {"kernel": Weight((*[None] * (rank + 1), OUT), (rank + 1,)), "bias": _VECTOR},
@@ -99,6 +90,8 @@ def _conv(rank):
         run=run,
         patches=patches.of_convolution,
         resize=lambda _, kept: {"filters": len(kept.output), "groups": len(kept.input)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
     def record(layer):
@@ -118,6 +111,8 @@ def _conv_transpose(rank):
         mixes=True,
         patches=patches.of_transposed,
         resize=lambda _, kept: {"filters": len(kept.output)},
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
 
@@ -127,6 +122,8 @@ def _depthwise(rank):
         {"kernel": Weight((*[None] * rank, IN, None), (rank, rank + 1)), "bias": _VECTOR},
         ("kernel",),
         patches=patches.of_depthwise,
+        fuses_with_norm=True,
+        keeps_norm=True,
     )
 
 
@@ -150,16 +147,17 @@ def _separable(rank):
 
 _DENSE = LayerRecord(
     flow.mix,
-    {"kernel": Weight((IN, OUT), (1,)), "bias": _VECTOR},
+    {"kernel": Weight((IN, OUT), (1,)), "bias": Weight((OUT,), file_name="biases", file_rank=2)},
     ("kernel",),
     mixes=True,
     patches=patches.of_dense,
     resize=lambda _, kept: {"units": len(kept.output)},
+    fuses_with_norm=True,
 )
 
 
 def _einsum_axes(layer):
-    """Returns the axes of an EinsumDense's kernel, or None where its last axes are no channels that
+    """Returns the axes of an EinsumDense's kernel, or None if its last axes are not channels that
     it mixes.
     """
     reads, rest = layer.equation.replace(" ", "").split(",")
@@ -177,8 +175,8 @@ def _einsum_axes(layer):
 
 
 def _einsum_positions(layer, read, written, _axis):
-    """Every entry of the kernel is used at each index that is read or written, but not the kernel's
-    own.
+    """Returns the number of uses of a kernel entry: once per index that is read or written and not
+    the kernel's.
     """
     reads, rest = layer.equation.replace(" ", "").split(",")
     kernel, writes = rest.split("->")
@@ -204,8 +202,7 @@ def _einsum(layer):
         return None
     writes, named = layer.equation.replace(" ", "").split("->")[1], layer.bias_axes or ""
     if len(named) == 1 and named != writes[-1]:
-        # Keras takes a bias that is long along one axis for one of the channels, where the lengths
-        # agree
+        # Keras reads a bias that is long along one axis as the channels' if the lengths agree.
         return None
     first = min([writes.find(label) for label in named], default=len(writes) - 1)
     bias = Weight(
@@ -238,11 +235,30 @@ def _resize_einsum(layer, kept):
 
 # ---------------------------------------------------------------- normalisations and scales
 
+
+def _batch_centred(layer, x, training):
+    axes = tuple(axis for axis in range(x.ndim) if axis != layer.axis % x.ndim)
+    return (x, axes) if training else None
+
+
+def _layer_centred(layer, x, _training):
+    return x, tuple(axis % x.ndim for axis in np.atleast_1d(layer.axis).tolist())
+
+
+def _group_centred(layer, x, _training):
+    x = np.moveaxis(x, layer.axis, -1)
+    groups = x.shape[-1] if layer.groups == -1 else layer.groups
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    return x, tuple(axis for axis in range(1, x.ndim) if axis != x.ndim - 2)
+
+
 # A batch norm costs 2·H·W·C, whether it has a scale and an offset or not.
 _BATCH_NORM = LayerRecord(
     flow.carry_along_axis,
-    dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _VECTOR),
+    dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), Weight((OUT,), file_rank=4)),
     ("moving_mean", "moving_variance"),
+    joins_previous=True,
+    centred=_batch_centred,
     run=lambda layer, variables, args, context: norms.batch_norm(
         layer, variables, args[0], context.training, context.options
     ),
@@ -253,6 +269,7 @@ _LAYER_NORM = LayerRecord(
     ("gamma", "beta"),
     run=norms.masked_layer_norm,
     asks_mask=True,
+    centred=_layer_centred,
 )
 _RMS_NORM = LayerRecord(
     flow.normalise, {"scale": _VECTOR}, ("scale",), run=norms.masked_rms_norm, asks_mask=True
@@ -265,19 +282,20 @@ _GROUP_NORM = LayerRecord(
     {"gamma": _VECTOR, "beta": _VECTOR},
     ("gamma", "beta"),
     resize=lambda layer, kept: {"groups": layer.groups * len(kept.output) // kept.sizes[1]},
+    centred=_group_centred,
 )
 
 
 def _over_one_axis(layer, record):
-    """Returns the record of a norm if it is taken over one axis; over several, every channel
-    depends on all positions.
+    """Returns the record of a norm over one axis, or None: over several, every channel depends on
+    all positions.
     """
     return record if isinstance(layer.axis, int) or len(layer.axis) == 1 else None
 
 
 def _prelu(layer):
-    """A slope for each channel of channels_last, or shared by all channels; each axis that is
-    shared has length 1.
+    """Returns the record of slopes per channel of channels_last, or shared; shared axes have length
+    1.
     """
     if not layer.built:
         return None
@@ -294,9 +312,7 @@ def _prelu(layer):
 
 
 def _carry_slopes(channel_flow, call):
-    """As flow.carry, where the slopes are those of the last axis, or shared along the axis of the
-    channels.
-    """
+    """Carries channels if the slopes are the last axis', or shared along the channels' axis."""
     channels, alpha = channel_flow.channels[call.inputs[0]], call.layer.alpha
     fits = channels.axis is not None and (
         channels.axis == len(alpha.shape) or alpha.shape[channels.axis - 1] == 1
@@ -305,7 +321,7 @@ def _carry_slopes(channel_flow, call):
 
 
 def _resize_rescaling(layer, kept):
-    """Vectors of the scale and the offset lose the channels' entries."""
+    """Returns scale and offset without the entries of removed channels."""
     changes = {}
     for name in ("scale", "offset"):
         value = np.asarray(getattr(layer, name))
@@ -320,7 +336,7 @@ def _rescaling(layer):
 
 
 def _carry_last(channel_flow, call):
-    """As flow.carry, where the channels must stand along the last axis."""
+    """Carries channels along the last axis, and closes others."""
     number = call.inputs[0]
     is_last = channel_flow.channels[number].axis == len(channel_flow.shapes[number]) - 1
     return flow.carry(channel_flow, call) if is_last else flow.close(channel_flow, call)
@@ -337,143 +353,106 @@ def _resize_reshape(layer, kept):
 
 
 _CARRY, _MERGE = LayerRecord(flow.carry), LayerRecord(flow.merge, arguments=slice_constants)
-_CARRY_ZEROS, _TILE_ZEROS = (
-    LayerRecord(flow.carry, keeps_zeros=True),
-    LayerRecord(flow.tile, keeps_zeros=True),
-)
+_CARRY_ZEROS = LayerRecord(flow.carry, keeps_zeros=True)
+_ACTIVATION = LayerRecord(flow.carry, joins_previous=True)
 
-RECORDS.update(
-    {
-        layers.Conv1D: _conv(1),
-        layers.Conv2D: _conv(2),
-        layers.Conv3D: _conv(3),
-        layers.Conv1DTranspose: _conv_transpose(1),
-        layers.Conv2DTranspose: _conv_transpose(2),
-        layers.Conv3DTranspose: _conv_transpose(3),
-        layers.DepthwiseConv1D: _depthwise(1),
-        layers.DepthwiseConv2D: _depthwise(2),
-        layers.SeparableConv1D: _separable(1),
-        layers.SeparableConv2D: _separable(2),
-        layers.Dense: _DENSE,
-        layers.EinsumDense: _einsum,
-        layers.BatchNormalization: _BATCH_NORM,
-        layers.LayerNormalization: lambda layer: _over_one_axis(
-            layer, None if layer.rms_scaling else _LAYER_NORM
+LAYERS = {
+    layers.Conv1D: _conv(1),
+    layers.Conv2D: _conv(2),
+    layers.Conv3D: _conv(3),
+    layers.Conv1DTranspose: _conv_transpose(1),
+    layers.Conv2DTranspose: _conv_transpose(2),
+    layers.Conv3DTranspose: _conv_transpose(3),
+    layers.DepthwiseConv1D: _depthwise(1),
+    layers.DepthwiseConv2D: _depthwise(2),
+    layers.SeparableConv1D: _separable(1),
+    layers.SeparableConv2D: _separable(2),
+    layers.Dense: _DENSE,
+    layers.EinsumDense: _einsum,
+    layers.BatchNormalization: _BATCH_NORM,
+    layers.LayerNormalization: lambda layer: _over_one_axis(
+        layer, None if layer.rms_scaling else _LAYER_NORM
+    ),
+    layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
+    layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM),
+    layers.GroupNormalization: _GROUP_NORM,
+    layers.PReLU: _prelu,
+    layers.Rescaling: _rescaling,
+    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), _ACTIVATION),
+    **dict.fromkeys((layers.GaussianNoise, layers.AlphaDropout), _CARRY),
+    layers.Softmax: LayerRecord(flow.carry_beside_axis, joins_previous=True),
+    **dict.fromkeys(
+        (
+            layers.Add,
+            layers.Subtract,
+            layers.Multiply,
+            layers.Average,
+            layers.Maximum,
+            layers.Minimum,
         ),
-        layers.RMSNormalization: lambda layer: _over_one_axis(layer, _RMS_NORM),
-        layers.UnitNormalization: lambda layer: _over_one_axis(layer, _UNIT_NORM),
-        layers.GroupNormalization: _GROUP_NORM,
-        layers.PReLU: _prelu,
-        layers.Rescaling: _rescaling,
-        **dict.fromkeys(
-            (
-                layers.Activation,
-                layers.ReLU,
-                layers.LeakyReLU,
-                layers.ELU,
-                layers.GaussianNoise,
-                layers.AlphaDropout,
-            ),
-            _CARRY,
+        _MERGE,
+    ),
+    layers.Concatenate: LayerRecord(flow.stack, rows=stacked_rows),
+    **dict.fromkeys(
+        (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+        LayerRecord(flow.carry, keeps_zeros=True, joins_next=True),
+    ),
+    **dict.fromkeys(
+        (
+            layers.Cropping1D,
+            layers.Cropping2D,
+            layers.Cropping3D,
+            layers.UpSampling1D,
+            layers.UpSampling2D,
+            layers.UpSampling3D,
+            layers.MaxPooling1D,
+            layers.MaxPooling2D,
+            layers.MaxPooling3D,
+            layers.AveragePooling1D,
+            layers.AveragePooling2D,
+            layers.AveragePooling3D,
+            layers.GlobalMaxPooling1D,
+            layers.GlobalMaxPooling2D,
+            layers.GlobalMaxPooling3D,
+            layers.GlobalAveragePooling1D,
+            layers.GlobalAveragePooling2D,
+            layers.GlobalAveragePooling3D,
+            layers.GaussianDropout,
+            layers.CenterCrop,
+            layers.ActivityRegularization,
         ),
-        layers.Softmax: LayerRecord(flow.carry_beside_axis),
-        **dict.fromkeys(
-            (
-                layers.Add,
-                layers.Subtract,
-                layers.Multiply,
-                layers.Average,
-                layers.Maximum,
-                layers.Minimum,
-            ),
-            _MERGE,
-        ),
-        layers.Concatenate: LayerRecord(flow.stack),
-        **dict.fromkeys(
-            (
-                layers.ZeroPadding1D,
-                layers.ZeroPadding2D,
-                layers.ZeroPadding3D,
-                layers.Cropping1D,
-                layers.Cropping2D,
-                layers.Cropping3D,
-                layers.UpSampling1D,
-                layers.UpSampling2D,
-                layers.UpSampling3D,
-                layers.MaxPooling1D,
-                layers.MaxPooling2D,
-                layers.MaxPooling3D,
-                layers.AveragePooling1D,
-                layers.AveragePooling2D,
-                layers.AveragePooling3D,
-                layers.GlobalMaxPooling1D,
-                layers.GlobalMaxPooling2D,
-                layers.GlobalMaxPooling3D,
-                layers.GlobalAveragePooling1D,
-                layers.GlobalAveragePooling2D,
-                layers.GlobalAveragePooling3D,
-                layers.SpatialDropout1D,
-                layers.SpatialDropout2D,
-                layers.SpatialDropout3D,
-                layers.GaussianDropout,
-                layers.Identity,
-                layers.CenterCrop,
-                layers.ActivityRegularization,
-            ),
-            _CARRY_ZEROS,
-        ),
-        layers.Dropout: LayerRecord(flow.carry_noise, keeps_zeros=True),
-        layers.Resizing: lambda layer: (
-            _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS
-        ),
-        layers.Flatten: _TILE_ZEROS,
-        layers.Reshape: LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-        layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
-        **dict.fromkeys(
-            (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
-        ),
-        **dict.fromkeys(
-            (layers.MultiHeadAttention, layers.GroupQueryAttention),
-            LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
-        ),
-        # what networks of keras.applications have besides
-        "keras.src.applications.convnext.LayerScale": LayerRecord(
-            flow.carry,
-            {"gamma": _VECTOR},
-            ("gamma",),
-            keeps_zeros=True,
-            resize=lambda _, kept: {"projection_dim": len(kept.output)},
-        ),
-        "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
-    }
-)
-
-# ---------------------------------------------------------------- what the network returns
-
-
-def classifier_of(graph):
-    """Returns the call that writes class logits, whose kernel keeps its norm when rows of it are
-    removed; None if none does.
-
-    That is a mixing layer of one position and several units, called once, whose output the network
-    returns, maybe behind a softmax. What returns images, maps or a single number has no class
-    logits, and neither has a network of several outputs.
-
-    Args:
-        graph: graph.calls.Graph.
-    """
-    producer = {number: call for call in graph.calls for number in call.outputs}
-    call = producer.get(graph.output) if len(graph.outputs) == 1 else None
-    while call is not None and (_is_softmax(call.layer) or is_linear(call.layer)):
-        call = producer.get(call.inputs[0])
-    if call is None or not is_mixing(call.layer) or type(call.layer) in recurrent.KINDS:
-        return None
-    if len(graph.shapes[call.output]) != 2 or graph.shapes[call.output][-1] < 2:
-        return None
-    return call if sum(other.layer is call.layer for other in graph.calls) == 1 else None
-
-
-def _is_softmax(layer):
-    return type(layer) is layers.Softmax or (
-        type(layer) is layers.Activation and layer.activation is keras.activations.softmax
-    )
+        _CARRY_ZEROS,
+    ),
+    layers.Identity: LayerRecord(flow.carry, keeps_zeros=True, is_free=True),
+    **dict.fromkeys(
+        (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+        LayerRecord(flow.carry, keeps_zeros=True, joins_previous=True),
+    ),
+    layers.Dropout: LayerRecord(
+        flow.carry_noise, keeps_zeros=True, joins_previous=True, is_free=True
+    ),
+    layers.Resizing: lambda layer: (
+        _CARRY if layer.pad_to_aspect_ratio and layer.fill_value else _CARRY_ZEROS
+    ),
+    layers.Flatten: LayerRecord(flow.tile, keeps_zeros=True),
+    layers.Reshape: LayerRecord(
+        flow.tile, keeps_zeros=True, resize=_resize_reshape, rows=reshaped_rows
+    ),
+    layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
+    **dict.fromkeys(
+        (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
+    ),
+    **dict.fromkeys(
+        (layers.MultiHeadAttention, layers.GroupQueryAttention),
+        LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
+    ),
+    # layers that only networks of keras.applications have
+    "keras.src.applications.convnext.LayerScale": LayerRecord(
+        flow.carry,
+        {"gamma": _VECTOR},
+        ("gamma",),
+        keeps_zeros=True,
+        resize=lambda _, kept: {"projection_dim": len(kept.output)},
+    ),
+    "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _MERGE,
+}

@@ -1,4 +1,4 @@
-"""Names of weights that do not depend on what else the process has made."""
+"""Names of weights that do not depend on other models of the process."""
 
 import re
 
@@ -11,9 +11,9 @@ from ekg.graph.calls import Graph, looked_into
 def named_weights(model):
     """Returns [(layer, name of the weight in the whole model, variable)] of a functional model.
 
-    Names are those of nested models and layers, joined by "/": "mobilenet/conv1/kernel"; a layer
-    inside a layer goes by the attribute that holds it, as in "attention/query_dense/kernel". So
-    they do not depend on what else the process has made.
+    Names join nested models and layers by "/": "mobilenet/conv1/kernel"; a layer inside a layer
+    goes by the attribute that holds it, as in "attention/query_dense/kernel". So they do not depend
+    on other models of the process.
 
     Raises:
         EkgError: two weights have one name.

@@ -16,8 +16,8 @@ LANES = 16  # float32 numbers of a CPU's widest register
 
 
 def tiles(x):
-    """Returns k, how many positions of x [..., channels] count as one; 1 where the plain operation
-    is as fast or k fits not.
+    """Returns k, the number of positions of x [..., channels] that count as one: 1 if tiling does
+    not help or k does not divide the number of positions.
 
     k fits where it divides the number of positions, as far as that is known when the graph is made.
     """
@@ -87,9 +87,8 @@ def _moments(x, k, count):
     )
     means, variances = (tf.reshape(value, [k, -1]) for value in (means, variances))
     mean = tf.reduce_mean(means, axis=0)
-    within = tf.reduce_mean(variances, axis=0) * (
-        (count - 1) / count
-    )  # the operation reports the unbiased variance
+    # The operation returns the unbiased variance.
+    within = tf.reduce_mean(variances, axis=0) * ((count - 1) / count)
     return mean, within + tf.reduce_mean((means - mean) ** 2, axis=0)
 
 

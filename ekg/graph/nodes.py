@@ -1,4 +1,4 @@
-"""What Keras keeps of a functional model: its nodes, and the tensors that it begins with."""
+"""Keras' bookkeeping of a functional model: its nodes and input tensors."""
 
 import keras
 
@@ -6,7 +6,7 @@ from ekg.errors import EkgError
 
 
 def input_specs(model, input_shape):
-    """Returns a KerasTensor for each input, of the sizes that are asked for.
+    """Returns one KerasTensor per input, of the given sizes.
 
     Raises:
         EkgError: a size does not fit the model.
@@ -15,7 +15,7 @@ def input_specs(model, input_shape):
     if input_shape is not None:
         if not isinstance(input_shape, (tuple, list)):
             raise EkgError(
-                f"`input_shape` must be a tuple, as (224, 224, 3), or a list of them; received "
+                "`input_shape` must be a tuple, as (224, 224, 3), or a list of them; received "
                 f"{input_shape!r}."
             )
         is_one = not any(isinstance(size, (tuple, list)) for size in input_shape)
@@ -40,9 +40,7 @@ def input_specs(model, input_shape):
 
 
 def sorted_nodes(model):
-    """Returns the graph's nodes, depth first from each output in turn, inputs before what reads
-    them.
-    """
+    """Returns the graph's nodes, depth first from each output, inputs before readers."""
     ordered, done = [], {producer(tensor) for tensor in model.inputs}
     for output in model.outputs:
         stack = [producer(output)]

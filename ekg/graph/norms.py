@@ -1,6 +1,4 @@
-"""Batch norms as pure functions, in the forms that training, the search and second derivatives
-need.
-"""
+"""Batch norms as pure functions, for training, the search and second derivatives."""
 
 import keras
 import tensorflow as tf
@@ -36,10 +34,8 @@ def batch_norm(layer, weights, x, training, options):
     axis = layer.axis % len(x.shape)
     can_fuse = options.fuse_norms and len(x.shape) == 4 and axis == 3
     if can_fuse:
-        gamma, beta = (
-            tf.ones_like(mean) if gamma is None else gamma,
-            tf.zeros_like(mean) if beta is None else beta,
-        )
+        gamma = tf.ones_like(mean) if gamma is None else gamma
+        beta = tf.zeros_like(mean) if beta is None else beta
         k = narrow_norms.tiles(x) if options.tile_norms else 1
     if not (training and layer.trainable):
         if can_fuse and (kind.has_all_gradients() or not training):
@@ -67,11 +63,10 @@ def supports(layer):
 
 
 def _moments(x, axis, sync):
-    """Returns (mean, variance) of a batch, float32 [channels]; with `sync` of all replicas' parts
-    of it together.
+    """Returns (mean, variance) of a batch, float32 [channels]; with `sync` over the parts of all
+    replicas.
 
-    Not by tf.nn.moments: it takes the mean as a constant in the variance, so its second derivatives
-        are wrong.
+    tf.nn.moments treats the mean as constant in the variance, so its second derivatives are wrong.
     """
     x, axes = tf.cast(x, tf.float32), [i for i in range(len(x.shape)) if i != axis]
     whole = _mean_over_replicas if sync else tf.identity

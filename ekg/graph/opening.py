@@ -1,8 +1,8 @@
-"""Layers and models that are made of layers, taken apart into the graph of their parts.
+"""Opens composite layers and models: takes them apart into the graph of their parts.
 
-The call() of such a layer runs on symbolic tensors, and what it calls becomes a functional model.
-The layers inside stay the same objects. Nothing is taken on trust: the model must give what the
-layer gives, in inference and in training, or the layer stays closed.
+The call() of such a layer runs on symbolic tensors, and its calls become a functional model. The
+layers inside stay the same objects. The model must compute what the layer computes, in inference
+and in training, or the layer stays closed.
 """
 
 import inspect
@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import records
-from ekg.graph.refs import Ref
+from ekg.graph import registry
+from ekg.graph.steps import Ref
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2  # shares of the largest value
 
 
 class Closed(Exception):
-    """A layer cannot be taken apart; the text says why."""
+    """A layer cannot be taken apart, for the reason in the text."""
 
 
 class CalledOtherwise(Exception):
@@ -34,7 +34,7 @@ class Opener:
     """Takes the layers of one graph apart.
 
     Attributes:
-        reasons: {key: why a layer that is made of layers stays closed}.
+        reasons: {key: why a composite layer stays closed}.
     """
 
     def __init__(self, which):
@@ -53,11 +53,11 @@ class Opener:
         self._called_otherwise = set()  # ids of layers
 
     def keep_whole(self, layer):
-        """Says that a layer is not to be taken apart, not even into the parts of its record."""
+        """Marks a layer that must not be taken apart, not even into the parts of its record."""
         self._called_otherwise.add(id(layer))
 
     def stays_whole(self, layer):
-        """Returns whether keep_whole() was asked for a layer."""
+        """Returns whether a layer was marked by keep_whole()."""
         return id(layer) in self._called_otherwise
 
     def opens(self, key):
@@ -72,7 +72,7 @@ class Opener:
         """Returns the functional keras.Model of a layer's parts, or None where it stays closed.
 
         Args:
-            layer: what is called.
+            layer: layer that is called.
             key: its name in the whole model.
             arguments: (args, kwargs) of the call, with a Ref for every tensor.
             symbols: {tensor number: keras.KerasTensor} of what the call reads.
@@ -107,8 +107,8 @@ def _compiled(which):
         isinstance(pattern, str) for pattern in patterns
     ):
         raise EkgError(
-            "`open_layers` must be True, False, a regular expression for names of "
-            f"layers, or a list of these; received {which!r}."
+            "`open_layers` must be True, False, a regular expression for names of layers, or a "
+            f"list of these; received {which!r}."
         )
     try:
         return [re.compile(pattern) for pattern in patterns]
@@ -118,11 +118,11 @@ def _compiled(which):
 
 def is_made_of_layers(layer):
     """Returns whether a layer without a record holds layers, or is a model with its own call()."""
-    if not isinstance(layer, keras.layers.Layer) or records.has_record(layer):
+    if not isinstance(layer, keras.layers.Layer) or registry.has_record(layer):
         return False
     if isinstance(layer, keras.Model):
         return True
-    own = type(layer).__module__.startswith("keras.src.")  # what Keras itself makes is described
+    own = type(layer).__module__.startswith("keras.src.")  # Keras' own layers have records
     return not own and bool(layer._flatten_layers(include_self=False, recursive=False))
 
 
@@ -154,7 +154,7 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
         raise Closed("it has randomness of its own")
     own = [*layer._trainable_variables, *layer._non_trainable_variables]
     if own:
-        raise Closed(f"it has a weight of its own, {own[0].name!r}, beside those of its layers")
+        raise Closed(f"it has a weight of its own, {own[0].name!r}, besides its layers' weights")
     inputs, (args, kwargs) = _entries(layer, arguments, symbols)
     try:
         # A number that is drawn while the graph is made would stay in it. This first draw, which
@@ -162,7 +162,7 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
         with keras.StatelessScope():
             keras.random.uniform(())
             outputs = layer.call(*args, **kwargs)
-    except Exception as error:  # whatever a layer of the user's own raises
+    except Exception as error:  # anything that a user's layer raises
         raise Closed(f"its call() does not run on symbolic tensors: {first_line(error)}") from error
     leaves = keras.tree.flatten(outputs)
     if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
@@ -207,7 +207,7 @@ def _entries(layer, arguments, symbols):
 
 
 def _without_training(kwargs):
-    """Returns the arguments by name but for `training`, which is that of the whole model."""
+    """Returns the arguments by name without `training`, which the whole model sets."""
     return {name: value for name, value in kwargs.items() if name != "training"}
 
 
@@ -219,7 +219,7 @@ def _check_weights(layer, model):
 
 
 def _check_outputs(layer, model, arguments, sizes, structure):
-    """Raises Closed where a functional model gives something else than the layer it is made of."""
+    """Raises Closed if a functional model does not compute what its layer computes."""
     rng = np.random.default_rng(0)
     for training in (False, True):
         values = []
@@ -234,7 +234,7 @@ def _check_outputs(layer, model, arguments, sizes, structure):
         try:
             expected, states = _run(layer, training, args, _without_training(kwargs))
             found, new_states = _run(model, training, (_packed(values, structure),), {})
-        except Exception as error:  # whatever a layer of the user's own raises
+        except Exception as error:  # anything that a user's layer raises
             raise Closed(f"the graph of its parts does not run: {first_line(error)}") from error
         pairs = [
             *zip(keras.tree.flatten(expected), keras.tree.flatten(found)),
@@ -258,7 +258,7 @@ def _random(size_and_dtype, rng):
 def _run(layer, training, args, kwargs):
     """Returns (outputs, {id of a non-trainable variable: its new value}); nothing is updated.
 
-    Seeds are others than those that the layer has, so that they count.
+    Seeds differ from the layer's, so that they count.
     """
     values = [
         (variable, variable.value + 1 if variable.dtype == "uint32" else variable.value)
@@ -300,8 +300,8 @@ def open_root(model, input_shape):
     entries = _root_entries(model, input_shape)
     if entries is None:
         raise EkgError(
-            f"{what} is a subclassed model, whose input shape is not known; give "
-            "`input_shape`, as (224, 224, 3), or call it once on some inputs."
+            f"{what} is a subclassed model, whose input shape is not known; give `input_shape`, as "
+            "(224, 224, 3), or call it once on some inputs."
         )
     symbols = dict(enumerate(keras.tree.flatten(entries)))
     numbers = iter(symbols)
@@ -317,9 +317,8 @@ def open_root(model, input_shape):
         opened = take_apart(model, arguments, symbols, sizes, entries)
     except Closed as reason:
         raise EkgError(
-            f"{what} cannot be taken apart into its layers: {reason}. Make a functional "
-            "model of its layers: inputs = keras.Input(...); keras.Model(inputs, "
-            "outputs of its layers)."
+            f"{what} cannot be taken apart into its layers: {reason}. Make a functional model of "
+            "its layers: inputs = keras.Input(...); keras.Model(inputs, outputs of its layers)."
         ) from reason
     logger.info("%s becomes a functional keras.Model of its layers", what)
     return opened

@@ -1,21 +1,21 @@
-"""The records of functions of keras.ops and of Python operators, as they stand in a functional
-graph.
-"""
+"""The records of keras.ops functions and Python operators in a functional graph."""
+
+import math
+from fractions import Fraction
 
 import keras
 import numpy as np
 
 from ekg.graph import flow
-from ekg.graph.calls import Entry
 from ekg.graph.flow import Channels
-from ekg.graph.records import RECORDS, LayerRecord
-from ekg.graph.refs import Ref
+from ekg.graph.records import LayerRecord
+from ekg.graph.steps import Entry, Ref
 
 # ---------------------------------------------------------------- rules
 
 
 def _carry(channel_flow, call):
-    """One tensor element by element; whatever else the call takes is a number."""
+    """Carries one tensor element by element; other arguments are numbers."""
     return (
         channel_flow.channels[call.inputs[0]]
         if len(call.inputs) == 1
@@ -31,20 +31,20 @@ def _clip(channel_flow, call):
 
 
 def _divide(channel_flow, call):
-    """A division by a tensor is closed: a channel that is masked divides by zero."""
+    """Closes a division by a tensor: a masked channel would divide by zero."""
     is_tensor = isinstance(call.args[1] if len(call.args) > 1 else call.kwargs.get("x2"), Ref)
     return flow.close(channel_flow, call) if is_tensor else flow.merge(channel_flow, call)
 
 
 def _axes(call, rank, name="axis"):
-    """Returns the axes that an operation names, from 0 on; all where it names none."""
+    """Returns the axes that an operation names, counted from 0; all if it names none."""
     axes = getattr(call.layer, name)
     axes = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     return [axis % rank for axis in axes]
 
 
 def _reduce(channel_flow, call):
-    """A mean, sum or extreme over positions."""
+    """Carries channels through a mean, sum or extreme over positions."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axes = _axes(call, rank)
     if (
@@ -78,7 +78,8 @@ def _squeeze(channel_flow, call):
         else _axes(call, len(shape))
     )
     if call.layer.axis is None or channels.axis is None or channels.axis in axes or 0 in axes:
-        return flow.close(channel_flow, call)  # without an axis a last channel would go, too
+        # Without an axis, a last channel would be squeezed, too.
+        return flow.close(channel_flow, call)
     return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
 
 
@@ -107,7 +108,7 @@ def _move(channel_flow, call):
 
 
 def _pad(channel_flow, call):
-    """Channels themselves, and the batch, must not be padded."""
+    """Carries channels through a padding, unless of the channels themselves or the batch."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     widths = [tuple(pair) for pair in call.layer.pad_width]
     widths = widths * rank if len(widths) == 1 else widths
@@ -117,8 +118,8 @@ def _pad(channel_flow, call):
 
 
 def _split(channel_flow, call):
-    """Parts of equal size shrink together; a split along another axis leaves the channels as they
-    are.
+    """Splits channels into parts of equal size that shrink together; another axis leaves them as
+    they are.
     """
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     axis = call.layer.axis % rank
@@ -136,7 +137,7 @@ def _split(channel_flow, call):
 
 
 def _tie(channel_flow, labels, size):
-    """Says that all blocks of so many neighbouring channels lose the same ones."""
+    """Ties all blocks of this many neighbouring channels."""
     blocks = labels.reshape(-1, size)
     for block in blocks[1:]:
         channel_flow.merge(blocks[0], block)
@@ -148,8 +149,8 @@ def _key_of(call):
 
 
 def _expanded(key, rank):
-    """Returns the entries of an index for each axis, with slices in place of the ellipsis, and
-    those for new axes.
+    """Returns the entries of an index by axis, with slices in place of the ellipsis, and entries
+    for new axes.
     """
     named = sum(entry is not None and entry is not Ellipsis for entry in key)
     rest = [slice(None)] * (rank - named)
@@ -160,7 +161,9 @@ def _expanded(key, rank):
 
 
 def _get_item(channel_flow, call):
-    """A slice of the channels must be one of several blocks of its size, which shrink together."""
+    """Takes one of several blocks of channels of equal size, which shrink together; closes other
+    slices.
+    """
     channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
     key = _key_of(call)
     if channels.axis is None or not all(
@@ -185,6 +188,33 @@ def _get_item(channel_flow, call):
     return Channels(labels, new_axis)
 
 
+# ---------------------------------------------------------------- rows of the batch per example
+
+
+def reshaped_rows(call, shapes, rows):
+    """Returns the rows of the batch per example after a reshape, which may fold positions into
+    it.
+    """
+    number = call.inputs[0]
+    sizes = [shapes[number][1:], shapes[call.output][1:]]
+    if any(None in shape for shape in sizes):
+        return rows[number]
+    return rows[number] * Fraction(math.prod(sizes[0]), math.prod(sizes[1]))
+
+
+def stacked_rows(call, shapes, rows):
+    """Returns the rows of the batch per example after a concatenation."""
+    several = [rows[number] for number in call.inputs]
+    is_batch = call.layer.axis % len(shapes[call.output]) == 0
+    return sum(several) if is_batch else max(several)
+
+
+def _split_rows(call, shapes, rows):
+    number = call.inputs[0]
+    is_batch = call.layer.axis % len(shapes[call.output]) == 0
+    return rows[number] / len(call.outputs) if is_batch else rows[number]
+
+
 # ---------------------------------------------------------------- what a cut changes
 
 
@@ -204,7 +234,7 @@ def _resize_split(operation, kept):
 
 
 def slice_constants(call, args, kwargs, kept):
-    """Arrays that stand beside a tensor lose the entries of its channels."""
+    """Removes the entries of removed channels from arrays that are combined with a tensor."""
     from_end = None if kept.axis is None else kept.axis - kept.ranks[1]
 
     def sliced(value):
@@ -223,7 +253,7 @@ def slice_constants(call, args, kwargs, kept):
 
 
 def _slice_key(call, args, kwargs, kept):
-    """The slice of the channels begins and ends at the same block as before."""
+    """Moves a slice of the channels so that it takes the same block as before."""
     key = _expanded(_key_of(call), kept.ranks[0])
     axis = -1
     for i, entry in enumerate(key):
@@ -267,38 +297,36 @@ _ELEMENTWISE = (
     "Cast",
     "StopGradient",
 )
+# Runtimes compute these together with the layer before.
+_FUSED = frozenset(("Relu", "Relu6", "Silu", "Sigmoid", "HardSilu", "HardSigmoid", "Gelu", "Tanh"))
 _ELEMENTWISE_ZEROS = ("Abs", "Absolute", "Negative", "Square")
-RECORDS.update(
-    {
-        f"keras.ops.{name}": record
-        for name, record in {
-            **dict.fromkeys(_ELEMENTWISE, LayerRecord(_carry)),
-            **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
-            "Clip": LayerRecord(_clip),
-            **dict.fromkeys(
-                ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
-                LayerRecord(flow.merge, arguments=slice_constants),
-            ),
-            **dict.fromkeys(
-                ("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)
-            ),
-            "Concatenate": LayerRecord(flow.stack),
-            **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
-            "Reshape": LayerRecord(flow.tile, keeps_zeros=True, resize=_resize_reshape),
-            "Transpose": LayerRecord(_transpose, keeps_zeros=True),
-            "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
-            "Moveaxis": LayerRecord(_move, keeps_zeros=True),
-            "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
-            "Squeeze": LayerRecord(_squeeze, keeps_zeros=True),
-            "Pad": LayerRecord(_pad),
-            "Split": LayerRecord(_split, resize=_resize_split),
-            "GetItem": LayerRecord(_get_item, arguments=_slice_key),
-            "Softmax": LayerRecord(flow.carry_beside_axis),
-            "Resize": lambda operation: LayerRecord(
-                flow.carry,
-                keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0,
-            ),
-        }.items()
-    }
-)
-RECORDS[Entry] = LayerRecord(_carry, keeps_zeros=True)
+OPERATIONS = {
+    f"keras.ops.{name}": record
+    for name, record in {
+        **{name: LayerRecord(_carry, joins_previous=name in _FUSED) for name in _ELEMENTWISE},
+        **dict.fromkeys(_ELEMENTWISE_ZEROS, LayerRecord(_carry, keeps_zeros=True)),
+        "Clip": LayerRecord(_clip),
+        **dict.fromkeys(
+            ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
+            LayerRecord(flow.merge, arguments=slice_constants),
+        ),
+        **dict.fromkeys(("Divide", "TrueDivide"), LayerRecord(_divide, arguments=slice_constants)),
+        "Concatenate": LayerRecord(flow.stack, rows=stacked_rows),
+        **dict.fromkeys(("Mean", "Sum", "Max", "Min"), LayerRecord(_reduce, keeps_zeros=True)),
+        "Reshape": LayerRecord(
+            flow.tile, keeps_zeros=True, resize=_resize_reshape, rows=reshaped_rows
+        ),
+        "Transpose": LayerRecord(_transpose, keeps_zeros=True),
+        "Swapaxes": LayerRecord(_swap, keeps_zeros=True),
+        "Moveaxis": LayerRecord(_move, keeps_zeros=True),
+        "ExpandDims": LayerRecord(_expand, keeps_zeros=True),
+        "Squeeze": LayerRecord(_squeeze, keeps_zeros=True),
+        "Pad": LayerRecord(_pad),
+        "Split": LayerRecord(_split, resize=_resize_split, rows=_split_rows),
+        "GetItem": LayerRecord(_get_item, arguments=_slice_key),
+        "Softmax": LayerRecord(flow.carry_beside_axis),
+        "Resize": lambda operation: LayerRecord(
+            flow.carry, keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0
+        ),
+    }.items()
+} | {Entry: LayerRecord(_carry, keeps_zeros=True, is_free=True)}

@@ -1,11 +1,10 @@
-"""The linear part of a layer, as least squares need it: patches of what it reads, and its kernel as
-a matrix.
+"""The linear part of a layer for least squares: patches of its input, and its kernel as a matrix.
 
-A function named of_... is what a layer record's `patches` may be. It takes a layer and the tensor
-that it reads, and returns patches [batch, positions..., blocks, rows]. For the kernel as
-kernel_matrix() gives it, [blocks, rows, columns], the layer computes patches · kernel + bias before
-its activation, block by block: one block for a layer in which every channel depends on all others,
-one per group for a layer that works in groups, one per channel for a depthwise one.
+A function named of_... can be the `patches` of a layer record. It takes a layer and the tensor that
+it reads, and returns patches [batch, positions..., blocks, rows]. With the kernel from
+kernel_matrix(), [blocks, rows, columns], the layer computes patches · kernel + bias before its
+activation, block by block: one block for a layer in which every channel depends on all others, one
+per group for a layer that works in groups, one per channel for a depthwise one.
 """
 
 import math
@@ -100,7 +99,7 @@ def kernel_matrix(kernel, weight, blocks):
 
     Args:
         kernel: array of a kernel.
-        weight: its records.Weight, whose filter axes are those of the columns.
+        weight: its records.Weight, whose filter axes become the columns.
         blocks: number of blocks.
     """
     order = _order(weight, kernel.ndim)

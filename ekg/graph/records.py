@@ -1,8 +1,8 @@
-"""What a layer kind means to pruning: one record a kind.
+"""How each layer type behaves under pruning: what a LayerRecord says.
 
-Groups, complexity, cutting, landscape and criteria read these records and nothing else; so a new
-kind of layer is one more record. A layer of a kind without a record closes the channels that it
-reads: they are never pruned.
+Groups, complexity, cutting, slimming, folding, latency, landscape, criteria and parameter files
+read these records and nothing else; a new layer type is one more record. A layer without a record
+closes the channels that it reads: they are never pruned.
 """
 
 import dataclasses
@@ -24,22 +24,27 @@ class Weight:
 
     Attributes:
         axes: what the index of each axis is: IN, a channel that the layer reads; OUT, one that it
-            writes; None, neither. Where an axis is longer than there are channels, each stands for
+            writes; None, neither. Where an axis is longer than there are channels, each channel has
             as many neighbouring indices; where it is shorter, as in a layer that works in groups,
-            for one index of every group. BACK is a channel that the layer writes and reads again,
-            as a recurrent one does.
+            one index of every group. BACK is a channel that the layer writes and reads again, as a
+            recurrent layer does.
         filter_axes: the axes whose indices together name one filter; none for a weight that is not
             a kernel.
         each_channel: whether every output channel is multiplied by all entries, though no axis is
-            that of the channels, as by a slope that all share.
-        is_tiled: whether a longer axis of OUT holds all channels several times, one row of them
-            after the other, as the gates of an LSTM, and not each channel's indices side by side.
+            the channels', as by a slope that all share.
+        is_tiled: whether a longer axis of OUT holds all channels several times, one row after the
+            other, as the gates of an LSTM, and not each channel's indices side by side.
+        file_name: its name in a parameter file; None for the variable's own.
+        file_rank: number of its axes in a parameter file, the additional ones first and of length
+            1; None for the variable's own.
     """
 
     axes: tuple[str | None, ...]
     filter_axes: tuple[int, ...] = ()
     each_channel: bool = False
     is_tiled: bool = False
+    file_name: str | None = None
+    file_rank: int | None = None
 
     def __post_init__(self):
         if any(axis not in (IN, OUT, BACK, None) for axis in self.axes):
@@ -62,7 +67,7 @@ class Kept:
         axes: axis of the channels in the first tensor that it reads and in the first that it
             writes, or None.
         sizes: number of channels of the two before the cut.
-        ranks: number of axes of the two, with that of the batch.
+        ranks: number of axes of the two, including the batch.
         is_cut: whether a tensor that it reads or writes has fewer channels than before.
     """
 
@@ -107,8 +112,8 @@ class Context:
 class Parts:
     """How one layer computes through smaller ones, each of which has a record of its own.
 
-    In a graph the parts stand in the layer's place, so that channels inside it can go. A cut makes
-    one smaller layer of them again.
+    In a graph the parts take the layer's place, so that channels inside it can go. A cut makes one
+    smaller layer of them again.
 
     Attributes:
         held: {name of a part that the layer itself holds: the attribute that holds it}.
@@ -131,36 +136,48 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
-    """What a layer kind means to pruning.
+    """How a layer type behaves under pruning.
 
     Attributes:
         flow: how channels go through it: (ChannelFlow, Call) -> channels of the output; see
-            ekg.graph.flow.
-        weights: {name: Weight}, where the name is that of the layer's attribute or of the variable.
-            A layer that has others is treated as if its kind had no record.
+            ekg.flow.
+        weights: {name: Weight}, by the layer's attribute or the name of the variable. A layer with
+            other weights is treated as if its type had no record.
         multiplies: names of the weights of which every entry makes one multiply-accumulate at each
             position.
         positions: (layer, shape read, shape written, axis of the channels in both) -> number of
-            positions at which it computes; None stands for those of what it writes.
+            positions at which it computes; None counts the positions that it writes.
         flops: (layer, list of shapes read, shape written) -> multiply-accumulates, of a kind whose
             channels never change.
         products: (layer, list of shapes read, shape written) -> multiply-accumulates without a
             weight, of which every output channel makes the same share.
-        parts: (layer, arguments of the call by name) -> Parts that stand in its place, or None.
+        parts: (layer, arguments of the call by name) -> Parts that take its place, or None.
         resize: (layer, Kept) -> {attribute: value} of the layer that a cut changes.
         arguments: (call, its args, its kwargs, Kept) -> (args, kwargs) of the call that a cut makes
             in its place.
         run: (layer, its variables, trainable first, args of the call, Context) -> (output, new
             non-trainable values), or None where the layer's own call serves. Pure.
+        rows: (Call, {tensor number: shape}, {tensor number: rows of the batch per example}) -> rows
+            of the batch per example in what it writes; None: as many as in what it reads.
+        centred: (layer, array that it reads, training) -> (the array, axes over which it takes a
+            mean away), or None where it takes none away; see ekg.testing.
         mixes: whether every output channel depends on all input channels through a weight with the
-            axes IN and OUT; a gate stands before such a layer.
-        keeps_zeros: whether a channel of zeros stays one, so that a gate may stand before or behind
-            it.
+            axes IN and OUT; a gate precedes such a layer.
+        keeps_zeros: whether a channel of zeros stays one, so that a gate may precede or follow it.
         patches: (layer, what it reads) -> patches of it, of which the layer's output before its
             activation is a linear function; see ekg.graph.patches. None: repair leaves the layer as
             it was cut.
-        asks_mask: whether what it does to a channel depends on which others there are; `run` then
+        asks_mask: whether its effect on a channel depends on which others there are; `run` then
             gets Context.kept.
+        fuses_with_norm: whether its output, but for an activation, is linear in its weights: one
+            kernel, and maybe a bias with an entry per filter. A batch norm that follows is then
+            folded into it for deployment.
+        keeps_norm: whether slimming also rescales its kernel to the norm that it had before the
+            cut, where a batch norm follows and makes up for the factor.
+        joins_previous: whether runtimes compute it together with the layer before it, as an
+            activation.
+        joins_next: whether runtimes compute it together with the layer after it, as a padding.
+        is_free: whether it takes no time in inference.
     """
 
     flow: Callable
@@ -174,9 +191,16 @@ class LayerRecord:
     arguments: Callable | None = None
     run: Callable | None = None
     patches: Callable | None = None
+    rows: Callable | None = None
+    centred: Callable | None = None
     mixes: bool = False
     keeps_zeros: bool = False
     asks_mask: bool = False
+    fuses_with_norm: bool = False
+    keeps_norm: bool = False
+    joins_previous: bool = False
+    joins_next: bool = False
+    is_free: bool = False
 
     def __post_init__(self):
         unknown = [name for name in self.multiplies if name not in self.weights]
@@ -194,6 +218,13 @@ class LayerRecord:
             raise EkgError("`patches` needs a kernel, a weight with `filter_axes` in `weights`.")
         if self.asks_mask and self.run is None:
             raise EkgError("`asks_mask` needs `run`, which gets the mask.")
+        kernels = [name for name, weight in self.weights.items() if weight.filter_axes]
+        if self.fuses_with_norm and (len(kernels) != 1 or len(self.weights) > 2):
+            raise EkgError("`fuses_with_norm` needs `weights` of one kernel and at most a bias.")
+        if self.keeps_norm and not self.fuses_with_norm:
+            raise EkgError(
+                "`keeps_norm` needs `fuses_with_norm`: the norm makes up for the factor."
+            )
 
     @property
     def recurrent(self):
@@ -205,64 +236,12 @@ class LayerRecord:
         """Name of the weight that mixes channels."""
         return next(name for name, weight in self.weights.items() if {IN, OUT} <= set(weight.axes))
 
-
-# kind, or the name of one that Keras does not publish -> LayerRecord, or a function from a layer to
-# it. The modules that describe Keras' kinds fill it: ekg.graph.layers and ekg.graph.operations.
-RECORDS = {}
-
-
-def register_layer(kind, record):
-    """Says what a layer kind of one's own means to pruning; an earlier record of the same kind is
-    replaced.
-
-    Args:
-        kind: the layer class itself; subclasses need records of their own.
-        record: LayerRecord, or a function from a layer of that kind to its LayerRecord or None.
-
-    Raises:
-        EkgError: kind is no Keras layer class, or record is neither a LayerRecord nor a function.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, keras.layers.Layer)):
-        raise EkgError(f"`kind` must be a subclass of keras.layers.Layer; received {kind!r}.")
-    if not (isinstance(record, LayerRecord) or callable(record)):
-        raise EkgError(
-            f"`record` must be an ekg.LayerRecord, or a function from a layer to one; received "
-            f"{record!r}."
-        )
-    RECORDS[kind] = record
-
-
-def record_of(layer):
-    """Returns the LayerRecord of a layer, or None if its kind has none or the layer has weights
-    that it does not know.
-    """
-    record = RECORDS.get(type(layer)) or RECORDS.get(published_name(type(layer)))
-    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
-    if record is None or record.flops is None and None in weight_names(layer, record):
-        return None
-    return record
-
-
-def has_record(layer):
-    """Returns whether the kind of a layer is described, if only as one that closes what it
-    reads.
-    """
-    return type(layer) in RECORDS or published_name(type(layer)) in RECORDS
-
-
-def published_name(kind):
-    """Returns the name of a kind: keras.ops.Add for what stands in a graph where keras.ops.add was
-    called.
-    """
-    module = "keras.ops" if kind.__module__.startswith("keras.src.ops.") else kind.__module__
-    return f"{module}.{kind.__name__}"
-
-
-def parts_of(layer, kwargs):
-    """Returns the Parts of a layer called with these arguments by name, or None if it has none."""
-    record = RECORDS.get(type(layer))
-    record = record(layer) if record is not None and not isinstance(record, LayerRecord) else record
-    return None if record is None or record.parts is None else record.parts(layer, kwargs)
+    @property
+    def filter_kernel(self):
+        """Name of the kernel whose entries make the filters."""
+        if self.mixes:
+            return self.kernel
+        return next(name for name, weight in self.weights.items() if weight.filter_axes)
 
 
 def weight_names(layer, record):
@@ -300,43 +279,6 @@ def weights_of(layer, record):
         for variable, name in zip(layer.weights, weight_names(layer, record))
         if name is not None
     }
-
-
-def kernel_of(layer):
-    """Returns the variable that mixes channels, of a mixing layer."""
-    record = record_of(layer)
-    return next(
-        variable
-        for variable, name in zip(layer.weights, weight_names(layer, record))
-        if name == record.kernel
-    )
-
-
-def fitted_of(layer):
-    """Returns (variable, Weight) of the kernel that the patches of a layer's record belong to."""
-    record = record_of(layer)
-    name = (
-        record.kernel
-        if record.mixes
-        else next(name for name, weight in record.weights.items() if weight.filter_axes)
-    )
-    return next(
-        (variable, record.weights[name])
-        for variable, own in zip(layer.weights, weight_names(layer, record))
-        if own == name
-    )
-
-
-def is_mixing(layer):
-    """Returns whether each output channel of the layer depends on all input channels."""
-    record = record_of(layer)
-    return record is not None and record.mixes
-
-
-def keeps_zeros(layer):
-    """Returns whether a gate may stand before or behind the layer with the same effect."""
-    record = record_of(layer)
-    return record is not None and record.keeps_zeros
 
 
 def kept_indices(kept, num_channels, size, is_tiled=False):

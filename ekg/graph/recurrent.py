@@ -9,7 +9,7 @@ from keras import layers
 from ekg.graph import flow
 from ekg.graph.activations import is_elementwise
 from ekg.graph.flow import Channels
-from ekg.graph.records import BACK, IN, OUT, RECORDS, LayerRecord, Parts, Weight
+from ekg.graph.records import BACK, IN, OUT, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
 KINDS = (layers.LSTM, layers.GRU, layers.SimpleRNN)
@@ -18,7 +18,7 @@ KINDS = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 
 
 def _recur(channel_flow, call):
-    """New channels, which all states have, too; a state that is handed over has the same ones."""
+    """Begins new channels, which all states share; a state that is passed in has the same ones."""
     layer, named = call.layer, numbers_by_name(call)
     [sequences] = named.pop("sequences")
     source, rank = channel_flow.channels[sequences], len(channel_flow.shapes[sequences])
@@ -41,7 +41,7 @@ def _recur(channel_flow, call):
 
 
 def _resize(layer, kept):
-    """Returns the attributes that a layer of so many units has."""
+    """Returns the attributes of a layer with this number of units."""
     units = len(kept.output)
 
     def sized(value):
@@ -103,7 +103,7 @@ class Merging(keras.layers.Layer):
 
 
 class BothDirections(Parts):
-    """The parts of a Bidirectional layer: those of both directions have as many units."""
+    """The parts of a Bidirectional layer, whose directions have equally many units."""
 
     def __init__(self, layer):
         self._layer = layer
@@ -138,7 +138,7 @@ class BothDirections(Parts):
 
 
 def _merge(channel_flow, call):
-    """A unit of one direction goes with the same of the other."""
+    """Ties each unit of one direction to the same unit of the other."""
     forward, backward = channel_flow.inputs(call)
     axis = len(channel_flow.shapes[call.output]) - 1
     if forward.axis != axis or backward.axis != axis:
@@ -150,7 +150,7 @@ def _merge(channel_flow, call):
 
 
 def _both(layer):
-    """Returns the record of a Bidirectional layer of known kinds, or None."""
+    """Returns the record of a Bidirectional layer of known types, or None."""
     both = (layer.forward_layer, layer.backward_layer)
     if any(type(one) not in KINDS for one in both) or both[0].units != both[1].units:
         return None
@@ -160,7 +160,7 @@ def _both(layer):
 
 
 def flops(layer, shapes, _written):
-    """Every entry of every kernel at each time step, of a layer that stays whole."""
+    """Returns the FLOPs of a layer that stays whole: all kernel entries at each time step."""
     kernels = [
         variable
         for variable in layer.weights
@@ -173,6 +173,8 @@ def _built(layer):
     return _record(layer) if layer.built else None
 
 
-RECORDS.update(
-    {**dict.fromkeys(KINDS, _built), layers.Bidirectional: _both, Merging: LayerRecord(_merge)}
-)
+RECURRENT = {
+    **dict.fromkeys(KINDS, _built),
+    layers.Bidirectional: _both,
+    Merging: LayerRecord(_merge),
+}

@@ -27,7 +27,7 @@ def needs_own_gradient(layer, args):
 
 
 def resize(call, x):
-    """Returns call(x), whose gradient is that of choosing rows and columns: two matrix products.
+    """Returns call(x), with the gradient of choosing rows and columns: two matrix products.
 
     Args:
         call: function that resizes images to the nearest pixel, [batch, height, width, channels];
@@ -51,8 +51,8 @@ def _chosen(call, size, axis, x):
     """Returns which of the rows (axis 1) or columns (axis 2) of x each one of call(x) shows, 0 or
     1: [target, size].
 
-    It is asked of the call itself, with images whose pixels hold the numbers of their rows or
-    columns, from 1 on.
+    The call itself shows it, on images whose pixels hold the numbers of their rows or columns, from
+    1 on.
     """
     numbers = tf.range(1, size + 1)
     numbers = tf.reshape(numbers, [1, -1, 1, 1] if axis == 1 else [1, 1, -1, 1])

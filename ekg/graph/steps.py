@@ -1,6 +1,4 @@
-"""The steps of a graph: calls of layers, of nested models, and of layers that stand as their
-parts.
-"""
+"""The steps of a graph, and the references to tensors among their arguments."""
 
 import dataclasses
 import functools
@@ -9,7 +7,25 @@ import inspect
 import keras
 
 from ekg.graph.records import Parts
-from ekg.graph.refs import fill_in, refs_in
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A reference to tensor `number` among the arguments of a call."""
+
+    number: int
+
+
+def refs_in(structure):
+    """Returns a list of the numbers of the tensors that a structure refers to, in its order."""
+    return [leaf.number for leaf in keras.tree.flatten(structure) if isinstance(leaf, Ref)]
+
+
+def fill_in(structure, tensors):
+    """Returns a structure with every Ref replaced by the tensor of its number."""
+    return keras.tree.map_structure(
+        lambda leaf: tensors[leaf.number] if isinstance(leaf, Ref) else leaf, structure
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +71,7 @@ class ModelCall:
         key: its name in the whole model.
         args: positional arguments, with a Ref for every tensor.
         kwargs: arguments by name.
-        entries: numbers of the tensors inside that stand for its inputs.
+        entries: numbers of the tensors inside that are its inputs.
         outputs: numbers of the tensors that it returns.
         steps: the Calls and ModelCalls inside, in the order in which they run.
     """

@@ -1,4 +1,4 @@
-"""The record of TimeDistributed: that of the layer inside, over one more axis."""
+"""The record of TimeDistributed: the inner layer's record, over one more axis."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from ekg.graph import flow
-from ekg.graph.records import RECORDS, LayerRecord, record_of, spatial_size
+from ekg.graph.records import LayerRecord, spatial_size
 
 
 class _OneStep(flow.ChannelFlow):
@@ -40,7 +40,7 @@ def is_frozen(layer):
     )
 
 
-def _over_steps(record):
+def _flow(record):
     """Returns the rule of the layer inside, for a TimeDistributed."""
 
     def rule(whole, call):
@@ -58,7 +58,7 @@ def _over_steps(record):
 
 
 def one_step(kept):
-    """Returns the records.Kept of the layer inside for that of a call of a TimeDistributed."""
+    """Returns the records.Kept of the inner layer for the Kept of a call of a TimeDistributed."""
     axes = tuple(None if axis is None else axis - 1 for axis in kept.axes)
     return dataclasses.replace(kept, axes=axes, ranks=tuple(rank - 1 for rank in kept.ranks))
 
@@ -92,8 +92,7 @@ def _flops(record):
 
 
 def _run(record):
-    """Returns the `run` of a LayerRecord: that of the layer inside, with the steps as rows of the
-    batch."""
+    """Returns the inner record's `run`, with the steps as rows of the batch."""
 
     def run(layer, variables, args, context):
         x = args[0]
@@ -109,8 +108,8 @@ def _run(record):
     return run
 
 
-def _time_distributed(layer):
-    record = record_of(layer.layer)
+def over_steps(record):
+    """Returns the record of a TimeDistributed for the record of its inner layer; None for None."""
     if record is None:
         return None
     if record.flops is not None:
@@ -119,11 +118,15 @@ def _time_distributed(layer):
         return None
     return dataclasses.replace(
         record,
-        flow=_over_steps(record),
+        flow=_flow(record),
         positions=_positions(record),
         resize=None if record.resize is None else _resize(record),
         run=None if record.run is None else _run(record),
+        rows=None,
+        centred=None,
+        fuses_with_norm=False,
+        keeps_norm=False,
+        joins_previous=False,
+        joins_next=False,
+        is_free=False,
     )
-
-
-RECORDS[keras.layers.TimeDistributed] = _time_distributed

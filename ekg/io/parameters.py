@@ -10,6 +10,7 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.graph.calls import finish_layers_
 from ekg.graph.naming import named_weights
+from ekg.graph.registry import weights_of
 from ekg.io.pickles import load_pickle, save_pickle
 
 MAX_MISMATCHES_SHOWN = 12
@@ -21,10 +22,10 @@ def _entries(model):
     """
     for layer, name, variable in named_weights(model):
         (key, name), shape = name.rsplit("/", 1), tuple(variable.shape)
-        if type(layer).__name__ == "Dense" and name == "bias":
-            name, shape = "biases", (1, *shape)
-        elif type(layer).__name__ == "BatchNormalization":
-            shape = (1, 1, 1, *shape)
+        weight = weights_of(layer).get(id(variable))
+        if weight is not None:
+            name = weight.file_name or name
+            shape = (*[1] * ((weight.file_rank or 0) - len(shape)), *shape)
         yield f"{key.replace('-', '/')}/{name}:0", variable, shape
 
 

@@ -1,4 +1,4 @@
-"""Which layers' second derivatives are not exact."""
+"""Rejects layers whose second derivatives are not exact."""
 
 import tensorflow as tf
 
@@ -8,14 +8,14 @@ from ekg.graph.execute import run_call
 from ekg.graph.flow import describe
 from ekg.graph.norms import uses_batch_statistics
 
-# A value that is taken as a constant on the way back may leave the first derivative right; the
-# second one is wrong then.
+# A value that backpropagation treats as constant may leave the first derivative right, but not the
+# second one.
 _BREAKS = ("StopGradient",)
 
 
 def check_second_derivatives(graph, options, training):
-    """Raises EkgError if a layer takes a part of its output as a constant on the way back, as
-    Keras' own norms do.
+    """Raises EkgError if a layer treats a part of its output as constant in backpropagation, as
+    Keras' norms do.
 
     Args:
         graph: graph.calls.Graph.
@@ -43,14 +43,13 @@ def check_second_derivatives(graph, options, training):
     traced = trace.get_concrete_function(
         tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype)
     )
-    for function in (
-        traced.graph.as_graph_def().library.function
-    ):  # a layer's own tf.function, or a loop's body
+    # A layer's own tf.function, or the body of a loop.
+    for function in traced.graph.as_graph_def().library.function:
         if any(node.op in _BREAKS for node in function.node_def):
             inexact.append(f"the function {function.signature.name!r}")
     if inexact:
         raise EkgError(
             f"the second derivatives of {', '.join(dict.fromkeys(inexact))} in `model` "
-            f"{graph.model.name!r} are "
-            "not exact, so its Hessian cannot be computed; take a network without these layers."
+            f"{graph.model.name!r} are not exact, so its Hessian cannot be computed; take a "
+            "network without these layers."
         )

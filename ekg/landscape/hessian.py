@@ -1,5 +1,4 @@
-"""The loss of a network as a function of its parameters: gradient, Hessian products, condition
-number.
+"""The loss as a function of the parameters: gradient, Hessian products, condition number.
 
 The Hessian of the mean cross-entropy is never formed; its products with vectors are exact (reverse
 over reverse). The condition number is κ = |λ_min / λ_max| with the algebraically largest and the
@@ -17,27 +16,27 @@ from ekg.errors import EkgError
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.cutting import kernel_norm
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
-from ekg.graph.readers import normalised_convolutions
+from ekg.graph.neighbours import normalised_convolutions
+from ekg.graph.registry import fitted_of
 from ekg.landscape import lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
 
 PARAMETERS = ("kernels", "all")
-SECOND_ORDER = ExecutionOptions(
-    fuse_norms=False, norms_alone=True
-)  # the fused batch norm's second derivatives are slow
+# The second derivatives of the fused batch norm are slow.
+SECOND_ORDER = ExecutionOptions(fuse_norms=False, norms_alone=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum(lanczos.Ends):
-    """Both ends of a Hessian's spectrum, and of what.
+    """Both ends of a Hessian's spectrum, and the loss that it belongs to.
 
     Attributes:
         parameters: "kernels" (rank above 1) or "all".
         batch_statistics: whether batch norms took the statistics of the batch, else the moving
             ones.
         num_images: images of the mean loss.
-        former_norms: whether kernels that a batch norm follows were taken at the norm that they had
-            before a cut, as κ depends on their scale; else as they are.
+        former_norms: whether kernels that a batch norm follows were rescaled to the norm that they
+            had before a cut, as κ depends on their scale.
     """
 
     parameters: str
@@ -61,12 +60,12 @@ class Parameters:
 
     Attributes:
         arrays: list of their values.
-        filter_axes: for each array the axes whose indices name a filter; see graph.layers.Weight.
-        support: list of 0/1 arrays of the same shapes: which of them the network has; None stands
-            for all.
+        filter_axes: axes of each array whose indices name a filter; see graph.records.Weight.
+        support: list of 0/1 arrays of the same shapes: which parameters the network has; None means
+            all.
         kind: one of PARAMETERS.
-        factors: for each array that by which it is multiplied to be at its norm before a cut,
-            float32; None where all are taken as they are. See norm_factors().
+        factors: factor of each array to its norm before a cut, float32; None leaves all as they
+            are. See norm_factors().
     """
 
     arrays: list
@@ -92,7 +91,7 @@ class Landscape:
             parameters: Parameters.
             batches: data.Batches; images of one are run together, and with batch statistics they
                 share them.
-            batch_statistics: for the record.
+            batch_statistics: recorded in the Spectrum.
             use_xla: whether to compile with XLA.
         """
         self._shapes = [array.shape for array in parameters.arrays]
@@ -113,7 +112,7 @@ class Landscape:
         return len(self.point)
 
     def move_(self, arrays, support, factors=None):
-        """Sets point, support and factors to those of another network of the same forward function.
+        """Moves to another network of the same forward function: its point, support and factors.
 
         Args:
             arrays, support, factors: as of Parameters; factors are given if they were at the start.
@@ -138,7 +137,7 @@ class Landscape:
         return sum(self._by_batch(self._gradient, point)) / self._batches.num_images
 
     def product(self, vector, point=None):
-        """Returns the product of the Hessian at a point (its own one if None) with a vector,
+        """Returns the product of the Hessian at a point (None: the present one) with a vector,
         float64 [dimension].
 
         Vectors and products are within the support.
@@ -163,8 +162,8 @@ class Landscape:
 
         Args:
             tolerance: both residuals must be within this share of their eigenvalues.
-            max_products: where they are not by then, the result says so.
-            seed: of the vector it starts with.
+            max_products: products after which it ends, converged or not; the result records which.
+            seed: seed of the start vector.
             on_product: function (products made, larger relative residual), or None.
         """
         start = np.random.default_rng(seed).standard_normal(self.dimension) * self.support
@@ -179,7 +178,7 @@ class Landscape:
         return self.describe(ends)
 
     def describe(self, ends):
-        """Returns the Spectrum of lanczos.Ends, with what they are the ends of."""
+        """Returns the Spectrum with these lanczos.Ends."""
         return Spectrum(
             **dataclasses.asdict(ends),
             parameters=self._kind,
@@ -207,7 +206,7 @@ class Landscape:
         ]
 
     def _by_batch(self, function, *vectors):
-        """Yields the function of the vectors and each batch, float64."""
+        """Yields the result of a function of the vectors and each batch, float64."""
         vectors = [tf.constant(vector, tf.float32) for vector in vectors]
         for number, images in enumerate(self._batches.images()):
             with full_float32():
@@ -216,7 +215,7 @@ class Landscape:
 
     def _batch_loss(self, point, images, labels):
         arrays = self._cut(point)
-        if self._factors is not None:  # the same function, with other derivatives
+        if self._factors is not None:  # the same network function, with other derivatives
             factors = tf.unstack(self._factors)
             arrays = [array / factor for array, factor in zip(arrays, factors)]
         task, outputs = self._batches.task, self._forward(arrays, self._batches.normalise(images))
@@ -261,8 +260,8 @@ def model_landscape(
         parameters: "kernels" or "all".
         batch_statistics: whether batch norms take the statistics of the batch, else the moving
             ones.
-        original: keras.Model that it was cut from: kernels that a batch norm follows are taken at
-            their norms there; None takes them as they are.
+        original: keras.Model that it was cut from: kernels that a batch norm follows are rescaled
+            to their norms there; None leaves them as they are.
         use_xla: whether to compile with XLA.
 
     Raises:
@@ -294,9 +293,13 @@ def model_landscape(
     axes, factors = [axes_of[id(model.trainable_variables[i])] for i in places], None
     if original is not None:
         wholes = Graph(original).layers
-        by_variable = norm_factors(
-            graph, lambda call: (wholes[call.key].kernel.numpy(), call.layer.kernel.numpy())
-        )
+
+        def kernels_of(call):
+            whole, _ = fitted_of(wholes[call.key])
+            cut, _ = fitted_of(call.layer)
+            return whole.numpy(), cut.numpy()
+
+        by_variable = norm_factors(graph, kernels_of)
         factors = [by_variable.get(id(model.trainable_variables[i]), np.float32(1)) for i in places]
     arrays = [trainable[i].numpy() for i in places]
     return Landscape(
@@ -311,8 +314,8 @@ def model_landscape(
 def norm_factors(graph, kernels_of):
     """Returns {id of a variable: ‖W‖ / ‖V‖, float32} of the convolutions that a batch norm follows.
 
-    By this κ takes each at the norm that it had before a cut: the batch norm cancels the factor, so
-    the network's function stays, and its derivatives are divided by it. 1 where V is all zeros.
+    With these factors κ is computed at the norms before a cut: the batch norm cancels a factor, so
+    the function stays, and its derivatives are divided by the factor. It is 1 where V is all zeros.
 
     Args:
         graph: graph.calls.Graph.

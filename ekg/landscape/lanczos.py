@@ -1,8 +1,8 @@
-"""Both ends of a symmetric operator's spectrum by Lanczos' method; the operator is never formed.
+"""Both ends of a symmetric operator's spectrum by Lanczos' method, from products alone.
 
-The basis is kept within a budget of memory: where it is full, the method starts again with the best
-approximations of both ends and goes on (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos
-Method for Large Symmetric Eigenvalue Problems").
+The basis is kept within a memory budget: when it is full, the method restarts from the best
+approximations of both ends (thick restarts, Wu and Simon 2000, "Thick-Restart Lanczos Method for
+Large Symmetric Eigenvalue Problems").
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ BREAKDOWN = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """Both ends of a spectrum and how well they are known.
+    """Both ends of a spectrum and their accuracy.
 
     Attributes:
         largest: the algebraically largest eigenvalue λ_max.
         smallest: the smallest eigenvalue λ_min.
-        residual_largest: ‖Hv − λv‖ of the unit vector v of the largest.
-        residual_smallest: of the smallest.
-        products: products with vectors that were made.
+        residual_largest: ‖Hv − λv‖ of the unit eigenvector v of the largest.
+        residual_smallest: the same of the smallest.
+        products: number of products with vectors.
         converged: whether both residuals are within the tolerance.
     """
 
@@ -50,9 +50,9 @@ def spectrum_ends(
     Args:
         multiply: function from a vector, float64 [n], to its product.
         start: vector to start with, float64 [n].
-        dimension: of the space that start and all products lie in, at most n.
+        dimension: dimension of the space of the start vector and all products, at most n.
         tolerance: both residuals must be within this share of their eigenvalues.
-        max_products: where they are not by then, the result says so.
+        max_products: products after which it ends, converged or not; the result records which.
         on_product: function (products made, larger residual of both ends relative to its
             eigenvalue), or None.
     """
@@ -65,7 +65,7 @@ def spectrum_ends(
         rest = np.asarray(multiply(basis[size - 1]), np.float64)
         if not np.isfinite(rest).all():
             raise FloatingPointError(
-                "a product with the Hessian is not finite; are the weights those of a trained "
+                "a product with the Hessian is not finite; are these the weights of a trained "
                 "network?"
             )
         for _ in range(2):  # once is not enough in floating point
@@ -98,21 +98,20 @@ def spectrum_ends(
 
 
 def max_basis(length):
-    """Returns how many vectors of this length the basis may hold."""
+    """Returns the number of vectors of this length that the basis may hold."""
     return max(BASIS_BUDGET // (8 * length), 2 * RESTART_VECTORS)
 
 
 def basis_bytes(length, max_products=MAX_PRODUCTS):
-    """Returns the bytes that the basis of vectors of this length takes, at most."""
+    """Returns the most bytes that a basis of vectors of this length takes."""
     return 8 * length * min(max_basis(length), max_products)
 
 
 def _restart(basis, matrix, values, vectors):
-    """Puts the approximate eigenvectors of both ends in the place of the whole basis; returns how
-    many there are.
+    """Replaces the basis by the approximate eigenvectors of both ends; returns their number.
 
-    In the basis of these vectors the operator's projection is diagonal; how the next vector is
-    coupled to them comes out of its own product.
+    In the basis of these vectors the operator's projection is diagonal; the product of the next
+    vector gives its coupling to them.
     """
     half = RESTART_VECTORS // 2
     chosen = [*range(half), *range(len(values) - half, len(values))]

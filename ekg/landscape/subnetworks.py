@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.graph.calls import layer_variables
 from ekg.landscape import hessian, lanczos, surfaces
 from ekg.landscape.exactness import check_second_derivatives
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 class MaskedLandscapes:
     """Makes the Landscapes of sub-networks of one supernet; all of them share one compiled product.
 
-    The Hessian is that of the network cut out; parameters of channels that are not kept stay zero.
-    A kernel that a batch norm follows is taken at the norm that it has in the whole network, as κ
-    depends on its scale; the loss is that of the sub-network as it is. See hessian.norm_factors.
+    The Hessian is the cut network's; parameters of channels that are not kept stay zero. A kernel
+    that a batch norm follows is rescaled to its norm in the whole network, as κ depends on its
+    scale; the loss is the sub-network's as it is. See hessian.norm_factors.
     """
 
     def __init__(self, supernet, batches, *, parameters="kernels", use_xla=False):
@@ -58,15 +58,13 @@ class MaskedLandscapes:
         )
 
     def __call__(self, subnetwork):
-        """Returns the Landscape of a sub-network; the one before it is of no use any more."""
+        """Returns the Landscape of a sub-network; the one returned before becomes invalid."""
         mask = self._supernet.mask(subnetwork)
         self._mask.assign(mask)
         support = _support(self._supernet, mask)
         weights = dict(self._weights)
         classifier = self._supernet.classifier
-        if (
-            classifier is not None
-        ):  # the parameters are those of the cut network, at the restored norm
+        if classifier is not None:  # the cut network's parameters, at the restored norm
             restored = self._supernet.with_restored_norm(classifier, weights[classifier.key], mask)
             weights[classifier.key] = [np.asarray(value) for value in restored]
         self._landscape.move_(
@@ -86,12 +84,13 @@ class MaskedLandscapes:
         return self._landscape.dimension
 
     def _norm_factors(self, support):
-        """Returns for each parameter array its factor; see hessian.Parameters."""
+        """Returns the factor of each parameter array; see hessian.Parameters."""
         layers = self._supernet.graph.layers
 
         def kernels_of(call):
-            variables = layer_variables(call.layer)
-            place = [id(variable) for variable in variables].index(id(call.layer.kernel))
+            kernel, _ = registry.fitted_of(call.layer)
+            places = [id(variable) for variable in layer_variables(call.layer)]
+            place = places.index(id(kernel))
             kernel = self._weights[call.key][place]
             return kernel, kernel * support[call.key][place]
 
@@ -110,7 +109,7 @@ def _support(supernet, mask):
     """Returns {layer key: list of 0/1 arrays}: which weights a network cut out by this mask has."""
     support = {}
     for call in supernet.graph.calls:
-        variables, record = layer_variables(call.layer), records.record_of(call.layer)
+        variables, record = layer_variables(call.layer), registry.record_of(call.layer)
         if not variables:
             continue
         masks = {
@@ -143,7 +142,9 @@ def _weight_support(weight, shape, masks):
 
 
 class Spectra:
-    """Spectra of sub-networks' losses on D_val; the members of a team take one sub-network each."""
+    """Spectra of the losses of sub-networks on D_val; the members of a team take one sub-network
+    each.
+    """
 
     def __init__(self, supernet, batches, compute):
         """
@@ -158,9 +159,7 @@ class Spectra:
         )
 
     def __call__(self, subnetworks):
-        """Returns the list of hessian.Spectrum; where an eigenvalue is not known to the tolerance
-        there is a warning.
-        """
+        """Returns the list of hessian.Spectrum; warns where an eigenvalue has not converged."""
         dealt = {
             member: range(member, len(subnetworks), self._team.size)
             for member in self._team.local_members
@@ -179,7 +178,7 @@ class Spectra:
         return [self._spectrum(row) for row in self._team.sum_over_workers(table)]
 
     def _spectrum(self, row):
-        """Returns the Spectrum of a row of numbers."""
+        """Returns the Spectrum of an array of numbers."""
         values = {
             field.name: field.type(value)
             for field, value in zip(dataclasses.fields(lanczos.Ends), row)
@@ -189,8 +188,7 @@ class Spectra:
             self._has_warned = True
             logger.warning(
                 "an eigenvalue is known to a residual of %.3g only after %d products: condition "
-                "numbers are "
-                "rough.",
+                "numbers are rough.",
                 max(spectrum.residual_smallest, spectrum.residual_largest),
                 spectrum.products,
             )

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.process import stopping
 
 
 def normalise_filters(direction, weights, axes):
-    """Returns a direction of which each filter has the norm of the weights' filter; zeros where
-    there are no filters.
+    """Returns a direction whose filters have the norms of the weights' filters; zeros where there
+    are no filters.
 
     Biases and batch norms stay where they are (Li et al. 2018, section 4).
 
@@ -26,13 +26,13 @@ def normalise_filters(direction, weights, axes):
 
 
 def filter_axes(layer, variable):
-    """Returns the axes of a layer's variable whose indices together name a filter; () for what is
-    no kernel.
+    """Returns the axes of a layer's variable whose indices together name a filter; () if it is no
+    kernel.
 
-    In a layer of a kind without a record an array of rank above one counts as a kernel with its
-    filters on the last axis.
+    In a layer without a record, an array of rank above one counts as a kernel with its filters on
+    the last axis.
     """
-    record = records.record_of(layer)
+    record = registry.record_of(layer)
     described = {} if record is None else records.weights_of(layer, record)
     if id(variable) in described:
         return described[id(variable)].filter_axes

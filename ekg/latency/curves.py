@@ -1,10 +1,9 @@
-"""The time of a kernel as a function of its numbers of channels, from points that were measured.
+"""The time of a kernel as a function of its numbers of channels, interpolated from measurements.
 
-Time may jump from one number of channels to the next, mostly along those that are written, which
-runtimes compute in tiles. So a kernel is measured along them on a fine grid, for a few numbers of
-those that are read: r(i, o). It is measured along those that are read on a fine grid, too, with all
-written: q(i). Its time is r, interpolated along i, times q(i) by what q's own interpolation from
-those few numbers gives.
+Time may jump from one number of channels to the next, mostly for written channels, which runtimes
+compute in tiles. So r(i, o) is measured for a few numbers i of channels read, on a fine grid of
+numbers o of channels written; and q(i), with all channels written, on a fine grid of i. The time is
+t(i, o) ≈ r̂(i, o)·q(i)/q̂(i), where r̂ and q̂ interpolate linearly between the few numbers i.
 """
 
 import dataclasses
@@ -12,15 +11,10 @@ import functools
 
 import numpy as np
 
-COARSE_SHARES = (
-    0.0,
-    0.3,
-    1.0,
-)  # of the channels that are read, for which there is a fine grid of those that are written
-FINE_STEPS = (
-    (128, 8),
-    (512, 16),
-)  # up to so many channels the fine grid has every 8th, 16th, ... and the next behind it
+# Shares of the channels read for which there is a fine grid of the channels written.
+COARSE_SHARES = (0.0, 0.3, 1.0)
+# (size, step): up to this size the fine grid has every 8th, 16th, ... number and the next one.
+FINE_STEPS = ((128, 8), (512, 16))
 LARGE_STEP = 32
 
 
@@ -29,15 +23,15 @@ class Curve:
     """Seconds of a kernel at some numbers of channels.
 
     Attributes:
-        points: {numbers of channels, one for each dim: seconds}, those of points_of(sizes).
-        sizes: the full numbers.
+        points: {numbers of channels, one per dim: seconds} at all points_of(sizes).
+        sizes: full numbers of channels.
     """
 
     points: dict
     sizes: tuple
 
     def seconds(self, counts):
-        """Returns the seconds at these numbers of channels, one for each dim, interpolated."""
+        """Returns the interpolated seconds at these numbers of channels, one per dim."""
         if not counts:
             return self.points[()]
         if len(counts) == 1:
@@ -56,7 +50,7 @@ class Curve:
 
     @functools.cached_property
     def _rows(self):
-        """(a few numbers of the first dim, for each (numbers, seconds) along the second, the
+        """(a few numbers of the first dim, (numbers, seconds) along the second for each, the
         seconds at its full size).
         """
         few, counts = coarse_counts(self.sizes[0]), fine_counts(self.sizes[1])
@@ -67,7 +61,7 @@ class Curve:
         )
 
     def to_json(self):
-        """Returns a dict for JSON; the seconds stand in the order of points_of(sizes)."""
+        """Returns a dict for JSON, with the seconds in the order of points_of(sizes)."""
         return {
             "sizes": list(self.sizes),
             "seconds": [self.points[point] for point in points_of(self.sizes)],
@@ -85,7 +79,7 @@ class Curve:
 
 
 def fine_counts(size):
-    """Returns the numbers of channels, ascending, of a fine grid."""
+    """Returns a fine grid of numbers of channels, ascending."""
     step = next((step for most, step in FINE_STEPS if size <= most), LARGE_STEP)
     counts = {1, 2, 4, size} | {
         count for base in range(step, size, step) for count in (base, base + 1)
@@ -94,7 +88,7 @@ def fine_counts(size):
 
 
 def coarse_counts(size):
-    """Returns the few numbers of channels that are read, ascending."""
+    """Returns the few numbers of channels read, ascending."""
     return sorted({max(round(share * size), 1) for share in COARSE_SHARES})
 
 

@@ -1,22 +1,20 @@
-"""The kernels of a network: the parts that a runtime computes as one, and what tells two of them
-apart.
+"""The kernels of a network: the parts that a runtime computes as one, and their kinds.
 
-A convolution or dense layer, an addition, a pooling begin a kernel; norms and activations behind
-it, which runtimes fuse, belong to it, and so does a padding before it.
+A convolution or dense layer, an addition, a pooling begin a kernel. Norms and activations after it,
+which runtimes fuse with it, belong to it, and so does a padding before it.
 """
 
 import dataclasses
 import json
 
-import keras
 import numpy as np
 
-from ekg.graph import cutting, norms
-from ekg.graph.activations import is_elementwise
-from ekg.graph.readers import find_readers
+from ekg.graph import cutting
+from ekg.graph.neighbours import find_readers
+from ekg.graph.registry import states
 
-# What a configuration holds that the time does not depend on, or that follows from the channels.
-_NO_PART = (
+# Entries of a configuration that do not change the time, or that follow from the channels.
+_IRRELEVANT = (
     "name",
     "trainable",
     "filters",
@@ -26,7 +24,7 @@ _NO_PART = (
     "epsilon",
     "activity_regularizer",
 )
-_NO_PARTS = ("_initializer", "_regularizer", "_constraint")
+_IRRELEVANT_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,9 +34,9 @@ class Kernel:
     Attributes:
         calls: the Calls, in the order in which they run.
         reads: numbers of the tensors that it reads.
-        kind: text that two kernels share which differ in their numbers of channels alone.
-        dims: for each number of channels that may change the channel numbers it counts: of what is
-            read and of what is written; one where these are the same channels, none where all are
+        kind: text that is equal for kernels that differ in their numbers of channels alone.
+        dims: for each number of channels that may change, the channel numbers that it counts: those
+            read and those written; one entry where these are the same channels, none where all are
             fixed.
     """
 
@@ -49,11 +47,11 @@ class Kernel:
 
     @property
     def sizes(self):
-        """Numbers of channels of the unpruned network, one for each of dims."""
+        """Numbers of channels of the unpruned network, one per entry of dims."""
         return tuple(len(channels) for channels in self.dims)
 
     def counts(self, mask):
-        """Returns how many channels of each of dims a mask over all channels keeps."""
+        """Returns how many channels of each entry of dims a mask over all channels keeps."""
         return tuple(int(mask[channels].sum()) for channels in self.dims)
 
 
@@ -66,7 +64,7 @@ def find_kernels(graph, layout):
             chain is not None
             and len(readers[call.inputs[0]]) == 1
             and call.inputs[0] not in graph.outputs
-            and (_is_fused_behind(call.layer) or all(_is_padding(other.layer) for other in chain))
+            and (_joins_previous(call.layer) or all(_joins_next(other.layer) for other in chain))
         ):
             chain.append(call)
         else:
@@ -77,11 +75,10 @@ def find_kernels(graph, layout):
 
 
 def part(graph, layout, kernel, counts):
-    """Returns a keras.Model of a kernel alone, with so many channels of each of its dims; its
-    weights mean nothing.
+    """Returns a keras.Model of a kernel alone, with these numbers of channels along its dims.
 
-    The channels are spread over all of a dim, and every tensor keeps one at least, as in a
-    sub-network.
+    Its weights are meaningless. The kept channels are spread over all of a dim, and every tensor
+    keeps at least one, as in a sub-network.
     """
     mask = np.ones(layout.num_channels + 1, bool)
     for channels, count in zip(kernel.dims, counts):
@@ -94,36 +91,17 @@ def part(graph, layout, kernel, counts):
     return cutting.cut_part(graph, layout, mask, kernel.calls, kernel.reads)
 
 
-def _is_fused_behind(layer):
-    return (
-        isinstance(layer, keras.layers.Dropout)
-        or norms.uses_batch_statistics(layer)
-        or (not getattr(layer, "weights", ()) and _is_activation(layer))
-    )
+def _joins_previous(layer):
+    return states(layer, "joins_previous")
 
 
-def _is_activation(layer):
-    if not isinstance(layer, keras.layers.Layer):
-        return type(layer).__name__ in (
-            "Relu",
-            "Relu6",
-            "Silu",
-            "Sigmoid",
-            "HardSilu",
-            "HardSigmoid",
-            "Gelu",
-            "Tanh",
-        )
-    return is_elementwise(layer) or type(layer).__name__ in ("Softmax", "Activation")
-
-
-def _is_padding(layer):
-    return type(layer).__name__.startswith("ZeroPadding")
+def _joins_next(layer):
+    return states(layer, "joins_next")
 
 
 def _is_free(chain):
     """Returns whether a chain costs nothing in inference."""
-    return all(type(call.layer).__name__ in ("Entry", "Dropout", "Identity") for call in chain)
+    return all(states(call.layer, "is_free") for call in chain)
 
 
 def _kernel(graph, layout, chain):
@@ -144,7 +122,7 @@ def _kernel(graph, layout, chain):
 
 
 def _kind(graph, layout, chain, reads):
-    """Returns what a kernel is but for its numbers of channels, as text."""
+    """Returns the description of a kernel, without its numbers of channels, as text."""
     numbers = {
         number: place
         for place, number in enumerate(
@@ -160,8 +138,8 @@ def _kind(graph, layout, chain, reads):
 
 
 def _describe_tensor(graph, layout, number):
-    """Returns a tensor's sizes but for its channels, how many are fixed, how many positions each of
-    the others has.
+    """Returns the sizes of a tensor without its channels, the number of fixed channels, and the
+    number of positions of each other channel.
     """
     axis, index = layout.axes[number], layout.index[number]
     is_open = index != layout.num_channels
@@ -186,5 +164,5 @@ def _config(call):
     return {
         name: value
         for name, value in config.items()
-        if name not in _NO_PART and not name.endswith(_NO_PARTS)
+        if name not in _IRRELEVANT and not name.endswith(_IRRELEVANT_ENDINGS)
     }

@@ -1,4 +1,4 @@
-"""The latency of sub-networks, predicted from a table of kernels and from a few whole networks."""
+"""Predicts the latency of sub-networks from a table of kernels and a few whole networks."""
 
 import functools
 import hashlib
@@ -16,8 +16,8 @@ ROUNDS, SECONDS = 60, 8.0
 class Predictor:
     """Predicts the latency of the sub-networks of a supernet: a·Σ(times of its kernels) + b.
 
-    a and b are fitted to whole networks of a few widths, so that they hold what the kernels alone
-    do not show: caches that others have filled, and what a pass costs besides its kernels.
+    a and b are fitted to whole networks of a few widths, so that they include effects that kernels
+    alone do not show: caches filled by other kernels, and the cost of a pass besides its kernels.
 
     Attributes:
         supernet: the Supernet.
@@ -32,7 +32,7 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self):
-        """Tells networks of other kernels apart."""
+        """Hash of the kernels, which differs between networks."""
         value = [(kernel.kind, kernel.sizes) for kernel in self.kernels]
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -54,7 +54,7 @@ class Predictor:
             )
         )
         passes = [
-            runtime.load(
+            runtime.timed(
                 self.supernet.cut(network),
                 conditions["batch"],
                 conditions["threads"],
@@ -64,7 +64,7 @@ class Predictor:
         ]
         measured = np.median(time_in_turn(passes, ROUNDS, SECONDS), axis=0)
         sums = np.array([self._sum(network) for network in networks])
-        if np.ptp(sums) < 0.1 * sums.max():  # nothing to tell a from b by
+        if np.ptp(sums) < 0.1 * sums.max():  # a and b cannot be distinguished
             return [float(np.mean(measured / sums)), 0.0]
         design = np.stack([sums / measured, 1 / measured], axis=1)
         return list(map(float, np.linalg.lstsq(design, np.ones(len(networks)), rcond=None)[0]))
@@ -77,7 +77,7 @@ class Predictor:
         """Returns {number of channels: seconds} of a Subnetwork with fewer channels of the group at
         this position.
 
-        The numbers are those that may stay and are below the present one, the largest first.
+        The numbers are the allowed ones below the present number, the largest first.
         """
         channels = self.supernet.layout.channels(group)
         touched = [kernel for kernel, groups in zip(self.kernels, self._groups) if group in groups]
@@ -97,7 +97,7 @@ class Predictor:
 
     @functools.cached_property
     def _groups(self):
-        """For each kernel the positions of the groups whose channels it reads or writes."""
+        """Positions of the groups whose channels each kernel reads or writes."""
         ends = np.cumsum([group.size for group in self.supernet.groups])
         return [
             set(np.searchsorted(ends, np.concatenate(kernel.dims), side="right").tolist())

@@ -6,10 +6,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ekg.devices import kind
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.latency import kernels as parts
-from ekg.latency import runtimes
 from ekg.latency.curves import Curve, points_of
 from ekg.latency.timing import time_in_turn
 from ekg.process.progress import progress_bar
@@ -26,7 +26,7 @@ class Table:
     """Seconds of kernels, measured for one runtime, batch and number of threads on one machine.
 
     Attributes:
-        conditions: what it was measured under, {name: value}; see conditions_of.
+        conditions: {name: value} under which it was measured; see conditions_of.
         curves: {kind of a kernel: {its sizes: Curve}}.
         calibrations: {fingerprint of a network: list of numbers}; see prediction.Predictor.
     """
@@ -35,15 +35,13 @@ class Table:
         self.conditions, self.curves, self.calibrations = conditions, {}, {}
 
     def curve(self, kernel):
-        """Returns the Curve of a Kernel, that of the same kind and of no fewer channels, or
-        None.
-        """
+        """Returns the Curve of this kind of Kernel with at least as many channels, or None."""
         known = self.curves.get(kernel.kind, {})
         fitting = [sizes for sizes in known if _covers(sizes, kernel.sizes)]
         return known[min(fitting)] if fitting else None
 
     def missing(self, kernels):
-        """Returns the Kernels that must be measured so that there is a curve for all of these."""
+        """Returns the Kernels to measure so that all of these have a curve."""
         wanted = {}
         for kernel in sorted(kernels, key=lambda kernel: kernel.sizes, reverse=True):
             others = wanted.setdefault(kernel.kind, [])
@@ -54,7 +52,7 @@ class Table:
         return [kernel for others in wanted.values() for kernel in others]
 
     def measure_(self, supernet, kernels, runtime):
-        """Measures what is missing of some Kernels of a supernet, in a runtimes.Runtime."""
+        """Measures the Kernels of a supernet that are missing, in the runtime of a Format."""
         missing = self.missing(kernels)
         points = [(kernel, counts) for kernel in missing for counts in points_of(kernel.sizes)]
         times = {}
@@ -68,25 +66,22 @@ class Table:
             )
 
     def _measure_points(self, supernet, points, runtime):
-        """Returns the seconds of every (Kernel, counts), without those that a call of the runtime
-        itself takes.
+        """Returns the seconds of every (Kernel, counts), without the overhead of a call of the
+        runtime.
 
-        A yardstick that runs along in every round takes out what the machine's speed changes
-        meanwhile.
+        A yardstick in every round cancels changes of the machine's speed.
         """
 
         def load(model):
-            return runtime.load(model, self.conditions["batch"], self.conditions["threads"])
+            return runtime.timed_part(model, self.conditions["batch"], self.conditions["threads"])
 
         if not points:
             return []
         graph, layout = supernet.graph, supernet.layout
-        idle, yardstick = (
-            load(_do_nothing()),
-            load(parts.part(graph, layout, points[0][0], points[0][1])),
-        )
+        idle = load(_do_nothing())
+        yardstick = load(parts.part(graph, layout, points[0][0], points[0][1]))
         result, first = [], None
-        with progress_bar(f"latency table, {runtime.name}", len(points), "kernel") as progress:
+        with progress_bar(f"latency table, {runtime.runtime}", len(points), "kernel") as progress:
             for begin in range(0, len(points), TOGETHER):
                 passes = [
                     load(parts.part(graph, layout, *point))
@@ -131,19 +126,19 @@ def _covers(sizes, others):
 
 
 def _do_nothing():
-    """Returns a network that does next to nothing."""
+    """Returns a network that does almost nothing."""
     entry = keras.Input((1, 1, 1))
     return keras.Model(entry, keras.layers.ReLU()(entry))
 
 
 def conditions_of(runtime, batch, threads):
-    """Returns what the times of a table depend on besides the kernels, {name: value} for JSON."""
+    """Returns the conditions on which the times of a table depend, {name: value} for JSON."""
     return {
-        "runtime": runtime.name,
+        "runtime": runtime.runtime,
         "batch": batch,
         "threads": threads,
         "versions": runtime.versions(),
-        "machine": runtimes.machine(),
+        "machine": kind.machine(),
     }
 
 
@@ -151,14 +146,14 @@ def conditions_of(runtime, batch, threads):
 
 
 def load_table(path, conditions):
-    """Returns the Table of these conditions in a file, or an empty one where the file has none.
+    """Returns the Table of these conditions in a file, or an empty one if the file has none.
 
     Args:
-        path: of the file; None, or one that is not there, stands for an empty one.
+        path: path of the file; None, or a missing file, gives an empty table.
         conditions: see conditions_of.
 
     Raises:
-        EkgError: the file is damaged, or no file of latency tables.
+        EkgError: the file is damaged, or does not hold latency tables.
     """
     tables = [] if path is None or not Path(path).exists() else _read_tables(path)
     for table in tables:
@@ -174,7 +169,7 @@ def load_table(path, conditions):
             if same[-1].get(name) != value
         ]
         logger.warning(
-            "%s: measured under other conditions (%s); measured anew, and added to the file.",
+            "%s: measured under other conditions (%s); measured again, and added to the file.",
             path,
             "; ".join(differing),
         )
@@ -182,7 +177,7 @@ def load_table(path, conditions):
 
 
 def save_table(path, table):
-    """Writes a table into a file, beside those of other conditions that it holds."""
+    """Writes a table into a file, beside its tables of other conditions."""
     others = [
         other
         for other in (_read_tables(path) if Path(path).exists() else [])
@@ -202,7 +197,7 @@ def _read_tables(path):
         shown = ascii(value["version"])[:20]
         raise EkgError(
             f"{path}: latency tables of version {shown}, and this program knows {VERSION}; name "
-            f"another file."
+            "another file."
         )
     try:
         tables = [Table.from_json(entry) for entry in value["tables"]]
@@ -210,4 +205,4 @@ def _read_tables(path):
             return tables
         raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise EkgError(f"{path}: no file of latency tables; name another.") from None
+        raise EkgError(f"{path}: does not hold latency tables; name another file.") from None

@@ -1,4 +1,4 @@
-"""Which numbers of channels a runtime likes: where time jumps from one number to the next."""
+"""Finds the tile width of a runtime: the multiples of channels at which time jumps."""
 
 import numpy as np
 
@@ -14,15 +14,15 @@ ROUNDS, SECONDS, WARMUP = 25, 3.0, 0.01
 
 def find_multiple(supernet, runtime, batch=1, threads=None):
     """Returns the largest of 1, 2, 4, ..., 32 to whose multiples written channels can be rounded up
-    at no cost of time.
+    at no cost.
 
     The network's own largest kernels are timed at every number of written channels up to 64.
 
     Args:
         supernet: the Supernet.
-        runtime: runtimes.Runtime.
-        batch: examples in a pass.
-        threads: of a pass.
+        runtime: format.Format of a runtime.
+        batch: number of examples in a pass.
+        threads: threads of a pass.
     """
     curves = [_times(supernet, kernel, runtime, batch, threads) for kernel in _largest(supernet)]
     return next(
@@ -36,8 +36,8 @@ def find_multiple(supernet, runtime, batch=1, threads=None):
 
 
 def _largest(supernet):
-    """Returns the Kernels with the most multiply-accumulates, one of each kind, whose written
-    channels can go.
+    """Returns the Kernels with the most multiply-accumulates, one per kind, whose written channels
+    can be pruned.
     """
     found = {}
     for kernel in parts.find_kernels(supernet.graph, supernet.layout):
@@ -56,7 +56,7 @@ def _times(supernet, kernel, runtime, batch, threads):
     """Returns the seconds of a kernel that writes 1, 2, 3, ... channels."""
     counts = range(1, min(kernel.sizes[1], MOST_CHANNELS) + 1)
     passes = [
-        runtime.load(
+        runtime.timed_part(
             parts.part(supernet.graph, supernet.layout, kernel, (kernel.sizes[0], count)),
             batch,
             threads,
@@ -67,10 +67,9 @@ def _times(supernet, kernel, runtime, batch, threads):
 
 
 def _cost_of_rounding(times, multiple):
-    """Returns what it costs on average to write so many more channels that they are a multiple, as
-    a share of the time.
+    """Returns the mean cost of rounding written channels up to a multiple, as a share of the time.
 
-    Numbers whose next multiple was not timed count with the last that was.
+    Numbers whose next multiple was not timed count with the last timed one.
     """
     counts = np.arange(1, len(times) + 1)
     rounded = np.minimum(-(-counts // multiple) * multiple, len(times))

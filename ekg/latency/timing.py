@@ -1,13 +1,11 @@
-"""Latency measured: networks in turn within one process, so that a drift of the machine hits all
-alike.
-"""
+"""Measures latencies: networks in turn, so that a drift of the machine hits all alike."""
 
 import dataclasses
 import time
 
 import numpy as np
 
-from ekg.latency.runtimes import runtime_named
+from ekg.deploy.formats import runtime_named
 from ekg.process import stopping
 
 SAMPLE_SECONDS = 2e-4  # what runs faster is repeated within a sample
@@ -16,13 +14,12 @@ WARMUP_SECONDS = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a latency is measured under.
+    """Conditions under which a latency is measured.
 
     Attributes:
-        runtime: name of one of runtimes.RUNTIMES.
-        batch: examples in one pass.
-        threads: that a pass may use; None stands for one, and in TensorFlow for those of the
-            process.
+        runtime: name of one of formats.RUNTIMES.
+        batch: number of examples in one pass.
+        threads: threads of a pass; None means one, and in TensorFlow all threads of the process.
     """
 
     runtime: str
@@ -45,15 +42,15 @@ class Conditions:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How long one forward pass takes.
+    """Duration of one forward pass.
 
     Attributes:
-        milliseconds: the median of all rounds.
+        milliseconds: median of all rounds.
         low, high: first and last decile.
-        ratio: this median divided by that of the first network.
+        ratio: this median divided by the first network's.
         ratio_low, ratio_high: first and last decile over the rounds of its time divided by the
             first network's in the same round, which a drift of the machine leaves alone.
-        rounds: how many there were.
+        rounds: number of rounds.
     """
 
     milliseconds: float
@@ -68,16 +65,15 @@ class Timing:
 def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS, own_caches=True):
     """Returns the seconds of one call of each function, float array [rounds, functions].
 
-    Each round calls every function once, or so often in a row that a sample is no shorter than
-    SAMPLE_SECONDS.
+    Each round calls every function once, or repeatedly until a sample lasts SAMPLE_SECONDS.
 
     Args:
         functions: list of functions without arguments.
-        rounds: how often they are timed.
-        seconds: rounds that begin later than this are left out, but for the first three.
-        warmup: seconds that each function runs before the first round, at least once.
-        own_caches: whether each sample follows an untimed call of the same function, as where one
-            network serves alone; else it finds the caches as the functions before it left them.
+        rounds: number of times that they are timed.
+        seconds: after this time no further round begins, except for the first three.
+        warmup: seconds for which each function runs before the first round, at least once.
+        own_caches: whether each sample follows an untimed call of the same function, as if one
+            network serves alone; else the functions before it have filled the caches.
     """
     repeats = [_warm_up(function, warmup) for function in functions]
     start, samples = time.perf_counter(), []
@@ -92,26 +88,26 @@ def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS,
 def measure_latency(
     models, runtime, batch=1, threads=None, input_shape=None, rounds=60, seconds=20.0
 ):
-    """Returns {name: Timing} of several networks, measured in turn.
+    """Returns {name: Timing} of several networks, measured in turn as ekg.export() writes them.
 
     Args:
         models: {name: functional keras.Model}; ratios are to the first.
-        runtime: name of one of runtimes.RUNTIMES, or a Runtime.
+        runtime: name of one of formats.RUNTIMES, or the format.Format of one.
         batch: examples in one pass.
-        threads: that one pass may use; None takes what the runtime takes by itself.
-        input_shape: of an example, where the models take any size.
+        threads: threads of a pass; None takes the default of the runtime.
+        input_shape: shape of an example, where the models take any size.
         rounds, seconds: see time_in_turn.
 
     Raises:
         EkgError: the runtime is unknown, not installed, or does not know an operator.
     """
     runtime = runtime_named(runtime) if isinstance(runtime, str) else runtime
-    passes = [runtime.load(model, batch, threads, input_shape) for model in models.values()]
+    passes = [runtime.timed(model, batch, threads, input_shape) for model in models.values()]
     return dict(zip(models, summarise(time_in_turn(passes, rounds, seconds))))
 
 
 def summarise(samples):
-    """Returns a list of a Timing for each column of samples, seconds [rounds, functions]."""
+    """Returns a list of one Timing per column of samples, seconds [rounds, functions]."""
     low, middle, high = np.quantile(1000 * samples, (0.1, 0.5, 0.9), axis=0)
     ratio_low, ratio_high = np.quantile(samples / samples[:, :1], (0.1, 0.9), axis=0)
     columns = zip(middle, low, high, middle / middle[0], ratio_low, ratio_high)
@@ -119,7 +115,7 @@ def summarise(samples):
 
 
 def _warm_up(function, seconds):
-    """Returns how often a function is called in one sample."""
+    """Returns the number of calls of a function in one sample."""
     begin = time.perf_counter()
     times = [_sample(function, 1)]
     while time.perf_counter() - begin < seconds and len(times) < 50:

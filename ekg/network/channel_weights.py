@@ -1,12 +1,10 @@
-"""The weights that a channel takes with it: what a cut removes with a channel, but for what reads
-the channel.
-"""
+"""The weights that a cut removes with a channel, other than in the layers that read the channel."""
 
 import dataclasses
 
 import numpy as np
 
-from ekg.graph import records
+from ekg.graph import records, registry
 from ekg.graph.calls import layer_variables
 
 STATISTICS = ("moving_mean", "moving_variance")  # follow from the data and have no gradient
@@ -14,14 +12,14 @@ STATISTICS = ("moving_mean", "moving_variance")  # follow from the data and have
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelWeight:
-    """Entries of one weight of a layer, a row for every kept channel.
+    """Entries of one weight of a layer, one row per kept channel.
 
     Attributes:
         layer: key of the layer in the whole model.
-        name: of the weight in the layer's record: "kernel", "gamma", ...
-        channels: numbers of the channels in the layout's row, int array [rows].
-        rows: what each channel has of the weight, float64 [rows, entries]. Of a kernel these are
-            its filters, without the input channels that the sub-network has lost.
+        name: name of the weight in the layer's record: "kernel", "gamma", ...
+        channels: channel numbers of the layout, int array [rows].
+        rows: entries of the weight by channel, float64 [rows, entries]: of a kernel its filters,
+            without the input channels that the sub-network has lost.
     """
 
     layer: str
@@ -32,13 +30,13 @@ class ChannelWeight:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """Where a weight of channels stands.
+    """Position of a weight that has entries per channel.
 
     Attributes:
         call: the first call of its layer.
         position: its number among the layer's weights as Supernet.weights() lists them.
         name: of the weight in the layer's record.
-        is_kernel: whether it is what mixes channels, so that its rows are filters.
+        is_kernel: whether it mixes channels, so that its rows are filters.
         axis: axis of the channels that it belongs to.
         tensor: number of the tensor that has these channels.
     """
@@ -59,13 +57,13 @@ def find_places(supernet):
     """Returns the list of Places of all weights that channels of groups take with them, in the
     order of the graph.
 
-    Those are the kernel and bias of the layers that write a group, and whatever the layers that
-    treat each of its channels by itself have for a channel: scales and offsets of norms, depthwise
+    They are the kernels and biases of the layers that write a group, and the weights per channel of
+    layers that treat each of its channels by itself: scales and offsets of norms, depthwise
     kernels, slopes. A layer that is called several times counts once.
     """
     places, seen = [], set()
     for call in supernet.graph.calls:
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         if record is None or call.key in seen:
             continue
         seen.add(call.key)
@@ -82,7 +80,7 @@ def find_places(supernet):
             axes = record.weights[name].axes
             is_written = records.OUT in axes
             if not is_written and (record.mixes or records.IN not in axes):
-                continue  # belongs to no channel, or goes with what the layer reads
+                continue  # belongs to no channel, or to the channels that the layer reads
             tensor = call.output if is_written else call.inputs[0]
             if supernet.layout.is_open(tensor):
                 places.append(
@@ -109,10 +107,8 @@ def rows_of(supernet, mask, place, values):
         values: float array of the weight's shape: the weight itself, or its gradient.
     """
     index, axis = supernet.layout.index[place.tensor], place.axis
-    weight, values = (
-        records.record_of(place.call.layer).weights[place.name],
-        np.asarray(values, np.float64),
-    )
+    weight = registry.record_of(place.call.layer).weights[place.name]
+    values = np.asarray(values, np.float64)
     axes = weight.axes
     if place.is_kernel:
         read, is_read = axes.index(records.IN), mask[supernet.layout.index[place.call.inputs[0]]]
@@ -122,7 +118,7 @@ def rows_of(supernet, mask, place, values):
             read,
         )
     rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).T
-    # Several indices that stand for one channel, neighbours mostly, are rows of their own.
+    # Several indices of one channel, mostly neighbours, are rows of their own.
     repeats = max(len(rows) // len(index), 1)
     index = (np.tile if weight.is_tiled else np.repeat)(index, repeats)[: len(rows)]
     kept = mask[index] & (index < supernet.layout.num_channels)

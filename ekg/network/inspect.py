@@ -1,4 +1,4 @@
-"""What of a network can be pruned, and why the rest cannot."""
+"""Reports what can be pruned in a network, and why the rest cannot."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ekg.graph import checks, complexity, groups
 from ekg.graph.calls import Graph
-from ekg.graph.choices import Choices
+from ekg.graph.limits import PruningLimits
 from ekg.network.supernet import Supernet
 
 
@@ -17,9 +17,9 @@ class GroupReport:
     Attributes:
         name: the group's name.
         channels: number of channels.
-        least: how many of them stay at least.
+        least: smallest number of them that may stay.
         layers: names of the layers that write them.
-        flops: share of the network's FLOPs that goes with all channels but these.
+        flops: share of the network's FLOPs that is saved without all channels but these.
         params: likewise of the parameters.
     """
 
@@ -33,16 +33,16 @@ class GroupReport:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What of a network can be pruned.
+    """What can be pruned in a network.
 
     Attributes:
         model: name of the network.
-        complexity: Complexity of the whole.
+        complexity: Complexity of the whole network.
         groups: tuple of GroupReport in network order.
         smallest_rate: share of the FLOPs that the smallest sub-network has.
         smallest_params: share of the parameters that it has.
         closed: {layer that mixes channels: why its outputs, or some of them, are never pruned}.
-        uncounted: layers with weights whose FLOPs are not known.
+        uncounted: layers with weights whose FLOPs are unknown.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Inspection:
     uncounted: tuple[str, ...]
 
     def to_json(self):
-        """Returns all of it as plain dicts and lists."""
+        """Returns everything as plain dicts and lists."""
         return dataclasses.asdict(self)
 
     def __str__(self):
@@ -69,8 +69,7 @@ class Inspection:
             )
             lines += [
                 f"{group.name:<{width}}  {group.channels:>8}  {group.least:>5}  "
-                f"{100 * group.flops:>7.2f}  "
-                f"{100 * group.params:>8.2f}  {_listed(group.layers)}"
+                f"{100 * group.flops:>7.2f}  {100 * group.params:>8.2f}  {_listed(group.layers)}"
                 for group in self.groups
             ]
             lines += [
@@ -94,8 +93,8 @@ def _listed(names, most=3):
 
 
 def inspect(model, **choices):
-    """Returns the Inspection of a network: its channel groups, what each is worth, and why other
-    channels stay.
+    """Returns the Inspection of a network: its channel groups, their cost, and why other channels
+    stay.
 
         print(ekg.inspect(model, exclude="head"))
 
@@ -104,14 +103,14 @@ def inspect(model, **choices):
         choices: arguments of Supernet, as exclude, min_channels, multiple_of.
 
     Raises:
-        EkgError: as Supernet, but for a network of which nothing can be pruned.
+        EkgError: as Supernet, except for a network in which nothing can be pruned.
     """
     try:
         supernet = Supernet(model, **choices)
         graph, layout, table = supernet.graph, supernet.layout, supernet.table
     except checks.NothingToPrune:
         graph = Graph(model, choices.pop("input_shape", None), choices.pop("open_layers", True))
-        layout = groups.find(graph, Choices(**choices))
+        layout = groups.find(graph, PruningLimits(**choices))
         table = complexity.ComplexityTable(graph, layout)
         whole = table.count(np.ones(layout.num_channels + 1))
         return Inspection(

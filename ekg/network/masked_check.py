@@ -1,6 +1,4 @@
-"""The promise, kept on a job's own data: what is masked is what is cut out, or the job is refused
-before it begins.
-"""
+"""Checks on real examples that a cut network computes what the masked supernet computes."""
 
 import logging
 import math
@@ -22,15 +20,15 @@ MOST_EXAMPLES, BUDGET = 4, 2**28  # and bytes of all activations together
 
 
 def num_examples(graph):
-    """Returns how many examples check_promise() needs: as many as the network takes, or a few;
-    fewer of large ones.
+    """Returns the number of examples for check_promise(): the network's fixed batch, or a few;
+    fewer large ones.
     """
     one = 4 * sum(math.prod(size or 1 for size in shape[1:]) for shape in graph.shapes.values())
     return graph.shapes[graph.inputs[0]][0] or min(max(BUDGET // one, 1), MOST_EXAMPLES)
 
 
 def computes_in_half(graph):
-    """Returns whether a layer of a graph computes in another format than float32."""
+    """Returns whether a layer of a graph computes in another dtype than float32."""
     return any(
         getattr(layer, "compute_dtype", "float32") != "float32" for layer in graph.layers.values()
     )
@@ -40,8 +38,8 @@ def check_promise(supernet, inputs):
     """Checks the unpruned network, and one cut out of it, against the masked one, with moving
     statistics.
 
-    Layers of one's own may do what no graph shows. A network that is random is not compared, nor
-    one that does not run here as it is, say in float16 on a CPU, which a warning tells.
+    A user's layers may do what no graph shows. A random network is not compared, nor one that does
+    not run here as it is, as in float16 on a CPU; a warning reports it.
 
     Args:
         supernet: Supernet.
@@ -50,10 +48,8 @@ def check_promise(supernet, inputs):
     Raises:
         EkgError: the outputs differ.
     """
-    tolerance, tried = (
-        HALF_TOLERANCE if computes_in_half(supernet.graph) else TOLERANCE,
-        middling(supernet),
-    )
+    tolerance = HALF_TOLERANCE if computes_in_half(supernet.graph) else TOLERANCE
+    tried = middling(supernet)
     with full_float32():
         for model, subnetwork, what in (
             (supernet.model, supernet.whole(), "the unpruned network"),
@@ -79,17 +75,16 @@ def check_promise(supernet, inputs):
                 return
             if difference > tolerance and not is_random:
                 raise EkgError(
-                    f"`model` {supernet.model.name!r} cannot be pruned rightly: on these data "
-                    f"{what} and the "
-                    f"masked one differ by {difference:.2g} of the largest output; a layer does "
-                    f"something that "
-                    "the graph does not show, and ekg.testing.check_prunable names the first."
+                    f"`model` {supernet.model.name!r} cannot be pruned correctly: on these data "
+                    f"{what} and the masked one differ by {difference:.2g} of the largest output; "
+                    "a layer does something that the graph does not show; "
+                    "ekg.testing.check_prunable names it."
                 )
 
 
 def _difference(first, second):
-    """Returns the largest difference of outputs, as a share of their largest value; infinite if one
-    alone is not finite.
+    """Returns the largest difference of outputs, as a share of their largest value; infinite if
+    only one is not finite.
     """
     worst = 0.0
     for a, b in zip(keras.tree.flatten(first), keras.tree.flatten(second), strict=True):

@@ -25,15 +25,14 @@ def count_kept(width, size):
 
 @dataclasses.dataclass(frozen=True)
 class Subnetwork:
-    """One choice of kept channels. Immutable; equal sub-networks compare equal; goes to JSON and
-    back.
+    """One choice of kept channels: immutable, comparable, and convertible to JSON and back.
 
     Attributes:
         names: the names of the groups, in network order.
-        order: for every group its channels, the most important first.
-        kept_counts: for every group how many of them are kept, from the first on; at least one.
-        steps: for every group (least number, multiple) of the channels that may stay, to which
-            other numbers are rounded up; empty where any number from one on may stay.
+        order: channels of every group, the most important first.
+        kept_counts: number of kept channels of every group, from the first on; at least one.
+        steps: (least number, multiple) of the channels of every group that may stay, to which other
+            numbers are rounded up; empty where any number from one on may stay.
     """
 
     names: tuple[str, ...]
@@ -54,7 +53,7 @@ class Subnetwork:
 
     @property
     def width(self):
-        """For every group the fraction of its channels that is kept, in (0, 1]."""
+        """Fraction of the channels of every group that is kept, in (0, 1]."""
         return tuple(kept / len(channels) for kept, channels in zip(self.kept_counts, self.order))
 
     def num_kept(self, group):
@@ -68,8 +67,8 @@ class Subnetwork:
         return np.sort(np.array(self.order[group][: self.kept_counts[group]], dtype=np.int64))
 
     def with_kept(self, group, num_kept):
-        """Returns this sub-network with so many channels of the group at this position, or the next
-        more that may stay.
+        """Returns this sub-network with this number of channels of the group at this position, or
+        the next higher number that may stay.
         """
         counts = (
             self.kept_counts[:group]
@@ -118,10 +117,10 @@ class Subnetwork:
     def ranked(self, scores):
         """Returns this sub-network with every group's kept channels ordered by descending score.
 
-        Channels that are not kept stay behind the kept ones, and ties keep their order.
+        Channels that are not kept stay after the kept ones, and ties keep their order.
 
         Args:
-            scores: for every group an array of one score a channel.
+            scores: list of one array of scores per group, one score per channel.
         """
         order = []
         for group, channels in enumerate(self.order):

@@ -1,5 +1,4 @@
-"""The supernet: a trained network with a gate on every channel group, as a pure function of weights
-and masks.
+"""The supernet: a trained network with gates, as a pure function of weights and masks.
 
 One function serves every sub-network: the masks are its arguments, so nothing is compiled again
 from one sub-network to the next and nothing needs restoring after a trial.
@@ -13,16 +12,26 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.devices.compute import full_float32, in_graph
-from ekg.graph import checks, complexity, cutting, execute, groups, layers, norms, records
+from ekg.graph import (
+    checks,
+    complexity,
+    cutting,
+    execute,
+    groups,
+    neighbours,
+    norms,
+    records,
+    registry,
+)
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.choices import Choices
+from ekg.graph.limits import PruningLimits
 from ekg.network.subnetwork import Subnetwork
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A place in the program from which on the mask of a tensor's channels counts; they may be
-    multiplied by it here.
+    """A point of the program after which the mask of a tensor's channels counts; it can multiply
+    them here.
     """
 
     tensor: int
@@ -36,10 +45,10 @@ class Supernet:
     Attributes:
         model: the keras.Model; of a subclassed one the functional model of the same layers.
         groups: tuple of ChannelGroup in network order.
-        layout: groups.Layout, where every channel of every tensor belongs.
+        layout: groups.Layout, the channel numbers of every tensor.
         program: list of graph calls and gates in the order in which they run.
         options: execute.ExecutionOptions that the masked network computes with.
-        classifier: the call that writes class logits, or None; see layers.classifier_of.
+        classifier: the call that writes class logits, or None; see neighbours.classifier_of.
         table: complexity.ComplexityTable, which counts parameters and FLOPs.
         choices: {name: value} of the arguments besides the model.
 
@@ -63,22 +72,22 @@ class Supernet:
         """
         Args:
             model: keras.Model.
-            exclude: layers that keep all their output channels: a layer, a kind, a regular
+            exclude: layers that keep all their output channels: a layer, a type, a regular
                 expression for names, a function from a layer to a bool, or a list of these. The
-                name of a nested model stands for all its layers.
-            min_channels: how many channels of every group stay at least; or {pattern of the group's
-                name: number}.
-            multiple_of: what the number of channels that stay is a multiple of, unless all stay; or
-                a dict likewise.
+                name of a nested model means all its layers.
+            min_channels: smallest number of channels that stay in every group; or {pattern of the
+                group's name: number}.
+            multiple_of: the number of channels that stay is a multiple of it, unless all stay; or a
+                dict likewise.
             prune_frozen: whether layers that are not trainable may lose channels of their own.
             input_shape: shape of one input without the batch, or a list of them, that FLOPs are
                 counted for; needed where the model itself leaves it open.
-            open_layers: which layers that are made of layers are taken apart into these, so that
-                channels inside can go: True for all, False for none, or regular expressions for
-                their names. They become nested models of the cut network. So does a subclassed
-                model, which becomes a functional one.
+            open_layers: which composite layers are taken apart, so that channels inside can be
+                pruned: True for all, False for none, or regular expressions for their names. They
+                become nested models of the cut network, and a subclassed model becomes a functional
+                one.
             class_logits: whether a vector that the network returns holds class logits, whose kernel
-                keeps its norm; see layers.classifier_of.
+                is rescaled to its norm; see neighbours.classifier_of.
         """
         self.choices = {
             "exclude": exclude,
@@ -93,7 +102,7 @@ class Supernet:
         self.model, self.options = self.graph.model, execute.ExecutionOptions()
         checks.check_layers(self.graph)
         self.layout = groups.find(
-            self.graph, Choices(exclude, min_channels, multiple_of, prune_frozen)
+            self.graph, PruningLimits(exclude, min_channels, multiple_of, prune_frozen)
         )
         if all(len(group.counts) == 1 for group in self.layout.groups):
             raise checks.NothingToPrune(
@@ -106,7 +115,7 @@ class Supernet:
             self.program.extend(
                 Gate(number) for number in call.outputs if number in self.layout.sites
             )
-        self.classifier = layers.classifier_of(self.graph) if class_logits else None
+        self.classifier = neighbours.classifier_of(self.graph) if class_logits else None
         self._asking = {call for call in self.graph.calls if self._asks_mask(call)}
         self._recurring = {call for call in self.graph.calls if self._is_recurring(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
@@ -143,8 +152,8 @@ class Supernet:
         return Subnetwork.whole(self.groups)
 
     def smallest(self):
-        """Returns the Subnetwork that keeps as few channels of every group as may stay: one, unless
-        the choices say more.
+        """Returns the Subnetwork that keeps the fewest channels of every group: one, unless limits
+        ask for more.
         """
         return self.whole().with_widths({group.name: 0.0 for group in self.groups})
 
@@ -159,7 +168,7 @@ class Supernet:
         return mask
 
     def complexity(self, subnetwork):
-        """Returns Complexity(params, flops) of the sub-network cut out."""
+        """Returns the Complexity(params, flops) of the cut sub-network."""
         return self.table.count(self.mask(subnetwork))
 
     def rate(self, subnetwork):
@@ -167,8 +176,8 @@ class Supernet:
         return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
 
     def cut(self, subnetwork):
-        """Returns the sub-network as a smaller keras.Model with its weights; this model is left as
-        it is.
+        """Returns the sub-network as a smaller keras.Model with its weights; this model stays
+        unchanged.
         """
         return cutting.cut(
             self.graph,
@@ -180,8 +189,8 @@ class Supernet:
     # ---------------------------------------------------------------- the masked network
 
     def weights(self):
-        """Returns {layer key: list of tensors, trainable before non-trainable} of the model as it
-        is now.
+        """Returns {layer key: list of tensors, trainable before non-trainable} of the present
+        model.
         """
         called = {call.key: call.layer for call in self.graph.calls}
         return {
@@ -199,19 +208,19 @@ class Supernet:
     def execute(
         self, weights, mask, tensors, start=0, stop=None, training=True, gates=None, at_gate=None
     ):
-        """Runs a part of the program and returns {tensor number: value}. Pure: no variable is read
-        or updated.
+        """Runs a part of the program and returns {tensor number: value}. No variable is read or
+        updated.
 
         Args:
             weights: {layer key: list of tensors} as weights() gives.
             mask: float32 [num_channels + 1].
             tensors: {tensor number: value} of all tensors that the part reads from before it.
             start: first position of the program.
-            stop: position behind the last one; None runs to the end.
+            stop: position after the last one; None runs to the end.
             training: whether batch norms use the statistics of the batch.
-            gates: {site: mask}, to multiply activations by where the activations are what is
-                differentiated. None masks the rows of the kernels behind the gates: the same
-                numbers for less; channels that are not kept hold anything.
+            gates: {site: mask} by which activations are multiplied, to differentiate by them. None
+                masks the rows of the kernels after the gates instead: the same numbers at a lower
+                cost, with arbitrary values in the channels that are not kept.
             at_gate: function that gets (site, its activation) wherever the mask of a tensor begins
                 to count, or None.
         """
@@ -255,8 +264,8 @@ class Supernet:
         updated.
 
         Args:
-            images: normalised images [batch, height, width, channels], float32, or whatever else
-                the model takes.
+            images: normalised images [batch, height, width, channels], float32, or other inputs
+                that the model takes.
             subnetwork: the Subnetwork.
             training: True uses batch statistics in batch norms, False the moving ones.
         """
@@ -278,11 +287,10 @@ class Supernet:
         values = weights.get(call.key, [])
         if call is self.classifier:
             values = self.with_restored_norm(call, values, mask)
-        if masks_rows and records.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
+        if masks_rows and registry.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
             values, tensors = self._without_rows(call, values, mask, tensors)
         values = self._without_masked_states(call, values, mask)
-        # Dropout and its like stay off: in the search it is the batch norms alone that work as in
-        # training.
+        # Dropout and its like stay off: in the search only the batch norms work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)
         options = self.options.of(self.graph.is_last(call))
         kept = tf.gather(mask, self.layout.index[call.inputs[0]]) if call in self._asking else None
@@ -292,20 +300,18 @@ class Supernet:
         """Returns (weights, tensors) with which a mixing call computes as if masked channels of
         what it reads were zero.
 
-        That masks the rows of its kernel, or what it reads where that is smaller.
+        It masks the rows of its kernel, or its input where that is smaller.
         """
-        number, record, kernel = (
-            call.inputs[0],
-            records.record_of(call.layer),
-            records.kernel_of(call.layer),
-        )
+        number = call.inputs[0]
+        record = registry.record_of(call.layer)
+        kernel = registry.kernel_of(call.layer)
         gate = tf.gather(mask, self.layout.index[number])
         if math.prod(kernel.shape) > math.prod(size or 1 for size in tensors[number].shape):
             return values, {**tensors, number: self._gated(tensors[number], gate, number)}
         axis = record.weights[record.kernel].axes.index(records.IN)
         size, rank = kernel.shape[axis], len(kernel.shape)
-        # Of a layer that works in groups the rows are those of each group; else a channel may have
-        # several; see Weight.
+        # A layer that works in groups has the rows of each group; else a channel may have several
+        # rows; see Weight.
         if size != gate.shape[0]:
             gate = gate[:size] if size < gate.shape[0] else tf.repeat(gate, size // gate.shape[0])
         rows = tf.reshape(gate, [-1 if i == axis else 1 for i in range(rank)])
@@ -318,7 +324,7 @@ class Supernet:
         """Returns weights with which a recurrent call does not read the masked channels again."""
         if call not in self._recurring:
             return values
-        record = records.record_of(call.layer)
+        record = registry.record_of(call.layer)
         names = dict(zip(map(id, call.layer.weights), records.weight_names(call.layer, record)))
         rows = tf.gather(mask, self.layout.index[call.output])[:, None]
         return [
@@ -329,26 +335,26 @@ class Supernet:
         ]
 
     def _is_recurring(self, call):
-        """Returns whether a call reads channels again that it writes, and that may be pruned."""
-        record = records.record_of(call.layer)
+        """Returns whether a call reads again channels that it writes and that may be pruned."""
+        record = registry.record_of(call.layer)
         is_recurrent = record is not None and record.recurrent is not None
         return is_recurrent and self.layout.is_open(call.output)
 
     def _asks_mask(self, call):
-        """Returns whether what a call does to a channel depends on which others are kept."""
-        record = records.record_of(call.layer)
+        """Returns whether the effect of a call on a channel depends on which others are kept."""
+        record = registry.record_of(call.layer)
         return record is not None and record.asks_mask and self.layout.is_open(call.inputs[0])
 
     def with_restored_norm(self, call, values, mask):
-        """Returns the classifier's weights with its kernel at the Frobenius norm of all rows:
-        ‖W‖·W/‖W⊙m‖.
+        """Returns the classifier's weights with its kernel rescaled to ‖W‖·W/‖W⊙m‖, the norm of all
+        rows.
 
         Args:
             call: the call that writes the logits, of a mixing layer.
             values: list of its weights, as weights() gives.
             mask: float32 [num_channels + 1]; m is the mask of the kernel's rows.
         """
-        kernel, record = records.kernel_of(call.layer), records.record_of(call.layer)
+        kernel, record = registry.kernel_of(call.layer), registry.record_of(call.layer)
         axis = record.weights[record.kernel].axes.index(records.IN)
         rows = tf.gather(mask, self.layout.index[call.inputs[0]])
         return [
@@ -361,8 +367,7 @@ class Supernet:
     def tensors_read_from(self, position):
         """Returns the sorted numbers of the tensors that the program from this position on needs.
 
-        Those are what it reads and was written before it, and the network's outputs written before
-        it.
+        They are the tensors written before it that it reads, and the network's outputs among them.
         """
         written, needed = set(), set()
         for step in self.program[position:]:
@@ -372,11 +377,10 @@ class Supernet:
         return sorted(needed | (set(self.graph.outputs) - written))
 
     def first_use(self, group):
-        """Returns the first position in the program at which the mask of the group at this position
-        matters.
+        """Returns the first position of the program at which the mask of this group matters.
 
-        That is its first gate, or before it a norm over its channels, or a recurrent layer that has
-        them as units.
+        That is its first gate, or an earlier norm over its channels, or a recurrent layer whose
+        units they are.
         """
         channels = self.layout.channels(group)
         for position, step in enumerate(self.program):

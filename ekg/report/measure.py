@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from ekg.deploy.keras_file import KerasFile
 from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
-from ekg.latency.runtimes import TensorFlow
 from ekg.latency.timing import Conditions, measure_latency
 from ekg.process.progress import progress_bar
 from ekg.report.table import Row
@@ -92,7 +92,7 @@ def conditions_for(runtimes, target=None):
     """Returns the list of Conditions under which the networks of a table are measured.
 
     Args:
-        runtimes: names of runtimes.RUNTIMES.
+        runtimes: names of formats.RUNTIMES.
         target: Conditions that a search aimed at, or None.
     """
     chosen = [] if target is None else [target]
@@ -121,7 +121,7 @@ def with_latencies(rows, models, conditions, shape, use_xla=False, run_seconds=m
     distinct = {id(model): model for model in models}
     with progress_bar("latency", len(conditions), "runtime") as progress:
         for one in conditions:
-            runtime = TensorFlow(use_xla) if one.runtime == "tensorflow" else one.runtime
+            runtime = KerasFile(use_xla) if one.runtime == "tensorflow" else one.runtime
             timings = measure_latency(
                 distinct, runtime, one.batch, one.num_threads, shape, ROUNDS, seconds
             )

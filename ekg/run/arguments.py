@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.devices.kind import machine
 from ekg.distil import bank_files
 from ekg.graph.naming import named_weights
-from ekg.latency.runtimes import machine
 from ekg.run import comparing
 from ekg.run.comparing import describe_network
 from ekg.settings import MACHINE, TRAINING, about

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from ekg.deploy.accuracy import draw_examples
+from ekg.data.examples import draw_examples
 from ekg.devices import kind
 from ekg.errors import EkgError
 from ekg.graph.layer_losses import warn_of_weight_decay

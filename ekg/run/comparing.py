@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.graph.calls import Graph
-from ekg.graph.refs import Ref
+from ekg.graph.steps import Ref
 
 DIGITS = 16  # of a hash that are shown
 _PLAIN = (

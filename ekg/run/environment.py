@@ -16,9 +16,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from ekg.devices import kind
+from ekg.devices.kind import machine
 from ekg.errors import EkgError
 from ekg.io import files
-from ekg.latency.runtimes import machine
 from ekg.run.arguments import count_cores
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ekg.deploy.write import FORMATS, export
+from ekg.deploy.formats import FORMATS, runtime_named
+from ekg.deploy.write import export
 from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
-from ekg.latency.runtimes import runtime_named
 from ekg.process import stopping
 from ekg.process.memory import MIB, Peak, machine_memory_mib, resident_mib
 from ekg.run import folder as names
@@ -186,7 +186,7 @@ def rehearse_report(job):
     for conditions in reporting.measured_conditions(job):
         if conditions.runtime != "tensorflow":  # an operator may be missing there
             runtime = runtime_named(conditions.runtime)
-            runtime.load(job.model, conditions.batch, conditions.num_threads, shape)()
+            runtime.timed(job.model, conditions.batch, conditions.num_threads, shape)()
     formats = job.settings.run.exports
     examples = reporting.export_examples(job) if formats else None
     with tempfile.TemporaryDirectory(prefix="ekg-") as folder:

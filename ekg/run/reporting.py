@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 
-from ekg.deploy.accuracy import draw_examples
-from ekg.deploy.write import FORMATS, export
+from ekg.data.examples import draw_examples
+from ekg.deploy.formats import FORMATS
+from ekg.deploy.write import export
 from ekg.io import files
 from ekg.report import page
 from ekg.report.measure import conditions_for, measure, warn_of_lagging_statistics, with_latencies

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from ekg.deploy.write import FORMATS
+from ekg.deploy.formats import FORMATS, RUNTIMES
 from ekg.devices.compute import AUTO_FORMAT, DTYPES
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
-from ekg.latency.runtimes import RUNTIMES
 from ekg.searching.settings import SearchSettings, SubsetSettings
 from ekg.searching.targets import Target
 from ekg.settings import COUNT, MACHINE, NOT_NEGATIVE, SEARCH, TRAINING, Range, Settings, setting

@@ -1,9 +1,9 @@
 """Importance of channels: the criteria that rank them.
 
-A criterion is a function (CriterionContext) -> float64 array [num_channels], one score for every
-channel of all groups, the most important channel having the highest; those of channels that the
-sub-network does not keep are ignored. Further built-in ones are added here and in CRITERIA; one of
-one's own is given to a search in place of a name.
+A criterion is a function (CriterionContext) -> float64 array [num_channels], one score per channel
+of all groups, the highest for the most important channel; scores of channels that the sub-network
+does not keep are ignored. Built-in criteria are listed in CRITERIA; a search also takes your own
+function in place of a name.
 """
 
 import functools
@@ -14,17 +14,13 @@ import numpy as np
 from ekg.errors import EkgError
 from ekg.network import channel_weights
 
-# before the search
-NOT_TRAINED = (
-    "are the weights those of a trained network? If they are, lower `subset_learning_rate`."
-)
+NOT_TRAINED = "is this a trained network? If it is, lower `subset_learning_rate`."
 
 MEDIAN_STEPS, MEDIAN_TOLERANCE = 200, 1e-9  # of Weiszfeld's iteration
 
 
 class CriterionContext:
-    """What a criterion may ask of the present sub-network. Nothing is computed before it is asked
-    for.
+    """Everything that a criterion can read of the present sub-network, computed on demand.
 
         def magnitude(context):
             return context.sum_by_channel((kernel.channels, abs(kernel.rows).sum(axis=1)) for kernel
@@ -32,8 +28,7 @@ class CriterionContext:
 
         ekg.search(supernet, data, criterion=magnitude)
 
-    Channels of all groups are numbered in one row, group after group; supernet.layout says which
-    are whose.
+    Channels of all groups are numbered consecutively, group after group; see supernet.layout.
 
     Attributes:
         supernet: the Supernet.
@@ -72,9 +67,8 @@ class CriterionContext:
             parts: iterable of (numbers of channels, int array [n], which may repeat; their scores,
                 array [n]).
         """
-        scores = np.zeros(
-            self.num_channels + 1
-        )  # the last one takes those of channels that are never pruned
+        # The last entry sums the channels that are never pruned.
+        scores = np.zeros(self.num_channels + 1)
         for channels, values in parts:
             np.add.at(scores, channels, values)
         return scores[:-1]
@@ -85,8 +79,7 @@ class CriterionContext:
         """Returns for every layer that writes a group the kept channels' filters, a list of
         ChannelWeight.
 
-        Of each filter that is the part that the sub-network has, without the input channels that
-        are gone.
+        Filters come without the input channels that the sub-network has lost.
         """
         return self._rows(
             [place for place in self._places if place.is_kernel],
@@ -96,8 +89,8 @@ class CriterionContext:
     def weights(self):
         """Returns all weights that kept channels take with them, a list of ChannelWeight.
 
-        Besides the kernels() those are biases, and what the layers between a kernel and the gate
-        have for each channel: scales and offsets of norms, depthwise kernels, slopes.
+        Besides the kernels() they are biases, and the weights per channel of the layers between a
+        kernel and the gate: scales and offsets of norms, depthwise kernels, slopes.
         """
         return self._rows(self._places, lambda place: place.variable.numpy())
 
@@ -119,7 +112,7 @@ class CriterionContext:
         """For every batch of D_val {site: |Σ over batch, height, width of (∂L/∂y)·y|, float32
         [channels of the site]}.
 
-        L = −reward and y the activation behind a gate; layout.index[site] numbers the site's
+        L = −reward and y is the activation after a gate; layout.index[site] numbers the site's
         channels.
         """
         return list(self._objective.gate_products(self.subnetwork))
@@ -132,8 +125,8 @@ class CriterionContext:
         return self._objective.image_sensitivities(self.subnetwork)
 
     def weight_gradients(self):
-        """Returns the gradients of weights(), in its order and form: of the mean loss with the
-        labels over D_val.
+        """Returns the gradients of the mean loss with the labels over D_val by weights(), in the
+        same order and form.
         """
         return self._rows(
             self._places, lambda place: self._gradients[place.call.key, place.position]
@@ -145,8 +138,7 @@ class CriterionContext:
 
 
 def score_channels(criterion, context):
-    """Returns the scores that a criterion gives, float64 [num_channels]; 0 for channels that are
-    not kept.
+    """Returns the scores of a criterion, float64 [num_channels]; 0 for channels that are not kept.
 
     Args:
         criterion: name of CRITERIA, or a function (CriterionContext) -> scores.
@@ -164,14 +156,13 @@ def score_channels(criterion, context):
         scores = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError):
         raise EkgError(
-            f"{what} must return an array of numbers of shape {shape}, a score a channel; received "
-            f"{type(scores).__name__}."
+            f"{what} must return an array of numbers of shape {shape}, one score per channel; "
+            f"received {type(scores).__name__}."
         ) from None
     if scores.shape != shape:
         raise EkgError(
-            f"{what} must return an array of shape {shape}, a score for every channel of all "
-            f"groups; received "
-            f"shape {scores.shape}."
+            f"{what} must return an array of shape {shape}, one score per channel of all "
+            f"groups; received shape {scores.shape}."
         )
     scores = np.where(context.mask, scores, 0.0)
     if not np.isfinite(scores).all():
@@ -180,9 +171,8 @@ def score_channels(criterion, context):
                 f"the importance of some channels is not finite; {NOT_TRAINED}"
             )
         raise EkgError(
-            f"{what} must return finite scores; {np.count_nonzero(~np.isfinite(scores))} of those "
-            f"of kept "
-            "channels are not."
+            f"{what} must return finite scores; {np.count_nonzero(~np.isfinite(scores))} scores "
+            "of kept channels are not."
         )
     return scores
 
@@ -194,7 +184,7 @@ def ekg(context):
     """Returns S(c) = Σ over batches of D_val Σ over sites |Σ over batch, height, width of
     (∂L/∂y)·y|.
 
-    L = −reward and y the activation behind a gate (Lee and Song 2022).
+    L = −reward and y is the activation after a gate (Lee and Song 2022).
     """
     index = context.supernet.layout.index
     return context.sum_by_channel(
@@ -236,12 +226,12 @@ def taylor(context):
     """Returns (Σ over the weights w of a channel of w·∂CE/∂w)², the group Taylor importance
     (Molchanov et al. 2019).
 
-    CE is the mean loss with the labels over D_val of the present sub-network, batch norms with
-    batch statistics. The weights of a channel are those of CriterionContext.weights(): of every
-    layer that writes the group its filter and its bias, and the scales and offsets of the norms
-    behind them, with all else that the layers up to the gate have for the channel. A filter alone
-    would say nothing where a batch norm follows: its factor cancels, so its sum is 0 but for the
-    norm's ε. There the scale and the offset give the sum, as in the paper's Taylor-FO-BN.
+    CE is the mean loss with the labels over D_val of the present sub-network, with batch
+    statistics. The weights of a channel are given by CriterionContext.weights(): filter and bias in
+    every layer that writes the group, the scales and offsets of the norms after them, and all other
+    weights of the channel up to the gate. A filter alone says nothing where a batch norm follows:
+    its factor cancels, so its sum is 0 but for the norm's ε. There the scale and the offset give
+    the sum, as in the paper's Taylor-FO-BN.
     """
     return (
         context.sum_by_channel(
@@ -255,7 +245,7 @@ def taylor(context):
 def random(context):
     """Returns numbers drawn evenly from (0, 1]: the baseline of every comparison.
 
-    They follow from the seed and the channels that the sub-network keeps, and from nothing else.
+    They depend on the seed and the channels that the sub-network keeps, and on nothing else.
     """
     drawn_for = hashlib.sha256(np.packbits(context.mask).tobytes()).digest()
     generator = np.random.default_rng([context.seed, int.from_bytes(drawn_for, "little")])

@@ -9,22 +9,21 @@ from ekg.devices.compute import compiled
 from ekg.network import channel_weights
 from ekg.process import stopping
 
-# segments that run as one where none of their inner borders is needed: fewer calls, more fusion
+# segments that run as one where no inner boundary is needed: fewer calls, more fusion
 SEGMENTS_TOGETHER = 5
-STATE_BUDGET = (
-    2**30
-)  # bytes of activations of the present sub-network that are kept for its candidates
+# Bytes of the present sub-network's activations that are kept for its candidates.
+STATE_BUDGET = 2**30
 
 
 def segment_starts(supernet):
-    """Returns where the segments of a supernet's program begin: at the first step, and at the first
-    use of each group.
+    """Returns the starts of the segments of a supernet's program: the first step, and the first use
+    of each group.
     """
     return [0, *sorted({supernet.first_use(group) for group in range(len(supernet.groups))})]
 
 
 def kept_state_bytes(supernet, num_images):
-    """Returns the bytes of the states of so many images that an Evaluator keeps, float32; 0 where
+    """Returns the bytes of the states that an Evaluator keeps of this many images, float32; 0 if
     they exceed its budget.
     """
     shapes = supernet.graph.shapes
@@ -40,11 +39,10 @@ class Evaluator:
 
     The program is cut into segments at the first use of every group's mask. All candidates of a
     search step share the present sub-network up to their own group's first gate, so each segment of
-    the present one runs once, and a candidate costs only the segments behind its first changed
-    gate. What the present one passes from segment to segment is kept when its knowledge is taken,
-    if it fits a budget; else it is computed again batch by batch. Every segment, and every run of
-    SEGMENTS_TOGETHER segments, is traced once for each batch shape and serves all candidates and
-    steps.
+    the present one runs once, and a candidate costs only the segments after its first changed gate.
+    The states of the present one between segments are kept when its knowledge is added, if they fit
+    a budget; else they are computed again batch by batch. Every segment, and every run of
+    SEGMENTS_TOGETHER segments, is traced once per batch shape and serves all candidates and steps.
 
     Attributes:
         supernet: the Supernet.
@@ -83,16 +81,16 @@ class Evaluator:
         )
 
     def start_from(self, supernet, batches):
-        """Begins anew: with the weights of a Supernet of this structure, other batches of these
+        """Starts over with the weights of a Supernet of this structure, other batches of these
         examples, and no knowledge.
 
-        What was traced and compiled stays, and serves batches of the sizes that it served.
+        Traced and compiled functions stay, for batches of the same sizes.
         """
         self.supernet, self._batches = supernet, batches
         self.labels = [tf.constant(batches.labels(number)) for number in range(len(batches))]
         self._scale = self._task.scale(batches.split.labels)
         self._num_added = 0  # sub-networks in the knowledge
-        self._knowledge = []  # for every batch the mean logits T, float32 [batch, ...]
+        self._knowledge = []  # the mean logits T of every batch, float32 [batch, ...]
         self._weights = tf.nest.map_structure(tf.identity, supernet.weights())  # on this device
         self._states = (
             None  # (mask, for every batch the state before each segment) of the present sub-network
@@ -102,8 +100,8 @@ class Evaluator:
     # ---------------------------------------------------------------- losses of candidates
 
     def loss_sums(self, present, candidates, share_prefix=True):
-        """Returns the sums over D_val of every candidate: loss with the labels, distance to the
-        knowledge, first metric.
+        """Returns the sums over D_val of every candidate's loss with the labels, distance to the
+        knowledge, and first metric.
 
         Losses are summed batch by batch; no logits of a candidate are kept. Returns float64 [number
         of candidates, 3].
@@ -111,7 +109,7 @@ class Evaluator:
         Args:
             present: the present Subnetwork.
             candidates: list of (group, Subnetwork), each differing from the present one in that
-                group alone; group None stands for the present sub-network itself.
+                group alone; group None means the present sub-network itself.
             share_prefix: False runs every candidate from the input; the sums are the same.
         """
         sums = np.zeros((len(candidates), 3))
@@ -131,17 +129,15 @@ class Evaluator:
         return sums
 
     def logits(self, subnetwork):
-        """Returns the logits of a sub-network: for every batch a float32 tensor [batch,
-        classes].
-        """
+        """Returns the logits of a sub-network: one float32 tensor [batch, classes] per batch."""
         mask = self._mask(subnetwork)
         return [self._run(mask, [images], 0) for images in self._images()]
 
     # ---------------------------------------------------------------- knowledge
 
     def add_knowledge(self, subnetwork):
-        """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) +
-        logits) / (i+2).
+        """Adds the logits of the next interim sub-network to the knowledge: T ← (T·(i+1) + logits)
+        / (i+2).
         """
         n = self._num_added
         is_needed = n == 0 or self._teacher_kind == "ensemble"
@@ -178,7 +174,7 @@ class Evaluator:
         )
 
     def restore_knowledge(self, knowledge, num_added):
-        """Sets the knowledge that so many interim sub-networks left."""
+        """Sets the knowledge of a number of interim sub-networks."""
         self._knowledge = [tf.constant(knowledge[indices]) for indices in self._batches.indices]
         self._num_added = num_added
 
@@ -188,7 +184,7 @@ class Evaluator:
         """Returns {number of a batch: {site: |Σ over batch, height, width of (∂L/∂y)·y|, array
         [channels of the site]}}.
 
-        L = −reward, y the activation at a gate; ∂L/∂y is 0 where the mask is.
+        L = −reward, y is the activation at a gate; ∂L/∂y is 0 where the mask is.
 
         Args:
             subnetwork: the Subnetwork.
@@ -200,8 +196,7 @@ class Evaluator:
             products = self._products(
                 self._weights, mask, images, self.labels[number], self._teacher(number)
             )
-            # Divided here and not before: the gradients of a mean over many images are too small
-            # for float16.
+            # Divided only here: the gradients of a mean over many images are too small for float16.
             by_number[number] = {
                 site: product.numpy() / self._batches.num_images
                 for site, product in products.items()
@@ -212,8 +207,8 @@ class Evaluator:
         """Returns {number of a batch: Σ over its images |∂CE/∂m · m|, float64 [number of
         channels]}.
 
-        m is a gate that every image has for itself and all sites of a channel share; CE the
-        cross-entropy with the labels.
+        m is a gate per image that all sites of a channel share; CE is the cross-entropy with the
+        labels.
         """
         mask, by_number = self._mask(subnetwork), {}
         for number, images in zip(numbers, self._images(numbers)):
@@ -226,8 +221,8 @@ class Evaluator:
         """Returns {number of a batch: gradient of the sum of its images' losses with the labels,
         float32 [entries]}.
 
-        By all weights that channels take with them, in the order of channel_weights.find_places(),
-        one behind the other.
+        It is by all weights that belong to channels, concatenated in the order of
+        channel_weights.find_places().
         """
         mask, by_number = self._mask(subnetwork), {}
         for number, images in zip(numbers, self._images(numbers)):
@@ -238,7 +233,7 @@ class Evaluator:
         return by_number
 
     def count_traces(self):
-        """Returns {part: graphs made of it}: one a batch shape, whatever the search does.
+        """Returns {part: number of graphs made of it}: one per batch shape during a whole search.
 
         There are (segments) * (1 + 1/SEGMENTS_TOGETHER) + 3 parts; batches have at most two shapes.
         """
@@ -265,7 +260,7 @@ class Evaluator:
         return tf.constant(self.supernet.mask(subnetwork))
 
     def _teacher(self, number):
-        """Logits T of a batch; without knowledge zeros stand there, which nothing reads."""
+        """Returns the logits T of a batch; zeros, which nothing reads, without knowledge."""
         if self._knowledge:
             return self._knowledge[number]
         return tf.zeros((len(self.labels[number]), *self._task.shape(self.supernet.graph)))
@@ -278,7 +273,7 @@ class Evaluator:
         """Returns (function of weights, mask and state that runs a part of the program, the layers
         whose weights it reads).
 
-        A state is the list of the tensors that are read behind a border of the program.
+        A state is the list of tensors that cross a segment boundary.
         """
         supernet = self.supernet
         reads = supernet.tensors_read_from(start)
@@ -295,8 +290,8 @@ class Evaluator:
         )
 
     def _walk(self, subnetwork, batch, images, last):
-        """Yields the state before each segment from 0 to `last` of a sub-network on a batch; behind
-        the last: [logits].
+        """Yields the state before each segment from 0 to `last` of a sub-network on a batch; after
+        the last one [logits].
         """
         mask = self.supernet.mask(subnetwork)
         known = self._known_states(mask, batch)[: last + 1] or [[images]]
@@ -307,14 +302,12 @@ class Evaluator:
             yield state
 
     def _run_segment(self, segment, mask, state):
-        """Returns the state behind a segment, as _make_segment gives it, from that before it."""
+        """Returns the state after a segment that _make_segment() made, from the state before it."""
         function, names = segment
         return function({name: self._weights[name] for name in names}, mask, state)
 
     def _known_states(self, mask, batch):
-        """Returns the first states of a mask on a batch as far as they are known: all up to the
-        first changed gate.
-        """
+        """Returns the known first states of a mask on a batch: all up to the first changed gate."""
         if self._states is None:
             return []
         kept_mask, walks = self._states
@@ -362,9 +355,8 @@ class Evaluator:
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
-            loss /= (
-                self._scale
-            )  # a factor of all scores, that keeps gradients in the range of half precision
+            # A factor of all scores, which keeps gradients in the range of half precision.
+            loss /= self._scale
         gradients = tape.gradient(loss, activations, unconnected_gradients="zero")
         products = {}
         for site, activation in activations.items():

@@ -1,4 +1,4 @@
-"""What a search leaves: every interim sub-network and how it was found."""
+"""The result of a search: every interim sub-network and how it was found."""
 
 import dataclasses
 
@@ -11,20 +11,20 @@ class HistoryEntry:
 
     Attributes:
         step: 0 for the whole network, then 1, 2, ...
-        group: name of the group that was narrowed, of several the best; None at step 0.
+        group: name of the group that was narrowed, or of the best of several; None at step 0.
         subnetwork: the Subnetwork.
         rate: its FLOPs divided by the whole network's.
         loss: its cross-entropy on D_val.
         accuracy: its accuracy on D_val, in [0, 1].
         reward: its reward when it was chosen.
-        num_candidates: how many sub-networks were compared.
-        seconds: of the step.
-        condition: condition number of its loss on D_val, if it was asked for.
-        spectrum: the landscape.hessian.Spectrum behind it as a dict: both eigenvalues, residuals,
-            products, parameters and mode.
-        groups: names of the groups that were narrowed together, the best first; empty where it was
-            one.
-        costs: {name of a target: what it kept of the sub-network's cost}, of targets that measure;
+        num_candidates: number of sub-networks that were compared.
+        seconds: duration of the step.
+        condition: condition number of its loss on D_val, if it was computed.
+        spectrum: its landscape.hessian.Spectrum as a dict: both eigenvalues, residuals, products,
+            parameters and mode.
+        groups: names of the groups that were narrowed together, the best first; empty for a single
+            group.
+        costs: {name of a target: its record of the sub-network's cost}, of targets that measure;
             see Target.observe.
     """
 

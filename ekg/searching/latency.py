@@ -4,41 +4,40 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from ekg.deploy.formats import runtime_named
 from ekg.errors import EkgError
 from ekg.latency.prediction import Predictor
-from ekg.latency.runtimes import runtime_named
 from ekg.latency.table import Table, conditions_of, load_table, save_table
 from ekg.latency.timing import Conditions, measure_latency
 from ekg.searching.targets import Target
 
 logger = logging.getLogger(__name__)
 
-MEASURED_AT = (0.25, 0.5, 0.75, 0.9)  # ways to the target behind which a sub-network is measured
-NEAR = 0.02  # of the unpruned latency: what is so near to the target is measured
+# Shares of the way to the target after which a sub-network is measured.
+MEASURED_AT = (0.25, 0.5, 0.75, 0.9)
+NEAR = 0.02  # share of the unpruned latency: sub-networks this near to the target are measured
 ROUNDS, SECONDS = 60, 8.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency(Target):
-    """Time of a forward pass in a runtime on this machine, as a target: Latency(ratio=0.6) or
-    Latency(ms=4).
+    """Target for the time of a forward pass on this machine: Latency(ratio=0.6) or Latency(ms=4).
 
-    The search works on a prediction: a table of the times of the network's kernels at many numbers
-    of channels, measured first. Each step narrows every group by as many channels as save r/G of
+    The search uses a prediction from a table, measured first, of the times of the network's kernels
+    at many numbers of channels. Each step narrows every group by as many channels as save r/G of
     the unpruned latency, for G groups, so that its candidates differ in what they lose and not in
     what they save (as in Yang et al. 2018, NetAdapt). On the way, and at every step near the
-    target, whole sub-networks are measured beside the unpruned one; the prediction is set right by
-    them, and the target is met in measured latency.
+    target, whole sub-networks are measured beside the unpruned one, as ekg.export() writes them.
+    These measurements correct the prediction, and the target is met in measured latency.
 
     Attributes:
         ratio: share of the unpruned network's latency, in (0, 1); or
         ms: milliseconds.
         runtime: "litert", "onnxruntime" or "tensorflow".
-        batch: examples in a pass.
-        threads: that a pass may use; None stands for one, and in TensorFlow for those of the
-            process.
-        table: file of latency tables to read and to add to, so that several runs measure once;
-            without it each run measures.
+        batch: number of examples in a pass.
+        threads: threads of a pass; None means one, and in TensorFlow all threads of the process.
+        table: file of latency tables to read and extend, so that several runs measure once; without
+            it each run measures.
 
     Raises:
         EkgError: not exactly one of `ratio` and `ms` is given, or a value is out of range.
@@ -62,9 +61,8 @@ class Latency(Target):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and low < value < high):
                 raise EkgError(
-                    f"`{name}` of the latency must be above "
-                    f"0{' and below 1' * (name == 'ratio')}; received "
-                    f"{value!r}."
+                    f"`{name}` of the latency must be above 0{' and below 1' * (name == 'ratio')}; "
+                    f"received {value!r}."
                 )
         runtime_named(self.runtime)
         for name in ("batch", "threads"):
@@ -105,19 +103,19 @@ class Latency(Target):
 
     def cost(self, supernet, subnetwork):
         raise EkgError(
-            "`target` latency: prepare() measures what the cost is predicted from; ask what it "
-            "returns."
+            "`target` latency: prepare() measures what the cost is predicted from; ask the target "
+            "that it returns."
         )
 
     def check(self, supernet):
-        """Raises EkgError if the runtime is not installed; what it takes to be reached is measured
-        by prepare().
+        """Raises EkgError if the runtime is not installed; prepare() measures whether the target
+        can be reached.
         """
         runtime_named(self.runtime).versions()
 
     def _check_reachable(self, supernet):
-        """Measures the unpruned network and the smallest sub-network, and refuses what lies below
-        the latter.
+        """Measures the unpruned network and the smallest sub-network, and refuses targets below the
+        latter.
         """
         whole, smallest = self.measure(supernet, [supernet.whole(), supernet.smallest()])
         most = self.ratio if self.ms is None else self.ms / whole.milliseconds
@@ -129,24 +127,20 @@ class Latency(Target):
         if most >= 1:
             raise EkgError(
                 f"{asked}: the unpruned network takes {whole.milliseconds:.3g} ms already "
-                f"({self.conditions}); "
-                "ask for less."
+                f"({self.conditions}); ask for less."
             )
         if smallest.ratio > most:
             raise EkgError(
                 f"{asked} cannot be reached: the smallest sub-network of {supernet.model.name} "
-                f"takes "
-                f"{smallest.milliseconds:.3g} ms, {smallest.ratio:.3f} of "
-                f"{whole.milliseconds:.3g} ms "
-                f"({self.conditions})."
+                f"takes {smallest.milliseconds:.3g} ms, {smallest.ratio:.3f} of "
+                f"{whole.milliseconds:.3g} ms ({self.conditions})."
             )
 
     def prepare(self, supernet, team, path=None):
-        """Returns the LatencySearch; what its table lacks is measured first.
+        """Returns the LatencySearch, after measuring what its table lacks.
 
         Raises:
-            EkgError: the smallest sub-network takes longer, or a layer has no operator in the
-                runtime.
+            EkgError: the smallest sub-network takes longer, or the runtime lacks an operator.
         """
         return LatencySearch(
             self,
@@ -156,7 +150,7 @@ class Latency(Target):
         )
 
     def _measure(self, supernet, path):
-        """Returns the table for a supernet as a dict for JSON; it is kept in both files."""
+        """Returns the table for a supernet as a dict for JSON, and saves it in both files."""
         self._check_reachable(supernet)
         runtime = runtime_named(self.runtime)
         conditions = conditions_of(runtime, self.batch, self.conditions.num_threads)
@@ -169,8 +163,8 @@ class Latency(Target):
 
 
 class LatencySearch(Target):
-    """A Latency during a search: what sub-networks cost is predicted, and set right by those that
-    were measured.
+    """A Latency during a search: predicts the cost of sub-networks, and corrects itself by measured
+    ones.
     """
 
     name, may_rise = "latency", True
@@ -178,9 +172,8 @@ class LatencySearch(Target):
     def __init__(self, latency, supernet, team, table):
         self._latency, self._team = latency, team
         self._predictor = Predictor(supernet, table)
-        self._predictor.measure_(
-            runtime_named(latency.runtime)
-        )  # nothing is missing: it takes its calibration up
+        # Nothing is missing: this only loads the calibration.
+        self._predictor.measure_(runtime_named(latency.runtime))
         self._whole = self._predictor.seconds(supernet.whole())
         self._correction, self._furthest = 1.0, 0.0
         self.most = latency.ratio if latency.ms is None else latency.ms / (1000 * self._whole)
@@ -189,13 +182,15 @@ class LatencySearch(Target):
         return self._correction * self._predictor.seconds(subnetwork) / self._whole
 
     def next_count(self, supernet, present, group, by_width, search_step):
-        """The most channels that save r/G of the unpruned latency; None where none do."""
+        """Returns the most channels that save r/G of the unpruned latency; None if none do."""
         enough = self._predictor.seconds(present) - search_step / len(supernet.groups) * self._whole
         by_count = self._predictor.seconds_by_count(present, group)
         return next((count for count, seconds in by_count.items() if seconds <= enough), None)
 
     def observe(self, supernet, subnetwork):
-        """Predicts, and on the way and near the target measures beside the unpruned network."""
+        """Predicts the latency; on the way and near the target it also measures, beside the
+        unpruned network.
+        """
         predicted, way = self.cost(supernet, subnetwork), self.way(supernet, subnetwork)
         value = {"predicted": predicted, "conditions": str(self._latency.conditions)}
         passed = any(self._furthest < mark <= way for mark in MEASURED_AT)
@@ -225,7 +220,7 @@ class LatencySearch(Target):
         return self._latency.measure(supernet, [supernet.whole(), subnetwork])[1]
 
     def _correct(self, supernet, subnetwork, measured):
-        """Lets the prediction of this sub-network be what was measured."""
+        """Corrects predictions so that this sub-network's equals its measurement."""
         ratio = (
             measured["ratio"]
             if self._latency.ms is None

@@ -1,9 +1,8 @@
-"""What the search maximises: the reward of sub-networks on D_val, and the knowledge of the ensemble
-behind it.
+"""The objective of the search: the reward of sub-networks on D_val, and the ensemble's knowledge.
 
 reward(Θ) = − CE(labels, Θ) − CE(softmax(T), Θ), with T the mean logits of all interim sub-networks
-found so far (Lee and Song 2022); for another task than classification its loss and its distance
-stand in their place. Batch norms use batch statistics throughout.
+found so far (Lee and Song 2022); other tasks than classification use their own loss and distance.
+Batch norms use batch statistics throughout.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ SEARCH_TEACHERS = ("ensemble", "single", "none")
 class Score:
     """Means over D_val: the loss with the labels, the task's first metric, and the reward.
 
-    Of a classification these are the cross-entropy in nats and the accuracy in [0, 1].
+    For a classification these are the cross-entropy in nats and the accuracy in [0, 1].
     """
 
     loss: float
@@ -35,11 +34,11 @@ class Score:
 class Objective:
     """The reward of sub-networks, computed by all members of a team.
 
-    Every member evaluates other candidates on the same batches, and takes other batches for the
-    importance; so the result does not depend on how many there are.
+    Every member evaluates other candidates on the same batches, and other batches for the
+    importance; so the result does not depend on the number of members.
 
     Attributes:
-        supernet: the Supernet, which computes in the number format asked for.
+        supernet: the Supernet, which computes in the chosen dtype.
         evaluators: {member of this process: Evaluator}.
     """
 
@@ -48,8 +47,8 @@ class Objective:
         Args:
             supernet: the Supernet; its weights are read now.
             batches: data.Batches of D_val; images of a batch share batch statistics.
-            teacher: "ensemble", "single" or "none": whose knowledge the reward holds.
-            compute: Compute; None stands for float32 on the default device.
+            teacher: "ensemble", "single" or "none": source of the knowledge in the reward.
+            compute: Compute; None means float32 on the default device.
 
         Raises:
             EkgError: teacher is none of these, or the network does not return what the task takes.
@@ -61,9 +60,8 @@ class Objective:
         batches.task.check_network(supernet.graph)
         if supernet.classifier is not None and not batches.task.has_class_logits:
             raise EkgError(
-                f"`supernet` takes the output of {supernet.model.name!r} for class logits, and "
-                f"the task is a "
-                f"{batches.task.name}; make it by Supernet(model, class_logits=False)."
+                f"`supernet` takes the output of {supernet.model.name!r} for class logits, and the "
+                f"task is a {batches.task.name}; make it by Supernet(model, class_logits=False)."
             )
         batches.task.check_labels(
             batches.split.labels,
@@ -79,7 +77,7 @@ class Objective:
         )
 
     def start_from(self, supernet, batches):
-        """Begins anew with the weights of a Supernet of this structure and other batches; see
+        """Starts over with the weights of a Supernet of this structure and other batches; see
         Evaluator.start_from.
         """
         self.supernet, self._batches = supernet.with_options(self._options), batches
@@ -98,7 +96,7 @@ class Objective:
 
     def scores(self, present, candidates, share_prefix=True):
         """Returns the Score of every candidate; see Evaluator.loss_sums."""
-        # Dealt out in the order of their first gates, so that all members have like work.
+        # Dealt out in the order of their first gates, so that all members have similar work.
         order = sorted(
             range(len(candidates)),
             key=lambda i: -1 if candidates[i][0] is None else candidates[i][0],
@@ -118,20 +116,20 @@ class Objective:
         ]
 
     def logits(self, subnetwork):
-        """Returns the logits, or other outputs, of a sub-network: for every batch a float32 tensor
-        [batch, ...].
+        """Returns the logits, or other outputs, of a sub-network: one float32 tensor [batch, ...]
+        per batch.
         """
         return self._first.logits(subnetwork)
 
     def add_knowledge(self, subnetwork):
-        """Takes the logits of the next interim sub-network into the knowledge: T ← (T·(i+1) +
-        logits) / (i+2).
+        """Adds the logits of the next interim sub-network to the knowledge: T ← (T·(i+1) + logits)
+        / (i+2).
         """
         self._team.map_members(lambda member: self.evaluators[member].add_knowledge(subnetwork))
 
     def cache_states(self, subnetwork):
-        """Keeps what the candidates of the present sub-network share, as add_knowledge() does; see
-        Evaluator.
+        """Keeps the states that candidates of the present sub-network share, as add_knowledge()
+        does; see Evaluator.
         """
         self._team.map_members(lambda member: self.evaluators[member].cache_states(subnetwork))
 
@@ -141,7 +139,7 @@ class Objective:
         return self._first.knowledge
 
     def restore_knowledge(self, knowledge, num_added):
-        """Sets the knowledge that so many interim sub-networks left."""
+        """Sets the knowledge of a number of interim sub-networks."""
         self._team.map_members(
             lambda member: self.evaluators[member].restore_knowledge(knowledge, num_added)
         )
@@ -170,17 +168,17 @@ class Objective:
 
     def weight_gradients(self, subnetwork):
         """Returns the gradients of the mean loss with the labels over D_val by the weights that
-        channels take with them.
+        belong to channels.
 
-        A dict {(layer key, number of the weight in Supernet.weights()): float64 array of the
-        weight's shape}; see channel_weights.find_places. Batches are added up in their own order,
-        whoever computed them.
+        They are {(layer key, number of the weight in Supernet.weights()): float64 array of the
+        weight's shape}; see channel_weights.find_places. Batches are summed in their own order on
+        any number of members.
         """
         places = channel_weights.find_places(self.supernet)
         edges = np.cumsum([0, *(math.prod(place.variable.shape) for place in places)])
         total = np.zeros(edges[-1])
-        # As many at once as there are members: of all batches together the gradients of a large
-        # network would not fit.
+        # As many at once as there are members: the gradients of all batches of a large network
+        # would not fit.
         for first in range(0, len(self._batches), self._team.size):
             numbers = range(first, min(first + self._team.size, len(self._batches)))
             table = np.zeros((len(numbers), edges[-1]), np.float32)
@@ -195,13 +193,13 @@ class Objective:
         }
 
     def _by_batch(self, method, subnetwork, numbers=None):
-        """Returns {number of a batch: what the evaluators' method returns} for the batches of this
+        """Returns {number of a batch: result of the evaluators' method} for the batches of this
         process's members.
 
         Args:
             method: name of the evaluators' method.
             subnetwork: the Subnetwork.
-            numbers: range of the batches; None stands for all.
+            numbers: range of the batches; None means all.
         """
         numbers = range(len(self._batches)) if numbers is None else numbers
         dealt = {member: numbers[member :: self._team.size] for member in self._team.local_members}

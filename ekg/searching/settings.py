@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from ekg.deploy.formats import RUNTIMES
 from ekg.errors import EkgError
-from ekg.latency.runtimes import RUNTIMES
 from ekg.searching.criteria import CRITERIA
 from ekg.searching.latency import Latency
 from ekg.searching.objective import SEARCH_TEACHERS

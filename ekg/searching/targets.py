@@ -1,4 +1,4 @@
-"""Targets of a search: what a sub-network costs, and whether that is little enough."""
+"""Targets of a search: the cost of a sub-network, and whether it is low enough."""
 
 import dataclasses
 
@@ -6,12 +6,12 @@ from ekg.errors import EkgError
 
 
 class Target:
-    """What a sub-network may cost. A target of your own is a subclass with cost().
+    """Limit to the cost of a sub-network. Your own target is a subclass with cost().
 
     Attributes:
         most: the cost that a sub-network may have, as a share of the unpruned network's.
         name: what to call the cost in messages.
-        may_rise: whether the cost may rise when a channel goes, as a time may.
+        may_rise: whether the cost may rise when a channel is removed, as a time may.
     """
 
     name = "cost"
@@ -23,23 +23,20 @@ class Target:
         raise NotImplementedError
 
     def prepare(self, supernet, team, path=None):
-        """Returns the Target that a search asks, after what must be measured first; called once by
-        each search.
+        """Returns the Target that a search uses, after measuring what it needs; each search calls
+        it once.
 
         Args:
             supernet: the Supernet that is searched.
-            team: Team of the search. Where processes could see different costs, that of the chief
-                counts.
-            path: file that may keep what is measured, so that a search that goes on finds it; or
-                None.
+            team: Team of the search. Where processes could see different costs, the chief's counts.
+            path: file that may keep measurements for a resumed search; or None.
         """
         return self
 
     def next_count(self, supernet, present, group, by_width, search_step):
-        """Returns how many channels a step leaves of a group, fewer than there are; None where it
-        would not save enough.
+        """Returns the channel count of a group after one step, or None if the saving is too small.
 
-        Where no group saves enough, smaller steps are asked for, and in the end those of the width.
+        If no group saves enough, the search tries smaller steps, and finally steps of the width.
 
         Args:
             supernet: the Supernet.
@@ -51,34 +48,32 @@ class Target:
         return by_width
 
     def observe(self, supernet, subnetwork):
-        """Returns what the history keeps of the cost of an interim Subnetwork, {name: dict for
-        JSON}; it may be measured.
+        """Returns the record of an interim Subnetwork's cost for the history, {name: dict for
+        JSON}; it may measure.
         """
         return {}
 
     def recall(self, supernet, entry):
-        """Takes up what observe() found in an earlier part of the search; called with each
-        HistoryEntry in turn.
+        """Restores what observe() found in an earlier part of the search, from each HistoryEntry in
+        turn.
         """
 
     def is_reached(self, supernet, subnetwork):
-        """Returns whether a Subnetwork costs as little as it should."""
+        """Returns whether a Subnetwork reaches the target."""
         return self.cost(supernet, subnetwork) <= self.most
 
     def is_passed(self, supernet, subnetwork):
-        """Returns whether a Subnetwork costs even less."""
+        """Returns whether a Subnetwork costs less than the target."""
         return self.cost(supernet, subnetwork) < self.most
 
     def way(self, supernet, subnetwork):
-        """Returns how much of the way from the unpruned network to the target is done, in [0,
-        1].
-        """
+        """Returns the progress from the unpruned network to the target, in [0, 1]."""
         if self.most >= 1:
             return 1.0
         return min(max((1 - self.cost(supernet, subnetwork)) / (1 - self.most), 0.0), 1.0)
 
     def describe(self):
-        """Returns what is asked for, in words, or an empty text where all may stay."""
+        """Returns the target in words, or an empty text if everything may stay."""
         return f"{self.most:g} of the {self.name}" if self.most < 1 else ""
 
     def check(self, supernet):
@@ -87,8 +82,7 @@ class Target:
         if least > self.most:
             raise EkgError(
                 f"`target` {self.most:g} of the {self.name} cannot be reached: the smallest "
-                f"sub-network of "
-                f"{supernet.model.name} still has {least:.4f}."
+                f"sub-network of {supernet.model.name} still has {least:.4f}."
             )
 
 
@@ -107,8 +101,7 @@ class Flops(Target):
         if least > self.most:
             raise EkgError(
                 f"`target_rate` {self.most:g} cannot be reached: one channel in every group still "
-                f"leaves "
-                f"{least:.4f} of the FLOPs of {supernet.model.name}."
+                f"leaves {least:.4f} of the FLOPs of {supernet.model.name}."
             )
 
 
@@ -127,8 +120,7 @@ class Params(Target):
         if least > self.most:
             raise EkgError(
                 f"`target_params` {self.most:g} cannot be reached: one channel in every group "
-                f"still leaves "
-                f"{least:.4f} of the parameters of {supernet.model.name}."
+                f"still leaves {least:.4f} of the parameters of {supernet.model.name}."
             )
 
 
@@ -146,7 +138,7 @@ class Every(Target):
         return Every(tuple(part.prepare(supernet, team, path) for part in self.parts))
 
     def next_count(self, supernet, present, group, by_width, search_step):
-        """The fewest channels that a part which is not reached yet asks for."""
+        """Returns the lowest channel count among the targets that are not reached yet."""
         counts = [
             part.next_count(supernet, present, group, by_width, search_step)
             for part in self.parts
@@ -183,7 +175,7 @@ class Every(Target):
 
 
 def read_targets(target):
-    """Returns {name of a search setting: value} for what a user gave as `target`.
+    """Returns {name of a search setting: value} for the `target` of a user.
 
     Args:
         target: {"flops": share, "params": share} with any of these, and Targets of the user's own

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.graph import flow, records
+from ekg.graph import flow, registry
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 
 
@@ -28,8 +28,8 @@ class Weighted(layers.Layer):
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(records, "RECORDS", dict(records.RECORDS))
+def known_records(monkeypatch):
+    monkeypatch.setattr(registry, "RECORDS", dict(registry.RECORDS))
 
 
 def network_with(layer):
@@ -46,7 +46,7 @@ def test_a_right_network_passes():
     assert len(ekg.testing.check_prunable(make_tiny_resnet()).groups) == 4
 
 
-def test_the_first_layer_whose_numbers_differ_is_named(registry):
+def test_the_first_layer_whose_numbers_differ_is_named(known_records):
     ekg.register_layer(Centred, ekg.LayerRecord(flow.carry))
     with pytest.raises(
         ekg.EkgError,
@@ -60,13 +60,13 @@ def test_without_its_record_the_same_layer_closes_its_channels_and_is_right():
     assert [group.name for group in supernet.groups] == ["second"]
 
 
-def test_a_record_whose_axes_are_wrong_is_refused_by_the_supernet(registry):
+def test_a_record_whose_axes_are_wrong_is_refused_by_the_supernet(known_records):
     ekg.register_layer(Weighted, ekg.LayerRecord(flow.carry, {"factor": ekg.Weight((None,))}))
     with pytest.raises(ekg.EkgError, match="`model` 'own' cannot be cut: "):
         ekg.Supernet(network_with(Weighted(name="weighted")))
 
 
-def test_a_cut_that_cannot_be_read_again_is_found(registry):
+def test_a_cut_that_cannot_be_read_again_is_found(known_records):
     ekg.register_layer(Weighted, ekg.LayerRecord(flow.carry, {"factor": ekg.Weight(("out",))}))
     model = network_with(Weighted(name="weighted"))
     ekg.testing.check_prunable(model, reload=False)

@@ -47,7 +47,7 @@ def check_same(model, folded, tolerance=1e-4):
         (lambda: known.application("DenseNet121"), 62),
     ],
 )  # it norms before its convolutions: half of them stay
-def test_a_folded_network_says_the_same_without_its_batch_norms(make, left):
+def test_a_folded_network_computes_the_same_without_its_batch_norms(make, left):
     model = make()
     before, weights = (
         count(model, layers.BatchNormalization),
@@ -61,7 +61,7 @@ def test_a_folded_network_says_the_same_without_its_batch_norms(make, left):
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(networks())
-def test_random_networks_say_the_same_folded(model):
+def test_folded_random_networks_compute_the_same(model):
     randomise_(model)
     check_same(model, fold_batch_norms(model), 1e-3)
 
@@ -76,7 +76,7 @@ def test_random_networks_say_the_same_folded(model):
         lambda x: layers.Conv2D(6, 3, use_bias=False)(x),
     ],
 )
-def test_every_kind_of_kernel_takes_a_norm_in(make):
+def test_a_norm_is_folded_into_every_kind_of_kernel(make):
     entry = keras.Input((6, 6, 3))
     model = keras.Model(entry, layers.BatchNormalization(epsilon=0.01)(make(entry)))
     folded = fold_batch_norms(randomise_(model))
@@ -84,7 +84,7 @@ def test_every_kind_of_kernel_takes_a_norm_in(make):
     check_same(model, folded)
 
 
-def test_a_norm_without_factor_or_summand_is_folded():
+def test_a_norm_without_scale_or_offset_is_folded():
     entry = keras.Input((6, 6, 3))
     x = layers.BatchNormalization(scale=False)(layers.Conv2D(4, 3)(entry))
     model = randomise_(
@@ -115,7 +115,7 @@ def read_twice(entry):
         lambda x: layers.BatchNormalization()(x),
     ],
 )
-def test_what_cannot_be_folded_stays(make):
+def test_norms_that_cannot_be_folded_stay(make):
     entry = keras.Input((6, 6, 3))
     model = randomise_(keras.Model(entry, make(entry)))
     folded = fold_batch_norms(model)

@@ -1,4 +1,4 @@
-"""What is exported works as in inference and in float32, whatever the network does in training."""
+"""Exported networks work as in inference and in float32, for any behaviour in training."""
 
 import keras
 import numpy as np

@@ -13,7 +13,7 @@ import ekg
 from ekg.data.own import make_data
 from ekg.deploy import proof
 from ekg.deploy.accuracy import measure_exported
-from ekg.deploy.formats import Reader
+from ekg.deploy.format import Reader
 from ekg.deploy.packages import quiet
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult
@@ -150,7 +150,7 @@ def test_the_share_of_right_answers_decides_where_there_are_labels(share, is_kep
                 )
 
 
-def test_other_outputs_than_that_of_the_labels_are_held_against_their_ranges():
+def test_outputs_without_labels_are_compared_to_their_ranges():
     labels, right, _ = logits_and_wrong(0)
     boxes = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     found = proof.compare(
@@ -164,7 +164,7 @@ def test_other_outputs_than_that_of_the_labels_are_held_against_their_ranges():
         proof.check(found, "a", ["y", "boxes"], "int8", decided=(0,))
 
 
-def test_the_metric_of_an_int8_file_is_that_of_its_own_runtime(tmp_path):
+def test_the_metric_of_an_int8_file_is_computed_in_its_own_runtime(tmp_path):
     entry = keras.Input((8, 8, 3))
     model = randomise_(keras.Model(entry, layers.Dense(10, activation="softmax")(pooled(entry))))
     labels = model.predict(IMAGES, verbose=0).argmax(-1)
@@ -213,7 +213,7 @@ def test_top_5_is_a_figure_from_ten_classes_on(classes):
 # ------------------------------------------ result.export, and converters' words
 
 
-def test_a_result_is_exported_with_examples_of_ones_own(tmp_path):
+def test_a_result_is_exported_with_given_examples(tmp_path):
     entry = keras.Input((8, 8, 3))
     model = randomise_(keras.Model(entry, layers.Dense(3)(pooled(entry))))
     labels = model.predict(IMAGES, verbose=0).argmax(-1)

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.deploy import packages, write
+from ekg.deploy import format, packages
 from ekg.errors import EkgError
 from tests.conftest import make_tiny_resnet, randomise_
 
@@ -38,7 +38,7 @@ def pruned():
 
 
 @pytest.mark.parametrize("form", FILES)
-def test_every_format_says_what_the_network_says(pruned, tmp_path, form):
+def test_every_format_computes_what_the_network_computes(pruned, tmp_path, form):
     result = ekg.export(pruned, tmp_path / "new" / FILES[form], examples=EXAMPLES)
     assert (
         result.format == form
@@ -75,7 +75,7 @@ def test_inputs_and_outputs_keep_their_names_and_places(tmp_path, form):
 @pytest.mark.parametrize(
     ("quantize", "share"), [("float16", 0.01), ("dynamic", 0.1), ("int8", 0.1)]
 )
-def test_quantised_files_are_near(pruned, tmp_path, quantize, share):
+def test_quantised_files_are_close(pruned, tmp_path, quantize, share):
     result = ekg.export(pruned, tmp_path / "a.tflite", quantize=quantize, examples=EXAMPLES)
     assert result.quantize == quantize and 0 < result.difference < share * result.largest
     if quantize == "int8":
@@ -101,14 +101,14 @@ def test_no_operator_of_tensorflows_own_is_in_a_litert_file(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["saved_model", "litert", "onnx"])
-def test_a_file_that_says_something_else_is_not_kept(pruned, tmp_path, monkeypatch, form):
+def test_a_file_that_computes_something_else_is_not_kept(pruned, tmp_path, monkeypatch, form):
     """The format writes another network; the earlier file stays."""
     path = tmp_path / FILES[form]
     ekg.export(pruned, path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    real = write.fold_batch_norms
+    real = format.fold_batch_norms
     monkeypatch.setattr(
-        write, "fold_batch_norms", lambda model, shape: randomise_(real(model, shape), seed=5)
+        format, "fold_batch_norms", lambda model, shape: randomise_(real(model, shape), seed=5)
     )
     with pytest.raises(
         EkgError, match="differs by .* of it is allowed .`tolerance`.. The file is not kept"
@@ -123,7 +123,7 @@ def test_a_file_that_says_something_else_is_not_kept(pruned, tmp_path, monkeypat
         (
             "a.pb",
             {},
-            r"`path` .*a.pb: no known ending; there are .keras \(keras\), no ending "
+            r"`path` .*a.pb: unknown ending; known are .keras \(keras\), no ending "
             r"\(saved_model\), .tflite",
         ),
         (
@@ -186,7 +186,7 @@ def test_a_missing_package_is_one_line(pruned, tmp_path, monkeypatch, package):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_half_the_width_are_refused_where_the_format_takes_none(tmp_path):
+def test_half_precision_weights_are_refused_where_the_format_takes_none(tmp_path):
     entry = keras.Input((8, 8, 3))
     model = keras.Model(entry, layers.Conv2D(2, 3, dtype="bfloat16", name="half")(entry))
     for name in ("a.tflite", "a.onnx"):
@@ -203,14 +203,14 @@ def test_a_keras_file_can_be_trained_again(pruned, tmp_path):
     assert len(again.trainable_weights) == len(pruned.trainable_weights)
 
 
-def test_a_layer_that_another_program_does_not_know_is_told(tmp_path):
+def test_a_layer_that_another_program_does_not_know_is_reported(tmp_path):
     class Mine(layers.Layer):
         def call(self, x):
             return 2 * x
 
     entry = keras.Input((8, 8, 3))
     model = keras.Model(entry, Mine()(layers.Conv2D(2, 3)(entry)))
-    with pytest.raises(EkgError, match="a Python process that has TensorFlow alone cannot read it"):
+    with pytest.raises(EkgError, match="a Python process with TensorFlow only cannot read it"):
         ekg.export(model, tmp_path / "a.keras")
     assert ekg.export(model, tmp_path / "model").difference < 1e-5  # a graph needs no class
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -13,7 +13,7 @@ from keras import layers
 import ekg
 from ekg.distil import least_squares, repair, repair_sweep
 from ekg.errors import EkgError
-from ekg.graph import patches, records
+from ekg.graph import patches, registry
 from ekg.network.supernet import Supernet
 from tests.conftest import conv_bn, make_tiny_resnet, randomise_
 
@@ -50,8 +50,8 @@ def test_a_layer_is_its_patches_times_its_kernel_as_a_matrix(layer, shape):
     x = normal(2, *shape)
     layer.build((None, *shape))
     layer.set_weights([normal(*weight.shape) for weight in layer.weights])
-    p = records.record_of(layer).patches(layer, tf.constant(x))
-    variable, weight = records.fitted_of(layer)
+    p = registry.record_of(layer).patches(layer, tf.constant(x))
+    variable, weight = registry.fitted_of(layer)
     kernel = patches.kernel_matrix(variable.numpy(), weight, p.shape[-2])
     computed = np.einsum("...br,brc->...bc", p, kernel)
     computed = computed.reshape(*computed.shape[:-2], -1) + layer.bias.numpy()
@@ -257,8 +257,8 @@ def test_a_layer_that_is_called_twice_keeps_its_weights_and_others_are_repaired(
 
 def test_a_layer_whose_record_has_no_patches_keeps_its_weights(residual, monkeypatch):
     supernet, subnetwork, images, _ = residual
-    record = records.RECORDS[layers.Dense]
-    monkeypatch.setitem(records.RECORDS, layers.Dense, dataclasses.replace(record, patches=None))
+    record = registry.RECORDS[layers.Dense]
+    monkeypatch.setitem(registry.RECORDS, layers.Dense, dataclasses.replace(record, patches=None))
     assert "fc" not in repaired(supernet, subnetwork, images)[1]
 
 

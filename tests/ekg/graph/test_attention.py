@@ -146,7 +146,7 @@ def test_choices_keep_heads():
     assert kept.layout.closed["mha/query"] == "'mha/query' is excluded"
 
 
-def test_what_returns_its_scores_stays_whole_and_is_counted():
+def test_attention_that_returns_its_scores_stays_whole_and_is_counted():
     for layer, heads in (
         (layers.MultiHeadAttention(4, 3, name="mha"), 4),
         (layers.GroupQueryAttention(3, 4, 2, name="gqa"), 2),
@@ -181,7 +181,7 @@ def test_a_layer_that_returns_its_scores_once_stays_whole_everywhere():
     assert [group.name for group in check_prunable(model, subnetworks=1).groups] == ["up"]
 
 
-def test_a_head_whose_output_counts_for_nothing_can_go():
+def test_a_head_that_nothing_reads_can_be_removed():
     model = transformer(layers.MultiHeadAttention(4, 3, name="mha"))
     output = model.get_layer("mha")._output_dense.kernel
     output.assign(output * np.array([1, 0, 1, 1.0]).reshape(4, 1, 1))

@@ -11,7 +11,7 @@ class Subclassed(keras.Model):
         return x
 
 
-def test_what_has_no_graph_is_refused():
+def test_a_model_without_a_graph_is_refused():
     with pytest.raises(
         ekg.EkgError, match="`model` must be a functional keras.Model; received Dense"
     ):
@@ -33,7 +33,7 @@ def test_a_layer_that_returns_several_tensors_is_one_call():
     assert [(call.inputs, call.outputs) for call in graph.calls] == [((0,), (1, 2)), ((1, 2), (3,))]
 
 
-def test_the_calls_of_nested_models_stand_among_the_others_with_their_own_names_and_sizes():
+def test_the_calls_of_nested_models_are_listed_with_their_own_names_and_sizes():
     inside = keras.Input((None, None, 3), name="any")
     inner = keras.Model(inside, layers.Conv2D(4, 3, name="conv")(inside), name="inner")
     inputs = keras.Input((8, 8, 3))

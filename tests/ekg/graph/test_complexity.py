@@ -56,7 +56,7 @@ def test_a_layer_that_is_called_twice_costs_twice_and_is_stored_once():
     )
 
 
-def test_the_parameters_of_an_unknown_layer_count_and_a_warning_says_that_its_flops_do_not(caplog):
+def test_the_parameters_of_an_unknown_layer_count_and_its_missing_flops_are_reported(caplog):
     inputs = keras.Input((8, 8, 4))
     outputs = layers.SpectralNormalization(layers.Dense(2, use_bias=False), name="mixer")(
         layers.Conv2D(5, 1, use_bias=False)(inputs)

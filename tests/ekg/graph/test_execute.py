@@ -33,9 +33,7 @@ def test_a_frozen_batch_norm_keeps_its_moving_statistics(tiny_resnet, images):
 
 @pytest.mark.parametrize("num_inputs", [1, 3, 5, 8])
 @pytest.mark.parametrize("size", [8, 7])
-def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_it_reads(
-    num_inputs, size
-):
+def test_a_strided_pointwise_convolution_has_the_gradient_of_its_pixels(num_inputs, size):
     """Some CPUs' kernels of that operation return another one where it reads few channels."""
     inputs = keras.Input((size, size, num_inputs))
     model = keras.Model(
@@ -56,7 +54,7 @@ def test_the_gradient_of_a_strided_pointwise_convolution_is_that_of_the_pixels_i
     assert relative_difference(gradient(tf.constant(model.get_weights()[0]))[0, 0], expected) < 1e-5
 
 
-def test_activations_have_the_format_asked_for_and_logits_float32(tiny_resnet, images):
+def test_activations_have_the_chosen_dtype_and_logits_float32(tiny_resnet, images):
     forward, dtypes = execute.pure_forward(tiny_resnet, ExecutionOptions("bfloat16")), []
     tiny_resnet.get_layer("a_out").call = lambda x: dtypes.append(x.dtype) or tf.nn.relu(x)
     variables = execute.read_variables(tiny_resnet)

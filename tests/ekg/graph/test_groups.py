@@ -25,7 +25,7 @@ def test_groups_of_a_residual_network(tiny_resnet):
     assert groups["stem"].sites == (
         "stem_relu",
         "a_out",
-    )  # behind each ReLU, not on the branch before the add
+    )  # after each ReLU, not on the branch before the add
     assert groups["b2"].sites == ("b_out",)  # before the pooling
 
 
@@ -172,7 +172,7 @@ def test_a_softmax_closes_its_group():
     assert set(groups_of(classified(inputs, conv_bn(x, 4, "next")))) == {"free", "next"}
 
 
-def test_an_activation_of_ones_own_closes_its_group():
+def test_an_unknown_activation_closes_its_group():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 1, activation=lambda x: x - 1, name="shifted")(conv_bn(inputs, 4, "free"))
     assert set(groups_of(classified(inputs, conv_bn(x, 5, "next")))) == {"free", "next"}

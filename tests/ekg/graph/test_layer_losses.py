@@ -12,7 +12,8 @@ import ekg
 from ekg.distil import losses
 from ekg.graph import flow
 from ekg.graph.heads import without_head
-from ekg.graph.records import RECORDS, LayerRecord
+from ekg.graph.records import LayerRecord
+from ekg.graph.registry import RECORDS
 from ekg.train.step import StepOptions, Trainer
 from tests.conftest import randomise_
 
@@ -163,7 +164,7 @@ def test_fine_tuning_ends_with_the_weights_of_keras_fit(name, recorded):
             ), variable.path
 
 
-def test_what_is_added_moves_the_weights(recorded):
+def test_added_losses_move_the_weights(recorded):
     """Else the comparison with Keras would prove nothing."""
     x, _ = examples()
     for name, make in NETWORKS.items():
@@ -213,7 +214,7 @@ def test_the_activities_of_a_head_are_those_of_its_probabilities():
         )
 
 
-def test_weight_decay_says_that_it_comes_on_top(caplog):
+def test_weight_decay_beside_regularizers_is_reported(caplog):
     (x, y), model = examples(), frozen()
     model.get_layer("still").trainable = True
     data = ekg.make_data(model, (x, y))
@@ -226,7 +227,7 @@ def test_weight_decay_says_that_it_comes_on_top(caplog):
             if "regularizers of the network" in record.getMessage()
         ]
         assert len(told) == number, told
-    assert "`weight_decay` 0.01 comes on top" in told[0]
+    assert "`weight_decay` 0.01 is added to them" in told[0]
 
 
 def test_the_epoch_before_the_search_minimises_what_fit_does(recorded):

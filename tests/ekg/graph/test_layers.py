@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.graph import attention, flow, records
+from ekg.graph import attention, flow, registry
 from ekg.graph.complexity import model_complexity
 from ekg.graph.records import IN, OUT
 from ekg.searching import criteria
@@ -72,7 +72,7 @@ def layer_and_outputs(request):
 
 def test_a_records_axes_are_those_of_a_built_layer(layer_and_outputs):
     layer, num_outputs = layer_and_outputs
-    described = records.record_of(layer).weights
+    described = registry.record_of(layer).weights
     assert {variable.name for variable in layer.weights} == set(described)
     for variable in layer.weights:
         axes = described[variable.name].axes
@@ -83,7 +83,7 @@ def test_a_records_axes_are_those_of_a_built_layer(layer_and_outputs):
 
 def test_a_records_filter_axes_name_one_filter_per_output_channel(layer_and_outputs):
     layer, num_outputs = layer_and_outputs
-    described = records.record_of(layer).weights
+    described = registry.record_of(layer).weights
     for variable in layer.weights:
         filter_axes = described[variable.name].filter_axes
         assert bool(filter_axes) == variable.name.endswith("kernel")
@@ -94,13 +94,13 @@ def test_a_records_filter_axes_name_one_filter_per_output_channel(layer_and_outp
 def test_every_kind_of_layer_with_weights_is_among_those_tested():
     with_weights = {
         kind
-        for kind, record in records.RECORDS.items()
+        for kind, record in registry.RECORDS.items()
         if isinstance(kind, type) and (callable(record) or record.weights or record.flops)
     }
     assert with_weights == {type(make()) for make, _ in KINDS_WITH_WEIGHTS.values()} | OTHERS
 
 
-# ---------------------------------------------------------------- records of one's own
+# ---------------------------------------------------------------- records of users
 
 
 class ChannelScale(layers.Layer):
@@ -145,15 +145,15 @@ MIX = ekg.LayerRecord(
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def known_records(monkeypatch):
     """The registered records, which are restored after the test."""
-    monkeypatch.setattr(records, "RECORDS", dict(records.RECORDS))
-    return records.RECORDS
+    monkeypatch.setattr(registry, "RECORDS", dict(registry.RECORDS))
+    return registry.RECORDS
 
 
 def make_network():
-    """A residual block whose convolution is a PointwiseMix behind a ChannelScale, and a narrower
-    PointwiseMix behind it.
+    """A residual block whose convolution is a PointwiseMix after a ChannelScale, and a narrower
+    PointwiseMix after it.
     """
     inputs = keras.Input((8, 8, 3))
     x = ChannelScale(name="scale")(conv_bn(inputs, 6, "first"))
@@ -164,14 +164,14 @@ def make_network():
 
 
 @pytest.fixture
-def user_network(registry):
+def user_network(known_records):
     ekg.register_layer(ChannelScale, SCALE)
     ekg.register_layer(PointwiseMix, MIX)
     return make_network()
 
 
 @pytest.mark.parametrize(("scale", "site"), [(SCALE, "scale"), (SCALE_OF_ZEROS, "first_relu")])
-def test_layers_of_ones_own_are_pruned_like_others(registry, images, caplog, scale, site):
+def test_registered_layers_are_pruned_like_others(known_records, images, caplog, scale, site):
     ekg.register_layer(ChannelScale, scale)
     ekg.register_layer(PointwiseMix, MIX)
     supernet = ekg.Supernet(make_network())
@@ -185,7 +185,7 @@ def test_layers_of_ones_own_are_pruned_like_others(registry, images, caplog, sca
     assert not [record for record in caplog.records if record.name.startswith("ekg")]
 
 
-def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
+def test_the_complexity_of_registered_layers_by_hand(user_network):
     def by_hand(first, narrow, last):
         flops = 64 * (
             27 * first
@@ -216,7 +216,7 @@ def test_the_complexity_of_layers_of_ones_own_by_hand(user_network):
     assert supernet.complexity(half) == by_hand(3, 2, 3)
 
 
-def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data):
+def test_l1_sums_over_the_filters_of_registered_layers(user_network, tiny_data):
     objective = make_objective(user_network, tiny_data)
     norms = {
         name: np.abs(user_network.get_layer(name).kernel.numpy()).reshape(-1, size).sum(axis=0)
@@ -228,7 +228,7 @@ def test_l1_sums_over_the_filters_of_layers_of_ones_own(user_network, tiny_data)
 
 
 @pytest.mark.parametrize("criterion", ["ekg", "l1"])
-def test_a_search_prunes_layers_of_ones_own(user_network, tiny_data, criterion):
+def test_a_search_prunes_registered_layers(user_network, tiny_data, criterion):
     history = ekg.search(
         ekg.Supernet(user_network), tiny_data, target_rate=0.4, criterion=criterion
     ).history
@@ -238,7 +238,7 @@ def test_a_search_prunes_layers_of_ones_own(user_network, tiny_data, criterion):
     }
 
 
-def test_a_masked_landscape_with_layers_of_ones_own_is_that_of_the_cut(user_network, tiny_data):
+def test_a_masked_landscape_with_registered_layers_equals_the_cut_networks(user_network, tiny_data):
     supernet = ekg.Supernet(user_network)
     subnetwork = random_subnetwork(supernet, 1)
     masked, cut = check_landscape_is_that_of_the_cut(
@@ -262,9 +262,9 @@ def test_a_masked_landscape_with_layers_of_ones_own_is_that_of_the_cut(user_netw
     [(ChannelScale, "scale", ["narrow", "last"]), (PointwiseMix, "mix", ["last"])],
 )
 def test_without_its_record_a_layer_closes_the_channels_it_reads(
-    user_network, registry, caplog, images, missing, name, groups
+    user_network, known_records, caplog, images, missing, name, groups
 ):
-    del registry[missing]
+    del known_records[missing]
     supernet = ekg.Supernet(make_network())
     assert [group.name for group in supernet.groups] == groups
     assert f"layer '{name}' ({missing.__name__}): its effect on channels is unknown" in caplog.text
@@ -280,12 +280,16 @@ def test_a_subclass_has_no_record_of_its_own(user_network):
         def call(self, x):
             return super().call(x) + 1
 
-    assert records.record_of(ChannelScale()) is SCALE and records.record_of(ShiftedScale()) is None
+    assert (
+        registry.record_of(ChannelScale()) is SCALE and registry.record_of(ShiftedScale()) is None
+    )
 
 
-def test_a_record_may_depend_on_the_layer(registry):
+def test_a_record_may_depend_on_the_layer(known_records):
     ekg.register_layer(PointwiseMix, lambda layer: MIX if layer.units > 1 else None)
-    assert records.record_of(PointwiseMix(2)) is MIX and records.record_of(PointwiseMix(1)) is None
+    assert (
+        registry.record_of(PointwiseMix(2)) is MIX and registry.record_of(PointwiseMix(1)) is None
+    )
 
 
 def test_a_layer_with_a_weight_that_its_record_does_not_know_closes_its_channels(caplog):
@@ -324,13 +328,12 @@ def test_a_layer_with_a_weight_that_its_record_does_not_know_closes_its_channels
         ),
     ],
 )
-def test_what_is_no_layer_class_or_no_record_is_not_registered(registry, kind, record, message):
-    before = dict(registry)
+def test_only_layer_classes_and_records_are_registered(known_records, kind, record, message):
+    before = dict(known_records)
     with pytest.raises(ekg.EkgError) as error:
         ekg.register_layer(kind, record)
-    assert (
-        str(error.value).startswith(message) and "\n" not in str(error.value) and registry == before
-    )
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert known_records == before
 
 
 def test_a_record_that_contradicts_itself_is_refused():

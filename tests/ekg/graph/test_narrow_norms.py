@@ -80,7 +80,7 @@ def test_positions_that_do_not_divide_by_the_tile_keep_the_plain_operation():
         input_signature=[tf.TensorSpec((None, 8, 8, 13))],
     )
     function.get_concrete_function()
-    assert unknown[0] == 16  # whatever the batch, 64 positions of an image divide
+    assert unknown[0] == 16  # 64 positions of an image divide at any batch
 
 
 def test_with_a_gpu_the_plain_operation_stays(monkeypatch):
@@ -104,7 +104,7 @@ def test_a_batch_norm_without_scale_or_offset_equals_keras(options, training):
         np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-6)
 
 
-def test_half_as_wide_numbers_keep_their_format_and_float32_statistics():
+def test_half_precision_keeps_its_dtype_and_float32_statistics():
     x, gamma, beta, _ = drawn((6, 8, 8, 13))
     values = [tf.constant(value, tf.float32) for value in (gamma, beta)]
     y, mean, variance = narrow_norms.normalise(tf.constant(x, tf.bfloat16), 16, *values, EPSILON)

@@ -264,10 +264,10 @@ class Borrowing(Holder):
         (OtherInTraining, "in training the graph of its parts does not give what it gives"),
         (Counting, "in inference the graph of its parts does not give what it gives"),
         (Borrowing, "its call() does not use the weight "),
-        (Weighing, "it has a weight of its own, 'factor', beside those of its layers"),
+        (Weighing, "it has a weight of its own, 'factor', besides its layers' weights"),
     ],
 )
-def test_what_no_graph_shows_stays_closed_with_the_reason(kind, reason, caplog):
+def test_layers_that_no_graph_shows_stay_closed_with_the_reason(kind, reason, caplog):
     supernet = ekg.Supernet(network_of(lambda x: kind(name="holder")(Block(4, name="block")(x))))
     closed = f"read by 'holder' ({kind.__name__}), as it stays closed: {reason}"
     assert supernet.layout.closed["stem"].startswith(closed) and "\n" not in closed

@@ -8,7 +8,8 @@ from keras import layers
 
 import ekg
 from ekg.graph import attention, flow, opening, recurrent
-from ekg.graph.records import IN, OUT, RECORDS, Weight
+from ekg.graph.records import IN, OUT, Weight
+from ekg.graph.registry import RECORDS
 from ekg.network.supernet import Supernet
 from ekg.testing import check_prunable
 from tests.conftest import randomise_

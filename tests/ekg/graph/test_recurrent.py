@@ -35,7 +35,7 @@ def sizes_of(supernet):
         (layers.SimpleRNN(4, return_sequences=True, go_backwards=True, name="units"), 1, 1),
     ],
 )
-def test_a_unit_goes_with_all_its_gates_and_states(layer, gates, biases):
+def test_a_unit_is_removed_with_all_its_gates_and_states(layer, gates, biases):
     supernet = check_prunable(network(layer), subnetworks=1)
     assert sizes_of(supernet) == {"conv": 5, "units": 4}
     for subnetwork, conv, units in (
@@ -51,7 +51,7 @@ def test_a_unit_goes_with_all_its_gates_and_states(layer, gates, biases):
     assert type(cut) is type(layer) and cut.units == 2
 
 
-def test_states_that_are_handed_over_are_the_same_units():
+def test_states_that_are_passed_on_are_the_same_units():
     def encoded(x):
         encoder = layers.LSTM(4, return_sequences=True, return_state=True, name="encoder")
         y, h, c = encoder(x)
@@ -125,7 +125,7 @@ def test_an_activation_that_mixes_units_closes_them():
     assert supernet.layout.closed["units"].startswith("an activation of 'units' (LSTM)")
 
 
-def test_what_a_recurrent_layer_returns_is_no_kernel_of_class_logits():
+def test_a_recurrent_layer_writes_no_class_logits():
     inputs = keras.Input((STEPS, 3))
     x = layers.Conv1D(5, 3, activation="relu", name="conv")(inputs)
     model = randomise_(keras.Model(inputs, layers.LSTM(4, name="units")(x)))

@@ -41,7 +41,7 @@ def dense_layers():
 
 
 @pytest.mark.parametrize("make", [convolutions, dense_layers])
-def test_what_is_masked_is_what_is_cut_saved_and_counted(make):
+def test_masked_cut_saved_and_counted_agree(make):
     model, flops, groups = make()
     supernet = ekg.testing.check_prunable(randomise_(model), subnetworks=1)
     assert supernet.complexity(supernet.whole()) == ekg.Complexity(model.count_params(), flops)

@@ -96,10 +96,10 @@ def test_products_and_eigenvalues_equal_the_dense_hessians(
     )
 
 
-def test_a_subnetworks_products_are_those_of_the_cut_network_with_its_kernels_at_their_former_norms(
+def test_a_subnetworks_products_equal_the_cut_networks_with_kernels_at_their_former_norms(
     small, tiny_data
 ):
-    """The eigenvalues are those of the dense Hessian there, not at the norms that the cut left."""
+    """The eigenvalues equal the dense Hessian's there, not at the norms after the cut."""
     supernet = ekg.Supernet(small)
     subnetwork = supernet.whole().with_kept(0, 2).with_kept(1, 3)
     slimmed, cut = supernet.cut(subnetwork), supernet.cut(subnetwork)

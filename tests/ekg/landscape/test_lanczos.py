@@ -20,7 +20,7 @@ def ends_of(matrix, **options):
     return spectrum_ends(lambda vector: matrix @ vector, start, SIZE, **options)
 
 
-def test_both_ends_of_a_spectrum_are_computed_and_every_product_is_told(matrix):
+def test_both_ends_of_a_spectrum_are_computed_and_every_product_is_reported(matrix):
     told = []
     ends = ends_of(matrix, tolerance=1e-6, on_product=lambda *values: told.append(values))
     assert (
@@ -35,7 +35,7 @@ def test_both_ends_of_a_spectrum_are_computed_and_every_product_is_told(matrix):
     )
 
 
-def test_too_few_products_are_said(matrix):
+def test_too_few_products_are_reported(matrix):
     ends = ends_of(matrix, tolerance=1e-6, max_products=5)
     assert not ends.converged and ends.products == 5 and ends.residual_smallest > 1e-3
 

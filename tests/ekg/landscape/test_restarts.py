@@ -16,7 +16,7 @@ def make_matrix(seed=1):
 
 
 @pytest.mark.parametrize("vectors", [16, 25, SIZE])
-def test_both_ends_are_found_whatever_the_memory(monkeypatch, vectors):
+def test_both_ends_are_found_within_any_memory(monkeypatch, vectors):
     monkeypatch.setattr(lanczos, "BASIS_BUDGET", vectors * 8 * SIZE)
     matrix, start = make_matrix(), np.random.default_rng(0).normal(size=SIZE)
     ends = lanczos.spectrum_ends(
@@ -29,8 +29,8 @@ def test_both_ends_are_found_whatever_the_memory(monkeypatch, vectors):
     assert lanczos.basis_bytes(SIZE, 300) == 8 * SIZE * min(vectors, 300)
 
 
-def test_a_residual_is_what_it_says(monkeypatch):
-    """‖Av − λv‖ bounds the distance of λ from an eigenvalue, also behind restarts."""
+def test_a_residual_is_computed_from_its_eigenvector(monkeypatch):
+    """‖Av − λv‖ bounds the distance of λ from an eigenvalue, also after restarts."""
     monkeypatch.setattr(lanczos, "BASIS_BUDGET", 0)
     matrix, start = make_matrix(2), np.random.default_rng(3).normal(size=SIZE)
     values = np.linalg.eigvalsh(matrix)

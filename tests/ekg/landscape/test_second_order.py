@@ -20,8 +20,8 @@ PARTS = ((0, 7), (7, 14), (14, 22))  # the batches of 22 images, at most 8 in ea
 STEP = 1e-7  # so small that no ReLU turns
 
 
-def make_network(behind_dense=False, frozen=False, **options):
-    """About a hundred parameters, with a batch norm of these options behind a convolution or a
+def make_network(after_dense=False, frozen=False, **options):
+    """About a hundred parameters, with a batch norm of these options after a convolution or a
     dense layer.
     """
     inputs = keras.Input((8, 8, 3))
@@ -29,7 +29,7 @@ def make_network(behind_dense=False, frozen=False, **options):
         momentum=0.9, epsilon=1e-3, name="norm", trainable=not frozen, **options
     )
     x = layers.Conv2D(3, 3, strides=2, use_bias=False, name="conv")(inputs)
-    if behind_dense:
+    if after_dense:
         x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(x))
         x = layers.ReLU(name="relu2")(norm(layers.Dense(4, name="hidden")(x)))
     else:
@@ -42,8 +42,8 @@ VARIANTS = {
     "no_scale": {"scale": False},
     "no_centre": {"center": False},
     "bare": {"scale": False, "center": False},
-    "behind_dense": {"behind_dense": True},
-    "behind_dense_bare": {"behind_dense": True, "scale": False, "center": False},
+    "after_dense": {"after_dense": True},
+    "after_dense_bare": {"after_dense": True, "scale": False, "center": False},
     "frozen": {"frozen": True},
 }
 
@@ -96,7 +96,7 @@ def dense_hessian(make, data, parameters, batch_statistics):
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_products_are_those_of_the_dense_hessian(tiny_data, variant, batch_statistics):
+def test_products_equal_the_dense_hessians(tiny_data, variant, batch_statistics):
     def make():
         return make_network(**VARIANTS[variant])
 

@@ -15,9 +15,7 @@ from tests.helpers import (
 
 
 @pytest.mark.parametrize(("seed", "parameters"), [(1, "kernels"), (4, "kernels"), (4, "all")])
-def test_a_subnetworks_landscape_is_that_of_the_network_cut_out(
-    tiny_resnet, tiny_data, seed, parameters
-):
+def test_a_subnetworks_landscape_equals_the_cut_networks(tiny_resnet, tiny_data, seed, parameters):
     supernet = ekg.Supernet(tiny_resnet)
     masked, cut = check_landscape_is_that_of_the_cut(
         supernet, random_subnetwork(supernet, seed), evaluation_batches(tiny_data), parameters
@@ -75,7 +73,7 @@ def test_the_loss_stays_where_kernels_get_their_former_norms_also_before_frozen_
     assert masked.loss(masked.point) == pytest.approx(expected, rel=1e-4)
 
 
-def test_spectra_are_those_of_single_landscapes_whoever_computes_them(tiny_resnet, tiny_data):
+def test_spectra_equal_single_landscapes_on_any_number_of_members(tiny_resnet, tiny_data):
     supernet, batches = ekg.Supernet(tiny_resnet), evaluation_batches(tiny_data)
     subnetworks, landscapes = (
         [random_subnetwork(supernet, seed) for seed in range(3)],

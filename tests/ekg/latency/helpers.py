@@ -2,8 +2,9 @@
 
 import math
 
+from ekg.deploy import format, formats
 from ekg.graph.calls import Graph
-from ekg.latency import runtimes, timing
+from ekg.latency import timing
 
 
 def seconds_of(model, tile=8):
@@ -35,15 +36,15 @@ class Clock:
         return self.now
 
 
-class MadeUp(runtimes.Runtime):
+class MadeUp(format.Format):
     """See seconds_of; it takes no real time and no random one."""
 
-    name, packages = "litert", ()
+    name, runtime = "litert", "litert"
 
     def __init__(self, clock):
         self._clock = clock
 
-    def load(self, model, batch, threads, input_shape=None):
+    def timed(self, model, batch, threads=None, input_shape=None):
         seconds = seconds_of(model)
         self._clock.loads += 1
 
@@ -56,6 +57,6 @@ class MadeUp(runtimes.Runtime):
 def install(patch):
     """Puts the made-up runtime in the place of LiteRT; returns its Clock."""
     clock = Clock()
-    patch.setitem(runtimes.RUNTIMES, "litert", MadeUp(clock))
+    patch.setitem(formats.RUNTIMES, "litert", MadeUp(clock))
     patch.setattr(timing, "time", clock)
     return clock

@@ -21,7 +21,7 @@ def errors_of(function, sizes):
     )
 
 
-def test_what_was_measured_is_said_again():
+def test_measured_points_are_returned():
     rng = np.random.default_rng(0)
     times = {point: rng.uniform(1, 2) for point in points_of((40, 24))}
     curve = Curve(times, (40, 24))
@@ -36,7 +36,7 @@ def test_what_was_measured_is_said_again():
         lambda read, wrote: 3 + 0.2 * read + (1.0 + 0.5 * read) * -(-wrote // 16),
     ],
 )
-def test_tiles_of_what_is_written_are_followed(time):
+def test_tiles_of_written_channels_are_followed(time):
     assert np.abs(errors_of(time, (48, 64))).max() < 1e-9
 
 
@@ -51,7 +51,7 @@ def test_a_sum_and_a_product_are_followed():
     )
 
 
-def test_steps_of_what_is_read_are_followed_where_they_are_a_factor():
+def test_steps_of_channels_read_are_followed_where_they_are_a_factor():
     assert (
         np.abs(errors_of(lambda read, wrote: -(-read // 8) * (2.0 + wrote), (64, 32))).max() < 1e-9
     )
@@ -76,6 +76,6 @@ def test_a_curve_goes_to_json_and_back():
         (40, [1, 2, 4, 8, 9, 12, 16, 17, 24, 25, 32, 33, 40]),
     ],
 )
-def test_the_fine_grid_stands_on_both_sides_of_every_eighth_channel(size, expected):
+def test_the_fine_grid_has_both_sides_of_every_eighth_channel(size, expected):
     assert fine_counts(size) == expected
     assert len(fine_counts(2048)) < 140

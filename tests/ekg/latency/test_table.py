@@ -4,10 +4,10 @@ import logging
 import pytest
 
 import ekg
+from ekg.deploy.formats import RUNTIMES
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.latency.prediction import Predictor
-from ekg.latency.runtimes import RUNTIMES
 from ekg.latency.table import Table, conditions_of, load_table, save_table
 from tests import networks
 from tests.conftest import make_tiny_resnet
@@ -29,7 +29,7 @@ def measured(model, table=None):
 
 
 @pytest.mark.parametrize("make", [make_tiny_resnet, networks.resnet])
-def test_the_prediction_is_what_a_runtime_takes_whose_kernels_add_up(clock, make):
+def test_the_prediction_is_exact_for_a_runtime_whose_kernels_add_up(clock, make):
     supernet, predictor = measured(make())
     for seed in range(8):
         subnetwork = random_subnetwork(supernet, seed)
@@ -49,7 +49,7 @@ def test_fewer_channels_of_one_group_are_predicted_as_the_whole_is(clock):
             )
 
 
-def test_what_was_measured_once_is_not_measured_again(clock, tmp_path):
+def test_measured_kernels_are_not_measured_again(clock, tmp_path):
     supernet, first = measured(make_tiny_resnet())
     save_table(tmp_path / "table.json", first.table)
     loads = clock.loads
@@ -69,7 +69,7 @@ def test_another_machine_or_version_is_named_and_its_table_is_kept(clock, tmp_pa
         other = load_table(path, there)
     assert (
         "measured under other conditions (versions" in caplog.text
-        and "measured anew" in caplog.text
+        and "measured again" in caplog.text
     )
     assert other.curves == {} and other.conditions == there
     save_table(path, other)
@@ -112,19 +112,27 @@ TABLE = {"conditions": {}, "calibrations": {}, "kernels": [{"kind": 1}]}
 )
 def test_a_file_of_something_else_is_no_table(tmp_path, value):
     files.write_json(tmp_path / "table.json", value)
-    with pytest.raises(EkgError, match="no file of latency tables; name another"):
+    with pytest.raises(EkgError, match="does not hold latency tables; name another file"):
         load_table(tmp_path / "table.json", {"runtime": "litert"})
     files.write_json(tmp_path / "table.json", {"version": 99})
     with pytest.raises(EkgError, match="latency tables of version 99, and this program knows 1"):
         load_table(tmp_path / "table.json", {"runtime": "litert"})
 
 
-def test_conditions_name_runtime_versions_and_machine():
-    conditions = conditions_of(RUNTIMES["litert"], 1, 2)
+@pytest.mark.parametrize(
+    ("runtime", "packages"),
+    [
+        ("tensorflow", set()),
+        ("litert", {"ai-edge-litert"}),
+        ("onnxruntime", {"onnxruntime", "tf2onnx"}),
+    ],
+)
+def test_conditions_name_runtime_versions_and_machine(runtime, packages):
+    """Stored tables are found by exactly these conditions."""
+    conditions = conditions_of(RUNTIMES[runtime], 1, 2)
     assert json.loads(json.dumps(conditions)) == conditions
-    assert (
-        conditions["threads"] == 2
-        and conditions["runtime"] == "litert"
-        and conditions["machine"]["processor"]
-    )
-    assert set(conditions["versions"]) == {"tensorflow", "ai-edge-litert"}
+    assert set(conditions) == {"runtime", "batch", "threads", "versions", "machine"}
+    assert set(conditions["machine"]) == {"processor", "architecture", "gpus"}
+    assert conditions["threads"] == 2 and conditions["runtime"] == runtime
+    assert conditions["machine"]["processor"]
+    assert set(conditions["versions"]) == {"tensorflow", *packages}

@@ -1,9 +1,17 @@
+import logging
+from pathlib import Path
+
 import keras
 import numpy as np
+import onnx
 import pytest
+import tensorflow as tf
 
+import ekg
+from ekg.deploy import formats, keras_file, litert
 from ekg.errors import EkgError
-from ekg.latency import runtimes, timing
+from ekg.graph.execute import pure_forward, read_variables
+from ekg.latency import timing
 from ekg.latency.timing import Conditions, measure_latency, summarise, time_in_turn
 from tests.ekg.latency.helpers import Clock
 
@@ -29,35 +37,80 @@ def moving(clock, seconds, order=None, name=None):
     return run
 
 
-def test_the_graph_that_is_timed_has_the_norms_that_are_deployed():
-    """In training a norm of 5 channels takes 16 positions as one; a converter could not fold that
-    into the convolution.
-    """
+@pytest.fixture
+def narrow():
+    """A convolution of 5 channels with a batch norm: in training it takes 16 positions as one."""
     inputs = keras.Input((8, 8, 3))
-    model = keras.Model(
-        inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, padding="same")(inputs))
+    x = keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(inputs)
+    return keras.Model(inputs, keras.layers.BatchNormalization()(x))
+
+
+def test_tensorflow_times_norms_as_they_are_deployed(narrow):
+    forward, variables = pure_forward(narrow, keras_file.AS_DEPLOYED), read_variables(narrow)
+    graph = tf.function(lambda x: forward(*variables, x, False)[0]).get_concrete_function(
+        tf.TensorSpec((2, 8, 8, 3), tf.float32)
     )
-    operations = {
-        operation.type
-        for operation in runtimes._frozen(model, 2, None)[1]
-        .get_concrete_function()
-        .graph.get_operations()
-    }
+    operations = {operation.type for operation in graph.graph.get_operations()}
     assert "FusedBatchNormV3" in operations and "Tile" not in operations
+
+
+@pytest.mark.parametrize("form", ["litert", "onnx"])
+def test_the_file_that_is_timed_is_the_one_that_export_writes(narrow, tmp_path, monkeypatch, form):
+    timed = []
+    kind = type(formats.FORMATS[form])
+    opened = kind.open
+
+    def open_and_keep(self, path, source=None):
+        timed.append(Path(path).read_bytes())
+        return opened(self, path, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "open", open_and_keep)
+        measure_latency({"a": narrow}, kind.runtime, 2, 1, rounds=3)
+    path = tmp_path / f"a{kind.suffix}"
+    ekg.export(narrow, path)
+    assert [contents(form, data) for data in timed] == [contents(form, path.read_bytes())]
+
+
+def contents(form, data):
+    """Returns the contents of a file, of a .onnx file without its names, which are numbered."""
+    if form == "litert":
+        return data
+    graph = onnx.load_from_string(data).graph
+    return [node.op_type for node in graph.node], [one.raw_data for one in graph.initializer]
+
+
+def test_a_network_that_converts_at_a_fixed_batch_only_is_timed_at_it(tmp_path, caplog):
+    entry = keras.Input((6, 4))
+    model = keras.Model(entry, keras.layers.Dense(2)(keras.layers.LSTM(3)(entry)))
+    with pytest.raises(EkgError, match="LiteRT cannot take it"):
+        ekg.export(model, tmp_path / "a.tflite")
+    with caplog.at_level(logging.INFO):
+        [timing] = measure_latency({"a": model}, "litert", 2, rounds=3).values()
+    assert timing.milliseconds > 0 and "timed at batch 2 only" in caplog.text
+
+
+def test_a_part_is_timed_with_the_operations_of_a_file(narrow):
+    """One convolution with its bias, into which the norm is folded."""
+    names = []
+    for run in (litert.LiteRT().timed(narrow, 2, 1), litert.LiteRT().timed_part(narrow, 2, 1)):
+        details = run.__self__._get_ops_details()
+        names.append([entry["op_name"] for entry in details if entry["op_name"] != "DELEGATE"])
+    assert names[0] == names[1] == ["CONV_2D"]
 
 
 def test_networks_run_in_turn(clock):
     order = []
     functions = [moving(clock, [0.1], order, name) for name in "ab"]
     samples = time_in_turn(functions, 3, warmup=0)
-    assert "".join(order) == "ab" + 3 * "aabb"  # each sample behind an untimed call
+    assert "".join(order) == "ab" + 3 * "aabb"  # each sample after an untimed call
     order.clear()
     time_in_turn(functions, 3, warmup=0, own_caches=False)
     assert "".join(order) == "ab" + "ababab"
     np.testing.assert_allclose(samples, 0.1)
 
 
-def test_what_is_fast_is_repeated_within_a_sample(clock):
+def test_fast_functions_are_repeated_within_a_sample(clock):
     calls = []
     samples = time_in_turn([moving(clock, [2e-5], calls)], 4, warmup=0)
     np.testing.assert_allclose(samples, 2e-5)

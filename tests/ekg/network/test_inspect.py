@@ -8,7 +8,7 @@ import ekg
 from tests.conftest import conv_bn
 
 
-def test_an_inspection_says_what_each_group_is_worth(tiny_resnet):
+def test_an_inspection_reports_the_share_of_each_group(tiny_resnet):
     report, supernet = ekg.inspect(tiny_resnet), ekg.Supernet(tiny_resnet)
     whole = supernet.complexity(supernet.whole())
     for group in report.groups:
@@ -36,7 +36,7 @@ def test_an_inspection_names_what_closes_each_layer():
     }
 
 
-def test_a_network_of_which_nothing_can_be_pruned_is_inspected_all_the_same():
+def test_a_network_that_cannot_be_pruned_is_still_inspected():
     inputs = keras.Input((8, 8, 4))
     x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
     report = ekg.inspect(keras.Model(inputs, x + inputs, name="flat"))
@@ -61,7 +61,7 @@ def test_uncounted_layers_are_named(caplog):
 
 
 @pytest.mark.parametrize("layer", [layers.ReLU, layers.Flatten])
-def test_a_network_without_anything_that_counts_is_inspected_all_the_same(layer):
+def test_a_network_without_flops_is_still_inspected(layer):
     inputs = keras.Input((8, 8, 3))
     report = ekg.inspect(keras.Model(inputs, layer()(inputs), name="bare"))
     assert report.complexity == ekg.Complexity(0, 0) and "Nothing can be pruned." in str(report)

@@ -31,7 +31,7 @@ def test_ranks_follow_scores_and_ties_keep_their_order():
     assert subnetwork.with_width(0, 0.5).kept(0).tolist() == [1, 3]
 
 
-def test_removed_channels_stay_last_whatever_their_score():
+def test_removed_channels_stay_last_at_any_score():
     subnetwork = Subnetwork.whole(GROUPS).with_widths({"a": 0.5}).ranked([[1, 2, 9, 9], range(10)])
     assert subnetwork.order[0] == (1, 0, 2, 3)
 

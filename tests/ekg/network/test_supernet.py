@@ -35,7 +35,7 @@ def test_one_trace_serves_all_subnetworks(tiny_resnet, images):
     assert supernet._forward.experimental_get_tracing_count() == 1
 
 
-def test_a_part_of_the_program_goes_on_where_another_ended(tiny_resnet, images):
+def test_a_part_of_the_program_continues_where_another_ended(tiny_resnet, images):
     supernet = ekg.Supernet(tiny_resnet)
     weights, mask = supernet.weights(), tf.constant(supernet.mask(random_subnetwork(supernet, 1)))
     expected = supernet.forward(weights, mask, tf.constant(images))

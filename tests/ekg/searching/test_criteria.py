@@ -97,7 +97,7 @@ def test_l1_and_fpgm_sum_over_the_convolutions_that_write_a_group(tiny_resnet, t
 
 
 @pytest.mark.parametrize("criterion", list(criteria.CRITERIA))
-def test_channels_that_are_gone_score_nothing(tiny_resnet, tiny_data, criterion):
+def test_removed_channels_score_nothing(tiny_resnet, tiny_data, criterion):
     objective = make_objective(tiny_resnet, tiny_data)
     subnetwork = random_subnetwork(objective.supernet, 3)
     objective.add_knowledge(objective.supernet.whole())
@@ -161,7 +161,7 @@ def channel_arrays(model, group, channel):
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_taylor_is_the_gradient_of_the_network_cut_out(tiny_resnet, tiny_data, seed):
+def test_taylor_is_the_gradient_of_the_cut_network(tiny_resnet, tiny_data, seed):
     """Oracle: a tape over the variables of the dense network that the sub-network is."""
     objective, split = make_objective(tiny_resnet, tiny_data), tiny_data.test
     supernet = objective.supernet
@@ -237,7 +237,7 @@ def test_taylor_is_how_fast_the_loss_changes_with_all_weights_of_a_channel(tiny_
 
 
 @pytest.mark.parametrize("arch", ["mixed", "mobile"])
-def test_the_weights_of_a_channel_are_what_the_cut_takes_with_it(arch):
+def test_the_weights_of_a_channel_are_those_that_a_cut_removes(arch):
     """One channel fewer: the parameters that go are the channel's weights, its statistics, and what
     reads it.
     """
@@ -284,7 +284,7 @@ def test_the_weights_of_a_channel_are_what_the_cut_takes_with_it(arch):
 # ---------------------------------------------------------------- random, and what costs nothing
 
 
-def test_random_scores_hang_on_seed_and_subnetwork_alone(tiny_resnet, tiny_data):
+def test_random_scores_depend_on_seed_and_subnetwork_alone(tiny_resnet, tiny_data):
     objective = make_objective(tiny_resnet, tiny_data)
     first, second = (random_subnetwork(objective.supernet, seed) for seed in (1, 2))
     one, again, other_seed, other = (
@@ -314,7 +314,7 @@ def magnitude(context):
     )
 
 
-def test_a_function_of_ones_own_searches_as_the_criterion_that_it_repeats(tiny_resnet, tiny_data):
+def test_a_users_function_searches_as_the_criterion_that_it_repeats(tiny_resnet, tiny_data):
     supernet = ekg.Supernet(tiny_resnet)
     own, named = (
         ekg.search(supernet, tiny_data, target_rate=0.6, criterion=criterion).history
@@ -323,9 +323,7 @@ def test_a_function_of_ones_own_searches_as_the_criterion_that_it_repeats(tiny_r
     assert [entry.subnetwork for entry in own] == [entry.subnetwork for entry in named]
 
 
-def test_a_job_with_a_function_of_ones_own_keeps_its_name_and_goes_on(
-    tiny_resnet, tiny_data, tmp_path
-):
+def test_a_job_with_a_users_criterion_keeps_its_name_and_resumes(tiny_resnet, tiny_data, tmp_path):
     images, labels = tiny_data.train.images.astype(np.float32), tiny_data.train.labels
     first, second = (
         ekg.prune(
@@ -346,7 +344,7 @@ def test_a_job_with_a_function_of_ones_own_keeps_its_name_and_goes_on(
     assert any(len(entry.narrowed) == 2 for entry in first.history)
 
 
-def test_scores_of_channels_that_are_gone_are_ignored(tiny_resnet, tiny_data):
+def test_scores_of_removed_channels_are_ignored(tiny_resnet, tiny_data):
     objective = make_objective(tiny_resnet, tiny_data)
     context = ekg.CriterionContext(objective, random_subnetwork(objective.supernet, 3))
     scores = criteria.score_channels(lambda context: np.where(context.mask, -2, np.nan), context)
@@ -358,33 +356,33 @@ def test_scores_of_channels_that_are_gone_are_ignored(tiny_resnet, tiny_data):
     [
         (
             np.ones(22),
-            "`criterion` 'mine' must return an array of shape (23,), a score for every channel of "
+            "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
             "all groups; "
             "received shape (22,).",
         ),
         (
             1.0,
-            "`criterion` 'mine' must return an array of shape (23,), a score for every channel of "
+            "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
             "all groups; received shape "
             "().",
         ),
         (
             "abc",
-            "`criterion` 'mine' must return an array of numbers of shape (23,), a score a "
+            "`criterion` 'mine' must return an array of numbers of shape (23,), one score per "
             "channel; received str.",
         ),
         (
             [[1], [1, 2]],
-            "`criterion` 'mine' must return an array of numbers of shape (23,), a score a "
+            "`criterion` 'mine' must return an array of numbers of shape (23,), one score per "
             "channel; received list.",
         ),
         (
             np.array([1.0, np.nan, np.inf] + [0.0] * 20),
-            "`criterion` 'mine' must return finite scores; 2 of those of kept channels are not.",
+            "`criterion` 'mine' must return finite scores; 2 scores of kept channels are not.",
         ),
     ],
 )
-def test_what_is_no_scores_is_refused_in_one_line(tiny_resnet, tiny_data, result, message):
+def test_wrong_scores_are_refused_in_one_line(tiny_resnet, tiny_data, result, message):
     def mine(_):
         return result
 
@@ -393,7 +391,7 @@ def test_what_is_no_scores_is_refused_in_one_line(tiny_resnet, tiny_data, result
     assert str(error.value) == message
 
 
-def test_importance_that_is_no_number_is_refused(tiny_resnet, tiny_data, monkeypatch):
+def test_importance_that_is_not_finite_is_refused(tiny_resnet, tiny_data, monkeypatch):
     monkeypatch.setitem(
         criteria.CRITERIA, "l1", lambda context: np.full(context.num_channels, np.nan)
     )

@@ -59,7 +59,7 @@ def test_a_search_ends_at_the_target_and_repeats_itself(
 
 
 @pytest.mark.parametrize("use_xla", [False, True])
-def test_a_search_ranks_anew_and_keeps_the_best_candidate(tiny_resnet, tiny_data, use_xla):
+def test_a_search_ranks_again_and_keeps_the_best_candidate(tiny_resnet, tiny_data, use_xla):
     """Every step again, by another objective that runs each candidate from the input: the winner is
     the same.
 
@@ -132,7 +132,7 @@ def test_condition_numbers_are_kept_with_the_history(tiny_resnet, tiny_data):
     assert stored == history[-1]
 
 
-def test_a_search_in_half_the_width_ends_at_the_target(tiny_resnet, tiny_data):
+def test_a_search_in_half_precision_ends_at_the_target(tiny_resnet, tiny_data):
     supernet = ekg.Supernet(tiny_resnet)
     single, half = (
         ekg.search(supernet, tiny_data, target_rate=0.6, compute=ekg.Compute(dtype=dtype)).history
@@ -161,7 +161,7 @@ def test_a_search_does_not_depend_on_the_number_of_devices(tiny_resnet, tiny_dat
     assert histories[0] == histories[1] == histories[2] and len(histories[0]) > 3
 
 
-def test_weights_that_give_no_number_stop_the_search(tiny_resnet, tiny_data):
+def test_weights_that_give_no_finite_loss_stop_the_search(tiny_resnet, tiny_data):
     tiny_resnet.get_layer("fc").bias.assign([np.nan, 0, 0])
     with pytest.raises(FloatingPointError, match="not finite"):
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
@@ -302,10 +302,10 @@ def test_several_groups_in_a_step_do_not_depend_on_the_number_of_devices(several
     assert without_seconds(alone) == without_seconds(shared) and len(alone) > 2
 
 
-# ---------------------------------------------------------------- a search that goes on
+# ---------------------------------------------------------------- a resumed search
 
 
-def test_a_search_goes_on_from_its_history_to_the_same_end(tiny_resnet, tiny_data):
+def test_a_search_resumes_from_its_history_to_the_same_end(tiny_resnet, tiny_data):
     supernet = ekg.Supernet(tiny_resnet)
     lines = []
     whole = ekg.search(
@@ -325,8 +325,8 @@ def test_a_search_goes_on_from_its_history_to_the_same_end(tiny_resnet, tiny_dat
 
 @pytest.fixture
 def stopped(tiny_resnet, tiny_data, tmp_path):
-    """A search whose knowledge is on disk, stopped behind its third entry: (supernet, history of
-    the whole, state file).
+    """A search whose knowledge is on disk, stopped after its third entry: (supernet, history of the
+    whole, state file).
     """
 
     class Interrupted(Exception):
@@ -356,9 +356,7 @@ def add_knowledge_counted(monkeypatch):
     return added
 
 
-def test_a_search_that_goes_on_takes_its_knowledge_from_its_state_file(
-    tiny_data, stopped, monkeypatch
-):
+def test_a_resumed_search_reads_its_knowledge_from_its_state_file(tiny_data, stopped, monkeypatch):
     supernet, whole, state_file = stopped
     added = add_knowledge_counted(monkeypatch)
     rest = ekg.search(
@@ -369,7 +367,7 @@ def test_a_search_that_goes_on_takes_its_knowledge_from_its_state_file(
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
-def test_a_damaged_state_file_is_said_and_made_again(
+def test_a_damaged_state_file_is_reported_and_rebuilt(
     tiny_data, stopped, monkeypatch, caplog, damage
 ):
     supernet, whole, state_file = stopped
@@ -384,7 +382,7 @@ def test_a_damaged_state_file_is_said_and_made_again(
     assert added == [entry.subnetwork for entry in whole]
     assert (
         "damaged, its checksum is wrong" in caplog.text
-        and "taken from its history again" in caplog.text
+        and "computes its knowledge again from its history" in caplog.text
     )
 
 

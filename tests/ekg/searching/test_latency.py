@@ -74,7 +74,7 @@ def test_every_candidate_saves_as_much_as_a_step_asks_for(clock):
         assert target.cost(supernet, present.with_kept(group, kept + 1)) > 1 - step
 
 
-def test_a_search_goes_on_with_what_it_had_measured(clock, tiny_data, tmp_path):
+def test_a_resumed_search_uses_earlier_measurements(clock, tiny_data, tmp_path):
     """The same entries, and not one measurement of those that were there."""
     target = Latency(ratio=0.7, table=tmp_path / "table.json")
     supernet, history = search(tiny_data, target)
@@ -93,7 +93,7 @@ def test_a_search_goes_on_with_what_it_had_measured(clock, tiny_data, tmp_path):
     assert [ekg.HistoryEntry.from_json(entry.to_json()) for entry in history] == list(history)
 
 
-def test_what_cannot_be_reached_is_refused_before_anything_is_measured_at_length(clock):
+def test_an_unreachable_target_is_refused_before_long_measurements(clock):
     supernet = ekg.Supernet(make_tiny_resnet())
     least = share(supernet, supernet.smallest())
     with pytest.raises(
@@ -124,7 +124,7 @@ def test_what_cannot_be_reached_is_refused_before_anything_is_measured_at_length
         ({"ms": True, "batch": None}, "`batch`"),
     ],
 )
-def test_a_latency_that_makes_no_sense_is_refused(given, message):
+def test_contradictory_latencies_are_refused(given, message):
     with pytest.raises(EkgError, match=message):
         Latency(**given)
 
@@ -136,7 +136,7 @@ def test_a_damaged_table_ends_the_search_before_it_begins(clock, tiny_data, tmp_
     assert (tmp_path / "table.json").read_text() == "{}"
 
 
-def test_a_latency_says_what_it_is_without_the_place_of_its_table(tmp_path):
+def test_a_latency_is_described_without_the_path_of_its_table(tmp_path):
     assert str(Latency(ratio=0.5, table=tmp_path)) == (
         "Latency(ratio=0.5, ms=None, runtime='litert', batch=1, threads=None)"
     )

@@ -62,7 +62,7 @@ def test_knowledge_is_the_mean_of_all_interim_subnetworks_or_the_first(
     np.testing.assert_allclose(objective.knowledge, expected(*logits), rtol=1e-5, atol=1e-6)
 
 
-def test_restored_knowledge_goes_on_as_it_would_have(tiny_resnet, tiny_data):
+def test_restored_knowledge_continues_as_it_would_have(tiny_resnet, tiny_data):
     whole, stopped = (make_objective(tiny_resnet, tiny_data) for _ in range(2))
     subnetworks = [random_subnetwork(whole.supernet, seed) for seed in range(3)]
     for subnetwork in subnetworks[:2]:
@@ -124,10 +124,10 @@ def test_nothing_is_traced_again_for_other_subnetworks(tiny_resnet, tiny_data, m
     )  # segments, runs of two of them, and three more
 
 
-def test_graphs_of_a_rehearsal_serve_the_search_and_change_none_of_its_numbers(
+def test_graphs_of_a_dry_run_serve_the_search_and_change_none_of_its_numbers(
     tiny_resnet, tiny_data
 ):
-    """An Objective that ran other weights on other images begins anew as a new one does, and traces
+    """An Objective that ran other weights on other images starts over as a new one does, and traces
     nothing for it.
     """
     rehearsed, new = (

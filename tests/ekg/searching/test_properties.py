@@ -24,7 +24,7 @@ GIVEN = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 
 @GIVEN
 @hypothesis.given(size=st.integers(2, 4096), writers=st.integers(1, 60), step=st.floats(1e-4, 1.0))
-def test_every_step_removes_a_channel_and_as_many_as_it_should(size, writers, step):
+def test_every_step_removes_as_many_channels_as_it_should(size, writers, step):
     group, kept, counts = ekg.ChannelGroup("g", size, ("w",) * writers, ()), size, [size]
     delta = max(Fraction(1, size), Fraction(str(step)) / writers)
     while kept > 1 and len(counts) < 40:
@@ -76,7 +76,7 @@ def taught(tmp_path_factory):
 
 @pytest.mark.parametrize("stop", [1, 3, 7])
 @pytest.mark.parametrize("batch_size", [10, 7, 96])
-def test_a_bank_that_stopped_goes_on_to_the_same_file_or_is_refused(
+def test_a_stopped_bank_resumes_to_the_same_file_or_is_refused(
     taught, tmp_path, monkeypatch, stop, batch_size
 ):
     supernet, teachers, data, expected = taught
@@ -106,7 +106,7 @@ def test_a_bank_that_stopped_goes_on_to_the_same_file_or_is_refused(
             bank.build_bank(tmp_path, supernet, teachers, batches)
 
 
-def test_a_bank_gives_every_image_its_own_row_whatever_the_order(taught, tmp_path):
+def test_a_bank_gives_every_image_its_own_row_in_any_order(taught, tmp_path):
     supernet, teachers, data, _ = taught
     order = np.random.default_rng(0).permutation(len(data.train))
     batches = Batches(data.train, data.normalise, 10, order)
@@ -120,7 +120,7 @@ def test_a_bank_gives_every_image_its_own_row_whatever_the_order(taught, tmp_pat
 # ---------------------------------------------------------------- scores
 
 
-def test_float16_scores_rank_as_float32_however_many_images(tiny_data, monkeypatch):
+def test_float16_scores_rank_as_float32_for_any_number_of_images(tiny_data, monkeypatch):
     """The gradients of a mean over many images would vanish in float16; the sum is divided
     behind.
     """
@@ -138,7 +138,7 @@ def test_float16_scores_rank_as_float32_however_many_images(tiny_data, monkeypat
     np.testing.assert_allclose(scores[1], scores[0], rtol=0.3, atol=0.02 * scores[0].max())
 
 
-def test_l1_scores_what_the_subnetwork_has(tiny_resnet, tiny_data):
+def test_l1_scores_the_weights_that_the_subnetwork_has(tiny_resnet, tiny_data):
     """Rows of input channels that are gone count nothing: by hand on the block's second
     convolution.
     """

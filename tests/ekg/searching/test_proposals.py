@@ -57,7 +57,7 @@ def test_a_step_takes_the_larger_of_one_channel_and_the_search_step_over_the_wri
     assert [subnetwork.num_kept(group) for group, subnetwork in candidates] == [5, 3, 4, 7]
 
 
-def test_the_least_important_channels_go_and_closed_groups_are_left_out(tiny_resnet, monkeypatch):
+def test_the_least_important_channels_are_removed_and_closed_groups_kept(tiny_resnet, monkeypatch):
     supernet = ekg.Supernet(tiny_resnet)
     monkeypatch.setattr(proposals, "pick_groups", all_groups)
     present = supernet.whole().with_widths({"a1": 0.0})
@@ -74,7 +74,7 @@ def test_the_least_important_channels_go_and_closed_groups_are_left_out(tiny_res
     ]  # 0.7 * 6 = 4.2 keeps five; of the ties the later goes
 
 
-def test_sums_hold_what_the_step_would_remove(tiny_resnet, monkeypatch):
+def test_sums_include_what_the_step_would_remove(tiny_resnet, monkeypatch):
     supernet = ekg.Supernet(tiny_resnet)
     seen = {}
     monkeypatch.setattr(proposals, "pick_groups", lambda sums, _: seen.update(sums) or list(sums))

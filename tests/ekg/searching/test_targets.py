@@ -80,5 +80,5 @@ def test_costs_are_shares_of_the_unpruned_network(tiny_resnet):
         (Flops(1.0), ""),
     ],
 )
-def test_what_is_asked_for_is_told_in_words(target, words):
+def test_targets_are_described_in_words(target, words):
     assert target.describe() == words

@@ -52,7 +52,7 @@ def test_the_name_of_a_nested_model_excludes_all_its_layers():
     assert names_of(ekg.Supernet(model, exclude="^backbone$")) == ["stem", "next"]
 
 
-def test_what_is_excluded_must_be_there():
+def test_excluded_layers_must_exist():
     with pytest.raises(ekg.EkgError, match="`exclude`: no layer of 'chain' is 'fourth'"):
         ekg.Supernet(make_chain(), exclude="fourth")
     with pytest.raises(ekg.EkgError, match=r"`exclude`: '\(' is no regular expression"):
@@ -61,7 +61,7 @@ def test_what_is_excluded_must_be_there():
         ekg.Supernet(make_chain(), exclude=layers.Dense(3, name="other"))
 
 
-def test_where_everything_is_excluded_the_reasons_are_named():
+def test_a_network_with_everything_excluded_is_refused_with_the_reasons():
     with pytest.raises(
         ekg.EkgError,
         match="nothing in `model` 'chain' can be pruned: one: 'one' is excluded; two: ",
@@ -82,7 +82,7 @@ def test_widths_are_multiples_and_the_whole():
     )
 
 
-def test_choices_may_differ_from_group_to_group():
+def test_limits_may_differ_from_group_to_group():
     supernet = ekg.Supernet(make_chain(), multiple_of={"^t": 4, "two": 5}, min_channels={"one": 3})
     assert {group.name: (group.least, group.multiple) for group in supernet.groups} == {
         "one": (3, 1),
@@ -123,7 +123,7 @@ def test_multiples_count_channels_where_several_go_at_once():
     )
 
 
-def test_every_step_of_a_search_keeps_to_the_choices(tiny_data):
+def test_every_step_of_a_search_keeps_to_the_limits(tiny_data):
     supernet = ekg.Supernet(make_tiny_resnet(), multiple_of=2, min_channels={"^b2$": 3})
     result = ekg.search(supernet, tiny_data, target_rate=0.4)
     allowed = [set(group.counts) for group in supernet.groups]

@@ -1,4 +1,4 @@
-"""What a user keeps from being pruned, and the numbers of channels that may stay."""
+"""What a user excludes from pruning, and the numbers of channels that may stay."""
 
 import dataclasses
 import re
@@ -9,16 +9,16 @@ FROZEN = "is frozen"  # why a layer that is not trainable keeps its channels
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
-    """What may be pruned of a network, and in which steps.
+class PruningLimits:
+    """Layers excluded from pruning, and the numbers of channels that may stay.
 
     Attributes:
-        exclude: what keeps its output channels: a layer or a kind of layers, a regular expression
-            that is searched in names of layers, a function from a layer to a bool, or a list of
-            these.
-        min_channels: how many channels of every group stay at least; or {regular expression:
+        exclude: layers that keep their output channels: a layer or a type of layers, a regular
+            expression that is searched in names of layers, a function from a layer to a bool, or a
+            list of these.
+        min_channels: smallest number of channels that stay in every group; or {regular expression:
             number} by the group's name.
-        multiple_of: what the number of channels that stay is a multiple of, unless all stay; or a
+        multiple_of: the number of channels that stay is a multiple of it, unless all stay; or a
             dict likewise.
         prune_frozen: whether layers that are not trainable may lose channels of their own.
     """
@@ -43,7 +43,7 @@ class Choices:
         """Returns the keys of the layers that keep their output channels.
 
         Raises:
-            EkgError: something that is named is not in the network.
+            EkgError: a named layer is not in the network.
         """
         items = self.exclude if isinstance(self.exclude, (list, tuple, set)) else [self.exclude]
         keys = set()

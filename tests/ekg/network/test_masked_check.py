@@ -1,4 +1,4 @@
-"""What a layer of one's own does behind the graph's back is found before a job begins."""
+"""A layer that does something the graph does not show is found before a job begins."""
 
 import keras
 import numpy as np
@@ -7,9 +7,9 @@ import tensorflow as tf
 from keras import layers, ops
 
 import ekg
-from ekg.graph import checks, flow, records
+from ekg.graph import checks, flow, records, registry
 from ekg.graph.calls import Graph
-from ekg.network import promise
+from ekg.network import masked_check
 from ekg.network.masked_check import check_promise
 from tests.conftest import randomise_
 
@@ -48,16 +48,16 @@ def network(*inner, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_network_that_is_pruned_rightly_passes_whatever_the_size_of_its_numbers(dtype):
+def test_a_network_that_is_pruned_correctly_passes_at_any_scale(dtype):
     model = network(layers.BatchNormalization(), dtype=dtype)
     for scale in (1e-4, 1.0, 1e4):
         check_promise(ekg.Supernet(model), scale * IMAGES)
 
 
-def test_a_record_that_is_wrong_is_found(monkeypatch):
-    monkeypatch.setitem(records.RECORDS, Turned, records.LayerRecord(flow.carry))
+def test_a_wrong_record_is_found(monkeypatch):
+    monkeypatch.setitem(registry.RECORDS, Turned, records.LayerRecord(flow.carry))
     message = (
-        "`model` 'own' cannot be pruned rightly: on these data a network cut out of it and the "
+        "`model` 'own' cannot be pruned correctly: on these data a network cut out of it and the "
         "masked one differ by"
     )
     with pytest.raises(ekg.EkgError, match=message):
@@ -93,7 +93,7 @@ def test_outputs_that_are_random_or_not_finite_are_not_compared():
         ([0.0], [2.0], 1.0),
         ([4.0, 0.0], [4.0, 1.0], 0.25),
     ):
-        assert promise._difference(np.array(first), np.array(second)) == expected
+        assert masked_check._difference(np.array(first), np.array(second)) == expected
 
 
 def test_a_network_that_does_not_run_here_as_it_is_is_not_compared(caplog):
@@ -113,8 +113,8 @@ def test_a_network_that_does_not_run_here_as_it_is_is_not_compared(caplog):
 
 
 def test_large_examples_are_compared_one_by_one():
-    assert promise.num_examples(Graph(network())) == 4
+    assert masked_check.num_examples(Graph(network())) == 4
     inputs = keras.Input((1024, 1024, 3))
-    assert promise.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 1
+    assert masked_check.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 1
     inputs = keras.Input(batch_shape=(7, 8, 8, 3))
-    assert promise.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 7
+    assert masked_check.num_examples(Graph(keras.Model(inputs, layers.Conv2D(60, 3)(inputs)))) == 7
