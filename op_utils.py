@@ -4,6 +4,7 @@ scripts' common job.
 Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -27,6 +28,7 @@ from ekg.errors import EkgError
 from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.phases import Training
+from ekg.report.front import FrontPoint, format_front, write_front
 from ekg.report.table import format_table
 from ekg.run import folder as names
 from ekg.run.arguments import hash_code
@@ -35,8 +37,15 @@ from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.run import Opening, start
 from ekg.run.settings import JobSettings, RunSettings
-from ekg.searching.settings import SUBSET_PER_CLASS, LatencySettings, SearchSettings, SubsetSettings
+from ekg.searching.settings import (
+    SUBSET_PER_CLASS,
+    FrontSettings,
+    LatencySettings,
+    SearchSettings,
+    SubsetSettings,
+)
 from ekg.settings import MACHINE, SEARCH, TRAINING, setting
+from ekg.trade_off import PAGE, PICTURE, point_folder
 from ekg.train.step import Schedule, Trainer
 
 logger = logging.getLogger(__name__)
@@ -164,6 +173,7 @@ SHARED_FLAGS = {
     "network and run folder": FolderSettings,
     "epoch before the search": SubsetSettings,
     "search": SearchSettings,
+    "several targets": FrontSettings,
     "latency": LatencySettings,
     "network that is cut out": SlimSettings,
     "fine-tuning": FineTuneSettings,
@@ -193,9 +203,10 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
             parser, title, cls, command_line.rate_note(rate), **defaults | {"target_rate": None}
         )
     args = parser.parse_args(argv)
-    command_line.fill_in_rate_(args, rate)
     args.settings_classes = tuple(classes.values())
     try:
+        command_line.check_rates(args)
+        command_line.fill_in_rate_(args, rate)
         for cls in args.settings_classes:
             command_line.from_args(cls, args)
         settings.check_effects(args.settings_classes, vars(args), defaults)
@@ -394,6 +405,9 @@ class Baseline:
 def prune(args, recipe, load_data, build, from_params):
     """Runs the job of a training script and returns the rows of the final table, which it prints.
 
+    With several target rates there is one job per rate, from the easiest to the hardest, and the
+    rows are those of the last one.
+
     Args:
         args: as parse_training_args() returns.
         recipe: BaselineRecipe.
@@ -412,7 +426,32 @@ def prune(args, recipe, load_data, build, from_params):
         args.train_path,
     )
     with team.sharing_failures():
+        if args.target_rates:
+            return _prune_front(args, recipe, team, load_data, build, from_params)
         return _prune(args, recipe, team, load_data, build, from_params)
+
+
+def _prune_front(args, recipe, team, load_data, build, from_params):
+    """Runs one job per target rate, prints the table of all, and writes their picture."""
+    points, earlier, trained_param = [], None, args.trained_param
+    for rate in sorted(args.target_rates, reverse=True):
+        point_args = argparse.Namespace(**vars(args))
+        point_args.target_rate, point_args.target_rates = rate, None
+        point_args.train_path = point_folder(args.train_path, rate)
+        point_args.search_from, point_args.trained_param = earlier, trained_param
+        rows = _prune(point_args, recipe, team, load_data, build, from_params)
+        earlier = point_args.train_path
+        trained_param = trained_param or earlier / names.BASELINE
+        run = RunFolder(earlier).read_finished()
+        points.append(FrontPoint(f"{rate:g} of the FLOPs", run, args.repair))
+    if team.is_chief:
+        print(format_front(points))
+        try:
+            write_front(points, args.train_path / PICTURE, args.train_path / PAGE)
+        except ModuleNotFoundError as error:  # the networks are there
+            logger.warning("no picture is drawn: install %s", error.name)
+        logger.info("run folders: %s", args.train_path)
+    return rows
 
 
 def _prune(args, recipe, team, load_data, build, from_params):

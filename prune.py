@@ -22,7 +22,7 @@ from dataloader import own
 from ekg import command_line, settings
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.run.settings import RunSettings
-from ekg.searching.settings import LatencySettings, SearchSettings, SubsetSettings
+from ekg.searching.settings import FrontSettings, LatencySettings, SearchSettings, SubsetSettings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
 from ekg.pruning import AUTO
@@ -138,6 +138,13 @@ class OutputSettings(Settings):
         choices=tuple(phase for phase in PHASES if phase != "baseline"),
         may_be_none=True,
     )
+    search_from: Path | None = setting(
+        None,
+        "run folder of an earlier run of the same network and data: its search is taken over, or "
+        "the first steps of it where the target is another",
+        MACHINE,
+        may_be_none=True,
+    )
     search_only: bool = setting(
         False, "end with the network that is cut out, without fine-tuning", SEARCH
     )
@@ -149,6 +156,7 @@ FLAGS = {
     "output": OutputSettings,
     "epoch before the search": SubsetSettings,
     "search": SearchSettings,
+    "several targets": FrontSettings,
     "latency": LatencySettings,
     "network that is cut out": SlimSettings,
     "fine-tuning": FineTuneSettings,
@@ -180,8 +188,9 @@ def parse_args(argv=None):
         command_line.add_flags(parser, title, cls, command_line.rate_note(RATE), **DEFAULTS)
     args = parser.parse_args(argv)
     args.given = parser.names_given(argv)
-    command_line.fill_in_rate_(args, RATE)
     try:
+        command_line.check_rates(args)
+        command_line.fill_in_rate_(args, RATE)
         for cls in FLAGS.values():
             command_line.from_args(cls, args)
         settings.check_effects(tuple(FLAGS.values()), vars(args), DEFAULTS)
@@ -301,8 +310,9 @@ def _check_size(args, model):
 
 
 def main(args):
-    """Runs the job, prints its table and returns the ekg.PruneResult; or prints the ekg.Inspection
-    and returns it.
+    """Runs the job, prints its table, and returns the ekg.PruneResult or the ekg.Front.
+
+    With --inspect it prints and returns the ekg.Inspection.
     """
     model = load_model(args)
     shape = tuple(model.inputs[0].shape[1:])
@@ -331,27 +341,28 @@ def main(args):
         args.train_path,
     )
     data, validation = _load_data(args, shape)
+    options = {
+        "validation_data": validation,
+        "task": args.task,
+        "may_lose": args.may_lose,
+        **choices,
+        "epochs": None if args.search_only else args.train_epoch,
+        "search": command_line.named(args, SearchSettings, SubsetSettings, but=GIVEN_APART),
+        "fine_tune": command_line.named(args, FineTuneSettings, but=GIVEN_APART),
+        "run": command_line.named(args, RunSettings, but=GIVEN_APART),
+        "seed": args.seed,
+        "repair": args.repair,
+        "augment": None if args.augment == "none" else args.augment,
+        "run_dir": args.train_path,
+        "strategy": strategy,
+        "verbose": not args.quiet,
+    }
     try:
-        result = ekg.prune(
-            model,
-            data,
-            validation_data=validation,
-            target=_target(args),
-            task=args.task,
-            may_lose=args.may_lose,
-            **choices,
-            epochs=None if args.search_only else args.train_epoch,
-            search=command_line.named(args, SearchSettings, SubsetSettings, but=GIVEN_APART),
-            fine_tune=command_line.named(args, FineTuneSettings, but=GIVEN_APART),
-            run=command_line.named(args, RunSettings, but=GIVEN_APART),
-            seed=args.seed,
-            repair=args.repair,
-            augment=None if args.augment == "none" else args.augment,
-            run_dir=args.train_path,
-            restart=args.restart,
-            strategy=strategy,
-            verbose=not args.quiet,
-        )
+        if args.target_rates:
+            result = ekg.front(model, data, args.target_rates, **options)
+        else:
+            options |= {"restart": args.restart, "search_from": args.search_from}
+            result = ekg.prune(model, data, target=_target(args), **options)
     except EkgError as error:
         raise EkgError(
             re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from ekg.errors import EkgError
 from ekg.settings import about, kind_of
 
 
@@ -42,10 +43,28 @@ def rate_note(default):
     return {"target_rate": f"without any target {default:g}"}
 
 
+def check_rates(args):
+    """Raises EkgError if `target_rates` comes with what is for a single target.
+
+    Args:
+        args: parsed arguments, before fill_in_rate_().
+    """
+    if not args.target_rates:
+        return
+    single = ("target_rate", "target_params", "target_latency", "target_ms", "search_from")
+    for name in (*single, "restart"):
+        if getattr(args, name) is not None:
+            raise EkgError(f"`target_rates` and `{name}` exclude each other; leave one out.")
+    if len(set(args.target_rates)) < len(args.target_rates):
+        raise EkgError("`target_rates` names a share twice.")
+
+
 def fill_in_rate_(args, default):
     """Sets the share of the FLOPs that a command line left out: all where another target is given,
     else a default.
     """
+    if args.target_rates:
+        args.target_rate = min(args.target_rates)
     if args.target_rate is None:
         others = (args.target_params, args.target_latency, args.target_ms)
         args.target_rate = default if all(other is None for other in others) else 1.0
@@ -55,6 +74,8 @@ def name_of_targets(args):
     """Returns what tells the run folders of command lines with different targets apart, as "0.45"
     or "latency0.6".
     """
+    if args.target_rates:
+        return "-".join(f"{rate:g}" for rate in sorted(args.target_rates, reverse=True))
     given = {
         "": None if args.target_rate == 1.0 else args.target_rate,
         "params": args.target_params,
@@ -69,6 +90,9 @@ def name_of_targets(args):
 
 def describe_targets(args):
     """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
+    if args.target_rates:
+        rates = sorted(args.target_rates, reverse=True)
+        return ", ".join(f"{100 * rate:.4g} %" for rate in rates) + " of its FLOPs"
     given = {
         "{:.4g} % of its FLOPs": 100 * args.target_rate if args.target_rate < 1 else None,
         "{:.4g} % of its parameters": args.target_params and 100 * args.target_params,

@@ -12,6 +12,11 @@ from ekg.report import front as report
 PICTURE, PAGE = "front.png", "front.html"
 
 
+def point_folder(folder, rate):
+    """Returns the pathlib.Path of the run folder of one rate in the folder of a front."""
+    return Path(folder) / f"rate_{rate:g}"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Front:
     """A network pruned to several rates.
@@ -95,7 +100,7 @@ def front(model, data, rates, *, run_dir=None, **options):
     results, earlier = [], None
     with _folder(run_dir) as folder:
         for rate in rates:
-            path = folder / f"rate_{rate:g}"
+            path = point_folder(folder, rate)
             results.append(
                 prune(model, data, target_rate=rate, run_dir=path, search_from=earlier, **options)
             )

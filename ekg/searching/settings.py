@@ -123,6 +123,20 @@ class SearchSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class FrontSettings(Settings):
+    """Several targets from one search."""
+
+    target_rates: tuple[float, ...] | None = setting(
+        None,
+        "several shares of the FLOPs to keep, in place of target_rate; the searches share their "
+        "first steps, and train_path gets one run folder per share",
+        MACHINE,
+        range=INNER_SHARE,
+        may_be_none=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LatencySettings(Settings):
     """Which latency is aimed at."""
 

@@ -101,7 +101,7 @@ def test_a_search_with_other_settings_is_not_taken_over(made, tmp_path):
     model, data, folder, _ = made
     options = OPTIONS | {"search": OPTIONS["search"] | {"search_step": 0.6}}
     with pytest.raises(
-        EkgError, match="`search_from` .* searched with other arguments.*search_step"
+        EkgError, match="(?s)`search_from` .* searched with other arguments.*search_step"
     ):
         ekg.prune(
             model,
