@@ -77,7 +77,10 @@ class NetworkSettings(Settings):
         False, "let layers that are not trainable lose channels of their own, too", SEARCH
     )
     inspect: bool = setting(
-        False, "print what can be pruned, and why the rest cannot, and end", MACHINE
+        False,
+        "print what can be pruned, and why the rest cannot, and end; with data_path also the loss "
+        "with each channel group narrowed alone",
+        MACHINE,
     )
 
 
@@ -326,8 +329,10 @@ def main(args):
         "prune_frozen": args.prune_frozen,
     }
     if args.inspect:
+        choices["input_shape"] = shape if None in model.inputs[0].shape[1:] else None
+        data = None if args.data_path is None else _load_data(args, shape)[0]
         inspection = ekg.inspect(
-            model, **choices, input_shape=shape if None in model.inputs[0].shape[1:] else None
+            model, data, task=args.task, may_lose=args.may_lose, seed=args.seed, **choices
         )
         print(inspection)
         return inspection

@@ -30,8 +30,9 @@ from ekg.graph.cutting import open_model
 from ekg.graph.groups import ChannelGroup
 from ekg.graph.records import BACK, IN, OUT, LayerRecord, Weight
 from ekg.graph.registry import register_layer
+from ekg.inspection import inspect
 from ekg.latency.timing import Timing, measure_latency
-from ekg.network.inspect import Inspection, inspect
+from ekg.network.inspect import Inspection
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 from ekg.phases import build_bank, fine_tune, slim

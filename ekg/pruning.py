@@ -258,7 +258,7 @@ def prune(
             "steps_per_epoch": steps_per_epoch,
             "class_weight": class_weight,
         }
-        data, logits, limits, head = _understand(
+        data, logits, limits, head = understand(
             model, data, {"task": task, "may_lose": may_lose}, given, limits, open_layers
         )
         measured = {}
@@ -360,9 +360,8 @@ def _default_strategy():
     return tf.distribute.OneDeviceStrategy(kind.default_device())
 
 
-def _understand(model, data, meant, given, limits, open_layers):
-    """Returns (data set, network on logits, arguments of its Supernet, Head or None) of what a user
-    gave.
+def understand(model, data, meant, given, limits, open_layers):
+    """Returns (data set, network on logits, arguments of its Supernet, Head or None).
 
     Args:
         model: keras.Model.

@@ -1,9 +1,11 @@
 """Reports what can be pruned in a network, and why the rest cannot."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from ekg.errors import EkgError
 from ekg.graph import checks, complexity, groups
 from ekg.graph.calls import Graph
 from ekg.graph.limits import PruningLimits
@@ -43,6 +45,7 @@ class Inspection:
         smallest_params: share of the parameters that it has.
         closed: {layer that mixes channels: why its outputs, or some of them, are never pruned}.
         uncounted: layers with weights whose FLOPs are unknown.
+        sensitivity: searching.sensitivity.Sensitivity of the groups; None without data.
     """
 
     model: str
@@ -52,6 +55,23 @@ class Inspection:
     smallest_params: float
     closed: dict[str, str]
     uncounted: tuple[str, ...]
+    sensitivity: Any = None
+
+    def draw(self, path):
+        """Draws the loss with each channel group narrowed alone, as a PNG.
+
+        Raises:
+            EkgError: there is no sensitivity, as no data were given; or matplotlib is missing.
+        """
+        if self.sensitivity is None:
+            raise EkgError("there is nothing to draw: give `data` to ekg.inspect.")
+        try:
+            from ekg.report import pictures  # imports matplotlib
+        except ModuleNotFoundError as error:
+            raise EkgError(
+                f"a picture needs {error.name}; install it with: pip install {error.name}"
+            ) from None
+        pictures.draw_sensitivity(path, self.sensitivity)
 
     def to_json(self):
         """Returns everything as plain dicts and lists."""
@@ -85,6 +105,8 @@ class Inspection:
             lines += [f"{key:<{width}}  {reason}" for key, reason in self.closed.items()]
         if self.uncounted:
             lines += ["", f"FLOPs of {', '.join(self.uncounted)} are not counted."]
+        if self.sensitivity is not None:
+            lines += ["", str(self.sensitivity)]
         return "\n".join(lines)
 
 

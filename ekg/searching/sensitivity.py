@@ -6,7 +6,7 @@ from ekg.devices.compute import full_float32
 from ekg.errors import EkgError
 from ekg.searching.criteria import CriterionContext, score_channels
 from ekg.searching.objective import Objective
-from ekg.settings import SearchSettings
+from ekg.searching.settings import SearchSettings
 
 SHARES = (0.75, 0.5, 0.25)  # of a group's channels
 

@@ -5,6 +5,8 @@ import pytest
 from keras import layers
 
 import ekg
+from ekg.errors import EkgError
+from tests.helpers.digits import digits, network, softmax
 from tests.helpers.models import conv_bn
 
 
@@ -65,3 +67,21 @@ def test_a_network_without_flops_is_still_inspected(layer):
     inputs = keras.Input((8, 8, 3))
     report = ekg.inspect(keras.Model(inputs, layer()(inputs), name="bare"))
     assert report.complexity == ekg.Complexity(0, 0) and "Nothing can be pruned." in str(report)
+
+
+def test_an_inspection_with_data_says_which_groups_can_give(tmp_path):
+    model, data = network(softmax), digits()
+    report = ekg.inspect(model, data, shares=(0.5,), search={"val_per_class": 4})
+    names = [group.name for group in report.groups]
+    assert [group.name for group in report.sensitivity.groups] == names
+    assert "with one group narrowed" in str(report) and str(ekg.inspect(model)) in str(report)
+    report.draw(tmp_path / "sensitivity.png")
+    assert (tmp_path / "sensitivity.png").stat().st_size > 1000
+
+
+def test_an_inspection_without_data_has_no_picture():
+    model = network(softmax)
+    with pytest.raises(EkgError, match="give `data`"):
+        ekg.inspect(model).draw("sensitivity.png")
+    with pytest.raises(EkgError, match="`search` has no effect"):
+        ekg.inspect(model, search={"val_per_class": 4})
