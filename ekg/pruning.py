@@ -417,9 +417,8 @@ def _warn_of_own_training(model):
     ]
     if own:
         logger.warning(
-            "`model` %r (%s) has a %s() of its own, which training here does not call: the task's "
-            "loss and "
-            "`model.losses` are minimised.",
+            "`model` %r (%s) has a %s() of its own, which training here does not call: the "
+            "task's loss and `model.losses` are minimised.",
             model.name,
             type(model).__name__,
             own[0],
@@ -501,6 +500,5 @@ def _size_note(job, found):
     sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
     return (
         f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest "
-        f"is of, the rate is "
-        f"{cut / whole:.4f}"
+        f"is of, the rate is {cut / whole:.4f}"
     )

@@ -44,8 +44,7 @@ def held(path):
         except BlockingIOError:
             raise EkgError(
                 f"{path}: another run works in this folder{_described(file)}; wait for it, or "
-                f"name another "
-                "folder."
+                "name another folder."
             ) from None
         except OSError as error:  # some network file systems have no locks
             logger.warning(
@@ -80,8 +79,7 @@ class Lock:
         if not is_there:
             raise EkgError(
                 f"{self._path}: is no longer the folder that this run began in: it was moved, "
-                f"removed or "
-                "replaced. Put it back, and start the same command again."
+                "removed or replaced. Put it back, and start the same command again."
             )
 
 

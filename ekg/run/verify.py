@@ -110,8 +110,7 @@ def _check_sources(job, result, problem):
     if missing:
         raise EkgError(
             f"{result}: {problem}, and so is what it could be made of ({', '.join(missing)}); put "
-            f"the file back, "
-            "or start anew in another folder."
+            "the file back, or start anew in another folder."
         )
 
 

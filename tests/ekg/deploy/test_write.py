@@ -219,8 +219,9 @@ def test_a_layer_that_another_program_does_not_know_is_reported(tmp_path):
 def test_a_saved_model_serves_in_a_process_of_its_own(pruned, tmp_path):
     ekg.export(pruned, tmp_path / "model")
     program = (
-        "import sys, json, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]);"
-        "print(json.dumps(m.serve(np.ones((2, 8, 8, 3), np.float32)).numpy().tolist()))"
+        "import sys, json, numpy as np, tensorflow as tf; m = "
+        "tf.saved_model.load(sys.argv[1]);print(json.dumps(m.serve(np.ones((2, 8, 8, 3), "
+        "np.float32)).numpy().tolist()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "model")],
