@@ -130,13 +130,13 @@ class OutputSettings(Settings):
 
     train_path: Path | None = setting(
         None,
-        "run folder; without it runs/MODEL_RATE; the same command again goes on there",
+        "run folder; without it runs/MODEL_RATE; the same command resumes there",
         MACHINE,
         may_be_none=True,
     )
     restart: str | None = setting(
         None,
-        "phase that begins anew, with all behind it, where a run goes on",
+        "phase of a resumed run that begins again, with all later phases",
         MACHINE,
         choices=tuple(phase for phase in PHASES if phase != "baseline"),
         may_be_none=True,
@@ -255,7 +255,7 @@ def _make_application(args):
         )
         if args.weights:
             model.load_weights(args.weights)
-    except Exception as error:  # whatever Keras raises
+    except Exception as error:  # Keras raises many kinds
         raise EkgError(f"`model` {args.model}: {first_line(error)[:200]}") from None
     return model
 

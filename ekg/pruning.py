@@ -227,9 +227,9 @@ def prune(
             such objects count; what a dict leaves out suits the data.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView;
             None for none.
-        run_dir: folder that keeps all phases, so that the same call goes on where it was stopped;
+        run_dir: folder that keeps all phases, so that the same call resumes where it was stopped;
             None keeps nothing.
-        restart: phase that begins anew there, with all behind it: "subset", "search", "slim",
+        restart: phase that begins again there, with all later ones: "subset", "search", "slim",
             "bank", "fine-tune".
         search_from: `run_dir` of an earlier run of the same network, data and search: its search is
             taken over, or the first steps of it where the target is another share of FLOPs or

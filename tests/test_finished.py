@@ -191,9 +191,9 @@ def test_a_given_baseline_cannot_be_restarted(finished, capsys):
 def test_a_diverging_loss_says_how_to_continue(finished, tmp_path):
     _, argv, data = finished
     message = (
-        "became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from "
-        ".*run with a new "
-        "--train_path and a lower --learning_rate"
+        "became non-finite in epoch 1.*The search is intact; resume after it with "
+        "--trained_param .*p.pkl --search_from .*run, a new --train_path and a lower "
+        "--learning_rate"
     )
     with pytest.raises(FloatingPointError, match=message):
         small_jobs.run(

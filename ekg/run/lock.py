@@ -22,7 +22,7 @@ def held(path):
     """Holds the lock of a run folder, which is made if it is not there, while it lasts; gives the
     Lock.
 
-    The file stays behind with the run and means nothing by itself: the lock is the operating
+    The file stays in the folder and means nothing by itself: the lock is the operating
     system's, and a process that was killed holds none. A folder that was made for it and stays
     empty goes again.
 
