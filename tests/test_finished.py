@@ -110,7 +110,8 @@ def test_files_that_cannot_be_rebuilt_are_named_and_nothing_is_lost(again):
     before = {path.name for path in folder.iterdir()} | {".lock"}
     with pytest.raises(
         EkgError,
-        match=r"trained_param.pkl: is gone, and so is what it could be made of \(fine-tune\); put",
+        match=r"trained_param.pkl: is gone, and so are the files that it could be rebuilt from "
+        r"\(fine-tune\); put",
     ):
         run()
     assert {path.name for path in folder.iterdir()} | {".lock"} == before
