@@ -44,6 +44,7 @@ from ekg.run.job import Job
 from ekg.run.run import Opening, start
 from ekg.searching.latency import Latency
 from ekg.tasks.kinds import TASKS
+from ekg.tasks.metrics import metric_named
 from ekg.tasks.output_choice import check_all_count
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ NO_VALIDATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PruneResult:
     """What pruning leaves.
 
@@ -83,9 +84,23 @@ class PruneResult:
     table: list
     note: str
     choice: str
-    run: FinishedRun = dataclasses.field(repr=False)
+    run: FinishedRun
     is_repaired: bool
-    _data: object = dataclasses.field(repr=False)
+    _data: object
+
+    def __repr__(self):
+        metric = metric_named(self.run.metric)
+        before, after = (
+            metric.text(row.metrics[self.run.metric]) for row in (self.table[0], self.run.result)
+        )
+        return (
+            f"PruneResult({self.model.name}: {self.rate:.1%} of the FLOPs, {metric.title} {before} "
+            f"-> {after}, {len(self.history) - 1} search steps)"
+        )
+
+    def _repr_html_(self):
+        """Returns the table of the networks, as notebooks show it."""
+        return page.table_html(*page.networks_table(self.table))
 
     @property
     def rate(self):
