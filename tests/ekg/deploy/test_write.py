@@ -180,7 +180,8 @@ def test_a_missing_package_is_one_line(pruned, tmp_path, monkeypatch, package):
     path = tmp_path / FILES["litert" if package == "ai-edge-litert" else "onnx"]
     with pytest.raises(
         EkgError,
-        match=rf"{package} is not installed; install the packages for exports with: pip install 'ekg",
+        match=f"{package} is not installed; install the packages for exports with: pip install "
+        "'ekg",
     ):
         ekg.export(pruned, path)
     assert list(tmp_path.iterdir()) == []
