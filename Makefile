@@ -25,6 +25,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_flags.py
+	$(BIN)/python docs/make_notebooks.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (echo "error: no venv; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1)

@@ -4,9 +4,14 @@ import contextlib
 import logging
 import math
 import sys
+import warnings
 
 import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+
+with warnings.catch_warnings():
+    # In a notebook tqdm asks for widgets at this import; the bars here do not use them.
+    warnings.simplefilter("ignore", tqdm.TqdmWarning)
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
 LINE_SECONDS = 60  # seconds between two lines of a progress bar in a file
 NARROW = 110  # columns of a terminal below which a bar leaves no space for figures
