@@ -33,6 +33,7 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 def main():
     """Runs the command line of `ekg`."""
+    _open_closed_streams()
     command, *arguments = sys.argv[1:] or [""]
     if command in ("-h", "--help"):
         print(usage())
@@ -63,7 +64,8 @@ def usage():
         [
             "usage: ekg COMMAND MODEL [--flag value ...]",
             "",
-            "Prune trained Keras networks. MODEL is a .keras or .h5 file, or a run folder.",
+            "Prune trained Keras networks. MODEL is a .keras or .h5 file; export and evaluate take",
+            "run folders, too, and prune and inspect names of keras.applications.",
             "",
             *lines,
             "",
