@@ -1,5 +1,6 @@
 """The console command before TensorFlow is imported."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,16 @@ WITHOUT_TENSORFLOW = (
 
 
 def run(folder, *arguments):
-    """Runs `ekg` with a folder in front of the module path, in a process of its own."""
+    """Runs `ekg` with a folder in front of the module path, in a process of its own, without the
+    variables of TensorFlow that this process has set.
+    """
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, str(folder), str(ROOT), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("TF_")},
     )
 
 
