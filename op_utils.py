@@ -64,7 +64,7 @@ class FolderSettings(settings.Settings):
     )
     train_path: Path | None = setting(
         None,
-        "run folder; without it runs/ARCH_DATASET_RATE; the same command again goes on there",
+        "run folder; without it runs/ARCH_DATASET_RATE; the same command resumes there",
         MACHINE,
         may_be_none=True,
     )
@@ -75,11 +75,11 @@ class FolderSettings(settings.Settings):
         may_be_none=True,
     )
     overwrite: bool = setting(
-        False, "remove an earlier run in --train_path and start anew", MACHINE
+        False, "remove an earlier run in --train_path and start again", MACHINE
     )
     restart: str | None = setting(
         None,
-        "phase that begins anew, with all behind it, where a run goes on; what they left is "
+        "phase of a resumed run that begins again, with all later phases; what they left is "
         "removed",
         MACHINE,
         choices=tuple(names.PHASES),
@@ -238,8 +238,8 @@ def prune(args, recipe, load_data, build, from_params):
         recipe: BaselineRecipe.
         load_data: function that returns the data.Dataset.
         build: (arch, num_classes) -> unpruned keras.Model.
-        from_params: (arch, params, num_classes, source) -> keras.Model of whatever widths the
-            parameters tell.
+        from_params: (arch, params, num_classes, source) -> keras.Model of the widths that
+            the parameters have.
     """
     team = Team(make_strategy(command_line.from_args(DeviceSettings, args)))
     logger.info(
@@ -303,7 +303,7 @@ def _prune(args, recipe, team, load_data, build, from_params):
         args.restart,
         args.overwrite,
         args.search_from,
-        "name a new `train_path`, or start anew with `overwrite`",
+        "name a new `train_path`, or start again with `overwrite`",
         search_ignores=("baseline_epoch",),
     )
     try:
@@ -317,7 +317,7 @@ def _prune(args, recipe, team, load_data, build, from_params):
             same=_same(args),
         )
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error} {_what_is_whole(args)}") from None
+        raise FloatingPointError(f"{error} {_resume_hint(args)}") from None
     if team.is_chief:
         print(format_table(rows))
         logger.info("run folder: %s", args.train_path)
@@ -339,19 +339,18 @@ def _same(args):
     return flags | {"scripts": hash_code(Path(__file__).parent, SOURCES)}
 
 
-def _what_is_whole(args):
-    """Returns what a run whose loss diverged leaves to go on from, as a sentence."""
+def _resume_hint(args):
+    """Returns a sentence on what a run whose loss diverged can resume from."""
     folder = RunFolder(args.train_path)
     trained = args.trained_param or folder / names.BASELINE
     if folder.is_searched():
         return (
-            f"The search is whole: --trained_param {trained} --search_from {args.train_path} with "
-            f"a new --train_path "
-            "and a lower --learning_rate goes on from it."
+            f"The search is intact; resume after it with --trained_param {trained} --search_from "
+            f"{args.train_path}, a new --train_path and a lower --learning_rate."
         )
     if not args.trained_param and folder.has(names.BASELINE):
-        return f"The trained network is whole: --trained_param {trained} goes on from it."
-    return "Nothing before it is worth going on from."
+        return f"The trained network is intact; start from it with --trained_param {trained}."
+    return "Start again from scratch."
 
 
 def _check_overwrite(args):

@@ -68,7 +68,7 @@ def study_correlation(subject, study, spectrum, out, compute):
         subject: Subject.
         study: StudySettings.
         spectrum: SpectrumSettings of the condition numbers.
-        out: pathlib.Path of the folder for the results; the same study goes on there.
+        out: pathlib.Path of the folder for the results; the same study resumes there.
         compute: Compute of fine-tuning and test, but for the precision, which the study has.
 
     Raises:

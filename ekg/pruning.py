@@ -44,6 +44,7 @@ from ekg.run.job import Job
 from ekg.run.run import Opening, start
 from ekg.searching.latency import Latency
 from ekg.tasks.kinds import TASKS
+from ekg.tasks.metrics import metric_named
 from ekg.tasks.output_choice import check_all_count
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ NO_VALIDATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PruneResult:
     """What pruning leaves.
 
@@ -83,9 +84,23 @@ class PruneResult:
     table: list
     note: str
     choice: str
-    run: FinishedRun = dataclasses.field(repr=False)
+    run: FinishedRun
     is_repaired: bool
-    _data: object = dataclasses.field(repr=False)
+    _data: object
+
+    def __repr__(self):
+        metric = metric_named(self.run.metric)
+        before, after = (
+            metric.text(row.metrics[self.run.metric]) for row in (self.table[0], self.run.result)
+        )
+        return (
+            f"PruneResult({self.model.name}: {self.rate:.1%} of the FLOPs, {metric.title} {before} "
+            f"-> {after}, {len(self.history) - 1} search steps)"
+        )
+
+    def _repr_html_(self):
+        """Returns the table of the networks, as notebooks show it."""
+        return page.table_html(*page.networks_table(self.table))
 
     @property
     def rate(self):
@@ -227,9 +242,9 @@ def prune(
             such objects count; what a dict leaves out suits the data.
         augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView;
             None for none.
-        run_dir: folder that keeps all phases, so that the same call goes on where it was stopped;
+        run_dir: folder that keeps all phases, so that the same call resumes where it was stopped;
             None keeps nothing.
-        restart: phase that begins anew there, with all behind it: "subset", "search", "slim",
+        restart: phase that begins again there, with all later ones: "subset", "search", "slim",
             "bank", "fine-tune".
         search_from: `run_dir` of an earlier run of the same network, data and search: its search is
             taken over, or the first steps of it where the target is another share of FLOPs or
@@ -417,9 +432,8 @@ def _warn_of_own_training(model):
     ]
     if own:
         logger.warning(
-            "`model` %r (%s) has a %s() of its own, which training here does not call: the task's "
-            "loss and "
-            "`model.losses` are minimised.",
+            "`model` %r (%s) has a %s() of its own, which training here does not call: the "
+            "task's loss and `model.losses` are minimised.",
             model.name,
             type(model).__name__,
             own[0],
@@ -501,6 +515,5 @@ def _size_note(job, found):
     sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
     return (
         f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest "
-        f"is of, the rate is "
-        f"{cut / whole:.4f}"
+        f"is of, the rate is {cut / whole:.4f}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult, prune
 from ekg.report import front as report
+from ekg.report import page
 
 PICTURE, PAGE = "front.png", "front.html"
 
@@ -17,7 +18,7 @@ def point_folder(folder, rate):
     return Path(folder) / f"rate_{rate:g}"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Front:
     """A network pruned to several rates.
 
@@ -32,6 +33,14 @@ class Front:
 
     rates: tuple[float, ...]
     results: tuple[PruneResult, ...]
+
+    def __repr__(self):
+        rates = ", ".join(f"{rate:g}" for rate in self.rates)
+        return f"Front({self.results[0].model.name} at {rates} of the FLOPs)"
+
+    def _repr_html_(self):
+        """Returns the table of the front, as notebooks show it."""
+        return page.table_html(*report.table_of(self._points()))
 
     def __getitem__(self, rate):
         """Returns the PruneResult of a rate that was asked for."""

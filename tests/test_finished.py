@@ -110,7 +110,8 @@ def test_files_that_cannot_be_rebuilt_are_named_and_nothing_is_lost(again):
     before = {path.name for path in folder.iterdir()} | {".lock"}
     with pytest.raises(
         EkgError,
-        match=r"trained_param.pkl: is gone, and so is what it could be made of \(fine-tune\); put",
+        match=r"trained_param.pkl: is gone, and so are the files that it could be rebuilt from "
+        r"\(fine-tune\); put",
     ):
         run()
     assert {path.name for path in folder.iterdir()} | {".lock"} == before
@@ -191,9 +192,9 @@ def test_a_given_baseline_cannot_be_restarted(finished, capsys):
 def test_a_diverging_loss_says_how_to_continue(finished, tmp_path):
     _, argv, data = finished
     message = (
-        "became non-finite in epoch 1.*The search is whole: --trained_param .*p.pkl --search_from "
-        ".*run with a new "
-        "--train_path and a lower --learning_rate"
+        "became non-finite in epoch 1.*The search is intact; resume after it with "
+        "--trained_param .*p.pkl --search_from .*run, a new --train_path and a lower "
+        "--learning_rate"
     )
     with pytest.raises(FloatingPointError, match=message):
         small_jobs.run(

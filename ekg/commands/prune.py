@@ -32,7 +32,7 @@ APPLICATIONS = tuple(sorted(name for name in vars(keras.applications) if name[0]
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """The network, and what of it may go."""
+    """The network, and which parts may be pruned."""
 
     model: str = setting(
         None,
@@ -59,11 +59,11 @@ class NetworkSettings(Settings):
         (), "patterns of the names of layers that keep their channels", SEARCH
     )
     min_channels: int = setting(
-        1, "channels of every group that stay at least", SEARCH, range=COUNT
+        1, "least number of channels that every group keeps", SEARCH, range=COUNT
     )
     multiple_of: str = setting(
         "1",
-        "what the number of channels that stay is a multiple of; auto: measured, where time jumps",
+        "divisor of the number of channels that a group keeps; auto: measured, where time jumps",
         SEARCH,
     )
     prune_frozen: bool = setting(
@@ -91,21 +91,20 @@ class DataSettings(Settings):
     )
     val_path: str | None = setting(
         None,
-        "what the final table is measured on, in the same form; tfds:NAME reads its split test",
+        "data of the final table, in the same form; tfds:NAME reads its split test",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
     )
     rescale: tuple[float, ...] | None = setting(
         None,
-        "what grey levels 0 and 255 become, say -1 1; without it the network takes them as they "
-        "are",
+        "values of grey levels 0 and 255, say -1 1; without it the network takes them as they are",
         SEARCH,
         may_be_none=True,
     )
     task: str = setting(
         "auto",
-        "what the network is for; auto: told by its output and the labels",
+        "task of the network; auto: inferred from its output and the labels",
         SEARCH,
         choices=("auto", *TASKS),
     )
@@ -119,30 +118,30 @@ class DataSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class OutputSettings(Settings):
-    """What is left."""
+    """The run folder, and which phases run."""
 
     train_path: Path | None = setting(
         None,
-        "run folder; without it runs/MODEL_RATE; the same command again goes on there",
+        "run folder; without it runs/MODEL_RATE; the same command resumes there",
         MACHINE,
         may_be_none=True,
     )
     restart: str | None = setting(
         None,
-        "phase that begins anew, with all behind it, where a run goes on",
+        "phase of a resumed run that begins again, with all later phases",
         MACHINE,
         choices=tuple(phase for phase in PHASES if phase != "baseline"),
         may_be_none=True,
     )
     search_from: Path | None = setting(
         None,
-        "run folder of an earlier run of the same network and data: its search is taken over, or "
-        "the first steps of it where the target is another",
+        "run folder of an earlier run of the same network and data: its search is reused, or "
+        "its first steps where the target differs",
         MACHINE,
         may_be_none=True,
     )
     search_only: bool = setting(
-        False, "end with the network that is cut out, without fine-tuning", SEARCH
+        False, "stop at the network that is cut out, without fine-tuning", SEARCH
     )
 
 
@@ -180,8 +179,7 @@ def parse_args(argv=None, prog=None):
         prog=prog,
         description="Prune a network of your own with EKG.",
         epilog=(
-            "Defaults of batch sizes and of val_per_class are the most that is taken: less where "
-            "the data is smaller. The "
+            "Default batch sizes and val_per_class are upper limits: smaller data take less. The "
             f"temperature is {MANY_CLASSES_TEMPERATURE:g} for networks of {MANY_CLASSES} outputs "
             f"or more."
         ),
@@ -254,7 +252,7 @@ def _make_application(args):
         )
         if args.weights:
             model.load_weights(args.weights)
-    except Exception as error:  # whatever Keras raises
+    except Exception as error:  # Keras raises many kinds
         raise EkgError(f"`model` {args.model}: {first_line(error)[:200]}") from None
     return model
 

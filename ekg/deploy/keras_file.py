@@ -45,8 +45,8 @@ class KerasFile(Format):
     def timed(self, model, batch, threads=None, input_shape=None):
         if threads is not None:
             raise EkgError(
-                "`threads` has no effect here: TensorFlow uses the threads of the process; "
-                "leave it out."
+                "`threads` has no effect here: TensorFlow uses the threads of the process; leave "
+                "it out."
             )
         forward = compiled(pure_forward(model, AS_DEPLOYED), "forward pass", self._use_xla)
         variables, graph = read_variables(model), Graph(model, input_shape)

@@ -221,8 +221,8 @@ def _check_options(form, path, quantize, examples, labels):
         )
     if quantize == "int8" and examples is None:
         raise EkgError(
-            "`examples` are needed for `quantize` int8: inputs from the training data, which give "
-            "the ranges."
+            "`examples` are needed for `quantize` int8: inputs from the training data, which "
+            "give the ranges."
         )
     if labels is not None and examples is None:
         raise EkgError(
@@ -242,8 +242,8 @@ def _read_examples(graph, examples, quantize):
         generator = np.random.default_rng(0)
         if any(None in graph.shapes[number][1:] for number in graph.inputs):
             raise EkgError(
-                f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, so "
-                "give some of the size to compare at."
+                f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, "
+                "so give some of the size to compare at."
             )
         return [_random(generator, graph, number) for number in graph.inputs]
     several = isinstance(examples, (list, tuple, dict))

@@ -33,7 +33,7 @@ class DeviceSettings(settings.Settings):
     )
     virtual_devices: int | None = setting(
         None,
-        "split the CPU into so many devices, to try several",
+        "number of devices to split the CPU into, to try several",
         MACHINE,
         range=settings.Range(1, MAX_VIRTUAL_DEVICES),
         may_be_none=True,

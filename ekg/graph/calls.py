@@ -153,9 +153,9 @@ class Graph:
         shapes = self.input_shapes
         if any(size is None for shape in shapes for size in shape):
             raise EkgError(
-                f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs are "
-                "not known; give the size that they are counted for, as in `input_shape`=(224, "
-                "224, 3)."
+                f"`model` {self.model.name!r} takes inputs of any size, {shapes}, so its FLOPs "
+                "are not known; give the size that they are counted for, as in "
+                "`input_shape`=(224, 224, 3)."
             )
 
     # ---------------------------------------------------------------- following the graph

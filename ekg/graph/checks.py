@@ -29,8 +29,8 @@ def check_layers(graph):
         if isinstance(layer, keras.Model):
             reason = graph.unopened.get(key, "`open_layers` leaves it closed")
             raise EkgError(
-                f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot be "
-                f"taken apart into its layers: {reason}; make a functional model of them."
+                f"model {key!r} ({type(layer).__name__}) has a call() of its own, and it cannot "
+                f"be taken apart into its layers: {reason}; make a functional model of them."
             )
         if getattr(layer, "stateful", False) is True:
             raise EkgError(
@@ -39,13 +39,13 @@ def check_layers(graph):
             )
         if getattr(layer, "lora_enabled", False):
             raise EkgError(
-                f"layer {key!r} has LoRA weights; merge them into its kernel before the network is "
-                "pruned."
+                f"layer {key!r} has LoRA weights; merge them into its kernel before the network "
+                "is pruned."
             )
         if getattr(layer, "quantization_mode", None) is not None:
             raise EkgError(
-                f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network before "
-                "that."
+                f"layer {key!r} is quantised ({layer.quantization_mode}); prune the network "
+                "before that."
             )
         if layer.dtype_policy.name not in _FLOATS and any(
             keras.backend.is_float_dtype(variable.dtype) for variable in layer.variables
@@ -74,8 +74,8 @@ def _check_sharing(graph):
             owner = owners.setdefault(id(variable), key)
             if owner != key:
                 raise EkgError(
-                    f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a cut "
-                    "would untie; call one layer twice, or give each weights of its own."
+                    f"layers {owner!r} and {key!r} share the weight {variable.name!r}, which a "
+                    "cut would untie; call one layer twice, or give each weights of its own."
                 )
     for model in graph.models:
         own = [*model._trainable_variables, *model._non_trainable_variables]
@@ -100,8 +100,8 @@ def _check_norms(graph):
             if inside:
                 raise EkgError(
                     f"layer {key!r} ({type(layer).__name__}) holds batch norm {inside[0].name!r}, "
-                    f"whose statistics are out of reach{graph.why_closed(key)}; freeze it, or make "
-                    "a functional model of the layer."
+                    f"whose statistics are out of reach{graph.why_closed(key)}; freeze it, or "
+                    "make a functional model of the layer."
                 )
         if norms.uses_batch_statistics(layer) and layer.trainable and key in graph.masks.readers:
             raise EkgError(

@@ -96,7 +96,8 @@ def _check_functions(layer):
             ):
                 raise EkgError(
                     f"layer {owner.name!r} ({type(owner).__name__}) keeps in {name!r} a function "
-                    "that holds the layer itself, which a copy cannot take over; make it a method."
+                    "that holds the layer itself, which a copy cannot take over; make it a "
+                    "method."
                 )
 
 
@@ -159,8 +160,8 @@ def _copy_plain(operation, changes):
 def _copy_layer(layer, arrays, changes, copies):
     if isinstance(layer, keras.Model):
         raise EkgError(
-            f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() of "
-            "its own; call it in the graph itself, as a functional model."
+            f"model {layer.name!r} ({type(layer).__name__}) is held by a layer, or has a call() "
+            "of its own; call it in the graph itself, as a functional model."
         )
     unbuilt = [
         inner.name

@@ -411,8 +411,8 @@ def _model_like(model, inputs, outputs):
         return type(model)(inputs=structures[0], outputs=structures[1], name=model.name)
     except TypeError:
         logger.warning(
-            "`model` %r (%s) takes other arguments than inputs and outputs: the pruned network is "
-            "a plain keras.Model.",
+            "`model` %r (%s) takes other arguments than inputs and outputs: the pruned network "
+            "is a plain keras.Model.",
             model.name,
             type(model).__name__,
         )

@@ -300,8 +300,8 @@ def open_root(model, input_shape):
     entries = _root_entries(model, input_shape)
     if entries is None:
         raise EkgError(
-            f"{what} is a subclassed model, whose input shape is not known; give `input_shape`, as "
-            "(224, 224, 3), or call it once on some inputs."
+            f"{what} is a subclassed model, whose input shape is not known; give `input_shape`, "
+            "as (224, 224, 3), or call it once on some inputs."
         )
     symbols = dict(enumerate(keras.tree.flatten(entries)))
     numbers = iter(symbols)

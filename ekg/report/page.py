@@ -9,6 +9,13 @@ from ekg.io import files
 from ekg.report.table import latency_text
 from ekg.tasks.metrics import metric_named
 
+STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;"
+    "color:#222} img{max-width:100%} table{border-collapse:collapse;margin:1em 0} "
+    "td,th{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right} "
+    "td:first-child,th:first-child{text-align:left}"
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
@@ -69,19 +76,6 @@ def write_report(run, picture, page):
     from ekg.report import pictures  # imports matplotlib
 
     pictures.draw_run(picture, run)
-    metrics = {name: metric_named(name) for name in run.table[0].metrics}
-    titles = [metric.title for metric in metrics.values()]
-    head = ["network", "loss", *titles, "parameters", "FLOPs", "rate"]
-    rows = [
-        [
-            row.name,
-            *map(row.text, ("loss", *metrics)),
-            f"{row.params:,}",
-            f"{row.flops:,}",
-            f"{row.flops / run.table[0].flops:.4f}",
-        ]
-        for row in run.table
-    ]
     phases = [
         [
             name,
@@ -93,7 +87,7 @@ def write_report(run, picture, page):
     ]
     title = f"{run.name}, {run.rate:.1%} of the FLOPs"
     tables = {
-        "Networks": (head, rows),
+        "Networks": networks_table(run.table),
         **_cost_tables(run.table),
         "Phases": (["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases),
     }
@@ -135,23 +129,47 @@ def write_page(path, title, picture, tables):
         tables: {heading: (list of column names, list of rows of cells)}.
     """
     data = base64.b64encode(Path(picture).read_bytes()).decode()
+    title = html.escape(title)
     parts = [
-        "<!doctype html><html lang='en'><head><meta "
-        f"charset='utf-8'><title>{html.escape(title)}</title><style>body{{font:15px/1.45 "
-        "system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 "
-        "1em;color:#222}img{max-width:100%}table{border-collapse:collapse;margin:1em "
-        "0}td,th{padding:.3em .8em;border-bottom:1px solid "
-        f"#ddd;text-align:right}}td:first-child,th:first-child{{text-align:left}}</style></head><body><h1>{html.escape(title)}</h1>"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
+        f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
     ]
     for heading, (head, rows) in tables.items():
-        cells = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
-        names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{names}</tr>{cells}</table>")
-    parts.append(
-        "<img alt='search, widths and training curves' "
-        f"src='data:image/png;base64,{data}'></body></html>"
-    )
+        parts.append(f"<h2>{html.escape(heading)}</h2>{table_html(head, rows)}")
+    parts.append(f"<img alt='{title}' src='data:image/png;base64,{data}'></body></html>")
     files.write_whole(path, lambda file: file.write("\n".join(parts).encode()))
+
+
+def table_html(head, rows):
+    """Returns an HTML table.
+
+    Args:
+        head: list of column names.
+        rows: list of rows of cells.
+    """
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+    cells = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{names}</tr>{cells}</table>"
+
+
+def networks_table(table):
+    """Returns (column names, rows of cells) of the networks of a run, without latencies.
+
+    Args:
+        table: list of table.Row, the unpruned network first.
+    """
+    metrics = {name: metric_named(name) for name in table[0].metrics}
+    titles = [metric.title for metric in metrics.values()]
+    head = ["network", "loss", *titles, "parameters", "FLOPs", "rate"]
+    rows = [
+        [
+            row.name,
+            *map(row.text, ("loss", *metrics)),
+            f"{row.params:,}",
+            f"{row.flops:,}",
+            f"{row.flops / table[0].flops:.4f}",
+        ]
+        for row in table
+    ]
+    return head, rows

@@ -58,8 +58,8 @@ class Choice:
         few = f" of {self.steps} steps" * (self.steps < FEW_STEPS)
         return (
             f"the result is the network that was cut out: the fine-tuning{few} made it worse, its "
-            f"loss {where} is "
-            f"{cut}, after it {tuned}; train longer, or with a lower `learning_rate`"
+            f"loss {where} is {cut}, after it {tuned}; train longer, or with a lower "
+            "`learning_rate`"
         )
 
 

@@ -152,7 +152,7 @@ def _is_published(value):
 
 
 def _library_name(value):
-    """Returns what stands for a function or class of a package: its name and the package's
+    """Returns what identifies a function or class of a package: its name and the package's
     version.
     """
     root = value.__module__.partition(".")[0] if value.__module__ else "builtins"
@@ -180,7 +180,7 @@ class _Describer:
             self._open.append(id(value))
             try:
                 content = _hash(self._composed(value, place))
-            except Exception:  # whatever looking at an object of the user's own raises
+            except Exception:  # looking at an object of the user's own may raise anything
                 content = _hash(self._note(value, place))
             self._open.pop()
             self._known[id(value)] = content, value  # kept, so that no other gets its identity

@@ -164,9 +164,8 @@ def _tuning(tuning, bank, epochs, num_outputs, has_labels):
         tuning.setdefault("finetune_teacher", "none" if has_labels else "single")
         if tuning["finetune_teacher"] == "ensemble":
             raise EkgError(
-                '`bank`=False and the finetune_teacher "ensemble" exclude each other: the bank is '
-                "what it "
-                "knows."
+                '`bank`=False and the finetune_teacher "ensemble" exclude each other: the bank '
+                "is what it knows."
             )
     else:
         given = _given("bank", None if bank is True else bank)

@@ -125,8 +125,8 @@ def keep(path, here, is_strict):
     for problem in problems:
         if is_strict:
             raise EkgError(
-                f"{path.parent}: {problem}; `strict` refuses that, as the last digits may "
-                "differ. Resume where it began, or leave `strict` out."
+                f"{path.parent}: {problem}; `strict` refuses that, as the last digits may differ. "
+                "Resume where it began, or leave `strict` out."
             )
         logger.warning("%s: %s: the last digits may differ.", path.parent, problem)
     if here not in kept:

@@ -253,8 +253,7 @@ class RunFolder:
         if self.has(ARGUMENTS) and any(map(self.has, (LOCK, ENVIRONMENTS, SUPERNET, HISTORY))):
             raise EkgError(
                 f"{self / ARGUMENTS}: damaged, so that the run cannot be resumed; put the file "
-                f"back, or name a "
-                "new folder."
+                "back, or name a new folder."
             )
 
     @contextlib.contextmanager
@@ -360,8 +359,8 @@ class RunFolder:
             wrong = next(i for i, step in enumerate(steps) if step != i)
             raise EkgError(
                 f"{self / HISTORY}: line {wrong + 1} holds step {steps[wrong]} where step {wrong} "
-                f"is due; was it "
-                "written by two runs? Put a good copy there, or start anew in another folder."
+                "is due; was it written by two runs? Put a good copy there, or start again in "
+                "another folder."
             )
         return [self._entry_of(line) for line in lines]
 
@@ -371,8 +370,7 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise EkgError(
                 f"{self / HISTORY}: line {line['step'] + 1} holds no search step of this program; "
-                f"put the file "
-                "back, or start anew in another folder."
+                "put the file back, or start again in another folder."
             ) from None
 
     def append_history(self, entry):
@@ -465,7 +463,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _tolerating_events(self):
-        """Goes on without TensorBoard's files where they cannot be written."""
+        """Drops TensorBoard's files where they cannot be written; the run continues."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -493,8 +491,7 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise EkgError(
                 f"{self / SUMMARY}: holds no table of this program; put the file back, or start "
-                f"anew in another "
-                "folder."
+                "again in another folder."
             ) from None
 
     def describe_progress(self):

@@ -22,7 +22,7 @@ def held(path):
     """Holds the lock of a run folder, which is made if it is not there, while it lasts; gives the
     Lock.
 
-    The file stays behind with the run and means nothing by itself: the lock is the operating
+    The file stays in the folder and means nothing by itself: the lock is the operating
     system's, and a process that was killed holds none. A folder that was made for it and stays
     empty goes again.
 
@@ -44,8 +44,7 @@ def held(path):
         except BlockingIOError:
             raise EkgError(
                 f"{path}: another run works in this folder{_described(file)}; wait for it, or "
-                f"name another "
-                "folder."
+                "name another folder."
             ) from None
         except OSError as error:  # some network file systems have no locks
             logger.warning(
@@ -80,8 +79,7 @@ class Lock:
         if not is_there:
             raise EkgError(
                 f"{self._path}: is no longer the folder that this run began in: it was moved, "
-                f"removed or "
-                "replaced. Put it back, and start the same command again."
+                "removed or replaced. Put it back, and start the same command again."
             )
 
 

@@ -246,8 +246,7 @@ def check_memory(needed):
     if needed[phase] > most:
         raise EkgError(
             f"phase {phase}: needs about {needed[phase]:.0f} MiB of memory and {most:.0f} MiB are "
-            f"there; "
-            f"{names.PHASES[phase].less_memory}."
+            f"there; {names.PHASES[phase].less_memory}."
         )
 
 
@@ -272,8 +271,7 @@ def check_disk(job, epochs):
     if needed > free:
         raise EkgError(
             f"{folder.path}: the run needs {needed:,} bytes and {free:,} are free; make room, or "
-            f"name another "
-            "folder."
+            "name another folder."
         )
 
 

@@ -58,8 +58,8 @@ class RunSettings(Settings):
     )
     runtimes: tuple[str, ...] = setting(
         ("tensorflow",),
-        "runtimes whose latency the final table shows: TensorFlow at batches of 1 and 256, others "
-        "at 1 on one thread",
+        "runtimes whose latency the final table shows: TensorFlow at batches of 1 and 256, "
+        "others at 1 on one thread",
         MACHINE,
         choices=tuple(RUNTIMES),
     )

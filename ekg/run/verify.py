@@ -109,9 +109,8 @@ def _check_sources(job, result, problem):
     missing = [path.name for path in needed if not path.exists()]
     if missing:
         raise EkgError(
-            f"{result}: {problem}, and so is what it could be made of ({', '.join(missing)}); put "
-            f"the file back, "
-            "or start anew in another folder."
+            f"{result}: {problem}, and so are the files that it could be rebuilt from "
+            f"({', '.join(missing)}); put the file back, or start again in another folder."
         )
 
 

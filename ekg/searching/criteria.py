@@ -161,8 +161,8 @@ def score_channels(criterion, context):
         ) from None
     if scores.shape != shape:
         raise EkgError(
-            f"{what} must return an array of shape {shape}, one score per channel of all "
-            f"groups; received shape {scores.shape}."
+            f"{what} must return an array of shape {shape}, one score per channel of all groups; "
+            f"received shape {scores.shape}."
         )
     scores = np.where(context.mask, scores, 0.0)
     if not np.isfinite(scores).all():

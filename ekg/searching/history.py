@@ -74,9 +74,16 @@ class HistoryEntry:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SearchResult:
     """Result of a search: Θ*, and every interim sub-network from Θ₀ to Θ*."""
 
     subnetwork: Subnetwork
     history: tuple[HistoryEntry, ...]
+
+    def __repr__(self):
+        last = self.history[-1]
+        return (
+            f"SearchResult({last.rate:.1%} of the FLOPs, loss {self.history[0].loss:.4f} -> "
+            f"{last.loss:.4f}, {last.step} steps)"
+        )

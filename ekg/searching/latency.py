@@ -61,8 +61,8 @@ class Latency(Target):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and low < value < high):
                 raise EkgError(
-                    f"`{name}` of the latency must be above 0{' and below 1' * (name == 'ratio')}; "
-                    f"received {value!r}."
+                    f"`{name}` of the latency must be above "
+                    f"0{' and below 1' * (name == 'ratio')}; received {value!r}."
                 )
         runtime_named(self.runtime)
         for name in ("batch", "threads"):
@@ -103,8 +103,8 @@ class Latency(Target):
 
     def cost(self, supernet, subnetwork):
         raise EkgError(
-            "`target` latency: prepare() measures what the cost is predicted from; ask the target "
-            "that it returns."
+            "`target` latency: prepare() measures what the cost is predicted from; ask the "
+            "target that it returns."
         )
 
     def check(self, supernet):

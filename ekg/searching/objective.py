@@ -60,8 +60,9 @@ class Objective:
         batches.task.check_network(supernet.graph)
         if supernet.classifier is not None and not batches.task.has_class_logits:
             raise EkgError(
-                f"`supernet` takes the output of {supernet.model.name!r} for class logits, and the "
-                f"task is a {batches.task.name}; make it by Supernet(model, class_logits=False)."
+                f"`supernet` takes the output of {supernet.model.name!r} for class logits, and "
+                f"the task is a {batches.task.name}; make it by Supernet(model, "
+                "class_logits=False)."
             )
         batches.task.check_labels(
             batches.split.labels,

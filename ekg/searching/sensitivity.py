@@ -49,8 +49,8 @@ class Sensitivity:
         width = max(len("channel group"), *(len(group.name) for group in self.groups))
         titles = "".join(f"{f'at {share:g}':>12}" for share in self.shares)
         lines = [
-            f"Loss on {self.examples} examples: {self.loss:.4f} unpruned; "
-            "with one group narrowed, before any training:",
+            f"Loss on {self.examples} examples: {self.loss:.4f} unpruned; with one group "
+            "narrowed, before any training:",
             f"{'channel group':<{width}}  channels{titles}",
         ]
         for group in self.groups:

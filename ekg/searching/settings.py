@@ -63,8 +63,8 @@ class SearchSettings(Settings):
     )
     group_choice: str = setting(
         "intended",
-        "groups that a search step tries: those where the removed channels matter "
-        "little, as the method intends, or those that the published program takes",
+        "groups that a search step tries: those where the removed channels matter little, as the "
+        "method intends, or those that the published program takes",
         SEARCH,
         choices=GROUP_CHOICES,
     )

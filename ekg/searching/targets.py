@@ -210,8 +210,8 @@ def read_targets(target):
     given = {"own": target} if isinstance(target, Target) else target
     if not isinstance(given, dict) or not given:
         raise EkgError(
-            '`target` must be a dict, as {"flops": 0.5, "params": 0.5}, or an ekg.Target; received '
-            f"{target!r}."
+            '`target` must be a dict, as {"flops": 0.5, "params": 0.5}, or an ekg.Target; '
+            f"received {target!r}."
         )
     own = [(name, value) for name, value in given.items() if name not in ("flops", "params")]
     for name, value in own:

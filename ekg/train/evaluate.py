@@ -81,7 +81,7 @@ class Evaluation:
 
         Args:
             progress: see evaluate().
-            batches: data.Batches of some of the images, of the same batch size; None stands for
+            batches: data.Batches of some of the images, of the same batch size; None means
                 all.
         """
         batches = self.batches if batches is None else batches

@@ -46,9 +46,8 @@ def check_page(folder, out, count="2"):
     assert [bool(row[-1]) for row in rows] == [True, True, False, False]
     assert each[-1] == (
         "`python analyze.py correlation --trained_param PARAMS --subnetworks 2 --target_rate 0.8 "
-        "--arch "
-        "ResNet-8 --dataset DIGITS --choices 3 --train_epoch 1 --precision "
-        "bfloat16 --batch_size 256 --tolerance 100.0 --max_products 100`"
+        "--arch ResNet-8 --dataset DIGITS --choices 3 --train_epoch 1 --precision bfloat16 "
+        "--batch_size 256 --tolerance 100.0 --max_products 100`"
     )
     assert picture_size(out / "results" / "studies" / f"{folder.name}.png")[0] > 300
     run_analysis("tables", "--out", out)

@@ -130,8 +130,7 @@ def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_
         "keras 3.15.1",
         "abcdef0",
         "`python train_cifar.py --arch ResNet-56 --dataset CIFAR10 --trained_param PARAMS "
-        "--num_teacher 3 "
-        "--decay_points 0.5 0.7 --train_epoch 1 --seed 4`",
+        "--num_teacher 3 --decay_points 0.5 0.7 --train_epoch 1 --seed 4`",
     ]
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith(f"before\n{tables.BEGIN}\n") and readme.endswith(

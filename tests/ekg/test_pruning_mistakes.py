@@ -91,8 +91,8 @@ class Noisy(Sequence):
         ((IMAGES, np.zeros((60, 4))), "labels of float64 and shape .60, 4. fit no task"),
         (
             (np.where(np.arange(60)[:, None, None, None] == 7, np.nan, IMAGES), LABELS),
-            "`data` holds numbers that are not finite, NaN or infinite; the first in example 7 of "
-            "60",
+            "`data` holds numbers that are not finite, NaN or infinite; the first in example 7 "
+            "of 60",
         ),
         (
             dataset(np.where(np.arange(60)[:, None, None, None] == 7, np.inf, IMAGES)).batch(20),

@@ -109,8 +109,7 @@ def test_the_better_by_its_loss_is_chosen_and_the_reason_is_told():
     better = Choice.between(metrics(0.7), metrics(0.6), 300)
     assert better.name == "fine-tuned" and str(better) == (
         "the result is the fine-tuned network: its loss on the 40 images that the search "
-        "evaluates on is 0.6000 ±0.0100, "
-        "without fine-tuning 0.7000 ±0.0100"
+        "evaluates on is 0.6000 ±0.0100, without fine-tuning 0.7000 ±0.0100"
     )
     assert Choice.between(metrics(0.6), metrics(0.6), 300).name == "fine-tuned"
     for worse in (metrics(0.7), metrics(float("nan"))):
@@ -141,9 +140,8 @@ def test_the_rate_is_that_of_the_search_whatever_the_size_of_the_validation_imag
 
     assert result.table[0].flops == flops(8, 6, 8, 40) and result.table[1].flops == flops(8, *kept)
     assert (
-        f"FLOPs and latencies are of 8x8x1, as in the search; at 16x16x1, what the rest is of, "
-        f"the rate is "
-        f"{flops(16, *kept) / flops(16, 6, 8, 40):.4f}"
+        "FLOPs and latencies are of 8x8x1, as in the search; at 16x16x1, what the rest is of, "
+        f"the rate is {flops(16, *kept) / flops(16, 6, 8, 40):.4f}"
     ) in result.summary()
 
 

@@ -465,7 +465,7 @@ def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prep
         with pytest.raises(EkgError) as error:
             prepare(tmp_path / "run", *companions, *argv)
         assert str(error.value).splitlines()[1:] == [f"  {told}"]
-        assert "name a new `train_path`, or start anew with `overwrite`:" in str(error.value)
+        assert "name a new `train_path`, or start again with `overwrite`:" in str(error.value)
 
 
 @pytest.mark.parametrize(

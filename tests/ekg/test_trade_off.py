@@ -126,3 +126,12 @@ def test_a_front_has_no_target_of_its_own(made):
         ekg.front(model, data, RATES, target={"flops": 0.5})
     with pytest.raises(EkgError, match="no rate 0.5; it has"):
         front[0.5]
+
+
+def test_results_show_themselves_in_one_line_and_in_notebooks_as_a_table(made):
+    front = made[3]
+    result = front[0.4]
+    assert repr(front) == "Front(own at 0.75, 0.4 of the FLOPs)"
+    assert repr(result).startswith("PruneResult(own: ") and len(repr(result)) < 120
+    assert result._repr_html_().count("<tr>") == 1 + len(result.table)
+    assert front._repr_html_().count("<tr>") == 2 + len(front)

@@ -180,7 +180,8 @@ def test_a_missing_package_is_one_line(pruned, tmp_path, monkeypatch, package):
     path = tmp_path / FILES["litert" if package == "ai-edge-litert" else "onnx"]
     with pytest.raises(
         EkgError,
-        match=rf"{package} is not installed; install what exports need with: pip install 'ekg",
+        match=f"{package} is not installed; install the packages for exports with: pip install "
+        "'ekg",
     ):
         ekg.export(pruned, path)
     assert list(tmp_path.iterdir()) == []
@@ -219,8 +220,9 @@ def test_a_layer_that_another_program_does_not_know_is_reported(tmp_path):
 def test_a_saved_model_serves_in_a_process_of_its_own(pruned, tmp_path):
     ekg.export(pruned, tmp_path / "model")
     program = (
-        "import sys, json, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]);"
-        "print(json.dumps(m.serve(np.ones((2, 8, 8, 3), np.float32)).numpy().tolist()))"
+        "import sys, json, numpy as np, tensorflow as tf; m = "
+        "tf.saved_model.load(sys.argv[1]);print(json.dumps(m.serve(np.ones((2, 8, 8, 3), "
+        "np.float32)).numpy().tolist()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "model")],

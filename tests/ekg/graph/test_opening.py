@@ -284,8 +284,8 @@ def test_a_subclassed_model_that_no_graph_shows_is_refused_in_one_line():
             return super().call(x, training) if ops.max(x) > 0 else self.fc(self.pool(x))
 
     message = (
-        "`model` 'own' .Deciding. cannot be taken apart into its layers: its call.. does "
-        "not run on symbolic"
+        "`model` 'own' .Deciding. cannot be taken apart into its layers: its call.. does not run "
+        "on symbolic"
     )
     with pytest.raises(ekg.EkgError, match=message) as error:
         ekg.Supernet(Deciding(name="own"), input_shape=(8, 8, 3))

@@ -69,8 +69,8 @@ def test_instructions_and_gpus_are_told(tmp_path, monkeypatch):
         tmp_path / "e", describe("avx2 fma avx512f avx512_bf16", "A100"), is_strict=True
     )
     message = (
-        "resumes with GPUs [] instead of ['A100']; instructions avx512_bf16 avx512f there and not "
-        "here"
+        "resumes with GPUs [] instead of ['A100']; instructions avx512_bf16 avx512f there and "
+        "not here"
     )
     with pytest.raises(EkgError, match=re.escape(message)):
         environment.keep(tmp_path / "e", describe("avx2 fma"), is_strict=True)

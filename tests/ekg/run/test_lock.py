@@ -25,7 +25,7 @@ def test_the_second_run_in_a_folder_is_refused_in_one_line(tmp_path):
     with held(folder):
         message = (
             f"run: another run works in this folder .process {os.getpid()} on .*, since .*; wait "
-            f"for it"
+            "for it"
         )
         with pytest.raises(EkgError, match=message):
             ekg.prune(

@@ -63,8 +63,8 @@ def test_the_faster_step_decides(seconds, chosen, with_bfloat16, tmp_path, monke
     job = precision.resolved(make_job(tmp_path / "run"))
     assert formats_of(job) == (chosen, chosen)
     assert (
-        f"precision {chosen}: a training step takes {seconds[0]:.3g} s in float32, "
-        f"{seconds[1]:.3g} s in bfloat16" in (caplog.text)
+        f"precision {chosen}: a training step takes {seconds[0]:.3g} s in "
+        f"float32, {seconds[1]:.3g} s in bfloat16" in (caplog.text)
     )
 
 

@@ -357,14 +357,12 @@ def test_scores_of_removed_channels_are_ignored(tiny_resnet, tiny_data):
         (
             np.ones(22),
             "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
-            "all groups; "
-            "received shape (22,).",
+            "all groups; received shape (22,).",
         ),
         (
             1.0,
             "`criterion` 'mine' must return an array of shape (23,), one score per channel of "
-            "all groups; received shape "
-            "().",
+            "all groups; received shape ().",
         ),
         (
             "abc",
