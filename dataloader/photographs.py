@@ -12,9 +12,9 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from dataloader.headers import MOST_PIXELS, MOST_SCALED_PIXELS, declared_size, problem_of, reason_of
 from ekg.data import augment
 from ekg.data.dataset import Dataset, Split, prefetched
+from ekg.data.headers import MOST_PIXELS, MOST_SCALED_PIXELS, declared_size, problem_of, reason_of
 from ekg.errors import EkgError
 
 logger = logging.getLogger(__name__)

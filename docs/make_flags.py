@@ -1,4 +1,4 @@
-"""Writes docs/flags.md from the parsers of the scripts, whose flags come from the settings.
+"""Writes docs/flags.md from the parsers of the scripts and of `ekg evaluate`.
 
 python docs/make_flags.py            # writes it
 python docs/make_flags.py --check    # exit code 1 if it is not up to date
@@ -17,7 +17,7 @@ import utils
 
 PAGE = Path(__file__).with_name("flags.md")
 PRUNING = ("train_cifar", "train_imagenet", "prune")
-OTHERS = ("test", "export")
+OTHERS = {"test": "test.py", "export": "export.py", "ekg.commands.evaluate": "ekg evaluate"}
 SHORT = {"train_cifar": "cifar", "train_imagenet": "imagenet", "prune": "prune"}
 MAX_CHOICES = 12  # more are named by --help alone
 HEAD = """# Flags
@@ -25,7 +25,8 @@ HEAD = """# Flags
 Generated from the settings by `docs/make_flags.py`; `--help` prints the same. Python takes the same
 names: `ekg.prune(model, data, search={"search_step": 0.4}, fine_tune={"batch_size": 64})`, see
 [own_network.md](own_network.md#settings). A flag that has no effect with the others is an error.
-`analyze.py COMMAND --help` lists the flags of the analyses.
+`ekg prune` and `ekg inspect` take the flags of `prune.py`, and `ekg export` those of `export.py`
+except `--arch` and `--dataset`. `analyze.py COMMAND --help` lists the flags of the analyses.
 """
 PRUNING_HEAD = """## train_cifar.py, train_imagenet.py, prune.py
 
@@ -86,7 +87,7 @@ def parser_of(script):
             importlib.import_module(script).parse_args([])
         except _Parsed as parsed:
             return parsed.parser
-    raise RuntimeError(f"{script}.py: parse_args() parses nothing with utils.Parser.")
+    raise RuntimeError(f"{script}: parse_args() parses nothing with utils.Parser.")
 
 
 def groups_of(script):
@@ -180,8 +181,8 @@ def make_page():
     """Returns the whole page."""
     parts = [HEAD.strip(), PRUNING_HEAD.strip()]
     parts += [section(title, flags, 3) for title, flags in merge(PRUNING).items()]
-    for script in OTHERS:
-        parts.append(f"## {script}.py")
+    for script, title in OTHERS.items():
+        parts.append(f"## {title}")
         parts += [table(flags) for flags in groups_of(script).values()]
     return "\n\n".join(parts) + "\n"
 

@@ -1,10 +1,64 @@
-"""The flags of a command line, derived from the fields of settings."""
+"""Command lines: the argument parser, and flags derived from the fields of settings."""
 
 import argparse
 import dataclasses
+import re
+import sys
 
 from ekg.errors import EkgError
 from ekg.settings import about, kind_of
+
+EXIT_USER_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """The argument parser of all commands and scripts, with --quiet and --verbose.
+
+    --help shows defaults, and the error for a mistake is one line without the usage.
+    """
+
+    def __init__(self, *args, **options):
+        options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, **options}
+        super().__init__(*args, **options)
+        verbosity = self.add_mutually_exclusive_group()
+        verbosity.add_argument(
+            "--quiet", action="store_true", help="print only the result, warnings and errors"
+        )
+        verbosity.add_argument(
+            "--verbose", action="store_true", help="also print what each search step tried"
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        """Parses arguments; an argument that is not valid UTF-8 (a file name) is an error."""
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                str(argument).encode()
+            except UnicodeEncodeError:
+                shown = str(argument).encode(errors="backslashreplace").decode()
+                self.error(
+                    f"the argument {shown} is not valid UTF-8; rename the file, or link to it"
+                )
+        return super().parse_args(args, namespace)
+
+    def names_given(self, argv=None):
+        """Returns the names of the arguments that a command line gives explicitly, a set."""
+        not_given = object()
+        probe = argparse.Namespace(**{action.dest: not_given for action in self._actions})
+        values = vars(self.parse_args(argv, probe))
+        return {name for name, value in values.items() if value is not not_given}
+
+    def error(self, message):
+        """Ends the program with a one-line error message."""
+        self.exit(EXIT_USER_ERROR, f"error: {message.rstrip('.')}. --help lists all arguments.\n")
+
+
+def with_flags(text, names):
+    """Replaces `name` by --name in an error message, for the names of flags."""
+
+    def flag_of(match):
+        return f"--{match[1]}" if match[1] in names else match[0]
+
+    return re.sub(r"`(\w+)`", flag_of, text)
 
 
 def add_flags(parser, title, cls, notes=None, **defaults):

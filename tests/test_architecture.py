@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ekg", "nets", "dataloader", "analyses", "benchmarks")
 LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "h5py", "ekg"}  # Keras brings h5py
-OPTIONAL = {"matplotlib", "scipy", "sklearn"}
+OPTIONAL = {"matplotlib", "scipy", "sklearn", "tensorflow_datasets"}
 IMPORTS_MATPLOTLIB = {"ekg.report.pictures"}  # imported inside functions alone
 # who may import whom, besides packages from elsewhere
 ALLOWED = {
     "ekg": {"ekg"},
+    "ekg_command": {"ekg"},
     "nets": {"nets", "utils", "ekg"},
     "dataloader": {"dataloader", "utils", "ekg"},
-    "utils": {"ekg"},
+    "utils": {"ekg", "ekg_command"},
     "op_utils": {"ekg", "utils"},
     "analyses": {"analyses", "ekg", "op_utils", "utils", "nets", "dataloader"},
 }
@@ -109,6 +110,12 @@ def test_scripts_import_utils_before_anything_that_brings_tensorflow(trees):
     assert len(first) >= 6 and set(first.values()) == {"utils"}, first
 
 
+def test_the_console_command_imports_the_standard_library_alone(trees):
+    """It sets TensorFlow's environment, so it must not import the package, which imports it."""
+    (tree,) = [tree for path, tree in trees if path.name == "ekg_command.py"]
+    assert {name.split(".")[0] for _, name in imports(tree)} <= set(sys.stdlib_module_names)
+
+
 def test_nothing_depends_on_the_clock_on_the_wall(trees):
     """It jumps: durations are taken from clocks that do not. (strftime is for people.)"""
     wrong = [
@@ -197,7 +204,7 @@ def test_messages_name_arguments_and_not_flags(trees):
 
 
 SINGLE = {
-    ("argparse", "ekg.command_line"),  # the one place where flags are derived
+    ("argparse", "ekg.command_line"),  # the one parser, and the place where flags are derived
     ("subprocess", "ekg.deploy.fresh"),
 }  # a file is read back where nothing of this program is
 

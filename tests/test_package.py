@@ -9,7 +9,12 @@ import venv
 import zipfile
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
+
+import ekg
+from tests.helpers.digits import digits, network, softmax
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = 'raise SystemExit("a module of the working directory was imported")\n'
@@ -57,7 +62,8 @@ print(ekg.__file__, f"{supernet.rate(result.subnetwork):.3f}")
 """
 
 
-def run(*command, folder, **environment):
+def run(*command, folder, code=0, **environment):
+    """Returns what a command writes: to its output, or to its error stream where it fails."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=folder,
@@ -71,15 +77,15 @@ def run(*command, folder, **environment):
             **environment,
         },
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel that pip builds of the sources that git would hold, built in a copy of them."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ekg_command.py"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     sources = [path for pattern in ("*.py", "py.typed") for path in (ROOT / "ekg").rglob(pattern)]
     for path in sources:
@@ -108,12 +114,12 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_sources_and_leaves_the_build_of_tensorflow_open(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if name.startswith("ekg/")}
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(
             next(name for name in archive.namelist() if name.endswith("/METADATA"))
         ).decode()
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ekg").rglob("*.py")}
-    assert names == sources | {"ekg/py.typed"}
+    assert names == sources | {"ekg/py.typed", "ekg_command.py"}
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
     plain = [line for line in required if "extra ==" not in line]
     assert plain and not [line for line in plain if line.startswith("tensorflow")]
@@ -130,33 +136,73 @@ def test_without_tensorflow_the_import_says_in_one_line_what_to_install(wheel, t
     assert text.count("\n") == 1 and "pip install tensorflow" in text and "tensorflow-cpu" in text
 
 
-def test_a_program_elsewhere_prunes_with_the_installed_library(wheel, tmp_path):
-    """In a new environment, with modules in the working directory that go by the names of the
-    repository's.
-    """
-    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    packages = next((tmp_path / "venv" / "lib").glob("python3*")) / "site-packages"
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """Folder of a new virtual environment in which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    packages = packages_of(folder)
     # TensorFlow is taken from this environment: installing it again would take minutes and prove
     # nothing.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(
-        sys.executable,
+        folder / "bin" / "python",
         "-m",
         "pip",
         "install",
         "--no-deps",
         "--no-index",
+        "--ignore-installed",
         "--quiet",
-        "--target",
-        packages,
         wheel,
-        folder=tmp_path,
+        folder=folder,
     )
-    work = tmp_path / "work"
-    work.mkdir()
+    return folder
+
+
+def packages_of(environment):
+    return next((environment / "lib").glob("python3*")) / "site-packages"
+
+
+def write_hostile_modules(folder):
+    """Writes modules that have the names of the repository's."""
     for name in ("utils", "op_utils", "nets", "dataloader"):
-        (work / f"{name}.py").write_text(HOSTILE)
-    (work / "program.py").write_text(PROGRAM)
-    place, rate = run(python, "program.py", folder=work).split()
-    assert Path(place) == packages / "ekg" / "__init__.py" and float(rate) <= 0.5
+        (folder / f"{name}.py").write_text(HOSTILE)
+
+
+def test_a_program_elsewhere_prunes_with_the_installed_library(environment, tmp_path):
+    write_hostile_modules(tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    place, rate = run(environment / "bin" / "python", "program.py", folder=tmp_path).split()
+    assert Path(place) == packages_of(environment) / "ekg" / "__init__.py" and float(rate) <= 0.5
+
+
+def test_the_command_inspects_prunes_exports_and_evaluates_in_an_empty_folder(
+    environment, tmp_path
+):
+    command = environment / "bin" / "ekg"
+    model = network(softmax)
+    model.save(tmp_path / "my.keras")
+    images, labels = digits(90)
+    np.savez(tmp_path / "digits.npz", x=images, y=labels)
+    write_hostile_modules(tmp_path)
+    assert run(command, "--version", folder=tmp_path) == f"ekg {ekg.__version__}\n"
+    listed = run(command, "inspect", "my.keras", folder=tmp_path)
+    assert all(group.name in listed for group in ekg.Supernet(model).groups)
+    data = ("--data_path", "digits.npz", "--quiet")
+    quick = ("--search_step", "1", "--val_per_class", "4", "--subset_per_class", "6")
+    table = run(command, "prune", "my.keras", *data, *quick, "--search_only", folder=tmp_path)
+    assert re.search(r"^\| +slimmed \|", table, re.MULTILINE)
+    exported = run(command, "export", "runs/my_0.5", "--out", "copy.keras", folder=tmp_path)
+    assert exported.startswith("copy.keras: keras, ")
+    row = run(command, "evaluate", "copy.keras", *data, "--runtimes", folder=tmp_path)
+    pruned = keras.models.load_model(tmp_path / "copy.keras")
+    assert f" {pruned.count_params():,} |" in row and "measured on 90 examples" in row
+    assert pruned.count_params() < model.count_params()
+
+
+def test_a_wrong_path_is_one_line_and_exit_code_2(environment, tmp_path):
+    command = (environment / "bin" / "ekg", "prune", "no.keras", "--data_path", "no", "--quiet")
+    said = run(*command, folder=tmp_path, code=2)
+    assert said == "error: --model no.keras: no such file, and no network of keras.applications.\n"
+    assert not (tmp_path / "runs").exists()

@@ -120,7 +120,9 @@ def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkey
     monkeypatch.setattr(
         ekg,
         "prune",
-        lambda *_, **given: taken.update(given) or PruneResult(*[()] * 4, "", None, None, None),
+        lambda *_, **given: (
+            taken.update(given) or PruneResult(*[()] * 4, "", None, None, None, None)
+        ),
     )
     monkeypatch.setattr(PruneResult, "summary", lambda _: "")
     monkeypatch.setattr(PruneResult, "report", lambda *_: "")

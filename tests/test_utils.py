@@ -186,7 +186,7 @@ def test_signals_end_a_loop_where_it_asks(monkeypatch, capsys, handlers, number,
         codes.append(exit_code)
         raise SystemExit(exit_code)
 
-    monkeypatch.setattr(utils.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
 
     def main(_):
         while len(steps) < 10:
@@ -305,7 +305,7 @@ def test_tensorflow_is_imported_without_its_first_lines_and_others_are_passed_on
     """In a process of its own; what else is written to the error stream meanwhile is seen."""
     program = (
         "import os, sys; sys.path.insert(0, os.getcwd()); import utils; os.write(2, b'after\\n');"
-        "print(utils.tf.__version__)"
+        "print(sys.modules['tensorflow'].__version__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

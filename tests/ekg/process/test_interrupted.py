@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ekg
-import utils
+from ekg.commands import runner
 from ekg.process import stopping
 from ekg.run.folder import RunFolder
 from ekg.searching import greedy
@@ -83,7 +83,7 @@ def test_scripts_keep_their_exit_codes(monkeypatch, capsys, number, code):
             raise error
 
         monkeypatch.setattr(os, "_exit", fail)
-        monkeypatch.setattr(utils, "_set_up_process", lambda *args: None)
+        monkeypatch.setattr(runner, "_set_up_process", lambda *args: None)
         with pytest.raises(ZeroDivisionError, match=f"^{code}$"):
-            utils.run_script(main, lambda: np.arange(0))
+            runner.run_script(main, lambda: np.arange(0))
         assert f"stopped by {number.name}; the same command resumes" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloader import headers, own
 from dataloader.photographs import FileSplit
+from ekg.data import headers, images
 from ekg.errors import EkgError
 from ekg.process.memory import peak_memory_mib
 from ekg.process.progress import progress_bar
@@ -74,11 +74,11 @@ def test_a_bomb_is_refused_by_its_header_and_one_pixel_is_an_image(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "good.png").write_bytes(tf.io.encode_png(IMAGE[:1, :1]).numpy())
-    data, classes = own.load(tmp_path, (4, 4, 3))
+    data, classes = images.load(tmp_path, (4, 4, 3))
     assert classes == ["a", "b"]
     np.testing.assert_array_equal(data.read([0]), np.broadcast_to(IMAGE[:1, :1], (1, 4, 4, 3)))
     (tmp_path / "b" / "bomb.png").write_bytes(png(20_000, 20_000))
-    data, _ = own.load(tmp_path, (4, 4, 3))
+    data, _ = images.load(tmp_path, (4, 4, 3))
     with pytest.raises(
         EkgError,
         match="bomb.png: is not decoded: it declares 20000 x 20000 pixels, more than 134,217,728",
@@ -153,7 +153,7 @@ def test_of_an_animation_the_first_picture_counts(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         pictures[0].save(tmp_path / name / "moves.gif", save_all=True, append_images=pictures[1:])
-    data, _ = own.load(tmp_path, (6, 6, 3))
+    data, _ = images.load(tmp_path, (6, 6, 3))
     np.testing.assert_allclose(data.read([0]), 40, atol=3)
 
 
@@ -204,7 +204,7 @@ def test_photographs_are_turned_as_the_camera_was_held(tmp_path, held, form):
         tmp_path / "b" / name, form, exif=exif, **options
     )
     expected = np.asarray(ops.exif_transpose(pillow.open(tmp_path / "b" / name)), np.float32)
-    found = own._read_file(str(tmp_path / "b" / name), expected.shape)
+    found = images._read_file(str(tmp_path / "b" / name), expected.shape)
     np.testing.assert_allclose(found, expected, atol=0 if form == "PNG" else 8)
 
 
@@ -232,7 +232,7 @@ def test_webp_is_read_and_what_cannot_be_is_counted(tmp_path, channels, caplog):
             "notes.txt": b"",
         },
     )
-    data, _ = own.load(tmp_path, (13, 37, channels))
+    data, _ = images.load(tmp_path, (13, 37, channels))
     expected = tf.image.rgb_to_grayscale(IMAGE) if channels == 1 else IMAGE
     np.testing.assert_array_equal(data.read([2])[0, ..., :3], expected)
     message = "3 images are left out, as TensorFlow cannot read them (1 .heic, 2 .tiff)"
@@ -246,7 +246,7 @@ def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
     (tmp_path / "b" / "4.jpg").symlink_to(tmp_path / "a" / "1.png")  # a link to an image is one
     with open(tmp_path / "b" / "5.jpg", "wb") as file:
         file.truncate(2**40)
-    data, _ = own.load(tmp_path, (4, 4, 3))
+    data, _ = images.load(tmp_path, (4, 4, 3))
     for number, message in (
         (2, "2.jpg: is no plain file"),
         (3, "3.jpg: is no plain file"),
@@ -257,18 +257,18 @@ def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
     assert data.read([4]).shape == (1, 4, 4, 3)
     os.mkfifo(tmp_path / "x.npz")
     with pytest.raises(EkgError, match="x.npz: there is no plain file of that name"):
-        own.load(tmp_path / "x.npz", (4, 4, 3))
+        images.load(tmp_path / "x.npz", (4, 4, 3))
     np.savez_compressed(tmp_path / "y.npz", x=np.zeros((99, 99, 99)), y=np.zeros(9))
-    monkeypatch.setattr(own, "machine_memory_mib", lambda: 5)
+    monkeypatch.setattr(images, "machine_memory_mib", lambda: 5)
     with pytest.raises(
         EkgError,
         match="y.npz: its arrays take 7,[0-9,]+ bytes of memory, more than this machine has",
     ):
-        own.load(tmp_path / "y.npz", (4, 4, 3))
+        images.load(tmp_path / "y.npz", (4, 4, 3))
 
 
 def test_why_an_image_is_bad_is_said_without_names_of_functions(tmp_path):
     make_folder(tmp_path, **{"2.png": b"no image at all"})
     with pytest.raises(EkgError, match="2.png: cannot be read as an image") as error:
-        own.load(tmp_path, (4, 4, 3))[0].read([2])
+        images.load(tmp_path, (4, 4, 3))[0].read([2])
     assert "{{" not in str(error.value) and "[Op:" not in str(error.value)

@@ -3,16 +3,16 @@ import os
 
 import pytest
 
-import op_utils
+from ekg.devices import strategy
+from ekg.devices.strategy import DeviceSettings
 from ekg.errors import EkgError
-from op_utils import DeviceSettings
 
 WORKERS = ["a.cluster:8888", "b.cluster:8888"]
 
 
 def test_a_gpu_that_is_not_there_is_named():
     with pytest.raises(EkgError, match="`gpu_id` 99: this machine has"):
-        op_utils.make_strategy(DeviceSettings(gpu_id=(99,)))
+        strategy.make_strategy(DeviceSettings(gpu_id=(99,)))
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,8 @@ def test_more_virtual_devices_than_a_machine_could_hold_are_refused():
 
 
 def test_the_cpu_is_split_if_asked():
-    strategy = op_utils.make_strategy(DeviceSettings(virtual_devices=2))
-    assert [device[-5:] for device in strategy.extended.worker_devices] == ["CPU:0", "CPU:1"]
-
-
-def test_a_batch_that_does_not_divide_is_named():
-    message = r"`batch_size` 24 must be a multiple of 10 = 2 devices x 5 micro-batches"
-    with pytest.raises(EkgError, match=message):
-        op_utils.check_batch("batch_size", 24, {"devices": 2, "micro-batches": 5})
-    op_utils.check_batch("batch_size", 30, {"devices": 2, "micro-batches": 5})
+    made = strategy.make_strategy(DeviceSettings(virtual_devices=2))
+    assert [device[-5:] for device in made.extended.worker_devices] == ["CPU:0", "CPU:1"]
 
 
 # ---------------------------------------------------------------- clusters
@@ -81,7 +74,7 @@ def test_a_batch_that_does_not_divide_is_named():
 def test_a_malformed_cluster_is_one_clear_line(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(EkgError, match="^TF_CONFIG: .*it must look like"):
-        op_utils.make_strategy(DeviceSettings(strategy="multi_worker"))
+        strategy.make_strategy(DeviceSettings(strategy="multi_worker"))
 
 
 def test_a_cluster_that_nobody_names_is_said(monkeypatch):
@@ -90,7 +83,7 @@ def test_a_cluster_that_nobody_names_is_said(monkeypatch):
     with pytest.raises(
         EkgError, match="`strategy` multi_worker: neither TF_CONFIG nor SLURM names the workers"
     ):
-        op_utils.make_strategy(DeviceSettings(strategy="multi_worker"))
+        strategy.make_strategy(DeviceSettings(strategy="multi_worker"))
 
 
 def test_slurm_names_the_workers(monkeypatch):
@@ -103,9 +96,9 @@ def test_slurm_names_the_workers(monkeypatch):
         "NTASKS": "2",
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    resolver = op_utils._make_resolver()
+    resolver = strategy._make_resolver()
     assert resolver.cluster_spec().as_dict() == {"worker": ["node3:8888", "node4:8888"]}
     assert (resolver.task_type, resolver.task_id) == ("worker", 1)
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "many")
     with pytest.raises(EkgError, match="SLURM's variables cannot be understood"):
-        op_utils._make_resolver()
+        strategy._make_resolver()

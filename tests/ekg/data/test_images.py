@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from dataloader import own
+from ekg.data import images as own
 from ekg.data.sources import find_examples
 from ekg.errors import EkgError
 
