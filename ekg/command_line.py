@@ -117,8 +117,6 @@ def fill_in_rate_(args, default):
     """Sets the share of the FLOPs that a command line left out: all where another target is given,
     else a default.
     """
-    if args.target_rates:
-        args.target_rate = min(args.target_rates)
     if args.target_rate is None:
         others = (args.target_params, args.target_latency, args.target_ms)
         args.target_rate = default if all(other is None for other in others) else 1.0

@@ -17,6 +17,7 @@ from ekg import command_line, settings
 from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.io import files
+from ekg.run import reuse
 from ekg.run import run as running
 from ekg.run.folder import RunFolder
 from ekg.searching.settings import SearchSettings
@@ -92,7 +93,12 @@ REAL_RANGES = [
         (TINY, 1.0),
         (0.0, -TINY, ABOVE_ONE),
     ),
-    (("decay_points", "target_latency"), "in (0, 1)", (TINY, NEARLY_ONE), (0.0, 1.0)),
+    (
+        ("decay_points", "target_latency", "target_rates"),
+        "in (0, 1)",
+        (TINY, NEARLY_ONE),
+        (0.0, 1.0),
+    ),
     (
         ("temperature", "learning_rate", "subset_learning_rate", "decay_rate", "target_ms"),
         "positive",
@@ -115,6 +121,7 @@ OTHERS = {
     "data_path": "elsewhere",
     "gpu_id": (0, 2),
     "decay_points": (0.25,),
+    "target_rates": (0.25, 0.5),
     "subset_per_class": 260,
     "num_views": 1,
     "trained_param": Path("q.pkl"),
@@ -143,7 +150,7 @@ def name_of(value):
 
 
 def is_list(field):
-    return field.name in ("gpu_id", "decay_points", "runtimes", "exports")
+    return field.name in ("gpu_id", "decay_points", "target_rates", "runtimes", "exports")
 
 
 def make(cls, **values):
@@ -385,7 +392,8 @@ PLACES = {"train_path", "trained_param", "search_from", "overwrite", "restart"}
 CIFAR_FLAGS = [
     (cls, field)
     for script, cls, field in FLAGS
-    if script is train_cifar and field.name not in PLACES
+    # Several targets are several jobs: see test_trade_off.py
+    if script is train_cifar and field.name not in (*PLACES, "target_rates")
 ]
 
 
@@ -470,7 +478,11 @@ def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prep
 
 @pytest.mark.parametrize(
     ("cls", "field"),
-    [entry for entry in CIFAR_FLAGS if entry[1].name not in ("baseline_epoch", "latency_table")],
+    [
+        entry
+        for entry in CIFAR_FLAGS
+        if entry[1].name not in ("baseline_epoch", "latency_table", *reuse.TARGETS)
+    ],
     ids=name_of,
 )
 def test_a_search_is_taken_where_other_settings_are_of_the_training_alone(
@@ -505,6 +517,20 @@ def test_a_search_is_taken_where_other_settings_are_of_the_training_alone(
             and len(lines) == 1 + len(differing)
             and not (tmp_path / "run").exists()
         )
+
+
+@pytest.mark.parametrize("name", reuse.TARGETS)
+def test_of_a_search_toward_another_target_the_common_steps_are_taken(
+    name, searched, prepare, tmp_path
+):
+    source = searched[0]
+    network = ["--trained_param", source / "baseline_param.pkl"]
+    prepare(tmp_path / "run", f"--{name}", 0.9, *network, "--search_from", source)
+    ours, theirs = RunFolder(tmp_path / "run"), RunFolder(source)
+    taken = ours.history()
+    assert not ours.is_searched()
+    assert 1 <= len(taken) <= len(theirs.history())
+    assert taken == theirs.history()[: len(taken)]
 
 
 @pytest.mark.parametrize(
