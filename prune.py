@@ -6,7 +6,8 @@
     python prune.py --model my.keras --inspect
 
 The pruned network is trained_param.keras in the run folder, or slimmed_param.keras where
-fine-tuning made it worse. The same command again resumes where a run stopped.
+fine-tuning made it worse. With --max_drop the run folder holds one run folder per rate that is
+tried, and final_RATE. The same command again resumes where a run stopped.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from ekg.run.settings import RunSettings
 from ekg.searching.settings import FrontSettings, LatencySettings, SearchSettings, SubsetSettings
 from ekg.devices.team import Team
 from ekg.errors import EkgError, first_line
+from ekg.goal import MaxDropSettings
 from ekg.pruning import AUTO
 from ekg.run.folder import PHASES
 from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
@@ -160,6 +162,7 @@ FLAGS = {
     "epoch before the search": SubsetSettings,
     "search": SearchSettings,
     "several targets": FrontSettings,
+    "accuracy goal": MaxDropSettings,
     "latency": LatencySettings,
     "network that is cut out": SlimSettings,
     "fine-tuning": FineTuneSettings,
@@ -171,6 +174,7 @@ FLAG_OF = {
     "validation_data": "val_path",
     "run_dir": "train_path",
     "epochs": "train_epoch",
+    "drop": "max_drop",
 }
 RATE = 0.5
 DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
@@ -193,6 +197,7 @@ def parse_args(argv=None):
     args.given = parser.names_given(argv)
     try:
         command_line.check_rates(args)
+        command_line.check_drop(args)
         command_line.fill_in_rate_(args, RATE)
         for cls in FLAGS.values():
             command_line.from_args(cls, args)
@@ -292,6 +297,9 @@ def _multiple(args):
 
 
 def _target(args):
+    goal = command_line.from_args(MaxDropSettings, args).target()
+    if goal is not None:
+        return goal
     latency = command_line.from_args(LatencySettings, args).target()
     return (
         {"flops": args.target_rate}
@@ -369,8 +377,9 @@ def main(args):
             options |= {"restart": args.restart, "search_from": args.search_from}
             result = ekg.prune(model, data, target=_target(args), **options)
     except EkgError as error:
+        flags = FLAG_OF if args.max_drop is None else FLAG_OF | {"target": "max_drop"}
         raise EkgError(
-            re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))
+            re.sub(r"`(\w+)`", lambda match: f"`{flags.get(match[1], match[1])}`", str(error))
         ) from None
     print(result.summary())
     if Team(strategy).is_chief:
