@@ -6,7 +6,8 @@
     python prune.py --model my.keras --inspect
 
 The pruned network is trained_param.keras in the run folder, or slimmed_param.keras where
-fine-tuning made it worse. The same command again resumes where a run stopped.
+fine-tuning made it worse. With --max_drop the run folder holds one run folder per rate that is
+tried, and final_RATE. The same command again resumes where a run stopped.
 """
 
 import utils  # before TensorFlow: it sets TensorFlow's environment

@@ -113,6 +113,20 @@ def check_rates(args):
         raise EkgError("`target_rates` names a share twice.")
 
 
+def check_drop(args):
+    """Raises EkgError if `max_drop` comes with another target, or with what it excludes.
+
+    Args:
+        args: parsed arguments, before fill_in_rate_().
+    """
+    if args.max_drop is None:
+        return
+    targets = ("target_rate", "target_rates", "target_params", "target_latency", "target_ms")
+    for name in (*targets, "search_from", "restart"):
+        if getattr(args, name) is not None:
+            raise EkgError(f"`max_drop` and `{name}` exclude each other; leave one out.")
+
+
 def fill_in_rate_(args, default):
     """Sets the share of the FLOPs that a command line left out: all where another target is given,
     else a default.
@@ -142,6 +156,8 @@ def name_of_targets(args):
 
 def describe_targets(args):
     """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
+    if getattr(args, "max_drop", None) is not None:
+        return f"a loss of at most {args.max_drop:g} points"
     if args.target_rates:
         rates = sorted(args.target_rates, reverse=True)
         return ", ".join(f"{100 * rate:.4g} %" for rate in rates) + " of its FLOPs"

@@ -21,6 +21,7 @@ from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.goal import SEARCH_FOLDER, check_alone, folder_of, reach, read_goal
 from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
@@ -221,7 +222,9 @@ def prune(
             them; what has none is held against the unpruned network's output.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an
-            ekg.Target of your own.
+            ekg.Target of your own; or {"drop": 0.01} for the smallest network that loses at most
+            one point of the first metric on examples held out of the data, with "held_out",
+            "lowest_rate" and "probe_epochs" of goal.GoalSettings.
         validation_data: what the final table is of; None takes training images that the search
             uses.
         task: "auto" decides from output and labels; or a name of tasks.TASKS, a Task, a list or
@@ -262,6 +265,9 @@ def prune(
             resumes there.
     """
     defaults.check_restart(restart, run_dir)
+    goal = read_goal(target, target_rate)
+    if goal is not None:
+        check_alone({"restart": restart, "search_from": search_from})
     limits = {"exclude": exclude, "min_channels": min_channels, "prune_frozen": prune_frozen}
     with contextlib.ExitStack() as stack:
         stack.enter_context(shown(verbose))
@@ -276,40 +282,141 @@ def prune(
         data, logits, limits, head = understand(
             model, data, {"task": task, "may_lose": may_lose}, given, limits, open_layers
         )
-        measured = {}
-        if multiple_of == AUTO:
-            folders = [path] if search_from is None else [path, Path(search_from)]
-            multiple_of = _find_multiple(Supernet(logits, **limits), target, team, folders)
-            measured = {"auto_multiple_of": multiple_of}
-        supernet = Supernet(logits, multiple_of=multiple_of, **limits)
-        job_settings = defaults.make_settings(
-            data,
-            _num_outputs(data, supernet.graph),
-            team.size,
-            target_rate=target_rate,
-            target=target,
-            epochs=epochs,
-            seed=seed,
-            search=search,
-            bank=bank,
-            fine_tune=fine_tune,
-            run=run,
-            repair=repair,
+        pruning = _Pruning(
+            logits,
+            limits,
+            multiple_of,
+            head,
+            team,
+            augment,
+            {
+                "seed": seed,
+                "search": search,
+                "bank": bank,
+                "fine_tune": fine_tune,
+                "run": run,
+                "repair": repair,
+            },
         )
-        data, note = _with_test_images(data, job_settings)
-        compute = Compute(team, kind.use_xla(), job_settings.run.precision)
-        job = Job(job_settings, data, supernet, compute, RunFolder(path), head)
+        if goal is not None:
+            return reach(goal, data, epochs, seed, _ForGoal(pruning, path, epochs))
+        opening = Opening(restart, search_from=None if search_from is None else Path(search_from))
+        targets = {"target_rate": target_rate, "target": target, "epochs": epochs}
+        return pruning.run(data, path, targets, opening)[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pruning:
+    """All that the jobs of one call of prune() have in common.
+
+    Attributes:
+        logits: network on logits.
+        limits, multiple_of: arguments of its Supernet.
+        head: Head that was taken off, or None.
+        team: Team.
+        augment: see prune().
+        options: arguments of defaults.make_settings() besides target and epochs.
+    """
+
+    logits: keras.Model
+    limits: dict
+    multiple_of: int | str
+    head: object
+    team: Team
+    augment: object
+    options: dict
+
+    def settings(self, data, supernet, targets):
+        """Returns the JobSettings for the arguments `target_rate`, `target` and `epochs`."""
+        outputs = _num_outputs(data, supernet.graph)
+        return defaults.make_settings(data, outputs, self.team.size, **(self.options | targets))
+
+    def supernet(self, target=None, folders=()):
+        """Returns (Supernet, {name: value} of what was measured for it); see _find_multiple()."""
+        multiple_of, measured = self.multiple_of, {}
+        if multiple_of == AUTO:
+            whole = Supernet(self.logits, **self.limits)
+            multiple_of = _find_multiple(whole, target, self.team, folders)
+            measured = {"auto_multiple_of": multiple_of}
+        return Supernet(self.logits, multiple_of=multiple_of, **self.limits), measured
+
+    def run(self, data, path, targets, opening, note=None):
+        """Runs a job and returns (PruneResult, Job).
+
+        Args:
+            data: data set.
+            path: of the run folder.
+            targets: {name: value} of the arguments of settings(), and others that replace options.
+            opening: Opening of the folder.
+            note: what the figures of the table are of; None says it by the data.
+        """
+        source = opening.search_from
+        supernet, measured = self.supernet(
+            targets.get("target"), [path] if source is None else [path, source]
+        )
+        job_settings = self.settings(data, supernet, targets)
+        data, tested = _with_test_images(data, job_settings)
+        compute = Compute(self.team, kind.use_xla(), job_settings.run.precision)
+        job = Job(job_settings, data, supernet, compute, RunFolder(path), self.head)
         job, rows = start(
             job,
-            _asked(job, epochs, augment) | measured,
-            opening=Opening(
-                restart,
-                search_from=None if search_from is None else Path(search_from),
+            _asked(job, targets["epochs"], self.augment) | measured,
+            opening=dataclasses.replace(
+                opening,
                 advice="name a new `run_dir`, which can take its search over with `search_from`",
                 search_ignores=TRAINING_ARGUMENTS,
             ),
         )
-        return _result(job, rows, note)
+        return _result(job, rows, note or tested), job
+
+
+class _ForGoal:
+    """What goal.reach() prunes and measures with."""
+
+    def __init__(self, pruning, path, epochs):
+        """
+        Args:
+            pruning: _Pruning.
+            path: folder of all the run folders.
+            epochs: of the final fine-tuning, or None.
+        """
+        if RunFolder(path).holds_run():
+            raise EkgError(f"{path}: holds a single run; name a new folder for an accuracy goal.")
+        self._pruning, self._path, self._epochs = pruning, path, epochs
+        self._supernet = None
+
+    def least_rate(self, data):
+        """Returns the share of the FLOPs of the smallest sub-network.
+
+        Raises:
+            EkgError: a setting is wrong, before the first phase.
+        """
+        supernet, _ = self._pruning.supernet(None, [folder_of(self._path, SEARCH_FOLDER)])
+        self._pruning.settings(data, supernet, {"target_rate": 1.0, "epochs": self._epochs})
+        return supernet.rate(supernet.smallest())
+
+    def unpruned(self, measure):
+        """Returns what a function says of the unpruned network, as the chief sees it."""
+        return self._pruning.team.from_chief(lambda: measure(self._pruning.logits))
+
+    def prune(self, name, data, rate, epochs, search_from, note, is_final):
+        """See goal.reach()."""
+        targets = {"target_rate": rate, "epochs": epochs}
+        options = self._pruning.options
+        if epochs is None:
+            targets |= {"fine_tune": defaults.searched_part(options["fine_tune"]), "bank": None}
+        if not is_final:
+            targets["run"] = defaults.without_extras(options["run"])
+        source = None if search_from is None else folder_of(self._path, search_from)
+        with _folder(folder_of(self._path, name)) as path:
+            opening = Opening(search_from=source)
+            result, job = self._pruning.run(data, path, targets, opening, note)
+
+        def measured(measure):
+            network = path / job.handed_out[0]
+            return job.team.from_chief(lambda: measure(job.read(network, result.subnetwork)))
+
+        return result, measured
 
 
 @contextlib.contextmanager

@@ -357,3 +357,30 @@ def test_a_target_gives_the_run_folder_its_name():
     ):
         args = prune.parse_args(["--model", "my.keras", "--data_path", "x.npz", *argv])
         assert str(args.train_path) == f"runs/{name}"
+
+
+def test_a_goal_in_points_leaves_a_run_folder_per_rate(place, tmp_path, capsys):
+    options = ["--data_path", place / "digits.npz", "--train_path", tmp_path / "goal", *QUICK[2:]]
+    options += ["--search_only", "--max_drop", 99, "--lowest_rate", 0.9, "--held_out", 0.2]
+    result = run(place, *options)
+    assert "goal: at most 99 points less top-1, on 18 held-out" in capsys.readouterr().out
+    assert isinstance(result, PruneResult) and result.rate <= 0.9
+    folders = {path.name for path in (tmp_path / "goal").iterdir() if path.is_dir()}
+    assert folders == {"search", "probe_0.9", "final_0.9"}
+    with pytest.raises(EkgError, match="`max_drop`: 18 held-out .* `held_out` or `max_drop`"):
+        run(place, *[1 if option == 99 else option for option in options])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max_drop", "0"], "max_drop must be in"),
+        (["--max_drop", "1", "--target_rate", "0.5"], "max_drop and --target_rate exclude"),
+        (["--max_drop", "1", "--search_from", "run"], "max_drop and --search_from exclude"),
+        (["--probe_epochs", "2"], "probe_epochs has no effect here: there is no accuracy goal"),
+    ],
+)
+def test_a_goal_in_points_that_cannot_be_is_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        prune.parse_args(["--model", "my.keras", "--data_path", "images", *flags])
+    assert message in capsys.readouterr().err

@@ -17,6 +17,7 @@ from ekg.devices.team import Team
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError, first_line
 from ekg.io.keras_files import load_keras
+from ekg.goal import MaxDropSettings
 from ekg.pruning import AUTO
 from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.run.folder import PHASES
@@ -152,6 +153,7 @@ FLAGS = {
     "epoch before the search": SubsetSettings,
     "search": SearchSettings,
     "several targets": FrontSettings,
+    "accuracy goal": MaxDropSettings,
     "latency": LatencySettings,
     "network that is cut out": SlimSettings,
     "fine-tuning": FineTuneSettings,
@@ -163,6 +165,7 @@ FLAG_OF = {
     "validation_data": "val_path",
     "run_dir": "train_path",
     "epochs": "train_epoch",
+    "drop": "max_drop",
 }
 RATE = 0.5
 DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
@@ -190,6 +193,7 @@ def parse_args(argv=None, prog=None):
     args.given = parser.names_given(argv)
     try:
         command_line.check_rates(args)
+        command_line.check_drop(args)
         command_line.fill_in_rate_(args, RATE)
         for cls in FLAGS.values():
             command_line.from_args(cls, args)
@@ -289,6 +293,9 @@ def _multiple(args):
 
 
 def _target(args):
+    goal = command_line.from_args(MaxDropSettings, args).target()
+    if goal is not None:
+        return goal
     latency = command_line.from_args(LatencySettings, args).target()
     return (
         {"flops": args.target_rate}
@@ -351,8 +358,9 @@ def main(args):
             options |= {"restart": args.restart, "search_from": args.search_from}
             result = ekg.prune(model, data, target=_target(args), **options)
     except EkgError as error:
+        flags = FLAG_OF if args.max_drop is None else FLAG_OF | {"target": "max_drop"}
         raise EkgError(
-            re.sub(r"`(\w+)`", lambda match: f"`{FLAG_OF.get(match[1], match[1])}`", str(error))
+            re.sub(r"`(\w+)`", lambda match: f"`{flags.get(match[1], match[1])}`", str(error))
         ) from None
     print(result.summary())
     if Team(strategy).is_chief:

@@ -149,8 +149,7 @@ def _tuning(tuning, bank, epochs, num_outputs, has_labels):
     if "train_epoch" in tuning:
         raise EkgError("`fine_tune`: its length is given as `epochs`; leave train_epoch out here.")
     if epochs is None:
-        searched = names_where([FineTuneSettings], lambda details: details.affects == SEARCH)
-        has_no_effect = [name for name in tuning if name not in searched]
+        has_no_effect = [name for name in tuning if name not in _searched_names()]
         if bank:
             has_no_effect.append("bank")
         if has_no_effect:
@@ -193,6 +192,31 @@ def _with_teacher_of_views(tuning, data, bank):
             "teaches each view"
         )
     return {"finetune_teacher": "single", **tuning}
+
+
+def searched_part(fine_tune):
+    """Returns {name: value} of those settings of fine-tuning that a search depends on.
+
+    Args:
+        fine_tune: see ekg.prune.
+    """
+    if isinstance(fine_tune, FineTuneSettings):
+        fine_tune = fine_tune.differing()
+    given = _given("fine_tune", fine_tune)
+    return {name: value for name, value in given.items() if name in _searched_names()}
+
+
+def without_extras(run):
+    """Returns {name: value} of RunSettings without latencies and exported files.
+
+    Args:
+        run: see ekg.prune.
+    """
+    return {**_given("run", run, RunSettings), "runtimes": (), "exports": ()}
+
+
+def _searched_names():
+    return names_where([FineTuneSettings], lambda details: details.affects == SEARCH)
 
 
 def _multiple(number, of):

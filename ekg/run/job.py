@@ -181,7 +181,7 @@ class Job:
             EkgError: the file cannot be read, or holds another network.
         """
         with self.team.strategy.scope():
-            return self._read(path, subnetwork)
+            return self.read(path, subnetwork)
 
     def load_(self, model, path):
         """Gives a network of the same structure the weights in a file; raises what load() does."""
@@ -192,13 +192,14 @@ class Job:
         """Returns the network in a file as it is handed out: under no strategy, its head put
         back.
         """
-        return self.with_head(self._read(path, subnetwork))
+        return self.with_head(self.read(path, subnetwork))
 
     def with_head(self, model):
         """Returns a network with its head put back; it may be changed."""
         return model if self.head is None else self.head.put_back(model)
 
-    def _read(self, path, subnetwork):
+    def read(self, path, subnetwork=None):
+        """Returns the network in a file, made under no strategy; see load()."""
         if subnetwork is None:
             model = cutting.copy(self.model, self.supernet.choices["input_shape"])
         else:

@@ -90,7 +90,7 @@ def test_the_same_call_shows_a_finished_run_again(pruned):
 
 def test_other_settings_or_another_network_are_refused_in_a_run_folder(pruned):
     model, data, folder, _ = pruned
-    with pytest.raises(EkgError, match="name a new `run_dir`:\n  seed: 0 there, 3 here"):
+    with pytest.raises(EkgError, match="name a new `run_dir`, which .*:\n  seed: 0 there, 3 here"):
         ekg.prune(model, data, validation_data=digits(60), run_dir=folder, **TUNED, seed=3)
     other = network(softmax)
     other.get_layer("one").kernel.assign_add(np.ones((3, 3, 1, 6)))
