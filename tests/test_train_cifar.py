@@ -117,6 +117,7 @@ def test_a_finished_run_shows_its_table_again(finished):
     assert train(*SHORT, "--train_path", folder) == rows
 
 
+@pytest.mark.rendered
 def test_a_finished_run_writes_its_page_again_if_it_is_gone(finished):
     folder, rows = finished
     page = (folder / "report.html").read_text()
