@@ -258,7 +258,7 @@ def test_a_search_that_is_another_one_or_damaged_is_not_taken(finished, base, tm
     base = [*base, "--train_path", tmp_path / "new", "--search_from"]
     for argv, message in (
         (["--seed", "1"], "was searched with other arguments.*\n  seed: 0 there, 1 here$"),
-        (["--target_rate", "0.8"], "\n  target_rate: 0.9 there, 0.8 here$"),
+        (["--criterion", "l1"], "\n  criterion: 'ekg' there, 'l1' here$"),
     ):
         with pytest.raises(EkgError, match=message):
             train(*base, folder, *argv)

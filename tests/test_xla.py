@@ -196,8 +196,9 @@ CALLS = {
     "devices/compute.py": 1,
     "distil/bank.py": 1,
     "landscape/hessian.py": 3,
-    "search/evaluator.py": 6,
-    "train/evaluate.py": 2,
+    "searching/evaluator.py": 6,
+    "train/batch_norm_statistics.py": 1,
+    "train/evaluate.py": 1,
     "train/step.py": 1,
 }
 

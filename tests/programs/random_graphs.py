@@ -460,7 +460,7 @@ def check_job(model, kinds, seed):
         search={"search_step": 1.0, "val_per_class": 2, "subset_per_class": 2},
         fine_tune={"batch_size": 12},
     )
-    handed_out = result._run.result  # the row of the better of the cut and the fine-tuned network
+    handed_out = result.run.result  # the row of the better of the cut and the fine-tuned network
     for row, pruned in ((result.table[0], model), (handed_out, result.model)):
         for number, (kind, shape) in enumerate(zip(kinds, shapes)):
             metric, measure, target = expected_metric(kind, shape, labels[number], before[number])
