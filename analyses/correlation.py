@@ -259,9 +259,7 @@ def _text(coefficients):
     """Returns Pearson's coefficient of correlate() with its interval, as text."""
     low, high = coefficients["pearson_interval"]
     text = f"{coefficients['pearson']:.2f} (95 % {low:.2f} to {high:.2f}"
-    return (
-        f"{text})" if tells_sign((low, high)) else f"{text}, which says nothing, not even the sign)"
-    )
+    return f"{text})" if tells_sign((low, high)) else f"{text}; not significant)"
 
 
 def _pearson(first, second):

@@ -266,13 +266,13 @@ def test_coefficients_equal_scipys_and_intervals_hold_them():
 
 
 @pytest.mark.parametrize(
-    "interval, says_nothing",
+    "interval, is_insignificant",
     [((-1, 1), True), ((0.1, 0.9), False), ((-0.9, -0.2), False), ((0, 1), True)],
 )
-def test_an_interval_that_holds_both_signs_is_said_to_say_nothing(interval, says_nothing):
+def test_an_interval_with_both_signs_is_not_significant(interval, is_insignificant):
     coefficients = {"pearson": 0.3, "pearson_interval": interval}
     for text in (
         correlation._text(coefficients),
         pictures._coefficient_text(coefficients, "Pearson"),
     ):
-        assert ("says nothing" in text) == says_nothing
+        assert ("not significant" in text) == is_insignificant

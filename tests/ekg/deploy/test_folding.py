@@ -1,3 +1,5 @@
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -44,9 +46,10 @@ def check_same(model, folded, tolerance=1e-4):
         (known.shufflenet, 0),
         (known.unet, 0),
         (lambda: known.application("MobileNetV2", alpha=0.35), 0),
-        (lambda: known.application("DenseNet121"), 62),
+        # It norms before its convolutions: half of the norms stay.
+        (lambda: known.application("DenseNet121"), 62 if known.WHOLE in os.environ else 12),
     ],
-)  # it norms before its convolutions: half of them stay
+)
 def test_a_folded_network_computes_the_same_without_its_batch_norms(make, left):
     model = make()
     before, weights = (

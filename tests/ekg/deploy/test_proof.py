@@ -218,7 +218,7 @@ def test_a_result_is_exported_with_given_examples(tmp_path):
     model = randomise_(keras.Model(entry, layers.Dense(3)(pooled(entry))))
     labels = model.predict(IMAGES, verbose=0).argmax(-1)
     data = make_data(model, (IMAGES[:100], labels[:100]))
-    result = PruneResult(model, None, (), [], "", None, None, data)
+    result = PruneResult(model, None, (), [], "", "", None, False, data)
     assert result.export(tmp_path / "a.onnx").metrics == {
         "top1": (1.0, 1.0)
     }  # training images and their labels
