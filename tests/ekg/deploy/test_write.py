@@ -142,9 +142,9 @@ def test_a_file_that_computes_something_else_is_not_kept(pruned, tmp_path, monke
         (
             "a.tflite",
             {"quantize": "int8", "examples": EXAMPLES[:100]},
-            "100 are too few; 128 are needed",
+            "100 are too few; at least 128 are needed",
         ),
-        ("a.tflite", {"examples": EXAMPLES[:10]}, "10 are too few; 64 are needed"),
+        ("a.tflite", {"examples": EXAMPLES[:10]}, "10 are too few; at least 64 are needed"),
         (
             "a.tflite",
             {"examples": EXAMPLES[..., :2]},
@@ -153,7 +153,7 @@ def test_a_file_that_computes_something_else_is_not_kept(pruned, tmp_path, monke
         (
             "a.tflite",
             {"examples": [EXAMPLES, EXAMPLES]},
-            "an array for each of the 1 inputs; received 2",
+            "one array for each of the 1 inputs; received 2",
         ),
     ],
 )
