@@ -394,8 +394,8 @@ def test_a_layer_of_ones_own_without_get_config_closes_what_it_reads():
     x = conv_bn(Own(lambda x: x + 1)(conv_bn(inputs, 4, "before")), 4, "last")
     supernet = check_prunable(classified(inputs, x), reload=False)
     assert names_of(supernet) == {"last"} and supernet.layout.closed["before"] == (
-        "read by 'own' (Own), as it stays closed: it has a weight of its own, 'scale', beside "
-        "those of its layers"
+        "read by 'own' (Own), as it stays closed: it has a weight of its own, 'scale', besides "
+        "its layers' weights"
     )
     assert supernet.table.uncounted == ["'own' (Own)"]
 
