@@ -105,41 +105,41 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flops(Target):
-    """A share of the FLOPs, in (0, 1]."""
+class Share(Target):
+    """A share of what the unpruned network costs, in (0, 1].
+
+    Attributes:
+        argument: name of the argument that asks for it, for errors.
+    """
 
     most: float
-    name = "FLOPs"
+    argument = "target"
+
+    def check(self, supernet):
+        least = self.cost(supernet, supernet.smallest())
+        if least > self.most:
+            raise EkgError(
+                f"`{self.argument}` {self.most:g} cannot be reached: one channel in every group "
+                f"still leaves {least:.4f} of the {self.name} of {supernet.model.name}."
+            )
+
+
+class Flops(Share):
+    """A share of the FLOPs, in (0, 1]."""
+
+    name, argument = "FLOPs", "target_rate"
 
     def cost(self, supernet, subnetwork):
         return supernet.rate(subnetwork)
 
-    def check(self, supernet):
-        least = self.cost(supernet, supernet.smallest())
-        if least > self.most:
-            raise EkgError(
-                f"`target_rate` {self.most:g} cannot be reached: one channel in every group still "
-                f"leaves {least:.4f} of the FLOPs of {supernet.model.name}."
-            )
 
-
-@dataclasses.dataclass(frozen=True)
-class Params(Target):
+class Params(Share):
     """A share of the parameters, in (0, 1]."""
 
-    most: float
-    name = "parameters"
+    name, argument = "parameters", "target_params"
 
     def cost(self, supernet, subnetwork):
         return supernet.complexity(subnetwork).params / supernet.complexity(supernet.whole()).params
-
-    def check(self, supernet):
-        least = self.cost(supernet, supernet.smallest())
-        if least > self.most:
-            raise EkgError(
-                f"`target_params` {self.most:g} cannot be reached: one channel in every group "
-                f"still leaves {least:.4f} of the parameters of {supernet.model.name}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
