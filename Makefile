@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_flags.py
 	$(BIN)/python docs/make_notebooks.py
