@@ -161,18 +161,10 @@ class PruneResult:
         Raises:
             EkgError: matplotlib is not installed, or the folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with page.report_folder(folder) as path:
             return page.write_report(
-                self.run, folder / names.REPORT_PICTURE, folder / names.REPORT_PAGE
+                self.run, path / names.REPORT_PICTURE, path / names.REPORT_PAGE
             )
-        except ModuleNotFoundError as error:
-            raise EkgError(
-                f"a report needs {error.name}; install it with: pip install {error.name}"
-            ) from None
-        except OSError as error:
-            raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
 def prune(

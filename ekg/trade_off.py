@@ -64,16 +64,8 @@ class Front:
         Raises:
             EkgError: matplotlib is not installed, or the folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            report.write_front(self._points(), folder / PICTURE, folder / PAGE)
-        except ModuleNotFoundError as error:
-            raise EkgError(
-                f"a report needs {error.name}; install it with: pip install {error.name}"
-            ) from None
-        except OSError as error:
-            raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
+        with page.report_folder(folder) as path:
+            report.write_front(self._points(), path / PICTURE, path / PAGE)
 
     def _points(self):
         return [

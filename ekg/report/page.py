@@ -1,10 +1,12 @@
 """The report of a finished run: an HTML page with a picture and tables."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 from pathlib import Path
 
+from ekg.errors import EkgError
 from ekg.io import files
 from ekg.report.table import latency_text
 from ekg.tasks.metrics import metric_named
@@ -63,6 +65,28 @@ class FinishedRun:
     def seconds(self, *phases):
         """Returns the total duration of some phases, in seconds; unfinished phases count as 0."""
         return sum(self.phases.get(phase, {}).get("seconds", 0.0) for phase in phases)
+
+
+@contextlib.contextmanager
+def report_folder(folder):
+    """Gives the pathlib.Path of a folder that a report is written into; it is made if missing.
+
+    Args:
+        folder: path.
+
+    Raises:
+        EkgError: a package that draws is not installed, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except ModuleNotFoundError as error:
+        raise EkgError(
+            f"a report needs {error.name}; install it with: pip install {error.name}"
+        ) from None
+    except OSError as error:
+        raise EkgError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
 def write_report(run, picture, page):
