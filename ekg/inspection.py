@@ -1,9 +1,14 @@
 """What can be pruned in a network, why the rest cannot, and which channel groups can give."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 
 from ekg.errors import EkgError
 from ekg.network import inspect as structure
+from ekg.network.inspect import Inspection
 from ekg.network.supernet import Supernet
 from ekg.pruning import understand
 from ekg.searching.sensitivity import SHARES, measure_sensitivity
@@ -11,8 +16,16 @@ from ekg.searching.settings import SearchSettings
 
 
 def inspect(
-    model, data=None, *, task="auto", may_lose=(), shares=SHARES, search=None, seed=0, **limits
-):
+    model: keras.Model,
+    data: Any = None,
+    *,
+    task: Any = "auto",
+    may_lose: Sequence[str | int] = (),
+    shares: Sequence[float] = SHARES,
+    search: dict | None = None,
+    seed: int = 0,
+    **limits: Any,
+) -> Inspection:
     """Returns the Inspection of a network: its channel groups, their cost, and why others stay.
 
         print(ekg.inspect(model, exclude="head"))

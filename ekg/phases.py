@@ -14,22 +14,27 @@ softmax off.
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from ekg.data.dataset import TrainingBatches, mixed_order
+from ekg.data.dataset import LabelledData, TrainingBatches, mixed_order
 from ekg.devices.compute import Compute
 from ekg.distil import bank as banks
 from ekg.distil import losses
+from ekg.distil.bank import MemoryBank
 from ekg.distil.settings import FineTuneSettings
 from ekg.distil.slim import cut_with_statistics, restore_norms_
 from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward
 from ekg.graph.layer_losses import warn_of_weight_decay
+from ekg.network.subnetwork import Subnetwork
+from ekg.network.supernet import Supernet
 from ekg.process.progress import progress_bar
 from ekg.run.folder import RunFolder
+from ekg.searching.history import HistoryEntry
 from ekg.searching.settings import SearchSettings
 from ekg.train.batch_norm_statistics import fit_statistics_
 from ekg.train.loop import fit
@@ -174,14 +179,14 @@ def fine_tuning(
 
 
 def slim(
-    supernet,
-    subnetwork,
-    data,
+    supernet: Supernet,
+    subnetwork: Subnetwork,
+    data: LabelledData,
     *,
-    repair=False,
-    compute=None,
-    search_batch_size=SearchSettings.search_batch_size,
-):
+    repair: bool = False,
+    compute: Compute | None = None,
+    search_batch_size: int = SearchSettings.search_batch_size,
+) -> keras.Model:
     """Returns the network that fine-tuning starts from: cut out, with moving statistics of its own,
     its kernels at their former norm.
 
@@ -205,15 +210,15 @@ def slim(
 
 
 def build_bank(
-    folder,
-    supernet,
-    history,
-    data,
+    folder: str | Path,
+    supernet: Supernet,
+    history: Sequence[HistoryEntry],
+    data: LabelledData,
     *,
-    num_teacher=FineTuneSettings.num_teacher,
-    compute=None,
-    search_batch_size=SearchSettings.search_batch_size,
-):
+    num_teacher: int = FineTuneSettings.num_teacher,
+    compute: Compute | None = None,
+    search_batch_size: int = SearchSettings.search_batch_size,
+) -> MemoryBank:
     """Returns the MemoryBank in a folder; it is built there, or its building resumes.
 
     Args:
@@ -241,18 +246,18 @@ def build_bank(
 
 
 def fine_tune(
-    model,
-    data,
-    bank=None,
+    model: keras.Model,
+    data: LabelledData,
+    bank: MemoryBank | None = None,
     *,
-    epochs,
-    teacher=None,
-    folder=None,
-    seed=0,
-    compute=None,
-    search_batch_size=SearchSettings.search_batch_size,
-    **settings,
-):
+    epochs: int,
+    teacher: keras.Model | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    compute: Compute | None = None,
+    search_batch_size: int = SearchSettings.search_batch_size,
+    **settings: Any,
+) -> keras.Model:
     """Trains a network in place with its labels and what a memory bank or a teacher knows, and
     returns it.
 

@@ -7,7 +7,9 @@ import logging
 import math
 import re
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,10 +18,11 @@ from ekg.data.dataset import LabelledData
 from ekg.data.examples import draw_labelled
 from ekg.data.own import make_data
 from ekg.deploy.formats import runtime_named
-from ekg.deploy.write import export
+from ekg.deploy.write import Export, export
 from ekg.devices import kind
 from ekg.devices.compute import Compute
 from ekg.devices.team import Team
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.goal import SEARCH_FOLDER, check_alone, folder_of, reach, read_goal
 from ekg.graph import cutting
@@ -29,13 +32,14 @@ from ekg.graph.heads import without_heads
 from ekg.graph.limits import PruningLimits
 from ekg.latency.tile_width import find_multiple
 from ekg.latency.timing import Conditions
+from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 from ekg.process import stopping
 from ekg.process.progress import shown
 from ekg.report import page
 from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
-from ekg.report.table import LATENCY_NOTE, format_table
+from ekg.report.table import LATENCY_NOTE, Row, format_table
 from ekg.run import defaults
 from ekg.run import folder as names
 from ekg.run.arguments import model_fingerprint
@@ -43,7 +47,11 @@ from ekg.run.choice import Choice
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.run import Opening, start
+from ekg.run.settings import RunSettings
+from ekg.searching.history import HistoryEntry
 from ekg.searching.latency import Latency
+from ekg.searching.settings import SearchSettings
+from ekg.searching.targets import Target
 from ekg.tasks.kinds import TASKS
 from ekg.tasks.metrics import metric_named
 from ekg.tasks.output_choice import check_all_count
@@ -80,16 +88,16 @@ class PruneResult:
     """
 
     model: keras.Model
-    subnetwork: object
-    history: tuple
-    table: list
+    subnetwork: Subnetwork
+    history: tuple[HistoryEntry, ...]
+    table: list[Row]
     note: str
     choice: str
     run: FinishedRun
     is_repaired: bool
-    _data: object
+    _data: LabelledData
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         metric = metric_named(self.run.metric)
         before, after = (
             metric.text(row.metrics[self.run.metric]) for row in (self.table[0], self.run.result)
@@ -99,16 +107,16 @@ class PruneResult:
             f"-> {after}, {len(self.history) - 1} search steps)"
         )
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         """Returns the table of the networks, as notebooks show it."""
         return page.table_html(*page.networks_table(self.table))
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Share of the FLOPs that is kept."""
         return self.run.rate
 
-    def summary(self):
+    def summary(self) -> str:
         """Returns the final table, and what its figures are of, as text."""
         latencies = LATENCY_NOTE if self.table and self.table[0].latencies else None
         return "\n".join(
@@ -117,15 +125,15 @@ class PruneResult:
 
     def export(
         self,
-        path,
-        format=None,
+        path: str | Path,
+        format: str | None = None,
         *,
-        quantize=None,
-        examples=None,
-        labels=None,
-        task="auto",
-        tolerance=None,
-    ):
+        quantize: str | None = None,
+        examples: Any = None,
+        labels: Any = None,
+        task: Any = "auto",
+        tolerance: float | None = None,
+    ) -> Export:
         """Writes the pruned network in a deployment format, proves it, and returns the Export.
 
             result.export("pruned.tflite", quantize="int8")
@@ -151,7 +159,7 @@ class PruneResult:
             tolerance=tolerance,
         )
 
-    def report(self, folder):
+    def report(self, folder: str | Path) -> str:
         """Writes report.html and report.png into a folder and returns a line that says what came
         out.
 
@@ -168,35 +176,35 @@ class PruneResult:
 
 
 def prune(
-    model,
-    data,
+    model: keras.Model,
+    data: Any,
     *,
-    target_rate=None,
-    target=None,
-    validation_data=None,
-    task="auto",
-    may_lose=(),
-    exclude=(),
-    min_channels=1,
-    multiple_of=1,
-    prune_frozen=False,
-    epochs=20,
-    search=None,
-    repair=True,
-    bank=None,
-    fine_tune=None,
-    run=None,
-    augment=None,
-    run_dir=None,
-    restart=None,
-    search_from=None,
-    seed=0,
-    strategy=None,
-    verbose=True,
-    steps_per_epoch=None,
-    class_weight=None,
-    open_layers=True,
-):
+    target_rate: float | None = None,
+    target: dict | Target | None = None,
+    validation_data: Any = None,
+    task: Any = "auto",
+    may_lose: Sequence[str | int] = (),
+    exclude: Any = (),
+    min_channels: int | dict[str, int] = 1,
+    multiple_of: int | dict[str, int] | str = 1,
+    prune_frozen: bool = False,
+    epochs: int | None = 20,
+    search: dict | SearchSettings | None = None,
+    repair: bool = True,
+    bank: dict | bool | None = None,
+    fine_tune: dict | FineTuneSettings | None = None,
+    run: dict | RunSettings | None = None,
+    augment: str | Callable | None = None,
+    run_dir: str | Path | None = None,
+    restart: str | None = None,
+    search_from: str | Path | None = None,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    verbose: bool = True,
+    steps_per_epoch: int | None = None,
+    class_weight: dict[int, float] | None = None,
+    open_layers: bool | str | Sequence[str] = True,
+) -> PruneResult:
     """Prunes a trained network: searches the sub-network, cuts it out and trains it with what the
     interim ones know.
 
@@ -312,7 +320,7 @@ class _Pruning:
 
     logits: keras.Model
     limits: dict
-    multiple_of: int | str
+    multiple_of: int | dict[str, int] | str
     head: object
     team: Team
     augment: object

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
 from ekg.graph.registry import states
 from ekg.network.masked_check import computes_in_half
+from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 
 EXAMPLES = 12  # in a batch: batch norms need several
@@ -31,16 +33,16 @@ HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
 
 def check_prunable(
-    model,
+    model: keras.Model,
     *,
-    subnetworks=2,
-    seed=0,
-    inputs=None,
-    reload=True,
-    tolerance=1e-5,
-    batch_tolerance=1e-4,
-    **choices,
-):
+    subnetworks: int = 2,
+    seed: int = 0,
+    inputs: Any = None,
+    reload: bool = True,
+    tolerance: float = 1e-5,
+    batch_tolerance: float = 1e-4,
+    **choices: Any,
+) -> Supernet:
     """Checks that masked, cut, reloaded and counted networks agree; returns the Supernet.
 
     The smallest sub-network and some random ones are masked and cut out; the last is also saved and
@@ -135,7 +137,7 @@ def _mode(training):
     return "statistics of the batch" if training else "moving statistics"
 
 
-def random_subnetwork(supernet, rng):
+def random_subnetwork(supernet: Supernet, rng: np.random.Generator) -> Subnetwork:
     """Returns a Subnetwork of random order and random widths.
 
     Args:
@@ -146,7 +148,7 @@ def random_subnetwork(supernet, rng):
     return order.with_widths({group.name: rng.uniform() for group in supernet.groups})
 
 
-def random_inputs(graph, rng):
+def random_inputs(graph: Graph, rng: np.random.Generator) -> Any:
     """Returns a batch of random inputs in the structure that a model takes: normal numbers, or 0
     and 1 for integers.
 

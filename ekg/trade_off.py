@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import keras
 
 from ekg.errors import EkgError
 from ekg.pruning import PruneResult, prune
@@ -34,28 +38,28 @@ class Front:
     rates: tuple[float, ...]
     results: tuple[PruneResult, ...]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rates = ", ".join(f"{rate:g}" for rate in self.rates)
         return f"Front({self.results[0].model.name} at {rates} of the FLOPs)"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         """Returns the table of the front, as notebooks show it."""
         return page.table_html(*report.table_of(self._points()))
 
-    def __getitem__(self, rate):
+    def __getitem__(self, rate: float) -> PruneResult:
         """Returns the PruneResult of a rate that was asked for."""
         if rate not in self.rates:
             raise EkgError(f"the front has no rate {rate!r}; it has {list(self.rates)}.")
         return self.results[self.rates.index(rate)]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rates)
 
-    def summary(self):
+    def summary(self) -> str:
         """Returns a Markdown table: the unpruned network and one row per rate."""
         return "\n".join([report.format_front(self._points()), self.results[-1].note])
 
-    def report(self, folder):
+    def report(self, folder: str | Path) -> None:
         """Writes front.html and front.png into a folder.
 
         Args:
@@ -74,7 +78,14 @@ class Front:
         ]
 
 
-def front(model, data, rates, *, run_dir=None, **options):
+def front(
+    model: keras.Model,
+    data: Any,
+    rates: Sequence[float],
+    *,
+    run_dir: str | Path | None = None,
+    **options: Any,
+) -> Front:
     """Prunes a trained network to several rates and returns the Front of them.
 
         front = ekg.front(model, data, rates=(0.8, 0.6, 0.45, 0.3), epochs=20)
@@ -94,19 +105,19 @@ def front(model, data, rates, *, run_dir=None, **options):
     Raises:
         EkgError: a rate is out of range or given twice; or see ekg.prune.
     """
-    rates = check_rates(rates)
+    falling = check_rates(rates)
     for name in ("target_rate", "target", "search_from", "restart"):
         if options.get(name) is not None:
             raise EkgError(f"`{name}` has no effect on a front; leave it out.")
     results, earlier = [], None
     with _folder(run_dir) as folder:
-        for rate in rates:
+        for rate in falling:
             path = point_folder(folder, rate)
             results.append(
                 prune(model, data, target_rate=rate, run_dir=path, search_from=earlier, **options)
             )
             earlier = path
-    return Front(rates, tuple(results))
+    return Front(falling, tuple(results))
 
 
 def check_rates(rates):

@@ -1,10 +1,12 @@
 """The library as pip installs it, in an environment and a folder of its own."""
 
+import inspect
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import typing
 import venv
 import zipfile
 from pathlib import Path
@@ -134,6 +136,33 @@ def test_without_tensorflow_the_import_says_in_one_line_what_to_install(wheel, t
     shutil.unpack_archive(wheel, tmp_path / "library", format="zip")
     text = run(sys.executable, "-c", program, folder=tmp_path / "library")
     assert text.count("\n") == 1 and "pip install tensorflow" in text and "tensorflow-cpu" in text
+
+
+def public_functions():
+    """Yields (name, function) of every function, method and property that `ekg` offers."""
+    for name in ekg.__all__:
+        value = getattr(ekg, name)
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            for key, member in vars(value).items():
+                if key.startswith("_") and key != "__init__":
+                    continue
+                function = getattr(member, "fget", None) or getattr(member, "func", member)
+                function = getattr(function, "__func__", function)
+                if inspect.isfunction(function):
+                    yield f"{name}.{key}", function
+    for name in ("check_prunable", "random_subnetwork", "random_inputs"):
+        yield f"testing.{name}", getattr(ekg.testing, name)
+
+
+def test_everything_public_is_annotated_with_names_that_exist():
+    functions = dict(public_functions())
+    assert len(functions) > 100
+    for name, function in functions.items():
+        hints = typing.get_type_hints(function)
+        asked = [key for key in inspect.signature(function).parameters if key != "self"]
+        assert {*asked, "return"} - {"cls"} <= set(hints), name
 
 
 @pytest.fixture(scope="module")

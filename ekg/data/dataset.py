@@ -60,6 +60,11 @@ class LabelledData:
     normalise(images) and fine_tune_view(batch, number).
     """
 
+    name: str
+    train: Any  # a Split, or another object with its attributes and methods
+    test: Any
+    task: Any
+    num_views: int
     moves_knowledge = False  # whether a view has to move the memory bank's maps along with pixels
     changes_labels = False  # whether a view changes labels, so that no memory bank fits it
 

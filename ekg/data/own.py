@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -148,16 +149,16 @@ class OwnData(LabelledData):
 
 
 def make_data(
-    model,
-    data,
+    model: keras.Model,
+    data: Any,
     *,
-    validation_data=None,
-    task="auto",
-    augment=None,
-    may_lose=(),
-    steps_per_epoch=None,
-    class_weight=None,
-):
+    validation_data: Any = None,
+    task: Any = "auto",
+    augment: str | Callable | None = None,
+    may_lose: Sequence[str | int] = (),
+    steps_per_epoch: int | None = None,
+    class_weight: dict[int, float] | None = None,
+) -> LabelledData:
     """Returns the data set for search, memory bank and training, from any data that `fit` takes.
 
     The arguments are explained in ekg.prune.

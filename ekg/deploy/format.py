@@ -104,11 +104,11 @@ class Format:
 
     name: str
     suffix = ""
-    packages = ()
+    packages: tuple[str, ...] = ()
     folds = True
     quantizes = False
-    runtime = None
-    timed_with = ()
+    runtime: str | None = None
+    timed_with: tuple[str, ...] = ()
 
     def write(self, source, path):
         """Writes a Source.

@@ -5,13 +5,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from ekg.data.own import make_data
 from ekg.deploy import proof
-from ekg.deploy.format import QUANTIZATIONS, Source
+from ekg.deploy.format import QUANTIZATIONS, Reader, Source
 from ekg.deploy.formats import format_of
 from ekg.deploy.fresh import FreshReader
 from ekg.deploy.inference import is_random
@@ -55,19 +56,19 @@ class Export:
     format: str
     quantize: str | None
     size: int
-    inputs: list
-    outputs: list
-    batch: object
+    inputs: list[str]
+    outputs: list[str]
+    batch: str | int
     examples: int
     difference: float
     largest: float
     agreement: float | None
-    reader: object = dataclasses.field(repr=False)
+    reader: Reader = dataclasses.field(repr=False)
     share: float = 0.0
-    channel: tuple = ("", 0)
+    channel: tuple[str, int] = ("", 0)
     metrics: dict = dataclasses.field(default_factory=dict)
 
-    def __str__(self):
+    def __str__(self) -> str:
         same = "" if self.agreement is None else f", same top-1 in {self.agreement:.2%}"
         measured = "".join(
             f", {metric_named(name).title if has_metric(name) else name} "
@@ -89,16 +90,16 @@ def _metric_text(name, value):
 
 
 def export(
-    model,
-    path,
-    format=None,
+    model: keras.Model,
+    path: str | Path,
+    format: str | None = None,
     *,
-    quantize=None,
-    examples=None,
-    labels=None,
-    task="auto",
-    tolerance=None,
-):
+    quantize: str | None = None,
+    examples: Any = None,
+    labels: Any = None,
+    task: Any = "auto",
+    tolerance: float | None = None,
+) -> Export:
     """Writes a network in a deployment format, and checks it against the one in memory; returns the
     Export.
 

@@ -4,7 +4,9 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,9 @@ LOST_WORKER = (
 # The reason that a worker sends to the others, within TensorFlow's error message
 _REASON = re.compile(r"<<(worker \d+: .*?)>>", re.DOTALL)
 HEARD_SECONDS = 1  # in which the other processes receive the reason of a failure
+
+
+T = TypeVar("T")
 
 
 class Agreed(EkgError):
@@ -59,40 +64,47 @@ class Team:
         worker: number of this process; 0 is the chief, the only one that writes files.
     """
 
-    def __init__(self, strategy=None):
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
         """
         Args:
             strategy: the tf.distribute.Strategy; None for a single member on the default device.
         """
-        self.strategy = strategy or tf.distribute.get_strategy()
+        self.strategy: Any = strategy or tf.distribute.get_strategy()
         self._devices = strategy.extended.worker_devices if strategy else (None,)
         self.size = strategy.num_replicas_in_sync if strategy else 1
         self.num_workers = self.size // len(self._devices)
         first = 0
         if self.num_workers > 1:
-            first = int(strategy.experimental_local_results(strategy.run(_replica_number))[0])
+            first = self._replica_number()
         self.local_members = range(first, first + len(self._devices))
         self.worker = first // len(self._devices)
         self._sum = tf.function(
-            lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None),
+            lambda value: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None),
             reduce_retracing=True,
         )
 
+    def _replica_number(self):
+        """Returns the number of this process's first replica among those of all processes."""
+        numbers = self.strategy.run(
+            lambda: tf.distribute.get_replica_context().replica_id_in_sync_group
+        )
+        return int(self.strategy.experimental_local_results(numbers)[0])
+
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
         return self.worker == 0
 
     @property
-    def shard(self):
+    def shard(self) -> tuple[int, int]:
         """(number of this process, number of processes): the part of each batch that it reads."""
         return self.worker, self.num_workers
 
     @property
-    def device(self):
+    def device(self) -> str | None:
         """The first device of this process; None for TensorFlow's default device."""
         return self._devices[0]
 
-    def map_members(self, function):
+    def map_members(self, function: Callable[[int], T]) -> dict[int, T]:
         """Returns {member: function(member)} for the members of this process.
 
         Each call runs on the member's device, in a thread of its own.
@@ -107,7 +119,7 @@ class Team:
         with futures.ThreadPoolExecutor(len(self.local_members)) as pool:
             return dict(zip(self.local_members, pool.map(on_device, self.local_members)))
 
-    def sum_over_workers(self, array):
+    def sum_over_workers(self, array: np.ndarray) -> np.ndarray:
         """Returns the sum of the arrays of all processes, which have the same shape.
 
         The sum is exact where all but one process hold zero.
@@ -123,7 +135,7 @@ class Team:
         parts = self.strategy.experimental_distribute_values_from_function(value_of)
         return self._sum(parts).numpy().reshape(array.shape)
 
-    def gather_texts(self, text):
+    def gather_texts(self, text: str) -> list[str]:
         """Returns the list of all processes' texts, cut to MAX_TEXT bytes; all processes wait."""
         if self.num_workers == 1:
             return [text]
@@ -138,18 +150,18 @@ class Team:
             for row, size in zip(self.sum_over_workers(table), sizes)
         ]
 
-    def wait(self):
+    def wait(self) -> None:
         """Blocks until all processes have called it."""
         self.gather_texts("")
 
-    def as_chief_sees(self, is_so):
+    def as_chief_sees(self, is_so: bool) -> bool:
         """Returns the chief's value of a condition, in all processes.
 
         One process looks at the files, so that all processes decide alike.
         """
         return self.gather_texts("yes" if is_so else "")[0] == "yes"
 
-    def from_chief(self, make):
+    def from_chief(self, make: Callable[[], Any]) -> Any:
         """Calls a function in the chief's process, and returns its JSON value in all processes.
 
         Raises:
@@ -167,7 +179,7 @@ class Team:
             pieces.append(self.gather_texts(piece)[0])
         return json.loads("".join(pieces))
 
-    def stop_signal(self):
+    def stop_signal(self) -> int:
         """Returns the number of a signal that any process received as a request to stop, or 0.
 
         All processes call it together, get the same number, and continue as if they had received
@@ -180,7 +192,7 @@ class Team:
             stopping.request(number)
         return number
 
-    def on_chief(self, function):
+    def on_chief(self, function: Callable[[], Any]) -> None:
         """Calls a function in the chief's process alone; all processes wait until it returns.
 
         Raises:
@@ -198,7 +210,7 @@ class Team:
         if failure:
             self._refuse(failure)
 
-    def check_same(self, values):
+    def check_same(self, values: dict[str, Any]) -> None:
         """Raises EkgError in all processes if one was started differently from the chief.
 
         Args:
@@ -219,7 +231,7 @@ class Team:
                     "start all workers with the same code, arguments, data and versions."
                 )
 
-    def _refuse(self, reason):
+    def _refuse(self, reason: str) -> NoReturn:
         """Raises Agreed for a reason that all processes have just exchanged.
 
         A process that ends closes its connections, perhaps while another still reads the reason.
@@ -231,7 +243,7 @@ class Team:
         raise Agreed(reason)
 
     @contextlib.contextmanager
-    def sharing_failures(self):
+    def sharing_failures(self) -> Iterator["Team"]:
         """Context that yields the team, and sends the reason to other processes if this one fails.
 
         They wait for this process in an exchange, which TensorFlow aborts with the reason; see
@@ -247,7 +259,7 @@ class Team:
                 self._report_to_others(kind + " ".join(str(error).split())[:MAX_REASON])
             raise
 
-    def _report_to_others(self, reason):
+    def _report_to_others(self, reason: str) -> None:
         # If the others have ended already, this process still raises its own error.
         with contextlib.suppress(Exception):
             context.context().report_error_to_cluster(
@@ -266,7 +278,3 @@ def _flat(values):
         else:
             flat[name] = value
     return flat
-
-
-def _replica_number():
-    return tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -24,6 +24,7 @@ outputs closer:
 import functools
 import logging
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,6 +34,8 @@ from ekg.data.dataset import Batches
 from ekg.devices.compute import full_float32
 from ekg.distil.repair_sweep import Sweep, first_held_out
 from ekg.errors import EkgError
+from ekg.network.subnetwork import Subnetwork
+from ekg.network.supernet import Supernet
 from ekg.train.batch_norm_statistics import StatisticsEstimation
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ ACTIVATION_BYTES = 2**30  # limit for the live activations of both networks, if 
 BATCH = 256  # examples per batch when batch norm statistics are estimated
 
 
-def repair(supernet, subnetwork, images):
+def repair(supernet: Supernet, subnetwork: Subnetwork, images: Any) -> keras.Model:
     """Cuts out a sub-network and repairs it; returns the plain cut if the repair does not help.
 
         smaller = ekg.repair(supernet, subnetwork, images)

@@ -1,6 +1,7 @@
 """The settings of slimming, memory bank and fine-tuning."""
 
 import dataclasses
+from typing import Any
 
 from ekg.errors import EkgError
 from ekg.settings import (
@@ -90,7 +91,7 @@ class FineTuneSettings(Settings):
         may_be_none=True,
     )
 
-    def views_of(self, data):
+    def views_of(self, data: Any) -> int:
         """Returns the number of random views of each training image.
 
         Args:

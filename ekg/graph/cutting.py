@@ -3,6 +3,8 @@
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -78,7 +80,9 @@ def kernel_norm(kernel):
     return float(np.sqrt(np.square(kernel, dtype=np.float64).sum()))
 
 
-def open_model(model, input_shape=None, open_layers=True):
+def open_model(
+    model: keras.Model, input_shape: Any = None, open_layers: bool | str | Sequence[str] = True
+) -> keras.Model:
     """Returns a functional keras.Model for a model of any kind; see opening.Opener.
 
     That is the model itself if it has no composite layers; else a copy of it, with weights of its

@@ -38,7 +38,7 @@ class ChannelGroup:
     multiple: int = 1
 
     @functools.cached_property
-    def counts(self):
+    def counts(self) -> tuple[int, ...]:
         """The numbers of channels that may stay, ascending."""
         first = -(-max(self.least, 1) // self.multiple) * self.multiple
         return (*range(first, self.size, self.multiple), self.size)

@@ -119,7 +119,7 @@ class Parts:
         held: {name of a part that the layer itself holds: the attribute that holds it}.
     """
 
-    held = types.MappingProxyType({})
+    held: Mapping[str, str] = types.MappingProxyType({})
 
     def call(self, *args, **kwargs):
         """Returns what the layer returns for symbolic tensors, computed by calls of the parts."""
@@ -227,17 +227,17 @@ class LayerRecord:
             )
 
     @property
-    def recurrent(self):
+    def recurrent(self) -> str | None:
         """Name of the weight through which the layer reads what it wrote, or None."""
         return next((name for name, weight in self.weights.items() if BACK in weight.axes), None)
 
     @property
-    def kernel(self):
+    def kernel(self) -> str:
         """Name of the weight that mixes channels."""
         return next(name for name, weight in self.weights.items() if {IN, OUT} <= set(weight.axes))
 
     @property
-    def filter_kernel(self):
+    def filter_kernel(self) -> str:
         """Name of the kernel whose entries make the filters."""
         if self.mixes:
             return self.kernel

@@ -1,5 +1,7 @@
 """The records of all known layer kinds: Keras' own, and those that users register."""
 
+from collections.abc import Callable
+
 import keras
 
 from ekg.errors import EkgError
@@ -23,7 +25,7 @@ def default():
 RECORDS = default()  # register_layer() adds to it
 
 
-def register_layer(kind, record):
+def register_layer(kind: type[keras.Layer], record: LayerRecord | Callable) -> None:
     """Registers the record of a layer class of your own, in place of an earlier one.
 
     Args:

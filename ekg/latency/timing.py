@@ -2,9 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
 
+from ekg.deploy.format import Format
 from ekg.deploy.formats import runtime_named
 from ekg.process import stopping
 
@@ -86,8 +90,14 @@ def time_in_turn(functions, rounds, seconds=float("inf"), warmup=WARMUP_SECONDS,
 
 
 def measure_latency(
-    models, runtime, batch=1, threads=None, input_shape=None, rounds=60, seconds=20.0
-):
+    models: Mapping[Any, keras.Model],
+    runtime: str | Format,
+    batch: int = 1,
+    threads: int | None = None,
+    input_shape: Any = None,
+    rounds: int = 60,
+    seconds: float = 20.0,
+) -> dict[Any, Timing]:
     """Returns {name: Timing} of several networks, measured in turn as ekg.export() writes them.
 
     Args:

@@ -1,6 +1,7 @@
 """Reports what can be pruned in a network, and why the rest cannot."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Inspection:
     uncounted: tuple[str, ...]
     sensitivity: Any = None
 
-    def draw(self, path):
+    def draw(self, path: str | Path) -> None:
         """Draws the loss with each channel group narrowed alone, as a PNG.
 
         Raises:
@@ -73,11 +74,11 @@ class Inspection:
             ) from None
         pictures.draw_sensitivity(path, self.sensitivity)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns everything as plain dicts and lists."""
         return dataclasses.asdict(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.complexity.flops:,} FLOPs, {self.complexity.params:,} parameters",
             "",

@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any, Self
 
 import numpy as np
 
 from ekg.errors import EkgError
+from ekg.graph.groups import ChannelGroup
 
 WIDTH_TOLERANCE = 1e-6  # channels
 
 
-def count_kept(width, size):
+def count_kept(width: Fraction | float, size: int) -> int:
     """Returns how many of `size` channels have a rank below max(width * size, 1).
 
     Args:
@@ -41,7 +44,7 @@ class Subnetwork:
     steps: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def whole(cls, groups):
+    def whole(cls, groups: Sequence[ChannelGroup]) -> Self:
         """Returns the sub-network that keeps every channel of the groups."""
         steps = tuple((group.least, group.multiple) for group in groups)
         return cls(
@@ -52,21 +55,21 @@ class Subnetwork:
         )
 
     @property
-    def width(self):
+    def width(self) -> tuple[float, ...]:
         """Fraction of the channels of every group that is kept, in (0, 1]."""
         return tuple(kept / len(channels) for kept, channels in zip(self.kept_counts, self.order))
 
-    def num_kept(self, group):
+    def num_kept(self, group: int) -> int:
         """Returns how many channels the group at this position keeps."""
         return self.kept_counts[group]
 
-    def kept(self, group):
+    def kept(self, group: int) -> np.ndarray:
         """Returns the kept channels of the group at this position, in ascending order: int
         array.
         """
         return np.sort(np.array(self.order[group][: self.kept_counts[group]], dtype=np.int64))
 
-    def with_kept(self, group, num_kept):
+    def with_kept(self, group: int, num_kept: int) -> Self:
         """Returns this sub-network with this number of channels of the group at this position, or
         the next higher number that may stay.
         """
@@ -77,17 +80,17 @@ class Subnetwork:
         )
         return dataclasses.replace(self, kept_counts=counts)
 
-    def _rounded(self, group, num_kept):
+    def _rounded(self, group: int, num_kept: int) -> int:
         if not self.steps:
             return num_kept
         least, multiple = self.steps[group]
         return min(-(-max(num_kept, least) // multiple) * multiple, len(self.order[group]))
 
-    def with_width(self, group, width):
+    def with_width(self, group: int, width: Fraction | float) -> Self:
         """Returns this sub-network with another width, in [0, 1], of the group at this position."""
         return self.with_kept(group, count_kept(width, len(self.order[group])))
 
-    def with_widths(self, widths):
+    def with_widths(self, widths: Mapping[str, float]) -> Self:
         """Returns this sub-network with the widths {group name: width in [0, 1]}; groups not named
         keep theirs.
 
@@ -114,7 +117,7 @@ class Subnetwork:
             ),
         )
 
-    def ranked(self, scores):
+    def ranked(self, scores: Sequence[np.ndarray]) -> Self:
         """Returns this sub-network with every group's kept channels ordered by descending score.
 
         Channels that are not kept stay after the kept ones, and ties keep their order.
@@ -129,7 +132,7 @@ class Subnetwork:
             order.append(tuple(kept[i] for i in ranking) + removed)
         return dataclasses.replace(self, order=tuple(order))
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns {"kept": {group name: number of channels}, "order": channels of every group, most
         important first}.
 
@@ -143,7 +146,7 @@ class Subnetwork:
         return value | ({"steps": [list(pair) for pair in self.steps]} if self.steps else {})
 
     @classmethod
-    def from_json(cls, value):
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """Returns the sub-network that to_json() turned into this dict; "widths" of earlier
         versions are understood.
         """

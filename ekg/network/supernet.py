@@ -1,13 +1,19 @@
 """The supernet: a trained network with gates, as a pure function of weights and masks.
 
 One function serves every sub-network: the masks are its arguments, so nothing is compiled again
+from ekg.graph.calls import Call
+from ekg.graph.groups import ChannelGroup
+from ekg.graph.complexity import Complexity
 from one sub-network to the next and nothing needs restoring after a trial.
 """
 
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,9 +29,14 @@ from ekg.graph import (
     records,
     registry,
 )
-from ekg.graph.calls import Graph, layer_variables
+from ekg.graph.calls import Call, Graph, layer_variables
+from ekg.graph.complexity import Complexity
+from ekg.graph.groups import ChannelGroup
 from ekg.graph.limits import PruningLimits
 from ekg.network.subnetwork import Subnetwork
+
+# {layer key: tensors of the layer, trainable before non-trainable}
+Weights = dict[str, list[tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +70,16 @@ class Supernet:
 
     def __init__(
         self,
-        model,
+        model: keras.Model,
         *,
-        exclude=(),
-        min_channels=1,
-        multiple_of=1,
-        prune_frozen=False,
-        input_shape=None,
-        class_logits=True,
-        open_layers=True,
-    ):
+        exclude: Any = (),
+        min_channels: int | dict[str, int] = 1,
+        multiple_of: int | dict[str, int] = 1,
+        prune_frozen: bool = False,
+        input_shape: Any = None,
+        class_logits: bool = True,
+        open_layers: bool | str | Sequence[str] = True,
+    ) -> None:
         """
         Args:
             model: keras.Model.
@@ -123,21 +134,21 @@ class Supernet:
         checks.try_cut(self)
 
     @property
-    def groups(self):
+    def groups(self) -> tuple[ChannelGroup, ...]:
         return self.layout.groups
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         """Number of logits."""
         return self.graph.num_outputs
 
-    def remade(self, model):
+    def remade(self, model: keras.Model) -> "Supernet":
         """Returns the Supernet, with the same choices, of a model that differs in its weights
         alone.
         """
         return Supernet(model, **self.choices)
 
-    def with_options(self, options):
+    def with_options(self, options: execute.ExecutionOptions) -> "Supernet":
         """Returns a Supernet of the same model that computes with other
         execute.ExecutionOptions.
         """
@@ -147,17 +158,17 @@ class Supernet:
 
     # ---------------------------------------------------------------- sub-networks and their cost
 
-    def whole(self):
+    def whole(self) -> Subnetwork:
         """Returns the Subnetwork that keeps everything."""
         return Subnetwork.whole(self.groups)
 
-    def smallest(self):
+    def smallest(self) -> Subnetwork:
         """Returns the Subnetwork that keeps the fewest channels of every group: one, unless limits
         ask for more.
         """
         return self.whole().with_widths({group.name: 0.0 for group in self.groups})
 
-    def mask(self, subnetwork):
+    def mask(self, subnetwork: Subnetwork) -> np.ndarray:
         """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed
         channels, is 1.
         """
@@ -167,15 +178,15 @@ class Supernet:
             mask[offset + subnetwork.kept(group)] = 1
         return mask
 
-    def complexity(self, subnetwork):
+    def complexity(self, subnetwork: Subnetwork) -> Complexity:
         """Returns the Complexity(params, flops) of the cut sub-network."""
         return self.table.count(self.mask(subnetwork))
 
-    def rate(self, subnetwork):
+    def rate(self, subnetwork: Subnetwork) -> float:
         """Returns FLOPs of the sub-network divided by FLOPs of the whole, in (0, 1]."""
         return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
 
-    def cut(self, subnetwork):
+    def cut(self, subnetwork: Subnetwork) -> keras.Model:
         """Returns the sub-network as a smaller keras.Model with its weights; this model stays
         unchanged.
         """
@@ -188,7 +199,7 @@ class Supernet:
 
     # ---------------------------------------------------------------- the masked network
 
-    def weights(self):
+    def weights(self) -> Weights:
         """Returns {layer key: list of tensors, trainable before non-trainable} of the present
         model.
         """
@@ -199,15 +210,23 @@ class Supernet:
             if layer_variables(layer)
         }
 
-    def gates(self, mask):
+    def gates(self, mask: tf.Tensor) -> dict[int, tf.Tensor]:
         """Returns {site: mask of its channels, float32 [channels]} for a mask tensor over all
         channels.
         """
         return {site: tf.gather(mask, self.layout.index[site]) for site in self.layout.sites}
 
     def execute(
-        self, weights, mask, tensors, start=0, stop=None, training=True, gates=None, at_gate=None
-    ):
+        self,
+        weights: Weights,
+        mask: tf.Tensor,
+        tensors: Mapping[int, tf.Tensor],
+        start: int = 0,
+        stop: int | None = None,
+        training: bool = True,
+        gates: Mapping[int, tf.Tensor] | None = None,
+        at_gate: Callable[[int, tf.Tensor], None] | None = None,
+    ) -> dict[int, tf.Tensor]:
         """Runs a part of the program and returns {tensor number: value}. No variable is read or
         updated.
 
@@ -242,7 +261,15 @@ class Supernet:
                 at_gate(step.tensor, tensors[step.tensor])
         return tensors
 
-    def forward(self, weights, mask, images, training=True, gates=None, at_gate=None):
+    def forward(
+        self,
+        weights: Weights,
+        mask: tf.Tensor,
+        images: Any,
+        training: bool = True,
+        gates: Mapping[int, tf.Tensor] | None = None,
+        at_gate: Callable[[int, tf.Tensor], None] | None = None,
+    ) -> Any:
         """Returns the masked network's output, logits [batch, classes], for images [batch, height,
         width, channels].
 
@@ -259,7 +286,7 @@ class Supernet:
         )
         return self.graph.structured(tensors)
 
-    def logits(self, images, subnetwork, training=True):
+    def logits(self, images: Any, subnetwork: Subnetwork, training: bool = True) -> Any:
         """Returns the masked outputs, logits [batch, classes], of a sub-network; nothing is
         updated.
 
@@ -345,7 +372,9 @@ class Supernet:
         record = registry.record_of(call.layer)
         return record is not None and record.asks_mask and self.layout.is_open(call.inputs[0])
 
-    def with_restored_norm(self, call, values, mask):
+    def with_restored_norm(
+        self, call: Call, values: Sequence[tf.Tensor], mask: tf.Tensor
+    ) -> list[tf.Tensor]:
         """Returns the classifier's weights with its kernel rescaled to ‖W‖·W/‖W⊙m‖, the norm of all
         rows.
 
@@ -364,19 +393,20 @@ class Supernet:
 
     # ---------------------------------------------------------------- parts of the program
 
-    def tensors_read_from(self, position):
+    def tensors_read_from(self, position: int) -> list[int]:
         """Returns the sorted numbers of the tensors that the program from this position on needs.
 
         They are the tensors written before it that it reads, and the network's outputs among them.
         """
-        written, needed = set(), set()
+        written: set[int] = set()
+        needed: set[int] = set()
         for step in self.program[position:]:
             reads = {step.tensor} if isinstance(step, Gate) else set(step.inputs)
             needed |= reads - written
             written |= reads if isinstance(step, Gate) else set(step.outputs)
         return sorted(needed | (set(self.graph.outputs) - written))
 
-    def first_use(self, group):
+    def first_use(self, group: int) -> int:
         """Returns the first position of the program at which the mask of this group matters.
 
         That is its first gate, or an earlier norm over its channels, or a recurrent layer whose

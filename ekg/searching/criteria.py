@@ -8,11 +8,15 @@ function in place of a name.
 
 import functools
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from ekg.errors import EkgError
 from ekg.network import channel_weights
+from ekg.network.channel_weights import ChannelWeight
+from ekg.network.subnetwork import Subnetwork
+from ekg.searching.objective import Objective
 
 NOT_TRAINED = "is this a trained network? If it is, lower `subset_learning_rate`."
 
@@ -36,7 +40,7 @@ class CriterionContext:
         seed: of the search.
     """
 
-    def __init__(self, objective, subnetwork, seed=0):
+    def __init__(self, objective: Objective, subnetwork: Subnetwork, seed: int = 0) -> None:
         """
         Args:
             objective: Objective, which evaluates on D_val.
@@ -47,12 +51,12 @@ class CriterionContext:
         self._objective = objective
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int:
         """Channels of all groups."""
         return self.supernet.layout.num_channels
 
     @functools.cached_property
-    def mask(self):
+    def mask(self) -> np.ndarray:
         """Which channels the sub-network keeps, bool [num_channels]."""
         return self._mask[:-1]
 
@@ -60,7 +64,7 @@ class CriterionContext:
     def _mask(self):
         return self.supernet.mask(self.subnetwork) > 0
 
-    def sum_by_channel(self, parts):
+    def sum_by_channel(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Returns the sums of scores by channel, float64 [num_channels].
 
         Args:
@@ -75,7 +79,7 @@ class CriterionContext:
 
     # ------------------------------------------ weights; no pass through the network
 
-    def kernels(self):
+    def kernels(self) -> list[ChannelWeight]:
         """Returns for every layer that writes a group the kept channels' filters, a list of
         ChannelWeight.
 
@@ -86,7 +90,7 @@ class CriterionContext:
             lambda place: place.variable.numpy(),
         )
 
-    def weights(self):
+    def weights(self) -> list[ChannelWeight]:
         """Returns all weights that kept channels take with them, a list of ChannelWeight.
 
         Besides the kernels() they are biases, and the weights per channel of the layers between a
@@ -108,7 +112,7 @@ class CriterionContext:
     # ---------------------------------------------------------------- passes over D_val
 
     @functools.cached_property
-    def gate_products(self):
+    def gate_products(self) -> list[dict[int, np.ndarray]]:
         """For every batch of D_val {site: |Σ over batch, height, width of (∂L/∂y)·y|, float32
         [channels of the site]}.
 
@@ -118,13 +122,13 @@ class CriterionContext:
         return list(self._objective.gate_products(self.subnetwork))
 
     @functools.cached_property
-    def image_sensitivities(self):
+    def image_sensitivities(self) -> np.ndarray:
         """Σ over the images of D_val |∂CE/∂m · m| with a gate m on every channel, float64
         [num_channels].
         """
         return self._objective.image_sensitivities(self.subnetwork)
 
-    def weight_gradients(self):
+    def weight_gradients(self) -> list[ChannelWeight]:
         """Returns the gradients of the mean loss with the labels over D_val by weights(), in the
         same order and form.
         """

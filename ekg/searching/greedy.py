@@ -5,13 +5,18 @@ import io
 import logging
 import time
 import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ekg.data.dataset import LabelledData
 from ekg.devices.compute import Compute, full_float32
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.landscape.subnetworks import Spectra
+from ekg.network.supernet import Supernet
 from ekg.process import stopping
 from ekg.searching.criteria import NOT_TRAINED, CriterionContext, score_channels
 from ekg.searching.history import HistoryEntry, SearchResult
@@ -24,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 def search(
-    supernet,
-    data,
-    settings=None,
+    supernet: Supernet,
+    data: LabelledData,
+    settings: SearchSettings | None = None,
     *,
-    seed=0,
-    compute=None,
-    history=(),
-    on_step=None,
-    state_file=None,
-    **changes,
-):
+    seed: int = 0,
+    compute: Compute | None = None,
+    history: Sequence[HistoryEntry] = (),
+    on_step: Callable[[HistoryEntry], None] | None = None,
+    state_file: str | Path | None = None,
+    **changes: Any,
+) -> SearchResult:
     """Returns the SearchResult of the greedy search for a sub-network at the target rate.
 
         ekg.search(supernet, data, target_rate=0.45, search_teacher="none")

@@ -1,6 +1,7 @@
 """The result of a search: every interim sub-network and how it was found."""
 
 import dataclasses
+from typing import Any, Self
 
 from ekg.network.subnetwork import Subnetwork
 
@@ -43,11 +44,11 @@ class HistoryEntry:
     costs: dict | None = None
 
     @property
-    def narrowed(self):
+    def narrowed(self) -> tuple[str, ...]:
         """Names of all groups that the step narrowed, the best first."""
         return self.groups or (() if self.group is None else (self.group,))
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns a dict for JSON: this entry with the kept channels by group name, and the order
         of the channels.
         """
@@ -61,7 +62,7 @@ class HistoryEntry:
         return value | value.pop("subnetwork").to_json()
 
     @classmethod
-    def from_json(cls, value):
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """Returns the entry that to_json() turned into this dict."""
         values = {
             field.name: value.get(field.name)
@@ -81,7 +82,7 @@ class SearchResult:
     subnetwork: Subnetwork
     history: tuple[HistoryEntry, ...]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         last = self.history[-1]
         return (
             f"SearchResult({last.rate:.1%} of the FLOPs, loss {self.history[0].loss:.4f} -> "

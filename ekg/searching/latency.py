@@ -2,13 +2,19 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from ekg.deploy.formats import runtime_named
+from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.latency.prediction import Predictor
 from ekg.latency.table import Table, conditions_of, load_table, save_table
-from ekg.latency.timing import Conditions, measure_latency
+from ekg.latency.timing import Conditions, Timing, measure_latency
+from ekg.network.subnetwork import Subnetwork
+from ekg.network.supernet import Supernet
+from ekg.searching.history import HistoryEntry
 from ekg.searching.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -52,7 +58,7 @@ class Latency(Target):
     name = "latency"
     may_rise = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.ratio is None) == (self.ms is None):
             raise EkgError(
                 "`target` latency: give either `ratio`, a share of the unpruned latency, or `ms`."
@@ -73,11 +79,15 @@ class Latency(Target):
                 )
 
     @property
-    def conditions(self):
+    def conditions(self) -> Conditions:
         """The timing.Conditions."""
         return Conditions(self.runtime, self.batch, self.threads)
 
-    def measure(self, supernet, subnetworks):
+    def share_of(self, milliseconds: float) -> float:
+        """Returns the target as a share of the unpruned network's latency, which is given."""
+        return self.ratio if self.ratio is not None else cast(float, self.ms) / milliseconds
+
+    def measure(self, supernet: Supernet, subnetworks: Sequence[Subnetwork]) -> list[Timing]:
         """Returns a list of timing.Timing of Subnetworks, measured in turn; ratios are to the
         first.
         """
@@ -97,28 +107,28 @@ class Latency(Target):
             ).values()
         )
 
-    def describe(self):
+    def describe(self) -> str:
         asked = f"{self.ratio:g} of the latency" if self.ms is None else f"{self.ms:g} ms"
         return f"{asked} ({self.conditions})"
 
-    def cost(self, supernet, subnetwork):
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         raise EkgError(
             "`target` latency: prepare() measures what the cost is predicted from; ask the "
             "target that it returns."
         )
 
-    def check(self, supernet):
+    def check(self, supernet: Supernet) -> None:
         """Raises EkgError if the runtime is not installed; prepare() measures whether the target
         can be reached.
         """
         runtime_named(self.runtime).versions()
 
-    def _check_reachable(self, supernet):
+    def _check_reachable(self, supernet: Supernet) -> None:
         """Measures the unpruned network and the smallest sub-network, and refuses targets below the
         latter.
         """
         whole, smallest = self.measure(supernet, [supernet.whole(), supernet.smallest()])
-        most = self.ratio if self.ms is None else self.ms / whole.milliseconds
+        most = self.share_of(whole.milliseconds)
         asked = (
             f"`target` latency {self.ratio:g}"
             if self.ms is None
@@ -136,7 +146,7 @@ class Latency(Target):
                 f"{whole.milliseconds:.3g} ms ({self.conditions})."
             )
 
-    def prepare(self, supernet, team, path=None):
+    def prepare(self, supernet: Supernet, team: Team, path: Path | None = None) -> Target:
         """Returns the LatencySearch, after measuring what its table lacks.
 
         Raises:
@@ -149,16 +159,16 @@ class Latency(Target):
             Table.from_json(team.from_chief(lambda: self._measure(supernet, path))),
         )
 
-    def _measure(self, supernet, path):
+    def _measure(self, supernet: Supernet, path: Path | None) -> dict[str, Any]:
         """Returns the table for a supernet as a dict for JSON, and saves it in both files."""
         self._check_reachable(supernet)
         runtime = runtime_named(self.runtime)
         conditions = conditions_of(runtime, self.batch, self.conditions.num_threads)
-        paths = [path for path in (path, self.table) if path is not None]
-        table = load_table(next((path for path in paths if Path(path).exists()), None), conditions)
+        paths = [Path(file) for file in (path, self.table) if file is not None]
+        table = load_table(next((file for file in paths if file.exists()), None), conditions)
         Predictor(supernet, table).measure_(runtime)
-        for path in paths:
-            save_table(path, table)
+        for file in paths:
+            save_table(file, table)
         return table.to_json()
 
 
@@ -169,25 +179,27 @@ class LatencySearch(Target):
 
     name, may_rise = "latency", True
 
-    def __init__(self, latency, supernet, team, table):
+    def __init__(self, latency: Latency, supernet: Supernet, team: Team, table: Table) -> None:
         self._latency, self._team = latency, team
         self._predictor = Predictor(supernet, table)
         # Nothing is missing: this only loads the calibration.
         self._predictor.measure_(runtime_named(latency.runtime))
         self._whole = self._predictor.seconds(supernet.whole())
         self._correction, self._furthest = 1.0, 0.0
-        self.most = latency.ratio if latency.ms is None else latency.ms / (1000 * self._whole)
+        self.most = latency.share_of(1000 * self._whole)
 
-    def cost(self, supernet, subnetwork):
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         return self._correction * self._predictor.seconds(subnetwork) / self._whole
 
-    def next_count(self, supernet, present, group, by_width, search_step):
+    def next_count(
+        self, supernet: Supernet, present: Subnetwork, group: int, by_width: int, search_step: float
+    ) -> int | None:
         """Returns the most channels that save r/G of the unpruned latency; None if none do."""
         enough = self._predictor.seconds(present) - search_step / len(supernet.groups) * self._whole
         by_count = self._predictor.seconds_by_count(present, group)
         return next((count for count, seconds in by_count.items() if seconds <= enough), None)
 
-    def observe(self, supernet, subnetwork):
+    def observe(self, supernet: Supernet, subnetwork: Subnetwork) -> dict[str, Any]:
         """Predicts the latency; on the way and near the target it also measures, beside the
         unpruned network.
         """
@@ -209,17 +221,19 @@ class LatencySearch(Target):
             )
         return {"latency": value}
 
-    def recall(self, supernet, entry):
+    def recall(self, supernet: Supernet, entry: HistoryEntry) -> None:
         value = (entry.costs or {}).get("latency")
         if value is not None:
             self._furthest = max(self._furthest, self.way(supernet, entry.subnetwork))
             if "measured" in value:
                 self._correct(supernet, entry.subnetwork, value["measured"])
 
-    def _measured(self, supernet, subnetwork):
+    def _measured(self, supernet: Supernet, subnetwork: Subnetwork) -> Timing:
         return self._latency.measure(supernet, [supernet.whole(), subnetwork])[1]
 
-    def _correct(self, supernet, subnetwork, measured):
+    def _correct(
+        self, supernet: Supernet, subnetwork: Subnetwork, measured: dict[str, Any]
+    ) -> None:
         """Corrects predictions so that this sub-network's equals its measurement."""
         ratio = (
             measured["ratio"]

@@ -10,7 +10,7 @@ from ekg.searching.criteria import CRITERIA
 from ekg.searching.latency import Latency
 from ekg.searching.objective import SEARCH_TEACHERS
 from ekg.searching.proposals import GROUP_CHOICES
-from ekg.searching.targets import Every, Flops, Params
+from ekg.searching.targets import Every, Flops, Params, Target
 from ekg.settings import (
     COUNT,
     INNER_SHARE,
@@ -111,13 +111,13 @@ class SearchSettings(Settings):
         may_be_none=True,
     )
 
-    def targets(self, own=None):
+    def targets(self, own: Target | None = None) -> Target:
         """Returns the Target of the search.
 
         Args:
             own: a Target of the user's own besides FLOPs and parameters, or None.
         """
-        further = [] if self.target_params is None else [Params(self.target_params)]
+        further: list[Target] = [] if self.target_params is None else [Params(self.target_params)]
         further += [] if own is None else [own]
         return Every((Flops(self.target_rate), *further)) if further else Flops(self.target_rate)
 

@@ -1,8 +1,15 @@
 """Targets of a search: the cost of a sub-network, and whether it is low enough."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.network.subnetwork import Subnetwork
+from ekg.network.supernet import Supernet
+from ekg.searching.history import HistoryEntry
 
 ROUNDING = 1e-9  # of a sum of shares
 
@@ -20,11 +27,11 @@ class Target:
     most = 1.0
     may_rise = False
 
-    def cost(self, supernet, subnetwork):
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         """Returns the cost of a Subnetwork as a share of the unpruned network's."""
         raise NotImplementedError
 
-    def prepare(self, supernet, team, path=None):
+    def prepare(self, supernet: Supernet, team: Team, path: Path | None = None) -> "Target":
         """Returns the Target that a search uses, after measuring what it needs; each search calls
         it once.
 
@@ -35,7 +42,9 @@ class Target:
         """
         return self
 
-    def next_count(self, supernet, present, group, by_width, search_step):
+    def next_count(
+        self, supernet: Supernet, present: Subnetwork, group: int, by_width: int, search_step: float
+    ) -> int | None:
         """Returns the channel count of a group after one step, or None if the saving is too small.
 
         If no group saves enough, the search tries smaller steps, and finally steps of the width.
@@ -49,26 +58,32 @@ class Target:
         """
         return by_width
 
-    def observe(self, supernet, subnetwork):
+    def observe(self, supernet: Supernet, subnetwork: Subnetwork) -> dict[str, Any]:
         """Returns the record of an interim Subnetwork's cost for the history, {name: dict for
         JSON}; it may measure.
         """
         return {}
 
-    def recall(self, supernet, entry):
+    def recall(self, supernet: Supernet, entry: HistoryEntry) -> None:
         """Restores what observe() found in an earlier part of the search, from each HistoryEntry in
         turn.
         """
 
-    def is_reached(self, supernet, subnetwork):
+    def is_reached(self, supernet: Supernet, subnetwork: Subnetwork) -> bool:
         """Returns whether a Subnetwork reaches the target."""
         return self.cost(supernet, subnetwork) <= self.most
 
-    def is_passed(self, supernet, subnetwork):
+    def is_passed(self, supernet: Supernet, subnetwork: Subnetwork) -> bool:
         """Returns whether a Subnetwork costs less than the target."""
         return self.cost(supernet, subnetwork) < self.most
 
-    def could_pass(self, supernet, present, candidates, num_together):
+    def could_pass(
+        self,
+        supernet: Supernet,
+        present: Subnetwork,
+        candidates: Sequence[Subnetwork],
+        num_together: int,
+    ) -> bool:
         """Returns whether narrowing several groups together could bring a Subnetwork below this.
 
         It may be True where no such choice exists: the savings of the groups are added up, and what
@@ -84,17 +99,17 @@ class Target:
         savings = sorted(cost - self.cost(supernet, candidate) for candidate in candidates)
         return cost - sum(savings[-num_together:]) <= self.most + ROUNDING
 
-    def way(self, supernet, subnetwork):
+    def way(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         """Returns the progress from the unpruned network to the target, in [0, 1]."""
         if self.most >= 1:
             return 1.0
         return min(max((1 - self.cost(supernet, subnetwork)) / (1 - self.most), 0.0), 1.0)
 
-    def describe(self):
+    def describe(self) -> str:
         """Returns the target in words, or an empty text if everything may stay."""
         return f"{self.most:g} of the {self.name}" if self.most < 1 else ""
 
-    def check(self, supernet):
+    def check(self, supernet: Supernet) -> None:
         """Raises EkgError if even the smallest sub-network costs more."""
         least = self.cost(supernet, supernet.smallest())
         if least > self.most:
@@ -115,7 +130,7 @@ class Share(Target):
     most: float
     argument = "target"
 
-    def check(self, supernet):
+    def check(self, supernet: Supernet) -> None:
         least = self.cost(supernet, supernet.smallest())
         if least > self.most:
             raise EkgError(
@@ -129,7 +144,7 @@ class Flops(Share):
 
     name, argument = "FLOPs", "target_rate"
 
-    def cost(self, supernet, subnetwork):
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         return supernet.rate(subnetwork)
 
 
@@ -138,7 +153,7 @@ class Params(Share):
 
     name, argument = "parameters", "target_params"
 
-    def cost(self, supernet, subnetwork):
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         return supernet.complexity(subnetwork).params / supernet.complexity(supernet.whole()).params
 
 
@@ -149,13 +164,15 @@ class Every(Target):
     parts: tuple[Target, ...]
 
     @property
-    def may_rise(self):
+    def may_rise(self) -> bool:  # type: ignore[override]
         return any(part.may_rise for part in self.parts)
 
-    def prepare(self, supernet, team, path=None):
+    def prepare(self, supernet: Supernet, team: Team, path: Path | None = None) -> "Target":
         return Every(tuple(part.prepare(supernet, team, path) for part in self.parts))
 
-    def next_count(self, supernet, present, group, by_width, search_step):
+    def next_count(
+        self, supernet: Supernet, present: Subnetwork, group: int, by_width: int, search_step: float
+    ) -> int | None:
         """Returns the lowest channel count among the targets that are not reached yet."""
         counts = [
             part.next_count(supernet, present, group, by_width, search_step)
@@ -164,35 +181,41 @@ class Every(Target):
         ]
         return min((count for count in counts if count is not None), default=None)
 
-    def observe(self, supernet, subnetwork):
+    def observe(self, supernet: Supernet, subnetwork: Subnetwork) -> dict[str, Any]:
         return {
             name: value
             for part in self.parts
             for name, value in part.observe(supernet, subnetwork).items()
         }
 
-    def recall(self, supernet, entry):
+    def recall(self, supernet: Supernet, entry: HistoryEntry) -> None:
         for part in self.parts:
             part.recall(supernet, entry)
 
-    def is_reached(self, supernet, subnetwork):
+    def is_reached(self, supernet: Supernet, subnetwork: Subnetwork) -> bool:
         return all(part.is_reached(supernet, subnetwork) for part in self.parts)
 
-    def is_passed(self, supernet, subnetwork):
+    def is_passed(self, supernet: Supernet, subnetwork: Subnetwork) -> bool:
         return all(part.is_passed(supernet, subnetwork) for part in self.parts)
 
-    def could_pass(self, supernet, present, candidates, num_together):
+    def could_pass(
+        self,
+        supernet: Supernet,
+        present: Subnetwork,
+        candidates: Sequence[Subnetwork],
+        num_together: int,
+    ) -> bool:
         return all(
             part.could_pass(supernet, present, candidates, num_together) for part in self.parts
         )
 
-    def describe(self):
+    def describe(self) -> str:
         return " and ".join(filter(None, (part.describe() for part in self.parts)))
 
-    def way(self, supernet, subnetwork):
+    def way(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         return min(part.way(supernet, subnetwork) for part in self.parts)
 
-    def check(self, supernet):
+    def check(self, supernet: Supernet) -> None:
         for part in self.parts:
             part.check(supernet)
 

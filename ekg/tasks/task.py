@@ -1,6 +1,7 @@
 """The base class of all tasks; the tasks themselves are in ekg.tasks.kinds."""
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ class Task:
 
     output: int = 0
     name = "task"
-    metrics = ()
+    metrics: ClassVar[tuple[str, ...]] = ()
     has_class_logits = False
     has_labels = True
     takes_smoothing = True
