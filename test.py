@@ -18,8 +18,8 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.graph.complexity import model_complexity
-from ekg.deploy.formats import RUNTIMES
-from ekg.report.measure import conditions_for, measure, with_latencies
+from ekg.deploy.formats import AUTO_RUNTIMES, RUNTIMES
+from ekg.report.measure import measure, with_latencies
 from ekg.report.table import format_table
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, setting
 from ekg.train.evaluate import Evaluation
@@ -47,11 +47,12 @@ class TestSettings(Settings):
     trained_param: Path = setting(None, "parameter file", SEARCH, is_required=True)
     val_batch_size: int = setting(256, "images per step", MACHINE, range=COUNT)
     runtimes: tuple[str, ...] = setting(
-        ("tensorflow",),
+        (AUTO_RUNTIMES,),
         "runtimes in which latency is measured, in turns with the unpruned network: TensorFlow "
-        "with batches of 1 and 256, others with single images on one thread",
+        "with batches of 1 and 256, others with single images on one thread; auto: tensorflow, and "
+        "litert where it is installed",
         MACHINE,
-        choices=tuple(RUNTIMES),
+        choices=(*RUNTIMES, AUTO_RUNTIMES),
     )
 
 
@@ -96,9 +97,8 @@ def main(args):
     row = measure(args.trained_param.stem, evaluation, args.trained_param.stat().st_size)
     unpruned = nets.build(args.arch, data.num_classes)
     if args.runtimes:
-        conditions = conditions_for(args.runtimes)
         _, row = with_latencies(
-            [row, row], [unpruned, model], conditions, data.image_shape, use_xla
+            [row, row], [unpruned, model], args.runtimes, data.image_shape, use_xla=use_xla
         )
     if team.is_chief:
         print(format_table([row], model_complexity(unpruned).flops, with_ratios=True))

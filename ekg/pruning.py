@@ -39,7 +39,7 @@ from ekg.process.progress import shown
 from ekg.report import page
 from ekg.report.measure import image_shape
 from ekg.report.page import FinishedRun
-from ekg.report.table import LATENCY_NOTE, Row, format_table
+from ekg.report.table import LATENCY_NOTE, Row, format_table, notes
 from ekg.run import defaults
 from ekg.run import folder as names
 from ekg.run.arguments import model_fingerprint
@@ -120,7 +120,10 @@ class PruneResult:
         """Returns the final table, and what its figures are of, as text."""
         latencies = LATENCY_NOTE if self.table and self.table[0].latencies else None
         return "\n".join(
-            filter(None, (format_table(self.table), self.note, self.choice, latencies))
+            filter(
+                None,
+                (format_table(self.table), self.note, self.choice, latencies, *notes(self.table)),
+            )
         )
 
     def export(

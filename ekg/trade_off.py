@@ -13,6 +13,7 @@ from ekg.errors import EkgError
 from ekg.pruning import PruneResult, prune
 from ekg.report import front as report
 from ekg.report import page
+from ekg.report.table import notes
 
 PICTURE, PAGE = "front.png", "front.html"
 
@@ -57,7 +58,8 @@ class Front:
 
     def summary(self) -> str:
         """Returns a Markdown table: the unpruned network and one row per rate."""
-        return "\n".join([report.format_front(self._points()), self.results[-1].note])
+        found = [note for result in self.results for note in notes(result.table)]
+        return "\n".join([report.format_front(self._points()), self.results[-1].note, *found])
 
     def report(self, folder: str | Path) -> None:
         """Writes front.html and front.png into a folder.

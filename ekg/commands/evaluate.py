@@ -6,7 +6,7 @@ from pathlib import Path
 from ekg import command_line
 from ekg.commands import networks
 from ekg.data import images
-from ekg.deploy.formats import RUNTIMES
+from ekg.deploy.formats import AUTO_RUNTIMES, RUNTIMES
 from ekg.devices.compute import Compute
 from ekg.devices.kind import use_xla
 from ekg.devices.strategy import DeviceSettings, make_strategy
@@ -14,7 +14,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.io.keras_files import load_keras
 from ekg.pruning import understand
-from ekg.report.measure import conditions_for, image_shape, measure, with_latencies
+from ekg.report.measure import image_shape, measure, with_latencies
 from ekg.report.table import format_table
 from ekg.run.check import check_batch
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, setting
@@ -59,11 +59,11 @@ class EvaluationSettings(Settings):
     )
     val_batch_size: int = setting(256, "images per step", MACHINE, range=COUNT)
     runtimes: tuple[str, ...] = setting(
-        ("tensorflow",),
+        (AUTO_RUNTIMES,),
         "runtimes in which latency is measured: TensorFlow with batches of 1 and 256, others with "
-        "single images on one thread",
+        "single images on one thread; auto: tensorflow, and litert where it is installed",
         MACHINE,
-        choices=tuple(RUNTIMES),
+        choices=(*RUNTIMES, AUTO_RUNTIMES),
     )
 
 
@@ -112,8 +112,8 @@ def main(args):
     name = args.model.name if args.model.is_dir() else args.model.stem
     row = measure(name, evaluation, path.stat().st_size)
     if args.runtimes:
-        conditions = conditions_for(args.runtimes)
-        (row,) = with_latencies([row], [model], conditions, image_shape(batches), compiles)
+        shape = image_shape(batches)
+        (row,) = with_latencies([row], [model], args.runtimes, shape, use_xla=compiles)
     if team.is_chief:
         print(format_table([row]))
         print(f"measured on {row.examples} examples; ± is one standard error of the mean")

@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def draw_labelled(data, number, seed=0):
-    """Returns (training images as the network takes them, their labels), drawn from the data set.
+def draw_labelled(data, number, seed=0, split=None):
+    """Returns (images as the network takes them, their labels), drawn from a split of a data set.
 
     If the data set has fewer images, some are repeated.
 
@@ -12,11 +12,13 @@ def draw_labelled(data, number, seed=0):
         data: data.LabelledData.
         number: number of images.
         seed: seed of the draw.
+        split: data.Split; None takes the training images.
     """
-    places = np.sort(np.random.default_rng(seed).permutation(len(data.train))[:number])
-    images = np.asarray(data.batches(data.train, 1).normalise(data.train.read(places)))
+    split = data.train if split is None else split
+    places = np.sort(np.random.default_rng(seed).permutation(len(split))[:number])
+    images = np.asarray(data.batches(split, 1).normalise(split.read(places)))
     order = np.random.default_rng(seed + 1).permutation(len(images))
-    labels = np.asarray(data.train.labels)[places][order]
+    labels = np.asarray(split.labels)[places][order]
     return tuple(
         np.resize(values, (number, *values.shape[1:])) for values in (images[order], labels)
     )

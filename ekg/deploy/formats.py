@@ -13,6 +13,9 @@ FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onn
 # .keras file holds it.
 RUNTIMES = {form.runtime: form for form in FORMATS.values() if form.runtime}
 
+AUTO_RUNTIMES = "auto"  # TensorFlow, and LiteRT where it is installed and takes the network
+INT8 = "int8"  # LiteRT with everything in 8 bits, among the formats of a run
+
 
 def format_of(path, name=None):
     """Returns the Format of this name, or the one that belongs to the ending of a path.

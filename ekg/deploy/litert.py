@@ -1,5 +1,6 @@
 """LiteRT's .tflite file, for phones, small boards and microcontrollers."""
 
+import contextlib
 import functools
 import logging
 import re
@@ -148,7 +149,7 @@ class LiteRTReader(Reader):
         try:
             with quiet():
                 self._interpreter = _interpreter(1, model_path=str(path))
-                self._interpreter.allocate_tensors()
+                # Memory is allocated for each run: a network of any size fails at size 1.
                 self._runner = self._interpreter.get_signature_runner()
         except ValueError as error:
             raise EkgError(f"{path}: LiteRT cannot read it ({first_line(error)}).") from None
@@ -176,16 +177,25 @@ class LiteRTReader(Reader):
         entries = [details[name] for name in self.inputs]
         for entry, array in zip(entries, arrays):
             interpreter.resize_tensor_input(entry["index"], array.shape)
-        with quiet():
+        with self._naming_failures(), quiet():
             interpreter.allocate_tensors()
-        for entry, array in zip(entries, arrays):
-            interpreter.set_tensor(entry["index"], _quantised(array, entry))
+            for entry, array in zip(entries, arrays):
+                interpreter.set_tensor(entry["index"], _quantised(array, entry))
+            interpreter.invoke()
         return interpreter.invoke
+
+    @contextlib.contextmanager
+    def _naming_failures(self):
+        try:
+            yield
+        except RuntimeError as error:  # the interpreter's only type
+            raise EkgError(f"{self._path}: LiteRT cannot run it ({first_line(error)}).") from None
 
     def run(self, arrays):
         details, results = self._runner.get_input_details(), self._runner.get_output_details()
         given = {name: _quantised(array, details[name]) for name, array in zip(self.inputs, arrays)}
-        values = self._runner(**given)
+        with self._naming_failures():
+            values = self._runner(**given)
         return [_dequantised(values[name], results[name]) for name in self.outputs]
 
 

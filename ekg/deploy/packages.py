@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -74,6 +75,11 @@ def _redirected(number, stream, target):
     finally:
         os.dup2(saved, number)
         os.close(saved)
+
+
+def is_installed(package):
+    """Returns whether an optional package can be imported; it is not imported."""
+    return importlib.util.find_spec(MODULES[package].partition(".")[0]) is not None
 
 
 def require(package):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ekg.report.page import FinishedRun, write_page
-from ekg.report.table import latency_text
+from ekg.report.table import latency_text, notes
 from ekg.tasks.metrics import has_metric, metric_named
 
 
@@ -108,4 +108,5 @@ def write_front(points, picture, page):
 
     pictures.draw_front(picture, points)
     title = f"{points[0].run.name}: accuracy and cost"
-    write_page(page, title, picture, {"Networks": table_of(points)})
+    found = [note for point in points for note in notes(point.run.table)]
+    write_page(page, title, picture, {"Networks": table_of(points)}, found)

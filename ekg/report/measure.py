@@ -6,17 +6,22 @@ import math
 
 import numpy as np
 
+from ekg.deploy.format import Source, random_inputs
+from ekg.deploy.formats import AUTO_RUNTIMES, runtime_named
 from ekg.deploy.keras_file import KerasFile
+from ekg.deploy.packages import is_installed
+from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
-from ekg.latency.timing import Conditions, measure_latency
+from ekg.latency.timing import Conditions, summarise, time_in_turn
 from ekg.process.progress import progress_bar
-from ekg.report.table import Row
+from ekg.report.table import LITERT_INT8, Row
 from ekg.tasks.metrics import metric_named
 
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 256)  # batch sizes for latency in TensorFlow; other runtimes serve single examples
+LITERT, LITERT_PACKAGE = "litert", "ai-edge-litert"
 ROUNDS = 30  # largest number of rounds per latency
 SECONDS = 20.0  # longest time per latency
 LAG = 0.05  # loss of accuracy by lagging batch norm statistics that triggers a warning
@@ -86,50 +91,102 @@ def image_shape(batches):
     return batches.split.read(np.zeros(1, np.int64)).shape[1:]
 
 
+def automatic_runtimes():
+    """Returns the runtimes of a table for which none is named."""
+    return ["tensorflow", LITERT] if is_installed(LITERT_PACKAGE) else ["tensorflow"]
+
+
 def conditions_for(runtimes, target=None):
     """Returns the list of Conditions under which the latencies of a table are measured.
 
     Args:
-        runtimes: names from formats.RUNTIMES.
+        runtimes: names from formats.RUNTIMES, or AUTO_RUNTIMES.
         target: Conditions of the search's latency target, or None.
     """
     conditions = [] if target is None else [target]
     for runtime in runtimes:
-        if runtime == "tensorflow":
-            conditions += [Conditions(runtime, batch) for batch in BATCHES]
-        else:
-            conditions.append(Conditions(runtime))
+        for name in automatic_runtimes() if runtime == AUTO_RUNTIMES else [runtime]:
+            if name == "tensorflow":
+                conditions += [Conditions(name, batch) for batch in BATCHES]
+            else:
+                conditions.append(Conditions(name))
     return list(dict.fromkeys(conditions))
 
 
-def with_latencies(rows, models, conditions, shape, use_xla=False, run_seconds=math.inf):
-    """Returns the rows with latencies under each of the Conditions, measured in turns.
+def with_latencies(
+    rows, models, runtimes, shape, *, target=None, int8=None, use_xla=False, run_seconds=math.inf
+):
+    """Returns the rows with latencies in each runtime, measured in turns.
+
+    A runtime that was not asked for by name is left out where it does not take the networks.
 
     Args:
         rows: list of Row.
         models: list of the keras.Model of each row; a model of several rows is measured once.
-        conditions: list of Conditions.
+        runtimes, target: see conditions_for.
         shape: shape of an image.
+        int8: list of the path of each row's network in LiteRT's 8 bits, timed in turn with those of
+            32 bits; or None.
         use_xla: whether TensorFlow compiles with XLA.
         run_seconds: duration of the run that the networks come from; networks of short runs are
             measured in fewer rounds.
     """
+    conditions = conditions_for(runtimes, target)
+    asked = {*runtimes, target.runtime if target else None}
+    if AUTO_RUNTIMES in asked and not is_installed(LITERT_PACKAGE):
+        logger.info(
+            "the table has no latencies of LiteRT, in which networks are served on phones and "
+            "small boards; pip install %s adds them.",
+            LITERT_PACKAGE,
+        )
     share_seconds = SHARE * run_seconds / max(len(conditions), 1)
     seconds = min(max(share_seconds, LEAST_SECONDS), SECONDS)
     latencies = [dict(row.latencies) for row in rows]
-    distinct = {id(model): model for model in models}
     with progress_bar("latency", len(conditions), "runtime") as progress:
         for condition in conditions:
-            runtime = condition.runtime
-            if runtime == "tensorflow":
+            runtime = runtime_named(condition.runtime)
+            if condition.runtime == "tensorflow":
                 runtime = KerasFile(use_xla)
-            timings = measure_latency(
-                distinct, runtime, condition.batch, condition.num_threads, shape, ROUNDS, seconds
-            )
-            for row_latencies, model in zip(latencies, models):
-                row_latencies[str(condition)] = dataclasses.asdict(timings[id(model)])
-            progress.update(1)
+            further = int8 if int8 and condition == Conditions(LITERT) else []
+            try:
+                measured = _measure_in_turn(models, further, runtime, condition, shape, seconds)
+            except EkgError as error:
+                if condition.runtime in asked or condition.runtime != LITERT:
+                    raise
+                logger.info("the table has no latencies of LiteRT: %s", error)
+                continue
+            finally:
+                progress.update(1)
+            names = [str(condition), str(dataclasses.replace(condition, runtime=LITERT_INT8))]
+            for row_latencies, timings in zip(latencies, measured):
+                row_latencies.update(zip(names, timings))
     return [
         dataclasses.replace(row, latencies=row_latencies)
         for row, row_latencies in zip(rows, latencies)
     ]
+
+
+def _measure_in_turn(models, int8, runtime, condition, shape, seconds):
+    """Returns a list per network of timing.Timing as dicts: the network's and, if there is one, its
+    int8 file's.
+    """
+    batch, threads = condition.batch, condition.num_threads
+    distinct = {id(model): model for model in models}
+    passes = {
+        key: runtime.timed(model, batch, threads, shape) for key, model in distinct.items()
+    } | {
+        path: _file_pass(runtime, path, model, batch, threads, shape)
+        for path, model in zip(int8, models)
+    }
+    samples = time_in_turn(list(passes.values()), ROUNDS, seconds)
+    timings = dict(zip(passes, map(dataclasses.asdict, summarise(samples))))
+    by_network = [[timings[id(model)]] for model in models]
+    for entry, path in zip(by_network, int8):
+        entry.append(timings[path])
+    return by_network
+
+
+def _file_pass(runtime, path, model, batch, threads, shape):
+    """Returns a function without arguments that runs a network once from its exported file."""
+    source = Source(model, Graph(model, shape))
+    return runtime.open(path, source).make_pass(random_inputs(source.graph, batch), threads)

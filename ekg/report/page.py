@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ekg.errors import EkgError
 from ekg.io import files
-from ekg.report.table import latency_text
+from ekg.report.table import latency_text, notes
 from ekg.tasks.metrics import metric_named
 
 STYLE = (
@@ -115,7 +115,7 @@ def write_report(run, picture, page):
         **_cost_tables(run.table),
         "Phases": (["phase", "seconds", "peak memory, MiB", "of a GPU, MiB"], phases),
     }
-    write_page(page, title, picture, tables)
+    write_page(page, title, picture, tables, notes(run.table))
     metric = metric_named(run.metric)
     percent = " %" if metric.is_share else ""
     before = metric.text(run.table[0].metrics[run.metric]) + percent
@@ -143,7 +143,7 @@ def _cost_tables(table):
     return tables
 
 
-def write_page(path, title, picture, tables):
+def write_page(path, title, picture, tables, sentences=()):
     """Writes a self-contained HTML page with a title, tables and a picture.
 
     Args:
@@ -151,6 +151,7 @@ def write_page(path, title, picture, tables):
         title: title of the page.
         picture: path of a PNG file to embed.
         tables: {heading: (list of column names, list of rows of cells)}.
+        sentences: further texts, each a paragraph of its own before the picture.
     """
     data = base64.b64encode(Path(picture).read_bytes()).decode()
     title = html.escape(title)
@@ -160,6 +161,7 @@ def write_page(path, title, picture, tables):
     ]
     for heading, (head, rows) in tables.items():
         parts.append(f"<h2>{html.escape(heading)}</h2>{table_html(head, rows)}")
+    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in sentences]
     parts.append(f"<img alt='{title}' src='data:image/png;base64,{data}'></body></html>")
     files.write_whole(path, lambda file: file.write("\n".join(parts).encode()))
 

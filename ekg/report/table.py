@@ -9,6 +9,9 @@ from ekg.tasks.metrics import has_metric, metric_named
 # Share from the first to the last decile beyond which something else must have been running
 MOST_SPREAD = 0.2
 BUSY = "machine busy"
+LITERT_INT8 = "litert int8"  # the runtime, in a row's latencies, of networks in 8 bits
+INT8_IMAGES = 512  # test images, at most, that a network in 8 bits is measured on
+SLOWER = 0.02  # share of its time that a network may take longer before that is told
 BATCHES_OF_EARLIER_VERSIONS = (1, 256)  # whose latencies had entries of their own
 LATENCY_NOTE = (
     "ms: median of the rounds = its ratio to the first network's median [first and last decile of "
@@ -34,6 +37,8 @@ class Row:
         examples: number of test images; 0 in tables of earlier versions.
         errors: {"loss" or name of a metric: its standard error}; empty in tables of earlier
             versions.
+        int8: {name of a metric: its mean over INT8_IMAGES test images, computed by LiteRT in 8
+            bits}, if the network was exported so.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Row:
     exports: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: int = 0
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    int8: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def top1(self):
@@ -98,7 +104,7 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     whole_flops = whole_flops or next((row.flops for row in rows), None)
     common = [name for name in _common_names(rows, "metrics") if has_metric(name)]
     metrics = {name: metric_named(name) for name in common}
-    exports = _common_names(rows, "exports")
+    exports, int8 = _common_names(rows, "exports"), _common_names(rows, "int8")
     conditions = _common_names(rows, "latencies")
     in_batches = [name for name in conditions if _batch_of(name) > 1]
     head = [
@@ -110,6 +116,7 @@ def format_table(rows, whole_flops=None, with_ratios=None):
         "rate",
         "file KiB",
         *(f"{name} KiB" for name in exports),
+        *(f"int8 {metric_named(name).title}" for name in int8),
         *(f"ms, {name}" for name in conditions),
         *(f"images/s, {name}" for name in in_batches),
     ]
@@ -122,6 +129,7 @@ def format_table(rows, whole_flops=None, with_ratios=None):
             f"{row.flops / whole_flops:.4f}",
             f"{row.file_size / 1024:,.0f}",
             *(f"{row.exports[name] / 1024:,.0f}" for name in exports),
+            *(metric_named(name).text(row.int8[name]) for name in int8),
             *(latency_text(row.latencies[name], with_ratios) for name in conditions),
             *(f"{_images_per_second(row, name):,.0f}" for name in in_batches),
         ]
@@ -134,6 +142,45 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     ]
     rule = "-|-".join("-" * width for width in widths)
     return "\n".join(f"| {line} |" for line in [text[0], rule, *text[1:]])
+
+
+def notes(rows):
+    """Returns a list of sentences on what a user should know about the networks of a table: which
+    are slower than the unpruned network, and where 8 bits are slower than 32.
+
+    Args:
+        rows: list of Row, the unpruned network first.
+    """
+    found = []
+    for conditions in _common_names(rows, "latencies"):
+        timings = [row.latencies[conditions] for row in rows]
+        slower = [(row, timing) for row, timing in zip(rows[1:], timings[1:]) if _is_slower(timing)]
+        if slower and not conditions.startswith(LITERT_INT8):
+            row, timing = max(slower, key=lambda pair: pair[1]["ratio"])
+            runtime = conditions.partition(",")[0]
+            found.append(
+                f"{row.name} takes {timing['ratio']:.2f} of the unpruned network's time in "
+                f"{conditions}: kernels there need not be faster at fewer channels; "
+                f'`multiple_of="auto"` keeps numbers of channels that are, and a target for the '
+                f"latency in {runtime} measures it."
+            )
+        twin = conditions.replace(LITERT_INT8, "litert", 1)
+        if twin != conditions and all(twin in row.latencies for row in rows):
+            pairs = [(row, row.latencies[conditions], row.latencies[twin]) for row in rows]
+            found += [
+                f"{row.name} is slower in 8 bits than in 32 in LiteRT on this machine: "
+                f"{milliseconds_text(int8['milliseconds'])} and "
+                f"{milliseconds_text(full['milliseconds'])} ms."
+                for row, int8, full in pairs
+                if int8["milliseconds"] > (1 + SLOWER) * full["milliseconds"] and not is_busy(int8)
+            ]
+    return found
+
+
+def _is_slower(timing):
+    """Returns whether a network surely takes longer than the first one of the table."""
+    ratio = timing.get("ratio", 0.0)
+    return ratio > 1 + SLOWER and timing["ratio_low"] > 1
 
 
 def _common_names(rows, attribute):
@@ -168,10 +215,10 @@ def latency_text(timing, with_ratio=True):
     text = milliseconds_text(timing["milliseconds"])
     if with_ratio and "ratio" in timing:
         text += f" = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
-    return f"{text} ({BUSY})" if _is_busy(timing) else text
+    return f"{text} ({BUSY})" if is_busy(timing) else text
 
 
-def _is_busy(timing):
+def is_busy(timing):
     """Returns whether rounds differ so much that something else must have been running.
 
     The ratio decides; the times themselves do if there is only one network, whose ratio is always

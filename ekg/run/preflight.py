@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ekg.deploy.formats import FORMATS, runtime_named
+from ekg.deploy.formats import AUTO_RUNTIMES, FORMATS, INT8, runtime_named
 from ekg.deploy.write import export
 from ekg.distil import bank_files
 from ekg.errors import EkgError
@@ -22,6 +22,7 @@ from ekg.landscape import lanczos
 from ekg.landscape.subnetworks import MaskedLandscapes
 from ekg.process import stopping
 from ekg.process.memory import MIB, Peak, machine_memory_mib, resident_mib
+from ekg.report.measure import conditions_for
 from ekg.run import folder as names
 from ekg.run import phases, reporting
 from ekg.run.job import check_finite, out_of_memory
@@ -183,7 +184,8 @@ def rehearse_report(job):
     batches, shape = job.test_batches, reporting.measured_shape(job)
     evaluation = Evaluation(job.copy(job.model), batches, job.float32_compute)
     evaluation(batches=batches.head(batches.batch_size))
-    for conditions in reporting.measured_conditions(job):
+    asked = [name for name in job.settings.run.runtimes if name != AUTO_RUNTIMES]
+    for conditions in conditions_for(asked, reporting.target_conditions(job)):
         if conditions.runtime != "tensorflow":  # an operator may be missing there
             runtime = runtime_named(conditions.runtime)
             runtime.timed(job.model, conditions.batch, conditions.num_threads, shape)()
@@ -191,8 +193,12 @@ def rehearse_report(job):
     examples = reporting.export_examples(job) if formats else None
     with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
         for form in formats:
-            path = Path(folder) / f"network{FORMATS[form].suffix}"
-            export(job.with_head(job.copy(job.model)), path, form, examples=examples)
+            model = job.with_head(job.copy(job.model))
+            if form == INT8:
+                reporting.export_int8(job, model, Path(folder) / "network.tflite")
+            else:
+                path = Path(folder) / f"network{FORMATS[form].suffix}"
+                export(model, path, form, examples=examples)
     return evaluation
 
 

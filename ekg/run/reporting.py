@@ -3,21 +3,26 @@
 import dataclasses
 import logging
 
-from ekg.data.examples import draw_examples
-from ekg.deploy.formats import FORMATS
-from ekg.deploy.write import export
+import numpy as np
+
+from ekg.data.examples import draw_examples, draw_labelled
+from ekg.deploy.formats import FORMATS, INT8
+from ekg.deploy.write import MIN_EXAMPLES, export
 from ekg.io import files
 from ekg.report import page
-from ekg.report.measure import conditions_for, measure, warn_of_lagging_statistics, with_latencies
+from ekg.report.measure import measure, warn_of_lagging_statistics, with_latencies
+from ekg.report.table import INT8_IMAGES, notes
 from ekg.run import folder as names
 from ekg.run.arguments import origin
 from ekg.run.choice import CUT, TUNED, Choice, count_steps
 from ekg.run.phases import write_keras
+from ekg.tasks.kinds import TASKS
 from ekg.train.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 64
+LITERT = "litert"
 
 
 def report(job, networks, ready=None):
@@ -44,11 +49,15 @@ def report(job, networks, ready=None):
         rows = with_latencies(
             rows,
             [evaluations.model_of(subnetwork) for _, subnetwork in networks.values()],
-            measured_conditions(job),
+            job.settings.run.runtimes,
             measured_shape(job),
-            job.compute.use_xla,
-            sum(phase["seconds"] for phase in job.folder.phases().values()),
+            target=target_conditions(job),
+            int8=_int8_files(job, networks),
+            use_xla=job.compute.use_xla,
+            run_seconds=sum(phase["seconds"] for phase in job.folder.phases().values()),
         )
+        for note in notes(rows):
+            logger.warning("%s", note)
         choice = _choose(job, networks, evaluations) if job.settings.hands_out_better else None
     job.team.on_chief(lambda: _write(job, rows, choice))
     return rows
@@ -110,15 +119,35 @@ def measured_shape(job):
     return job.supernet.graph.input_shapes[0]
 
 
-def measured_conditions(job):
-    """Returns the conditions that the latencies of the table are measured under."""
-    target_conditions = getattr(job.settings.target, "conditions", None)
-    return conditions_for(job.settings.run.runtimes, target_conditions)
+def target_conditions(job):
+    """Returns the Conditions of the latency that the search aims at, or None."""
+    return getattr(job.settings.target, "conditions", None)
 
 
 def export_examples(job):
     """Returns the training images that exported files are compared on."""
     return draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
+
+
+def export_int8(job, model, path):
+    """Writes a network in LiteRT's 8 bits and returns the Export, with the task's metrics on
+    INT8_IMAGES test images.
+
+    The ranges of its numbers come from as many training images.
+    """
+    number = min(max(len(job.data.test), MIN_EXAMPLES), INT8_IMAGES)
+    training, of_training = draw_labelled(job.data, number, job.settings.run.seed)
+    test, of_test = draw_labelled(job.data, number, job.settings.run.seed, job.data.test)
+    has_labels = type(job.data.task) in TASKS.values()
+    return export(
+        model,
+        path,
+        LITERT,
+        quantize="int8",
+        examples=np.concatenate([training, test]),
+        labels=np.concatenate([of_training, of_test]) if has_labels else None,
+        task=job.data.task if has_labels else "auto",
+    )
 
 
 def _with_exports(job, rows, networks):
@@ -129,16 +158,33 @@ def _with_exports(job, rows, networks):
     examples = export_examples(job)
 
     def write(name, path, subnetwork):
-        model, sizes = job.finished(path, subnetwork), {}
+        model, sizes, int8 = job.finished(path, subnetwork), {}, {}
         for form in formats:
-            file = job.folder / names.EXPORTED / f"{name}{FORMATS[form].suffix}"
-            exported = export(model, file, form, examples=examples)
+            if form == INT8:
+                exported = export_int8(job, model, _int8_file(job, name))
+                int8 = {metric: measured for metric, (_, measured) in exported.metrics.items()}
+            else:
+                file = job.folder / names.EXPORTED / f"{name}{FORMATS[form].suffix}"
+                exported = export(model, file, form, examples=examples)
             logger.info("%s", exported)
-            sizes[exported.format] = exported.size
-        return sizes
+            sizes[form] = exported.size
+        return {"exports": sizes, "int8": int8}
 
-    sizes = job.team.from_chief(lambda: [write(name, *entry) for name, entry in networks.items()])
-    return [dataclasses.replace(row, exports=exports) for row, exports in zip(rows, sizes)]
+    written = job.team.from_chief(lambda: [write(name, *entry) for name, entry in networks.items()])
+    return [dataclasses.replace(row, **values) for row, values in zip(rows, written)]
+
+
+def _int8_file(job, name):
+    return job.folder / names.EXPORTED / f"{name}.{INT8}{FORMATS[LITERT].suffix}"
+
+
+def _int8_files(job, networks):
+    """Returns the list of the networks' files in 8 bits; empty where there are none, or where
+    another process has them.
+    """
+    if INT8 not in job.settings.run.exports or not job.team.is_chief:
+        return []
+    return [_int8_file(job, name) for name in networks]
 
 
 def _choose(job, networks, evaluations):

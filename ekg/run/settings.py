@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ekg.deploy.formats import FORMATS, RUNTIMES
+from ekg.deploy.formats import AUTO_RUNTIMES, FORMATS, INT8, RUNTIMES
 from ekg.devices.compute import AUTO_FORMAT, DTYPES
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
@@ -57,18 +57,19 @@ class RunSettings(Settings):
         10.0, "minutes of training between checkpoints within an epoch", MACHINE, range=NOT_NEGATIVE
     )
     runtimes: tuple[str, ...] = setting(
-        ("tensorflow",),
+        (AUTO_RUNTIMES,),
         "runtimes whose latency the final table shows: TensorFlow at batches of 1 and 256, "
-        "others at 1 on one thread",
+        "others at 1 on one thread; auto: tensorflow, and litert where it is installed and takes "
+        "the network",
         MACHINE,
-        choices=tuple(RUNTIMES),
+        choices=(*RUNTIMES, AUTO_RUNTIMES),
     )
     exports: tuple[str, ...] = setting(
         (),
         "formats in which the unpruned and the pruned network are written, too, with proof that "
-        "they compute the same",
+        "they compute the same; int8: litert in 8 bits, whose accuracy and time the table shows",
         MACHINE,
-        choices=tuple(FORMATS),
+        choices=(*FORMATS, INT8),
     )
     strict: bool = setting(
         False,

@@ -5,6 +5,7 @@ the user's own.
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import ekg
@@ -43,6 +44,7 @@ def losses_of(model, images, labels):
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory):
     """(network, run folder, PruneResult) of a job whose fine-tuning ruins what was cut out."""
+    keras.utils.set_random_seed(0)
     model, folder = network(softmax), tmp_path_factory.mktemp("runs") / "run"
     model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
     model.fit(*digits(), epochs=12, verbose=0)
@@ -238,3 +240,42 @@ def test_a_training_step_of_the_users_own_is_told_not_to_be_called(caplog):
             caplog.text.count("has a train_step() of its own, which training here does not call")
             == number
         )
+
+
+def top1_of_file(path, images, labels):
+    """Returns the share of right answers of a .tflite file in 8 bits, run image by image."""
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    (entry,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero = entry["quantization"]
+    right = 0
+    for image, label in zip(images, labels):
+        levels = np.clip(np.round(image[None] / scale) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(entry["index"], levels)
+        interpreter.invoke()
+        right += np.argmax(interpreter.get_tensor(result["index"])) == label
+    return right / len(labels)
+
+
+def test_the_table_has_the_accuracy_and_the_time_of_networks_in_8_bits(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = network(softmax)
+    model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(*digits(), epochs=12, verbose=0)
+    run = {"exports": ("int8", "litert"), "runtimes": ("litert",)}
+    options = JOB | {"epochs": None, "run_dir": tmp_path / "run", "run": run}
+    held_out = digits(200)[0][120:], digits(200)[1][120:]
+    result = ekg.prune(model, digits(), validation_data=held_out, **options)
+    files_of = {
+        row.name: tmp_path / "run/exported" / f"{row.name}.int8.tflite" for row in result.table
+    }
+    for row in result.table:
+        assert row.int8["top1"] == pytest.approx(top1_of_file(files_of[row.name], *held_out))
+        assert row.exports["int8"] == files_of[row.name].stat().st_size < row.exports["litert"]
+        assert list(row.latencies) == [
+            "litert, batch 1, 1 thread",
+            "litert int8, batch 1, 1 thread",
+        ]
+    assert result.table[0].latencies["litert, batch 1, 1 thread"]["ratio"] == 1.0
+    heading = result.summary().splitlines()[0]
+    assert "int8 top-1 %" in heading and "ms, litert int8, batch 1, 1 thread" in heading

@@ -234,15 +234,16 @@ def test_a_saved_model_serves_in_a_process_of_its_own(pruned, tmp_path):
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-5)
 
 
-def test_a_network_of_any_size_is_compared_at_the_size_of_the_examples(tmp_path):
+@pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])
+def test_a_network_of_any_size_is_compared_at_the_size_of_the_examples(tmp_path, name):
     entry = keras.Input((None, None, 3))
-    x = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(entry))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3)(entry))
     model = randomise_(keras.Model(entry, layers.Dense(4)(layers.GlobalAveragePooling2D()(x))))
     with pytest.raises(
         EkgError, match="`examples` are needed: `model` .* takes inputs of any size"
     ):
-        ekg.export(model, tmp_path / "a.onnx")
-    result = ekg.export(model, tmp_path / "a.onnx", examples=EXAMPLES)
+        ekg.export(model, tmp_path / name)
+    result = ekg.export(model, tmp_path / name, examples=EXAMPLES)
     larger = np.random.default_rng(1).normal(size=(2, 12, 10, 3)).astype(np.float32)
     np.testing.assert_allclose(
         result.reader.run([larger])[0], np.asarray(model(larger, training=False)), atol=1e-5

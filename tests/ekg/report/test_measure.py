@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, mon
     rows = [Row(name, 1.0, {"top1": 0.5}, 1, 2, 3) for name in "abc"]
     copied = cutting.copy(tiny_resnet)
     rows = measure.with_latencies(
-        rows, [tiny_resnet, copied, copied], [Conditions("tensorflow", 2)], None
+        rows, [tiny_resnet, copied, copied], (), None, target=Conditions("tensorflow", 2)
     )
     assert (
         rows[1].latencies == rows[2].latencies != rows[0].latencies
@@ -46,6 +47,7 @@ def test_latencies_of_a_tables_networks_are_ratios_to_its_first(tiny_resnet, mon
     assert rows[0].latencies["tensorflow, batch 2"]["ratio"] == 1.0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("run_seconds", "expected"), [(10, 1.0), (100, 2.5), (400, 10.0), (4000, 20.0), (np.inf, 20.0)]
 )
@@ -53,14 +55,8 @@ def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minut
     monkeypatch, run_seconds, expected
 ):
     asked = []
-    monkeypatch.setattr(measure, "measure_latency", lambda *args: asked.append(args[-1]) or {})
-    measure.with_latencies(
-        [],
-        [],
-        [Conditions("tensorflow", batch) for batch in (1, 256)],
-        None,
-        run_seconds=run_seconds,
-    )
+    monkeypatch.setattr(measure, "_measure_in_turn", lambda *args: asked.append(args[-1]) or [])
+    measure.with_latencies([], [], ("tensorflow",), None, run_seconds=run_seconds)
     assert asked == [expected, expected]
 
 
@@ -96,5 +92,42 @@ def test_moving_statistics_that_lag_behind_are_told(tiny_resnet, caplog, shift, 
 def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):
     with pytest.raises(EkgError, match="`threads` has no effect here"):
         measure.with_latencies(
-            [Row("a", 1.0, {}, 1, 2, 3)], [tiny_resnet], [Conditions("tensorflow", 1, 2)], None
+            [Row("a", 1.0, {}, 1, 2, 3)],
+            [tiny_resnet],
+            (),
+            None,
+            target=Conditions("tensorflow", 1, 2),
         )
+
+
+def latencies_of(model, runtimes):
+    (row,) = measure.with_latencies([Row("a", 1.0, {}, 1, 2, 3)], [model], runtimes, None)
+    return list(row.latencies)
+
+
+@pytest.mark.timed
+def test_a_table_has_litert_beside_tensorflow_where_it_is_installed(
+    tiny_resnet, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    in_tensorflow = ["tensorflow, batch 1", "tensorflow, batch 256"]
+    assert latencies_of(tiny_resnet, ("auto",)) == [*in_tensorflow, "litert, batch 1, 1 thread"]
+    assert not caplog.messages
+    monkeypatch.setattr(measure, "is_installed", lambda package: False)
+    assert latencies_of(tiny_resnet, ("auto",)) == in_tensorflow
+    (message,) = caplog.messages
+    assert "pip install ai-edge-litert" in message
+
+
+@pytest.mark.timed
+def test_a_network_that_litert_lacks_an_operator_for_has_latencies_of_tensorflow_alone(
+    monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(measure, "BATCHES", (1,))
+    entry = keras.Input((4,))
+    model = keras.Model(entry, keras.ops.erfinv(0.01 * keras.layers.Dense(3)(entry)))
+    assert latencies_of(model, ("auto",)) == ["tensorflow, batch 1"]
+    assert "it has no operator for Erfinv" in caplog.text
+    with pytest.raises(EkgError, match="it has no operator for Erfinv"):
+        latencies_of(model, ("litert",))

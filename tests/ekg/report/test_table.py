@@ -1,6 +1,6 @@
 import pytest
 
-from ekg.report.table import Row, format_table, latency_text, milliseconds_text
+from ekg.report.table import Row, format_table, latency_text, milliseconds_text, notes
 
 
 def column(text, name):
@@ -136,3 +136,42 @@ def test_a_latency_whose_rounds_differ_by_more_than_a_fifth_is_marked(timing, is
     alone.
     """
     assert ("machine busy" in latency_text(timing)) == is_busy
+
+
+def timed(name, **conditions):
+    """A row with (milliseconds, ratio, its first and last decile) under each of the conditions."""
+    keys = ("milliseconds", "ratio", "ratio_low", "ratio_high")
+    latencies = {
+        f"{runtime.replace('_', ' ')}, batch 1, 1 thread": dict(zip(keys, values))
+        for runtime, values in conditions.items()
+    }
+    return Row(name, 1.0, {"top1": 0.5}, 10, 20, 1024, latencies)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [
+        ((1.36, 1.36, 1.30, 1.41), True),
+        ((0.60, 0.60, 0.58, 0.66), False),
+        ((1.01, 1.01, 1.00, 1.02), False),  # no slower than a measurement can tell
+        ((1.10, 1.10, 0.70, 1.90), False),  # nothing is certain on a busy machine
+    ],
+)
+def test_a_pruned_network_that_is_slower_than_the_unpruned_one_is_told(values, is_told):
+    whole = (1.0, 1.0, 1.0, 1.0)
+    rows = [
+        timed("unpruned", onnxruntime=whole, litert=whole),
+        timed("pruned", onnxruntime=values, litert=(0.5, 0.5, 0.5, 0.5)),
+    ]
+    found = notes(rows)
+    assert len(found) == is_told
+    assert all("1.36 of the unpruned network's time in onnxruntime" in text for text in found)
+
+
+def test_a_network_that_is_slower_in_8_bits_than_in_32_is_told():
+    rows = [
+        timed("unpruned", litert=(2.0, 1.0, 1.0, 1.0), litert_int8=(1.0, 0.5, 0.5, 0.5)),
+        timed("pruned", litert=(0.8, 0.4, 0.4, 0.4), litert_int8=(0.9, 0.45, 0.45, 0.45)),
+    ]
+    (text,) = notes(rows)
+    assert "pruned is slower in 8 bits than in 32" in text and "0.9 and 0.8 ms" in text
