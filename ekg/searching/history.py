@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Self
 
+from ekg.errors import EkgError
 from ekg.network.subnetwork import Subnetwork
 
 
@@ -88,3 +89,25 @@ class SearchResult:
             f"SearchResult({last.rate:.1%} of the FLOPs, loss {self.history[0].loss:.4f} -> "
             f"{last.loss:.4f}, {last.step} steps)"
         )
+
+    def at(self, rate: float) -> HistoryEntry:
+        """Returns the first interim sub-network with at most this share of the FLOPs.
+
+        It may keep less than a search of its own would, which ends just below its target; see
+        ekg.front for several rates.
+
+        Args:
+            rate: share of the FLOPs, in (0, 1].
+
+        Raises:
+            EkgError: every interim sub-network has more.
+        """
+        if not 0 < rate <= 1:
+            raise EkgError(f"`rate` must be in (0, 1]; received {rate}.")
+        found = next((entry for entry in self.history if entry.rate <= rate), None)
+        if found is None:
+            raise EkgError(
+                f"`rate` {rate:g}: the search ended at {self.history[-1].rate:.4f} of the FLOPs; "
+                "search for a lower `target_rate`."
+            )
+        return found

@@ -69,3 +69,16 @@ def test_searches_that_differ_in_more_than_their_targets_are_refused():
     hard = dataclasses.replace(easy, target_rate=0.5, search_step=0.4)
     with pytest.raises(EkgError, match="in their targets alone"):
         check_order([easy, hard])
+
+
+def test_an_interim_sub_network_is_found_by_its_rate(network):
+    supernet, data = network
+    result = search_front(supernet, data, settings_of("rates")[-1:])[0]
+    entry = result.at(0.6)
+    assert entry.rate == supernet.rate(entry.subnetwork) <= 0.6
+    assert result.history[entry.step - 1].rate > 0.6
+    assert result.at(1.0) == result.history[0] and result.at(0.4).subnetwork == result.subnetwork
+    with pytest.raises(EkgError, match="`rate` 0.2: the search ended at 0.3.* of the FLOPs"):
+        result.at(0.2)
+    with pytest.raises(EkgError, match=r"`rate` must be in \(0, 1\]; received 0"):
+        result.at(0)
