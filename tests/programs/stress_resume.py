@@ -188,6 +188,7 @@ def end_of(folder):
     return [
         runs.read_history(folder),
         runs.read_curves(folder),
+        runs.read_events(folder),
         *((folder / name).read_bytes() for name in names),
     ]
 
