@@ -255,6 +255,10 @@ def markdown(record):
         )
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
+    if record.get("load"):
+        from benchmarks import load  # it imports this module
+
+        lines += load.markdown(record["load"], load.PICTURE, record["load_of"][:7])
     for entry, (title, text, head) in SECTIONS.items():
         if record.get(entry):
             lines += [f"## {title}", "", text, ""]

