@@ -444,7 +444,7 @@ class Supernet:
         return self._first_uses[group]
 
     @functools.cached_property
-    def _first_uses(self):
+    def _first_uses(self) -> list[int]:
         """First position of the program at which the mask of each group matters."""
         first: dict[int, int] = {}
         ends = np.array([*self.layout.offsets[1:], self.layout.num_channels])
