@@ -28,7 +28,6 @@ from ekg.data.own import make_data
 from ekg.devices import compute
 from ekg.distil import bank, losses
 from ekg.goal import hold_out
-from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.process.memory import Peak, resident_mib
 from ekg.run.arguments import origin
@@ -362,11 +361,11 @@ def main(args):
         return
     result = measure(repeat=args.repeat, largest_run=args.largest_run)
     revision = origin()["revision"] or "unknown"
-    print("\n".join(markdown(result, PICTURE, revision[:7])))
+    lines = markdown(result, PICTURE, revision[:7])
+    print("\n".join(lines))
     if args.out:
-        record = files.read_json(args.out / performance.NAMES)
         draw(result, args.out / PICTURE)
-        performance.write_page(args.out, record | {"load": result, "load_of": revision})
+        performance.add_lines(args.out, "load", result, lines)
 
 
 def parse_args(argv=None):
