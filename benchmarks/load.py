@@ -316,6 +316,9 @@ def markdown(result, picture, revision):
             for name, part in parts.items()
         ]
         lines += [markdown_table(head, rows), ""]
+        not_run = [f"{count:,}" for count in SIZES[axis] if count not in counts]
+        if not_run:
+            lines += [f"Not run: {', '.join(not_run)} {axis}.", ""]
     outside = result.get("groups", {}).get(OUTSIDE)
     if outside:
         lines += [

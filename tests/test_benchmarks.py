@@ -217,6 +217,7 @@ def test_a_page_of_load_tells_seconds_slopes_and_the_share_outside_the_network(t
     assert "| cut | 1 | 2 | 20 | 7 | 1.00 |" in page
     assert f"| {load.OUTSIDE} | 0.5 | 50 |  |  | 2.00 |" in page
     assert "With 100 groups, 60 candidates and 8 images, 6.2% of a search step's CPU time" in page
+    assert "Not run: 125, 250, 500 groups." in page
     load.draw(result, tmp_path / "load.png")
     assert min(Image.open(tmp_path / "load.png").size) > 300
 
