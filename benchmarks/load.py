@@ -53,6 +53,7 @@ MANY = 256  # images, where the classes grow
 TOGETHER = 1000  # images of a batch, where the examples grow
 ENTRIES = 100  # of a history
 LARGEST_RUN = 1000  # groups
+RECURSION = 20_000  # Keras follows the layers of a network by recursion
 SPREAD = 16  # candidates that are evaluated
 OUTSIDE = "search step, outside the network's arithmetic"
 STEP = "search step, per candidate"
@@ -359,6 +360,7 @@ def main(args):
         axis, count = args.alone
         parts = Parts()
         keras.utils.set_random_seed(0)
+        sys.setrecursionlimit(RECURSION)
         MEASURES[axis](parts, int(count), args.largest_run)
         print(json.dumps(parts.measured))
         return
