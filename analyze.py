@@ -23,10 +23,10 @@ import utils  # before TensorFlow: it sets TensorFlow's environment
 import dataloader
 import nets
 import op_utils
-from analyses.ablation import compare_teachers
+from analyses.ablation import all_run_flags, compare_teachers
 from analyses.conditions import HessianSettings, NotConverged, SpectrumSettings, measure_conditions
 from analyses.correlation import StudySettings, study_correlation
-from analyses.criteria import compare_criteria
+from analyses.criteria import compare_criteria, run_flags
 from analyses.runs import PruningRuns, report_run
 from analyses.subject import ImageSettings, ResultSettings, Subject, TrainedSettings
 from analyses.surfaces import GridSettings, measure_surfaces
@@ -36,6 +36,7 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.searching.criteria import CRITERIA
+import train_cifar
 from train_cifar import CifarSettings
 
 EXIT_NOT_CONVERGED = 4
@@ -96,7 +97,20 @@ def parse_args(argv=None):
         )
     if args.command not in ("run", "tables") and args.out is None:
         args.out = Path("analysis") / args.command
+    _check_runs(args)
     return args
+
+
+def _check_runs(args):
+    """Ends the program with one line if train_cifar.py would refuse the flags of a run."""
+    if args.command == "criteria":
+        all_flags = [run_flags(name) for name in args.criteria]
+    elif args.command == "ablation":
+        all_flags = all_run_flags(args.seeds)
+    else:
+        return
+    for flags in all_flags:
+        train_cifar.parse_args(make_runs(args).arguments("run", *flags))
 
 
 def make_subject(args):

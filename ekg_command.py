@@ -18,6 +18,8 @@ from pathlib import Path
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# Where sources define flags: the field of a settings class, or add_argument
+FLAG = re.compile(r'^    (\w+): [^=\n]+ = setting\(|add_argument\(\s*"--([\w-]+)"', re.MULTILINE)
 # INFO messages of TensorFlow's C++ code during the import, before it reads its log level
 FIRST_LINES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called|I\d{4} [\d:.]+ "
@@ -76,9 +78,13 @@ def usage():
 
 def version():
     """Returns the version of the package `ekg`, which is read and not imported."""
-    (source,) = importlib.util.find_spec("ekg").submodule_search_locations
-    text = (Path(source) / "__init__.py").read_text(encoding="utf-8")
+    text = (_package() / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+def _package():
+    (folder,) = importlib.util.find_spec("ekg").submodule_search_locations
+    return Path(folder)
 
 
 def _end(text, code=EXIT_USER_ERROR):
@@ -89,23 +95,51 @@ def _end(text, code=EXIT_USER_ERROR):
 # ---------------------------------------------------------------- before TensorFlow is imported
 
 
-def load(module, program=None, arguments=None):
+def load(module, program=None, arguments=None, sources=()):
     """Imports a module that brings TensorFlow, without TensorFlow's first lines.
+
+    Loading TensorFlow takes seconds, so unknown flags end the program before, and the command line
+    is echoed.
 
     Args:
         module: name of the module.
-        program: name of the running program, which is echoed with its arguments, since loading
-            TensorFlow takes seconds; None echoes nothing.
+        program: name of the running program; None checks and echoes nothing.
         arguments: list of its arguments; None takes those of the process.
+        sources: pathlib.Paths of sources outside the package that define flags of the program.
     """
     _open_closed_streams()
     if "tensorflow" in sys.modules:
         return
     if program is not None:
-        _announce(program, sys.argv[1:] if arguments is None else arguments)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        unknown = unknown_flags(arguments, [*_package().glob("**/*.py"), *sources])
+        if unknown:
+            _end(f"error: unrecognized arguments: {' '.join(unknown)}. --help lists all arguments.")
+        _announce(program, arguments)
     shows_all = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
     with contextlib.nullcontext() if shows_all else _without_first_lines():
         importlib.import_module(module)
+
+
+def unknown_flags(arguments, sources):
+    """Returns the flags among some arguments that no source defines.
+
+    The sources are searched as text, since importing them imports TensorFlow. A flag of another
+    program counts as known; the parser refuses it later.
+
+    Args:
+        arguments: list of text.
+        sources: pathlib.Paths of Python files.
+    """
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    given = [flag for flag in given if flag != "--"]
+    if not given:
+        return []
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    names = {field or flag for text in texts for field, flag in FLAG.findall(text)} | {"help"}
+    flags = {f"--{prefix}{name}" for name in names for prefix in ("", "no-")}
+    # argparse takes the beginning of a flag for the flag.
+    return [flag for flag in given if not any(known.startswith(flag) for known in flags)]
 
 
 def _announce(program, arguments):

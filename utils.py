@@ -8,15 +8,18 @@ from pathlib import Path
 
 import ekg_command
 
+FOLDER = Path(__file__).resolve().parent
+
 
 def _script():
     """Returns the name of the script that runs, if it is one of this folder; otherwise None."""
     script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-    is_ours = script.resolve().parent == Path(__file__).resolve().parent
-    return script.name if is_ours else None
+    return script.name if script.resolve().parent == FOLDER else None
 
 
-ekg_command.load("tensorflow", _script())
+ekg_command.load(
+    "tensorflow", _script(), sources=[*FOLDER.glob("*.py"), *FOLDER.glob("analyses/*.py")]
+)
 
 from ekg.command_line import Parser, with_flags  # noqa: E402
 from ekg.commands.runner import run_script  # noqa: E402

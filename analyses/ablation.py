@@ -52,13 +52,13 @@ def _configurations():
             yield search_teacher, finetune_teacher, num_views
 
 
-def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
-    """Returns the FinishedRun of a row and seed.
+def all_run_flags(seeds):
+    """Returns a list with the flags of every run."""
+    return [_run_flags(*row, seed) for row in _configurations() for seed in seeds]
 
-    The row without teacher in fine-tuning and with one view searches; the others reuse its search.
-    """
-    first = f"{search_teacher}-none-{seed}"
-    flags = [
+
+def _run_flags(search_teacher, finetune_teacher, num_views, seed):
+    return [
         "--search_teacher",
         search_teacher,
         "--finetune_teacher",
@@ -68,6 +68,15 @@ def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
         "--num_views",
         str(num_views),
     ]
+
+
+def _finish(runs, search_teacher, finetune_teacher, num_views, seed):
+    """Returns the FinishedRun of a row and seed.
+
+    The row without teacher in fine-tuning and with one view searches; the others reuse its search.
+    """
+    first = f"{search_teacher}-none-{seed}"
+    flags = _run_flags(search_teacher, finetune_teacher, num_views, seed)
     if (finetune_teacher, num_views) == ("none", 1):
         return runs.finish(first, *flags)
     views = "-2" if finetune_teacher == "none" else ""

@@ -23,7 +23,7 @@ def compare_criteria(subject, runs, names, settings, out):
     rows = []
     figures = {}
     for name in names:
-        run = runs.finish(name, "--criterion", name, "--finetune_teacher", "none")
+        run = runs.finish(name, *run_flags(name))
         folder = runs.folder(name)
         slimmed = subject.load(folder / SLIMMED)
         original = subject.load(folder / SUPERNET)
@@ -54,6 +54,11 @@ def compare_criteria(subject, runs, names, settings, out):
     write_results(out, "criteria", rows, text, published=figures)
     check_converged(rows, "criterion", out)
     return rows
+
+
+def run_flags(criterion):
+    """Returns the flags of the run with a criterion."""
+    return ["--criterion", criterion, "--finetune_teacher", "none"]
 
 
 def _draw(path, title, rows):

@@ -45,23 +45,10 @@ class PruningRuns:
         """Returns the RunFolder of a run."""
         return RunFolder(self.path / name)
 
-    def finish(self, name, *flags):
-        """Returns the page.FinishedRun with this name, after starting or resuming it if needed.
-
-        Args:
-            name: name of its folder.
-            flags: flags of this run only.
-
-        Raises:
-            Stopped: a signal requested a stop; the run has written a checkpoint.
-            SystemExit: the run failed; the exit code is that of the run.
-        """
-        logger.info("run %s", name)
-        stopping.check()
+    def arguments(self, name, *flags):
+        """Returns the command line of a run, a list of text; see finish()."""
         data_flags = ("--data_path", self.data_path) if self.data_path else ()
-        command = [
-            sys.executable,
-            str(SCRIPT),
+        return [
             "--train_path",
             str(self.path / name),
             "--arch",
@@ -76,7 +63,21 @@ class PruningRuns:
             *flags,
             *self.more_flags,
         ]
-        code = run_process(command)
+
+    def finish(self, name, *flags):
+        """Returns the page.FinishedRun with this name, after starting or resuming it if needed.
+
+        Args:
+            name: name of its folder.
+            flags: flags of this run only.
+
+        Raises:
+            Stopped: a signal requested a stop; the run has written a checkpoint.
+            SystemExit: the run failed; the exit code is that of the run.
+        """
+        logger.info("run %s", name)
+        stopping.check()
+        code = run_process([sys.executable, str(SCRIPT), *self.arguments(name, *flags)])
         stopping.check()
         if code:
             logger.error("the run %s ended with exit code %d.", name, code)

@@ -255,6 +255,8 @@ def markdown(record):
         )
     if record.get("memory"):
         lines += growth.memory_markdown(record["memory"])
+    if record.get("load"):
+        lines += record["load"]["lines"]
     for entry, (title, text, head) in SECTIONS.items():
         if record.get(entry):
             lines += [f"## {title}", "", text, ""]
@@ -278,6 +280,12 @@ def add_rows(folder, section, name, rows):
     record = files.read_json(folder / NAMES)
     record[section] = record.get(section, {}) | {name: rows}
     write_page(folder, record)
+
+
+def add_lines(folder, section, figures, lines):
+    """Adds the figures of another program, and the lines on them, to the page in a folder."""
+    record = files.read_json(folder / NAMES)
+    write_page(folder, record | {section: {"figures": figures, "lines": lines}})
 
 
 def write_page(folder, record):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from ekg.data.dataset import members_by_class
 from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.process import stopping
@@ -188,8 +189,8 @@ def hold_out(strata, share, seed):
     counts = np.minimum(counts, np.maximum(sizes - 1, 0))
     random = np.random.default_rng([seed, MOST_HELD_OUT])
     is_held = np.zeros(len(strata), bool)
-    for stratum, number in enumerate(counts):
-        is_held[random.permutation(np.flatnonzero(strata == stratum))[:number]] = True
+    for members, number in zip(members_by_class(strata), counts):
+        is_held[random.permutation(members)[:number]] = True
     return np.flatnonzero(is_held), np.flatnonzero(~is_held)
 
 

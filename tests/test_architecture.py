@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ekg", "nets", "dataloader", "analyses", "benchmarks")
-LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "h5py", "ekg"}  # Keras brings h5py
+# Keras brings h5py, and TensorFlow protobuf, whose package is google
+LIBRARY_NEEDS = {"tensorflow", "keras", "numpy", "tqdm", "h5py", "google", "ekg"}
 OPTIONAL = {"matplotlib", "scipy", "sklearn", "tensorflow_datasets"}
+SHOWS_TIME = {"ekg.run.events"}  # TensorBoard shows when a number was written
 IMPORTS_MATPLOTLIB = {"ekg.report.pictures"}  # imported inside functions alone
 # who may import whom, besides packages from elsewhere
 ALLOWED = {
@@ -122,7 +124,8 @@ def test_nothing_depends_on_the_clock_on_the_wall(trees):
         place(path, node)
         for path, tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
+        if module_of(path) not in SHOWS_TIME
+        and isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")
     ]
     assert not wrong
@@ -205,8 +208,10 @@ def test_messages_name_arguments_and_not_flags(trees):
 
 SINGLE = {
     ("argparse", "ekg.command_line"),  # the one parser, and the place where flags are derived
+    # a file is read back where nothing of this program is
     ("subprocess", "ekg.deploy.fresh"),
-}  # a file is read back where nothing of this program is
+    ("subprocess", "ekg.io.h5_files"),  # HDF5's C code may never return
+}
 
 
 def test_the_library_starts_no_process_and_knows_no_script(trees):

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from benchmarks import agreement, bench_gpu, growth, own_network, packaged, performance
+from benchmarks import agreement, bench_gpu, growth, load, own_network, packaged, performance
 from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
@@ -196,3 +197,34 @@ def test_differences_are_shares_of_each_channels_range():
         found["within"], [0.5, 0.5]
     )  # .04 and 1 of 20 are, .06 and 5 of 20 are not
     assert packaged.agreements(whole, [np.array([[0.0, 1.0], [2.0, 1.0]])]) == [0.5]
+
+
+def test_a_page_of_load_tells_seconds_slopes_and_the_share_outside_the_network(tmp_path):
+    result = {
+        "groups": {
+            "cut": {"counts": [10, 100, 1000], "seconds": [1.0, 2.0, 20.0], "mib": [0.0, 1.0, 7.4]},
+            load.OUTSIDE: {
+                "counts": [10, 100],
+                "seconds": [0.5, 50.0],
+                "mib": [0.0, 0.0],
+                "share": [0.5, 0.0625],
+                "candidates": [10, 60],
+            },
+        }
+    }
+    page = "\n".join(load.markdown(result, "load.png", "abc"))
+    assert "| part | 10 groups | 100 groups | 1,000 groups | MiB | slope |" in page
+    assert "| cut | 1 | 2 | 20 | 7 | 1.00 |" in page
+    assert f"| {load.OUTSIDE} | 0.5 | 50 |  |  | 2.00 |" in page
+    assert "With 100 groups, 60 candidates and 8 images, 6.2% of a search step's CPU time" in page
+    assert "Not run: 125, 250, 500 groups." in page
+    load.draw(result, tmp_path / "load.png")
+    assert min(Image.open(tmp_path / "load.png").size) > 300
+
+
+def test_load_measures_parts_of_a_job():
+    parts = load.Parts()
+    load.measure_examples(parts, 200, None)
+    assert {"data and labels", "memory bank", "evaluation"} < set(parts.measured)
+    for values in parts.measured.values():
+        assert values["seconds"] > 0 and values["mib"] >= 0

@@ -17,12 +17,18 @@ from keras import layers, ops
 from tensorflow.python.framework import op_callbacks
 
 import ekg
+from ekg.data.dataset import TrainingBatches
 from ekg.devices import kind
 from ekg.devices.compute import in_graph
+from ekg.distil import losses
+from ekg.distil.bank import build_bank
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.run import phases
 from ekg.searching import criteria
-from tests.helpers.comparisons import make_objective
+from ekg.searching.history import HistoryEntry
+from ekg.train.batch_norm_statistics import estimate_statistics_
+from ekg.train.step import StepOptions, Trainer
+from tests.helpers.comparisons import make_objective, mirrored
 from tests.helpers.digits import QUICK, digits
 from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
@@ -260,3 +266,28 @@ def test_every_criterion_has_kernels(as_with_a_gpu, tiny_data):
                 name, criteria.CriterionContext(objective, objective.supernet.whole(), 0)
             )
     assert not lacking(seen) and "Conv2DBackpropInput" in seen
+
+
+def test_synchronised_norms_and_the_memory_bank_have_kernels(as_with_a_gpu, tiny_data, tmp_path):
+    """Norms of two replicas together, one of them frozen; then what only runs forward."""
+    with mirrored(2).scope():
+        model = make_tiny_resnet()
+        model.get_layer("a1_bn").trainable = False
+        trainer = Trainer(
+            mirrored(2),
+            model,
+            losses.fine_tuning(tiny_data, "none", 4.0),
+            weight_decay=1e-3,
+            options=StepOptions(sync_norms=True),
+        )
+    batch = next(TrainingBatches(tiny_data, 8, 0, num_views=2).epoch(0))
+    supernet = ekg.Supernet(make_tiny_resnet())
+    teachers = [HistoryEntry(0, None, supernet.whole(), 1.0, 0.1, 0.5, 0.0, 1, 0.0)]
+    batches = tiny_data.batches(tiny_data.train, 32)
+    with operations() as training:
+        assert np.isfinite(float(trainer.step(batch, 0.01)["loss"]))
+    with operations() as forward:
+        build_bank(tmp_path / "bank", supernet, teachers, batches)
+        estimate_statistics_(supernet.model, batches)
+    assert not lacking(training) and "Conv2DBackpropFilter" in training
+    assert not lacking(forward) and "Conv2D" in forward

@@ -16,6 +16,7 @@ from ekg.devices.strategy import DeviceSettings, describe_devices, make_strategy
 from ekg.devices.team import Team
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError, first_line
+from ekg.io.h5_files import load_weights_
 from ekg.io.keras_files import load_keras
 from ekg.goal import MaxDropSettings
 from ekg.pruning import AUTO
@@ -254,10 +255,10 @@ def _make_application(args):
             classifier_activation=None,
             **options,
         )
-        if args.weights:
-            model.load_weights(args.weights)
     except Exception as error:  # Keras raises many kinds
         raise EkgError(f"`model` {args.model}: {first_line(error)[:200]}") from None
+    if args.weights:
+        load_weights_(model, args.weights)
     return model
 
 

@@ -170,20 +170,21 @@ def _single(value):
     return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
 
 
-def _as_array(value, what):
+def _as_array(value, what, part=""):
+    """Returns data, or a part of it such as "labels of ", as an array."""
     value = _single(value)
     if isinstance(value, dict) or (
         isinstance(value, (list, tuple)) and value and isinstance(value[0], (dict, np.ndarray))
     ):
         raise EkgError(
-            f"`{what}` has several inputs or outputs per example; a network of one input is "
+            f"{part}`{what}` has several inputs or outputs per example; a network of one input is "
             "needed, and the labels of one output."
         )
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:
         raise EkgError(
-            f"`{what}` cannot be taken as an array ({' '.join(str(error).split())})."
+            f"{part}`{what}` cannot be taken as an array ({' '.join(str(error).split())})."
         ) from None
 
 
@@ -198,7 +199,7 @@ def _labels_of(value, what):
     )
     if are_arrays:
         return [_labels_of(entry, what) for entry in value]
-    return _as_array(value, f"{what} labels")
+    return _as_array(value, what, "labels of ")
 
 
 def _arrays_of(labels):
@@ -229,7 +230,7 @@ def _weights_of(entries, count, what):
     """Returns the weights in (images, labels, weights), array [count, ...], or None."""
     if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
         return None
-    weights = _as_array(entries[2], f"{what} weights")
+    weights = _as_array(entries[2], what, "weights of ")
     if weights.ndim == 0 or len(weights) != count:
         raise EkgError(
             f"`{what}` has weights of shape {weights.shape} and {count} labels; give one per label."

@@ -34,8 +34,8 @@ class ComplexityTable:
 
     The number of entries of a weight is a constant, times the kept input channels, the kept output
     channels, or both. For a mask m over all channels, the kept channels of every call's input and
-    output are A·m and B·m with constant matrices A and B. All numbers are whole and below 2**53, so
-    float64 arithmetic is exact.
+    output are A·m and B·m with constant sparse matrices A and B. All numbers are whole and below
+    2**53, so float64 arithmetic is exact.
 
     Attributes:
         uncounted: descriptions of the layers that have weights of an unknown kind, whose FLOPs are
@@ -58,12 +58,8 @@ class ComplexityTable:
                 self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
             elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
-                reads.append(
-                    np.bincount(layout.index[call.inputs[0]], minlength=layout.num_channels + 1)
-                )
-                writes.append(
-                    np.bincount(layout.index[call.output], minlength=layout.num_channels + 1)
-                )
+                reads.append(layout.index[call.inputs[0]])
+                writes.append(layout.index[call.output])
         # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a fraction of
         # the entries that its channels would make
         self._counts, self._divisors = (
@@ -75,10 +71,7 @@ class ComplexityTable:
             .transpose(1, 2, 0)
             for part in ("numerator", "denominator")
         )
-        self._reads = np.array(reads, dtype=np.float64).reshape(len(rows), layout.num_channels + 1)
-        self._writes = np.array(writes, dtype=np.float64).reshape(
-            len(rows), layout.num_channels + 1
-        )
+        self._reads, self._writes = _Rows(reads), _Rows(writes)
         if self.uncounted:
             logger.warning(
                 "the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all "
@@ -147,7 +140,7 @@ class ComplexityTable:
 
     def count(self, mask):
         """Returns the Complexity for a mask, float array [num_channels + 1] of zeros and ones."""
-        kept_in, kept_out = self._reads @ mask, self._writes @ mask
+        kept_in, kept_out = self._reads.sums(mask), self._writes.sums(mask)
         sizes = np.stack(
             [kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2]
         )
@@ -158,6 +151,53 @@ class ComplexityTable:
         return Complexity(
             round(params) + self._constant.params, round(flops) + self._constant.flops
         )
+
+    def most_saved(self, mask):
+        """Returns what leaving out each channel saves at most, Complexity of float64 [channels].
+
+        The counts grow with the kept channels, and ever faster, so their slopes at a mask are upper
+        limits; those of several channels add up.
+
+        Args:
+            mask: float array [num_channels + 1] of zeros and ones.
+        """
+        kept_in, kept_out = self._reads.sums(mask), self._writes.sums(mask)
+        num_channels = len(mask) - 1
+        saved = []
+        for counts, divisors in zip(self._counts, self._divisors):
+            both, read, written, _, back = counts / divisors
+            by_read = self._reads.sums_by_channel(both * kept_out + read, num_channels)
+            slopes = both * kept_in + written + 2 * back * kept_out
+            saved.append(by_read + self._writes.sums_by_channel(slopes, num_channels))
+        flops, params = saved
+        return Complexity(params, flops)
+
+
+class _Rows:
+    """A matrix of counts whose rows are mostly zero: how often each call uses each channel."""
+
+    def __init__(self, channels_by_call):
+        """
+        Args:
+            channels_by_call: list with the channel numbers that each call uses, int arrays.
+        """
+        parts = [np.unique(channels, return_counts=True) for channels in channels_by_call]
+        self._num_rows = len(parts)
+        self._rows = np.repeat(np.arange(len(parts)), [len(channels) for channels, _ in parts])
+        self._channels = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
+        self._counts = np.concatenate([np.zeros(0), *(part[1] for part in parts)])
+
+    def sums(self, values):
+        """Returns the product of the matrix with the values of all channels, float64 [calls]."""
+        weights = self._counts * values[self._channels]
+        return np.bincount(self._rows, weights, minlength=self._num_rows)
+
+    def sums_by_channel(self, values, num_channels):
+        """Returns the product of the transposed matrix with values of all calls, float64
+        [num_channels].
+        """
+        weights = self._counts * values[self._rows]
+        return np.bincount(self._channels, weights, minlength=num_channels)[:num_channels]
 
 
 def model_complexity(model, input_shape=None):

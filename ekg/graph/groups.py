@@ -117,20 +117,24 @@ def find(graph, limits=None):
     sites = _find_sites(graph, index, total)
     producer = {number: call.key for call in graph.calls for number in call.outputs}
     groups, names = [], set()
-    for (writers, members), first, last in zip(parts, offsets, [*offsets[1:], total]):
-        group_sites = [
-            site for site in sites if ((index[site] >= first) & (index[site] < last)).any()
-        ]
+    sites_by_group = [[] for _ in parts]
+    ends = np.array([*offsets[1:], total])
+    for site in sites:
+        channels = np.unique(index[site])
+        channels = channels[channels < total]
+        for number in np.unique(np.searchsorted(ends, channels, side="right")).tolist():
+            sites_by_group[number].append(site)
+    for (writers, members), first, last, group_sites in zip(parts, offsets, ends, sites_by_group):
         name = _free_name(writers[0], names)
         least, multiple = limits.of_group(name)
         together = min(int(np.isin(roots[key], members).sum()) for key in writers) // len(members)
         groups.append(
             ChannelGroup(
                 name,
-                last - first,
+                int(last) - first,
                 writers,
                 tuple(producer[site] for site in group_sites),
-                min(-(-least // together), last - first),
+                min(-(-least // together), int(last) - first),
                 multiple // math.gcd(multiple, together),
             )
         )
@@ -181,11 +185,13 @@ def _close_unread(graph, channel_flow):
     """Closes channels that no gate reaches, as of a nested model's output that nothing reads."""
     rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
     index = dict(zip(channel_flow.channels, rows))
-    gated = np.concatenate(
-        [[flow.FIXED], *(index[site] for site in _find_sites(graph, index, flow.FIXED))]
-    )
-    for labels in channel_flow.written.values():
-        channel_flow.close(labels[~np.isin(channel_flow.roots(labels), gated)], "nothing reads it")
+    is_gated = np.zeros(channel_flow.num_labels, bool)
+    is_gated[flow.FIXED] = True
+    for site in _find_sites(graph, index, flow.FIXED):
+        is_gated[index[site]] = True
+    written = list(channel_flow.written.values())
+    for labels, roots in zip(written, channel_flow.all_roots(written)):
+        channel_flow.close(labels[~is_gated[roots]], "nothing reads it")
 
 
 def _partition(roots):
@@ -196,20 +202,28 @@ def _partition(roots):
         roots: {key: representative of every channel that the layer writes, int array}.
     """
     keys, kinds = list(roots), {(): 0}  # tuple of writers -> its number
+    known = [()]  # the keys of kinds
     kind_of = np.zeros(
         1 + max((int(written.max(initial=0)) for written in roots.values()), default=0),
         dtype=np.int64,
     )
     for number, written in enumerate(roots.values()):
         written = np.unique(written[written != flow.FIXED])
-        known = list(kinds)
-        for kind in np.unique(kind_of[written]).tolist():
-            members = written[kind_of[written] == kind]
-            kind_of[members] = kinds.setdefault((*known[kind], number), len(kinds))
+        kinds_before = kind_of[written]
+        for kind in np.unique(kinds_before).tolist():
+            members = written[kinds_before == kind]
+            grown = (*known[kind], number)
+            if grown not in kinds:
+                kinds[grown] = len(known)
+                known.append(grown)
+            kind_of[members] = kinds[grown]
+    by_kind = np.split(
+        np.argsort(kind_of, kind="stable"), np.cumsum(np.bincount(kind_of, minlength=len(known)))
+    )
     parts = {
-        tuple(keys[i] for i in kind): np.flatnonzero(kind_of == number)
-        for kind, number in kinds.items()
-        if kind and (kind_of == number).any()
+        tuple(keys[i] for i in kind): members
+        for kind, members in zip(known, by_kind)
+        if kind and len(members)
     }
     order = {key: i for i, key in enumerate(roots)}
     return sorted(parts.items(), key=lambda part: (order[part[0][0]], part[1][0]))

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 CHECKSUM = "crc32"  # key of the checksum, the last entry of every JSON object written here
 SEAL = b"\nsha256:"
+READ_TOGETHER = 2**16  # bytes
 # Error numbers of a file system that cannot force data to its disk
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -245,10 +246,22 @@ def append_json_line(path, value):
         EkgError: the file cannot be written.
     """
     with writing(path), open(path, "ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        file.truncate(_end_of_lines(file))
         file.write((json.dumps(_with_checksum(value)) + "\n").encode())
         sync(file)
+
+
+def _end_of_lines(file):
+    """Returns the position after the last line end of an open file, which is read from its end."""
+    position = file.seek(0, os.SEEK_END)
+    while position:
+        start = max(position - READ_TOGETHER, 0)
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
 
 
 def remove(path):

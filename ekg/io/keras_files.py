@@ -16,7 +16,7 @@ import zipfile
 
 import keras
 
-from ekg.errors import EkgError, first_line
+from ekg.errors import EkgError, escaped, first_line
 from ekg.io import h5_files
 
 MOST_CONFIG_BYTES = 2**26
@@ -121,7 +121,9 @@ def _stored_bytes(path):
                     f"to {entry.file_size:,}; save the network again."
                 )
             if entry.filename.endswith(".h5"):
-                _check_arrays(path, archive.read(entry))
+                data = archive.read(entry)
+                h5_files.check_ends(path, data)
+                _check_arrays(path, data)
             return entry.file_size
     except EkgError:
         raise
@@ -222,7 +224,7 @@ def check_config(path, config):
 
 def _check_object(path, value):
     """Raises EkgError unless a serialised object, given as dict, is part of Keras."""
-    kind = value["class_name"]
+    kind = escaped(str(value["class_name"]))
     module = value.get("module")
     registered = value.get("registered_name")
     config = value.get("config")
@@ -242,7 +244,7 @@ def _check_object(path, value):
         return
     is_keras_module = module is None or re.fullmatch(r"keras(\.\w+)*", str(module))
     if ">" in str(registered) or not is_keras_module:
-        full_name = registered or f"{module}.{kind}"
+        full_name = escaped(str(registered or f"{module}.{kind}"))
         raise EkgError(
             f"`model` {path}: holds {name!r}, a {full_name}, which is not Keras' own; prune it "
             "with ekg.prune in the program that has it."

@@ -9,6 +9,7 @@ from one sub-network to the next and nothing needs restoring after a trial.
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -131,6 +132,8 @@ class Supernet:
         self._recurring = {call for call in self.graph.calls if self._is_recurring(call)}
         self.table = complexity.ComplexityTable(self.graph, self.layout)
         self._forward = in_graph(self.forward)
+        self._sizes = [group.size for group in self.layout.groups]
+        self._ranked = None, None
         checks.try_cut(self)
 
     @property
@@ -172,19 +175,35 @@ class Supernet:
         """Returns the mask over all channels: float32 [num_channels + 1]; the last one, for fixed
         channels, is 1.
         """
-        mask = np.zeros(self.layout.num_channels + 1, np.float32)
-        mask[-1] = 1
-        for group, offset in enumerate(self.layout.offsets):
-            mask[offset + subnetwork.kept(group)] = 1
+        mask = np.ones(self.layout.num_channels + 1, np.float32)
+        mask[:-1] = self._ranks(subnetwork.order) < np.repeat(subnetwork.kept_counts, self._sizes)
         return mask
+
+    def _ranks(self, order):
+        """Returns the rank of every channel within its group, int [num_channels].
+
+        Those of the last order are kept: candidates of one search step share it.
+        """
+        known, ranks = self._ranked
+        if known is not order:
+            ranks = np.empty(self.layout.num_channels, np.int64)
+            for channels, offset in zip(order, self.layout.offsets):
+                ranks[offset + np.array(channels, np.int64)] = np.arange(len(channels))
+            self._ranked = order, ranks
+        return ranks
 
     def complexity(self, subnetwork: Subnetwork) -> Complexity:
         """Returns the Complexity(params, flops) of the cut sub-network."""
         return self.table.count(self.mask(subnetwork))
 
+    @functools.cached_property
+    def whole_complexity(self) -> Complexity:
+        """Complexity(params, flops) of the unpruned network."""
+        return self.complexity(self.whole())
+
     def rate(self, subnetwork: Subnetwork) -> float:
         """Returns FLOPs of the sub-network divided by FLOPs of the whole, in (0, 1]."""
-        return self.complexity(subnetwork).flops / self.complexity(self.whole()).flops
+        return self.complexity(subnetwork).flops / self.whole_complexity.flops
 
     def cut(self, subnetwork: Subnetwork) -> keras.Model:
         """Returns the sub-network as a smaller keras.Model with its weights; this model stays
@@ -398,13 +417,23 @@ class Supernet:
 
         They are the tensors written before it that it reads, and the network's outputs among them.
         """
-        written: set[int] = set()
-        needed: set[int] = set()
-        for step in self.program[position:]:
-            reads = {step.tensor} if isinstance(step, Gate) else set(step.inputs)
-            needed |= reads - written
-            written |= reads if isinstance(step, Gate) else set(step.outputs)
-        return sorted(needed | (set(self.graph.outputs) - written))
+        return self.tensors_read_from_each([position])[0]
+
+    def tensors_read_from_each(self, positions: Sequence[int]) -> list[list[int]]:
+        """Returns a list with tensors_read_from() of each of some ascending positions."""
+        needed: set[int] = set(self.graph.outputs)
+        found = []
+        last = len(self.program)
+        for position in reversed(positions):
+            for step in reversed(self.program[position:last]):
+                if isinstance(step, Gate):
+                    needed.add(step.tensor)
+                else:
+                    needed.difference_update(step.outputs)
+                    needed.update(step.inputs)
+            last = position
+            found.append(sorted(needed))
+        return found[::-1]
 
     def first_use(self, group: int) -> int:
         """Returns the first position of the program at which the mask of this group matters.
@@ -412,15 +441,27 @@ class Supernet:
         That is its first gate, or an earlier norm over its channels, or a recurrent layer whose
         units they are.
         """
-        channels = self.layout.channels(group)
+        return self._first_uses[group]
+
+    @functools.cached_property
+    def _first_uses(self) -> list[int]:
+        """First position of the program at which the mask of each group matters."""
+        first: dict[int, int] = {}
+        ends = np.array([*self.layout.offsets[1:], self.layout.num_channels])
         for position, step in enumerate(self.program):
-            if isinstance(step, Gate) or step in self._asking or step in self._recurring:
-                number = (
-                    step.tensor
-                    if isinstance(step, Gate)
-                    else (step.inputs[0] if step in self._asking else step.output)
-                )
-                index = self.layout.index[number]
-                if ((index >= channels.start) & (index < channels.stop)).any():
-                    return position
-        raise LookupError(f"channel group {self.groups[group].name!r} has no gate.")
+            if isinstance(step, Gate):
+                number = step.tensor
+            elif step in self._asking:
+                number = step.inputs[0]
+            elif step in self._recurring:
+                number = step.output
+            else:
+                continue
+            channels = np.unique(self.layout.index[number])
+            pruned = channels[channels < self.layout.num_channels]
+            for group in np.unique(np.searchsorted(ends, pruned, side="right")).tolist():
+                first.setdefault(group, position)
+        without = [self.groups[i].name for i in range(len(self.groups)) if i not in first]
+        if without:
+            raise LookupError(f"channel group {without[0]!r} has no gate.")
+        return [first[group] for group in range(len(self.groups))]

@@ -10,15 +10,14 @@ import logging
 import time
 from pathlib import Path
 
-import tensorflow as tf
-
-from ekg.errors import EkgError, first_line
+from ekg.errors import EkgError
 from ekg.io import files
 from ekg.process.memory import Peak
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 from ekg.run.arguments import TEST_DATA, differences
 from ekg.run.choice import CUT
+from ekg.run.events import EventFiles
 from ekg.run.lock import LOCK, held
 from ekg.searching.history import HistoryEntry
 from ekg.train.checkpoints import Checkpoints
@@ -304,7 +303,7 @@ class RunFolder:
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if _is_unfinished(path.name):
                 path.unlink()
-        for name in (BANK, CHECKPOINTS, EXPORTED):
+        for name in (BANK, CHECKPOINTS, EXPORTED, EVENTS):
             for path in [
                 *(self / name).rglob(".*.*"),
                 *(self / name).rglob("ckpt-*_temp"),
@@ -442,38 +441,14 @@ class RunFolder:
         if self._logged is None:
             lines = files.read_report_lines(file, CURVE_ENTRIES)
             self._logged = {(line["phase"], line["step"]) for line in lines}
-            self._events = (
-                self._open_events() if importlib.util.find_spec("tensorboard") is not None else None
-            )
-        if (phase, step) in self._logged:
-            return
-        files.append_json_line(file, {"phase": phase, "step": step, **values})
-        self._logged.add((phase, step))
-        if self._events is None:  # the curves are in their own file
-            return
-        with self._tolerating_events(), self._events.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(f"{phase}/{name}", value, step=step)
-            self._events.flush()
-
-    def _open_events(self):
-        """Returns the writer of TensorBoard's files, or None where they cannot be written."""
-        with self._tolerating_events():
-            return tf.summary.create_file_writer(str(self / EVENTS))
-
-    @contextlib.contextmanager
-    def _tolerating_events(self):
-        """Drops TensorBoard's files where they cannot be written; the run continues."""
-        try:
-            yield
-        except tf.errors.OpError as error:
-            logger.warning(
-                "%s: cannot be written (%s); the curves are in %s alone.",
-                self / EVENTS,
-                first_line(error.message),
-                CURVES,
-            )
-            self._events = None
+            has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+            self._events = EventFiles(self / EVENTS, lines) if has_tensorboard else None
+        line = {"phase": phase, "step": step, **values}
+        if (phase, step) not in self._logged:
+            files.append_json_line(file, line)
+            self._logged.add((phase, step))
+            if self._events is not None:
+                self._events.add(line)
 
     # ---------------------------------------------------------------- a finished run
 

@@ -27,10 +27,10 @@ def kept_state_bytes(supernet, num_images):
     they exceed its budget.
     """
     shapes = supernet.graph.shapes
-    tensors = [
-        tensor for start in segment_starts(supernet) for tensor in supernet.tensors_read_from(start)
-    ]
-    size = 4 * num_images * sum(math.prod(shapes[tensor][1:]) for tensor in tensors)
+    states = supernet.tensors_read_from_each(segment_starts(supernet))
+    size = (
+        4 * num_images * sum(math.prod(shapes[tensor][1:]) for state in states for tensor in state)
+    )
     return size if size <= STATE_BUDGET else 0
 
 
@@ -59,9 +59,12 @@ class Evaluator:
         """
         self._teacher_kind, self._task = teacher, batches.task
         self.start_from(supernet, batches)
-        self._first_uses = [supernet.first_use(group) for group in range(len(supernet.groups))]
-        self._starts = segment_starts(supernet)
-        edges = [*self._starts, len(supernet.program)]
+        starts = segment_starts(supernet)
+        number_of = {start: number for number, start in enumerate(starts)}
+        # The first segment that the mask of each group changes
+        self._entries = [number_of[supernet.first_use(i)] for i in range(len(supernet.groups))]
+        edges = [*starts, len(supernet.program)]
+        self._reads = dict(zip(starts, supernet.tensors_read_from_each(starts)))
         self._segments = [
             self._make_segment(start, stop, use_xla) for start, stop in zip(edges, edges[1:])
         ]
@@ -116,13 +119,13 @@ class Evaluator:
         if not candidates:
             return sums
         masks = [self._mask(subnetwork) for _, subnetwork in candidates]
-        entries = [
-            self._entry(group) if share_prefix else 0 for group, _ in candidates
-        ]  # first segments that differ
+        by_entry = {}  # {first segment that differs: numbers of candidates}
+        for i, (group, _) in enumerate(candidates):
+            by_entry.setdefault(self._entry(group) if share_prefix else 0, []).append(i)
         for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
             teacher, totals = self._teacher(number), {}
-            for segment, state in enumerate(self._walk(present, number, images, max(entries))):
-                for i in [i for i, entry in enumerate(entries) if entry == segment]:
+            for segment, state in enumerate(self._walk(present, number, images, max(by_entry))):
+                for i in by_entry.get(segment, ()):
                     stopping.check()
                     totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
             sums += np.array([totals[i].numpy() for i in range(len(candidates))])
@@ -267,7 +270,7 @@ class Evaluator:
 
     def _entry(self, group):
         """Returns the segment in which a candidate of this group begins to differ."""
-        return 0 if group is None else self._starts.index(self._first_uses[group])
+        return 0 if group is None else self._entries[group]
 
     def _make_segment(self, start, stop, use_xla):
         """Returns (function of weights, mask and state that runs a part of the program, the layers
@@ -276,9 +279,9 @@ class Evaluator:
         A state is the list of tensors that cross a segment boundary.
         """
         supernet = self.supernet
-        reads = supernet.tensors_read_from(start)
+        reads = self._reads[start]
         is_last = stop == len(supernet.program)
-        leaves = self._task.tensors(supernet.graph) if is_last else supernet.tensors_read_from(stop)
+        leaves = self._task.tensors(supernet.graph) if is_last else self._reads[stop]
         names = {step.key for step in supernet.program[start:stop] if hasattr(step, "layer")}
 
         def segment(weights, mask, state):
@@ -311,12 +314,10 @@ class Evaluator:
         if self._states is None:
             return []
         kept_mask, walks = self._states
-        changed = [
-            self._entry(group)
-            for group in range(len(self.supernet.groups))
-            if (mask != kept_mask)[self.supernet.layout.channels(group)].any()
-        ]
-        return walks[batch][: min(changed, default=len(self._segments)) + 1]
+        changed = np.flatnonzero(mask != kept_mask)
+        groups = np.unique(np.searchsorted(self.supernet.layout.offsets, changed, side="right") - 1)
+        entries = [self._entry(group) for group in groups]
+        return walks[batch][: min(entries, default=len(self._segments)) + 1]
 
     def _run(self, mask, state, first):
         """Returns the logits from the state before segment `first`."""

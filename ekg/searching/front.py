@@ -12,9 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from ekg.errors import EkgError
 from ekg.searching.greedy import search
-from ekg.searching.proposals import counts_by_width
+from ekg.searching.proposals import counts_by_width, most_step
 
 NEAR = 3  # times the largest step so far; nearer to the target each step is looked at
 
@@ -136,8 +138,17 @@ def count_shared(supernet, history, settings):
         history: sequence of HistoryEntry of a search for this target or a harder one.
         settings: SearchSettings with the target.
     """
-    for count in range(1, len(history)):
-        if could_pass(supernet, history[:count], settings):
+    target, narrowed = settings.targets(), collections.Counter()
+    most_removed = np.array(
+        [most_step(group, settings.search_step) for group in supernet.groups], np.int64
+    )
+    for count, entry in enumerate(history[:-1], 1):
+        narrowed.update(entry.narrowed)
+        present = entry.subnetwork
+        # All groups are looked at only near the target: they are many in a large network.
+        if not target.is_far(
+            supernet, present, most_removed, settings.groups_per_step
+        ) and _could_pass(supernet, present, narrowed, settings):
             return count
     return len(history)
 
@@ -149,8 +160,11 @@ def could_pass(supernet, history, settings):
     does. All groups are looked at, so the answer may be True a step early; that costs the step and
     changes no result.
     """
-    present = history[-1].subnetwork
     narrowed = collections.Counter(name for entry in history for name in entry.narrowed)
+    return _could_pass(supernet, history[-1].subnetwork, narrowed, settings)
+
+
+def _could_pass(supernet, present, narrowed, settings):
     counts = counts_by_width(supernet, present, settings.search_step, narrowed)
     candidates = [present.with_kept(group, count) for group, count in counts.items()]
     target = settings.targets()

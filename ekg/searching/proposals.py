@@ -87,6 +87,13 @@ def next_kept(width, group, search_step):
     return group.counts[bisect.bisect_left(group.counts, kept)]
 
 
+def most_step(group, search_step):
+    """Returns an upper limit of the number of channels that one step takes from a group."""
+    counts = group.counts
+    gaps = [after - before for before, after in zip(counts, counts[1:])]
+    return math.ceil(step_of(group, search_step) * group.size) + max(gaps, default=0)
+
+
 def sum_scores(present, by_group, next_counts, group_choice="intended"):
     """Returns {group: importance}, by which groups are chosen to be tried.
 

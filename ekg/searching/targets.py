@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ekg.devices.team import Team
 from ekg.errors import EkgError
+from ekg.graph.complexity import Complexity
 from ekg.network.subnetwork import Subnetwork
 from ekg.network.supernet import Supernet
 from ekg.searching.history import HistoryEntry
@@ -99,6 +102,19 @@ class Target:
         savings = sorted(cost - self.cost(supernet, candidate) for candidate in candidates)
         return cost - sum(savings[-num_together:]) <= self.most + ROUNDING
 
+    def is_far(
+        self, supernet: Supernet, present: Subnetwork, most_removed: np.ndarray, num_together: int
+    ) -> bool:
+        """Returns whether it is certain, at a lower cost, that could_pass() is False.
+
+        Args:
+            supernet: the Supernet.
+            present: the present Subnetwork.
+            most_removed: upper limit of the channels that a step takes from each group, int array.
+            num_together: how many groups may be narrowed in one step.
+        """
+        return False
+
     def way(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
         """Returns the progress from the unpruned network to the target, in [0, 1]."""
         if self.most >= 1:
@@ -130,6 +146,23 @@ class Share(Target):
     most: float
     argument = "target"
 
+    def cost_of(self, complexity: Complexity) -> Any:
+        """Returns the part of a Complexity that is limited."""
+        raise NotImplementedError
+
+    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
+        whole = self.cost_of(supernet.whole_complexity)
+        return self.cost_of(supernet.complexity(subnetwork)) / whole
+
+    def is_far(
+        self, supernet: Supernet, present: Subnetwork, most_removed: np.ndarray, num_together: int
+    ) -> bool:
+        whole = self.cost_of(supernet.whole_complexity)
+        by_channel = self.cost_of(supernet.table.most_saved(supernet.mask(present))) / whole
+        most = np.maximum.reduceat(by_channel, supernet.layout.offsets) * most_removed
+        step = np.sort(most)[-num_together:].sum()
+        return self.cost(supernet, present) - step > self.most + ROUNDING
+
     def check(self, supernet: Supernet) -> None:
         least = self.cost(supernet, supernet.smallest())
         if least > self.most:
@@ -144,8 +177,8 @@ class Flops(Share):
 
     name, argument = "FLOPs", "target_rate"
 
-    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
-        return supernet.rate(subnetwork)
+    def cost_of(self, complexity: Complexity) -> Any:
+        return complexity.flops
 
 
 class Params(Share):
@@ -153,8 +186,8 @@ class Params(Share):
 
     name, argument = "parameters", "target_params"
 
-    def cost(self, supernet: Supernet, subnetwork: Subnetwork) -> float:
-        return supernet.complexity(subnetwork).params / supernet.complexity(supernet.whole()).params
+    def cost_of(self, complexity: Complexity) -> Any:
+        return complexity.params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +240,13 @@ class Every(Target):
     ) -> bool:
         return all(
             part.could_pass(supernet, present, candidates, num_together) for part in self.parts
+        )
+
+    def is_far(
+        self, supernet: Supernet, present: Subnetwork, most_removed: np.ndarray, num_together: int
+    ) -> bool:
+        return any(
+            part.is_far(supernet, present, most_removed, num_together) for part in self.parts
         )
 
     def describe(self) -> str:

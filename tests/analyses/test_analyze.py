@@ -57,6 +57,11 @@ def test_networks_of_other_classes_are_named(params):
             "--target_rate must be in (0, 1]; received 1.5",
         ),
         (["condition", "p.pkl", "--max_products", "0"], "--max_products must be at least 1"),
+        (["criteria", "--trained_param", "p", "--", "--train_epochs", "1"], "--train_epochs 1"),
+        (
+            ["ablation", "--trained_param", "p", "--", "--train_epoch", "0"],
+            "--train_epoch must be at least 1; received 0",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(capsys, argv, message):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nets
 import utils
@@ -153,3 +155,16 @@ def read_curves(folder):
     return [
         line | {"images_per_second": 0} for line in files.read_json_lines(folder / "curves.jsonl")
     ]
+
+
+def read_events(folder):
+    """Returns {tag: [(step, number)]} that TensorBoard shows of a run, without the speed."""
+    events = EventAccumulator(str(folder / "events"), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [
+            (event.step, float(tf.make_ndarray(event.tensor_proto)))
+            for event in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+        if not tag.endswith("images_per_second")
+    }

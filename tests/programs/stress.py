@@ -1,20 +1,25 @@
 """Ends small runs again and again, starts them each time, and compares their ends with undisturbed
 runs'.
 
-    python -m tests.programs.stress --kills 300 --signals 50 --workers 20 --differing 30
+    python -m tests.programs.stress --kills 300 --signals 50 --jobs 40 --workers 20 --differing 30
 
 Processes end at random instants, in turn in search, memory bank and fine-tuning: by SIGKILL (every
 fifteenth time the next process is killed within a second of its first line, too), and by SIGTERM
 and SIGUSR1. The runs are train_cifar.py on one device and on two, and a program of its own that
-calls ekg.prune; --workers is for two processes of one job, of which one is killed; --differing for
-two whose data and versions differ, which both refuse. Prints what was done, and how many ends are
-identical: history, curves, memory bank and parameters, bit for bit.
+calls ekg.prune; --jobs is for jobs of several outputs, of several rates, of an accuracy goal, and
+of a repaired start, which end at a random line of their output, every third time by a disk that
+takes nothing more; --workers is for two processes of one job, of which one is killed; --differing
+for two whose data and versions differ, which both refuse. Prints what was done, and how many ends
+are identical: history, curves, memory bank and parameters, bit for bit.
 """
 
 import argparse
 import collections
+import contextlib
+import functools
 import json
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -29,6 +34,8 @@ from tests.helpers import runs
 from tests.programs import stress_resume
 
 KINDS = ("one device", "two devices", "ekg.prune")
+# Jobs of several runs or outputs, whose processes end at a random line of their output
+JOBS = ("outputs", "front", "goal", "rates", "repaired")
 PHASES = ("search", "bank", "fine-tune")
 AIMS = ("search",) * 4 + ("bank",) * 3 + ("fine-tune",) * 3  # of the processes of a run, in turn
 DELAYS = {"search": 5, "bank": 3, "fine-tune": 12}  # seconds into a phase, at most
@@ -78,7 +85,10 @@ class Watched:
         self.wait_for(lambda: order.get(self.phase, -2) >= order[phase])
 
     def wait_for_line(self):
-        self.wait_for(lambda: len(self._lines) > 1)  # the first comes before TensorFlow is loaded
+        self.wait_for_lines(2)  # the first comes before TensorFlow is loaded
+
+    def wait_for_lines(self, count):
+        self.wait_for(lambda: len(self._lines) >= count)
 
     def end(self, number):
         """Sends a signal and returns (whether the process was running, its exit code, all it
@@ -155,6 +165,58 @@ class Stress:
         self.done["runs"] += 1
         self.done["identical"] += stress_resume.end_of(folder) == self._expected
         print(json.dumps(self.done), file=sys.stderr, flush=True)
+
+
+class JobStress:
+    """Jobs of one kind, each of which is disturbed several times, and then comes to its end.
+
+    Attributes:
+        done: collections.Counter of what was done.
+    """
+
+    def __init__(self, start, folder, rng):
+        """
+        Args:
+            start: function of a folder that starts a process.
+            folder: pathlib.Path for the jobs.
+            rng: numpy.random.Generator.
+        """
+        self._start, self._folder, self._rng = start, folder, rng
+        self.done = collections.Counter()
+        code, output = Watched(start(folder / "undisturbed")).finish()
+        check(code == 0, output)
+        self._num_lines = output.count("\n")
+        self._expected = stress_resume.ends_of(folder / "undisturbed")
+
+    def run(self, count, together=4):
+        """Disturbs so many processes, `together` of each job."""
+        for begin in range(0, count, together):
+            folder = self._folder / f"job{self.done['jobs']}"
+            for number in range(begin, min(begin + together, count)):
+                self._disturb(folder, is_full=number % 3 == 2)
+            code, output = Watched(self._start(folder)).finish()
+            check(code == 0 and "Traceback" not in output, output)
+            self.done["jobs"] += 1
+            self.done["identical"] += stress_resume.ends_of(folder) == self._expected
+            print(json.dumps(self.done), file=sys.stderr, flush=True)
+
+    def _disturb(self, folder, is_full):
+        process = self._start(folder)
+        watched = Watched(process)
+        watched.wait_for_lines(int(self._rng.integers(2, self._num_lines)))
+        time.sleep(self._rng.uniform(0, 1))
+        if not is_full:
+            was_running, code, output = watched.end(signal.SIGKILL)
+            check(not was_running or code in (0, -signal.SIGKILL), output)
+            self.done["kills"] += was_running
+        else:
+            # No file of the process may grow any more, as on a full disk
+            with contextlib.suppress(ProcessLookupError):  # it has ended by now
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            code, output = watched.finish()
+            check(code in (0, 2), output)
+            self.done["full disks"] += code == 2
+        check("Traceback" not in output, output)
 
 
 def stress_workers(params, folder, count, rng):
@@ -235,6 +297,8 @@ def main(argv=None):
     )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--signals", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=40, help="of these, shared out among kinds")
+    parser.add_argument("--job_kinds", nargs="+", default=JOBS, choices=JOBS)
     parser.add_argument("--workers", type=int, default=20)
     parser.add_argument(
         "--differing", type=int, default=30, help="starts of two workers of other data and versions"
@@ -267,6 +331,24 @@ def main(argv=None):
                 stress.run([*[signal.SIGKILL] * kills, *signals_in_turn])
                 print(json.dumps({"kind": kind} | stress.done), flush=True)
                 differing += stress.done["runs"] - stress.done["identical"]
+        own = "tests.programs.stress_own"
+        jobs = {
+            "rates": lambda folder: stress_resume.start(
+                params, folder, target=("--target_rates", "0.7", "0.4")
+            ),
+            "repaired": lambda folder: stress_resume.start(params, folder, more=("--repair",)),
+        } | {
+            job: functools.partial(lambda job, folder: runs.fork(own, folder, "--job", job), job)
+            for job in ("outputs", "front", "goal")
+        }
+        for number, kind in enumerate(args.job_kinds):
+            share = len(args.job_kinds)
+            count = args.jobs // share + (number < args.jobs % share)
+            if count:
+                stress = JobStress(jobs[kind], root / kind, rng)
+                stress.run(count)
+                print(json.dumps({"kind": kind} | stress.done), flush=True)
+                differing += stress.done["jobs"] - stress.done["identical"]
         if args.workers:
             done = stress_workers(large_params, root / "workers", args.workers, rng)
             print(json.dumps({"kind": "two workers"} | done), flush=True)

@@ -1,6 +1,6 @@
-"""A small run of ekg.prune on a network and data of its own, which stands for a user's program.
+"""A small job of ekg.prune or ekg.front on a network and data of its own, like a user's program.
 
-python -m tests.programs.stress_own FOLDER
+python -m tests.programs.stress_own FOLDER --job front
 """
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
@@ -12,7 +12,7 @@ from keras import layers
 NUM_IMAGES, CLASSES = 600, 4
 
 
-def make_model():
+def make_model(has_several_outputs=False):
     """Returns a network with a residual connection, with weights that are always the same."""
     keras.utils.set_random_seed(1)
     entry = keras.Input((12, 12, 1))
@@ -23,8 +23,11 @@ def make_model():
         layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(x))
     )
     y = layers.BatchNormalization()(layers.Conv2D(12, 3, padding="same", use_bias=False)(y))
-    x = layers.ReLU()(layers.Add()([x, y]))
-    return keras.Model(entry, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.Add()([x, y])))
+    place = layers.Dense(CLASSES, name="place")(x)
+    if not has_several_outputs:
+        return keras.Model(entry, place)
+    return keras.Model(entry, {"place": place, "light": layers.Dense(1, name="light")(x)})
 
 
 def make_data():
@@ -37,31 +40,58 @@ def make_data():
     return images, labels
 
 
+def run_single(folder):
+    """Prunes to a share of the FLOPs; the network that is cut out is repaired."""
+    return ekg.prune(make_model(), make_data(), target_rate=0.6, run_dir=folder, **OPTIONS)
+
+
+def run_outputs(folder):
+    """Prunes a network of two outputs."""
+    images, labels = make_data()
+    labels = {"place": labels, "light": images.mean(axis=(1, 2))}
+    return ekg.prune(make_model(True), (images, labels), target_rate=0.6, run_dir=folder, **OPTIONS)
+
+
+def run_front(folder):
+    """Prunes to two shares of the FLOPs."""
+    return ekg.front(make_model(), make_data(), rates=(0.8, 0.5), run_dir=folder, **OPTIONS)
+
+
+def run_goal(folder):
+    """Finds the smallest network within a drop of accuracy."""
+    goal = {"drop": 0.4, "held_out": 0.2, "lowest_rate": 0.6, "probe_epochs": 0}
+    model = make_model()
+    model.compile(keras.optimizers.Adam(0.02), LOSS)
+    model.fit(*make_data(), epochs=3, verbose=0)
+    return ekg.prune(model, make_data(), target=goal, run_dir=folder, **OPTIONS)
+
+
+JOBS = {"single": run_single, "outputs": run_outputs, "front": run_front, "goal": run_goal}
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+OPTIONS = {
+    "epochs": 3,
+    "seed": 3,
+    "search": {
+        "search_step": 0.25,
+        "val_per_class": 20,
+        "subset_per_class": 40,
+        "search_batch_size": 40,
+    },
+    "fine_tune": {"batch_size": 16},
+    "bank": {"num_teacher": 3},
+    "run": {"checkpoint_minutes": 0.01, "runtimes": ()},
+}
+
+
 def main(args):
-    result = ekg.prune(
-        make_model(),
-        make_data(),
-        target_rate=0.6,
-        epochs=3,
-        run_dir=args.folder,
-        seed=3,
-        search={
-            "search_step": 0.25,
-            "val_per_class": 20,
-            "subset_per_class": 40,
-            "search_batch_size": 40,
-        },
-        fine_tune={"batch_size": 16},
-        bank={"num_teacher": 3},
-        run={"checkpoint_minutes": 0.01},
-    )
-    print(result.summary())
+    print(JOBS[args.job](args.folder).summary())
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = utils.Parser()
     parser.add_argument("folder")
-    return parser.parse_args()
+    parser.add_argument("--job", default="single", choices=JOBS)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

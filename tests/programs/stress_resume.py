@@ -153,13 +153,25 @@ def child(event, argv):
 # ---------------------------------------------------------------- the process that kills
 
 
-def start(params, folder, event="none", more=(), **environment):
-    """Starts the run in a process of its own."""
+def start(params, folder, event="none", more=(), target=("--target_rate", "0.4"), **environment):
+    """Starts the run in a process of its own.
+
+    Args:
+        params: parameter file of the network.
+        folder: its run folder.
+        event: see plan_kill().
+        more: further flags.
+        target: flags of the target.
+        environment: further variables of its environment.
+    """
+    place = ARGUMENTS.index("--target_rate")
     return runs.fork(
         "tests.programs.stress_resume",
         event,
         "--",
-        *ARGUMENTS,
+        *ARGUMENTS[:place],
+        *ARGUMENTS[place + 2 :],
+        *target,
         *more,
         "--trained_param",
         params,
@@ -188,8 +200,22 @@ def end_of(folder):
     return [
         runs.read_history(folder),
         runs.read_curves(folder),
-        *((folder / name).read_bytes() for name in names),
+        runs.read_events(folder),
+        *((folder / name).read_bytes() for name in names if (folder / name).exists()),
     ]
+
+
+def ends_of(folder):
+    """Returns {place: end_of()} of all runs in a folder, as of a front; nothing may be left over.
+
+    Raises:
+        RuntimeError: there is no run, or a file that was being written.
+    """
+    places = sorted(path.parent for path in folder.rglob("arguments.json"))
+    left = [path for path in folder.rglob(".*") if path.name != ".lock"]
+    if not places or left:
+        raise RuntimeError(f"{folder}: {len(places)} runs, and {left}")
+    return {str(place.relative_to(folder)): end_of(place) for place in places}
 
 
 if __name__ == "__main__":

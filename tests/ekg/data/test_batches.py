@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ekg.data.dataset import Batches, TrainingBatches, prefetched
+from ekg.data.dataset import Batches, TrainingBatches, members_by_class, prefetched
 from ekg.errors import EkgError
 from tests.helpers.models import make_data
 
@@ -141,3 +141,13 @@ def test_items_are_taken_ahead_and_an_error_arrives_in_its_place():
         for number in ahead:
             assert number in taken
     assert taken == list(range(5)) and list(prefetched(range(3), depth=5)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("num_classes", [3, 70_000])
+def test_members_of_classes_are_those_of_comparing_every_label(num_classes):
+    labels = np.random.default_rng(0).integers(0, num_classes, 500)
+    members = members_by_class(labels)
+    assert len(members) == labels.max() + 1
+    for label in np.unique(labels):
+        np.testing.assert_array_equal(members[label], np.flatnonzero(labels == label))
+    assert sum(map(len, members)) == len(labels)

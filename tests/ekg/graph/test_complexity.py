@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import layers
 
 import ekg
@@ -66,3 +67,23 @@ def test_the_parameters_of_an_unknown_layer_count_and_its_missing_flops_are_repo
         "the FLOPs of 'mixer' (SpectralNormalization) in " in caplog.text
         and "are not counted" in caplog.text
     )
+
+
+def test_leaving_out_channels_saves_at_most_the_sum_of_their_limits(tiny_resnet):
+    """The limit of a channel of the first group, by hand; then random choices of channels."""
+    supernet = ekg.Supernet(tiny_resnet)
+    most = supernet.table.most_saved(np.ones(supernet.layout.num_channels + 1))
+    # Group "stem" of 6 channels: written by stem (3 channels read) and a2 (4), read by a1 (4
+    # written), b1 (5) and b3 (8), with two norms.
+    flops = 64 * 9 * (3 + 4) + 64 * 9 * 4 + 16 * 9 * 5 + 16 * 8 + 2 * 2 * 64
+    params = 9 * (3 + 4) + 9 * (4 + 5) + 8 + 2 * 4
+    stem = supernet.layout.channels(0)
+    assert most.flops[stem].tolist() == [flops] * 6 and most.params[stem].tolist() == [params] * 6
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        mask = np.append(rng.random(supernet.layout.num_channels) < 0.8, 1).astype(float)
+        fewer = mask * np.append(rng.random(supernet.layout.num_channels) < 0.8, 1)
+        before, after = supernet.table.count(mask), supernet.table.count(fewer)
+        limit, removed = supernet.table.most_saved(mask), (mask > fewer)[:-1]
+        assert before.flops - after.flops <= limit.flops[removed].sum() + 1e-6
+        assert before.params - after.params <= limit.params[removed].sum() + 1e-6

@@ -1,4 +1,5 @@
 import errno
+import io
 
 import pytest
 
@@ -135,3 +136,30 @@ def test_a_file_system_may_lack_synchronisation_but_not_fail(
             ):
                 write(tmp_path / name)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("unfinished", ["", "{", '{"long": "' + "x" * 200_000])
+def test_an_unfinished_line_of_any_length_is_replaced(tmp_path, unfinished):
+    path = tmp_path / "lines.jsonl"
+    lines = [{"step": 0, "text": "y" * 150_000}, {"step": 1}]
+    for line in lines:
+        files.append_json_line(path, line)
+    with path.open("a") as file:
+        file.write(unfinished)
+    files.append_json_line(path, {"step": 2})
+    assert files.read_json_lines(path) == [*lines, {"step": 2}]
+
+
+def test_appending_a_line_reads_the_end_of_the_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+    files.append_json_line(path, {"text": "y" * 10**6})
+    read = []
+
+    class Reading(io.FileIO):
+        def read(self, size=-1):
+            read.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(files, "open", lambda path, mode: Reading(path, mode), raising=False)
+    files.append_json_line(path, {"step": 1})
+    assert read == [files.READ_TOGETHER]

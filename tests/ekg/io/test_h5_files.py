@@ -1,6 +1,7 @@
 """Networks in .h5 files from strangers: a corpus of what must not be loaded, and of what must."""
 
 import json
+import zipfile
 
 import h5py
 import keras
@@ -267,3 +268,61 @@ def test_nothing_waits_for_its_values_after_a_refusal(former):
     with keras.StatelessScope():  # it fills what waits as it ends
         dense.build((None, 3))
     assert dense.kernel.shape == (3, 2)
+
+
+def endless(path):
+    """Damages the heap of an HDF5 file: the first text in it is free space of no bytes."""
+    data = bytearray(path.read_bytes())
+    first = data.index(b"GCOL") + 16
+    data[first : first + 2] = bytes(2)
+    data[first + 8 : first + 16] = bytes(8)
+    path.write_bytes(data)
+
+
+def test_a_file_whose_reading_never_ends_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(h5_files, "PROBE_SECONDS", 1)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = "{}"
+    endless(path)
+    message = f"`model` {path}: damaged, reading it has not ended after 1 seconds; put the file"
+    with pytest.raises(EkgError, match=message):
+        load_keras(path)
+    with pytest.raises(EkgError, match="`weights` .*has not ended after 1 seconds"):
+        h5_files.load_weights_(make_tiny_resnet(), path)
+    archive = tmp_path / "a.keras"
+    make_tiny_resnet().save(archive)
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, path.read_bytes() if name.endswith(".h5") else data)
+    with pytest.raises(EkgError, match="`model` .*a.keras: damaged, reading it has not ended"):
+        load_keras(archive)
+
+
+def test_weights_are_read_and_hostile_ones_are_refused(tmp_path):
+    model, other = make_tiny_resnet(), make_tiny_resnet()
+    path = tmp_path / "m.weights.h5"
+    for weight in model.weights:
+        weight.assign(weight + 1)
+    model.save_weights(path)
+    h5_files.load_weights_(other, path)
+    for ours, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with h5py.File(path, "r+") as file:
+        file["further"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(EkgError, match=f"`weights` {path}: /further is a link to another place"):
+        h5_files.load_weights_(other, path)
+
+
+@pytest.mark.parametrize("name", ["k\udc95ras", "ke\nras", "ke\x1b[31mras"])
+def test_names_that_cannot_be_shown_are_escaped(former, name):
+    def change(layer):
+        layer |= {"class_name": "Mine", "module": name, "registered_name": None}
+
+    with h5py.File(former[0], "r+") as file:
+        change_config(file, change)
+    with pytest.raises(EkgError, match="which is not Keras' own") as error:
+        load_keras(former[0])
+    assert str(error.value).isprintable() and "ras.Mine" in str(error.value)

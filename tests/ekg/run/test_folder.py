@@ -1,10 +1,14 @@
+import os
+
 import pytest
 
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.process.memory import Peak
 from ekg.report.table import Row
+from ekg.run import events
 from ekg.run.folder import OWN_NAMES, RunFolder, differences
+from tests.helpers import runs
 
 # As version 0.2 wrote it.
 ROW = {
@@ -172,6 +176,95 @@ def test_curves_are_kept_as_lines_and_events(tmp_path):
         {"phase": "search", "step": 1, "loss": 0.5}
     ]
     assert list((tmp_path / "events").glob("events.out.tfevents*"))
+
+
+def log(path, steps, phase="search"):
+    """Logs steps in a process of their own, as far as the folder can see."""
+    folder = RunFolder.open(path, {})
+    for step in steps:
+        folder.log_curves(phase, step, {"loss": 1 / (step + 1), "top1": 0.5})
+    return folder
+
+
+def lose_event(path):
+    """The process was killed after the line of the curves, before its event."""
+    log(path, [0])
+    files.append_json_line(
+        path / "curves.jsonl", {"phase": "search", "step": 1, "loss": 0.5, "top1": 0.5}
+    )
+
+
+def cut_event(path):
+    """The process was killed within the event."""
+    log(path, [0, 1])
+    (events,) = (path / "events").iterdir()
+    os.truncate(events, events.stat().st_size - 5)
+
+
+def lose_line(path):
+    """The line of the curves is damaged, so it is written again."""
+    log(path, [0, 1])
+    curves = path / "curves.jsonl"
+    curves.write_bytes(curves.read_bytes()[:-5])
+
+
+def copy_curves(path):
+    """The curves of an earlier search are copied, which was stopped, and copied again."""
+    for _ in range(2):
+        log(path, [0, 1])
+        (path / "curves.jsonl").unlink()
+
+
+def restart(path):
+    """The phase and its successors begin again."""
+    log(path, [1, 2], "fine-tune")
+    log(path, [0, 1]).restart("search")
+
+
+def find_nothing_new(path):
+    """Processes that end before they log anything new."""
+    log(path, [0, 1])
+    log(path, [1])
+    log(path, [1])
+
+
+@pytest.mark.parametrize(
+    "disturb", [lose_event, cut_event, lose_line, copy_curves, restart, find_nothing_new]
+)
+def test_events_of_a_disturbed_run_are_those_of_an_undisturbed_one(tmp_path, disturb):
+    for name in ("undisturbed", "disturbed"):
+        RunFolder.create(tmp_path / name, {})
+    log(tmp_path / "undisturbed", range(3))
+    log(tmp_path / "undisturbed", [1], "fine-tune")
+    disturb(tmp_path / "disturbed")
+    log(tmp_path / "disturbed", range(3))
+    log(tmp_path / "disturbed", [1], "fine-tune")
+    shown = runs.read_events(tmp_path / "disturbed")
+    assert shown == runs.read_events(tmp_path / "undisturbed")
+    assert shown["search/loss"] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert shown["fine-tune/top1"] == [(1, 0.5)]
+    for path in (tmp_path / "disturbed" / "events").iterdir():
+        assert "tfevents" in path.name and events.read(path)  # none is left over, none is empty
+
+
+def test_events_keep_their_time_when_they_are_written_again(tmp_path):
+    RunFolder.create(tmp_path, {})
+    log(tmp_path, [0, 1])
+    (before,) = (tmp_path / "events").iterdir()
+    numbers = events.read(before)
+    cut_at = before.stat().st_size - 5
+    os.truncate(before, cut_at)
+    log(tmp_path, [1])
+    (after,) = (tmp_path / "events").iterdir()
+    assert after.name > before.name and events.read(after)[:3] == numbers[:3]
+
+
+def test_a_run_continues_without_events_that_cannot_be_written(tmp_path, caplog):
+    RunFolder.create(tmp_path, {})
+    (tmp_path / "events").write_text("in the way")
+    log(tmp_path, [0, 1])
+    assert len(files.read_json_lines(tmp_path / "curves.jsonl")) == 2
+    assert caplog.text.count("cannot be written") == 1
 
 
 def test_parts_of_a_phase_are_taken_together(tmp_path):

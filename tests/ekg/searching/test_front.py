@@ -1,14 +1,21 @@
 """Several targets from one search; a separate search for each target is the oracle."""
 
+import collections
 import dataclasses
+from types import SimpleNamespace
 
+import keras
+import numpy as np
 import pytest
+from keras import layers
 
 import ekg
 from ekg.errors import EkgError
-from ekg.searching.front import check_order, search_front
+from ekg.graph.complexity import ComplexityTable
+from ekg.searching.front import check_order, could_pass, count_shared, search_front
+from ekg.searching.proposals import counts_by_width
 from tests.ekg.searching.test_greedy import without_seconds
-from tests.helpers.models import make_data, make_tiny_resnet
+from tests.helpers.models import conv_bn, make_data, make_tiny_resnet
 
 RATES = (0.8, 0.6, 0.4)
 FRONTS = {
@@ -49,6 +56,67 @@ def test_a_front_finds_what_separate_searches_find_and_repeats_only_the_last_ste
         pairs = zip(without_seconds(easy.history), without_seconds(hard.history))
         num_equal = sum(one == other for one, other in pairs)
         assert num_equal - 3 <= num_taken_over <= num_equal
+
+
+def random_history(supernet, settings, rng, rate=0.3):
+    """Returns the entries of a search that takes random groups."""
+    entries = [SimpleNamespace(subnetwork=supernet.whole(), narrowed=())]
+    narrowed = collections.Counter()
+    while supernet.rate(entries[-1].subnetwork) > rate:
+        present = entries[-1].subnetwork
+        present = present.ranked([rng.random(group.size) for group in supernet.groups])
+        counts = counts_by_width(supernet, present, settings.search_step, narrowed)
+        if not counts:
+            break
+        groups = rng.permutation(list(counts))[: settings.groups_per_step].tolist()
+        for group in groups:
+            present = present.with_kept(group, counts[group])
+        names = [supernet.groups[group].name for group in groups]
+        narrowed.update(names)
+        entries.append(SimpleNamespace(subnetwork=present, narrowed=names))
+    return entries
+
+
+@pytest.fixture(scope="module")
+def branches():
+    """Supernet with groups of several sizes and writers, split channels and a depthwise layer."""
+    x = inputs = keras.Input((8, 8, 3))
+    x = conv_bn(x, 12, "one")
+    left, right = x[..., :5], x[..., 5:]
+    x = layers.Concatenate()([conv_bn(left, 8, "left"), conv_bn(right, 6, "right"), x])
+    x = layers.Add()([conv_bn(x, 10, "add_a"), conv_bn(x, 10, "add_b", size=1)])
+    x = layers.DepthwiseConv2D(3)(x)
+    x = layers.GlobalAveragePooling2D()(conv_bn(x, 20, "last"))
+    return ekg.Supernet(keras.Model(inputs, layers.Dense(4)(x)))
+
+
+@pytest.mark.parametrize("limits", [{}, {"multiple_of": 4}])
+@pytest.mark.parametrize("name", FRONTS)
+def test_shared_steps_are_counted_as_by_looking_at_every_step(branches, name, limits):
+    supernet = ekg.Supernet(branches.model, **limits)
+    rng = np.random.default_rng(0)
+    for settings in settings_of(name):
+        for _ in range(3):
+            history = random_history(supernet, settings, rng)
+            reached = [
+                settings.targets().is_reached(supernet, entry.subnetwork) for entry in history
+            ]
+            history = history[: reached.index(True) + 1] if any(reached) else history
+            looked = [could_pass(supernet, history[:n], settings) for n in range(1, len(history))]
+            expected = looked.index(True) + 1 if any(looked) else len(history)
+            assert count_shared(supernet, history, settings) == expected
+
+
+def test_groups_are_looked_at_near_the_target_alone(branches, monkeypatch):
+    settings = ekg.SearchSettings(target_rate=0.3, search_step=0.05)
+    history = random_history(branches, settings, np.random.default_rng(1))
+    count, calls = ComplexityTable.count, []
+    monkeypatch.setattr(
+        ComplexityTable, "count", lambda self, mask: calls.append(1) or count(self, mask)
+    )
+    count_shared(branches, history, settings)
+    num_near = (len(calls) - len(history)) / (len(branches.groups) + 1)
+    assert len(history) > 20 and num_near < 5, (len(history), num_near)
 
 
 @pytest.mark.parametrize(
