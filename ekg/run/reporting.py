@@ -113,10 +113,11 @@ class Evaluations:
 
 
 def measured_shape(job):
-    """Returns the shape of the images that FLOPs and latencies are given for: the search's, even
-    where test images have another size.
+    """Returns the shape of the examples that FLOPs and latencies are given for, of several inputs a
+    list: the search's, even where test images have another size.
     """
-    return job.supernet.graph.input_shapes[0]
+    shapes = job.supernet.graph.input_shapes
+    return shapes if len(shapes) > 1 else shapes[0]
 
 
 def target_conditions(job):
@@ -125,7 +126,7 @@ def target_conditions(job):
 
 
 def export_examples(job):
-    """Returns the training images that exported files are compared on."""
+    """Returns the training examples that exported files are compared on."""
     return draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
 
 
