@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import agreement, bench_gpu, growth, own_network, packaged, performance
+from benchmarks import agreement, bench_gpu, growth, kinds, own_network, packaged, performance
 from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
@@ -196,3 +196,28 @@ def test_differences_are_shares_of_each_channels_range():
         found["within"], [0.5, 0.5]
     )  # .04 and 1 of 20 are, .06 and 5 of 20 are not
     assert packaged.agreements(whole, [np.array([[0.0, 1.0], [2.0, 1.0]])]) == [0.5]
+
+
+# ---------------------------------------------------------------- networks of several kinds
+
+
+def test_all_kinds_of_networks_can_keep_less_than_half_of_their_flops():
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    for make, inputs_of in kinds.KINDS.values():
+        model = make()
+        assert model(inputs_of(images)).shape == (2, 10)
+        supernet = Supernet(model)
+        assert supernet.rate(supernet.smallest()) < 0.1
+
+
+def test_the_table_of_kinds_has_means_spreads_and_the_greatest_difference():
+    def row(seed, after, share):
+        exports = {"litert": (1, share, 1.0), "onnx": ("any", 2e-7, 1.0)}
+        ratios = {"litert, batch 1, 1 thread": 0.4 + seed / 10}
+        return kinds.Row("net", seed, 0.49, 0.5, 0.98, 0.9, after, 0.5, 0.95, exports, ratios)
+
+    *_, line = kinds.table([row(0, 0.97, 1e-6), row(1, 0.99, 3e-6)]).splitlines()
+    assert line.startswith(
+        "| net | 2 | 0.490, 0.500 | 98.00 ± 0.00 | 90.00 ± 0.00 | 98.00 ± 1.41 |"
+    )
+    assert line.endswith("| 3e-06, 2e-07 | 1, any | 0.45 |")

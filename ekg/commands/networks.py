@@ -6,7 +6,7 @@ from pathlib import Path
 from ekg.data import images
 from ekg.data.inputs import IMAGE_RANKS, Inputs, described
 from ekg.errors import EkgError
-from ekg.graph.calls import Graph
+from ekg.graph.calls import Graph, looked_into
 from ekg.io import h5_files
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
@@ -70,7 +70,7 @@ def asked_by(model, image_size=None):
     Raises:
         EkgError: the network has another size, or takes no images.
     """
-    inputs = Inputs.of(Graph(model))
+    inputs = Inputs.of(Graph(model, open_layers=looked_into(model) is None))
     is_open = any(None in shape for shape in inputs.shapes)
     shapes = inputs.shapes
     if image_size is not None:

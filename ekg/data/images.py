@@ -73,8 +73,8 @@ def _load_inputs(path, inputs, shapes, rescale, name):
     needed = f"{', '.join(inputs)}, the network's inputs, and {LABELS}, labels"
     if LABELS in inputs:
         raise EkgError(
-            f"`{name}` {path}: the network has an input {LABELS!r}, the name of the labels; prune "
-            "it in a program, with ekg.prune."
+            f"`{name}` {path}: the network has an input {LABELS!r}, the name of the labels; give "
+            "the data to ekg.prune in a program of your own."
         )
     if Path(path).suffix != ".npz":
         raise EkgError(f"`{name}` {path}: is no .npz file; it needs one with the arrays {needed}.")
