@@ -199,7 +199,7 @@ def prune(
     bank: dict | bool | None = None,
     fine_tune: dict | FineTuneSettings | None = None,
     run: dict | RunSettings | None = None,
-    augment: str | Callable | None = None,
+    augment: str | dict[str, str] | Callable | None = None,
     run_dir: str | Path | None = None,
     restart: str | None = None,
     search_from: str | Path | None = None,

@@ -157,7 +157,7 @@ def make_data(
     *,
     validation_data: Any = None,
     task: Any = "auto",
-    augment: str | Callable | None = None,
+    augment: str | dict[str, str] | Callable | None = None,
     may_lose: Sequence[str | int] = (),
     steps_per_epoch: int | None = None,
     class_weight: dict[int, float] | None = None,
@@ -171,7 +171,7 @@ def make_data(
         data: training data.
         validation_data: data for final evaluations, or None.
         task: "auto", a name or a Task; or a list or dict of these for several outputs.
-        augment: name or function of the random views, or None.
+        augment: name, names by input, or function of the random views; or None.
         may_lose: names or numbers of outputs that do not count.
         steps_per_epoch: number of batches to take from `data`, or None for all.
         class_weight: {class number: weight}, or None.

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import keras
 import numpy as np
 
 from ekg.data.examples import draw_examples, draw_labelled
@@ -145,10 +146,14 @@ def export_int8(job, model, path):
         path,
         LITERT,
         quantize="int8",
-        examples=np.concatenate([training, test]),
+        examples=keras.tree.map_structure(_joined, training, test),
         labels=np.concatenate([of_training, of_test]) if has_labels else None,
         task=job.data.task if has_labels else "auto",
     )
+
+
+def _joined(*arrays):
+    return np.concatenate(arrays)
 
 
 def _with_exports(job, rows, networks):

@@ -100,7 +100,8 @@ def test_the_whole_job_resumes_reports_and_exports(tmp_path):
     model = two_inputs()
     softmax = keras.Model(model.input, layers.Softmax(name="shares")(model.output), name="shares")
     options = {"target_rate": 0.6, "epochs": 1, "augment": "flip", "run_dir": tmp_path / "run"}
-    options |= QUICK | {"bank": {"num_teacher": 2}, "run": {"runtimes": ("litert",)}}
+    run = {"runtimes": ("litert",), "exports": ("int8",)}
+    options |= QUICK | {"bank": {"num_teacher": 2}, "run": run}
     given = INPUTS, LABELS
     result = ekg.prune(softmax, given, validation_data=given, **options)
     loss, accuracy = _with_shares(result.model).evaluate(*given, verbose=0)
