@@ -47,20 +47,19 @@ def inspect(
         EkgError: as Supernet, except for a network in which nothing can be pruned; or the data do
             not fit the network.
     """
-    inspection = structure.inspect(model, **limits)
     if data is None:
         if search is not None:
             raise EkgError("`search` has no effect here: it is for `data`; leave it out.")
-        return inspection
-    if not inspection.groups:
-        return inspection
-    limits = dict(limits)
-    limits.pop("input_shape", None)  # the data tell it
-    open_layers = limits.pop("open_layers", True)
+        return structure.inspect(model, **limits)
+    limits.pop("input_shape", None)  # the data have it
+    own, open_layers = dict(limits), limits.pop("open_layers", True)
     limits = {"exclude": (), "min_channels": 1, "prune_frozen": False} | limits
     data, logits, limits, _ = understand(
         model, data, {"task": task, "may_lose": may_lose}, {}, limits, open_layers
     )
+    inspection = structure.inspect(model, input_shape=data.image_shape, **own)
+    if not inspection.groups:
+        return inspection
     largest = data.largest_class()
     values = {"val_per_class": min(SearchSettings.val_per_class, largest)} | dict(search or {})
     sensitivity = measure_sensitivity(

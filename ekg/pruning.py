@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from ekg.data.dataset import LabelledData
 from ekg.data.examples import draw_labelled
+from ekg.data.inputs import described
 from ekg.data.own import make_data
 from ekg.deploy.formats import runtime_named
 from ekg.deploy.write import Export, export
@@ -46,6 +47,7 @@ from ekg.run.arguments import model_fingerprint
 from ekg.run.choice import Choice
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
+from ekg.run.reporting import measured_shape
 from ekg.run.run import Opening, start
 from ekg.run.settings import RunSettings
 from ekg.searching.history import HistoryEntry
@@ -197,7 +199,7 @@ def prune(
     bank: dict | bool | None = None,
     fine_tune: dict | FineTuneSettings | None = None,
     run: dict | RunSettings | None = None,
-    augment: str | Callable | None = None,
+    augment: str | dict[str, str] | Callable | None = None,
     run_dir: str | Path | None = None,
     restart: str | None = None,
     search_from: str | Path | None = None,
@@ -218,10 +220,11 @@ def prune(
     this process, and the seeds of Python, NumPy and TensorFlow are set.
 
     Args:
-        model: trained keras.Model of one input.
+        model: trained keras.Model.
         data: training data: a pair (images, labels) of arrays, a tf.data.Dataset or
             keras.utils.PyDataset of such batches that gives the same each time, or an ekg.Data; or
-            a data set of this project. Images as the network takes them. Labels as `fit` takes
+            a data set of this project. Images, or other inputs, as the network takes them: of
+            several inputs a dict by their names, or a tuple in their order. Labels as `fit` takes
             them; what has none is held against the unpruned network's output.
         target_rate: share of the FLOPs to keep, in (0, 1]; 0.5 if no `target` is given either.
         target: {"flops": share, "params": share, "latency": ekg.Latency(...)}, any of these, or an
@@ -246,8 +249,9 @@ def prune(
             learning rate; see train.optimizers.Recipe. Or an object of FineTuneSettings.
         run: {name: value} of RunSettings, as precision, accum; or an object of it. All values of
             such objects count; what a dict leaves out suits the data.
-        augment: random views in fine-tuning: "flip", "flip_crop", or a function, see views.OwnView;
-            None for none.
+        augment: random views in fine-tuning: "flip" or "flip_crop" of all inputs that are images;
+            {name of an input: "flip" or "flip_crop"}; or a function, see views.OwnView; None for
+            none.
         run_dir: folder that keeps all phases, so that the same call resumes where it was stopped;
             None keeps nothing.
         restart: phase that begins again there, with all later ones: "subset", "search", "slim",
@@ -612,17 +616,18 @@ def _error_note(rows):
 
 
 def _size_note(job, found):
-    """Returns what the rate is at the size of the test images, where that is not the search's; else
-    an empty text.
+    """Returns the size that FLOPs are counted for where the network leaves it open, and the rate at
+    the size of the test images where that is another one; else an empty text.
     """
     supernet, tested = job.supernet, image_shape(job.test_batches)
-    searched = supernet.graph.input_shapes[0]
+    searched = measured_shape(job)
+    sizes = described(searched), described(tested)
     if tested == searched:
-        return ""
+        is_open = any(None in symbol.shape[1:] for symbol in supernet.model.inputs)
+        return f"\nFLOPs and latencies are of {sizes[0]}, the size of the data" if is_open else ""
     whole, cut = (
         model_complexity(model, tested).flops for model in (supernet.model, supernet.cut(found))
     )
-    sizes = ["x".join(map(str, shape)) for shape in (searched, tested)]
     return (
         f"\nFLOPs and latencies are of {sizes[0]}, as in the search; at {sizes[1]}, what the rest "
         f"is of, the rate is {cut / whole:.4f}"

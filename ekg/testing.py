@@ -160,12 +160,12 @@ def random_inputs(graph: Graph, rng: np.random.Generator) -> Any:
     for number in graph.inputs:
         shape = (graph.shapes[number][0] or EXAMPLES, *graph.shapes[number][1:])
         dtype = graph.dtype(number)
-        is_float = keras.backend.is_float_dtype(dtype)
-        values.append(
-            rng.normal(size=shape).astype("float32")
-            if is_float
-            else rng.integers(0, 2, shape).astype(dtype)
-        )
+        if dtype == "string":
+            values.append(tf.constant(rng.choice(["one", "two", "one two"], shape)))
+        elif keras.backend.is_float_dtype(dtype):
+            values.append(rng.normal(size=shape).astype("float32"))
+        else:
+            values.append(rng.integers(0, 2, shape).astype(dtype))
     return graph.structured_inputs(values)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from benchmarks import agreement, bench_gpu, growth, load, own_network, packaged, performance
+from benchmarks import agreement, bench_gpu, growth, kinds, load, own_network, packaged, performance
 from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
@@ -228,3 +228,28 @@ def test_load_measures_parts_of_a_job():
     assert {"data and labels", "memory bank", "evaluation"} < set(parts.measured)
     for values in parts.measured.values():
         assert values["seconds"] > 0 and values["mib"] >= 0
+
+
+# ---------------------------------------------------------------- networks of several kinds
+
+
+def test_all_kinds_of_networks_can_keep_less_than_half_of_their_flops():
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    for make, inputs_of in kinds.KINDS.values():
+        model = make()
+        assert model(inputs_of(images)).shape == (2, 10)
+        supernet = Supernet(model)
+        assert supernet.rate(supernet.smallest()) < 0.1
+
+
+def test_the_table_of_kinds_has_means_spreads_and_the_greatest_difference():
+    def row(seed, after, share):
+        exports = {"litert": (1, share, 1.0), "onnx": ("any", 2e-7, 1.0)}
+        ratios = {"litert, batch 1, 1 thread": 0.4 + seed / 10}
+        return kinds.Row("net", seed, 0.49, 0.5, 0.98, 0.9, after, 0.5, 0.95, exports, ratios)
+
+    *_, line = kinds.table([row(0, 0.97, 1e-6), row(1, 0.99, 3e-6)]).splitlines()
+    assert line.startswith(
+        "| net | 2 | 0.490, 0.500 | 98.00 ± 0.00 | 90.00 ± 0.00 | 98.00 ± 1.41 |"
+    )
+    assert line.endswith("| 3e-06, 2e-07 | 1, any | 0.45 |")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ekg import command_line
 from ekg.commands import networks
-from ekg.data import images
 from ekg.deploy.formats import AUTO_RUNTIMES, RUNTIMES
 from ekg.devices.compute import Compute
 from ekg.devices.kind import use_xla
@@ -14,7 +13,7 @@ from ekg.devices.team import Team
 from ekg.errors import EkgError
 from ekg.io.keras_files import load_keras
 from ekg.pruning import understand
-from ekg.report.measure import image_shape, measure, with_latencies
+from ekg.report.measure import measure, with_latencies
 from ekg.report.table import format_table
 from ekg.run.check import check_batch
 from ekg.settings import COUNT, MACHINE, SEARCH, Settings, setting
@@ -29,8 +28,8 @@ class EvaluationSettings(Settings):
     model: Path = setting(None, "run folder, or .keras or .h5 file", SEARCH, is_required=True)
     data_path: str = setting(
         None,
-        "data: folder with one subfolder of images per class, .npz with x and y, or tfds:NAME, "
-        "whose split test is read",
+        "data: folder with one subfolder of images per class, .npz with x and y, or with an array "
+        "per input and y, or tfds:NAME, whose split test is read",
         MACHINE,
         is_required=True,
         is_per_worker=True,
@@ -101,8 +100,8 @@ def main(args):
     path = networks.find_network(args.model)
     with team.strategy.scope():
         model = load_keras(path)
-        shape = networks.image_shape(model, args.image_size)
-        examples, _ = images.load(args.data_path, shape, args.rescale, "test")
+        asked = networks.asked_by(model, args.image_size)
+        examples, _ = asked.load(args.data_path, args.rescale, "test")
         limits = {"exclude": (), "min_channels": 1, "prune_frozen": False}
         meant = {"task": args.task, "may_lose": args.may_lose}
         data, logits, _, _ = understand(model, examples, meant, {}, limits, True)
@@ -112,9 +111,10 @@ def main(args):
     name = args.model.name if args.model.is_dir() else args.model.stem
     row = measure(name, evaluation, path.stat().st_size)
     if args.runtimes:
-        shape = image_shape(batches)
+        shape = data.image_shape
         (row,) = with_latencies([row], [model], args.runtimes, shape, use_xla=compiles)
     if team.is_chief:
         print(format_table([row]))
-        print(f"measured on {row.examples} examples; ± is one standard error of the mean")
+        note = networks.size_note(logits, data.image_shape)
+        print(f"measured on {row.examples} examples; ± is one standard error of the mean{note}")
     return row

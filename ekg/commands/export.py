@@ -3,16 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 import ekg
 from ekg import command_line, settings
-from ekg.commands.networks import find_network
-from ekg.data import images
+from ekg.commands.networks import asked_by, find_network
 from ekg.data.examples import draw_labelled
 from ekg.data.own import make_data
 from ekg.deploy.accuracy import measure_exported
-from ekg.deploy.format import QUANTIZATIONS
+from ekg.deploy.format import QUANTIZATIONS, random_inputs
 from ekg.deploy.formats import FORMATS
 from ekg.deploy.proof import TOLERANCES, squashes_of
 from ekg.errors import EkgError
@@ -63,7 +60,8 @@ class DataSettings(Settings):
 
     data_path: str | None = setting(
         None,
-        "your own data: folder with one subfolder of images per class, .npz, tfds:NAME",
+        "your own data: folder with one subfolder of images per class, .npz with x and y, or with "
+        "an array per input and y, or tfds:NAME",
         MACHINE,
         may_be_none=True,
     )
@@ -114,7 +112,7 @@ def parse_args(argv=None, prog=None, flags=FLAGS, names_of_data=("data_path",)):
 
 def check_size(args, model):
     """Raises EkgError if a network leaves the size of its images open, so that no data fit."""
-    if None in model.inputs[0].shape[1:]:
+    if asked_by(model).is_open:
         raise EkgError(
             f"`model` {args.model} takes images of any size; export it in a program, with "
             "ekg.export(model, path, examples=images)."
@@ -126,11 +124,11 @@ def load_own_data(args, model):
     if args.data_path is None:
         return None
     check_size(args, model)
-    shape = tuple(model.inputs[0].shape[1:])
-    train, _ = images.load(args.data_path, shape, args.rescale)
+    asked = asked_by(model)
+    train, _ = asked.load(args.data_path, args.rescale)
     validation = None
     if args.val_path:
-        validation, _ = images.load(args.val_path, shape, args.rescale, "test", "val_path")
+        validation, _ = asked.load(args.val_path, args.rescale, "test", "val_path")
     return make_data(model, train, validation_data=validation)
 
 
@@ -176,11 +174,9 @@ def export_network(args, model, data):
             + f" on {len(data.test or data.train)} {'test' if data.test else 'training'} "
             f"examples, in its own runtime"
         )
-    has_sizes = not any(None in symbol.shape[1:] for symbol in model.inputs)
     forward_pass = None
-    if has_sizes:
-        example = [np.zeros((1, *symbol.shape[1:]), symbol.dtype) for symbol in model.inputs]
-        forward_pass = result.reader.make_pass(example)
+    if not asked_by(model).is_open:
+        forward_pass = result.reader.make_pass(random_inputs(Graph(model), 1))
     if forward_pass is not None:
         timing = summarise(time_in_turn([forward_pass], ROUNDS, 10))[0]
         print(f"{timing.milliseconds:.3g} ms for one example [{timing.low:.3g}, {timing.high:.3g}]")

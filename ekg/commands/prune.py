@@ -9,8 +9,7 @@ import keras
 
 import ekg
 from ekg import command_line, settings
-from ekg.commands.networks import image_shape
-from ekg.data import images
+from ekg.commands.networks import asked_by
 from ekg.data.views import VIEWS
 from ekg.devices.strategy import DeviceSettings, describe_devices, make_strategy
 from ekg.devices.team import Team
@@ -85,8 +84,8 @@ class DataSettings(Settings):
 
     data_path: str | None = setting(
         None,
-        "training data: folder with one subfolder of images a class, .npz with x and y, or "
-        "tfds:NAME",
+        "training data: folder with one subfolder of images a class, .npz with x and y, or with "
+        "an array per input and y, or tfds:NAME",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
@@ -262,12 +261,12 @@ def _make_application(args):
     return model
 
 
-def _load_data(args, shape):
+def _load_data(args, asked):
     """Returns (training data, validation data or None)."""
-    data, classes = images.load(args.data_path, shape, args.rescale)
+    data, classes = asked.load(args.data_path, args.rescale)
     if args.val_path is None:
         return data, None
-    validation, others = images.load(args.val_path, shape, args.rescale, "test", "val_path")
+    validation, others = asked.load(args.val_path, args.rescale, "test", "val_path")
     if classes != others:
         raise EkgError(
             f"`val_path` {args.val_path}: its classes are {others}, and those of `data_path` are "
@@ -311,7 +310,7 @@ def main(args):
     With --inspect it prints and returns the ekg.Inspection.
     """
     model = load_model(args)
-    shape = image_shape(model, args.image_size)
+    asked = asked_by(model, args.image_size)
     choices = {
         "exclude": args.exclude,
         "min_channels": args.min_channels,
@@ -319,8 +318,8 @@ def main(args):
         "prune_frozen": args.prune_frozen,
     }
     if args.inspect:
-        choices["input_shape"] = shape if None in model.inputs[0].shape[1:] else None
-        data = None if args.data_path is None else _load_data(args, shape)[0]
+        choices["input_shape"] = asked.open_shape
+        data = None if args.data_path is None else _load_data(args, asked)[0]
         inspection = ekg.inspect(
             model, data, task=args.task, may_lose=args.may_lose, seed=args.seed, **choices
         )
@@ -335,7 +334,7 @@ def main(args):
         describe_devices(strategy),
         args.train_path,
     )
-    data, validation = _load_data(args, shape)
+    data, validation = _load_data(args, asked)
     options = {
         "validation_data": validation,
         "task": args.task,

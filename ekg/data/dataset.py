@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ekg.data import augment
+from ekg.data.inputs import described, rows_of, shapes_of
 from ekg.errors import EkgError
 from ekg.tasks.kinds import Classification, Task
 from ekg.tasks.labels import check_labels
@@ -22,22 +23,23 @@ class Split:
     """Labelled images in memory.
 
     Attributes:
-        images: uint8 [number, height, width, channels].
+        images: uint8 [number, height, width, channels]; other inputs of a network, or a structure
+            of them.
         labels: int32 [number].
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
 
     def __repr__(self):
-        return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
+        return f"Split({len(self)} images of {described(list(shapes_of(self.images)))})"
 
     def __len__(self):
         return len(self.labels)
 
     def read(self, indices):
         """Returns the images with these indices, uint8 [len(indices), height, width, channels]."""
-        return self.images[indices]
+        return rows_of(self.images, indices)
 
     def stream(self, index_batches):
         """Yields the images of each array of indices; a split on disk decodes ahead."""
@@ -46,7 +48,7 @@ class Split:
 
     def take(self, indices):
         """Returns the Split of the examples with these indices, in the order of the indices."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(rows_of(self.images, indices), self.labels[indices])
 
     def in_memory(self):
         """Returns this split; a split on disk loads itself if its images fit the memory budget."""
@@ -174,8 +176,8 @@ class LabelledData:
         Yields:
             A dict per batch. "index": int64 [batch]. "images": uint8 [batch, height, width,
             channels], or [batch, num_views, height, width, channels] if the data set crops while
-            decoding. "labels": int32 [batch]. With views also "draws": float32 [batch, num_views,
-            augment.NUM_DRAWS] in [0, 1).
+            decoding; or other inputs, or a structure of them. "labels": int32 [batch]. With views
+            also "draws": float32 [batch, num_views, augment.NUM_DRAWS] in [0, 1).
         """
         split = self.train if split is None else split
         key = [seed, epoch]

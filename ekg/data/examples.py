@@ -1,10 +1,13 @@
 """Examples drawn from a data set: for exports, dry runs and checks of a network."""
 
+import keras
 import numpy as np
+
+from ekg.data.inputs import count_of, rows_of
 
 
 def draw_labelled(data, number, seed=0, split=None):
-    """Returns (images as the network takes them, their labels), drawn from a split of a data set.
+    """Returns (inputs as the network takes them, their labels), drawn from a split of a data set.
 
     If the data set has fewer images, some are repeated.
 
@@ -16,14 +19,17 @@ def draw_labelled(data, number, seed=0, split=None):
     """
     split = data.train if split is None else split
     places = np.sort(np.random.default_rng(seed).permutation(len(split))[:number])
-    images = np.asarray(data.batches(split, 1).normalise(split.read(places)))
-    order = np.random.default_rng(seed + 1).permutation(len(images))
+    images = data.batches(split, 1).normalise(split.read(places))
+    images = keras.tree.map_structure(np.asarray, images)
+    order = np.random.default_rng(seed + 1).permutation(count_of(images))
     labels = np.asarray(split.labels)[places][order]
-    return tuple(
-        np.resize(values, (number, *values.shape[1:])) for values in (images[order], labels)
-    )
+
+    def repeated(values):
+        return np.resize(values, (number, *values.shape[1:]))
+
+    return keras.tree.map_structure(repeated, rows_of(images, order)), repeated(labels)
 
 
 def draw_examples(data, number, seed=0):
-    """Returns the images of draw_labelled() alone."""
+    """Returns the inputs of draw_labelled() alone."""
     return draw_labelled(data, number, seed)[0]

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.data.headers import is_webp, orientation, problem_of, reason_of, upright
+from ekg.data.inputs import IMAGE_RANKS
 from ekg.data.sources import Data
 from ekg.errors import EkgError, first_line
 from ekg.process.memory import MIB, machine_memory_mib
@@ -32,23 +33,27 @@ OTHER_ENDINGS = (  # images that TensorFlow cannot read
 )
 MOST_FILE_BYTES = 2**28  # size limit for an image file
 TFDS = "tfds:"
+LABELS = "y"  # name of the labels in an .npz file
 THREADS = 16
 
 
-def load(path, image_shape, rescale=None, split="train", name="data_path"):
+def load(path, image_shape, rescale=None, split="train", name="data_path", inputs=None):
     """Returns (data for ekg.prune, names of the classes or None).
 
     Args:
         path: folder, .npz file with the arrays x and y, or tfds:NAME.
         image_shape: (height, width, channels) of the network's input, to which images in files are
-            resized.
+            resized; of several inputs a list of shapes.
         rescale: (low, high), the values for grey levels 0 and 255; None keeps grey levels.
         split: name of the split of a TFDS data set.
         name: name of the argument, for error messages.
+        inputs: names of several inputs, under which an .npz file holds their arrays; None for one.
 
     Raises:
         EkgError: the path does not hold such data.
     """
+    if inputs is not None:
+        return _load_inputs(path, inputs, image_shape, rescale, name), None
     if str(path).startswith(TFDS):
         return _load_tfds(str(path)[len(TFDS) :], split, image_shape, rescale), None
     path = Path(path)
@@ -59,23 +64,43 @@ def load(path, image_shape, rescale=None, split="train", name="data_path"):
             f"`{name}` {path}: no such folder with one subfolder per class, no .npz file, and not "
             f"{TFDS}NAME."
         )
+    images, labels = _read_arrays(path, ("x", LABELS), "x, images, and y, labels", name)
+    return (_rescaled(images, rescale), labels), None
+
+
+def _load_inputs(path, inputs, shapes, rescale, name):
+    """Returns ({name of an input: its array}, labels) from an .npz file."""
+    needed = f"{', '.join(inputs)}, the network's inputs, and {LABELS}, labels"
+    if LABELS in inputs:
+        raise EkgError(
+            f"`{name}` {path}: the network has an input {LABELS!r}, the name of the labels; give "
+            "the data to ekg.prune in a program of your own."
+        )
+    if Path(path).suffix != ".npz":
+        raise EkgError(f"`{name}` {path}: is no .npz file; it needs one with the arrays {needed}.")
+    *arrays, labels = _read_arrays(Path(path), (*inputs, LABELS), needed, name)
+    return {
+        key: _rescaled(array, rescale if len(shape) + 1 in IMAGE_RANKS else None)
+        for key, array, shape in zip(inputs, arrays, shapes)
+    }, labels
+
+
+def _read_arrays(path, keys, needed, name):
+    """Returns a list of the arrays with these names in an .npz file."""
     if not path.is_file():
         raise EkgError(f"`{name}` {path}: there is no plain file of that name.")
     try:
         _check_unpacked(path, name)
         with np.load(path, allow_pickle=False) as arrays:
-            missing = sorted({"x", "y"} - set(arrays.files))
-            if missing:
+            if not set(keys) <= set(arrays.files):
                 raise EkgError(
-                    f"`{name}` {path}: holds {arrays.files}; it needs the arrays x, images, and "
-                    "y, labels."
+                    f"`{name}` {path}: holds {arrays.files}; it needs the arrays {needed}."
                 )
-            images, labels = arrays["x"], arrays["y"]
+            return [arrays[key] for key in keys]
     except EkgError:
         raise
     except Exception as error:  # NumPy and zipfile may raise anything for a damaged file
         raise EkgError(f"`{name}` {path}: cannot be read ({first_line(error)}).") from None
-    return (_rescaled(images, rescale), labels), None
 
 
 def _check_unpacked(path, name):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.data.inputs import Inputs
 from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.graph.heads import without_heads
@@ -64,7 +65,7 @@ def label(model, graph, choices, sources, class_weight=None):
         for number, part_labels in enumerate(source_labels):
             if part_labels is not None:
                 rows[:, task.columns(number)] = part_labels.reshape(examples.count, -1)
-        _imitate_(rows, task, model, examples, what)
+        _imitate_(rows, task, model, examples, Inputs.of(graph), what)
         all_rows.append(rows)
     if len(choices) == 1:
         shape = parts[0].label_shape
@@ -152,18 +153,17 @@ def _rows(count, size):
         ) from None
 
 
-def _imitate_(rows, task, model, examples, what):
+def _imitate_(rows, task, model, examples, inputs, what):
     """Writes the unpruned network's outputs into the columns of the parts without labels."""
     numbers = [number for number, part in enumerate(task.parts) if not part.task.has_labels]
     if not numbers:
         return
     parts = [task.parts[number] for number in numbers]
     logits = [output for part in parts for output in part.task.logits]
-    network = without_heads(model, logits, examples.shape)[0] if logits else model
-    dtype = model.inputs[0].dtype
+    network = without_heads(model, logits, list(examples.shapes))[0] if logits else model
 
     def forward(images):
-        outputs = keras.tree.flatten(network(tf.cast(images, dtype), training=False))
+        outputs = keras.tree.flatten(network(inputs.cast(images), training=False))
         return [
             tf.reshape(tf.cast(outputs[part.task.output], tf.float32), [-1, math.prod(part.shape)])
             for part in parts
@@ -174,7 +174,7 @@ def _imitate_(rows, task, model, examples, what):
         for start in range(0, examples.count, BATCH):
             stopping.check()
             indices = np.arange(start, min(start + BATCH, examples.count))
-            outputs = forward(tf.constant(examples.read(indices)))
+            outputs = forward(keras.tree.map_structure(tf.constant, examples.read(indices)))
             for number, part, values in zip(numbers, parts, outputs):
                 if not np.isfinite(values.numpy()).all():
                     raise EkgError(

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from ekg.data.dataset import NUM_VIEWS, LabelledData, Split, prefetched
+from ekg.data.inputs import Inputs, num_bytes
 from ekg.data.labelling import label
 from ekg.data.sources import find_examples
 from ekg.data.view_checks import check_view
@@ -29,8 +29,8 @@ class FunctionSplit:
     """Labelled examples that are read by a function.
 
     Attributes:
-        function: takes the numbers of examples, int [n], and returns the network's inputs, array
-            [n, ...].
+        function: takes the numbers of examples, int [n], and returns the network's inputs: an
+            array [n, ...], or a structure of such arrays.
         labels: labels as the task prepares them, array [examples, ...].
         rows: number by which the function knows each example, int [examples]; None if these are 0,
             1, 2, ...
@@ -47,9 +47,9 @@ class FunctionSplit:
         return len(self.labels)
 
     def read(self, indices):
-        """Returns the examples with these indices, [len(indices), ...]."""
+        """Returns the inputs of the examples with these indices, [len(indices), ...] each."""
         indices = np.asarray(indices)
-        return np.asarray(self.function(indices if self.rows is None else self.rows[indices]))
+        return self.function(indices if self.rows is None else self.rows[indices])
 
     def stream(self, index_batches):
         """Yields the examples of each array of indices, while a thread reads ahead."""
@@ -65,7 +65,7 @@ class FunctionSplit:
         if not len(self):
             return self
         first_example = self.read(np.zeros(1, np.int64))
-        if len(self) * first_example.nbytes > MEMORY_BUDGET:
+        if len(self) * num_bytes(first_example) > MEMORY_BUDGET:
             return self
         return Split(self.read(np.arange(len(self))), self.labels)
 
@@ -79,8 +79,7 @@ class OwnData(LabelledData):
         train: training split.
         test: split for final evaluations.
         task: Task that prepared the labels.
-        dtype: number format of the network's input.
-        image_shape: shape of one example.
+        inputs: inputs.Inputs of the network, at the size of the data.
         view: view from views.make_view(), or None without augmentation.
         output: shape of the network's output for one example.
     """
@@ -89,10 +88,14 @@ class OwnData(LabelledData):
     train: Any
     test: Any
     task: Task
-    dtype: str
-    image_shape: tuple[int, ...]
+    inputs: Inputs
     view: Any = None
     output: tuple[int, ...] = ()
+
+    @property
+    def image_shape(self):
+        """Shape of one example, or a list of one shape per input."""
+        return self.inputs.shape
 
     @property
     def num_views(self):
@@ -106,8 +109,8 @@ class OwnData(LabelledData):
         return np.unique(strata, return_inverse=True)[1]
 
     def normalise(self, images):
-        """Returns examples as tensors in the number format of the network's input."""
-        return tf.cast(images, self.dtype)
+        """Returns inputs as tensors in the number formats of the network."""
+        return self.inputs.cast(images)
 
     @property
     def moves_knowledge(self):
@@ -126,7 +129,7 @@ class OwnData(LabelledData):
         if self.view is None:
             return images
         seen = self.view.images(images, batch.get("labels"), batch["draws"][:, number])
-        return tf.cast(seen, self.dtype)
+        return self.inputs.cast(seen)
 
     def fine_tune_labels(self, batch, number):
         """Returns the labels of a fine-tuning view of a batch."""
@@ -154,7 +157,7 @@ def make_data(
     *,
     validation_data: Any = None,
     task: Any = "auto",
-    augment: str | Callable | None = None,
+    augment: str | dict[str, str] | Callable | None = None,
     may_lose: Sequence[str | int] = (),
     steps_per_epoch: int | None = None,
     class_weight: dict[int, float] | None = None,
@@ -168,7 +171,7 @@ def make_data(
         data: training data.
         validation_data: data for final evaluations, or None.
         task: "auto", a name or a Task; or a list or dict of these for several outputs.
-        augment: name or function of the random views, or None.
+        augment: name, names by input, or function of the random views; or None.
         may_lose: names or numbers of outputs that do not count.
         steps_per_epoch: number of batches to take from `data`, or None for all.
         class_weight: {class number: weight}, or None.
@@ -177,19 +180,15 @@ def make_data(
         EkgError: data, labels and network do not fit each other.
     """
     graph = Graph(model)
-    if len(graph.inputs) != 1:
-        raise EkgError(
-            f"`model` {model.name!r} takes {len(graph.inputs)} inputs; a network of one input is "
-            "needed."
-        )
-    (input_number,) = graph.inputs
-    input_shape = graph.shapes[input_number][1:]
-    train = find_examples(data, input_shape, "data", steps_per_epoch)
+    inputs = Inputs.of(graph)
+    train = find_examples(data, inputs, "data", steps_per_epoch)
     validation = None
     if validation_data is not None:
-        validation = find_examples(validation_data, input_shape, "validation_data")
+        validation = find_examples(validation_data, inputs, "validation_data")
 
-    graph = Graph(model, train.shape)  # the network may leave the size of its images open
+    # The network may leave the sizes of its inputs open, and the data have some.
+    graph = Graph(model, list(train.shapes))
+    inputs = Inputs.of(graph)
     choices, train_labels = choose_outputs(model, graph, task, train.labels, may_lose)
     sources = [(train, train_labels, "labels of `data`")]
     if validation is not None:
@@ -211,8 +210,7 @@ def make_data(
         train=FunctionSplit(train.read, prepared[0]),
         test=test,
         task=chosen_task,
-        dtype=str(graph.dtype(input_number)),
-        image_shape=train.shape,
+        inputs=inputs,
         view=view,
         output=chosen_task.shape(graph),
     )

@@ -18,7 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ekg.data.spool import Spool
+from ekg.data.inputs import as_text, content_of, is_text, num_bytes
+from ekg.data.spool import Spool, TextSpool
 from ekg.errors import EkgError
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
@@ -43,8 +44,9 @@ class Data:
         labels: labels of all examples, array [examples, ...]; a list or dict of such arrays for
             several outputs; None without labels.
         read: function that takes the numbers of examples, int64 [n], and returns the network's
-            inputs, array [n, ...]. It must always return the same for the same numbers, and may be
-            called by several threads at once.
+            inputs, array [n, ...], or a dict or tuple of such arrays for several inputs. It must
+            always return the same for the same numbers, and may be called by several threads at
+            once.
         count: number of examples; needed only without labels.
     """
 
@@ -58,10 +60,11 @@ class Examples:
     """Examples with a function that reads them, and their labels in the form the user gave them.
 
     Attributes:
-        read: function from the numbers of examples to an array [n, ...].
+        read: function from the numbers of examples to an array [n, ...], or to the structure of
+            such arrays that the network takes.
         labels: array [examples, ...]; for several outputs a list or dict of such arrays, or of
             None for an output without labels; or None.
-        shape: shape of one example.
+        shapes: tuple of the shape of each input for one example.
         count: number of examples.
         weights: weights of the examples or of their positions, array [examples, ...]; None without
             weights.
@@ -69,17 +72,17 @@ class Examples:
 
     read: Callable
     labels: np.ndarray | list | dict | None
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     count: int
     weights: np.ndarray | None = None
 
 
-def find_examples(source, input_shape, what="data", steps=None):
+def find_examples(source, inputs, what="data", steps=None):
     """Returns the Examples of any data that `fit` takes.
 
     Args:
         source: data in one of the FORMS.
-        input_shape: shape of one example as the network takes it, with None for open sizes.
+        inputs: inputs.Inputs of the network, with None for open sizes.
         what: name of the argument, for error messages.
         steps: number of batches to take from data that comes in batches; None takes all.
 
@@ -94,23 +97,28 @@ def find_examples(source, input_shape, what="data", steps=None):
             "out."
         )
     if isinstance(source, Data):
-        examples = _of_function(source, what)
+        examples = _of_function(source, inputs, what)
     elif isinstance(source, tf.data.Dataset):
-        batches, may_be_endless = _tensorflow_batches(source, len(input_shape), what, steps)
-        examples = _spooled(batches, what, may_be_endless)
+        batches, may_be_endless = _tensorflow_batches(source, inputs, what, steps)
+        examples = _spooled(batches, inputs, what, may_be_endless)
     elif isinstance(source, keras.utils.PyDataset):
         batch_numbers = range(_count_batches(source, what, steps))
-        examples = _spooled(lambda: (source[number] for number in batch_numbers), what)
+        examples = _spooled(lambda: (source[number] for number in batch_numbers), inputs, what)
     elif isinstance(source, (tuple, list)) and len(source) in (2, 3):
-        examples = _of_arrays(*source[:2], what)
+        examples = _of_arrays(*source[:2], inputs, what)
         examples = dataclasses.replace(examples, weights=_weights_of(source, examples.count, what))
-    elif isinstance(source, (np.ndarray, tf.Tensor)):
-        examples = _of_arrays(source, None, what)
+    elif isinstance(source, (np.ndarray, tf.Tensor)) or _are_inputs_alone(source, inputs):
+        examples = _of_arrays(source, None, inputs, what)
     else:
         raise EkgError(f"`{what}` must be {FORMS}; received {_described(source)}.")
     if not examples.count:
         raise EkgError(f"`{what}` holds no examples.")
-    return _fitted(examples, input_shape, what)
+    return _fitted(examples, inputs, what)
+
+
+def _are_inputs_alone(source, inputs):
+    """Returns whether a dict holds the several inputs of a network, and not labels as well."""
+    return isinstance(source, dict) and inputs.are_several
 
 
 def _described(source):
@@ -119,35 +127,69 @@ def _described(source):
     return f"an object of type {type(source).__name__}"
 
 
-def _fitted(examples, input_shape, what):
-    """Returns the Examples with the network's input shape, adding a missing channel axis."""
-    shape = examples.shape
+def _fitted(examples, inputs, what):
+    """Returns the Examples in the structure that the network takes, adding missing channel axes."""
+    lacking = [
+        _lacks_channels(*entry)
+        for entry in zip(examples.shapes, inputs.shapes, inputs.subjects(what))
+    ]
     read = examples.read
-    if len(shape) == len(input_shape) - 1 and input_shape[-1] == 1:
-        shape = (*shape, 1)
-        examples = dataclasses.replace(
-            examples, read=lambda indices: read(indices)[..., None], shape=shape
-        )
-    has_rank = len(shape) == len(input_shape)
-    if not has_rank or any(
-        expected not in (None, size) for expected, size in zip(input_shape, shape)
+
+    def fitted(indices):
+        arrays = zip(map(np.asarray, read(indices)), lacking)
+        return inputs.packed(array[..., None] if lacks else array for array, lacks in arrays)
+
+    shapes = tuple(
+        (*shape, 1) if lacks else tuple(shape) for shape, lacks in zip(examples.shapes, lacking)
+    )
+    return dataclasses.replace(examples, read=fitted, shapes=shapes)
+
+
+def _lacks_channels(shape, expected, subject):
+    """Returns whether examples of an input lack the channel axis of size 1.
+
+    Raises:
+        EkgError: they have another shape.
+    """
+    lacks = len(shape) == len(expected) - 1 and expected[-1] == 1
+    sizes = (*shape, 1) if lacks else shape
+    if len(sizes) != len(expected) or any(
+        own not in (None, size) for own, size in zip(expected, sizes)
     ):
         raise EkgError(
-            f"`{what}` has examples of shape {shape}, and the network takes {tuple(input_shape)}; "
+            f"{subject} has examples of shape {sizes}, and the network takes {tuple(expected)}; "
             "resize them, or build the network for them."
         )
-    return examples
+    return lacks
 
 
-def _check_numbers(array, what):
+def _checked(arrays, inputs, what):
+    """Returns a list of one array per input, texts as bytes objects.
+
+    Raises:
+        EkgError: an array does not hold what its input reads: finite numbers, or strings.
+    """
+    checked = []
+    for array, dtype, subject in zip(arrays, inputs.dtypes, inputs.subjects(what)):
+        if dtype != "string":
+            _check_numbers(array, subject)
+            checked.append(array)
+        elif is_text(array) or not array.size:
+            checked.append(as_text(array))
+        else:
+            raise EkgError(f"{subject} must hold strings; received {array.dtype}.")
+    return checked
+
+
+def _check_numbers(array, subject):
     """Raises EkgError unless an array holds finite numbers, which a network can read."""
-    if array.dtype.kind in "OSU" and array.size and isinstance(array.flat[0], (str, bytes)):
+    if is_text(array):
         raise EkgError(
-            f"`{what}` holds strings; let the layer that makes numbers of them, such as "
+            f"{subject} holds strings; let the layer that makes numbers of them, such as "
             "TextVectorization, work on the data first, and prune the network after it."
         )
     if array.dtype.kind not in "biuf":
-        raise EkgError(f"`{what}` must hold numbers; received {array.dtype}.")
+        raise EkgError(f"{subject} must hold numbers; received {array.dtype}.")
     if array.dtype.kind != "f" or not array.ndim:
         return
     for start in range(0, len(array), CHECKED_TOGETHER):
@@ -157,7 +199,7 @@ def _check_numbers(array, what):
             is_whole = is_finite.reshape(len(part), -1).all(axis=1)
             broken = start + int(np.flatnonzero(~is_whole)[0])
             raise EkgError(
-                f"`{what}` holds numbers that are not finite, NaN or infinite; the first in "
+                f"{subject} holds numbers that are not finite, NaN or infinite; the first in "
                 f"example {broken} of {len(array)}. Leave such examples out."
             )
 
@@ -170,22 +212,36 @@ def _single(value):
     return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
 
 
-def _as_array(value, what, part=""):
-    """Returns data, or a part of it such as "labels of ", as an array."""
+def _as_array(value, subject):
     value = _single(value)
     if isinstance(value, dict) or (
         isinstance(value, (list, tuple)) and value and isinstance(value[0], (dict, np.ndarray))
     ):
         raise EkgError(
-            f"{part}`{what}` has several inputs or outputs per example; a network of one input is "
-            "needed, and the labels of one output."
+            f"{subject} has several arrays per example; one array is needed for every input and "
+            "for the labels of one output."
         )
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:
         raise EkgError(
-            f"{part}`{what}` cannot be taken as an array ({' '.join(str(error).split())})."
+            f"{subject} cannot be taken as an array ({' '.join(str(error).split())})."
         ) from None
+
+
+def _input_arrays(given, inputs, what):
+    """Returns a list of one array per input of what a user gave for all inputs."""
+    subjects = inputs.subjects(what)
+    values = inputs.listed(given, what)
+    arrays = [_as_array(value, subject) for value, subject in zip(values, subjects)]
+    first = arrays[0]
+    for name, array in zip(inputs.names, arrays):
+        if array.shape[:1] != first.shape[:1]:
+            raise EkgError(
+                f"`{what}`, input {inputs.names[0]!r}, has the shape {first.shape}, and input "
+                f"{name!r} {array.shape}; give as many examples in every input."
+            )
+    return arrays
 
 
 def _labels_of(value, what):
@@ -199,7 +255,7 @@ def _labels_of(value, what):
     )
     if are_arrays:
         return [_labels_of(entry, what) for entry in value]
-    return _as_array(value, what, "labels of ")
+    return _as_array(value, f"labels of `{what}`")
 
 
 def _arrays_of(labels):
@@ -217,20 +273,25 @@ def _check_counts(images, labels, what):
             )
 
 
-def _of_arrays(images, labels, what):
-    images = _as_array(images, what)
+def _of_arrays(given, labels, inputs, what):
+    arrays = _input_arrays(given, inputs, what)
     labels = _labels_of(labels, what)
-    _check_counts(images, labels, what)
-    _check_numbers(images, what)
-    count = len(images) if images.ndim else 0
-    return Examples(lambda indices: images[indices], labels, images.shape[1:], count)
+    _check_counts(arrays[0], labels, what)
+    arrays = _checked(arrays, inputs, what)
+    count = len(arrays[0]) if arrays[0].ndim else 0
+    return Examples(
+        lambda indices: [array[indices] for array in arrays],
+        labels,
+        tuple(array.shape[1:] for array in arrays),
+        count,
+    )
 
 
 def _weights_of(entries, count, what):
     """Returns the weights in (images, labels, weights), array [count, ...], or None."""
     if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
         return None
-    weights = _as_array(entries[2], what, "weights of ")
+    weights = _as_array(entries[2], f"weights of `{what}`")
     if weights.ndim == 0 or len(weights) != count:
         raise EkgError(
             f"`{what}` has weights of shape {weights.shape} and {count} labels; give one per label."
@@ -238,7 +299,7 @@ def _weights_of(entries, count, what):
     return weights
 
 
-def _of_function(data, what):
+def _of_function(data, inputs, what):
     labels = _labels_of(data.labels, what)
     counts = {len(array) for array in _arrays_of(labels)} | ({data.count} - {None})
     if len(counts) != 1:
@@ -247,28 +308,40 @@ def _of_function(data, what):
             f"received {sorted(counts) or 'neither'}."
         )
     (count,) = counts
+
+    def read(indices):
+        return list(map(_text_as_bytes, inputs.listed(data.read(indices), what)))
+
     if not count:
-        return Examples(data.read, labels, (), 0)
+        return Examples(read, labels, (), 0)
     probes = np.linspace(0, count - 1, min(PROBES, count)).astype(np.int64)
-    first, second = (np.asarray(data.read(probes)) for _ in range(2))
-    if first.shape[:1] != probes.shape:
-        raise EkgError(
-            f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of "
-            f"shape {first.shape}."
-        )
-    _check_numbers(first, what)
-    if first.shape != second.shape or not np.array_equal(first, second):
+    first, second = (list(map(np.asarray, read(probes))) for _ in range(2))
+    for array in first:
+        if array.shape[:1] != probes.shape:
+            raise EkgError(
+                f"`{what}`: its `read` was asked for {len(probes)} examples and gave an array of "
+                f"shape {array.shape}."
+            )
+    _checked(first, inputs, what)
+    if not all(
+        a.shape == b.shape and np.array_equal(a, b) for a, b in zip(first, second, strict=True)
+    ):
         raise EkgError(
             f"`{what}`: its `read` gives other numbers for the same examples when it is asked "
             "again; random views belong into `augment`."
         )
-    return Examples(data.read, labels, first.shape[1:], count)
+    return Examples(read, labels, tuple(array.shape[1:] for array in first), count)
+
+
+def _text_as_bytes(values):
+    array = np.asarray(values)
+    return as_text(array) if is_text(array) else array
 
 
 # ---------------------------------------------------------------- what comes in batches
 
 
-def _tensorflow_batches(dataset, rank, what, steps):
+def _tensorflow_batches(dataset, inputs, what, steps):
     """Returns (function, whether the batches may be endless) for a tf.data.Dataset.
 
     Each call of the function returns an iterator over the batches, from the first one.
@@ -278,19 +351,19 @@ def _tensorflow_batches(dataset, rank, what, steps):
         raise EkgError(f"`{what}` never ends; leave its repeat() out, or {_advice(what)}.")
     _check_steps(steps, size if size >= 0 else None, what)
     spec = dataset.element_spec
-    if isinstance(spec, dict):
+    if isinstance(spec, dict) and not _are_inputs_alone(spec, inputs):
         raise EkgError(
             f"`{what}` gives dicts of {sorted(spec)}; map them to pairs (images, labels)."
         )
     parts = spec if isinstance(spec, (tuple, list)) and spec else (spec,)
-    images = _single(parts[0])
     labels = keras.tree.flatten(parts[1:])
-    has_rank = isinstance(images, tf.TensorSpec) and images.shape.rank is not None
-    if has_rank and images.shape.rank <= rank:
-        are_single = any(label.shape.rank == 0 for label in labels)
-        are_single |= not labels and images.shape.rank > 0 and images.shape[0] is not None
-        if images.shape.rank < rank or are_single:
-            raise EkgError(f"`{what}` gives single examples; batch them with .batch(32).")
+    for values, shape in zip(inputs.listed(parts[0], what), inputs.shapes):
+        has_rank = isinstance(values, tf.TensorSpec) and values.shape.rank is not None
+        if has_rank and values.shape.rank <= len(shape):
+            are_single = any(label.shape.rank == 0 for label in labels)
+            are_single |= not labels and values.shape.rank > 0 and values.shape[0] is not None
+            if values.shape.rank < len(shape) or are_single:
+                raise EkgError(f"`{what}` gives single examples; batch them with .batch(32).")
     if steps is not None:
         return dataset.take(steps).as_numpy_iterator, False
     return dataset.as_numpy_iterator, size == tf.data.UNKNOWN_CARDINALITY
@@ -327,43 +400,48 @@ def _check_steps(steps, num_batches, what):
         raise EkgError(f"`steps_per_epoch` is {steps}, and `{what}` has {num_batches} batches.")
 
 
-def _pair(batch, what):
-    """Returns (images, labels) of a batch, with None for missing labels."""
+def _pair(batch, inputs, what):
+    """Returns (list of one array per input, labels) of a batch, with None for missing labels."""
     if not isinstance(batch, (tuple, list)):
         batch = (batch,)
     if not batch:
         raise EkgError(f"`{what}` has an empty batch; give images, or (images, labels).")
-    images = _as_array(batch[0], what)
+    arrays = _input_arrays(batch[0], inputs, what)
     labels = _labels_of(batch[1], what) if len(batch) > 1 else None
-    _check_numbers(images, what)
-    if images.ndim == 0:
+    arrays = _checked(arrays, inputs, what)
+    if arrays[0].ndim == 0:
         raise EkgError(f"`{what}` has a batch whose images are a single number.")
-    _check_counts(images, labels, what)
-    return images, labels
+    _check_counts(arrays[0], labels, what)
+    return arrays, labels
 
 
-def _spooled(batches, what, may_be_endless=False):
-    """Returns the Examples of batches, written to a temporary file and read twice to compare.
+def _spooled(batches, inputs, what, may_be_endless=False):
+    """Returns the Examples of batches, written to temporary files and read twice to compare.
 
     Args:
         batches: function whose calls return an iterator over the batches, from the first one.
+        inputs: inputs.Inputs of the network.
         what: name of the argument, for error messages.
         may_be_endless: whether the number of batches is unknown.
     """
-    spool = Spool(what)
+    spools = [
+        (TextSpool if dtype == "string" else Spool)(subject)
+        for dtype, subject in zip(inputs.dtypes, inputs.subjects(what))
+    ]
     labels, weights, checksums = [], [], []
     watch = _Watch(what) if may_be_endless else None
     with progress_bar(f"read {what}", None, "batch") as progress:
         for batch in batches():
             stopping.check()
-            images, batch_labels = _pair(batch, what)
-            batch_weights = _weights_of(batch, len(images), what)
-            checksum = _checksum(images, batch_labels, batch_weights)
+            arrays, batch_labels = _pair(batch, inputs, what)
+            batch_weights = _weights_of(batch, len(arrays[0]), what)
+            checksum = _checksum(arrays, batch_labels, batch_weights)
             if not checksums:  # at once, since data that changes by itself may never end
-                _check_same(checksum, next(iter(batches()), None), what)
+                _check_same(checksum, next(iter(batches()), None), inputs, what)
             if watch is not None:
-                watch.see(images, batch_labels)
-            spool.append(images)
+                watch.see(arrays, batch_labels)
+            for spool, array in zip(spools, arrays):
+                spool.append(array)
             labels.append(batch_labels)
             weights.append(batch_weights)
             checksums.append(checksum)
@@ -373,19 +451,26 @@ def _spooled(batches, what, may_be_endless=False):
         for batch in batches():
             stopping.check()
             is_extra = num_read_again >= len(checksums)
-            _check_same(None if is_extra else checksums[num_read_again], batch, what)
+            _check_same(None if is_extra else checksums[num_read_again], batch, inputs, what)
             num_read_again += 1
             progress.update(1)
     if num_read_again != len(checksums):
         raise EkgError(
             f"`{what}` gave {len(checksums)} batches, and {num_read_again} when it was read again."
         )
-    spool.finish()
+    for spool in spools:
+        spool.finish()
     has_weights = {array is not None for array in weights}
     if len(has_weights) > 1:
         raise EkgError(f"`{what}` has weights in some batches and none in others.")
     weights = np.concatenate(weights) if has_weights == {True} else None
-    return Examples(spool.read, _concatenated(labels, what), spool.shape, spool.count, weights)
+    return Examples(
+        lambda indices: [spool.read(indices) for spool in spools],
+        _concatenated(labels, what),
+        tuple(spool.shape for spool in spools),
+        spools[0].count,
+        weights,
+    )
 
 
 def _concatenated(labels, what):
@@ -401,13 +486,13 @@ def _concatenated(labels, what):
         raise EkgError(f"`{what}` has labels of several forms: {reason}") from None
 
 
-def _check_same(checksum, batch, what):
+def _check_same(checksum, batch, inputs, what):
     """Raises EkgError unless a batch has this checksum; None for either means a missing batch."""
     is_same = False
     if batch is not None:
-        images, labels = _pair(batch, what)
-        weights = _weights_of(batch, len(images), what)
-        is_same = checksum == _checksum(images, labels, weights)
+        arrays, labels = _pair(batch, inputs, what)
+        weights = _weights_of(batch, len(arrays[0]), what)
+        is_same = checksum == _checksum(arrays, labels, weights)
     if not is_same:
         raise EkgError(
             f"`{what}` gives other examples when it is read again: it shuffles, or changes "
@@ -427,16 +512,17 @@ class _Watch:
         self._last = collections.deque(maxlen=COMPARED)
         self._room = FILLED * shutil.disk_usage(tempfile.gettempdir()).free
 
-    def see(self, images, labels):
-        """Examines the next batch.
+    def see(self, arrays, labels):
+        """Examines the next batch: a list of one array per input, and labels.
 
         Raises:
             EkgError: the data has begun again, or there is no room for more.
         """
         advice = f"leave its repeat() out, or {_advice(self._what)}"
-        for number, image in enumerate(images):
-            image_labels = [array[number] for array in _arrays_of(labels)]
-            self._last.append(_checksum(image, image_labels))
+        for number in range(len(arrays[0])):
+            example = [array[number : number + 1] for array in arrays]
+            example_labels = [array[number] for array in _arrays_of(labels)]
+            self._last.append(_checksum(example, example_labels))
             self._count += 1
             if len(self._first) < COMPARED:
                 self._first.append(self._last[-1])
@@ -445,7 +531,7 @@ class _Watch:
                     f"`{self._what}` begins again after {self._count - COMPARED} examples and may "
                     f"never end; {advice}."
                 )
-        self._size += images.nbytes
+        self._size += num_bytes(arrays)
         if self._size > self._room:
             raise EkgError(
                 f"`{self._what}` has not ended after {self._count} examples of {self._size:,} "
@@ -454,8 +540,8 @@ class _Watch:
             )
 
 
-def _checksum(images, labels, weights=None):
+def _checksum(arrays, labels, weights=None):
     checksum = 0
-    for array in (images, *_arrays_of([labels, weights])):
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    for array in (*arrays, *_arrays_of([labels, weights])):
+        checksum = zlib.crc32(content_of(np.asarray(array)), checksum)
     return checksum

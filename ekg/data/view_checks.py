@@ -1,9 +1,11 @@
 """Tests a view before a run: that it works, follows its seed, and does not misplace maps."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from ekg.data import augment
+from ekg.data.inputs import count_of
 from ekg.data.views import MovingView
 from ekg.errors import EkgError, first_line
 
@@ -11,6 +13,7 @@ TRIED_SEEDS = 32  # a view that changes every other batch looks constant with pr
 STAYING = (
     0.3  # correlation with the original pixels that colour changes and noise do not fall below
 )
+WITH_PLACES = 3  # rank of a batch of sequences; arrays of a lower rank have no positions
 FEWEST_PLACES = 16  # positions per example below which a correlation means nothing
 WAY_OUT = (
     "draw random numbers from `seed`, as tf.random.stateless_uniform does: NumPy's and Python's "
@@ -23,7 +26,7 @@ def check_view(view, images, labels, task, output):
 
     Args:
         view: view from views.make_view().
-        images: some input examples of the network, tensor [n, ...].
+        images: inputs of some examples, as tensors [n, ...].
         labels: their labels as the task prepares them, array [n, ...].
         task: Task of the labels.
         output: shape of the network's output for one example.
@@ -68,32 +71,54 @@ def check_view(view, images, labels, task, output):
 
 def _seen(view, images, labels, number, is_traced=True):
     """Returns (images, labels) of the view with the seed of this number."""
-    draws = np.random.default_rng([number]).random((len(images), augment.NUM_DRAWS), np.float32)
+    size = count_of(images), augment.NUM_DRAWS
+    draws = np.random.default_rng([number]).random(size, np.float32)
     try:
-        pair = view.both(images, tf.constant(labels), tf.constant(draws), is_traced)
-        return tuple(map(tf.convert_to_tensor, pair))
+        seen, moved = view.both(images, tf.constant(labels), tf.constant(draws), is_traced)
+        _check_structure(seen, images)
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, seen)
+        return tensors, tf.convert_to_tensor(moved)
     except EkgError:
         raise
     except Exception as error:  # a user's function may raise anything
         raise EkgError(
-            f"`augment` fails on images of shape {tuple(images.shape)}: {first_line(error)[:200]}"
+            f"`augment` fails on images of shape {_shapes(images)}: {first_line(error)[:200]}"
         ) from error
+
+
+def _shapes(images):
+    """Returns the shape of the images, or those of several inputs in their structure."""
+    return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), images)
+
+
+def _check_structure(seen, images):
+    """Raises EkgError unless a view returns one array for each of several inputs."""
+    if not keras.tree.is_nested(images):
+        return
+    try:
+        keras.tree.assert_same_structure(images, seen)
+    except (ValueError, TypeError):
+        raise EkgError(
+            "`augment` gets inputs of the shapes "
+            f"{_shapes(images)} and must return all of them in this structure."
+        ) from None
 
 
 def _check_form(seen, images, labels):
     """Raises EkgError unless a view keeps shapes and label type, and is finite."""
     view, moved = seen
-    if view.shape != images.shape:
-        raise EkgError(
-            f"`augment` makes {tuple(view.shape)} of images of shape {tuple(images.shape)}; it "
-            "must keep the shape."
-        )
+    for after, before in zip(keras.tree.flatten(view), keras.tree.flatten(images)):
+        if after.shape != before.shape:
+            raise EkgError(
+                f"`augment` makes {tuple(after.shape)} of images of shape {tuple(before.shape)}; "
+                "it must keep the shape."
+            )
     if moved.shape != labels.shape or moved.dtype != labels.dtype:
         raise EkgError(
             f"`augment` makes labels of {moved.dtype.name} and shape {tuple(moved.shape)} of "
             f"labels of {labels.dtype} and shape {labels.shape}; it must keep both."
         )
-    for values in seen:
+    for values in keras.tree.flatten(seen):
         if values.dtype.is_floating and not np.isfinite(values.numpy()).all():
             raise EkgError("`augment` makes numbers that are not finite, NaN or infinite.")
 
@@ -101,9 +126,13 @@ def _check_form(seen, images, labels):
 def _is_same(pair, other_pair):
     """Returns whether two pairs (images, labels) are equal up to rounding."""
     return all(
-        a.shape == b.shape and np.allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
-        for a, b in zip(pair, other_pair)
+        a.shape == b.shape and _is_close(a.numpy(), b.numpy())
+        for a, b in zip(keras.tree.flatten(pair), keras.tree.flatten(other_pair))
     )
+
+
+def _is_close(a, b):
+    return np.array_equal(a, b) if a.dtype == object else np.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def _follows_seed(view, images, labels, first):
@@ -112,13 +141,14 @@ def _follows_seed(view, images, labels, first):
     def differs(source, known):
         for number in range(1, TRIED_SEEDS):
             seen = _seen(view, source, labels, number)
-            if any(not np.array_equal(a.numpy(), b.numpy()) for a, b in zip(known, seen)):
+            pairs = zip(keras.tree.flatten(known), keras.tree.flatten(seen))
+            if any(not np.array_equal(a.numpy(), b.numpy()) for a, b in pairs):
                 return True
         return False
 
     if differs(images, first):
         return True
-    shuffled = _shuffled(images, view.channel_axis)
+    shuffled = _shuffled(images, view.channel_axes)
     return differs(shuffled, _seen(view, shuffled, labels, 0))
 
 
@@ -128,8 +158,15 @@ def _by_place(images, channel_axis):
     return channels_last.reshape(len(channels_last), -1, channels_last.shape[-1])
 
 
-def _shuffled(images, channel_axis):
-    """Returns images with their positions shuffled: a picture may be its own mirror image."""
+def _shuffled(images, channel_axes):
+    """Returns inputs with their positions shuffled: a picture may be its own mirror image."""
+    arrays = zip(keras.tree.flatten(images), channel_axes)
+    return keras.tree.pack_sequence_as(images, [_shuffled_array(*entry) for entry in arrays])
+
+
+def _shuffled_array(images, channel_axis):
+    if len(images.shape) < WITH_PLACES:
+        return images
     rng = np.random.default_rng(0)
     channels_last = np.moveaxis(images.numpy(), channel_axis, -1)
     rows = [rng.permutation(pixels) for pixels in _by_place(images.numpy(), channel_axis)]
@@ -139,15 +176,21 @@ def _shuffled(images, channel_axis):
 
 def _moves_pixels(view, images, labels):
     """Returns whether some view of shuffled images is uncorrelated with them, pixel by pixel."""
-    shuffled = _shuffled(images, view.channel_axis)
-    before = _by_place(shuffled.numpy(), view.channel_axis)
-    if before.shape[1] < FEWEST_PLACES:
-        return False
-    for number in range(TRIED_SEEDS):
-        after = _seen(view, shuffled, labels, number)[0].numpy()
-        for old, new in zip(before, _by_place(after, view.channel_axis)):
-            if not _correlates(old, new) and not _correlates(old.mean(-1), new.mean(-1)):
-                return True
+    shuffled = _shuffled(images, view.channel_axes)
+    places = [  # of every input that has enough: its number, its channel axis, its pixels
+        (number, axis, _by_place(tensor.numpy(), axis))
+        for number, (tensor, axis) in enumerate(
+            zip(keras.tree.flatten(shuffled), view.channel_axes)
+        )
+        if len(tensor.shape) >= WITH_PLACES and tensor.dtype != tf.string
+    ]
+    places = [entry for entry in places if entry[2].shape[1] >= FEWEST_PLACES]
+    for seed in range(TRIED_SEEDS if places else 0):
+        seen = keras.tree.flatten(_seen(view, shuffled, labels, seed)[0])
+        for number, axis, before in places:
+            for old, new in zip(before, _by_place(seen[number].numpy(), axis)):
+                if not _correlates(old, new) and not _correlates(old.mean(-1), new.mean(-1)):
+                    return True
     return False
 
 

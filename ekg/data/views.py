@@ -13,11 +13,11 @@ import keras
 import tensorflow as tf
 
 from ekg.data import augment
+from ekg.data.inputs import IMAGE_RANKS
 from ekg.errors import EkgError
 from ekg.tasks.kinds import Regression, Task
 
 VIEWS = ("flip", "flip_crop")
-IMAGE_RANKS = (4, 5)  # ranks of a batch of images and of a batch of volumes
 SMALLEST_CROPPED = augment.PADDING + 1  # pixels; smaller images cannot be padded by reflection
 
 
@@ -26,13 +26,13 @@ class MovingView:
     """Mirrors images left-right with probability 1/2, may pad and crop them, and moves maps alike.
 
     Attributes:
-        axes: the axes (height, width) of a batch.
+        axes: the axes (height, width) of a batch of every input; None for an input that stays.
         crops: whether images are padded by reflection and cropped.
         task: Task, which knows the axes of labels and knowledge that move with the images.
         output: shape of the network's output for one example.
     """
 
-    axes: tuple[int, int]
+    axes: tuple
     crops: bool
     task: Task
     output: tuple[int, ...]
@@ -40,8 +40,13 @@ class MovingView:
     changes_labels = False
 
     def images(self, images, labels, draws):
-        """Returns the view of images [batch, ...] by draws [batch, augment.NUM_DRAWS]."""
-        return self._move(images, draws, self.axes)
+        """Returns the view of inputs [batch, ...] by draws [batch, augment.NUM_DRAWS]."""
+        arrays = keras.tree.flatten(images)
+        seen = [
+            values if axes is None else self._move(values, draws, axes)
+            for values, axes in zip(arrays, self.axes)
+        ]
+        return keras.tree.pack_sequence_as(images, seen)
 
     def labels(self, images, labels, draws):
         """Returns the labels of the view, [batch, ...]."""
@@ -69,15 +74,17 @@ class MovingView:
 class OwnView:
     """A user's function (images, seed) -> images, or (images, labels, seed) -> (images, labels).
 
+    For a network of several inputs it takes and returns them in the structure of the network.
+
     Attributes:
         function: the user's function.
         changes_labels: whether it takes and returns labels.
-        channel_axis: channel axis of a batch.
+        channel_axes: channel axis of a batch of every input.
     """
 
     function: Callable
     changes_labels: bool
-    channel_axis: int
+    channel_axes: tuple
     moves_knowledge = False
 
     def __post_init__(self):
@@ -96,7 +103,7 @@ class OwnView:
         """Returns (images, labels) of the view.
 
         Args:
-            images: input examples, [batch, ...].
+            images: inputs of the network, [batch, ...].
             labels: labels as the task prepares them, [batch, ...].
             draws: random numbers in [0, 1), [batch, augment.NUM_DRAWS].
             is_traced: whether to run the traced function, as in training, or the plain one.
@@ -121,9 +128,10 @@ def make_view(augmentation, graph, task):
     """Returns the view for a user's `augment` argument: MovingView, OwnView, or None for None.
 
     Args:
-        augmentation: a name of VIEWS, or a function; see OwnView. Its seed is an int32 tensor [2]
-            for TensorFlow's stateless random operations, and differs for every part of a batch.
-        graph: graph.calls.Graph of the keras.Model with one input, at the size of the images.
+        augmentation: a name of VIEWS, for all inputs that are images or volumes; {name of an input:
+            name of VIEWS}; or a function, see OwnView. Its seed is an int32 tensor [2] for
+            TensorFlow's stateless random operations, and differs for every part of a batch.
+        graph: graph.calls.Graph of the keras.Model, at the size of the images.
         task: Task of the labels.
 
     Raises:
@@ -131,18 +139,65 @@ def make_view(augmentation, graph, task):
     """
     if augmentation is None:
         return None
+    if isinstance(augmentation, dict):
+        return _moving_view(*_named_inputs(augmentation, graph), graph, task)
     if isinstance(augmentation, str) and augmentation in VIEWS:
-        return _moving_view(augmentation, graph, task)
+        return _moving_view(augmentation, _image_inputs(augmentation, graph), graph, task)
     if not callable(augmentation):
         raise EkgError(
             f"`augment` must be one of {list(VIEWS)}, a function (images, seed) or (images, "
             f"labels, seed), or None; received {augmentation!r}."
         )
-    rank = len(graph.shapes[graph.inputs[0]])
-    channel_axis = find_channel_axes(graph)[-1] if rank in IMAGE_RANKS else rank - 1
+    channel_axes = tuple(
+        find_channel_axes(graph, number)[-1]
+        if len(graph.shapes[number]) in IMAGE_RANKS
+        else len(graph.shapes[number]) - 1
+        for number in graph.inputs
+    )
     changes_labels = _count_required(augmentation) >= 3
     function = task.taking_labels(augmentation) if changes_labels else augmentation
-    return OwnView(function, changes_labels, channel_axis)
+    return OwnView(function, changes_labels, channel_axes)
+
+
+def _image_inputs(name, graph):
+    """Returns the numbers of the inputs that are images or volumes."""
+    numbers = [number for number in graph.inputs if len(graph.shapes[number]) in IMAGE_RANKS]
+    if not numbers:
+        shapes = graph.input_shapes
+        raise EkgError(
+            f"`augment` {name!r} moves images and volumes, and the network takes "
+            f"{shapes if len(shapes) > 1 else shapes[0]}; give a function (images, seed) -> images."
+        )
+    return numbers
+
+
+def _named_inputs(views, graph):
+    """Returns (name of a view, numbers of the inputs) of {name of an input: name of a view}."""
+    names = graph.input_names
+    unknown = [name for name in views if name not in names]
+    if unknown or not views:
+        raise EkgError(
+            f"`augment` names the inputs {sorted(views, key=str)}, and the network takes {names}; "
+            "name one or more of these."
+        )
+    kinds = set(map(str, views.values()))
+    if len(kinds) > 1 or not kinds <= set(VIEWS):
+        raise EkgError(
+            f"`augment` must give all inputs that it names the same one of {list(VIEWS)}; received "
+            f"{views!r}."
+        )
+    (view,) = kinds
+    numbers = []
+    for name in views:
+        number = graph.inputs[names.index(name)]
+        if len(graph.shapes[number]) not in IMAGE_RANKS:
+            raise EkgError(
+                f"`augment` {view!r} moves images and volumes, and input {name!r} has the shape "
+                f"{graph.shapes[number][1:]}; name others, or give a function (images, seed) -> "
+                "images."
+            )
+        numbers.append(number)
+    return view, numbers
 
 
 def _count_required(function):
@@ -158,25 +213,30 @@ def _count_required(function):
     )
 
 
-def _moving_view(name, graph, task):
-    shape = graph.shapes[graph.inputs[0]]
+def _moving_view(name, numbers, graph, task):
+    """Returns the MovingView of the inputs with these numbers."""
     output = task.shape(graph)
-    if len(shape) not in IMAGE_RANKS:
-        raise EkgError(
-            f"`augment` {name!r} moves images and volumes, and the network takes {shape[1:]}; "
-            "give a function (images, seed) -> images."
-        )
-    channel_axis, *further_axes = find_channel_axes(graph)
+    crops = name == "flip_crop"
+    axes = {number: _axes_of(name, number, graph, task, output, crops) for number in numbers}
+    return MovingView(tuple(map(axes.get, graph.inputs)), crops, task, output)
+
+
+def _axes_of(name, number, graph, task, output, crops):
+    """Returns the axes (height, width) of an input that a view moves.
+
+    Raises:
+        EkgError: it cannot be moved.
+    """
+    shape = graph.shapes[number]
+    channel_axis, *further_axes = find_channel_axes(graph, number)
     if further_axes:
         raise EkgError(
             f"`augment` {name!r}: of the layers of `model` {graph.model.name!r} that read the "
             "images some take them for channels_first and some for channels_last; give a "
             "function (images, seed) -> images."
         )
-    crops = name == "flip_crop"
     spatial_axes = [axis for axis in range(1, len(shape)) if axis != channel_axis]
     sizes = tuple(shape[axis] for axis in spatial_axes)
-    axes = tuple(spatial_axes[-2:])
     if crops and min(sizes[-2:]) < SMALLEST_CROPPED:
         raise EkgError(
             f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x {SMALLEST_CROPPED} "
@@ -192,7 +252,7 @@ def _moving_view(name, graph, task):
             "(images, seed) -> images if the labels stay right, or (images, labels, seed) -> "
             "(images, labels)."
         )
-    return MovingView(axes, crops, task, output)
+    return tuple(spatial_axes[-2:])
 
 
 def _problem(task, output, sizes, num_channels, crops):
@@ -210,13 +270,12 @@ def _problem(task, output, sizes, num_channels, crops):
     return None
 
 
-def find_channel_axes(graph):
-    """Returns the axes of a batch that layers read as channels, a list of one or two.
+def find_channel_axes(graph, input_number):
+    """Returns the axes of a batch of an input that layers read as channels, a list of one or two.
 
-    The layers that read the input and have a data format decide, even after a Permute. Without such
+    The layers that read it and have a data format decide, even after a Permute. Without such
     layers, Keras' configuration decides.
     """
-    input_number = graph.inputs[0]
     rank = len(graph.shapes[input_number])
     axes_of = {input_number: tuple(range(rank))}  # tensor number -> its axes, as axes of the input
     channel_axes = set()

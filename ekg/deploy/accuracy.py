@@ -1,5 +1,6 @@
 """Metrics of an exported network, computed in its own runtime."""
 
+import keras
 import numpy as np
 
 from ekg.deploy.proof import to_logits
@@ -32,7 +33,8 @@ def measure_exported(reader, batches, squashes=None):
     with progress_bar("exported network", len(split), "example") as progress:
         for begin in range(0, len(split), size):
             places = np.arange(begin, min(begin + size, len(split)))
-            outputs = reader.run([np.asarray(batches.normalise(split.read(places)))])
+            inputs = keras.tree.flatten(batches.normalise(split.read(places)))
+            outputs = reader.run(list(map(np.asarray, inputs)))
             outputs = task.of(to_logits(outputs, squashes or {}))
             measured = task.measure(split.labels[places], outputs)
             for name in task.metrics_of(outputs.shape[1:]):

@@ -53,9 +53,15 @@ class Source:
     @property
     def signature(self):
         """The structure of inputs as the model takes it, with a tf.TensorSpec of any batch each."""
+        return self.signature_for(None)
+
+    def signature_for(self, batch):
+        """Returns the signature for a number of examples; None for any."""
         names = iter(self.input_names)
         return keras.tree.map_structure(
-            lambda symbol: tf.TensorSpec((None, *symbol.shape[1:]), symbol.dtype, name=next(names)),
+            lambda symbol: tf.TensorSpec(
+                (batch, *symbol.shape[1:]), symbol.dtype, name=next(names)
+            ),
             functional(self.model)._inputs_struct,
         )
 
@@ -173,14 +179,23 @@ class Format:
         return found
 
 
-def random_inputs(graph, batch):
-    """Returns a list of one random array per input of a Graph; integers are all 1."""
-    generator = np.random.default_rng(0)
-    values = []
+def random_inputs(graph, batch, draw=None):
+    """Returns a list of one random array per input of a Graph; integers are all 1, texts one word.
+
+    Args:
+        graph: calls.Graph.
+        batch: number of examples.
+        draw: function from `size` to random numbers; None draws from [0, 1).
+    """
+    draw, values = draw or np.random.default_rng(0).random, []
     for number in graph.inputs:
-        shape, dtype = batched_shape(graph, number, batch), np.dtype(graph.dtype(number))
-        is_float = np.issubdtype(dtype, np.floating)
-        values.append(generator.random(shape).astype(dtype) if is_float else np.ones(shape, dtype))
+        shape, dtype = batched_shape(graph, number, batch), graph.dtype(number)
+        if dtype == "string":
+            values.append(np.full(shape, b"text", object))
+        elif np.issubdtype(np.dtype(dtype), np.floating):
+            values.append(draw(size=shape).astype(dtype))
+        else:
+            values.append(np.ones(shape, dtype))
     return values
 
 

@@ -35,6 +35,11 @@ np.savez(result, **{str(place): np.asarray(value) for place, value in values})
 """
 
 
+def _plain(array):
+    """Returns an array as a file without pickles can hold it: texts of one length."""
+    return array.astype("S") if array.dtype == object else array
+
+
 class FreshReader(Reader):
     """A .keras file or a SavedModel in a new process; each run() starts one."""
 
@@ -45,7 +50,7 @@ class FreshReader(Reader):
     def run(self, arrays):
         with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
             given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
-            np.savez(given, **{str(place): array for place, array in enumerate(arrays)})
+            np.savez(given, **{str(place): _plain(array) for place, array in enumerate(arrays)})
             command = [
                 sys.executable,
                 "-I",

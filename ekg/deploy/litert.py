@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class LiteRT(Format):
-    """A .tflite file without operators of TensorFlow's own, which few runtimes have."""
+    """A .tflite file without operators of TensorFlow's own, which few runtimes have.
+
+    It takes any batch. Where the converter needs a fixed one, as for recurrent layers, it takes one
+    example at a time.
+    """
 
     name, suffix, packages, quantizes = "litert", ".tflite", ("ai-edge-litert",), True
     runtime, timed_with = "litert", ("ai-edge-litert",)
@@ -28,19 +32,18 @@ class LiteRT(Format):
         check_float32(source, "LiteRT")
         try:
             with quiet():
-                source.model.export(
-                    path,
-                    format="litert",
-                    verbose=False,
-                    input_signature=[source.signature],
-                    **_options(source),
-                )
+                takes_any = _write_any(source, path)
         except OSError:  # a full disk: the caller names the file
             raise
         except Exception as error:  # the converter's own types, and Keras'
             raise EkgError(
                 f"`model` {source.model.name!r}: LiteRT cannot take it ({why_not(error)})."
             ) from None
+        if not takes_any:
+            logger.info(
+                "%r is written for one example at a time: LiteRT's converter needs a fixed batch",
+                source.model.name,
+            )
 
     def open(self, path, source=None):
         return LiteRTReader(path, source)
@@ -49,7 +52,7 @@ class LiteRT(Format):
         try:
             return super().timed(model, batch, threads, input_shape)
         except EkgError as error:
-            # Recurrent layers, say, convert for a fixed batch only; there is no file to time.
+            # Recurrent layers, say, convert for a fixed batch only; there is no file of this one.
             run = self._timed_at(model, batch, threads, input_shape)
             logger.info("timed at batch %d only: %s", batch, error)
             return run
@@ -69,6 +72,35 @@ class LiteRT(Format):
         for entry, array in zip(details, _in_order(details, random_inputs(graph, batch))):
             interpreter.set_tensor(entry["index"], array)
         return interpreter.invoke
+
+
+def _write_any(source, path):
+    """Writes a Source for any batch, or else for one example; returns whether for any."""
+    try:
+        _write(source, path, None)
+    except OSError:
+        raise
+    except Exception as error:  # the converter's own types, and Keras'
+        if _unknown_operators(error):
+            raise
+        try:
+            _write(source, path, 1)
+        except OSError:
+            raise
+        except Exception:
+            raise error from None  # it says more than the second
+        return False
+    return True
+
+
+def _write(source, path, batch):
+    source.model.export(
+        path,
+        format="litert",
+        verbose=False,
+        input_signature=[source.signature_for(batch)],
+        **_options(source),
+    )
 
 
 def _interpreter(threads, **model):
@@ -133,12 +165,16 @@ def why_not(error):
     """Returns why the converter failed: the names of operators that LiteRT does not know, or its
     message.
     """
-    unknown = [
+    unknown = _unknown_operators(error)
+    return f"it has no operator for {', '.join(unknown)}" if unknown else first_line(error)[:300]
+
+
+def _unknown_operators(error):
+    return [
         name
         for names in re.findall(r"^(?:Custom|Flex) ops: (.+)$", str(error), re.MULTILINE)
         for name in names.split(", ")
     ]
-    return f"it has no operator for {', '.join(unknown)}" if unknown else first_line(error)[:300]
 
 
 class LiteRTReader(Reader):
@@ -171,6 +207,8 @@ class LiteRTReader(Reader):
         )
 
     def make_pass(self, arrays, threads=None):
+        if self.batch not in ("any", len(arrays[0])):
+            raise EkgError(f"{self._path}: it takes a batch of {self.batch} only.")
         content = Path(self._path).read_bytes()  # the file may go before the pass
         interpreter = _interpreter(threads or 1, model_content=content)
         details = self._runner.get_input_details()

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from ekg.data.inputs import Inputs, as_dtype
 from ekg.data.own import make_data
 from ekg.deploy import proof
-from ekg.deploy.format import QUANTIZATIONS, Reader, Source
+from ekg.deploy.format import QUANTIZATIONS, Reader, Source, random_inputs
 from ekg.deploy.formats import format_of
 from ekg.deploy.fresh import FreshReader
 from ekg.deploy.inference import is_random
@@ -121,11 +122,10 @@ def export(
             .tflite, .onnx.
         quantize: for LiteRT: "float16", "dynamic" (weights in 8 bits) or "int8" (everything in 8
             bits, also inputs and outputs); None for float32.
-        examples: array [examples, ...] of at least 64 inputs as the network takes them, or a list
-            of one per input; for int8 the first half also gives the ranges. None takes random
-            numbers, which int8 refuses.
-        labels: labels of the examples, as ekg.prune takes them, for a network of one input; or
-            None.
+        examples: array [examples, ...] of at least 64 inputs as the network takes them, or a dict,
+            tuple or list of one per input; for int8 the first half also gives the ranges. None
+            takes random numbers, which int8 refuses.
+        labels: labels of the examples, as ekg.prune takes them; or None.
         task: task of the labels, as ekg.prune takes it.
         tolerance: greatest difference of a channel, as a share of its range, which then decides
             even with labels. None takes 1e-4, for float16 1e-2, for dynamic .15, for int8 .3.
@@ -246,17 +246,9 @@ def _read_examples(graph, examples, quantize):
                 f"`examples` are needed: `model` {graph.model.name!r} takes inputs of any size, "
                 "so give some of the size to compare at."
             )
-        return [_random(generator, graph, number) for number in graph.inputs]
-    several = isinstance(examples, (list, tuple, dict))
-    arrays = [
-        np.asarray(array) for array in (keras.tree.flatten(examples) if several else [examples])
-    ]
+        return random_inputs(graph, MIN_EXAMPLES, generator.normal)
+    arrays = list(map(np.asarray, Inputs.of(graph).listed(examples, "examples")))
     least = 2 * MIN_EXAMPLES if quantize == "int8" else MIN_EXAMPLES
-    if len(arrays) != len(graph.inputs):
-        raise EkgError(
-            f"`examples` must be one array for each of the {len(graph.inputs)} inputs; received "
-            f"{len(arrays)}."
-        )
     for array, number in zip(arrays, graph.inputs):
         shape = graph.shapes[number][1:]
         if array.ndim != len(shape) + 1 or any(
@@ -267,16 +259,7 @@ def _read_examples(graph, examples, quantize):
             )
         if len(array) < least:
             raise EkgError(f"`examples`: {len(array)} are too few; at least {least} are needed.")
-    return [array.astype(graph.dtype(number)) for array, number in zip(arrays, graph.inputs)]
-
-
-def _random(generator, graph, number):
-    shape, dtype = (MIN_EXAMPLES, *graph.shapes[number][1:]), np.dtype(graph.dtype(number))
-    return (
-        generator.normal(size=shape).astype(dtype)
-        if np.issubdtype(dtype, np.floating)
-        else np.ones(shape, dtype)
-    )
+    return [as_dtype(array, graph.dtype(number)) for array, number in zip(arrays, graph.inputs)]
 
 
 def _compare(model, reader, arrays, source, path, labels):
@@ -337,7 +320,7 @@ def _make_labels(model, arrays, labels, task):
     """Returns the proof.Labels of examples, or None if there are no labels."""
     if labels is None:
         return None
-    data = make_data(model, (arrays[0], labels), task=task)
+    data = make_data(model, (Inputs.of(Graph(model)).packed(arrays), labels), task=task)
     graph = Graph(model, data.image_shape)
     return proof.Labels(
         data.task, np.asarray(data.train.labels), proof.squashes_of(graph, data.task)

@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 
+import keras
 import tensorflow as tf
 
 from ekg.devices.team import Team
@@ -138,15 +139,15 @@ def split_batch(strategy, batch):
 
     Args:
         strategy: tf.distribute.Strategy.
-        batch: {name: array [part, ...]}.
+        batch: {name: array [part, ...], or a structure of such arrays}.
 
     Returns:
-        {name: tensor, or per-replica value if there are several replicas}.
+        The same with tensors, or per-replica values if there are several replicas.
     """
     if strategy.num_replicas_in_sync == 1:
-        return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+        return keras.tree.map_structure(tf.convert_to_tensor, batch)
     replicas = len(strategy.extended.worker_devices)
-    uneven = [len(value) for value in batch.values() if len(value) % replicas]
+    uneven = [len(value) for value in keras.tree.flatten(batch) if len(value) % replicas]
     if uneven:
         raise EkgError(
             f"a batch of {uneven[0]} images cannot be split over {replicas} devices; `batch_size` "
@@ -155,10 +156,11 @@ def split_batch(strategy, batch):
 
     def replica_part(context):
         number = context.replica_id_in_sync_group % replicas
-        parts = {}
-        for name, value in batch.items():
+
+        def part(value):
             size = len(value) // replicas
-            parts[name] = tf.convert_to_tensor(value[number * size : (number + 1) * size])
-        return parts
+            return tf.convert_to_tensor(value[number * size : (number + 1) * size])
+
+        return keras.tree.map_structure(part, batch)
 
     return strategy.experimental_distribute_values_from_function(replica_part)

@@ -6,9 +6,11 @@ import functools
 import logging
 import mmap
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from ekg.data.inputs import count_of
 from ekg.devices.compute import Compute, compiled, in_graph
 from ekg.distil import bank_files
 from ekg.graph.execute import ExecutionOptions, pure_forward, read_variables
@@ -184,10 +186,11 @@ def _teach(supernet, teachers, batches, compute, num_good):
         member_teachers = make_teachers()
         for images in batches.images(todo[member :: team.size]):
             rows = np.zeros(shape, dtype)
-            images = tf.constant(images)
+            images = keras.tree.map_structure(tf.constant, images)
+            count = count_of(images)
             for k, teacher in enumerate(member_teachers):
                 with np.errstate(over="ignore"):  # build_bank() reports numbers that overflow
-                    rows[: len(images), k] = teacher(images).numpy()
+                    rows[:count, k] = teacher(images).numpy()
             yield rows
 
     rows_of = {member: rows_of_member(member) for member in team.local_members}

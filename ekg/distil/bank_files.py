@@ -7,8 +7,10 @@ import math
 import shutil
 from concurrent import futures
 
+import keras
 import numpy as np
 
+from ekg.data.inputs import content_of, shapes_of
 from ekg.errors import EkgError
 from ekg.io import files
 
@@ -25,6 +27,8 @@ FINGERPRINT_IMAGES = 64  # images that are hashed, at even distances
 def fingerprint(split, task=None):
     """Returns a dict that identifies a split: count, shape, and hashes of labels and some images.
 
+    Of several inputs the shapes are a list, and the hash is of all of them.
+
     Args:
         split: Split.
         task: Task of the labels; labels that the unpruned network computed are not hashed. None
@@ -32,11 +36,14 @@ def fingerprint(split, task=None):
     """
     labels = split.labels if task is None else task.given(split.labels)
     sample = split.read(np.linspace(0, len(split) - 1, FINGERPRINT_IMAGES).astype(int))
+    shapes, digest = [list(shape) for shape in shapes_of(sample)], hashlib.sha256()
+    for array in keras.tree.flatten(sample):
+        digest.update(content_of(array))
     return {
         "images": len(split),
-        "shape": list(sample.shape[1:]),
+        "shape": shapes if len(shapes) > 1 else shapes[0],
         "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
-        "sample": hashlib.sha256(sample.tobytes()).hexdigest(),
+        "sample": digest.hexdigest(),
     }
 
 

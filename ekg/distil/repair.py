@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.data.dataset import Batches
+from ekg.data.inputs import Inputs, count_of, rows_of
 from ekg.devices.compute import full_float32
 from ekg.distil.repair_sweep import Sweep, first_held_out
 from ekg.errors import EkgError
@@ -58,14 +59,14 @@ def repair(supernet: Supernet, subnetwork: Subnetwork, images: Any) -> keras.Mod
     Args:
         supernet: the Supernet.
         subnetwork: the Subnetwork to cut out.
-        images: inputs of the network, array [examples, ...], or a structure of arrays for several
-            inputs; at least LEAST_EXAMPLES, of which the first num_examples() are used.
+        images: inputs of the network, array [examples, ...], or a dict or tuple of arrays for
+            several inputs; at least LEAST_EXAMPLES, of which the first num_examples() are used.
 
     Raises:
         EkgError: there are too few examples, or they are not finite.
     """
     inputs = _checked(images, supernet.graph)
-    held_out = keras.tree.map_structure(lambda array: array[first_held_out(len(array)) :], inputs)
+    held_out = rows_of(inputs, slice(first_held_out(count_of(inputs)), None))
     model = supernet.cut(subnetwork)
     estimate = StatisticsEstimation(model)
     batches = Batches(_Unlabelled(inputs), lambda images: images, BATCH)
@@ -137,11 +138,18 @@ def _checked(inputs, graph):
     """Returns the inputs as arrays, cut to the number of examples that a repair uses.
 
     Raises:
-        EkgError: there are too few, or a number is not finite.
+        EkgError: there are too few, or not as many in every input, or a number is not finite.
     """
-    count = num_examples(graph)
-    inputs = keras.tree.map_structure(lambda array: np.asarray(array)[:count], inputs)
-    for array in keras.tree.flatten(inputs):
+    count, taken = num_examples(graph), Inputs.of(graph)
+    arrays = list(map(np.asarray, taken.listed(inputs, "images")))
+    sizes = [len(array) for array in arrays]
+    if len(set(sizes)) > 1:
+        raise EkgError(
+            f"`images` has {sizes} examples in the inputs {list(taken.names)}; give as many in "
+            "every input."
+        )
+    arrays = [array[:count] for array in arrays]
+    for array in arrays:
         if len(array) < LEAST_EXAMPLES:
             raise EkgError(
                 f"`images`: a repair needs at least {LEAST_EXAMPLES} examples; received "
@@ -149,7 +157,7 @@ def _checked(inputs, graph):
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise EkgError("`images` must be finite numbers; some are NaN or infinite.")
-    return inputs
+    return taken.packed(arrays)
 
 
 class _Unlabelled:
@@ -159,13 +167,11 @@ class _Unlabelled:
         self._inputs = inputs
 
     def __len__(self):
-        return len(keras.tree.flatten(self._inputs)[0])
+        return count_of(self._inputs)
 
     def stream(self, index_batches):
         for indices in index_batches:
-            yield keras.tree.map_structure(
-                lambda array, chosen=indices: array[chosen], self._inputs
-            )
+            yield rows_of(self._inputs, indices)
 
 
 def repair_(model, supernet, subnetwork, inputs):

@@ -97,6 +97,11 @@ class Graph:
         """Shapes of an example of every input, without the batch."""
         return [self.shapes[number][1:] for number in self.inputs]
 
+    @property
+    def input_names(self):
+        """Names of the inputs, as data name them: keys of a dict, or names of input layers."""
+        return _input_names(functional(self.model))
+
     def is_last(self, call):
         """Returns whether a call writes an output of the model, directly or through a linear
         activation.
@@ -321,15 +326,18 @@ def _by_input(model, given):
     if not isinstance(given, dict):
         return keras.tree.flatten(given)
     structure = model._inputs_struct
-    names = (
-        sorted(structure)
-        if isinstance(structure, dict)
-        else [symbol.name for symbol in model.inputs]
-    )
+    names = sorted(structure) if isinstance(structure, dict) else _input_names(model)
     missing = [name for name in names if name not in given]
     if missing:
         raise EkgError(f"model {model.name!r} takes the inputs {names}; {missing} are missing.")
     return keras.tree.flatten([given[name] for name in names])
+
+
+def _input_names(model):
+    structure = model._inputs_struct
+    if isinstance(structure, dict) and len(structure) == len(model.inputs):
+        return sorted(structure)
+    return [symbol.name for symbol in model.inputs]
 
 
 def _first_by_place(operation, args, kwargs):

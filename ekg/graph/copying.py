@@ -237,7 +237,13 @@ def _is_tracked(value):
         return any(map(_is_tracked, value.values()))
     return isinstance(
         value,
-        (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric),
+        (
+            keras.layers.Layer,
+            keras.Variable,
+            keras.random.SeedGenerator,
+            keras.metrics.Metric,
+            tf.saved_model.experimental.TrackableResource,  # a table of words, for a SavedModel
+        ),
     )
 
 

@@ -155,7 +155,8 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
     own = [*layer._trainable_variables, *layer._non_trainable_variables]
     if own:
         raise Closed(f"it has a weight of its own, {own[0].name!r}, besides its layers' weights")
-    inputs, (args, kwargs) = _entries(layer, arguments, symbols)
+    names = structure if isinstance(structure, dict) and len(structure) == len(symbols) else ()
+    inputs, (args, kwargs) = _entries(layer, arguments, symbols, sorted(names))
     try:
         # A number that is drawn while the graph is made would stay in it. This first draw, which
         # ends with the scope, makes it differ from what the layer itself draws.
@@ -184,15 +185,21 @@ def _packed(values, structure):
     return values if len(values) > 1 else values[0]
 
 
-def _entries(layer, arguments, symbols):
-    """Returns (list of keras.Input, (args, kwargs) of the call with them in place of tensors)."""
+def _entries(layer, arguments, symbols, names=()):
+    """Returns (list of keras.Input, (args, kwargs) of the call with them in place of tensors).
+
+    Keras asks for inputs that are named like the keys of a dict, which `names` are.
+    """
     inputs = []
 
     def entry(leaf):
         if not isinstance(leaf, Ref):
             return leaf
         symbol = symbols[leaf.number]
-        name = f"input{len(inputs) + 1}" if inputs else "input"
+        if names:
+            name = names[len(inputs)]
+        else:
+            name = f"input{len(inputs) + 1}" if inputs else "input"
         inputs.append(keras.Input(batch_shape=symbol.shape, dtype=symbol.dtype, name=name))
         dtypes = keras.backend.standardize_dtype(symbol.dtype), layer.compute_dtype
         casts = layer.autocast and all(map(keras.backend.is_float_dtype, dtypes))
@@ -328,11 +335,15 @@ def _root_entries(model, input_shape):
     """Returns a KerasTensor for each input in their structure, or None if no shape is known."""
     if isinstance(model, keras.Function):
         return model._inputs_struct
+    built = getattr(model, "_build_shapes_dict", None) or {}
+    known = _without_batch(next(iter(built.values()))) if len(built) == 1 else None
     if input_shape is None:
-        built = getattr(model, "_build_shapes_dict", None) or {}
-        if len(built) != 1:
-            return None
-        input_shape = _without_batch(next(iter(built.values())))
+        input_shape = known
+    elif isinstance(known, dict) and not isinstance(input_shape, dict):
+        # One shape per input, as a Graph has them.
+        input_shape = dict(zip(sorted(known), input_shape))
+    if input_shape is None:
+        return None
     return _map_shapes(
         lambda shape: keras.KerasTensor((None, *shape), keras.config.floatx()), input_shape
     )

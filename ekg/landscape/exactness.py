@@ -25,8 +25,8 @@ def check_second_derivatives(graph, options, training):
     inexact = []
 
     @tf.function
-    def trace(images):
-        tensors = {0: images}
+    def trace(*inputs):
+        tensors = dict(zip(graph.inputs, inputs))
         for call in graph.calls:
             before = len(tf.compat.v1.get_default_graph().get_operations())
             variables = [
@@ -41,7 +41,7 @@ def check_second_derivatives(graph, options, training):
         return tensors[graph.output]
 
     traced = trace.get_concrete_function(
-        tf.TensorSpec(graph.shapes[0], graph.model.inputs[0].dtype)
+        *(tf.TensorSpec(graph.shapes[number], graph.dtype(number)) for number in graph.inputs)
     )
     # A layer's own tf.function, or the body of a loop.
     for function in traced.graph.as_graph_def().library.function:

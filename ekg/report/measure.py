@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ekg.data.inputs import shapes_of
 from ekg.deploy.format import Source, random_inputs
 from ekg.deploy.formats import AUTO_RUNTIMES, runtime_named
 from ekg.deploy.keras_file import KerasFile
@@ -36,7 +37,8 @@ def measure(name, evaluation, file_size, shape=None):
         name: first cell of the row.
         evaluation: evaluate.Evaluation of the network on the test images.
         file_size: size of its parameter file, in bytes.
-        shape: image shape for which FLOPs are counted; None takes that of the evaluation's images.
+        shape: shape of an example, or a list of one per input, for which FLOPs are counted; None
+            takes that of the evaluation's examples.
     """
     with progress_bar(f"test {name}", evaluation.batches.num_images, "image") as progress:
         metrics = evaluation(progress)
@@ -87,8 +89,11 @@ def warn_of_lagging_statistics(evaluation, batches, found):
 
 
 def image_shape(batches):
-    """Returns the shape of an image of data.Batches, since a network may leave its size open."""
-    return batches.split.read(np.zeros(1, np.int64)).shape[1:]
+    """Returns the shape of an example of data.Batches, since a network may leave its size open; of
+    several inputs a list of shapes.
+    """
+    shapes = shapes_of(batches.split.read(np.zeros(1, np.int64)))
+    return list(shapes) if len(shapes) > 1 else shapes[0]
 
 
 def automatic_runtimes():
@@ -124,7 +129,7 @@ def with_latencies(
         rows: list of Row.
         models: list of the keras.Model of each row; a model of several rows is measured once.
         runtimes, target: see conditions_for.
-        shape: shape of an image.
+        shape: shape of an example, or a list of one per input.
         int8: list of the path of each row's network in LiteRT's 8 bits, timed in turn with those of
             32 bits; or None.
         use_xla: whether TensorFlow compiles with XLA.

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.data.dataset import mixed_order
+from ekg.data.inputs import num_bytes
 from ekg.devices.compute import Compute
 from ekg.errors import EkgError
 from ekg.graph import cutting
@@ -114,7 +115,7 @@ class Job:
     def val_bytes(self):
         """Returns the bytes of the images of D_val, or 0 where they are read again each time."""
         split = self.val_split()
-        size = len(split) * split.read(np.array([0])).nbytes
+        size = len(split) * num_bytes(split.read(np.array([0])))
         return size if size <= getattr(split, "memory_budget", size) else 0
 
     def curve_measure(self, model):

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import keras
 import numpy as np
 
 from ekg.data.examples import draw_examples, draw_labelled
@@ -113,10 +114,11 @@ class Evaluations:
 
 
 def measured_shape(job):
-    """Returns the shape of the images that FLOPs and latencies are given for: the search's, even
-    where test images have another size.
+    """Returns the shape of the examples that FLOPs and latencies are given for, of several inputs a
+    list: the search's, even where test images have another size.
     """
-    return job.supernet.graph.input_shapes[0]
+    shapes = job.supernet.graph.input_shapes
+    return shapes if len(shapes) > 1 else shapes[0]
 
 
 def target_conditions(job):
@@ -125,7 +127,7 @@ def target_conditions(job):
 
 
 def export_examples(job):
-    """Returns the training images that exported files are compared on."""
+    """Returns the training examples that exported files are compared on."""
     return draw_examples(job.data, EXPORT_EXAMPLES, job.settings.run.seed)
 
 
@@ -144,10 +146,14 @@ def export_int8(job, model, path):
         path,
         LITERT,
         quantize="int8",
-        examples=np.concatenate([training, test]),
+        examples=keras.tree.map_structure(_joined, training, test),
         labels=np.concatenate([of_training, of_test]) if has_labels else None,
         task=job.data.task if has_labels else "auto",
     )
+
+
+def _joined(*arrays):
+    return np.concatenate(arrays)
 
 
 def _with_exports(job, rows, networks):

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -27,11 +28,21 @@ def kept_state_bytes(supernet, num_images):
     they exceed its budget.
     """
     shapes = supernet.graph.shapes
-    states = supernet.tensors_read_from_each(segment_starts(supernet))
+    states = _states_before(supernet, segment_starts(supernet))
     size = (
         4 * num_images * sum(math.prod(shapes[tensor][1:]) for state in states for tensor in state)
     )
     return size if size <= STATE_BUDGET else 0
+
+
+def _states_before(supernet, starts):
+    """Returns the numbers of the tensors in the state before each of these ascending steps of the
+    program: all inputs before the first one, later what is still read.
+    """
+    reads = supernet.tensors_read_from_each(starts)
+    return [
+        tensors if start else list(supernet.graph.inputs) for start, tensors in zip(starts, reads)
+    ]
 
 
 class Evaluator:
@@ -64,7 +75,7 @@ class Evaluator:
         # The first segment that the mask of each group changes
         self._entries = [number_of[supernet.first_use(i)] for i in range(len(supernet.groups))]
         edges = [*starts, len(supernet.program)]
-        self._reads = dict(zip(starts, supernet.tensors_read_from_each(starts)))
+        self._reads = dict(zip(starts, _states_before(supernet, starts)))
         self._segments = [
             self._make_segment(start, stop, use_xla) for start, stop in zip(edges, edges[1:])
         ]
@@ -122,9 +133,9 @@ class Evaluator:
         by_entry = {}  # {first segment that differs: numbers of candidates}
         for i, (group, _) in enumerate(candidates):
             by_entry.setdefault(self._entry(group) if share_prefix else 0, []).append(i)
-        for number, (images, labels) in enumerate(zip(self._images(), self.labels)):
+        for number, (inputs, labels) in enumerate(zip(self._inputs(), self.labels)):
             teacher, totals = self._teacher(number), {}
-            for segment, state in enumerate(self._walk(present, number, images, max(by_entry))):
+            for segment, state in enumerate(self._walk(present, number, inputs, max(by_entry))):
                 for i in by_entry.get(segment, ()):
                     stopping.check()
                     totals[i] = self._sums(self._run(masks[i], state, segment), labels, teacher)
@@ -134,7 +145,7 @@ class Evaluator:
     def logits(self, subnetwork):
         """Returns the logits of a sub-network: one float32 tensor [batch, classes] per batch."""
         mask = self._mask(subnetwork)
-        return [self._run(mask, [images], 0) for images in self._images()]
+        return [self._run(mask, inputs, 0) for inputs in self._inputs()]
 
     # ---------------------------------------------------------------- knowledge
 
@@ -160,9 +171,9 @@ class Evaluator:
         if not self._caches_states:
             return None
         walks = []
-        for number, images in enumerate(self._images()):
+        for number, inputs in enumerate(self._inputs()):
             stopping.check()
-            walks.append(list(self._walk(subnetwork, number, images, len(self._segments))))
+            walks.append(list(self._walk(subnetwork, number, inputs, len(self._segments))))
         logits = [self._task.joined(states.pop()) for states in walks]
         self._states = self.supernet.mask(subnetwork), walks
         return logits
@@ -194,10 +205,10 @@ class Evaluator:
             numbers: ascending numbers of the batches.
         """
         mask, by_number = self._mask(subnetwork), {}
-        for number, images in zip(numbers, self._images(numbers)):
+        for number, inputs in zip(numbers, self._inputs(numbers)):
             stopping.check()
             products = self._products(
-                self._weights, mask, images, self.labels[number], self._teacher(number)
+                self._weights, mask, inputs, self.labels[number], self._teacher(number)
             )
             # Divided only here: the gradients of a mean over many images are too small for float16.
             by_number[number] = {
@@ -214,9 +225,9 @@ class Evaluator:
         labels.
         """
         mask, by_number = self._mask(subnetwork), {}
-        for number, images in zip(numbers, self._images(numbers)):
+        for number, inputs in zip(numbers, self._inputs(numbers)):
             stopping.check()
-            sums = self._sensitivities(self._weights, mask, images, self.labels[number])
+            sums = self._sensitivities(self._weights, mask, inputs, self.labels[number])
             by_number[number] = sums.numpy().astype(np.float64)
         return by_number
 
@@ -228,10 +239,10 @@ class Evaluator:
         channel_weights.find_places().
         """
         mask, by_number = self._mask(subnetwork), {}
-        for number, images in zip(numbers, self._images(numbers)):
+        for number, inputs in zip(numbers, self._inputs(numbers)):
             stopping.check()
             by_number[number] = self._gradients(
-                self._weights, mask, images, self.labels[number]
+                self._weights, mask, inputs, self.labels[number]
             ).numpy()
         return by_number
 
@@ -251,13 +262,16 @@ class Evaluator:
 
     # ---------------------------------------------------------------- parts of the supernet
 
-    def _images(self, numbers=None):
-        """Yields the normalised images of the batches, or of those with these numbers."""
+    def _inputs(self, numbers=None):
+        """Yields the normalised inputs of the batches, or of those with these numbers: a list of
+        one tensor per input, the state before the first segment.
+        """
         numbers = range(len(self._batches)) if numbers is None else numbers
         if self._states is not None:
-            yield from (self._states[1][number][0][0] for number in numbers)
+            yield from (self._states[1][number][0] for number in numbers)
         else:
-            yield from map(self._normalise, self._batches.images(numbers))
+            for images in self._batches.images(numbers):
+                yield keras.tree.flatten(self._normalise(images))
 
     def _mask(self, subnetwork):
         return tf.constant(self.supernet.mask(subnetwork))
@@ -292,12 +306,12 @@ class Evaluator:
             names & self._weights.keys()
         )
 
-    def _walk(self, subnetwork, batch, images, last):
+    def _walk(self, subnetwork, batch, inputs, last):
         """Yields the state before each segment from 0 to `last` of a sub-network on a batch; after
         the last one [logits].
         """
         mask = self.supernet.mask(subnetwork)
-        known = self._known_states(mask, batch)[: last + 1] or [[images]]
+        known = self._known_states(mask, batch)[: last + 1] or [inputs]
         yield from known
         mask, state = tf.constant(mask), known[-1]
         for segment in self._segments[len(known) - 1 : last]:
@@ -331,8 +345,8 @@ class Evaluator:
 
     # ---------------------------------------------------------------- pure functions of a batch
 
-    def _forward(self, weights, mask, images, **options):
-        return self._task.of(self.supernet.forward(weights, mask, images, **options))
+    def _forward(self, weights, mask, inputs, **options):
+        return self._task.of(self.supernet.forward(weights, mask, inputs, **options))
 
     def _batch_loss_sums(self, outputs, labels, teacher):
         """Returns sums over a batch: [loss with the labels, distance to the teacher, first metric],
@@ -344,7 +358,7 @@ class Evaluator:
         )
         return tf.reduce_sum(tf.cast(values, tf.float64), axis=1)
 
-    def _batch_gate_products(self, weights, mask, images, labels, teacher):
+    def _batch_gate_products(self, weights, mask, inputs, labels, teacher):
         activations, layout = {}, self.supernet.layout
         with tf.GradientTape() as tape:
 
@@ -352,7 +366,7 @@ class Evaluator:
                 tape.watch(activation)
                 activations[site] = activation
 
-            outputs = self._forward(weights, mask, images, at_gate=watch)
+            outputs = self._forward(weights, mask, inputs, at_gate=watch)
             loss = tf.reduce_sum(self._task.loss(labels, outputs))
             if self._teacher_kind != "none":
                 loss += tf.reduce_sum(self._task.distance(teacher, outputs))
@@ -366,8 +380,8 @@ class Evaluator:
             products[site] = tf.abs(tf.reduce_sum(product, others))
         return products
 
-    def _batch_sensitivities(self, weights, mask, images, labels):
-        batch, layout = tf.shape(images)[0], self.supernet.layout
+    def _batch_sensitivities(self, weights, mask, inputs, labels):
+        batch, layout = tf.shape(inputs[0])[0], self.supernet.layout
         gates = {}
         for site, gate in self.supernet.gates(mask).items():
             rank, axis = len(self.supernet.graph.shapes[site]), layout.axes[site]
@@ -376,7 +390,7 @@ class Evaluator:
         with tf.GradientTape() as tape:
             tape.watch(gates)
             loss = tf.reduce_sum(
-                self._task.loss(labels, self._forward(weights, mask, images, gates=gates))
+                self._task.loss(labels, self._forward(weights, mask, inputs, gates=gates))
             )
         gradients = tape.gradient(loss, gates, unconnected_gradients="zero")
         sums = tf.zeros([layout.num_channels + 1, batch])
@@ -387,13 +401,13 @@ class Evaluator:
             )
         return tf.reduce_sum(tf.abs(sums[:-1]), axis=1)
 
-    def _batch_weight_gradients(self, weights, mask, images, labels):
+    def _batch_weight_gradients(self, weights, mask, inputs, labels):
         places = [
             (place.call.key, place.position) for place in channel_weights.find_places(self.supernet)
         ]
         with tf.GradientTape() as tape:
             tape.watch([weights[key][position] for key, position in places])
-            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, images)))
+            loss = tf.reduce_sum(self._task.loss(labels, self._forward(weights, mask, inputs)))
         gradients = tape.gradient(
             loss, [weights[key][position] for key, position in places], unconnected_gradients="zero"
         )

@@ -101,7 +101,8 @@ def graph_step(
             network is a function from images to logits.
         variables: (trainable, non-trainable), two lists of tensors.
         constants: further inputs of loss_fn, such as a teacher's weights.
-        batch: {name: tensor [batch, ...]}, where batch is a multiple of accum.
+        batch: {name: tensor [batch, ...], or a structure of them}, where batch is a multiple of
+            accum.
         accum: number of micro-batches.
         weight_decay: factor; weight_decay * weight is added to the gradient.
         loss_scale: factor of the loss in backpropagation, by which gradients are divided again;
@@ -109,10 +110,9 @@ def graph_step(
         divisor: divisor of the loss, but not of the metrics; see tasks.Task.scale.
     """
     trainable, non_trainable = variables
-    pieces = {
-        name: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]])
-        for name, value in batch.items()
-    }
+    pieces = keras.tree.map_structure(
+        lambda value: tf.reshape(value, [accum, value.shape[0] // accum, *value.shape[1:]]), batch
+    )
 
     def micro_batch(number):
         updated = []
@@ -126,7 +126,7 @@ def graph_step(
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             loss, metrics = loss_fn(
-                network, {name: piece[number] for name, piece in pieces.items()}, constants
+                network, keras.tree.map_structure(lambda piece: piece[number], pieces), constants
             )
             if added:
                 metrics = {**metrics, REGULARIZATION_TERM: tf.add_n(added)}

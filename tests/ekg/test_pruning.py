@@ -342,6 +342,7 @@ def test_what_comes_in_batches_is_never_in_memory_together():
     program = """
 import utils, sys, numpy as np, tensorflow as tf
 from ekg.process.memory import peak_memory_mib
+from ekg.data.inputs import Inputs
 from ekg.data.sources import find_examples
 def examples(number):
     def batches():
@@ -349,7 +350,7 @@ def examples(number):
             yield np.full((100, 128, 128, 3), first, np.float32), np.arange(100) % 3
     spec = tf.TensorSpec((None, 128, 128, 3)), tf.TensorSpec((None,), tf.int64)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
-    return find_examples(dataset, (128, 128, 3))
+    return find_examples(dataset, Inputs(((128, 128, 3),)))
 examples(200).read(np.arange(100))
 before = peak_memory_mib()
 many = examples(6400)

@@ -68,7 +68,10 @@ class Noisy(Sequence):
             "such as TextVectorization, work on the data first",
         ),
         (([[1, 2], [3]], LABELS[:2]), "`data` cannot be taken as an array"),
-        (({"a": IMAGES, "b": IMAGES}, LABELS), "several inputs or outputs per example"),
+        (
+            ({"a": IMAGES, "b": IMAGES}, LABELS),
+            "`data` has 2 inputs .* per example, and the network takes one",
+        ),
         (
             (IMAGES, {"a": LABELS, "b": LABELS}),
             "`data`: `model` 'own' has no output 'a'; it has .'fc'.",
@@ -112,7 +115,7 @@ class Noisy(Sequence):
         (tf.data.Dataset.from_tensors(1.0), "`data` gives single examples"),
         (dataset().filter(lambda *_: False).batch(20), "`data` holds no examples"),
         (Sequence(IMAGES.astype(str), LABELS), "`data` holds strings"),
-        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "several inputs or outputs per example"),
+        (Sequence([IMAGES[0], IMAGES[1, :5]], LABELS[:2]), "`data` has several arrays per example"),
         (
             ekg.Data(LABELS, lambda indices: IMAGES[:3]),
             "its `read` was asked for 4 examples and gave an array of shape .3, 8",
@@ -242,7 +245,7 @@ def test_choices_that_cannot_be_meant(options, message):
 
 
 def two_inputs():
-    inputs = [keras.Input((8, 8, 1)), keras.Input((8, 8, 1))]
+    inputs = [keras.Input((8, 8, 1), name="left"), keras.Input((8, 8, 1), name="right")]
     x = layers.Flatten()(layers.Conv2D(3, 3)(layers.Add()(inputs)))
     return keras.Model(inputs, layers.Dense(10)(x))
 
@@ -251,7 +254,7 @@ def two_inputs():
     ("model", "message"),
     [
         (lambda: "MobileNetV2", "`model` must be a keras.Model; received str"),
-        (two_inputs, "takes 2 inputs; a network of one input is needed"),
+        (two_inputs, "`data` has one array of inputs, and the network takes the inputs .'left'"),
         (
             lambda: network(lambda x: [softmax(x), layers.Dense(3)(x)]),
             "has the labels of one output, and the network has the outputs .'fc', ",

@@ -51,3 +51,20 @@ def as_folder(path, images, labels):
     return keras.utils.image_dataset_from_directory(
         path, image_size=(8, 8), color_mode="grayscale", shuffle=False, verbose=False
     )
+
+
+def with_numbers(number=120):
+    """Digits, each with the sums of its columns beside it: inputs by name, and labels."""
+    images, labels = digits(number)
+    return {"image": images, "columns": images.sum((1, 3)) / 4}, labels
+
+
+def two_inputs(as_dict=True, size=8):
+    """A network of an image and eight numbers, without a softmax; a dict or a list of inputs."""
+    image = keras.Input((size, size, 1), name="image")
+    columns = keras.Input((8,), name="columns")
+    x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(image, 6, "one"), 8, "two"))
+    y = layers.Dense(6, activation="relu", name="dense")(columns)
+    outputs = layers.Dense(10, name="fc")(layers.Concatenate()([x, y]))
+    inputs = {"image": image, "columns": columns} if as_dict else [image, columns]
+    return randomise_(keras.Model(inputs, outputs, name="two"))

@@ -9,7 +9,7 @@ from ekg.commands import console, evaluate
 from ekg.errors import EkgError
 from ekg.graph.complexity import model_complexity
 from ekg.run.folder import RunFolder
-from tests.helpers.digits import as_folder, digits, network, softmax
+from tests.helpers.digits import as_folder, digits, network, softmax, two_inputs, with_numbers
 
 
 def run(*argv):
@@ -74,3 +74,67 @@ def test_a_size_of_images_is_asked_for_where_the_network_leaves_it_open(place, t
     assert row.flops == 4 * 3 * 9 * 4 + 4 * 10
     with pytest.raises(EkgError, match="`image_size` 9 9: the network takes images of 8 x 8"):
         run(place / "my.keras", "--data_path", place / "images", "--image_size", 9, 9)
+
+
+# ---------------------------------------------------------------- several inputs
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Folder with a network of two inputs, and an .npz with an array per input and the labels."""
+    folder = tmp_path_factory.mktemp("several")
+    two_inputs().save(folder / "two.keras")
+    inputs, labels = with_numbers(70)
+    grey_levels = np.round(inputs["image"] * 255).astype(np.uint8)
+    np.savez(folder / "digits.npz", **inputs | {"image": grey_levels}, y=labels)
+    return folder
+
+
+def test_named_arrays_are_evaluated_as_keras_does(several, capsys):
+    """--rescale is of the images alone; two devices share every batch."""
+    flags = ["--rescale", 0, 1, "--val_batch_size", 32, "--virtual_devices", 2]
+    path = several / "two.keras"
+    row = run(path, "--data_path", several / "digits.npz", *flags)
+    model = keras.models.load_model(path)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    with np.load(several / "digits.npz") as arrays:
+        images = arrays["image"].astype(np.float32) / 255
+        given = {"columns": arrays["columns"], "image": images}
+        loss, accuracy = model.evaluate(given, arrays["y"], verbose=0)
+    assert row.loss == pytest.approx(loss, rel=1e-4)
+    assert row.metrics["top1"] == pytest.approx(accuracy) and row.flops == 33_084
+    assert len(row.latencies) == 2 and "on 70 examples" in capsys.readouterr().out
+
+
+def test_missing_arrays_are_named_in_one_line(several, place, tmp_path):
+    path = several / "two.keras"
+    with pytest.raises(
+        EkgError, match=r"holds \['x', 'y'\]; it needs the arrays columns, image, the network's inp"
+    ):
+        run(path, "--data_path", place / "digits.npz")
+    with pytest.raises(EkgError, match="is no .npz file; it needs one with the arrays columns"):
+        run(path, "--data_path", place / "images")
+    with pytest.raises(EkgError, match="there is no plain file of that name"):
+        run(path, "--data_path", tmp_path / "none.npz")
+    with pytest.raises(EkgError, match="`image_size` 9 9: the network takes images of 8 x 8"):
+        run(path, "--data_path", several / "digits.npz", "--image_size", 9, 9)
+    x, y = keras.Input((8,), name="x"), keras.Input((8,), name="y")
+    keras.Model([x, y], layers.Dense(10)(layers.Add()([x, y]))).save(tmp_path / "y.keras")
+    with pytest.raises(EkgError, match="the network has an input 'y', the name of the labels"):
+        run(tmp_path / "y.keras", "--data_path", several / "digits.npz")
+
+
+def test_networks_of_several_inputs_are_inspected_pruned_and_exported(several, tmp_path, capsys):
+    path, data = several / "two.keras", several / "digits.npz"
+    console.run("inspect", [str(path), "--data_path", str(data)])
+    assert "Loss on 70 examples" in capsys.readouterr().out
+    arguments = [path, "--data_path", data, "--search_only", "--train_path", tmp_path / "run"]
+    arguments += ["--target_rate", 0.7, "--val_per_class", 2, "--subset_per_class", 2, "--quiet"]
+    console.run("prune", list(map(str, [*arguments, "--runtimes"])))
+    out = tmp_path / "pruned.keras"
+    arguments = [tmp_path / "run", "--out", out, "--data_path", data]
+    console.run("export", list(map(str, arguments)))
+    printed = capsys.readouterr().out
+    assert "columns, image -> output_0" in printed and "70 training examples" in printed
+    assert keras.models.load_model(out).count_params() < two_inputs().count_params()

@@ -10,12 +10,14 @@ import pytest
 import tensorflow as tf
 
 import ekg
+from ekg.data.inputs import Inputs
 from ekg.data.sources import find_examples
 from ekg.errors import EkgError
 
 IMAGES = np.random.default_rng(0).random((40, 4, 4, 1)).astype(np.float32)
 LABELS = np.arange(40) % 4
 SHAPE = (4, 4, 1)
+INPUTS = Inputs((SHAPE,))
 SPEC = (tf.TensorSpec((None, 4, 4, 1)), tf.TensorSpec((None,), tf.int64))
 
 
@@ -75,7 +77,7 @@ class Unsaid(keras.utils.PyDataset):
     ],
 )
 def test_the_given_number_of_batches_is_read(make):
-    examples = find_examples(make(), SHAPE, steps=3)
+    examples = find_examples(make(), INPUTS, steps=3)
     np.testing.assert_array_equal(*keras.tree.flatten(examples.labels), LABELS[:24])
     np.testing.assert_array_equal(examples.read(np.arange(24)), IMAGES[:24])
 
@@ -117,7 +119,7 @@ def unbatched_dict():
 )
 def test_endless_data_is_refused(source, steps, message):
     with pytest.raises(EkgError, match=message) as error:
-        find_examples(source(), SHAPE, steps=steps)
+        find_examples(source(), INPUTS, steps=steps)
     assert "\n" not in str(error.value)
 
 
@@ -127,7 +129,7 @@ def test_data_that_fills_the_folder_is_refused(monkeypatch):
     with pytest.raises(
         EkgError, match="has not ended after .* examples of 4[0-9],[0-9]+ bytes, which fill"
     ):
-        find_examples(generated(counting), SHAPE)
+        find_examples(generated(counting), INPUTS)
 
 
 def test_a_finite_generator_is_read_completely():
@@ -135,9 +137,9 @@ def test_a_finite_generator_is_read_completely():
         for start in range(0, 40, 10):
             yield IMAGES[start : start + 10], LABELS[start : start + 10]
 
-    assert (find_examples(generated(once), SHAPE).labels == LABELS).all()
+    assert (find_examples(generated(once), INPUTS).labels == LABELS).all()
     twice = generated(lambda: itertools.islice(counting(), 30))
-    assert len(find_examples(twice, SHAPE).labels) == 210
+    assert len(find_examples(twice, INPUTS).labels) == 210
 
 
 def test_a_single_input_as_a_dict_and_the_argument_of_make_data():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ekg.data import images as own
+from ekg.data.inputs import Inputs
 from ekg.data.sources import find_examples
 from ekg.errors import EkgError
 
@@ -54,7 +55,7 @@ def test_a_prepared_data_set_is_read_by_name_resized_and_rescaled(tmp_path, monk
     )
     for split, numbers in (("train", range(12)), ("test", range(12, 20))):
         data, classes = own.load("tfds:shades", (8, 8, 3), (-1, 1), split)
-        examples = find_examples(data, (8, 8, 3))
+        examples = find_examples(data, Inputs(((8, 8, 3),)))
         images = examples.read(np.arange(len(examples.labels)))
         shades = np.round((images.mean(axis=(1, 2, 3)) + 1) * 127.5 / 10).astype(int)
         assert sorted(shades) == list(numbers) and classes is None and images.shape[1:] == (8, 8, 3)

@@ -153,7 +153,7 @@ def test_a_file_that_computes_something_else_is_not_kept(pruned, tmp_path, monke
         (
             "a.tflite",
             {"examples": [EXAMPLES, EXAMPLES]},
-            "one array for each of the 1 inputs; received 2",
+            "`examples` has 2 inputs per example, and the network takes one",
         ),
     ],
 )

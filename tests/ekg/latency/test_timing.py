@@ -83,8 +83,7 @@ def contents(form, data):
 def test_a_network_that_converts_at_a_fixed_batch_only_is_timed_at_it(tmp_path, caplog):
     entry = keras.Input((6, 4))
     model = keras.Model(entry, keras.layers.Dense(2)(keras.layers.LSTM(3)(entry)))
-    with pytest.raises(EkgError, match="LiteRT cannot take it"):
-        ekg.export(model, tmp_path / "a.tflite")
+    assert ekg.export(model, tmp_path / "a.tflite").batch == 1
     with caplog.at_level(logging.INFO):
         [timing] = measure_latency({"a": model}, "litert", 2, rounds=3).values()
     assert timing.milliseconds > 0 and "timed at batch 2 only" in caplog.text
