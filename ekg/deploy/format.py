@@ -201,6 +201,8 @@ def random_inputs(graph, batch, draw=None):
 
 def batched_shape(graph, number, batch):
     """Returns the shape of a tensor of a Graph for this number of examples."""
+    if not graph.rows[number]:  # a weight
+        return graph.shapes[number]
     return int(batch * graph.rows[number]), *graph.shapes[number][1:]
 
 

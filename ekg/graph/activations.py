@@ -1,6 +1,7 @@
 """Which activation functions treat every channel by itself."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # Each channel of the output depends on the same channel of the input alone.
@@ -42,6 +43,15 @@ ELEMENTWISE_ACTIVATIONS = frozenset(
 )
 
 
+# Operations of keras.ops of which each number of the result depends on one of each tensor read.
+ELEMENTWISE_OPERATIONS = frozenset(
+    """InputLayer Add Subtract Multiply Divide TrueDivide Maximum Minimum Power Relu Relu6 LeakyRelu
+    Elu Selu Celu Gelu Silu HardSilu Sigmoid HardSigmoid LogSigmoid Tanh HardTanh Softplus Softsign
+    Squareplus SoftShrink HardShrink TanhShrink Threshold SparsePlus SparseSigmoid Exp Expm1 Log
+    Log1p Sqrt Rsqrt Square Abs Absolute Negative Sin Cos Erf Clip Cast""".split()
+)
+
+
 def is_elementwise(activation):
     """Returns whether an activation, a function or a layer without weights, treats every channel by
     itself.
@@ -52,7 +62,46 @@ def is_elementwise(activation):
             keras.layers.LeakyReLU,
             keras.layers.ELU,
         ) or (type(activation) is keras.layers.Activation and is_elementwise(activation.activation))
-    return activation is None or any(activation is known for known in ELEMENTWISE_ACTIVATIONS)
+    if activation is None or any(activation is known for known in ELEMENTWISE_ACTIVATIONS):
+        return True
+    return callable(activation) and _is_made_of_elementwise(activation)
+
+
+def _is_made_of_elementwise(function):
+    """Returns whether a function of the user's own computes by operations alone that treat every
+    number by itself.
+    """
+    symbol = keras.KerasTensor((None, 3, 5))
+    try:
+        with keras.StatelessScope():
+            result = function(symbol)
+            model = keras.Function(symbol, result)
+    except Exception:  # anything that a user's function raises
+        return False
+    return tuple(result.shape) == (None, 3, 5) and all(
+        type(operation).__name__ in ELEMENTWISE_OPERATIONS
+        and not any(np.ndim(value) for value in _constants(operation))
+        for operation in model.operations
+    )
+
+
+def is_saved(activation):
+    """Returns whether Keras can write and read an activation function."""
+    try:
+        written = keras.activations.serialize(activation)
+        return keras.activations.deserialize(written) is activation
+    except Exception:  # what a function of the user's own may raise
+        return False
+
+
+def _constants(operation):
+    """Returns the arguments of an operation's calls that are not tensors of a graph."""
+    return [
+        leaf
+        for node in operation._inbound_nodes
+        for leaf in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if not isinstance(leaf, (keras.KerasTensor, str))
+    ]
 
 
 def is_linear(operation):

@@ -178,13 +178,17 @@ class Graph:
         its outputs.
         """
         numbers = {id(symbol): number for symbol, number in zip(model.inputs, inputs)}
-        for node in sorted_nodes(model):
+        nodes = sorted_nodes(model)
+        read = {id(symbol) for node in nodes for symbol in node.arguments.keras_tensors}
+        read |= {id(symbol) for symbol in model.outputs}
+        for node in nodes:
             args, kwargs = node.arguments.convert(
                 lambda value: (
                     Ref(numbers[id(value)]) if isinstance(value, keras.KerasTensor) else value
                 )
             )
-            inner = looked_into(node.operation) or self._opened(node, args, kwargs, prefix)
+            is_read = [id(symbol) in read for symbol in node.outputs]
+            inner = looked_into(node.operation) or self._opened(node, args, kwargs, prefix, is_read)
             parts = self._parts_of(node.operation, kwargs) if inner is None else None
             if parts is not None:
                 step = self._call_parts(node, parts, args, kwargs, prefix)
@@ -193,12 +197,12 @@ class Graph:
             else:
                 step = self._call_model(node, inner, args, kwargs, prefix)
             steps.append(step)
-            numbers.update(
-                {id(symbol): number for symbol, number in zip(node.outputs, step.outputs)}
-            )
+            kept = self._opener.outputs_of(inner)
+            written = node.outputs if kept is None else [node.outputs[number] for number in kept]
+            numbers.update({id(symbol): number for symbol, number in zip(written, step.outputs)})
         return tuple(numbers[id(symbol)] for symbol in model.outputs)
 
-    def _opened(self, node, args, kwargs, prefix):
+    def _opened(self, node, args, kwargs, prefix, read):
         """Returns the functional model of a layer's parts, or None if the layer stays closed."""
         key, numbers = self._key(node.operation, prefix), refs_in((args, kwargs))
         if self.masks.is_on(numbers):
@@ -206,12 +210,20 @@ class Graph:
                 self.unopened[key] = "it receives a mask"
             return None
         symbols = dict(zip(numbers, node.arguments.keras_tensors))
-        sizes = {number: (self.shapes[number], self._dtypes[number]) for number in numbers}
-        return self._opener.open(node.operation, key, (args, kwargs), symbols, sizes)
+        if not all(self.rows[number] >= 1 for number in numbers):
+            return None  # a weight, or a part of an example
+        sizes = {
+            number: ((int(self.rows[number]), *self.shapes[number][1:]), self._dtypes[number])
+            for number in numbers
+        }
+        is_fixed = not any(_is_open(symbol.shape) for symbol in functional(self.model).inputs)
+        return self._opener.open(
+            node.operation, key, (args, kwargs), symbols, sizes, read, is_fixed
+        )
 
     def _call(self, node, args, kwargs, prefix):
         inputs = refs_in((args, kwargs))
-        args, kwargs = _first_by_place(node.operation, args, kwargs)
+        args, kwargs = _first_by_place(node.operation, args, _taken(node.operation, kwargs))
         is_inferred, specs = any(self._inferred.get(number) for number in inputs), node.outputs
         # The sizes differ from the call by which the model was made.
         if is_inferred:
@@ -338,6 +350,16 @@ def _input_names(model):
     if isinstance(structure, dict) and len(structure) == len(model.inputs):
         return sorted(structure)
     return [symbol.name for symbol in model.inputs]
+
+
+def _taken(operation, kwargs):
+    """Returns the arguments by name without a `training` that Keras takes, and the layer does
+    not.
+    """
+    parameters = inspect.signature(operation.call).parameters.values()
+    if any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name != "training"}
 
 
 def _first_by_place(operation, args, kwargs):

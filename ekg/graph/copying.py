@@ -207,6 +207,10 @@ def _copy_layer(layer, arrays, changes, copies):
                 )
             else:
                 setattr(copy, name, new)
+    if type(copy) is keras.layers.Identity and copy._auto_config is None:
+        # It cannot be saved where it was made with a dtype policy in place of its name.
+        like = keras.layers.Identity(dtype=copy.dtype_policy.name)
+        copy.__dict__["_auto_config"] = like._auto_config
     for name, value in {**changes, **_without_arrays(copy, bool(changes or arrays))}.items():
         _set_attribute_(copy, name, value)
     copy._lock_state()

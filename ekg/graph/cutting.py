@@ -189,9 +189,10 @@ class _Cutter:
     def part(self, calls, reads):
         """Returns a model of some calls; see cut_part."""
         rows = {number: self._graph.rows[number] for number in reads}
+        shapes = {n: self._cut_shape(self._graph.shapes[n], n) for n in rows}
         entries = [
             keras.Input(
-                self._cut_shape(self._graph.shapes[number], number)[1:],
+                batch_shape=(None, *shapes[number][1:]) if rows[number] else shapes[number],
                 dtype=self._graph.dtype(number),
             )
             for number in rows

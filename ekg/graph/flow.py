@@ -100,6 +100,7 @@ class ChannelFlow:
     def __init__(self, graph):
         self.shapes, self._sets, self.graph = graph.shapes, _DisjointSets(), graph
         self.channels, self.written = {}, {}
+        self._held = {}  # key of a layer that looks up its channels -> their labels
         self._read = {}  # (key of a layer with weights, number of its input) -> Channels
         for number in graph.inputs:
             self.channels[number] = self.fixed(number, "input of the network")
@@ -131,6 +132,10 @@ class ChannelFlow:
         self._sets.close(labels, reason)
         return Channels(labels, len(shape) - 1 if len(shape) > 1 else None, is_fixed=True)
 
+    def is_batch(self, tensor, axis):
+        """Returns whether an axis of a tensor is that of the examples; a weight has none."""
+        return axis == 0 and self.graph.rows[tensor] != 0
+
     def begin(self, call, axis, repeat=1):
         """Returns new channels along an axis of a call's output; another call of the layer writes
         the same channels.
@@ -144,6 +149,20 @@ class ChannelFlow:
             size = self.shapes[call.output][axis]
             self.written[call.key] = np.tile(self._sets.add(size // repeat), repeat)
         return Channels(self.written[call.key], axis)
+
+    def hold(self, call, axis):
+        """Returns new channels along an axis of a call's output that are pruned only together with
+        those of a layer that mixes; another call of the layer writes the same channels.
+        """
+        if axis < 0:
+            return Channels(np.zeros(0, np.int64), None)
+        return Channels(self.held(call.key, self.shapes[call.output][axis]), axis)
+
+    def held(self, key, size):
+        """Returns the labels of the channels that a layer of this name holds."""
+        if key not in self._held:
+            self._held[key] = self._sets.add(size)
+        return self._held[key]
 
     def merge(self, first, second):
         """Ties two arrays of labels, entry by entry: they are pruned together."""
@@ -309,6 +328,15 @@ def multiply_channels(flow, call):
     )
 
 
+def hold(flow, call):
+    """Holds new channels along the last axis, one row of a table per number that is read: they are
+    pruned with the channels of mixing layers that they are added to.
+    """
+    for channels in flow.inputs(call):
+        flow.close(channels.labels, f"index of {describe(call)}")
+    return flow.hold(call, len(flow.shapes[call.output]) - 1)
+
+
 def mix(flow, call):
     """Begins new channels, each of which depends on all input channels."""
     source, rank = flow.channels[call.inputs[0]], len(flow.shapes[call.inputs[0]])
@@ -347,13 +375,15 @@ def mix_groups(flow, call):
 
 
 def merge(flow, call):
-    """Merges inputs and constants element by element; a single channel is spread over the channels
-    of the others.
+    """Merges inputs and constants element by element; a single channel, or a single number, is
+    spread over the channels of the others.
     """
-    inputs, shape = flow.inputs(call), flow.shapes[call.output]
+    shape = flow.shapes[call.output]
+    numbers = [number for number in call.inputs if not _is_single(flow.shapes[number])]
+    inputs = [flow.channels[number] for number in numbers]
     from_end = {
         channels.axis - len(flow.shapes[number])
-        for channels, number in zip(inputs, call.inputs)
+        for channels, number in zip(inputs, numbers)
         if channels.axis is not None
     }
     if (
@@ -366,12 +396,17 @@ def merge(flow, call):
     wide = [channels.labels for channels in inputs if len(channels.labels) == shape[axis]]
     if not wide or any(_spreads_badly(constant, axis, shape) for constant in constants(call)):
         return close(flow, call)
-    for channels in inputs:
-        if len(channels.labels) == shape[axis]:
+    for channels in flow.inputs(call):
+        if channels.axis is not None and len(channels.labels) == shape[axis]:
             flow.merge(wide[0], channels.labels)
         else:
             flow.close(channels.labels, f"spread over all channels by {describe(call)}")
     return Channels(wide[0], len(shape) + axis)
+
+
+def _is_single(shape):
+    """Returns whether a tensor of this shape is one number, the same for all examples."""
+    return all(size == 1 for size in shape)
 
 
 def constants(call):

@@ -160,9 +160,8 @@ def _follow(graph, limits):
     channel_flow, excluded = flow.ChannelFlow(graph), limits.excluded(graph)
     for call in graph.calls:
         record = registry.record_of(call.layer)
-        is_fixed = not registry.is_mixing(call.layer) and all(
-            channels.is_fixed for channels in channel_flow.inputs(call)
-        )
+        begins = registry.is_mixing(call.layer) or registry.states(call.layer, "begins")
+        is_fixed = not begins and all(channels.is_fixed for channels in channel_flow.inputs(call))
         channel_flow.follow(
             call, flow.stay if is_fixed else flow.close if record is None else record.flow
         )

@@ -342,6 +342,42 @@ def _carry_last(channel_flow, call):
     return flow.carry(channel_flow, call) if is_last else flow.close(channel_flow, call)
 
 
+# ---------------------------------------------------------------- embeddings
+
+_EMBEDDING = LayerRecord(
+    flow.hold,
+    {"embeddings": Weight((None, OUT))},
+    resize=lambda _, kept: {"output_dim": len(kept.output)},
+    begins=True,
+)
+
+
+def _is_reversed(shapes_read, written):
+    return len(shapes_read[0]) == len(written)
+
+
+def _hold_or_close(channel_flow, call):
+    """Holds the channels of embeddings, which stay where another call multiplies by them."""
+    read, written = (channel_flow.shapes[n] for n in (call.inputs[0], call.output))
+    if not _is_reversed([read], written):
+        return flow.hold(channel_flow, call)
+    held = channel_flow.held(call.key, call.layer.output_dim)
+    channel_flow.close(held, f"{flow.describe(call)} is called in reverse")
+    return flow.close(channel_flow, call)
+
+
+def _reversed_products(layer, read, written):
+    """Products of the embeddings with what a call in reverse reads."""
+    return math.prod(written[1:]) * layer.output_dim if _is_reversed(read, written) else 0
+
+
+_REVERSIBLE_EMBEDDING = dataclasses.replace(
+    _EMBEDDING,
+    flow=_hold_or_close,
+    weights={**_EMBEDDING.weights, "reverse_embeddings": Weight((OUT, None))},
+    products=_reversed_products,
+)
+
 # ---------------------------------------------------------------- kinds without weights
 
 
@@ -439,12 +475,28 @@ LAYERS = {
         flow.tile, keeps_zeros=True, resize=_resize_reshape, rows=reshaped_rows
     ),
     layers.Permute: LayerRecord(flow.permute, keeps_zeros=True),
-    **dict.fromkeys(
-        (layers.Embedding, layers.Normalization), LayerRecord(flow.close, flops=lambda *_: 0)
-    ),
+    layers.Embedding: _EMBEDDING,
+    **{
+        kind: _REVERSIBLE_EMBEDDING
+        for kind in (
+            getattr(layers, "ReversibleEmbedding", None),  # not in all versions of Keras
+            "keras_hub.src.layers.modeling.reversible_embedding.ReversibleEmbedding",
+        )
+        if kind is not None
+    },
+    layers.Normalization: LayerRecord(flow.close, flops=lambda *_: 0),
     **dict.fromkeys(
         (layers.MultiHeadAttention, layers.GroupQueryAttention),
         LayerRecord(flow.close, flops=attention.flops, parts=attention.parts),
+    ),
+    # layers that only networks of KerasHub have: they drop whole examples of a branch
+    **dict.fromkeys(
+        (
+            "keras_hub.src.models.mit.mit_layers.DropPath",
+            "keras_hub.src.models.swin_transformer.swin_transformer_layers.DropPath",
+            "keras_hub.src.models.dinov2.dinov2_layers.DINOV2DropPath",
+        ),
+        LayerRecord(flow.carry, keeps_zeros=True, joins_previous=True, is_free=True),
     ),
     # layers that only networks of keras.applications have
     "keras.src.applications.convnext.LayerScale": LayerRecord(

@@ -1,8 +1,9 @@
 """Opens composite layers and models: takes them apart into the graph of their parts.
 
 The call() of such a layer runs on symbolic tensors, and its calls become a functional model. The
-layers inside stay the same objects. The model must compute what the layer computes, in inference
-and in training, or the layer stays closed.
+layers inside stay the same objects; what the layer does with weights of its own is a part as well,
+see tracing.py. The model must compute what the layer computes, in inference and in training, or the
+layer stays closed.
 """
 
 import inspect
@@ -13,17 +14,14 @@ import keras
 import numpy as np
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import registry
-from ekg.graph.steps import Ref
+from ekg.graph import activations, registry, tracing
+from ekg.graph.steps import Ref, refs_in
+from ekg.graph.tracing import Closed
 
 logger = logging.getLogger(__name__)
 
 BATCH = 2  # examples that a layer and the graph of its parts are compared on
 TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2  # shares of the largest value
-
-
-class Closed(Exception):
-    """A layer cannot be taken apart, for the reason in the text."""
 
 
 class CalledOtherwise(Exception):
@@ -50,6 +48,8 @@ class Opener:
         self._opens_all = which is True
         self._patterns = [] if isinstance(which, bool) else _compiled(which)
         self._opened = {}  # id of a layer -> (signature of its call, model)
+        self._opened_keys = set()
+        self._outputs = {}  # id of a model of parts -> numbers of the outputs that it has
         self._called_otherwise = set()  # ids of layers
 
     def keep_whole(self, layer):
@@ -68,7 +68,7 @@ class Opener:
         """Returns whether anything is to be opened."""
         return self._opens_all or bool(self._patterns)
 
-    def open(self, layer, key, arguments, symbols, sizes):
+    def open(self, layer, key, arguments, symbols, sizes, read, is_fixed):
         """Returns the functional keras.Model of a layer's parts, or None where it stays closed.
 
         Args:
@@ -76,17 +76,23 @@ class Opener:
             key: its name in the whole model.
             arguments: (args, kwargs) of the call, with a Ref for every tensor.
             symbols: {tensor number: keras.KerasTensor} of what the call reads.
-            sizes: {tensor number: (shape tuple with all sizes that are known, dtype)} likewise.
+            sizes: {tensor number: (shape tuple with all sizes that are known, dtype)} likewise; the
+                first size is the number of rows per example.
+            read: for each output whether something reads it; others may be left out.
+            is_fixed: whether the whole network takes inputs of one size.
 
         Raises:
             CalledOtherwise: the layer was opened for a call of other arguments.
         """
-        if not is_made_of_layers(layer) or not self.opens(key):
+        is_inside = any(key.startswith(f"{outer}/") for outer in self._opened_keys)
+        if not (is_made_of_layers(layer) or is_inside and is_own_activation(layer)):
+            return None
+        if not self.opens(key):
             return None
         if self.stays_whole(layer):
             self.reasons[key] = "it is called in several ways"
             return None
-        signature = _signature(arguments, symbols)
+        signature = _signature(arguments, symbols), tuple(read)
         if id(layer) in self._opened:
             known, model = self._opened[id(layer)]
             if known != signature:
@@ -94,11 +100,21 @@ class Opener:
                 raise CalledOtherwise
             return model
         try:
-            model = take_apart(layer, arguments, symbols, sizes)
+            model, outputs = take_apart(
+                layer, arguments, symbols, sizes, read=read, is_fixed=is_fixed
+            )
+            self._outputs[id(model)] = outputs
         except Closed as reason:
             self.reasons[key], model = str(reason), None
         self._opened[id(layer)] = signature, model
+        self._opened_keys |= set() if model is None else {key}
         return model
+
+    def outputs_of(self, model):
+        """Returns the numbers of the outputs of a layer that the model of its parts has, or None
+        for all of them.
+        """
+        return self._outputs.get(id(model))
 
 
 def _compiled(which):
@@ -117,13 +133,22 @@ def _compiled(which):
 
 
 def is_made_of_layers(layer):
-    """Returns whether a layer without a record holds layers, or is a model with its own call()."""
+    """Returns whether a layer without a record holds layers or weights, or is a model with its own
+    call().
+    """
     if not isinstance(layer, keras.layers.Layer) or registry.has_record(layer):
         return False
     if isinstance(layer, keras.Model):
         return True
     own = type(layer).__module__.startswith("keras.src.")  # Keras' own layers have records
-    return not own and bool(layer._flatten_layers(include_self=False, recursive=False))
+    return not own and bool(
+        layer._flatten_layers(include_self=False, recursive=False) or layer.weights
+    )
+
+
+def is_own_activation(layer):
+    """Returns whether a layer is an Activation whose function Keras cannot write and read."""
+    return type(layer) is keras.layers.Activation and not activations.is_saved(layer.activation)
 
 
 def _signature(arguments, symbols):
@@ -140,10 +165,12 @@ def _signature(arguments, symbols):
 # ---------------------------------------------------------------- one layer
 
 
-def take_apart(layer, arguments, symbols, sizes, structure=None):
-    """Returns the functional keras.Model of a layer's parts; see Opener.open().
+def take_apart(layer, arguments, symbols, sizes, structure=None, read=None, is_fixed=True):
+    """Returns (functional keras.Model of a layer's parts, numbers of its outputs); see
+    Opener.open().
 
-    Its inputs are the tensors of the call in their order, or have the structure that is given.
+    Its inputs are the tensors of the call in their order, or have the structure that is given. Its
+    outputs are the layer's, without numbers that nothing reads.
 
     Raises:
         Closed: the layer cannot be taken apart.
@@ -153,29 +180,65 @@ def take_apart(layer, arguments, symbols, sizes, structure=None):
     if layer._seed_generators:
         raise Closed("it has randomness of its own")
     own = [*layer._trainable_variables, *layer._non_trainable_variables]
-    if own:
-        raise Closed(f"it has a weight of its own, {own[0].name!r}, besides its layers' weights")
     names = structure if isinstance(structure, dict) and len(structure) == len(symbols) else ()
-    inputs, (args, kwargs) = _entries(layer, arguments, symbols, sorted(names))
+    reason = None
+    if not own:
+        try:
+            inputs, given = _entries(layer, arguments, symbols, sorted(names))
+            outputs = tracing.call(layer, *given)
+            return _checked(layer, inputs, outputs, arguments, sizes, structure, read)
+        except Closed as closed:
+            reason = closed
     try:
-        # A number that is drawn while the graph is made would stay in it. This first draw, which
-        # ends with the scope, makes it differ from what the layer itself draws.
-        with keras.StatelessScope():
-            keras.random.uniform(())
-            outputs = layer.call(*args, **kwargs)
-    except Exception as error:  # anything that a user's layer raises
-        raise Closed(f"its call() does not run on symbolic tensors: {first_line(error)}") from error
+        batch = tracing.batch_of(layer, sizes)
+        traced = _with_sizes(symbols, sizes, batch, is_fixed)
+        inputs, given = _entries(layer, arguments, traced, sorted(names))
+        shapes = [symbols[number].shape for number in refs_in(arguments)]
+        inputs, outputs = tracing.call_with_weights(layer, inputs, shapes, batch, *given)
+        return _checked(layer, inputs, outputs, arguments, sizes, structure, read)
+    except Closed as closed:
+        raise reason or closed from None
+
+
+def _with_sizes(symbols, sizes, batch, is_fixed):
+    """Returns {tensor number: KerasTensor} of this number of examples.
+
+    Raises:
+        Closed: a size is not known, or may differ in the cut network.
+    """
+    traced = {}
+    for number, symbol in symbols.items():
+        shape = sizes[number][0]
+        if None in shape[1:] or not is_fixed and None in symbol.shape[1:]:
+            raise Closed(f"it uses the size of what it reads, which may be any, {symbol.shape[1:]}")
+        traced[number] = keras.KerasTensor((batch * shape[0], *shape[1:]), symbol.dtype)
+    return traced
+
+
+def _checked(layer, inputs, outputs, arguments, sizes, structure, read):
+    """Returns take_apart() from what a layer's call() reads and returns.
+
+    Raises:
+        Closed: it does not compute what the layer computes.
+    """
     leaves = keras.tree.flatten(outputs)
-    if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+    kept = [
+        number
+        for number, leaf in enumerate(leaves)
+        if isinstance(leaf, keras.KerasTensor) or read is None or read[number]
+    ]
+    if not kept or not all(isinstance(leaves[number], keras.KerasTensor) for number in kept):
         raise Closed("it returns something that does not depend on its inputs")
+    if len(kept) < len(leaves):
+        outputs = [leaves[number] for number in kept]
     try:
         model = keras.Model(_packed(inputs, structure), outputs, name=layer.name)
     except Exception as error:  # two layers of one name, say
         raise Closed(f"its parts make no functional model: {first_line(error)}") from error
     model._trainable = layer._trainable
     _check_weights(layer, model)
-    _check_outputs(layer, model, arguments, sizes, structure)
-    return model
+    _check_outputs(layer, model, arguments, sizes, structure, kept)
+    return model, kept
 
 
 def _packed(values, structure):
@@ -220,12 +283,17 @@ def _without_training(kwargs):
 
 def _check_weights(layer, model):
     known = {id(variable) for variable in model.variables}
-    missing = [variable for variable in layer.weights if id(variable) not in known]
+    own = {id(variable) for variable in tracing.own_weights(layer)}
+    missing = [
+        variable
+        for variable in layer.weights
+        if id(variable) not in known and id(variable) not in own
+    ]
     if missing:
         raise Closed(f"its call() does not use the weight {missing[0].path!r} as one of a layer")
 
 
-def _check_outputs(layer, model, arguments, sizes, structure):
+def _check_outputs(layer, model, arguments, sizes, structure, kept):
     """Raises Closed if a functional model does not compute what its layer computes."""
     rng = np.random.default_rng(0)
     for training in (False, True):
@@ -240,11 +308,12 @@ def _check_outputs(layer, model, arguments, sizes, structure):
         args, kwargs = keras.tree.map_structure(value_of, arguments)
         try:
             expected, states = _run(layer, training, args, _without_training(kwargs))
+            expected = [keras.tree.flatten(expected)[number] for number in kept]
             found, new_states = _run(model, training, (_packed(values, structure),), {})
         except Exception as error:  # anything that a user's layer raises
             raise Closed(f"the graph of its parts does not run: {first_line(error)}") from error
         pairs = [
-            *zip(keras.tree.flatten(expected), keras.tree.flatten(found)),
+            *zip(expected, keras.tree.flatten(found)),
             *((value, new_states[key]) for key, value in states.items() if key in new_states),
         ]
         tolerance = TOLERANCE if layer.compute_dtype == "float32" else HALF_TOLERANCE
@@ -254,12 +323,12 @@ def _check_outputs(layer, model, arguments, sizes, structure):
 
 
 def _random(size_and_dtype, rng):
-    (_, *shape), dtype = size_and_dtype
+    (rows, *shape), dtype = size_and_dtype
     if None in shape:
         raise Closed(f"the size of what it reads is not known, {tuple(shape)}")
     if keras.backend.is_float_dtype(dtype):
-        return keras.ops.convert_to_tensor(rng.normal(size=(BATCH, *shape)), dtype)
-    return keras.ops.convert_to_tensor(rng.integers(0, 2, (BATCH, *shape)), dtype)
+        return keras.ops.convert_to_tensor(rng.normal(size=(BATCH * rows, *shape)), dtype)
+    return keras.ops.convert_to_tensor(rng.integers(0, 2, (BATCH * rows, *shape)), dtype)
 
 
 def _run(layer, training, args, kwargs):
@@ -313,7 +382,7 @@ def open_root(model, input_shape):
     symbols = dict(enumerate(keras.tree.flatten(entries)))
     numbers = iter(symbols)
     arguments = (keras.tree.map_structure(lambda _: Ref(next(numbers)), entries),), {}
-    sizes = {number: (tuple(symbol.shape), symbol.dtype) for number, symbol in symbols.items()}
+    sizes = {number: ((1, *symbol.shape[1:]), symbol.dtype) for number, symbol in symbols.items()}
     try:
         if not model.built:
             model(
@@ -321,7 +390,7 @@ def open_root(model, input_shape):
                     lambda symbol: keras.ops.zeros((1, *symbol.shape[1:]), symbol.dtype), entries
                 )
             )
-        opened = take_apart(model, arguments, symbols, sizes, entries)
+        opened, _ = take_apart(model, arguments, symbols, sizes, entries)
     except Closed as reason:
         raise EkgError(
             f"{what} cannot be taken apart into its layers: {reason}. Make a functional model of "

@@ -43,6 +43,11 @@ def _axes(call, rank, name="axis"):
     return [axis % rank for axis in axes]
 
 
+def _names_batch(channel_flow, call, axes):
+    """Returns whether the axis of the examples is one of these."""
+    return any(channel_flow.is_batch(call.inputs[0], axis) for axis in axes)
+
+
 def _reduce(channel_flow, call):
     """Carries channels through a mean, sum or extreme over positions."""
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
@@ -50,7 +55,7 @@ def _reduce(channel_flow, call):
     if (
         channels.axis is None
         or channels.axis in axes
-        or 0 in axes
+        or _names_batch(channel_flow, call, axes)
         or getattr(call.layer, "initial", None) is not None
     ):
         return flow.close(channel_flow, call)
@@ -63,7 +68,7 @@ def _reduce(channel_flow, call):
 def _expand(channel_flow, call):
     channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.output])
     axes = _axes(call, rank)
-    if channels.axis is None or 0 in axes:
+    if channels.axis is None or _names_batch(channel_flow, call, axes):
         return flow.close(channel_flow, call)
     return Channels(
         channels.labels, [axis for axis in range(rank) if axis not in axes][channels.axis]
@@ -77,8 +82,12 @@ def _squeeze(channel_flow, call):
         if call.layer.axis is None
         else _axes(call, len(shape))
     )
-    if call.layer.axis is None or channels.axis is None or channels.axis in axes or 0 in axes:
-        # Without an axis, a last channel would be squeezed, too.
+    if (
+        call.layer.axis is None  # a last channel would be squeezed, too
+        or channels.axis is None
+        or channels.axis in axes
+        or _names_batch(channel_flow, call, axes)
+    ):
         return flow.close(channel_flow, call)
     return Channels(channels.labels, channels.axis - sum(axis < channels.axis for axis in axes))
 
@@ -174,9 +183,10 @@ def _get_item(channel_flow, call):
     for entry in _expanded(key, len(shape)):
         axis += entry is not None
         target += not isinstance(entry, int)
-        if entry is None or axis not in (0, channels.axis):
+        is_batch = channel_flow.is_batch(call.inputs[0], axis)
+        if entry is None or not (is_batch or axis == channels.axis):
             continue
-        if axis == 0 and entry != slice(None) or isinstance(entry, int):
+        if is_batch and entry != slice(None) or isinstance(entry, int):
             return flow.close(channel_flow, call)
         if axis == channels.axis:
             start, stop, step = entry.indices(len(channels.labels))
@@ -186,6 +196,98 @@ def _get_item(channel_flow, call):
             _tie(channel_flow, channels.labels, size)
             labels, new_axis = channels.labels[start:stop], target
     return Channels(labels, new_axis)
+
+
+def _first(call, name):
+    """Returns the argument of this name, the second one of an operation's call."""
+    return call.args[1] if len(call.args) > 1 else call.kwargs[name]
+
+
+def _roll(channel_flow, call):
+    """Carries channels through a shift along other axes than theirs and the batch's."""
+    channels, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
+    axes = _axes(call, rank)
+    if channels.axis in (None, *axes) or _names_batch(channel_flow, call, axes):
+        return flow.close(channel_flow, call)
+    return channels
+
+
+def _repeat_tiles(channel_flow, call):
+    """Carries channels through a repetition along other axes than theirs and the batch's."""
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    repeats = call.layer.repeats
+    repeats = [repeats] if isinstance(repeats, int) else list(repeats)
+    repeats = [1] * (len(shape) - len(repeats)) + repeats
+    if channels.axis is None or repeats[channels.axis - len(shape)] != 1:
+        return flow.close(channel_flow, call)
+    if channel_flow.is_batch(call.inputs[0], 0) and repeats[: len(repeats) - len(shape) + 1] != [1]:
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, channels.axis + len(repeats) - len(shape))
+
+
+def _broadcast(channel_flow, call):
+    """Carries channels through a repetition up to a shape, along other axes than theirs."""
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    target = channel_flow.shapes[call.output]
+    if channels.axis is None or channel_flow.is_batch(call.inputs[0], 0):
+        return flow.close(channel_flow, call)
+    axis = channels.axis - len(shape) + len(target)
+    if target[axis] != len(channels.labels):
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, axis)
+
+
+def _slice(channel_flow, call):
+    """Carries channels through a slice of other axes."""
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    target, start = channel_flow.shapes[call.output], _first(call, "start_indices")
+    if channels.axis is None or len(call.inputs) > 1 or np.ndim(start) != 1:
+        return flow.close(channel_flow, call)
+    whole = {channels.axis} | ({0} if channel_flow.is_batch(call.inputs[0], 0) else set())
+    if any(start[axis] != 0 or target[axis] != shape[axis] for axis in whole):
+        return flow.close(channel_flow, call)
+    return Channels(channels.labels, channels.axis)
+
+
+def _take(channel_flow, call):
+    """Carries channels of a table whose rows are looked up; other tables close."""
+    channels, shape = channel_flow.channels[call.inputs[0]], channel_flow.shapes[call.inputs[0]]
+    is_table = isinstance(call.args[0], Ref)
+    if channels.axis is None or call.layer.axis is None or not is_table:
+        return flow.close(channel_flow, call)
+    axis, rank = call.layer.axis % len(shape), len(channel_flow.shapes[call.output])
+    if axis == channels.axis or channel_flow.is_batch(call.inputs[0], axis):
+        return flow.close(channel_flow, call)
+    for number in call.inputs[1:]:
+        channel_flow.close(channel_flow.channels[number].labels, f"index of {flow.describe(call)}")
+    moved = rank - len(shape) if axis < channels.axis else 0
+    return Channels(channels.labels, channels.axis + moved)
+
+
+# ---------------------------------------------------------------- products of two tensors
+
+
+def _matmul_flops(_operation, shapes, written):
+    """Multiply-accumulates of a matrix product, as many per number as it has rows to sum."""
+    return math.prod(written[1:]) * (shapes[0][-1] or 1)
+
+
+def _einsum_flops(operation, shapes, _written):
+    """Multiply-accumulates of a sum of products: one for each index of all operands together."""
+    reads = operation.subscripts.replace(" ", "").split("->")[0].split(",")
+    sizes = {}
+    for labels, shape in zip(reads, shapes):
+        before, _, after = labels.partition("...")
+        sizes |= dict(zip(before, shape)) | dict(zip(after[::-1], shape[::-1]))
+        between = shape[len(before) : len(shape) - len(after)] if "..." in labels else ()
+        sizes |= {f"...{len(between) - i}": size for i, size in enumerate(between)}
+    return math.prod(size for size in sizes.values() if size)
+
+
+def _attention_flops(_operation, shapes, _written):
+    """Both products of attention, of queries, keys and values [batch, positions, heads, size]."""
+    query, key, value = shapes[:3]
+    return query[1] * key[1] * query[2] * (query[3] + value[3])
 
 
 # ---------------------------------------------------------------- rows of the batch per example
@@ -223,6 +325,14 @@ def _resize_reshape(operation, kept):
     if kept.axis is not None and shape[kept.axis] != -1:
         shape[kept.axis] = len(kept.output)
     return {"newshape": tuple(shape)} if tuple(shape) != tuple(operation.newshape) else {}
+
+
+def _resize_shape(operation, kept):
+    """Returns the shape of a slice or a repetition with as many channels as are kept."""
+    shape = list(operation.shape)
+    if kept.axis is not None and shape[kept.axis] != -1:
+        shape[kept.axis] = len(kept.output)
+    return {"shape": tuple(shape)} if tuple(shape) != tuple(operation.shape) else {}
 
 
 def _resize_split(operation, kept):
@@ -295,6 +405,7 @@ _ELEMENTWISE = (
     "SparseSigmoid",
     "Exp",
     "Cast",
+    "ConvertToTensor",
     "StopGradient",
 )
 # Runtimes compute these together with the layer before.
@@ -324,6 +435,14 @@ OPERATIONS = {
         "Pad": LayerRecord(_pad),
         "Split": LayerRecord(_split, resize=_resize_split, rows=_split_rows),
         "GetItem": LayerRecord(_get_item, arguments=_slice_key),
+        "Roll": LayerRecord(_roll, keeps_zeros=True),
+        "Tile": LayerRecord(_repeat_tiles, keeps_zeros=True),
+        "BroadcastTo": LayerRecord(_broadcast, keeps_zeros=True, resize=_resize_shape),
+        "Slice": LayerRecord(_slice, keeps_zeros=True, resize=_resize_shape),
+        "Take": LayerRecord(_take),
+        "Matmul": LayerRecord(flow.close, flops=_matmul_flops),
+        "Einsum": LayerRecord(flow.close, flops=_einsum_flops),
+        "DotProductAttention": LayerRecord(flow.close, flops=_attention_flops),
         "Softmax": LayerRecord(flow.carry_beside_axis),
         "Resize": lambda operation: LayerRecord(
             flow.carry, keeps_zeros=not operation.pad_to_aspect_ratio or operation.fill_value == 0

@@ -158,7 +158,8 @@ class LayerRecord:
         run: (layer, its variables, trainable first, args of the call, Context) -> (output, new
             non-trainable values), or None where the layer's own call serves. Pure.
         rows: (Call, {tensor number: shape}, {tensor number: rows of the batch per example}) -> rows
-            of the batch per example in what it writes; None: as many as in what it reads.
+            of the batch per example in what it writes, 0 for a weight; None: as many as in what it
+            reads.
         centred: (layer, array that it reads, training) -> (the array, axes over which it takes a
             mean away), or None where it takes none away; see ekg.testing.
         mixes: whether every output channel depends on all input channels through a weight with the
@@ -167,6 +168,8 @@ class LayerRecord:
         patches: (layer, what it reads) -> patches of it, of which the layer's output before its
             activation is a linear function; see ekg.graph.patches. None: repair leaves the layer as
             it was cut.
+        begins: whether it writes channels of its own without mixing those that it reads, as an
+            embedding does.
         asks_mask: whether its effect on a channel depends on which others there are; `run` then
             gets Context.kept.
         fuses_with_norm: whether its output, but for an activation, is linear in its weights: one
@@ -195,6 +198,7 @@ class LayerRecord:
     centred: Callable | None = None
     mixes: bool = False
     keeps_zeros: bool = False
+    begins: bool = False
     asks_mask: bool = False
     fuses_with_norm: bool = False
     keeps_norm: bool = False

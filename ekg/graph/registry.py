@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 
 from ekg.errors import EkgError
-from ekg.graph import attention, layers, operations, records, recurrent, wrappers
+from ekg.graph import attention, layers, operations, own_weights, records, recurrent, wrappers
 from ekg.graph.records import LayerRecord, weight_names
 
 
@@ -18,6 +18,7 @@ def default():
         **operations.OPERATIONS,
         **recurrent.RECURRENT,
         **attention.PARTS,
+        **own_weights.RECORDS,
         keras.layers.TimeDistributed: lambda layer: wrappers.over_steps(record_of(layer.layer)),
     }
 
