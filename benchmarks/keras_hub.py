@@ -36,7 +36,8 @@ PACKAGES = ("keras-hub==0.32.0", "regex", "tokenizers")
 CLASSES, EXAMPLES, TOKENS = 10, 4, 16
 IMAGE = (64, 64, 3)
 ROWS = "networks.json"
-HEAD = ("network", "groups", "smallest rate", "cut", "cut, training", "reloaded", "closed by")
+COMPARED = (("cut_inference",), ("cut_training",), ("reloaded_inference", "reloaded_training"))
+HEAD = ("network", "groups", "smallest rate", "cut", "in training", "reloaded", "closed layers")
 
 
 def parse_args(argv=None):
@@ -472,13 +473,14 @@ def as_cells(row):
     """Returns a row of networks.json as a row of the table."""
     reason = next((row[key] for key in ("not built", "refused", "wrong") if key in row), None)
     if "groups" not in row:
-        return (row["network"], "–", "–", "–", "–", "–", reason)
-    known = [
-        "–" if key not in row else f"{row[key]:.0e}"
-        for key in ("cut_inference", "cut_training", "reloaded_inference")
-    ]
-    closed = f"{len(row['closed'])} layers" if row["closed"] else ""
-    return (row["network"], row["groups"], f"{row['smallest_rate']:.4f}", *known, reason or closed)
+        return (row["network"], *["–"] * 5, reason.partition(";")[0])
+    errors = []
+    for names in COMPARED:
+        values = [row[name] for name in names if name in row]
+        errors.append(f"{max(values):.0e}" if values else "–")
+    closed = len(row["closed"]) - 1  # the classifier's outputs are the network's
+    rate = f"{row['smallest_rate']:.4f}"
+    return (row["network"], row["groups"], rate, *errors, reason or closed or "")
 
 
 def main(args):
