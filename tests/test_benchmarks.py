@@ -8,7 +8,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from benchmarks import agreement, bench_gpu, growth, kinds, load, own_network, packaged, performance
+from benchmarks import (
+    agreement,
+    bench_gpu,
+    growth,
+    keras_hub,
+    kinds,
+    load,
+    own_network,
+    packaged,
+    performance,
+)
 from ekg import search
 from ekg.io import files
 from ekg.network.supernet import Supernet
@@ -253,3 +263,36 @@ def test_the_table_of_kinds_has_means_spreads_and_the_greatest_difference():
         "| net | 2 | 0.490, 0.500 | 98.00 ± 0.00 | 90.00 ± 0.00 | 98.00 ± 1.41 |"
     )
     assert line.endswith("| 3e-06, 2e-07 | 1, any | 0.45 |")
+
+
+def test_a_row_of_a_kerashub_network_shows_the_largest_differences_or_the_reason():
+    right = {
+        "network": "vit",
+        "groups": 7,
+        "smallest_rate": 0.0054,
+        "cut_inference": 1e-7,
+        "cut_training": 3e-7,
+        "reloaded_inference": 1e-7,
+        "reloaded_training": 2e-7,
+        "closed": {"mix": "read by it", "classifier": "output of the network"},
+    }
+    found = ("vit", 7, "0.0054", "1e-07", "3e-07", "2e-07")
+    assert keras_hub.as_cells(right) == (*found, 1)
+    compared = [name for names in keras_hub.COMPARED for name in names]
+    wrong = {key: value for key, value in right.items() if key not in compared}
+    assert keras_hub.as_cells(wrong | {"wrong": "it differs"})[3:] == ("–", "–", "–", "it differs")
+    refused = keras_hub.as_cells({"network": "vit", "refused": "nothing; and 3 more"})
+    assert refused == ("vit", *["–"] * 5, "nothing")
+
+
+def test_weights_of_a_benchmark_are_random_but_for_numbers_that_count():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3, name="dense")(keras.layers.BatchNormalization()(inputs))
+    model = keras.Model(inputs, keras.layers.Dropout(0.5, seed=1)(x))
+    seeds = [np.array(w) for w in model.weights if w.dtype == "uint32"]
+    keras_hub.randomise_(model, 0)
+    assert all(np.unique(w).size > 1 for w in model.weights if w.dtype == "float32")
+    variance = next(w for w in model.weights if w.name == "moving_variance")
+    assert np.min(variance) > 0
+    after = [np.array(w) for w in model.weights if w.dtype == "uint32"]
+    assert all((a == b).all() for a, b in zip(after, seeds)) and len(after) == len(seeds)
