@@ -9,7 +9,7 @@ class EkgError(ValueError):
     escaped: names in damaged files may hold any.
     """
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__("\n".join(map(escaped, text.split("\n"))))
 
 

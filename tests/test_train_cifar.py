@@ -65,7 +65,9 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert tuned.file_size == (folder / "trained_param.pkl").stat().st_size < baseline.file_size
     for row in rows:
         assert 0 <= row.top1 <= row.top5 <= 1
-        assert list(row.latencies) == ["tensorflow, batch 1", "tensorflow, batch 256"]
+        in_litert = ["litert, batch 1, 1 thread"]
+        in_tensorflow = ["tensorflow, batch 1", "tensorflow, batch 256"]
+        assert list(row.latencies) == in_tensorflow + in_litert
         assert all(
             timing["milliseconds"] > 0
             and timing["ratio_low"] <= timing["ratio"] <= timing["ratio_high"]
