@@ -149,7 +149,7 @@ def timed(name, **conditions):
 
 
 @pytest.mark.parametrize(
-    ("values", "is_told"),
+    ("values", "is_reported"),
     [
         ((1.36, 1.36, 1.30, 1.41), True),
         ((0.60, 0.60, 0.58, 0.66), False),
@@ -157,18 +157,18 @@ def timed(name, **conditions):
         ((1.10, 1.10, 0.70, 1.90), False),  # nothing is certain on a busy machine
     ],
 )
-def test_a_pruned_network_that_is_slower_than_the_unpruned_one_is_told(values, is_told):
+def test_a_pruned_network_that_is_slower_than_the_unpruned_one_is_reported(values, is_reported):
     whole = (1.0, 1.0, 1.0, 1.0)
     rows = [
         timed("unpruned", onnxruntime=whole, litert=whole),
         timed("pruned", onnxruntime=values, litert=(0.5, 0.5, 0.5, 0.5)),
     ]
     found = notes(rows)
-    assert len(found) == is_told
+    assert len(found) == is_reported
     assert all("1.36 of the unpruned network's time in onnxruntime" in text for text in found)
 
 
-def test_a_network_that_is_slower_in_8_bits_than_in_32_is_told():
+def test_a_network_that_is_slower_in_8_bits_than_in_32_is_reported():
     rows = [
         timed("unpruned", litert=(2.0, 1.0, 1.0, 1.0), litert_int8=(1.0, 0.5, 0.5, 0.5)),
         timed("pruned", litert=(0.8, 0.4, 0.4, 0.4), litert_int8=(0.9, 0.45, 0.45, 0.45)),
