@@ -50,7 +50,7 @@ class GoalSettings(Settings):
     probe_epochs: int | None = setting(
         None,
         "epochs of fine-tuning of each rate that is tried for an accuracy goal; without it a "
-        "quarter of those of the final network; 0: cut and repaired only",
+        "quarter of the final network's epochs; 0: cut and repaired only",
         TRAINING,
         range=NOT_NEGATIVE,
         may_be_none=True,

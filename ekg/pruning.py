@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from ekg.data.dataset import LabelledData
-from ekg.data.examples import draw_labelled
+from ekg.data.examples import draw_for_export
 from ekg.data.inputs import described
 from ekg.data.own import make_data
 from ekg.deploy.formats import runtime_named
@@ -144,15 +144,11 @@ class PruneResult:
             result.export("pruned.tflite", quantize="int8")
 
         The arguments are those of ekg.export. Without `examples` training images and their labels
-        are
-        taken: the networks are compared on them, and for int8 they give the ranges.
+        are taken: the networks are compared on them, and for int8 they give the ranges.
         """
         if examples is None and labels is None:
-            examples, labels = draw_labelled(self._data, EXPORT_EXAMPLES)
-            if type(self._data.task) in TASKS.values():
-                task = self._data.task
-            else:  # labels of several outputs, or with weights, or made by the unpruned network
-                labels = None
+            examples, labels, own = draw_for_export(self._data, EXPORT_EXAMPLES)
+            task = task if labels is None else own
         return export(
             self.model,
             path,

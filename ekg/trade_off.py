@@ -13,7 +13,6 @@ from ekg.errors import EkgError
 from ekg.pruning import PruneResult, prune
 from ekg.report import front as report
 from ekg.report import page
-from ekg.report.table import notes
 
 PICTURE, PAGE = "front.png", "front.html"
 
@@ -58,8 +57,10 @@ class Front:
 
     def summary(self) -> str:
         """Returns a Markdown table: the unpruned network and one row per rate."""
-        found = [note for result in self.results for note in notes(result.table)]
-        return "\n".join([report.format_front(self._points()), self.results[-1].note, *found])
+        points = self._points()
+        return "\n".join(
+            [report.format_front(points), self.results[-1].note, *report.notes_of(points)]
+        )
 
     def report(self, folder: str | Path) -> None:
         """Writes front.html and front.png into a folder.

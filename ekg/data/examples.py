@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from ekg.data.inputs import count_of, rows_of
+from ekg.tasks.kinds import TASKS
 
 
 def draw_labelled(data, number, seed=0, split=None):
@@ -28,6 +29,18 @@ def draw_labelled(data, number, seed=0, split=None):
         return np.resize(values, (number, *values.shape[1:]))
 
     return keras.tree.map_structure(repeated, rows_of(images, order)), repeated(labels)
+
+
+def draw_for_export(data, number, seed=0, split=None):
+    """Returns (inputs, labels, task) as ekg.export takes them; labels are None where a task of its
+    own prepared them: of several outputs, with weights, or made by the unpruned network.
+
+    Args: see draw_labelled.
+    """
+    inputs, labels = draw_labelled(data, number, seed, split)
+    if type(data.task) in TASKS.values():
+        return inputs, labels, data.task
+    return inputs, None, "auto"
 
 
 def draw_examples(data, number, seed=0):

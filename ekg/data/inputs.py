@@ -51,7 +51,7 @@ class Inputs:
     @property
     def shape(self):
         """Shape of one example as calls.Graph takes it: of several inputs a list of shapes."""
-        return list(self.shapes) if self.are_several else self.shapes[0]
+        return one_or_list(self.shapes)
 
     def subjects(self, what):
         """Returns a list of what messages call each input, given the argument that holds them."""
@@ -159,6 +159,11 @@ def rows_of(inputs, indices):
 def shapes_of(inputs):
     """Returns a tuple of the shape of each input for one example."""
     return tuple(tuple(array.shape[1:]) for array in keras.tree.flatten(inputs))
+
+
+def one_or_list(shapes):
+    """Returns the shape of the only input, or a list of the shapes of several."""
+    return list(shapes) if len(shapes) > 1 else shapes[0]
 
 
 def num_bytes(inputs):

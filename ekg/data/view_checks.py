@@ -87,7 +87,7 @@ def _seen(view, images, labels, number, is_traced=True):
 
 
 def _shapes(images):
-    """Returns the shape of the images, or those of several inputs in their structure."""
+    """Returns the shape of the images, or the shapes of several inputs in their structure."""
     return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), images)
 
 

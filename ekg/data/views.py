@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from ekg.data import augment
-from ekg.data.inputs import IMAGE_RANKS
+from ekg.data.inputs import IMAGE_RANKS, one_or_list
 from ekg.errors import EkgError
 from ekg.tasks.kinds import Regression, Task
 
@@ -163,10 +163,9 @@ def _image_inputs(name, graph):
     """Returns the numbers of the inputs that are images or volumes."""
     numbers = [number for number in graph.inputs if len(graph.shapes[number]) in IMAGE_RANKS]
     if not numbers:
-        shapes = graph.input_shapes
         raise EkgError(
             f"`augment` {name!r} moves images and volumes, and the network takes "
-            f"{shapes if len(shapes) > 1 else shapes[0]}; give a function (images, seed) -> images."
+            f"{one_or_list(graph.input_shapes)}; give a function (images, seed) -> images."
         )
     return numbers
 

@@ -160,7 +160,11 @@ class Format:
         with tempfile.TemporaryDirectory(prefix="ekg-") as folder:
             path = Path(folder) / f"network{self.suffix}"
             self.write(source, str(path))
-            return self.open(path, source).make_pass(random_inputs(source.graph, batch), threads)
+            return self.timed_file(path, source, batch, threads)
+
+    def timed_file(self, path, source, batch, threads=None):
+        """Returns what timed() does, for a file of a Source."""
+        return self.open(path, source).make_pass(random_inputs(source.graph, batch), threads)
 
     def timed_part(self, model, batch, threads=None):
         """Returns what timed() does, for a part of a network that is never written by itself.

@@ -13,6 +13,7 @@ FORMATS = {form.name: form for form in (KerasFile(), SavedModel(), LiteRT(), Onn
 # .keras file holds it.
 RUNTIMES = {form.runtime: form for form in FORMATS.values() if form.runtime}
 
+LITERT = LiteRT.name
 AUTO_RUNTIMES = "auto"  # TensorFlow, and LiteRT where it is installed and takes the network
 INT8 = "int8"  # LiteRT with everything in 8 bits, among the formats of a run
 

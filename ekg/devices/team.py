@@ -84,7 +84,7 @@ class Team:
         )
 
     def _replica_number(self):
-        """Returns the number of this process's first replica among those of all processes."""
+        """Returns the number of this process's first replica among all replicas."""
         numbers = self.strategy.run(
             lambda: tf.distribute.get_replica_context().replica_id_in_sync_group
         )

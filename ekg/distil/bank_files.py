@@ -10,7 +10,7 @@ from concurrent import futures
 import keras
 import numpy as np
 
-from ekg.data.inputs import content_of, shapes_of
+from ekg.data.inputs import content_of, one_or_list, shapes_of
 from ekg.errors import EkgError
 from ekg.io import files
 
@@ -41,7 +41,7 @@ def fingerprint(split, task=None):
         digest.update(content_of(array))
     return {
         "images": len(split),
-        "shape": shapes if len(shapes) > 1 else shapes[0],
+        "shape": one_or_list(shapes),
         "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
         "sample": digest.hexdigest(),
     }

@@ -1,8 +1,8 @@
 """Weights that a composite layer holds itself, as class tokens and position embeddings.
 
 In the graph of the layer's parts each is written by a small layer, OwnWeight. Where the layer
-repeats one for every example, AcrossBatch does that. The channels of both follow those of the
-tensors that they are added to, or stacked with along the positions.
+repeats one for every example, AcrossBatch does that. The channels of both follow the
+channels of the tensors that they are added to, or stacked with along the positions.
 """
 
 from fractions import Fraction

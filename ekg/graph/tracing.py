@@ -26,7 +26,7 @@ class Closed(Exception):
 
 
 def own_weights(layer):
-    """Returns a list of the weights that a layer holds itself, besides those of layers inside."""
+    """Returns a list of the weights that a layer holds itself, without the layers inside."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 

@@ -113,7 +113,13 @@ def measure_latency(
     """
     runtime = runtime_named(runtime) if isinstance(runtime, str) else runtime
     passes = [runtime.timed(model, batch, threads, input_shape) for model in models.values()]
-    return dict(zip(models, summarise(time_in_turn(passes, rounds, seconds))))
+    return measure_passes(dict(zip(models, passes)), rounds, seconds)
+
+
+def measure_passes(passes, rounds, seconds):
+    """Returns {name: Timing} of functions without arguments, {name: function}, measured in turn."""
+    samples = time_in_turn(list(passes.values()), rounds, seconds)
+    return dict(zip(passes, summarise(samples)))
 
 
 def summarise(samples):

@@ -96,6 +96,11 @@ def format_front(points):
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
+def notes_of(points):
+    """Returns the list of the sentences on all networks of a front; see table.notes()."""
+    return [note for point in points for note in notes(point.run.table)]
+
+
 def write_front(points, picture, page):
     """Writes the picture and the self-contained page of a front.
 
@@ -108,5 +113,4 @@ def write_front(points, picture, page):
 
     pictures.draw_front(picture, points)
     title = f"{points[0].run.name}: accuracy and cost"
-    found = [note for point in points for note in notes(point.run.table)]
-    write_page(page, title, picture, {"Networks": table_of(points)}, found)
+    write_page(page, title, picture, {"Networks": table_of(points)}, notes_of(points))

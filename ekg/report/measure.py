@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 
-from ekg.data.inputs import shapes_of
-from ekg.deploy.format import Source, random_inputs
-from ekg.deploy.formats import AUTO_RUNTIMES, runtime_named
+from ekg.data.inputs import one_or_list, shapes_of
+from ekg.deploy.format import Source
+from ekg.deploy.formats import AUTO_RUNTIMES, FORMATS, LITERT, runtime_named
 from ekg.deploy.keras_file import KerasFile
 from ekg.deploy.packages import is_installed
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
-from ekg.latency.timing import Conditions, summarise, time_in_turn
+from ekg.latency.timing import Conditions, measure_passes
 from ekg.process.progress import progress_bar
 from ekg.report.table import LITERT_INT8, Row
 from ekg.tasks.metrics import metric_named
@@ -22,7 +22,7 @@ from ekg.tasks.metrics import metric_named
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 256)  # batch sizes for latency in TensorFlow; other runtimes serve single examples
-LITERT, LITERT_PACKAGE = "litert", "ai-edge-litert"
+(LITERT_PACKAGE,) = FORMATS[LITERT].packages
 ROUNDS = 30  # largest number of rounds per latency
 SECONDS = 20.0  # longest time per latency
 LAG = 0.05  # loss of accuracy by lagging batch norm statistics that triggers a warning
@@ -92,8 +92,7 @@ def image_shape(batches):
     """Returns the shape of an example of data.Batches, since a network may leave its size open; of
     several inputs a list of shapes.
     """
-    shapes = shapes_of(batches.split.read(np.zeros(1, np.int64)))
-    return list(shapes) if len(shapes) > 1 else shapes[0]
+    return one_or_list(shapes_of(batches.split.read(np.zeros(1, np.int64))))
 
 
 def automatic_runtimes():
@@ -130,8 +129,8 @@ def with_latencies(
         models: list of the keras.Model of each row; a model of several rows is measured once.
         runtimes, target: see conditions_for.
         shape: shape of an example, or a list of one per input.
-        int8: list of the path of each row's network in LiteRT's 8 bits, timed in turn with those of
-            32 bits; or None.
+        int8: list of the path of each row's network in LiteRT's 8 bits, timed in turn with the
+            networks in 32 bits; or None.
         use_xla: whether TensorFlow compiles with XLA.
         run_seconds: duration of the run that the networks come from; networks of short runs are
             measured in fewer rounds.
@@ -177,21 +176,12 @@ def _measure_in_turn(models, int8, runtime, condition, shape, seconds):
     """
     batch, threads = condition.batch, condition.num_threads
     distinct = {id(model): model for model in models}
-    passes = {
-        key: runtime.timed(model, batch, threads, shape) for key, model in distinct.items()
-    } | {
-        path: _file_pass(runtime, path, model, batch, threads, shape)
-        for path, model in zip(int8, models)
-    }
-    samples = time_in_turn(list(passes.values()), ROUNDS, seconds)
-    timings = dict(zip(passes, map(dataclasses.asdict, summarise(samples))))
-    by_network = [[timings[id(model)]] for model in models]
+    passes = {key: runtime.timed(model, batch, threads, shape) for key, model in distinct.items()}
+    for path, model in zip(int8, models):
+        source = Source(model, Graph(model, shape))
+        passes[path] = runtime.timed_file(path, source, batch, threads)
+    timings = measure_passes(passes, ROUNDS, seconds)
+    by_network = [[dataclasses.asdict(timings[id(model)])] for model in models]
     for entry, path in zip(by_network, int8):
-        entry.append(timings[path])
+        entry.append(dataclasses.asdict(timings[path]))
     return by_network
-
-
-def _file_pass(runtime, path, model, batch, threads, shape):
-    """Returns a function without arguments that runs a network once from its exported file."""
-    source = Source(model, Graph(model, shape))
-    return runtime.open(path, source).make_pass(random_inputs(source.graph, batch), threads)

@@ -153,27 +153,41 @@ def notes(rows):
     """
     found = []
     for conditions in _common_names(rows, "latencies"):
-        timings = [row.latencies[conditions] for row in rows]
-        slower = [(row, timing) for row, timing in zip(rows[1:], timings[1:]) if _is_slower(timing)]
-        if slower and not conditions.startswith(LITERT_INT8):
-            row, timing = max(slower, key=lambda pair: pair[1]["ratio"])
-            runtime = conditions.partition(",")[0]
+        if conditions.startswith(LITERT_INT8):
+            found += _slower_in_8_bits(rows, conditions)
+        else:
+            found += _slower_than_unpruned(rows, conditions)
+    return found
+
+
+def _slower_than_unpruned(rows, conditions):
+    """Returns a list with a sentence on the slowest network, if one is slower than the first."""
+    slower = [row for row in rows[1:] if _is_slower(row.latencies[conditions])]
+    if not slower:
+        return []
+    row = max(slower, key=lambda row: row.latencies[conditions]["ratio"])
+    return [
+        f"{row.name} takes {row.latencies[conditions]['ratio']:.2f} of the unpruned network's time "
+        f"in {conditions}: kernels there need not be faster at fewer channels; "
+        f'`multiple_of="auto"` keeps numbers of channels that are, and a target for the latency in '
+        f"{conditions.partition(',')[0]} measures it."
+    ]
+
+
+def _slower_in_8_bits(rows, conditions):
+    """Returns a list with a sentence per network that is slower in 8 bits than in 32."""
+    found, in_32_bits = [], conditions.replace(LITERT_INT8, "litert", 1)
+    if any(in_32_bits not in row.latencies for row in rows):
+        return []
+    for row in rows:
+        int8, full = row.latencies[conditions], row.latencies[in_32_bits]
+        is_slower = int8["milliseconds"] > (1 + SLOWER) * full["milliseconds"]
+        if is_slower and not _is_busy(int8):
             found.append(
-                f"{row.name} takes {timing['ratio']:.2f} of the unpruned network's time in "
-                f"{conditions}: kernels there need not be faster at fewer channels; "
-                f'`multiple_of="auto"` keeps numbers of channels that are, and a target for the '
-                f"latency in {runtime} measures it."
-            )
-        twin = conditions.replace(LITERT_INT8, "litert", 1)
-        if twin != conditions and all(twin in row.latencies for row in rows):
-            pairs = [(row, row.latencies[conditions], row.latencies[twin]) for row in rows]
-            found += [
                 f"{row.name} is slower in 8 bits than in 32 in LiteRT on this machine: "
                 f"{milliseconds_text(int8['milliseconds'])} and "
                 f"{milliseconds_text(full['milliseconds'])} ms."
-                for row, int8, full in pairs
-                if int8["milliseconds"] > (1 + SLOWER) * full["milliseconds"] and not is_busy(int8)
-            ]
+            )
     return found
 
 
@@ -215,10 +229,10 @@ def latency_text(timing, with_ratio=True):
     text = milliseconds_text(timing["milliseconds"])
     if with_ratio and "ratio" in timing:
         text += f" = {timing['ratio']:.3f} [{timing['ratio_low']:.3f}, {timing['ratio_high']:.3f}]"
-    return f"{text} ({BUSY})" if is_busy(timing) else text
+    return f"{text} ({BUSY})" if _is_busy(timing) else text
 
 
-def is_busy(timing):
+def _is_busy(timing):
     """Returns whether rounds differ so much that something else must have been running.
 
     The ratio decides; the times themselves do if there is only one network, whose ratio is always

@@ -6,8 +6,9 @@ import logging
 import keras
 import numpy as np
 
-from ekg.data.examples import draw_examples, draw_labelled
-from ekg.deploy.formats import FORMATS, INT8
+from ekg.data.examples import draw_examples, draw_for_export
+from ekg.data.inputs import one_or_list
+from ekg.deploy.formats import FORMATS, INT8, LITERT
 from ekg.deploy.write import MIN_EXAMPLES, export
 from ekg.io import files
 from ekg.report import page
@@ -17,13 +18,11 @@ from ekg.run import folder as names
 from ekg.run.arguments import origin
 from ekg.run.choice import CUT, TUNED, Choice, count_steps
 from ekg.run.phases import write_keras
-from ekg.tasks.kinds import TASKS
 from ekg.train.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
 
 EXPORT_EXAMPLES = 64
-LITERT = "litert"
 
 
 def report(job, networks, ready=None):
@@ -117,8 +116,7 @@ def measured_shape(job):
     """Returns the shape of the examples that FLOPs and latencies are given for, of several inputs a
     list: the search's, even where test images have another size.
     """
-    shapes = job.supernet.graph.input_shapes
-    return shapes if len(shapes) > 1 else shapes[0]
+    return one_or_list(job.supernet.graph.input_shapes)
 
 
 def target_conditions(job):
@@ -138,17 +136,17 @@ def export_int8(job, model, path):
     The ranges of its numbers come from as many training images.
     """
     number = min(max(len(job.data.test), MIN_EXAMPLES), INT8_IMAGES)
-    training, of_training = draw_labelled(job.data, number, job.settings.run.seed)
-    test, of_test = draw_labelled(job.data, number, job.settings.run.seed, job.data.test)
-    has_labels = type(job.data.task) in TASKS.values()
+    seed = job.settings.run.seed
+    training, of_training, task = draw_for_export(job.data, number, seed)
+    test, of_test, _ = draw_for_export(job.data, number, seed, job.data.test)
     return export(
         model,
         path,
         LITERT,
         quantize="int8",
         examples=keras.tree.map_structure(_joined, training, test),
-        labels=np.concatenate([of_training, of_test]) if has_labels else None,
-        task=job.data.task if has_labels else "auto",
+        labels=None if of_test is None else _joined(of_training, of_test),
+        task=task,
     )
 
 
