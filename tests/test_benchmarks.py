@@ -43,7 +43,7 @@ def phase(name, before, after, count=0, work=5e9, unit="s"):
     }
 
 
-def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
+def test_a_page_of_two_revisions_shows_ratios_and_shares_of_the_peak(tmp_path):
     curves = [{"name": "images", "counts": [1, 2], "seconds": [1.0, 2.0]}]
     phases = [
         phase(
@@ -124,7 +124,7 @@ def test_a_page_of_two_revisions_tells_ratios_and_shares_of_the_peak(tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
-def test_steps_in_float32_are_those_of_the_search():
+def test_steps_in_float32_equal_the_searchs():
     supernet, data = Supernet(make_tiny_resnet()), make_data()
     settings = SearchSettings(target_rate=0.4, val_per_class=16, search_batch_size=40)
     history = search(supernet, data, settings).history
@@ -148,7 +148,7 @@ def test_a_view_moves_each_image_by_itself():
     assert len(set(places)) > 1 and all(28 <= place <= 52 for pair in places for place in pair)
 
 
-def test_a_baseline_of_ones_own_learns_on_moved_images_with_statistics_that_keep_up(monkeypatch):
+def test_a_benchmarks_baseline_learns_on_moved_images_with_current_statistics(monkeypatch):
     seen = []
     monkeypatch.setattr(
         own_network.keras.Model,
@@ -180,7 +180,7 @@ def test_a_baseline_of_ones_own_learns_on_moved_images_with_statistics_that_keep
     assert model.output_shape == (None, 10)
 
 
-def test_outputs_are_joined_by_their_ranges_and_parted_again():
+def test_outputs_are_joined_by_their_ranges_and_split_again():
     inputs = keras.Input((4,))
     outputs = [keras.layers.Dense(2)(inputs), keras.layers.Dense(3, activation="softmax")(inputs)]
     model, x = (
@@ -209,7 +209,7 @@ def test_differences_are_shares_of_each_channels_range():
     assert packaged.agreements(whole, [np.array([[0.0, 1.0], [2.0, 1.0]])]) == [0.5]
 
 
-def test_a_page_of_load_tells_seconds_slopes_and_the_share_outside_the_network(tmp_path):
+def test_a_page_of_load_shows_seconds_slopes_and_the_share_outside_the_network(tmp_path):
     result = {
         "groups": {
             "cut": {"counts": [10, 100, 1000], "seconds": [1.0, 2.0, 20.0], "mib": [0.0, 1.0, 7.4]},
@@ -285,7 +285,7 @@ def test_a_row_of_a_kerashub_network_shows_the_largest_differences_or_the_reason
     assert refused == ("vit", *["–"] * 5, "nothing")
 
 
-def test_weights_of_a_benchmark_are_random_but_for_numbers_that_count():
+def test_weights_of_a_benchmark_are_random_except_for_integer_counters():
     inputs = keras.Input((4,))
     x = keras.layers.Dense(3, name="dense")(keras.layers.BatchNormalization()(inputs))
     model = keras.Model(inputs, keras.layers.Dropout(0.5, seed=1)(x))

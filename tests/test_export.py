@@ -89,7 +89,7 @@ def test_a_parameter_file_is_exported_and_measured_in_its_runtime(
 
 
 @pytest.mark.parametrize("name", ["a.tflite", "a.onnx"])
-def test_a_keras_file_with_data_of_ones_own(own, tmp_path, name, capsys):
+def test_a_keras_file_is_exported_with_the_users_data(own, tmp_path, name, capsys):
     path, data, model = own
     result, measured = run("--model", path, "--out", tmp_path / name, "--data_path", data)
     with np.load(data) as arrays:
@@ -152,7 +152,7 @@ def test_a_usage_error_is_one_line(argv, message, capsys):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_mistakes_are_told_and_leave_nothing(own, params, tmp_path):
+def test_mistakes_are_reported_and_leave_no_files(own, params, tmp_path):
     path, data, _ = own
     (tmp_path / "broken.keras").write_bytes(path.read_bytes()[:500])
     before = sorted(tmp_path.iterdir())

@@ -171,7 +171,7 @@ def test_a_search_alone_takes_the_weight_decay_of_its_epoch(place, tmp_path, mon
     )  # and the network is there
 
 
-def test_what_can_be_pruned_is_printed(place, capsys):
+def test_an_inspection_prints_the_prunable_groups(place, capsys):
     run(place, "--inspect", "--exclude", "two")
     text = capsys.readouterr().out
     assert "one" in text and "two  'two' is excluded" in text
@@ -291,7 +291,7 @@ def test_files_that_are_something_else_are_named(place, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_latency_is_aimed_at_and_the_result_is_exported(place, tmp_path, monkeypatch, capsys):
+def test_a_latency_is_reached_and_the_result_is_exported(place, tmp_path, monkeypatch, capsys):
     clock = install(monkeypatch)
     result = run(
         place,

@@ -126,7 +126,7 @@ def test_imagenet_networks_are_trained_with_a_temperature_of_ten(notes_of):
     assert notes.calls["search_toward"][0][3].target_rate == 0.55
 
 
-def test_every_setting_that_is_given_arrives_in_its_own_place(notes_of):
+def test_every_given_setting_reaches_its_own_field(notes_of):
     notes = notes_of(
         train_cifar,
         "--target_rate",

@@ -154,7 +154,7 @@ def train_small(folder, *argv):
     )
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
     """Stopped after a search step and again after the first epoch of fine-tuning."""
     folder, other = tmp_path / "undisturbed", tmp_path / "run"
     train_small(folder, "--target_rate", "0.5")
@@ -236,7 +236,7 @@ def base(finished):
     ]
 
 
-def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path, monkeypatch):
+def test_a_finished_search_is_taken_over(finished, base, tmp_path, monkeypatch):
     """It ends as a whole run does, which searches itself."""
     (folder, rows), taken = finished, tmp_path / "taken"
     with monkeypatch.context() as patch:
@@ -255,7 +255,7 @@ def test_a_finished_search_is_taken_and_not_made_again(finished, base, tmp_path,
     )
 
 
-def test_a_search_that_is_another_one_or_damaged_is_not_taken(finished, base, tmp_path):
+def test_another_or_damaged_search_is_not_taken_over(finished, base, tmp_path):
     folder, damaged = finished[0], tmp_path / "damaged"
     base = [*base, "--train_path", tmp_path / "new", "--search_from"]
     for argv, message in (
@@ -397,7 +397,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_program_that_asks_the_library_for_the_same_gets_the_same(finished, tmp_path):
+def test_the_library_gives_the_same_result_as_the_script(finished, tmp_path):
     folder, rows = finished
     model = nets.from_params("ResNet-8", utils.load_params(folder / "baseline_param.pkl"), 10)
     result = ekg.prune(

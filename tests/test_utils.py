@@ -264,7 +264,7 @@ def test_a_file_holds_every_weight_under_a_name_of_its_own_and_fits_a_second_net
     np.testing.assert_allclose(second(inputs), first(inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_names_are_those_of_nested_models_and_layers():
+def test_names_are_built_from_nested_models_and_layers():
     assert {"left/conv/kernel:0", "right/conv/kernel:0", "left/norm/moving_mean:0"} <= set(
         utils.model_params(make_nested("n"))
     )
@@ -314,7 +314,7 @@ def test_tensorflow_is_imported_without_its_first_lines_and_others_are_passed_on
 
 
 @pytest.mark.parametrize("told", ["", "--quiet"])
-def test_a_script_says_at_once_what_it_was_asked_for_and_one_line_where_it_fails(told):
+def test_a_script_first_logs_its_command_and_fails_with_one_line(told):
     done = subprocess.run(
         [sys.executable, "export.py", "--model", "no such file", "--out", "x", *told.split()],
         cwd=ROOT,
@@ -337,7 +337,7 @@ def test_a_script_says_at_once_what_it_was_asked_for_and_one_line_where_it_fails
 @pytest.mark.parametrize(
     "flag, expected", [("--quiet", ["W"]), ("", ["I", "W"]), ("--verbose", ["D", "I", "W"])]
 )
-def test_the_parser_of_every_script_says_how_much_is_told(flag, expected, capsys, monkeypatch):
+def test_every_script_has_flags_for_how_much_is_logged(flag, expected, capsys, monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("ekg"), "level", logging.NOTSET)
     monkeypatch.setattr(logging.root, "level", logging.WARNING)
@@ -357,7 +357,7 @@ def test_the_parser_of_every_script_says_how_much_is_told(flag, expected, capsys
 @pytest.mark.parametrize(
     "level, expected", [("2", ""), ("0", "I0000 00:00:17.1 12 a.cc:5] oneDNN\n")]
 )
-def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(level, expected, tmp_path):
+def test_other_lines_that_tensorflow_writes_on_import_are_shown(level, expected, tmp_path):
     """A stand-in for it that writes its first lines and one more, and then fails."""
     (tmp_path / "tensorflow.py").write_text(
         "import os; os.write(2, b'I0000 00:00:17.1 12 a.cc:5] oneDNN\\nE0000 no driver\\n'); "
@@ -375,7 +375,7 @@ def test_what_tensorflow_writes_besides_when_it_is_imported_is_seen(level, expec
     assert done.stderr.endswith("ImportError: x\n")
 
 
-def test_the_last_words_of_an_import_that_aborts_are_seen(tmp_path):
+def test_the_last_lines_of_an_aborted_import_are_shown(tmp_path):
     (tmp_path / "tensorflow.py").write_text(
         "import os; os.write(2, b'F0000 needs AVX512\\n'); os.abort()"
     )

@@ -68,7 +68,7 @@ def test_condition_numbers_are_kept_and_drawn(params, tmp_path, capsys):
     analyze.parse_args(each[-1].strip("`").split()[2:])  # it can be asked for so
 
 
-def test_eigenvalues_that_do_not_converge_are_said_and_kept(params, tmp_path, capsys):
+def test_eigenvalues_that_do_not_converge_are_reported_and_kept(params, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run_analysis(
             "condition",
@@ -134,7 +134,7 @@ def test_a_cut_networks_kernels_are_taken_at_the_norms_of_the_network_it_was_cut
         run_analysis(*argv, "--norms_of", path, "--out", tmp_path / "wrong")
 
 
-def test_networks_are_named_by_as_little_of_their_paths_as_tells_them_apart(tmp_path):
+def test_networks_are_named_by_the_shortest_parts_of_their_paths_that_differ(tmp_path):
     paths = [tmp_path / name for name in ("a/slimmed.pkl", "b/slimmed.pkl", "b/trained.pkl")]
     assert short_names(paths) == ["a/slimmed.pkl", "b/slimmed.pkl", "b/trained.pkl"]
     assert short_names(paths[1:]) == ["slimmed.pkl", "trained.pkl"]

@@ -198,7 +198,7 @@ def residuals(values, given):
     return values - line @ np.linalg.lstsq(line, values, rcond=None)[0]
 
 
-def test_a_partial_coefficient_is_that_of_what_regression_leaves():
+def test_a_partial_coefficient_is_that_of_the_residuals_of_a_regression():
     rng = np.random.default_rng(3)
     given = rng.normal(size=30)
     first, second = np.exp(given) + rng.normal(size=30), given + 0.5 * rng.normal(size=30)
@@ -212,7 +212,7 @@ def test_a_partial_coefficient_is_that_of_what_regression_leaves():
         assert -1 <= low < coefficients[kind] < high <= 1
 
 
-def test_partial_coefficients_are_those_computed_by_hand():
+def test_partial_coefficients_equal_hand_computed_ones():
     # Of (1, 2, 3, 4) and (2, 1, 4, 3): r = 3/5; (1, 2, 2, 1) goes with neither, so it stays.
     assert correlate([1, 2, 3, 4], [2, 1, 4, 3], [1, 2, 2, 1])["pearson"] == pytest.approx(0.6)
     # r12 = 3/5, r13 = 4/5, r23 = 0: (3/5) / √(1 − 16/25) = 1.
@@ -221,7 +221,7 @@ def test_partial_coefficients_are_those_computed_by_hand():
     assert math.isnan(correlate([1, 2, 4], [3, 1, 2], [2, 4, 8])["pearson"])
 
 
-def test_coefficients_are_those_computed_by_hand():
+def test_coefficients_equal_hand_computed_ones():
     # Deviations (-1, 0, 1) and (-10, -7, 17)/3: 9 / (√2 · √438/3). The order is the same.
     coefficients = correlate([1, 2, 3], [1, 2, 10])
     assert coefficients["pearson"] == pytest.approx(27 / math.sqrt(876)) and coefficients[
@@ -231,7 +231,7 @@ def test_coefficients_are_those_computed_by_hand():
     assert correlate([1, 2, 3], [1, 1, 10])["spearman"] == pytest.approx(1.5 / math.sqrt(3))
 
 
-def test_intervals_are_those_computed_by_hand():
+def test_intervals_equal_hand_computed_ones():
     # Of 27 draws 6 give 0, 6 give 1, 6 give -1, and the others nothing.
     coefficients = correlate([0, 1, 2], [0, 1, 0])
     assert coefficients["pearson"] == pytest.approx(0) and coefficients[
@@ -241,7 +241,7 @@ def test_intervals_are_those_computed_by_hand():
     assert math.isnan(correlate([1, 1], [0, 1])["pearson"])
 
 
-def test_coefficients_equal_scipys_and_intervals_hold_them():
+def test_coefficients_equal_scipys_and_lie_in_their_intervals():
     rng = np.random.default_rng(0)
     first = rng.normal(size=40)
     second = np.exp(first) + 0.3 * rng.normal(size=40)

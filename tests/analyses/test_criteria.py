@@ -41,7 +41,7 @@ def test_criteria_are_compared(params, tmp_path, started):
     assert min(picture_size(tmp_path / "criteria.png")) > 100
 
 
-def test_figures_of_the_paper_stand_beside_runs_like_its_own(
+def test_figures_of_the_paper_are_shown_beside_runs_like_its_own(
     params, tmp_path, started, monkeypatch
 ):
     # The networks of these folders are small; what counts is what their arguments say.

@@ -5,7 +5,7 @@ from tests.analyses.helpers import make_run, run_analysis
 
 
 @pytest.mark.parametrize("method", ["uniform", "scratch"])
-def test_another_way_to_the_rate_is_trained_and_stands_in_the_tables(method, params, tmp_path):
+def test_another_way_to_the_rate_is_trained_and_listed_in_the_tables(method, params, tmp_path):
     searched = (
         ["--searched", str(make_run(tmp_path / "run", params))] if method == "scratch" else []
     )
@@ -44,7 +44,7 @@ def test_another_way_to_the_rate_is_trained_and_stands_in_the_tables(method, par
     )
 
 
-def test_the_method_scratch_needs_a_run_and_the_others_none(capsys):
+def test_only_the_method_scratch_needs_a_run(capsys):
     for argv in (["scratch"], ["uniform", "--searched", "run"]):
         with pytest.raises(SystemExit):
             peers.parse_args([*argv, "--trained_param", "p.pkl"])

@@ -24,7 +24,7 @@ def test_a_run_that_fails_ends_the_analysis_with_its_exit_code(params, tmp_path,
     assert exit_info.value.code == 2
 
 
-def test_a_request_to_end_goes_on_to_the_run(no_request):
+def test_a_request_to_end_is_passed_to_the_run(no_request):
     stopping.request(signal.SIGTERM)
     assert (
         runs.run_process([sys.executable, "-c", "import time; time.sleep(60)"]) == -signal.SIGTERM

@@ -39,7 +39,7 @@ def test_surfaces_share_one_scale(params, tmp_path):
     assert (tmp_path / "surfaces.jsonl").read_bytes() == before  # nothing was computed again
 
 
-def test_surfaces_stand_in_the_page_of_results(params, tmp_path):
+def test_surfaces_are_shown_on_the_page_of_results(params, tmp_path):
     argv = (
         "landscape",
         params / "one.pkl",
@@ -78,7 +78,7 @@ def test_surfaces_stand_in_the_page_of_results(params, tmp_path):
         run_analysis("tables", tmp_path / "flat")
 
 
-def test_many_surfaces_stand_in_rows(tmp_path):
+def test_many_surfaces_are_arranged_in_rows(tmp_path):
     sizes = {}
     for count in (5, 7):
         pictures.draw_surfaces(

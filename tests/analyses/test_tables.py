@@ -22,7 +22,7 @@ PAPER = {
 }
 
 
-def test_tables_stand_next_to_the_published_figures(params, tmp_path):
+def test_tables_show_the_published_figures_beside_ours(params, tmp_path):
     folders = [
         make_run(tmp_path / f"run{seed}", params, 0.9 + 0.01 * seed, arch="ResNet-56", seed=seed)
         for seed in range(2)
@@ -50,7 +50,7 @@ def test_tables_stand_next_to_the_published_figures(params, tmp_path):
     assert page == f"{tables.BEGIN}\n\n{text}\n\n{tables.END}\n"
 
 
-def test_runs_of_an_earlier_version_that_does_not_tell_the_test_images_are_repetitions_of_others(
+def test_runs_of_an_earlier_version_without_a_record_of_test_images_are_repetitions_of_others(
     params, tmp_path
 ):
     first, second = (
@@ -61,7 +61,7 @@ def test_runs_of_an_earlier_version_that_does_not_tell_the_test_images_are_repet
     assert len(repetitions.group([first, told])) == 1 and len(repetitions.group([other, told])) == 2
 
 
-def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_path, caplog):
+def test_runs_without_tables_are_left_out_with_a_message(params, tmp_path, caplog):
     """`tables runs/*` meets runs that are not finished, and those of `ekg.prune`, whose arguments
     name no parameter file.
     """
@@ -85,7 +85,7 @@ def test_runs_of_which_there_are_no_tables_are_left_out_with_a_word(params, tmp_
         collect([own, unfinished])
 
 
-def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_tables(
+def test_a_page_is_rebuilt_from_records_alone_and_keeps_the_text_around_its_tables(
     params, tmp_path
 ):
     out = tmp_path / "docs"
@@ -143,7 +143,7 @@ def test_a_page_is_made_again_of_records_alone_and_keeps_what_stands_around_its_
     assert "ResNet-56, CIFAR10 at" not in sentence
 
 
-def test_latency_and_files_stand_before_and_after(params, tmp_path):
+def test_latency_and_file_sizes_are_shown_before_and_after(params, tmp_path):
     record = Record.of_run(make_run(tmp_path / "run", params))
     assert tables.format_costs([record]).count("\n") == 1
     table = [dict(row) for row in record.table]
@@ -219,7 +219,7 @@ def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypat
     )
 
 
-def test_what_lies_far_below_is_written_so_that_the_others_are_told_apart():
+def test_an_outlier_is_written_at_the_edge_so_that_the_others_stay_distinguishable():
     assert pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 43.4]) == 79.3
     assert (
         pictures._lowest_shown([84.6, 83.4, 82.1, 79.3, 70.0])
@@ -229,7 +229,7 @@ def test_what_lies_far_below_is_written_so_that_the_others_are_told_apart():
     assert pictures._lowest_shown([90.1, 90.0]) == pictures._lowest_shown([90.0]) == -np.inf
 
 
-def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path, monkeypatch):
+def test_altered_images_are_distinguished_from_the_published_ones(params, tmp_path, monkeypatch):
     monkeypatch.setattr("analyses.records.ALTERED", {"f" * 16: "CIFAR10 in grey"})
     folders = [
         make_run(
@@ -260,7 +260,7 @@ def test_altered_images_are_told_from_those_that_bear_the_name(params, tmp_path,
     )
 
 
-def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_told(
+def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_difference_is_reported(
     params, tmp_path
 ):
     changes = (
@@ -298,7 +298,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_repetitions_and_the_dif
         tables.format_runs([*records, again])
 
 
-def test_runs_before_there_was_a_choice_of_groups_are_those_of_the_intended_one(params, tmp_path):
+def test_runs_older_than_the_choice_of_groups_count_as_the_intended_one(params, tmp_path):
     changes = ({}, {"group_choice": "intended"}, {"group_choice": "published"})
     records = collect(
         [
@@ -356,7 +356,7 @@ def test_a_page_without_a_place_and_files_that_are_no_records_are_named(params, 
         run_analysis("tables", tmp_path / "other.json")
 
 
-def test_every_run_stands_next_to_its_like_in_the_paper_or_to_nothing(params, tmp_path):
+def test_every_run_is_listed_with_its_counterpart_in_the_paper_or_without_one(params, tmp_path):
     folders = [
         make_run(
             tmp_path / f"{teacher}{arch}",
@@ -375,7 +375,7 @@ def test_every_run_stands_next_to_its_like_in_the_paper_or_to_nothing(params, tm
     ]
 
 
-def test_rows_of_a_network_stand_together_the_best_first_and_only_what_was_searched_has_its_loss(
+def test_rows_are_grouped_by_network_best_first_and_only_searched_ones_have_a_loss(
     params, tmp_path
 ):
     runs = [
@@ -438,7 +438,7 @@ def test_the_readme_shows_the_runs_of_the_largest_network_that_was_run(params, t
         ({"search_teacher": "single", "finetune_teacher": "single"}, None),
     ],
 )
-def test_published_figures_are_found_by_all_of_their_key(change, top1):
+def test_published_figures_are_found_by_their_whole_key(change, top1):
     figures = published.find(PAPER | change)
     assert (figures and figures.top1) == top1
 
@@ -454,7 +454,7 @@ def test_no_figure_hides_another_and_every_row_of_the_ablation_has_one():
         )
 
 
-def test_what_is_no_finished_run_is_named(params, tmp_path):
+def test_a_folder_without_a_finished_run_is_named(params, tmp_path):
     with pytest.raises(EkgError, match="is no run folder: there is no arguments.json"):
         run_analysis("run", tmp_path)
     folder = make_run(tmp_path / "run", params)
@@ -463,7 +463,7 @@ def test_what_is_no_finished_run_is_named(params, tmp_path):
         run_analysis("tables", folder)
 
 
-def test_the_pages_tables_are_those_of_the_records_that_lie_beside_them():
+def test_the_tables_of_the_pages_match_the_records_beside_them():
     root = Path(tables.__file__).parents[1]
     records, studies = tables.kept(root / "docs")
     assert (

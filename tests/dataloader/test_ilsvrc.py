@@ -194,7 +194,7 @@ def test_labels_follow_the_sorted_wnids_and_classes_are_mixed(folder):
     ]
 
 
-def test_a_stretch_of_the_order_holds_all_classes():
+def test_every_stretch_of_the_order_holds_all_classes():
     labels = np.repeat(np.arange(20), 50)
     mixed = labels[mixed_order(labels)]
     assert sorted(mixed_order(labels)) == list(range(1000))
@@ -273,7 +273,7 @@ def test_a_flat_folder_takes_its_labels_from_the_development_kit(folder, place):
         ),
     ],
 )
-def test_ground_truth_that_does_not_fit_is_named(folder, numbers, wnids, message):
+def test_a_ground_truth_file_that_does_not_match_is_named(folder, numbers, wnids, message):
     make_flat(folder, numbers, wnids)
     with pytest.raises(EkgError, match=message):
         load(folder)
@@ -329,7 +329,7 @@ def empty(path):
         ),
     ],
 )
-def test_folders_that_do_not_fit_are_named(folder, damage, message):
+def test_folders_that_do_not_match_are_named(folder, damage, message):
     damage(folder)
     with pytest.raises(EkgError, match=message):
         load(folder)
@@ -355,7 +355,7 @@ def truncate(path):
         (lambda path: path.unlink(), "no such file"),
     ],
 )
-def test_a_damaged_image_is_named_wherever_it_is_read(folder, damage, reason):
+def test_a_damaged_image_is_named_by_every_reader(folder, damage, reason):
     data = load(folder)
     name = f"{CLASSES[1]}_2.JPEG"
     damage(folder / "train" / CLASSES[1] / name)
@@ -393,7 +393,7 @@ def test_damaged_images_are_left_out_and_counted_if_asked(folder, caplog):
     )
 
 
-def test_a_class_of_damaged_images_alone_is_named(folder):
+def test_a_class_with_only_damaged_images_is_named(folder):
     for file in (folder / "train" / CLASSES[1]).iterdir():
         file.write_bytes(b"")
     with pytest.raises(

@@ -65,14 +65,14 @@ def test_a_part_of_each_class_is_held_out_and_the_rest_is_kept():
     assert np.array_equal(held, again) and not np.array_equal(held, other)
 
 
-def test_no_more_than_the_most_is_held_out_and_no_class_as_a_whole():
+def test_at_most_the_limit_is_held_out_and_never_a_whole_class():
     held, _ = hold_out(np.zeros(100_000, int), 0.5, seed=0)
     assert len(held) == 5000
     held, kept = hold_out(np.array([0, 1, 1, 1]), 0.9, seed=0)
     assert 0 in kept and np.any(kept > 0) and len(held) == 2
 
 
-def test_neither_search_nor_training_sees_what_is_held_out(monkeypatch):
+def test_neither_search_nor_training_sees_held_out_examples(monkeypatch):
     """Every example has a number of its own in a corner, by which it is recognised."""
     images, labels = all_digits()
     images[:, 0, 0, 0] = np.arange(len(images)) / 1000

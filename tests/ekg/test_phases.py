@@ -18,7 +18,7 @@ def read(model, path):
     return copy
 
 
-def test_the_phases_one_by_one_end_as_the_whole_job_does_after_its_first_epoch(tmp_path):
+def test_the_phases_called_one_by_one_equal_the_whole_job_after_its_first_epoch(tmp_path):
     """The job begins with an epoch on a part of the data; searched from there, the phases find and
     train the same.
     """
@@ -67,7 +67,7 @@ def test_labels_alone_teach_without_a_bank_and_settings_are_checked():
         ekg.fine_tune(model, data, teacher="the unpruned network", epochs=1)
 
 
-def test_a_teacher_that_runs_along_teaches_as_in_the_whole_job(tmp_path):
+def test_a_live_teacher_teaches_as_in_the_whole_job(tmp_path):
     model = network(lambda x: layers.Dense(10, name="fc")(x))
     whole = ekg.prune(
         model,
@@ -90,7 +90,7 @@ def test_a_teacher_that_runs_along_teaches_as_in_the_whole_job(tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_regression_of_several_numbers_needs_a_supernet_that_knows_of_no_classes():
+def test_a_regression_of_several_numbers_needs_a_supernet_without_classes():
     model = network(lambda x: layers.Dense(4, name="numbers")(x))
     images, _ = digits()
     data = ekg.make_data(model, (images, np.random.default_rng(0).normal(size=(120, 4))))

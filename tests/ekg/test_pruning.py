@@ -34,7 +34,7 @@ def pruned(tmp_path_factory):
     )
 
 
-def test_what_comes_out_is_a_plain_smaller_network_that_stands_alone(pruned, tmp_path):
+def test_the_result_is_a_plain_smaller_keras_network(pruned, tmp_path):
     model, (images, labels), _, result = pruned
     assert type(result.model) is type(model) and result.rate <= 0.7
     before, after = (
@@ -62,7 +62,7 @@ def test_the_users_network_is_left_as_it_was(pruned):
 
 
 @pytest.mark.rendered
-def test_the_summary_and_the_report_say_what_came_out(pruned, tmp_path):
+def test_the_summary_and_the_report_describe_the_result(pruned, tmp_path):
     result = pruned[3]
     assert (
         "fine-tuned" in result.summary()
@@ -113,7 +113,7 @@ def test_other_settings_or_another_network_are_refused_in_a_run_folder(pruned):
         ekg.prune(model, data, validation_data=digits(50), run_dir=folder, **TUNED)
 
 
-def test_a_stopped_job_goes_on_to_the_same_weights(pruned, tmp_path, monkeypatch):
+def test_a_stopped_job_resumes_to_the_same_weights(pruned, tmp_path, monkeypatch):
     model, data, folder, result = pruned
     original = Checkpoints.save
 
@@ -137,7 +137,7 @@ def test_a_stopped_job_goes_on_to_the_same_weights(pruned, tmp_path, monkeypatch
     ]
 
 
-def test_a_data_set_of_the_project_gives_what_the_scripts_pipeline_gives():
+def test_a_data_set_of_the_project_gives_the_same_result_as_the_scripts():
     """The data set has its own views, constants and test images."""
     data = make_data()
     result = ekg.prune(
@@ -254,7 +254,7 @@ def test_a_binary_classifier_of_a_table():
     assert (predicted == data[1]).mean() == pytest.approx(rows[2].metrics["accuracy"], abs=1e-6)
 
 
-def test_a_regression_of_diabetes_keeps_the_kernels_norm_as_it_is_cut():
+def test_a_regression_of_diabetes_leaves_kernel_norms_as_they_are_cut():
     table, target = datasets.load_diabetes(return_X_y=True)
     data = (
         20 * table.astype(np.float32),
@@ -306,7 +306,7 @@ def test_a_segmentation_of_digits_into_digit_and_background():
     assert right == pytest.approx(result.table[2].metrics["pixel_accuracy"], abs=1e-6)
 
 
-def test_one_output_of_several_is_meant_and_all_are_kept():
+def test_one_output_of_several_is_named_and_all_are_kept():
     model = network(lambda x: {"wide": layers.Dense(4, name="wide")(x), "classes": softmax(x)})
     result = ekg.prune(
         model,
@@ -337,7 +337,7 @@ def test_a_network_of_images_of_any_size_stays_one():
     assert result.model(np.zeros((2, 11, 13, 1))).shape == (2, 10)
 
 
-def test_what_comes_in_batches_is_never_in_memory_together():
+def test_batched_data_is_never_in_memory_as_a_whole():
     """In a process of its own: 1.2 GiB of images take no more memory than a few of them."""
     program = """
 import utils, sys, numpy as np, tensorflow as tf
@@ -362,7 +362,7 @@ print(peak_memory_mib() - before)
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_what_is_decided_is_told_unless_it_should_not_be(verbose, capfd):
+def test_decisions_are_logged_unless_verbose_is_off(verbose, capfd):
     with pytest.raises(EkgError, match="`target_rate` 0.001 cannot be reached"):
         ekg.prune(network(softmax), digits(), target_rate=0.001, verbose=verbose)
     told = capfd.readouterr().err
@@ -370,7 +370,7 @@ def test_what_is_decided_is_told_unless_it_should_not_be(verbose, capfd):
     assert ("'fc' (softmax) is taken off" in told) == verbose
 
 
-def test_words_that_are_embedded_are_pruned_behind_the_embedding():
+def test_networks_of_embedded_words_are_pruned_after_the_embedding():
     rng = np.random.default_rng(0)
     words, labels = rng.integers(0, 50, (90, 12)), np.arange(90) % 2
     model = randomise_(
@@ -407,7 +407,7 @@ def test_a_class_without_examples_is_left_out_of_the_draws():
     assert result.rate <= 0.7 and np.isfinite(result.table[1].loss)
 
 
-def test_weights_that_become_infinite_are_said_and_not_written(tmp_path):
+def test_infinite_weights_are_reported_and_not_written(tmp_path):
     images, labels = digits()
     with pytest.raises(FloatingPointError, match="not finite|non-finite"):
         ekg.prune(
@@ -445,9 +445,7 @@ def test_a_result_is_exported_and_proved_on_training_images(pruned, tmp_path):
     assert small.examples == 128 and small.agreement > 0.9 and small.difference > whole.difference
 
 
-def test_latency_is_a_target_beside_others_and_measuring_goes_on_where_it_was(
-    tmp_path, monkeypatch
-):
+def test_latency_is_one_target_among_others_and_measuring_resumes(tmp_path, monkeypatch):
     clock = install(monkeypatch)
     arguments = {
         **QUICK,
@@ -475,7 +473,7 @@ def test_latency_is_a_target_beside_others_and_measuring_goes_on_where_it_was(
     assert "litert, batch 1, 1 thread" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_the_multiple_that_a_runtime_likes_is_measured_once(tmp_path, monkeypatch):
+def test_the_preferred_multiple_of_a_runtime_is_measured_once(tmp_path, monkeypatch):
     answers = [4, 2]
     monkeypatch.setattr(sys.modules["ekg.pruning"], "find_multiple", lambda *_: answers.pop(0))
     arguments = {

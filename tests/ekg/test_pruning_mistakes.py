@@ -129,7 +129,7 @@ class Noisy(Sequence):
         (ekg.Data(np.zeros(0, int), lambda indices: IMAGES[indices]), "`data` holds no examples"),
     ],
 )
-def test_data_that_cannot_be_used(data, message):
+def test_unusable_data_is_refused_in_one_line(data, message):
     refused(message, data)
 
 
@@ -240,7 +240,7 @@ class Tall(ekg.Target):
         ({"min_channels": 0}, "`min_channels` must be whole numbers from 1 on"),
     ],
 )
-def test_choices_that_cannot_be_meant(options, message):
+def test_contradictory_choices_are_refused(options, message):
     refused(message, **options)
 
 
@@ -266,7 +266,7 @@ def two_inputs():
         ),
     ],
 )
-def test_networks_that_cannot_be_pruned(model, message):
+def test_networks_that_cannot_be_pruned_are_refused_in_one_line(model, message):
     refused(message, model=model())
 
 

@@ -52,7 +52,7 @@ def spoilt(tmp_path_factory):
     return model, folder, ekg.prune(model, digits(), validation_data=digits(60), **options), options
 
 
-def test_a_worse_network_does_not_come_back(spoilt):
+def test_a_worse_network_is_not_returned(spoilt):
     """The one that was cut out comes back; the fine-tuned one stays in the folder under its own
     name.
     """
@@ -73,7 +73,7 @@ def test_a_worse_network_does_not_come_back(spoilt):
     assert losses_of(fine_tuned, *digits(60))[0].mean() == pytest.approx(tuned.loss, rel=1e-3)
 
 
-def test_a_finished_run_hands_the_same_network_out_again(spoilt, caplog):
+def test_a_finished_run_returns_the_same_network_again(spoilt, caplog):
     model, folder, result, options = spoilt
     (folder / "slimmed_param.keras").unlink()
     caplog.clear()
@@ -104,7 +104,7 @@ def test_every_figure_has_its_standard_error_and_number(spoilt):
     assert choice["examples"] == 40 and set(choice["errors"]) == {"slimmed", "fine-tuned"}
 
 
-def test_the_better_by_its_loss_is_chosen_and_the_reason_is_told():
+def test_the_network_with_the_lower_loss_is_chosen_and_the_reason_is_logged():
     def metrics(loss):
         return Metrics(loss, {"top1": 0.5}, 40, {"loss": 0.01, "top1": 0.02})
 
@@ -119,7 +119,7 @@ def test_the_better_by_its_loss_is_chosen_and_the_reason_is_told():
         assert chosen.name == "slimmed" and "the fine-tuning made it worse" in str(chosen)
 
 
-def test_the_rate_is_that_of_the_search_whatever_the_size_of_the_validation_images():
+def test_the_rate_is_the_searchs_for_any_size_of_validation_images():
     images, labels = digits(60)
     inputs = keras.Input((None, None, 1))
     x = layers.Conv2D(6, 3, activation="relu", name="one")(inputs)
@@ -168,7 +168,7 @@ def without_and_with_its_head(model):
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_heads_of_all_kinds_come_back_alike(name):
+def test_heads_of_all_kinds_are_returned_alike(name):
     """The numbers, the class, and whether it is compiled."""
     plain = network(HEADS[name])
     model = Mine(plain.inputs, plain.outputs, name="own")
@@ -230,7 +230,7 @@ class Trained(keras.Model):
         return super().train_step(data)
 
 
-def test_a_training_step_of_the_users_own_is_told_not_to_be_called(caplog):
+def test_a_warning_says_that_a_custom_training_step_is_not_called(caplog):
     plain = network(softmax)
     for kind, number in ((Trained, 1), (Mine, 0)):
         caplog.clear()

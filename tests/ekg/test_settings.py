@@ -201,7 +201,7 @@ def read(script, args):
 
 
 @pytest.mark.parametrize(("cls", "field"), FIELDS, ids=name_of)
-def test_every_setting_says_what_it_is_and_what_it_affects(cls, field):
+def test_every_setting_has_a_description_and_says_what_it_affects(cls, field):
     details = about(field)
     assert details.affects in (SEARCH, TRAINING, MACHINE) and len(details.help) > 5
     assert (
@@ -273,7 +273,7 @@ def test_a_whole_number_is_a_number():
 @pytest.mark.parametrize(
     ("cls", "field"), [entry for entry in FIELDS if about(entry[1]).choices], ids=name_of
 )
-def test_a_value_that_is_no_choice_is_refused_and_the_choices_are_told(cls, field):
+def test_a_value_that_is_no_choice_is_refused_with_the_choices(cls, field):
     for choice in about(field).choices:
         make_with(cls, field, choice)
     with pytest.raises(
@@ -294,7 +294,7 @@ def test_a_value_that_is_no_choice_is_refused_and_the_choices_are_told(cls, fiel
         (Range(0.5, 1.0, is_low_open=True, is_high_open=True), "in (0.5, 1)"),
     ],
 )
-def test_a_range_tells_itself(number_range, text):
+def test_a_range_describes_itself(number_range, text):
     assert str(number_range) == text
 
 
@@ -331,7 +331,7 @@ def parser_of(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
-def test_every_flag_is_that_of_one_setting(script, monkeypatch):
+def test_every_flag_belongs_to_one_setting(script, monkeypatch):
     parser = parser_of(script, monkeypatch)
     fields = [field for cls in SCRIPTS[script][0] for field in dataclasses.fields(cls)]
     assert max(collections.Counter(field.name for field in fields).values()) == 1
@@ -353,7 +353,7 @@ def test_every_flag_is_that_of_one_setting(script, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "cls", "field"), [entry for entry in FLAGS if has_other_value(entry[2])], ids=name_of
 )
-def test_a_flag_reaches_its_setting_alone(script, cls, field):
+def test_a_flag_changes_only_its_own_setting(script, cls, field):
     companions = COMPANIONS.get(field.name, [])
     if (script, field.name) == (test_script, "skip_bad_images"):
         companions = ["--dataset", "ILSVRC2012"]
@@ -463,7 +463,7 @@ def changed(field, **given):
 
 
 @pytest.mark.parametrize(("cls", "field"), CIFAR_FLAGS, ids=name_of)
-def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prepare, tmp_path):
+def test_only_settings_of_the_machine_may_change_when_a_run_resumes(cls, field, prepare, tmp_path):
     companions = COMPANIONS.get(field.name, [])
     before = prepare(tmp_path / "run", *companions)
     argv, told = changed(field, subset_per_class=256, num_views=2)
@@ -485,7 +485,7 @@ def test_a_run_goes_on_with_other_settings_of_the_machine_alone(cls, field, prep
     ],
     ids=name_of,
 )
-def test_a_search_is_taken_where_other_settings_are_of_the_training_alone(
+def test_a_search_is_taken_over_if_only_training_settings_differ(
     cls, field, searched, prepare, tmp_path
 ):
     """However long the other run trained its network: the parameter file says it all."""
@@ -520,7 +520,7 @@ def test_a_search_is_taken_where_other_settings_are_of_the_training_alone(
 
 
 @pytest.mark.parametrize("name", reuse.TARGETS)
-def test_of_a_search_toward_another_target_the_common_steps_are_taken(
+def test_the_common_steps_of_a_search_toward_another_target_are_taken_over(
     name, searched, prepare, tmp_path
 ):
     source = searched[0]
@@ -546,7 +546,7 @@ def test_of_a_search_toward_another_target_the_common_steps_are_taken(
         (["--warmup_epoch", 1], True),
     ],
 )
-def test_what_the_search_itself_uses_cannot_change(searched, prepare, tmp_path, argv, is_taken):
+def test_settings_that_the_search_uses_cannot_change(searched, prepare, tmp_path, argv, is_taken):
     """The epoch before the search takes the weight decay; micro-batches and formats are those of
     the search, too.
     """
@@ -567,7 +567,7 @@ def test_what_the_search_itself_uses_cannot_change(searched, prepare, tmp_path, 
             prepare(tmp_path / "run", *command)
 
 
-def test_a_run_of_a_version_that_computes_otherwise_does_not_go_on(prepare, tmp_path):
+def test_a_run_of_a_version_with_other_results_does_not_resume(prepare, tmp_path):
     arguments = prepare(tmp_path / "run")
     files.write_json(
         tmp_path / "run" / "arguments.json",
@@ -595,7 +595,7 @@ def test_the_views_follow_the_teacher_unless_they_are_given(teacher, given, expe
     assert made.views_of(small_jobs.make_large_data()) == expected
 
 
-def test_the_views_that_a_run_takes_stand_in_its_arguments_and_cannot_change(prepare, tmp_path):
+def test_the_views_of_a_run_are_in_its_arguments_and_cannot_change(prepare, tmp_path):
     labels = ("--finetune_teacher", "none")
     assert prepare(tmp_path / "labels", *labels)["num_views"] == 1
     assert prepare(tmp_path / "labels", *labels, "--num_views", 1)["num_views"] == 1
@@ -604,7 +604,7 @@ def test_the_views_that_a_run_takes_stand_in_its_arguments_and_cannot_change(pre
     assert prepare(tmp_path / "two", *labels, "--num_views", 2)["num_views"] == 2
 
 
-def test_what_a_setting_is_stands_on_the_bottom_floor():
+def test_the_settings_machinery_imports_nothing_of_the_library():
     """The settings themselves stand beside what they set, so that no import points up."""
     imports = [
         node.module

@@ -32,7 +32,7 @@ def data(network):
     return ekg.make_data(network, (INPUTS, LABELS))
 
 
-def test_an_evaluation_gives_what_keras_evaluates(network, data):
+def test_an_evaluation_equals_keras_evaluate(network, data):
     loss, accuracy = compiled(network).evaluate(INPUTS, LABELS, verbose=0)
     found = evaluate(network, data.batches(data.train, 50))
     assert found.loss == pytest.approx(loss, rel=1e-4) and found.top1 == pytest.approx(accuracy)
@@ -59,7 +59,7 @@ def test_a_step_of_fine_tuning_is_a_step_of_fit(as_dict):
         np.testing.assert_allclose(mine, other, rtol=2e-4, atol=1e-5, err_msg=mine.path)
 
 
-def test_the_search_and_the_bank_know_the_networks_own_outputs(network, data, tmp_path):
+def test_the_search_and_the_bank_use_the_networks_own_outputs(network, data, tmp_path):
     """Batch norms use the statistics of a batch, as in a training pass."""
     supernet = ekg.Supernet(network)
     result = ekg.search(supernet, data, target_rate=0.7, val_per_class=4, search_step=0.5)
@@ -219,7 +219,7 @@ def test_a_view_of_a_network_without_images_is_refused():
 # ---------------------------------------------------------------- texts, subclassed networks
 
 
-def test_texts_are_pruned_on_as_they_are(tmp_path):
+def test_networks_of_texts_are_pruned_on_raw_strings(tmp_path):
     """The network makes numbers of them, which a SavedModel of it does, too."""
     words = np.array(["zero", "one", "two", "few", "many"])
     texts = np.array([" ".join(words[[label % 5, label // 5]]) for label in LABELS])

@@ -42,7 +42,7 @@ def network_with(layer):
     )
 
 
-def test_a_right_network_passes():
+def test_a_correct_network_passes():
     assert len(ekg.testing.check_prunable(make_tiny_resnet()).groups) == 4
 
 
@@ -74,7 +74,7 @@ def test_a_cut_that_cannot_be_read_again_is_found(known_records):
         ekg.testing.check_prunable(model)
 
 
-def test_inputs_of_ones_own_may_be_given():
+def test_custom_inputs_may_be_given():
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 3)).astype(np.float32)
     ekg.testing.check_prunable(make_tiny_resnet(), inputs=images, subnetworks=1)
 

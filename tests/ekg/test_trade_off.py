@@ -79,7 +79,7 @@ def test_the_table_has_a_row_per_rate_and_the_page_a_picture(made, tmp_path):
     assert "0.4 of the FLOPs" in (tmp_path / "front.html").read_text()
 
 
-def test_another_training_takes_the_whole_search_over(made, tmp_path, monkeypatch):
+def test_another_training_takes_over_the_whole_search(made, tmp_path, monkeypatch):
     model, data, folder, front = made
     monkeypatch.setattr("ekg.searching.greedy.search_toward", None)
     result = ekg.prune(

@@ -190,13 +190,13 @@ def test_safetensors_in_bfloat16_are_read(tmp_path):
         ),
     ],
 )
-def test_tensors_that_are_no_plain_numbers_are_one_line(tmp_path, make, message):
+def test_tensors_that_are_no_plain_numbers_are_refused_in_one_line(tmp_path, make, message):
     with pytest.raises(EkgError, match=f"w.pth: 'a' {message}") as error:
         read(tmp_path, make())
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_contains_itself_ends(tmp_path):
+def test_a_file_that_contains_itself_is_refused(tmp_path):
     itself = {}
     itself["state_dict"] = itself
     torch.save(itself, tmp_path / "w.pth")

@@ -78,7 +78,7 @@ def mobilenet_costs():
     return params + 1280 * 10 + 10, flops + 1280 * 10
 
 
-def test_mobilenets_complexity_is_that_counted_by_hand():
+def test_mobilenets_complexity_equals_the_hand_count():
     model = nets.build("MobileNet-v2", 10)
     assert (
         model_complexity(model) == ekg.Complexity(*mobilenet_costs())
@@ -87,7 +87,7 @@ def test_mobilenets_complexity_is_that_counted_by_hand():
     assert model.get_layer("conv_last").output.shape[1:3] == (8, 8)
 
 
-def test_mobilenets_groups_carry_depthwise_convolutions_on():
+def test_mobilenets_groups_continue_through_depthwise_convolutions():
     supernet = ekg.Supernet(nets.build("MobileNet-v2", 10))
     groups = {group.name: group for group in supernet.groups}
     expansion = next(
@@ -114,7 +114,7 @@ def test_unknown_arch_lists_the_known_ones():
         nets.build("ResNet-57", 10)
 
 
-def test_names_and_shapes_are_those_of_published_files():
+def test_names_and_shapes_match_published_files():
     params = utils.model_params(nets.build("ResNet-20", 10))
     shapes = {
         name: params[name].shape

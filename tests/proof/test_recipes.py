@@ -106,7 +106,7 @@ def test_the_distillation_has_the_weight_of_its_arm(tiny_data, batch, change, we
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
-def test_the_bank_of_clean_images_is_what_the_unpruned_network_says_of_them(tiny_resnet, tiny_data):
+def test_the_bank_of_clean_images_holds_the_logits_of_the_unpruned_network(tiny_resnet, tiny_data):
     bank = recipes.clean_bank(tiny_data, tiny_resnet)
     images = tiny_data.normalise(tiny_data.train.images)
     np.testing.assert_allclose(

@@ -59,7 +59,7 @@ def test_an_arm_has_its_mean_and_its_paired_difference_to_labels(page):
     ]
 
 
-def test_the_readings_are_those_that_were_fixed(page):
+def test_the_conclusions_follow_the_rules_that_were_fixed(page):
     assert cells(page, "bank − labels on two views") == [
         "bank − labels on two views",
         "0 1 2",
@@ -103,5 +103,5 @@ def test_every_question_is_of_arms_in_the_queue():
     assert not missing
 
 
-def test_nothing_finished_is_said(tmp_path):
+def test_a_table_without_finished_runs_says_so(tmp_path):
     assert main(parse_args(["table", "--records", str(tmp_path)])) == "No run is finished yet."

@@ -88,7 +88,7 @@ def test_a_stopped_queue_ends_after_the_run_that_was_stopped(place):
     assert made == todo[:1]
 
 
-def test_what_two_runs_share_is_made_by_one_at_a_time(tmp_path):
+def test_files_that_two_runs_share_are_made_by_one_at_a_time(tmp_path):
     with setting.alone(tmp_path / "search"):
         with open(tmp_path / "search" / LOCK) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

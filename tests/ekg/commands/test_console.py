@@ -28,7 +28,7 @@ def test_inspect_is_prune_with_a_flag():
 
 
 @pytest.mark.parametrize("command", console.MODULES)
-def test_the_help_of_a_command_is_its_own(command, capsys):
+def test_each_command_has_its_own_help(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         console.parse_args(command, ["--help"])
     out = capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_a_usage_error_is_one_line(command, arguments, message, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--arch=ResNet-56", "--dataset=CIFAR10"])
-def test_names_of_networks_and_data_sets_are_for_the_script_alone(flag, capsys):
+def test_names_of_networks_and_data_sets_are_accepted_by_the_script_only(flag, capsys):
     arguments = ["--model", "my.pkl", "--out", "a.onnx", flag]
     assert export.parse_args(arguments).model.name == "my.pkl"
     with pytest.raises(SystemExit):
@@ -69,7 +69,7 @@ def test_names_of_networks_and_data_sets_are_for_the_script_alone(flag, capsys):
 
 
 @pytest.mark.parametrize("command", ["export", "evaluate"])
-def test_a_parameter_file_is_referred_to_the_scripts(command, tmp_path):
+def test_for_a_parameter_file_the_command_names_the_script(command, tmp_path):
     (tmp_path / "p.pkl").write_bytes(b"parameters")
     option = ["--out", str(tmp_path / "a.onnx")] if command == "export" else ["--data_path", "x"]
     args = console.parse_args(command, [str(tmp_path / "p.pkl"), *option])

@@ -56,14 +56,14 @@ def test_latency_is_measured_as_the_file_is_served(place, capsys):
     assert timing["milliseconds"] > 0 and "ms, litert, batch 1, 1 thread" in capsys.readouterr().out
 
 
-def test_a_run_folder_is_named_after_itself(place, tmp_path):
+def test_the_row_of_a_run_folder_has_the_folders_name(place, tmp_path):
     folder = RunFolder.create(tmp_path / "rate_0.5", {"arch": "own", "dataset": "arrays"})
     network(softmax).save(folder / "slimmed_param.keras")
     row = run(folder.path, "--data_path", place / "digits.npz", "--runtimes")
     assert row.name == "rate_0.5" and row.examples == 70
 
 
-def test_a_size_of_images_is_asked_for_where_the_network_leaves_it_open(place, tmp_path):
+def test_an_image_size_is_required_if_the_network_leaves_it_open(place, tmp_path):
     entry = keras.Input((None, None, 1))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(entry))
     keras.Model(entry, layers.Dense(10)(x)).save(tmp_path / "open.keras")

@@ -27,7 +27,7 @@ def test_draws_are_keyed_by_seed_epoch_and_image(tiny_data):
     assert not np.array_equal(draws(32, 0, 5), draws(32, 1, 5))
 
 
-def test_an_incomplete_last_batch_is_left_out():
+def test_an_incomplete_last_batch_is_dropped():
     assert [len(batch["index"]) for batch in make_data(num_train=100).epoch(32, 0, 0)] == [
         32,
         32,
@@ -144,7 +144,7 @@ def test_items_are_taken_ahead_and_an_error_arrives_in_its_place():
 
 
 @pytest.mark.parametrize("num_classes", [3, 70_000])
-def test_members_of_classes_are_those_of_comparing_every_label(num_classes):
+def test_members_of_classes_equal_those_found_by_comparing_every_label(num_classes):
     labels = np.random.default_rng(0).integers(0, num_classes, 500)
     members = members_by_class(labels)
     assert len(members) == labels.max() + 1

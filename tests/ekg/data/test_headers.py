@@ -66,7 +66,7 @@ def test_a_jpeg_of_tensorflow_is_read_too():
         b"\xff\xd8" + b"\xff" * 50,
     ],
 )
-def test_bytes_that_tell_no_size_are_left_to_the_decoder(data):
+def test_bytes_without_a_readable_size_are_left_to_the_decoder(data):
     assert headers.declared_size(data) is None and headers.problem_of(data) is None
 
 
@@ -109,7 +109,7 @@ def gif(width, height, frames=1, colours=True):
     return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + table + frame * frames + b";"
 
 
-def test_the_frames_of_a_gif_count_and_not_its_screen():
+def test_the_frames_of_a_gif_count_rather_than_its_screen():
     assert headers.declared_size(gif(12_000, 11_000)) == (11_000, 12_000)
     assert headers.declared_size(gif(500, 400, frames=3, colours=False)) == (1200, 500)
     assert (
@@ -147,7 +147,7 @@ def test_photographs_are_decoded_only_where_their_header_declares_few_pixels(tmp
         assert split.find_damaged(progress).tolist() == [3]
 
 
-def test_of_an_animation_the_first_picture_counts(tmp_path):
+def test_the_first_picture_of_an_animation_is_read(tmp_path):
     pillow = pytest.importorskip("PIL.Image")
     pictures = [pillow.fromarray(np.full((6, 6, 3), level, np.uint8)) for level in (40, 200)]
     for name in "ab":
@@ -192,7 +192,7 @@ def make_folder(folder, **files):
 
 @pytest.mark.parametrize("held", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_photographs_are_turned_as_the_camera_was_held(tmp_path, held, form):
+def test_photographs_are_rotated_as_their_exif_data_says(tmp_path, held, form):
     pillow, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
     exif = pillow.Exif()
     exif[0x010F], exif[0x0112] = "a camera", held
@@ -208,7 +208,7 @@ def test_photographs_are_turned_as_the_camera_was_held(tmp_path, held, form):
     np.testing.assert_allclose(found, expected, atol=0 if form == "PNG" else 8)
 
 
-def test_damaged_exif_tells_nothing():
+def test_damaged_exif_data_is_ignored():
     pillow = pytest.importorskip("PIL.Image")
     exif, buffer, rng = pillow.Exif(), io.BytesIO(), np.random.default_rng(0)
     exif[0x0112] = 6
@@ -219,7 +219,7 @@ def test_damaged_exif_tells_nothing():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_webp_is_read_and_what_cannot_be_is_counted(tmp_path, channels, caplog):
+def test_webp_is_read_and_unreadable_images_are_counted(tmp_path, channels, caplog):
     pillow, buffer = pytest.importorskip("PIL.Image"), io.BytesIO()
     pillow.fromarray(IMAGE).save(buffer, "WEBP", lossless=True)
     make_folder(
@@ -267,7 +267,7 @@ def test_pipes_devices_and_endless_files_are_not_read(tmp_path, monkeypatch):
         images.load(tmp_path / "y.npz", (4, 4, 3))
 
 
-def test_why_an_image_is_bad_is_said_without_names_of_functions(tmp_path):
+def test_the_reason_for_a_bad_image_names_no_functions(tmp_path):
     make_folder(tmp_path, **{"2.png": b"no image at all"})
     with pytest.raises(EkgError, match="2.png: cannot be read as an image") as error:
         images.load(tmp_path, (4, 4, 3))[0].read([2])

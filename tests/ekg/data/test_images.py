@@ -62,7 +62,7 @@ def test_a_prepared_data_set_is_read_by_name_resized_and_rescaled(tmp_path, monk
         assert (shades % 2 == examples.labels).all()
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_a_missing_data_set_or_package_is_named(monkeypatch):
     with pytest.raises(EkgError, match="tfds:nothing_of_this_name: cannot be loaded"):
         own.load("tfds:nothing_of_this_name", (8, 8, 3))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

@@ -74,7 +74,7 @@ def test_a_network_of_a_list_of_inputs_reads_them_in_its_order():
         np.testing.assert_array_equal(columns, INPUTS["columns"][[5]])
 
 
-def test_inputs_without_labels_are_held_against_the_network(network):
+def test_inputs_without_labels_are_compared_with_the_networks_outputs(network):
     data = ekg.make_data(network, INPUTS)
     expected = network(INPUTS, training=False)
     np.testing.assert_allclose(data.train.labels, expected, rtol=1e-4, atol=1e-5)
@@ -120,7 +120,7 @@ def test_one_input_may_stand_alone_in_a_dict_or_list():
     )
 
 
-def test_names_are_those_of_a_dict_or_of_the_input_layers():
+def test_names_come_from_a_dict_or_from_the_input_layers():
     assert Inputs.of(Graph(two_inputs())).names == ("columns", "image")
     assert Inputs.of(Graph(two_inputs(as_dict=False))).names == ("image", "columns")
 

@@ -62,7 +62,7 @@ def test_the_log_says_how_many_images_decide(caplog):
     assert result.rate <= 0.9 and np.isfinite(result.table[-1].loss)
 
 
-def test_enough_images_are_no_warning(caplog):
+def test_enough_images_give_no_warning(caplog):
     data = ekg.make_data(network(4), table((60, 4, 60, 60)))
     with caplog.at_level(logging.INFO):
         check.log_images_that_decide(data, 32)

@@ -55,7 +55,7 @@ def cropped(values, axes, top, left):
 # ---------------------------------------------------------------- maps move with the image
 
 
-def test_labels_and_knowledge_of_maps_move_with_the_image():
+def test_labels_and_logits_of_maps_move_with_the_image():
     labels = maps_of(IMAGES)
     bank = RNG.normal(size=(12, 2, 8, 6, 3)).astype(np.float32)
     batch = {"images": IMAGES, "labels": labels, "bank": bank, "draws": draws_of(FLIPS, 0.25, 0.7)}
@@ -72,7 +72,7 @@ def test_labels_and_knowledge_of_maps_move_with_the_image():
 
 
 @pytest.mark.parametrize("augment", ["flip", "flip_crop"])
-def test_knowledge_per_position_moves_with_every_view(augment):
+def test_logits_per_position_move_with_every_view(augment):
     """A network that looks at single pixels, taught by itself: distillation 0, whatever the
     view.
     """
@@ -155,7 +155,7 @@ def flip_both(images, labels, seed):
     )
 
 
-def test_a_function_may_move_labels_itself_and_the_network_teaches_each_view():
+def test_a_function_may_move_labels_itself_and_the_teacher_sees_each_view():
     labels, model = maps_of(IMAGES), pointwise(kernel=3)
     data = ekg.make_data(model, (IMAGES, labels), augment=flip_both)
     batch = next(data.epoch(12, 0, 0, 2))
@@ -185,7 +185,7 @@ def grainy(images, seed):
 
 
 @pytest.mark.parametrize("augment", [brighter, grainy])
-def test_a_function_that_leaves_places_alone_serves_maps(augment):
+def test_a_function_that_leaves_positions_alone_is_allowed_for_maps(augment):
     data = ekg.make_data(pointwise(), (IMAGES, maps_of(IMAGES)), augment=augment)
     batch = next(data.epoch(12, 0, 0, 1)) | {"bank": "as it is"}
     assert not data.moves_knowledge and (data.fine_tune_labels(batch, 0) == batch["labels"]).all()

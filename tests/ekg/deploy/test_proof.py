@@ -30,7 +30,7 @@ def pooled(x):
 # ------------------------------------------ each channel against its own range
 
 
-def test_scales_by_hand():
+def test_scales_equal_hand_computed_ones():
     output = np.array(
         [[0.0, 100.0, 3.0, 0.0], [1.0, 300.0, 3.0, 0.0], [0.5, 200.0, 3.0, 0.0]], np.float32
     )
@@ -47,7 +47,7 @@ def test_scales_by_hand():
     np.testing.assert_allclose(proof.scales_of(maps, 1, "int8"), [7, 7])
 
 
-def test_the_channel_that_differs_most_is_named():
+def test_the_channel_with_the_largest_difference_is_named():
     ours = [
         np.array([[0.0, 1.0], [2.0, 0.0]], np.float32),
         np.array([[0.0, 100.0], [1.0, 300.0]], np.float32),
@@ -185,7 +185,7 @@ class Given(Reader):
         return [self.outputs[: len(arrays[0])]]
 
 
-def test_probabilities_of_labels_that_hold_or_not_are_right_from_a_half_on():
+def test_a_binary_probability_counts_as_yes_from_one_half():
     """By hand: of the labels 1 0 / 1 1 the probabilities .6 .4 / .2 .9 get three right."""
     entry = keras.Input((3,))
     data = make_data(
@@ -204,7 +204,7 @@ def test_probabilities_of_labels_that_hold_or_not_are_right_from_a_half_on():
 
 
 @pytest.mark.parametrize("classes", [2, 9, 10])
-def test_top_5_is_a_figure_from_ten_classes_on(classes):
+def test_top_5_is_reported_from_ten_classes(classes):
     outputs = np.eye(classes, dtype=np.float32)[[0, 1]]
     measured = proof.Labels(Classification(), np.array([0, 0])).measure([outputs])
     assert measured["top1"].tolist() == [1, 0] and ("top5" in measured) == (classes == 10)

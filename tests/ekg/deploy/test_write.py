@@ -38,7 +38,7 @@ def pruned():
 
 
 @pytest.mark.parametrize("form", FILES)
-def test_every_format_computes_what_the_network_computes(pruned, tmp_path, form):
+def test_every_format_computes_the_same_outputs_as_the_network(pruned, tmp_path, form):
     result = ekg.export(pruned, tmp_path / "new" / FILES[form], examples=EXAMPLES)
     assert (
         result.format == form
@@ -86,7 +86,7 @@ def test_quantised_files_are_close(pruned, tmp_path, quantize, share):
         assert {entry["dtype"] for entry in entries} == {np.int8} and result.examples == 64
 
 
-def test_no_operator_of_tensorflows_own_is_in_a_litert_file(tmp_path):
+def test_a_litert_file_holds_no_tensorflow_operators(tmp_path):
     entry = keras.Input((8, 8, 3))
     model = keras.Model(entry, keras.ops.erfinv(0.1 * layers.Conv2D(2, 3)(entry)))
     for ask in (
@@ -157,7 +157,7 @@ def test_a_file_that_computes_something_else_is_not_kept(pruned, tmp_path, monke
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(pruned, tmp_path, name, options, message):
+def test_a_mistake_is_one_line_and_leaves_no_files(pruned, tmp_path, name, options, message):
     with pytest.raises(EkgError, match=message):
         ekg.export(pruned, tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ def tf32(request):
     tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def test_tensor_float_32_is_off_while_it_lasts(tf32):
+def test_tensor_float_32_is_off_inside_the_context(tf32):
     with full_float32():
         assert not is_tf32()
     assert is_tf32() == tf32

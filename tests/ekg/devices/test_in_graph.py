@@ -8,7 +8,7 @@ from ekg.graph.calls import Graph
 from ekg.tasks.kinds import Classification
 
 
-def test_python_runs_as_it_stands_while_a_graph_is_made():
+def test_python_code_runs_unconverted_while_a_graph_is_traced():
     lengths = []
 
     def function(x):
@@ -23,7 +23,7 @@ def test_python_runs_as_it_stands_while_a_graph_is_made():
     assert lengths == [2]
 
 
-def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
+def test_a_users_own_view_may_branch_on_tensors_with_if():
     """As in a tf.data pipeline: such a function worked within a training step, so it must go on
     working.
     """
@@ -41,9 +41,7 @@ def test_a_view_of_ones_own_may_ask_tensors_by_pythons_if():
     np.testing.assert_array_equal(seen(tf.fill((2, 4, 4, 3), 0.5)), np.full((2, 4, 4, 3), 0.5))
 
 
-def test_functions_that_one_line_makes_are_not_taken_for_one_that_is_traced_again_and_again(
-    caplog, monkeypatch
-):
+def test_functions_defined_on_one_line_are_not_mistaken_for_a_retraced_one(caplog, monkeypatch):
     monkeypatch.setattr(tf.get_logger(), "propagate", True)
     caplog.set_level("WARNING", logger="tensorflow")
 

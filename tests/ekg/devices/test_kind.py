@@ -33,14 +33,14 @@ def machine(monkeypatch, tmp_path):
     return make
 
 
-def test_steps_are_compiled_where_there_is_a_gpu_unless_it_is_said(machine):
+def test_steps_are_compiled_on_a_gpu_unless_set_otherwise(machine):
     machine()
     assert [kind.use_xla(choice) for choice in kind.COMPILE_CHOICES] == [False, True, False]
     machine(AMPERE)
     assert [kind.use_xla(choice) for choice in kind.COMPILE_CHOICES] == [True, True, False]
 
 
-def test_the_first_gpu_is_taken_or_the_cpu(machine):
+def test_the_first_gpu_is_used_or_else_the_cpu(machine):
     machine()
     assert (kind.default_device(), kind.gpu_names(), kind.gpu_memory_names()) == ("CPU:0", [], [])
     machine(AMPERE, VOLTA)
@@ -71,7 +71,7 @@ def test_float16_needs_a_gpu(machine):
     check_precision(RunSettings(precision="float16", search_precision="float16"))
 
 
-def test_norms_count_positions_together_on_a_cpu_alone(machine):
+def test_norms_tile_positions_on_a_cpu_only(machine):
     x = tf.zeros((6, 8, 8, 13))
     machine()
     assert narrow_norms.tiles(x) == 16
@@ -115,7 +115,7 @@ class Machine:
         (3, (2, 1), ["GPU:0", "GPU:1"], ["gpu2", "gpu1"]),
     ],
 )
-def test_chosen_gpus_alone_are_seen_and_take_memory_as_they_need_it(
+def test_only_the_chosen_gpus_are_visible_and_their_memory_grows_as_needed(
     monkeypatch, count, chosen, names, visible
 ):
     """Of a machine with one GPU, too, where nothing need be hidden."""

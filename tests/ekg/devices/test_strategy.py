@@ -77,7 +77,7 @@ def test_a_malformed_cluster_is_one_clear_line(monkeypatch, config):
         strategy.make_strategy(DeviceSettings(strategy="multi_worker"))
 
 
-def test_a_cluster_that_nobody_names_is_said(monkeypatch):
+def test_a_cluster_without_an_address_is_reported(monkeypatch):
     for name in [name for name in os.environ if name.startswith("SLURM_") or name == "TF_CONFIG"]:
         monkeypatch.delenv(name)
     with pytest.raises(

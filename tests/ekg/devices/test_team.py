@@ -27,7 +27,7 @@ def test_a_team_without_a_strategy_has_one_member():
     assert team.map_members(lambda member: member) == {0: 0}
 
 
-def test_one_process_agrees_with_itself():
+def test_a_single_process_agrees_with_itself():
     team, values = Team(mirrored(2)), np.arange(3)
     assert team.sum_over_workers(values) is values and team.gather_texts("é") == ["é"]
     assert team.as_chief_sees(True) and not team.as_chief_sees(False)
@@ -37,7 +37,7 @@ def test_one_process_agrees_with_itself():
         team.on_chief(lambda: (_ for _ in ()).throw(OSError("full")))
 
 
-def test_a_signal_to_this_process_is_told():
+def test_a_signal_to_this_process_is_noticed():
     team = Team()
     assert team.stop_signal() == 0
     stopping.request(signal.SIGUSR1)
@@ -47,7 +47,7 @@ def test_a_signal_to_this_process_is_told():
         stopping.request(None)
 
 
-def test_a_worker_that_was_started_otherwise_is_named(monkeypatch):
+def test_a_worker_started_with_other_settings_is_named(monkeypatch):
     other = json.dumps({"seed": 2, "code": "a"})
     monkeypatch.setattr(Team, "gather_texts", lambda self, text: [text, other])
     with pytest.raises(
@@ -57,7 +57,7 @@ def test_a_worker_that_was_started_otherwise_is_named(monkeypatch):
     Team().check_same({"seed": 2, "code": "a"})
 
 
-def test_what_the_chief_says_reaches_all_in_pieces(monkeypatch):
+def test_a_long_message_of_the_chief_reaches_all_in_pieces(monkeypatch):
     """The chief's texts, one after the other, are what the other worker gets."""
     monkeypatch.setattr(sys.modules["ekg.devices.team"], "MAX_TEXT", 10)
     chief, other, said = Team(), Team(), []
@@ -70,7 +70,7 @@ def test_what_the_chief_says_reaches_all_in_pieces(monkeypatch):
     assert other.from_chief(lambda: 1 / 0) == value and said == []
 
 
-def test_a_mistake_of_the_chief_ends_all():
+def test_an_error_of_the_chief_ends_all_workers():
     def fail():
         raise EkgError("no table")
 

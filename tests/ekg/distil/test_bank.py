@@ -22,7 +22,7 @@ def test_teachers_have_evenly_spaced_losses_and_the_first_is_the_best():
 
 
 @pytest.mark.parametrize("last", [0.0, 0.05, 0.9, 50.0])
-def test_the_last_networks_loss_moves_no_aim(last):
+def test_the_loss_of_the_last_network_does_not_change_the_aims(last):
     # Aims: 0.1, 0.35, 0.6, 0.85, from 0.1 to 1.1
     assert bank.select_teachers([0.1, 0.2, 0.4, 0.5, 0.8, 1.1, last], 4) == [0, 2, 3, 4]
 
@@ -44,7 +44,9 @@ def test_no_subnetwork_teaches_twice(caplog):
 # ---------------------------------------------------------------- what a bank holds
 
 
-def test_cut_teachers_say_what_masked_ones_say(tmp_path, tiny_data, teachers, monkeypatch):
+def test_cut_teachers_give_the_same_logits_as_masked_ones(
+    tmp_path, tiny_data, teachers, monkeypatch
+):
     masked = build(tmp_path / "masked", teachers, tiny_data)  # five batches are few
     monkeypatch.setattr(bank, "FEW_BATCHES", 5)
     cut = build(tmp_path / "cut", teachers, tiny_data)
@@ -139,7 +141,7 @@ def test_a_team_writes_the_same_bank(tmp_path, tiny_data, teachers):
 # ---------------------------------------------------------------- its files
 
 
-def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, teachers):
+def test_a_bank_is_valid_for_its_own_data_and_teachers_only(tmp_path, tiny_data, teachers):
     supernet, entries = teachers
     info = describe(supernet, tiny_data, entries)
     assert bank_files.count_good(tmp_path, info) == 0
@@ -155,7 +157,7 @@ def test_a_bank_counts_for_its_own_data_and_teachers_alone(tmp_path, tiny_data, 
     assert (tmp_path / "logits.npy").read_bytes() == array
 
 
-def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teachers, monkeypatch):
+def test_a_stopped_bank_resumes_after_its_last_block(tmp_path, tiny_data, teachers, monkeypatch):
     """96 rows in batches of at most 20 and blocks of at most 40: 38, 38 and 20 rows."""
     monkeypatch.setattr(bank_files, "BLOCK_ROWS", 40)
     build(tmp_path / "whole", teachers, tiny_data)
@@ -182,7 +184,7 @@ def test_a_stopped_bank_goes_on_behind_its_last_block(tmp_path, tiny_data, teach
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "blocks.jsonl", "bank.json"])
-def test_a_damaged_bank_is_built_from_its_first_bad_block_on(
+def test_a_damaged_bank_is_rebuilt_from_its_first_bad_block(
     tmp_path, tiny_data, teachers, monkeypatch, caplog, name
 ):
     monkeypatch.setattr(bank_files, "BLOCK_ROWS", 20)
@@ -233,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_data, teachers)
         build(tmp_path / "file" / "bank", teachers, tiny_data)
 
 
-def test_a_file_system_without_memory_maps_will_do(
+def test_a_file_system_without_memory_maps_works(
     tmp_path, tiny_data, teachers, monkeypatch, caplog
 ):
     built, index = build(tmp_path / "bank", teachers, tiny_data), np.array([5, 3, 95])
@@ -270,7 +272,9 @@ def test_a_disk_that_fills_while_a_bank_is_opened_again_costs_no_row(
         assert bank_files.count_good(tmp_path, info) == 96
 
 
-def test_a_block_that_cannot_be_written_ends_the_bank_behind_what_is_whole(tmp_path, monkeypatch):
+def test_a_block_that_cannot_be_written_ends_the_bank_after_its_last_whole_block(
+    tmp_path, monkeypatch
+):
     info = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
     parts, original, written = (
         np.split(np.arange(240, dtype=np.float32).reshape(40, 2, 3), 4),
@@ -298,7 +302,7 @@ def test_a_block_that_cannot_be_written_ends_the_bank_behind_what_is_whole(tmp_p
     assert len(written) == 2 and bank_files.count_good(tmp_path, info) == 10
 
 
-def test_the_last_block_that_cannot_be_written_is_told_by_close(tmp_path, monkeypatch):
+def test_close_reports_a_last_block_that_cannot_be_written(tmp_path, monkeypatch):
     info = {"rows": 40, "outputs": [3], "dtype": "float32", "teachers": [0, 1]}
     writer = bank_files.BankWriter(tmp_path, info, 0)
     writer.open()

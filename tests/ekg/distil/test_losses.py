@@ -23,7 +23,7 @@ def batch(tiny_data):
     return {name: tf.constant(value) for name, value in (batch | {"bank": bank}).items()}
 
 
-def test_teachers_that_know_no_more_are_left_out():
+def test_teachers_that_add_nothing_are_left_out():
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(6, 3, 5)).astype(np.float32)
     bank[:, 1] = bank[:, 0] + 0.1 * rng.normal(size=(6, 5))

@@ -32,7 +32,7 @@ def norm_of(model, name):
         (make_tiny_resnet, ("stem", "a1", "a2", "b1", "b2", "b3")),
     ],
 )
-def test_every_convolution_has_its_former_norm_and_the_function_stays(make, names, images):
+def test_every_convolution_has_its_former_norm_and_the_function_is_unchanged(make, names, images):
     model = make()
     supernet = ekg.Supernet(model)
     cut = supernet.cut(random_subnetwork(supernet, 1))
@@ -45,7 +45,7 @@ def test_every_convolution_has_its_former_norm_and_the_function_stays(make, name
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-3, 0.1])
-def test_the_function_stays_where_variances_are_near_epsilon(images, epsilon):
+def test_the_function_is_unchanged_where_variances_are_near_epsilon(images, epsilon):
     """At moving statistics to rounding; with those of a batch within the bound, or the convolution
     is left alone.
     """

@@ -83,7 +83,7 @@ def moments(p, t):
 
 
 @pytest.mark.parametrize("has_intercept", (True, False))
-def test_the_fit_is_that_of_numpy(has_intercept, monkeypatch):
+def test_the_fit_equals_numpys(has_intercept, monkeypatch):
     monkeypatch.setattr(least_squares, "RIDGES", (1e-10,))
     p, noise = normal(300, 6) + 2, 0.1 * normal(300, 2)
     t = (p @ normal(6, 2) + 3 + noise).astype(np.float32)
@@ -169,7 +169,7 @@ def normed_network():
 
 
 @pytest.mark.parametrize("make", (plain_network, normed_network))
-def test_channels_that_are_combinations_of_kept_ones_are_not_missed(make):
+def test_dropped_channels_that_are_combinations_of_kept_ones_are_repaired_exactly(make):
     """The network has twice the channels that it needs: without half of them it computes the same
     to 1e-5.
     """
@@ -224,7 +224,7 @@ def test_a_repaired_network_is_nearer_to_the_unpruned_one_on_other_images(residu
     )
 
 
-def test_what_a_stream_carries_past_a_block_is_corrected_by_the_block(residual, monkeypatch):
+def test_a_block_corrects_the_error_that_its_residual_stream_carries(residual, monkeypatch):
     supernet, subnetwork, images, others = residual
     with_error = error(repaired(supernet, subnetwork, images)[0], supernet, others)
     monkeypatch.setattr(repair_sweep.Sweep, "_error_beside", lambda *_: None)
@@ -324,7 +324,7 @@ def test_examples_are_as_many_as_fit_into_memory(residual, monkeypatch):
 
 
 @pytest.mark.parametrize("choice", (True, False))
-def test_a_job_repairs_what_it_cuts_out_unless_it_is_told_not_to(choice, monkeypatch):
+def test_a_job_repairs_the_cut_network_unless_told_not_to(choice, monkeypatch):
     """What decides is the loss on D_val, 16 images of each class here, with the statistics that
     fit.
     """

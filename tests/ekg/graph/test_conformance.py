@@ -51,7 +51,7 @@ def outputs(model, images, training=False):
     )[0]
 
 
-def test_every_network_masked_is_the_network_cut_out_stored_and_read(pruned, tmp_path):
+def test_every_masked_network_equals_the_cut_stored_and_reloaded_one(pruned, tmp_path):
     arch, supernet, subnetwork, cut, images = pruned
     utils.save_params(cut, tmp_path / "params.pkl")
     loaded = nets.from_params(arch, utils.load_params(tmp_path / "params.pkl"), CLASSES)

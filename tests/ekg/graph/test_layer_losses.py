@@ -173,7 +173,7 @@ def test_added_losses_move_the_weights(recorded):
         assert sum(map(float, model.losses)) > 0.01, name
 
 
-def test_the_activities_of_a_head_are_those_of_its_probabilities():
+def test_the_activity_penalty_of_a_head_uses_its_probabilities():
     """The softmax is taken off for the training on logits, and with it what its regularizer saw."""
     (x, y), heads = (
         examples(),
@@ -230,7 +230,7 @@ def test_weight_decay_beside_regularizers_is_reported(caplog):
     assert "`weight_decay` 0.01 is added to them" in told[0]
 
 
-def test_the_epoch_before_the_search_minimises_what_fit_does(recorded):
+def test_the_epoch_before_the_search_minimises_the_same_loss_as_fit(recorded):
     """Its step has no views and leaves moving statistics alone."""
     (x, y), name = examples(), "add_loss of a record"
     tuned, fitted = NETWORKS[name](), NETWORKS[name]()

@@ -338,7 +338,7 @@ def test_only_layer_classes_and_records_are_registered(known_records, kind, reco
     assert known_records == before
 
 
-def test_a_record_that_contradicts_itself_is_refused():
+def test_an_inconsistent_record_is_refused():
     with pytest.raises(
         ekg.EkgError, match="`multiplies` names \\['kernel'\\], which `weights` does not describe"
     ):

@@ -171,7 +171,7 @@ def test_a_frozen_layer_keeps_its_channels_unless_asked():
     assert names_of(ekg.Supernet(model, prune_frozen=True)) == ["one", "two", "three"]
 
 
-def test_the_refusal_of_a_frozen_network_names_what_prunes_it():
+def test_the_refusal_of_a_frozen_network_names_the_setting_that_prunes_it():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(6, 3, name="one")(inputs)
     model = keras.Model(inputs, layers.Dense(3, name="fc")(layers.Flatten()(x)), name="net")

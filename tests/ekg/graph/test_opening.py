@@ -129,7 +129,7 @@ class Twice(keras.Model):
         return 2 * super().call(inputs, training=training)
 
 
-def test_a_functional_model_with_a_call_of_its_own_is_what_that_computes():
+def test_a_functional_model_with_its_own_call_computes_that_call():
     inputs = keras.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="conv")(inputs))
     model = Twice(inputs, layers.Dense(3, name="fc")(x), name="twice")

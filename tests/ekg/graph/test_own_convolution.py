@@ -126,7 +126,7 @@ def test_it_is_timed_together_with_its_norm_and_a_registered_activation():
         ({"fuses_with_norm": False}, "`keeps_norm` needs `fuses_with_norm`"),
     ],
 )
-def test_records_that_contradict_themselves_are_refused(changes, message):
+def test_inconsistent_records_are_refused(changes, message):
     plain = {"mixes": False, "multiplies": (), "resize": None}
     with pytest.raises(ekg.EkgError, match=message):
         dataclasses.replace(RECORD, **plain, **changes)

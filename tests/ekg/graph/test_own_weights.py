@@ -199,7 +199,7 @@ class Windows(layers.Layer):
         return x + ops.einsum("bij,bjc->bic", mask, ops.reshape(y, (batch, tokens, width)))
 
 
-def test_what_is_read_from_the_number_of_examples_does_not_matter():
+def test_values_computed_from_the_batch_size_do_not_matter():
     inputs = keras.Input((TOKENS, 3))
     x = Windows(name="windows")(layers.Dense(WIDTH, name="embed")(inputs))
     x = layers.Dense(CLASSES, name="fc")(layers.GlobalAveragePooling1D()(x))
@@ -232,7 +232,7 @@ def test_products_of_two_tensors_count(product, count):
     assert table.count(np.ones(HIDDEN + 1)).flops == by_hand
 
 
-def test_an_activation_of_ones_own_follows_if_it_treats_each_number_by_itself():
+def test_a_custom_activation_follows_if_it_is_elementwise():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation=quick_gelu, name="own")(inputs)
     x = layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x))

@@ -256,7 +256,7 @@ def test_a_part_of_a_tensor_that_nobody_reads_is_no_fault():
         lambda x: ops.expand_dims(x, 1)[:, 0],
     ],
 )
-def test_whatever_stands_between_two_layers_is_pruned_rightly_or_closed(make):
+def test_any_layer_between_two_others_is_pruned_correctly_or_closed(make):
     inputs = image()
     x = make(conv_bn(inputs, 4, "one"))
     x = ops.cast(x, "float32") if x.dtype != "float32" else x
@@ -347,7 +347,7 @@ def test_whole_numbers_become_channels():
 # ------------------------------------------ activations and layers of one's own
 
 
-def test_a_function_of_ones_own_by_the_name_of_relu_is_not_taken_for_it():
+def test_a_custom_function_named_relu_is_not_mistaken_for_relu():
     def relu(x):
         return x - ops.mean(x, axis=-1, keepdims=True)
 
@@ -360,7 +360,7 @@ def test_a_function_of_ones_own_by_the_name_of_relu_is_not_taken_for_it():
     assert "the activation of 'inside' (Conv2D)" in supernet.layout.closed["inside"]
 
 
-def test_a_lambda_closes_what_it_reads():
+def test_a_lambda_closes_the_channels_it_reads():
     inputs = image()
     x = layers.Lambda(lambda x: ops.cumsum(x, axis=-1), name="own")(conv_bn(inputs, 4, "before"))
     supernet = check_prunable(classified(inputs, conv_bn(x, 4, "last")), reload=False)
@@ -389,7 +389,7 @@ class Own(layers.Layer):
         return (*shape[:-1], 4)
 
 
-def test_a_layer_of_ones_own_without_get_config_closes_what_it_reads():
+def test_a_custom_layer_without_get_config_closes_the_channels_it_reads():
     inputs = image()
     x = conv_bn(Own(lambda x: x + 1)(conv_bn(inputs, 4, "before")), 4, "last")
     supernet = check_prunable(classified(inputs, x), reload=False)
@@ -441,7 +441,7 @@ def test_an_activation_layer(make):
         lambda: layers.GroupNormalization(groups=3, scale=False, center=False),
     ],
 )
-def test_a_norm_over_channels_is_one_of_those_that_stay(make):
+def test_a_norm_over_channels_is_over_the_kept_ones(make):
     inputs = image()
     x = ops.relu(make()(layers.Conv2D(6, 3, name="one")(inputs)))
     supernet = check_prunable(classified(inputs, conv_bn(x, 4, "two")))
@@ -459,7 +459,7 @@ def test_a_norm_over_channels_is_one_of_those_that_stay(make):
         lambda: layers.SpectralNormalization(layers.Conv2D(4, 3)),
     ],
 )
-def test_a_norm_along_other_axes_closes_what_it_reads_or_keeps_them_apart(make):
+def test_a_norm_along_other_axes_closes_its_channels_or_treats_them_separately(make):
     inputs = image()
     x = ops.relu(make()(layers.Conv2D(6, 1, name="one")(inputs)))
     supernet = check_prunable(classified(inputs, conv_bn(x, 4, "two")))
@@ -577,7 +577,7 @@ def test_a_layer_without_weights(head):
     check_prunable(classified(inputs, x))
 
 
-def test_positions_that_are_folded_into_the_batch_cost_as_much():
+def test_positions_folded_into_the_batch_cost_the_same():
     inputs = image()
     x = ops.reshape(conv_bn(inputs, 4, "one"), (-1, 4))
     x = ops.reshape(layers.Dense(5, activation="relu", name="two")(x), (-1, 8, 8, 5))
@@ -673,7 +673,7 @@ def test_the_mask_of_padded_tokens_reaches_every_layer():
     check_prunable(model, inputs=np.random.default_rng(0).integers(0, 4, (12, 6)).astype("int32"))
 
 
-def test_the_mask_of_padded_tokens_reaches_a_mean_behind_a_gate():
+def test_the_mask_of_padded_tokens_reaches_a_mean_after_a_gate():
     inputs = keras.Input((6,), dtype="int32")
     x = layers.Embedding(20, 8, mask_zero=True, name="embedding")(inputs)
     x = layers.Dense(7, activation="relu", name="one")(x)
@@ -830,7 +830,7 @@ def test_channels_first():
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
-def test_a_flatten_behind_channels_first(data_format):
+def test_a_flatten_after_channels_first(data_format):
     inputs = keras.Input((3, 8, 8))
     x = layers.Conv2D(4, 3, activation="relu", data_format="channels_first", name="one")(inputs)
     x = layers.Flatten(data_format=data_format)(x)
@@ -882,7 +882,7 @@ def int8(layer):
         (None, "layer 'hidden' has the dtype policy 'float64'"),
     ],
 )
-def test_weights_that_are_not_plain_ones_are_refused_in_one_line(change, message):
+def test_weights_of_special_kinds_are_refused_in_one_line(change, message):
     inputs = image()
     x = layers.GlobalAveragePooling2D()(conv_bn(inputs, 4, "one"))
     model = classified(
@@ -898,7 +898,7 @@ def test_weights_that_are_not_plain_ones_are_refused_in_one_line(change, message
 # ---------------------------------------------------------------- what a cut carries along
 
 
-def test_an_initializer_that_holds_an_array_is_no_hindrance():
+def test_an_initializer_may_hold_an_array():
     inputs, array = image(), random_images(3, 3, 3, 4)
     x = layers.Conv2D(
         4,
@@ -914,7 +914,7 @@ def test_an_initializer_that_holds_an_array_is_no_hindrance():
     assert supernet.cut(supernet.smallest()).get_layer("one").kernel.shape == (3, 3, 3, 1)
 
 
-def test_penalties_constraints_and_seeds_are_carried_along():
+def test_regularizers_constraints_and_seeds_are_kept():
     inputs = image()
     x = layers.Conv2D(
         6,
@@ -989,7 +989,7 @@ class Scaled(keras.Model):
         return super().train_step((0 * images, labels))
 
 
-def test_a_model_of_ones_own_kind_stays_one_and_stays_compiled(seeded):
+def test_a_model_of_a_custom_class_keeps_its_class_and_stays_compiled(seeded):
     inputs = image()
     x = layers.GlobalAveragePooling2D()(conv_bn(inputs, 6, "one"))
     model = compiled(randomise_(Scaled(inputs, layers.Dense(CLASSES, name="fc")(x), name="own")))

@@ -94,7 +94,7 @@ def test_both_directions_lose_the_same_units(kind, mode, gates):
     assert type(cut) is layers.Bidirectional and cut.backward_layer.units == 1
 
 
-def test_states_and_outputs_of_both_directions_one_by_one():
+def test_the_states_and_outputs_of_each_direction_are_separate():
     def apart(x):
         both = layers.Bidirectional(layers.GRU(3, return_state=True), merge_mode=None, name="both")
         forward, backward, *states = both(x)

@@ -82,7 +82,7 @@ def moved(layer):
         ),
     ],
 )
-def test_a_network_is_right_in_spite_of_its_traps(make):
+def test_networks_with_known_traps_are_pruned_correctly(make):
     check_prunable(make(), reload=False)
 
 
@@ -114,7 +114,7 @@ class Block(layers.Layer):
         ),
     ],
 )
-def test_what_a_copy_could_not_take_over_is_right_where_the_layer_is_opened(make):
+def test_state_that_a_copy_could_not_take_over_is_right_in_an_opened_layer(make):
     check_prunable(chained(make()), subnetworks=1)
 
 
@@ -286,7 +286,7 @@ def masked_norm():
         ),
     ],
 )
-def test_what_cannot_be_pruned_rightly_is_refused_in_one_line(make, message):
+def test_a_network_that_cannot_be_pruned_correctly_is_refused_in_one_line(make, message):
     with pytest.raises(ekg.EkgError, match=message) as error:
         ekg.Supernet(make(), open_layers=False)
     assert "\n" not in str(error.value)
@@ -346,7 +346,7 @@ def test_a_method_that_a_layer_keeps_computes_with_the_copys_own_weights():
     assert (cut(images).numpy() != before).any()
 
 
-def test_a_partial_function_and_a_method_of_an_inner_layer_go_over_to_the_copy():
+def test_a_partial_function_and_an_inner_layers_method_are_rebound_to_the_copy():
     for wrap in (lambda inner: functools.partial(inner), lambda inner: inner.call):
         model = chained(Holding(wrap, name="holding"))
         supernet = ekg.Supernet(model, open_layers=False)
@@ -371,7 +371,7 @@ class Watching(layers.Layer):
         return x
 
 
-def test_a_copy_counts_in_a_metric_of_its_own():
+def test_a_copy_has_its_own_metric_state():
     model = chained(Watching(keras.metrics.Mean(), name="watching"))
     cut = (supernet := ekg.Supernet(model)).cut(supernet.whole())
     cut(np.ones((2, 8, 8, 3), np.float32))
@@ -474,7 +474,7 @@ def test_channels_first_with_and_without_biases(use_bias):
     )
 
 
-def test_an_array_beside_channels_first_closes_what_a_cut_would_make_as_many_as_there_are_columns():
+def test_an_array_added_to_channels_first_closes_channels_that_may_match_its_columns():
     def network(columns):
         inputs = keras.Input((3, 4, columns))
         x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="first", **FIRST)(inputs)
@@ -500,7 +500,7 @@ class Counting(keras.metrics.Metric):
 @pytest.mark.parametrize(
     "make", [lambda: Counting(3), lambda: keras.metrics.MeanMetricWrapper(lambda a, b: a)]
 )
-def test_a_metric_that_cannot_be_made_again_is_shared(make):
+def test_a_metric_that_cannot_be_rebuilt_is_shared(make):
     metric = make()
     supernet = ekg.Supernet(chained(Watching(metric, name="watching")))
     assert supernet.cut(supernet.whole()).get_layer("watching").seen is metric
@@ -532,9 +532,7 @@ class Compiling(keras.Model):
         (Compiling, ("sgd", "mse", 2.0), "has a compile.. of its own"),
     ],
 )
-def test_what_a_network_was_compiled_with_is_no_reason_to_refuse_it(
-    kind, arguments, reason, caplog
-):
+def test_no_loss_or_metric_of_a_compiled_network_causes_a_refusal(kind, arguments, reason, caplog):
     inputs = image()
     model = kind(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(conv(4)(inputs))))
     model.compile(*arguments)
@@ -543,7 +541,7 @@ def test_what_a_network_was_compiled_with_is_no_reason_to_refuse_it(
     assert len(caplog.messages) == 1 and re.search(f"is not compiled, .*{reason}", caplog.text)
 
 
-def test_text_is_pruned_behind_its_vectorisation():
+def test_text_networks_are_pruned_after_the_vectorisation():
     vectorise = layers.TextVectorization(20, output_sequence_length=6)
     vectorise.adapt(["a b c d e f"])
     inputs = keras.Input((1,), dtype="string")
@@ -562,7 +560,7 @@ def test_text_is_pruned_behind_its_vectorisation():
     )
 
 
-def test_copies_of_one_layer_take_names_that_are_free():
+def test_copies_of_one_layer_get_unused_names():
     inputs, shape = image(), layers.Reshape((64, 4), name="reshape")
     sides = [layers.Conv1D(3, 1, activation="relu")(shape(conv(4)(inputs))) for _ in range(2)]
     x = layers.Concatenate()([*sides, layers.Reshape((64, 3), name="reshape_1")(inputs)])

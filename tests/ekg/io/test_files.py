@@ -115,7 +115,7 @@ def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path):
     "code, is_tolerated",
     [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False), (errno.EDQUOT, False)],
 )
-def test_a_file_system_may_lack_synchronisation_but_not_fail(
+def test_a_file_system_may_lack_fsync_but_other_failures_are_raised(
     code, is_tolerated, tmp_path, monkeypatch
 ):
     def fail(_):
@@ -150,7 +150,7 @@ def test_an_unfinished_line_of_any_length_is_replaced(tmp_path, unfinished):
     assert files.read_json_lines(path) == [*lines, {"step": 2}]
 
 
-def test_appending_a_line_reads_the_end_of_the_file_alone(tmp_path, monkeypatch):
+def test_appending_a_line_reads_only_the_end_of_the_file(tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
     files.append_json_line(path, {"text": "y" * 10**6})
     read = []

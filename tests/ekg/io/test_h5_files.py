@@ -317,7 +317,7 @@ def test_weights_are_read_and_hostile_ones_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["k\udc95ras", "ke\nras", "ke\x1b[31mras"])
-def test_names_that_cannot_be_shown_are_escaped(former, name):
+def test_unprintable_names_are_escaped(former, name):
     def change(layer):
         layer |= {"class_name": "Mine", "module": name, "registered_name": None}
 

@@ -71,7 +71,7 @@ def dense_hessian(original, data, parameters, batch_statistics, batches):
 
 @pytest.mark.parametrize("parameters", ["kernels", "all"])
 @pytest.mark.parametrize("batch_statistics", [False, True])
-def test_products_and_eigenvalues_equal_the_dense_hessians(
+def test_products_and_eigenvalues_equal_those_of_the_dense_hessian(
     small, tiny_data, parameters, batch_statistics
 ):
     landscape = model_landscape(

@@ -40,7 +40,7 @@ def test_too_few_products_are_reported(matrix):
     assert not ends.converged and ends.products == 5 and ends.residual_smallest > 1e-3
 
 
-def test_residuals_are_those_of_the_eigenvectors(matrix):
+def test_residuals_match_their_eigenvectors(matrix):
     """An eigenvalue is as near to one of the matrix as its residual says."""
     ends, values = ends_of(matrix, tolerance=1e-6, max_products=8), np.linalg.eigvalsh(matrix)
     for value, residual in (
@@ -50,7 +50,7 @@ def test_residuals_are_those_of_the_eigenvectors(matrix):
         assert np.abs(values - value).min() <= residual
 
 
-def test_a_space_that_is_whole_ends_the_iteration():
+def test_a_complete_krylov_space_ends_the_iteration():
     """Of two different eigenvalues the second product leaves nothing over."""
     ends = ends_of(np.diag([2.0] * 50 + [-1.0] * 10), tolerance=1e-12)
     assert ends.converged and ends.products == 2

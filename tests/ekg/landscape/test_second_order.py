@@ -96,7 +96,7 @@ def dense_hessian(make, data, parameters, batch_statistics):
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_products_equal_the_dense_hessians(tiny_data, variant, batch_statistics):
+def test_products_equal_those_of_the_dense_hessian(tiny_data, variant, batch_statistics):
     def make():
         return make_network(**VARIANTS[variant])
 

@@ -55,9 +55,7 @@ def loss_of(supernet, subnetwork, batches):
 
 
 @pytest.mark.parametrize("frozen", [(), ("two_bn",), ("two_bn", "two")])
-def test_the_loss_stays_where_kernels_get_their_former_norms_also_before_frozen_norms(
-    tiny_data, frozen
-):
+def test_restoring_kernel_norms_keeps_the_loss_even_before_frozen_batch_norms(tiny_data, frozen):
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(inputs, 6, "one"), 4, "two")
     x = layers.GlobalAveragePooling2D(name="pool")(x)

@@ -80,7 +80,7 @@ def test_batch_norms_have_no_filters_and_the_last_axis_of_an_unknown_kernel_numb
     assert [filter_axes(transposed, variable) for variable in transposed.weights] == [(2,), ()]
 
 
-def test_the_surface_does_not_feel_the_scale_of_a_filter_before_a_batch_norm(small, tiny_data):
+def test_the_surface_does_not_depend_on_the_scale_of_a_filter_before_a_batch_norm(small, tiny_data):
     """Li et al. 2018: a direction of the filters' own norms makes the plot invariant where the
     function is.
     """
@@ -99,7 +99,7 @@ def test_the_surface_does_not_feel_the_scale_of_a_filter_before_a_batch_norm(sma
     )
 
 
-def test_rows_of_a_surface_go_along_the_first_direction(small, tiny_data):
+def test_rows_of_a_surface_follow_the_first_direction(small, tiny_data):
     landscape = model_landscape(small, evaluation_batches(tiny_data), batch_statistics=True)
     directions, told = landscape.directions(seed=0), []
     losses = surface(landscape, directions, [0.0, 0.5], on_point=lambda: told.append(1))

@@ -13,7 +13,7 @@ def kernels_of(model):
     return supernet, kernels.find_kernels(supernet.graph, supernet.layout)
 
 
-def test_a_kernel_is_what_a_runtime_computes_as_one():
+def test_a_kernel_is_a_group_of_layers_that_a_runtime_fuses():
     _, found = kernels_of(make_tiny_resnet())
     assert [[call.key for call in kernel.calls] for kernel in found] == [
         ["stem", "stem_bn", "stem_relu"],
@@ -41,7 +41,7 @@ def test_a_kernel_is_what_a_runtime_computes_as_one():
     ]
 
 
-def test_kernels_that_differ_in_their_channels_alone_are_of_one_kind():
+def test_kernels_that_differ_only_in_channels_are_of_one_kind():
     entry = keras.Input((8, 8, 4))
     x = entry
     for place, filters in enumerate((6, 5, 7)):
@@ -53,7 +53,7 @@ def test_kernels_that_differ_in_their_channels_alone_are_of_one_kind():
     assert kinds[0] != kinds[1]  # four channels that it reads are fixed
 
 
-def test_a_padding_belongs_to_what_reads_it_and_a_branch_ends_a_kernel():
+def test_a_padding_belongs_to_its_reader_and_a_branch_ends_a_kernel():
     entry = keras.Input((8, 8, 3))
     x = layers.Conv2D(6, 3, name="first")(layers.ZeroPadding2D(name="pad")(entry))
     both = layers.Add(name="add")(

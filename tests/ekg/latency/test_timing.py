@@ -98,7 +98,7 @@ def test_a_part_is_timed_with_the_operations_of_a_file(narrow):
     assert names[0] == names[1] == ["CONV_2D"]
 
 
-def test_networks_run_in_turn(clock):
+def test_networks_are_timed_in_turn(clock):
     order = []
     functions = [moving(clock, [0.1], order, name) for name in "ab"]
     samples = time_in_turn(functions, 3, warmup=0)
@@ -123,7 +123,7 @@ def test_rounds_end_with_the_time_but_there_are_three(clock):
     )
 
 
-def test_a_drift_of_the_machine_hits_all_alike():
+def test_a_drift_of_the_machine_affects_all_networks_alike():
     """The machine becomes twice as slow; the ratio stays."""
     speed = np.linspace(1, 2, 11)[:, None]
     first, second = summarise(speed * np.array([[0.004, 0.002]]))

@@ -25,7 +25,7 @@ def test_an_inspection_reports_the_share_of_each_group(tiny_resnet):
     )
 
 
-def test_an_inspection_names_what_closes_each_layer():
+def test_an_inspection_names_the_reason_that_closes_each_layer():
     inputs = keras.Input((8, 8, 3))
     x = conv_bn(conv_bn(conv_bn(inputs, 4, "free"), 5, "read"), 6, "kept")
     x = layers.Lambda(lambda x: x + 1, name="own")(x)

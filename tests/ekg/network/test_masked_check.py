@@ -96,7 +96,7 @@ def test_outputs_that_are_random_or_not_finite_are_not_compared():
         assert masked_check._difference(np.array(first), np.array(second)) == expected
 
 
-def test_a_network_that_does_not_run_here_as_it_is_is_not_compared(caplog):
+def test_a_network_that_this_device_cannot_run_is_not_compared(caplog):
     inputs = keras.Input((8, 8, 8, 3))
     x = layers.MaxPooling3D()(layers.Conv3D(6, 3, padding="same", activation="relu")(inputs))
     x = layers.Conv3D(5, 3, activation="relu")(x)

@@ -21,7 +21,7 @@ GROUPS = (ekg.ChannelGroup("a", 4, ("a",), ()), ekg.ChannelGroup("b", 10, ("b",)
         (3 / 7, 7, 3),
     ],
 )
-def test_kept_channels_are_those_of_rank_below_width_times_size(width, size, kept):
+def test_kept_channels_have_a_rank_below_width_times_size(width, size, kept):
     assert count_kept(width, size) == kept
 
 

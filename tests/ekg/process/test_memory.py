@@ -17,7 +17,7 @@ def run(code):
     ).stdout.split()
 
 
-def test_the_peak_memory_is_that_of_this_process_and_not_of_who_started_it():
+def test_the_peak_memory_is_of_this_process_and_not_of_its_parent():
     code = """import numpy as np
 from ekg.process import memory
 before = memory.peak_memory_mib()
@@ -30,7 +30,7 @@ print(before, memory.peak_memory_mib() - before)"""
 
 
 @pytest.mark.skipif(not memory.RESET.exists(), reason="needs Linux' record")
-def test_a_peak_is_that_of_its_block_alone():
+def test_a_peak_counts_its_own_block_only():
     code = """import numpy as np
 from ekg.process.memory import Peak, resident_mib
 before = resident_mib()
@@ -67,9 +67,7 @@ print(small.host_mib - before, smaller.host_mib - before, small.gpu_mib)"""
         ("0::/gone\n", {}, None),
     ],
 )
-def test_the_memory_is_what_the_control_groups_leave(
-    groups, limits, expected, tmp_path, monkeypatch
-):
+def test_available_memory_respects_control_groups(groups, limits, expected, tmp_path, monkeypatch):
     (tmp_path / "own").write_text(groups)
     for name, text in limits.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +93,7 @@ def test_a_phase_that_needs_too_much_memory_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     "error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")]
 )
-def test_out_of_memory_names_the_phase_and_what_helps(error):
+def test_out_of_memory_names_the_phase_and_the_remedy(error):
     with (
         pytest.raises(EkgError, match="^phase report: out of memory; lower `val_batch_size`.$"),
         out_of_memory("report"),

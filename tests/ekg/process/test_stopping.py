@@ -13,7 +13,7 @@ def without_request():
     stopping.request(None)
 
 
-def test_a_request_ends_a_loop_where_it_looks():
+def test_a_loop_ends_at_its_next_check_for_a_request():
     stopping.check()
     assert stopping.requested() == 0
     stopping.handle_signal(signal.SIGTERM, None)
@@ -25,7 +25,7 @@ def test_a_request_ends_a_loop_where_it_looks():
     stopping.check()
 
 
-def test_a_second_ctrl_c_stops_at_once():
+def test_a_second_ctrl_c_stops_immediately():
     stopping.handle_signal(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stopping.handle_signal(signal.SIGINT, None)

@@ -12,7 +12,7 @@ from ekg.train.evaluate import Evaluation
 from tests.helpers.models import make_data
 
 
-def test_what_a_table_is_measured_under_is_what_is_asked_for_and_what_was_aimed_at():
+def test_a_table_is_measured_in_the_requested_and_the_targeted_conditions():
     target = Conditions("litert")
     assert measure.conditions_for(()) == []
     assert measure.conditions_for(("tensorflow", "litert"), target) == [
@@ -63,7 +63,7 @@ def test_latencies_take_a_twentieth_of_a_run_and_no_more_than_a_third_of_a_minut
 @pytest.mark.parametrize(
     ("shift", "number", "is_warned"), [(0.0, 96, False), (3.0, 96, True), (3.0, 3, False)]
 )
-def test_moving_statistics_that_lag_behind_are_told(tiny_resnet, caplog, shift, number, is_warned):
+def test_stale_moving_statistics_are_reported(tiny_resnet, caplog, shift, number, is_warned):
     """Labels are what the network says with right statistics; statistics that are far off give
     other answers.
     """

@@ -14,7 +14,7 @@ def rates(text):
     return column(text, "rate")
 
 
-def test_rates_stand_against_the_first_row_or_the_unpruned_network():
+def test_rates_are_relative_to_the_first_row_or_the_unpruned_network():
     rows = [
         Row(name, 1.0, {"top1": 0.5, "top5": 0.9}, 10, flops, 1024)
         for name, flops in (("baseline", 400), ("fine-tuned", 180))
@@ -23,7 +23,7 @@ def test_rates_stand_against_the_first_row_or_the_unpruned_network():
     assert rates(format_table(rows[1:], whole_flops=400)) == ["0.4500"]
 
 
-def test_latencies_stand_beside_their_ratio_and_images_a_second_follow_from_them():
+def test_latencies_are_shown_beside_their_ratio_and_give_images_per_second():
     conditions = ("litert, batch 1, 1 thread", "tensorflow, batch 256")
     rows = [
         Row(

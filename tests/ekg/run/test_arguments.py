@@ -42,7 +42,7 @@ def test_the_revision_is_that_of_the_checkout(state, tmp_path):
     assert arguments._revision(tmp_path / ".git") == git("rev-parse", "HEAD")
 
 
-def test_a_program_that_lies_in_no_checkout_has_no_revision(tmp_path):
+def test_a_program_outside_a_checkout_has_no_revision(tmp_path):
     assert arguments._revision(tmp_path / ".git") is None
     assert set(arguments.origin()) == {"revision", "machine", "cores"}
 

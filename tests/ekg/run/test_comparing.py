@@ -91,7 +91,7 @@ def test_a_constant_a_default_or_a_global_makes_another_function(made, name, sam
     assert [i for i, (one, other) in enumerate(zip(before, after)) if one == other] == same
 
 
-def test_what_is_held_counts_by_its_value():
+def test_captured_objects_are_compared_by_value():
     def view(held):
         return lambda images, seed: images + held
 
@@ -130,7 +130,7 @@ def test_what_is_held_counts_by_its_value():
     assert describe(view(held)).text == describe(view(held)).text
 
 
-def test_what_says_to_be_of_python_itself_is_compared_as_well():
+def test_objects_that_claim_to_be_from_the_standard_library_are_compared_too():
     """As functions and classes of a program that has no name: Python takes them for its own."""
     views = [
         types.FunctionType(view.__code__, {})
@@ -147,7 +147,7 @@ def test_what_says_to_be_of_python_itself_is_compared_as_well():
     )
 
 
-def test_what_cannot_be_compared_is_named():
+def test_objects_that_cannot_be_compared_are_named():
     rng, log = np.random.default_rng(0), logging.getLogger("users")
 
     def noisy(images, seed):
@@ -159,7 +159,7 @@ def test_what_cannot_be_compared_is_named():
     assert found.text == describe(noisy).text
 
 
-def test_networks_differ_by_what_their_layers_are_set_to():
+def test_networks_with_different_layer_settings_differ():
     def network(rate=0.2, decay=0.1, join=layers.Add, factor=2.0):
         inputs = keras.Input((4,))
         x = layers.Dense(4, kernel_regularizer=keras.regularizers.L2(decay), name="one")(inputs)

@@ -19,7 +19,7 @@ def data():
     return ekg.make_data(model, digits())
 
 
-def test_what_is_left_out_suits_the_data(data):
+def test_default_settings_suit_the_data(data):
     made = make_settings(data, 10, 1, epochs=2)
     fewest = int(np.max(data.class_sizes))
     assert made.search.val_per_class == made.subset.subset_per_class == fewest
@@ -27,7 +27,7 @@ def test_what_is_left_out_suits_the_data(data):
     assert (made.search.target_rate, made.fine_tuning.train_epoch, made.run.seed) == (0.5, 2, 0)
 
 
-def test_an_object_is_taken_as_it_is(data):
+def test_a_settings_object_is_used_unchanged(data):
     asked = {
         "search": SearchSettings(search_step=0.4, val_per_class=4, search_batch_size=80),
         "fine_tune": FineTuneSettings(learning_rate=0.02, batch_size=30),
@@ -43,7 +43,7 @@ def test_an_object_is_taken_as_it_is(data):
     assert make_settings(data, 10, 1, search=SubsetSettings(6)).subset.subset_per_class == 6
 
 
-def test_an_object_that_trains_nothing_may_set_what_the_search_uses(data):
+def test_a_settings_object_without_epochs_may_still_set_the_searchs_batch_size(data):
     made = make_settings(data, 10, 1, fine_tune=FineTuneSettings(weight_decay=0.25))
     assert made.fine_tuning.weight_decay == 0.25 and not made.fine_tunes
     with pytest.raises(EkgError, match="`learning_rate` has no effect here: `epochs` is None"):
@@ -66,7 +66,7 @@ def test_an_object_that_trains_nothing_may_set_what_the_search_uses(data):
         ({"search": SearchSettings(val_per_class=90)}, None),
     ],
 )
-def test_objects_that_cannot_be_meant(data, asked, message):
+def test_contradictory_settings_objects_are_refused(data, asked, message):
     if message is None:  # what an object says is not made smaller
         assert make_settings(data, 10, 1, **asked).search.val_per_class == 90
         return

@@ -58,7 +58,7 @@ def test_a_run_that_resumes_on_other_cores_names_it_and_strict_refuses(
         prune(tmp_path / "run", strict=True)  # a part of it was computed elsewhere
 
 
-def test_instructions_and_gpus_are_told(tmp_path, monkeypatch):
+def test_a_change_of_instructions_or_gpus_is_reported(tmp_path, monkeypatch):
     def describe(flags, *gpus):
         (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} vmx\n")
         monkeypatch.setattr(kind, "PROCESSORS", tmp_path / "cpuinfo")
@@ -97,7 +97,7 @@ def test_a_worker_on_another_machine_is_named(tmp_path, monkeypatch, caplog):
     assert len((tmp_path / "e").read_text().splitlines()) == 1
 
 
-def test_the_kernel_of_numpys_library_is_named():
+def test_the_blas_kernel_of_numpy_is_recorded():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     kernels = {
         library["architecture"]

@@ -46,7 +46,7 @@ def test_a_run_folder_keeps_to_its_arguments(tmp_path):
             method(path, {"seed": 2, "rate": 0.4}, advice="ADVICE")
 
 
-def test_what_only_one_of_two_runs_has_differs():
+def test_an_argument_of_only_one_of_two_runs_is_a_difference():
     assert (
         differences({"a": 1, "b": 2}, {"a": 1, "c": 3})
         == "\n  b: 2 there, None here\n  c: None there, 3 here"
@@ -54,7 +54,7 @@ def test_what_only_one_of_two_runs_has_differs():
     assert differences({"a": [1]}, {"a": [1]}) == ""
 
 
-def test_a_run_that_must_be_there_and_is_not_is_said(tmp_path):
+def test_a_required_run_that_is_missing_is_reported(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(EkgError, match="is no run folder: there is no arguments.json in it"):
             RunFolder.open(path)
@@ -78,7 +78,7 @@ def test_another_tools_arguments_file_makes_no_run(tmp_path, overwrite):
     ).read_text() == '{"mine": 1}'
 
 
-def test_what_a_kill_left_of_a_file_is_removed(tmp_path):
+def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     RunFolder.create(tmp_path, {"seed": 1})
     for name in ("arguments.json", "search_state.npz", "search_state.pkl"):
         (tmp_path / f".{name}.abcd").write_text("half")
@@ -94,7 +94,7 @@ def test_a_run_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
 
 
-def test_what_a_kill_left_in_folders_of_a_run_is_removed(tmp_path):
+def test_leftovers_of_a_kill_in_a_runs_folders_are_removed(tmp_path):
     RunFolder.create(tmp_path, {"seed": 1})
     gone = [
         "memory_bank/.bank.json.abcd",
@@ -116,7 +116,7 @@ def test_what_a_kill_left_in_folders_of_a_run_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("method", [RunFolder.prepare, RunFolder.open])
-def test_arguments_that_are_damaged_are_named(tmp_path, method):
+def test_damaged_arguments_are_named(tmp_path, method):
     folder = RunFolder.create(tmp_path, {"seed": 1})
     (folder / "history.jsonl").write_text("")
     for text in ("", "{}", "[1]"):
@@ -158,7 +158,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     "name", ["slimmed_param.pkl", "trained_param.pkl", "summary.json", "checkpoints/fine-tune"]
 )
-def test_what_comes_behind_the_search_says_that_it_is_over(tmp_path, name):
+def test_files_of_later_phases_show_that_the_search_is_finished(tmp_path, name):
     folder = RunFolder.create(tmp_path, {})
     folder.checkpoints("subset").mkdir(parents=True)
     (folder / "history.jsonl").write_text("")
@@ -307,7 +307,7 @@ def test_a_finished_run_is_read_and_others_are_named(tmp_path):
     assert run.seconds("search", "fine-tune") == 3.0  # a phase that was killed each time left none
 
 
-def test_a_folder_of_an_earlier_version_does_not_tell_what_it_was_tested_on_and_goes_on(tmp_path):
+def test_a_folder_of_an_earlier_version_without_test_data_resumes(tmp_path):
     RunFolder.prepare(tmp_path / "old", {"seed": 0})
     RunFolder.prepare(tmp_path / "old", {"seed": 0, "test_data": {"images": 10}})
     RunFolder.prepare(tmp_path / "new", {"seed": 0, "test_data": {"images": 10}})

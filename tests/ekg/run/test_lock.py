@@ -40,7 +40,7 @@ def test_the_second_run_in_a_folder_is_refused_in_one_line(tmp_path):
         pass
 
 
-def test_a_lock_goes_with_the_process_that_held_it(tmp_path):
+def test_a_lock_ends_with_its_process(tmp_path):
     process = runs.start("-c", HOLDER, tmp_path / "run", TF_CPP_MIN_LOG_LEVEL="3")
     try:
         for line in process.stdout:
@@ -55,7 +55,7 @@ def test_a_lock_goes_with_the_process_that_held_it(tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / "run" / LOCK).read_text()
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
     def flock(*_):
         raise OSError(37, "No locks available")
 
@@ -79,7 +79,7 @@ def test_a_folder_of_something_else_gets_no_lock(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_a_kill_left_of_the_first_file_is_locked_like_a_run(tmp_path):
+def test_a_leftover_first_file_is_locked_like_a_run(tmp_path):
     """Two runs that begin there at once: the second one is refused."""
     (tmp_path / ".arguments.json.abcd1234").write_text("half")
     with RunFolder(tmp_path).locked():

@@ -143,7 +143,7 @@ def test_a_finished_search_is_read_and_not_made_again(undisturbed, monkeypatch):
 
 
 @pytest.mark.parametrize("is_rehearsed", [True, False])
-def test_networks_of_one_structure_share_an_evaluation_and_have_each_their_own_figures(
+def test_networks_of_one_structure_share_an_evaluation_but_not_figures(
     tmp_path, monkeypatch, is_rehearsed, undisturbed
 ):
     settings = dataclasses.replace(

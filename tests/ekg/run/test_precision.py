@@ -84,7 +84,7 @@ def test_a_run_that_resumes_keeps_its_format_and_one_that_starts_over_does_not(
     )
 
 
-def test_a_format_that_is_named_stays(with_bfloat16, tmp_path):
+def test_an_explicit_format_is_kept(with_bfloat16, tmp_path):
     job = make_job(tmp_path / "run", JobSettings(run=RunSettings(precision="float32")))
     assert precision.resolved(job) is job
 
@@ -104,7 +104,7 @@ def test_steps_are_measured_in_each_format_and_leave_the_network_as_it_is(tmp_pa
     assert all((variable.numpy() == old).all() for variable, old in zip(job.model.weights, before))
 
 
-def test_a_program_may_leave_it_open_and_the_run_says_what_it_took(without_bfloat16, tmp_path):
+def test_precision_auto_is_resolved_and_the_choice_reported(without_bfloat16, tmp_path):
     data = make_data()
     images = data.train.images.astype("float32") / 100
     ekg.prune(

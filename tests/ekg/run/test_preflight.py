@@ -26,7 +26,7 @@ def make_job(folder, model, teacher="ensemble"):
 
 
 @pytest.mark.parametrize("teacher", ["ensemble", "single"])
-def test_what_a_run_writes_must_fit_the_disk(tmp_path, monkeypatch, tiny_resnet, teacher):
+def test_the_files_of_a_run_must_fit_the_disk(tmp_path, monkeypatch, tiny_resnet, teacher):
     job = make_job(tmp_path, tiny_resnet, teacher)
     needed = preflight.bytes_to_write(job, [1, 100])
     assert needed > (6 + 2 + 2 * 6) * 4 * tiny_resnet.count_params() + BANK * job.has_bank
@@ -43,7 +43,7 @@ def test_what_a_run_writes_must_fit_the_disk(tmp_path, monkeypatch, tiny_resnet,
         preflight.check_disk(job, [1, 100])
 
 
-def test_what_is_there_of_a_bank_is_not_written_again(tmp_path, tiny_resnet):
+def test_blocks_of_a_bank_that_exist_are_not_counted_again(tmp_path, tiny_resnet):
     before = preflight.bytes_to_write(make_job(tmp_path, tiny_resnet), [1])
     (tmp_path / names.BANK).mkdir()
     (tmp_path / names.BANK / "logits.npy").write_bytes(bytes(1000))

@@ -44,9 +44,7 @@ def searched(tmp_path):
     return folder
 
 
-def test_a_search_that_is_taken_comes_without_the_training_behind_it(
-    searched, tmp_path, monkeypatch
-):
+def test_a_search_is_taken_over_without_the_training_after_it(searched, tmp_path, monkeypatch):
     """Also if the taking is killed before its end and started again."""
     arguments = {"trained_param": "x", "target_rate": 0.5, "seed": 1, "train_epoch": 9}
     reuse.check_search(searched, arguments, TRAINING)
@@ -92,13 +90,13 @@ def test_a_search_that_is_taken_comes_without_the_training_behind_it(
         ),
     ],
 )
-def test_a_search_with_a_damaged_file_is_not_taken(searched, damage, message):
+def test_a_search_with_a_damaged_file_is_not_taken_over(searched, damage, message):
     damage(searched)
     with pytest.raises(EkgError, match=message):
         reuse.check_search(searched, searched.arguments(), TRAINING)
 
 
-def test_the_search_of_another_network_is_not_taken(searched):
+def test_the_search_of_another_network_is_not_taken_over(searched):
     message = (
         "`search_from` .*: was searched with other arguments.*\n  trained_param: 'x' there, 'y' "
         "here$"
@@ -109,7 +107,7 @@ def test_the_search_of_another_network_is_not_taken(searched):
         )
 
 
-def test_a_run_that_trained_its_network_is_known_by_that_networks_file(searched):
+def test_a_run_that_trained_its_network_is_identified_by_the_networks_file(searched):
     arguments = searched.arguments() | {"trained_param": None}
     files.write_json(searched / "arguments.json", arguments)
     (searched / "baseline_param.pkl").write_bytes(b"weights")
@@ -119,6 +117,6 @@ def test_a_run_that_trained_its_network_is_known_by_that_networks_file(searched)
         reuse.check_search(searched, arguments | {"trained_param": "other"}, TRAINING)
 
 
-def test_what_is_no_run_folder_is_named(tmp_path):
+def test_a_path_that_is_no_run_folder_is_named(tmp_path):
     with pytest.raises(EkgError, match="`search_from` .*: is no run folder"):
         reuse.check_search(RunFolder(tmp_path), {}, TRAINING)

@@ -108,7 +108,7 @@ def test_removed_channels_score_nothing(tiny_resnet, tiny_data, criterion):
     )
 
 
-def test_gbn_is_the_sum_over_images_of_what_a_gate_changes(tiny_resnet, tiny_data):
+def test_gbn_is_the_sum_over_images_of_a_gates_effect(tiny_resnet, tiny_data):
     """Oracle: the gate of one image moved by a little in the masked network, central differences of
     its batch's loss.
     """
@@ -314,7 +314,7 @@ def magnitude(context):
     )
 
 
-def test_a_users_function_searches_as_the_criterion_that_it_repeats(tiny_resnet, tiny_data):
+def test_a_users_function_gives_the_same_search_as_the_criterion_it_repeats(tiny_resnet, tiny_data):
     supernet = ekg.Supernet(tiny_resnet)
     own, named = (
         ekg.search(supernet, tiny_data, target_rate=0.6, criterion=criterion).history

@@ -92,7 +92,7 @@ def branches():
 
 @pytest.mark.parametrize("limits", [{}, {"multiple_of": 4}])
 @pytest.mark.parametrize("name", FRONTS)
-def test_shared_steps_are_counted_as_by_looking_at_every_step(branches, name, limits):
+def test_shared_steps_equal_those_found_by_checking_every_step(branches, name, limits):
     supernet = ekg.Supernet(branches.model, **limits)
     rng = np.random.default_rng(0)
     for settings in settings_of(name):
@@ -107,7 +107,7 @@ def test_shared_steps_are_counted_as_by_looking_at_every_step(branches, name, li
             assert count_shared(supernet, history, settings) == expected
 
 
-def test_groups_are_looked_at_near_the_target_alone(branches, monkeypatch):
+def test_groups_are_examined_only_near_the_target(branches, monkeypatch):
     settings = ekg.SearchSettings(target_rate=0.3, search_step=0.05)
     history = random_history(branches, settings, np.random.default_rng(1))
     count, calls = ComplexityTable.count, []

@@ -167,7 +167,7 @@ def test_weights_that_give_no_finite_loss_stop_the_search(tiny_resnet, tiny_data
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, target_rate=0.5)
 
 
-def test_the_published_choice_of_groups_is_that_of_every_step(tiny_resnet, tiny_data, monkeypatch):
+def test_the_published_choice_of_groups_applies_at_every_step(tiny_resnet, tiny_data, monkeypatch):
     """Every step again: the group that was narrowed is one that the published rule picks."""
     supernet, picked = ekg.Supernet(tiny_resnet), []
     pick = proposals.pick_groups
@@ -266,7 +266,7 @@ def test_the_best_candidates_are_narrowed_together_and_that_is_scored(several):
     assert together > 1
 
 
-def test_the_history_of_several_groups_goes_to_json_and_back_and_on(several):
+def test_the_history_of_several_groups_survives_json_and_resumes(several):
     supernet, data, histories, lines = several
     entries = [ekg.HistoryEntry.from_json(json.loads(line)) for line in lines]
     assert tuple(entries) == histories[2]
@@ -450,6 +450,6 @@ def test_impossible_settings_are_refused_in_one_line_that_names_them(
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-def test_settings_without_effect_are_refused_however_they_are_given(tiny_resnet, tiny_data):
+def test_settings_without_effect_are_refused_in_every_form(tiny_resnet, tiny_data):
     with pytest.raises(ekg.EkgError, match="`shortlist` has no effect here"):
         ekg.search(ekg.Supernet(tiny_resnet), tiny_data, ekg.SearchSettings(shortlist=5))

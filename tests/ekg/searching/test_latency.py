@@ -136,7 +136,7 @@ def test_a_damaged_table_ends_the_search_before_it_begins(clock, tiny_data, tmp_
     assert (tmp_path / "table.json").read_text() == "{}"
 
 
-def test_a_latency_is_described_without_the_path_of_its_table(tmp_path):
+def test_a_description_of_a_latency_omits_the_path_of_its_table(tmp_path):
     assert str(Latency(ratio=0.5, table=tmp_path)) == (
         "Latency(ratio=0.5, ms=None, runtime='litert', batch=1, threads=None)"
     )

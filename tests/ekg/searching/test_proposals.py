@@ -74,7 +74,7 @@ def test_the_least_important_channels_are_removed_and_closed_groups_kept(tiny_re
     ]  # 0.7 * 6 = 4.2 keeps five; of the ties the later goes
 
 
-def test_sums_include_what_the_step_would_remove(tiny_resnet, monkeypatch):
+def test_sums_include_the_channels_that_the_step_would_remove(tiny_resnet, monkeypatch):
     supernet = ekg.Supernet(tiny_resnet)
     seen = {}
     monkeypatch.setattr(proposals, "pick_groups", lambda sums, _: seen.update(sums) or list(sums))

@@ -27,7 +27,7 @@ def loss_of(model, data):
     return -log_shares[np.arange(len(split.labels)), split.labels].mean()
 
 
-def test_losses_are_those_of_networks_with_one_group_cut(measured):
+def test_losses_equal_those_of_networks_with_one_group_cut(measured):
     supernet, data, sensitivity = measured
     assert sensitivity.shares == (0.5, 0.25)
     assert [group.name for group in sensitivity.groups] == [group.name for group in supernet.groups]

@@ -168,7 +168,7 @@ def test_ambiguous_or_unreadable_labels_are_refused(own, labels, message):
         (model(3, "sigmoid", "mse", metrics=["mae"]), SHARES),
     ],
 )
-def test_loss_and_metric_are_those_of_keras(own, labels):
+def test_loss_and_metric_equal_keras(own, labels):
     data = ekg.make_data(own, (IMAGES, labels))
     task = data.task
     network = without_head(own)[0] if task.takes_logits else own
@@ -181,7 +181,7 @@ def test_loss_and_metric_are_those_of_keras(own, labels):
     assert float(tf.reduce_mean(measured)) == pytest.approx(metric, rel=1e-5)
 
 
-def test_smoothed_shares_are_those_of_keras():
+def test_smoothed_labels_equal_keras():
     outputs = RNG.normal(size=(20, 3)).astype(np.float32)
     expected = K.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(SHARES, outputs)
     made = tasks.Classification().loss(SHARES, tf.constant(outputs), 0.2)

@@ -41,7 +41,7 @@ def make(factor, offset):
     return randomise_(keras.Model(inputs, layers.Rescaling(factor, offset)(x), name="net"))
 
 
-def test_training_is_that_of_the_loss_over_the_labels_variance():
+def test_training_minimises_the_loss_over_the_variance_of_the_labels():
     """Keras' fit on labels and outputs of unit scale gives the same weights."""
     factor, offset = 1e5, 2.5e5
     x, y = examples(factor, offset)

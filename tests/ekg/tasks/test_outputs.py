@@ -165,7 +165,7 @@ def test_views_move_the_maps_among_several_outputs_and_leave_the_rest():
     np.testing.assert_array_equal(moved[..., -3:], rows[..., -3:])
 
 
-def test_a_function_of_labels_gets_those_of_every_output_by_name():
+def test_a_function_of_labels_gets_the_labels_of_every_output_by_name():
     def shifted(images, labels, seed):
         is_shifted = tf.random.stateless_uniform([len(images)], seed) < 0.5
         return images, {
@@ -215,7 +215,7 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
     np.testing.assert_allclose(single_loss, factors * loss, rtol=1e-4)
 
 
-def test_the_scale_of_numbers_is_theirs_with_weights_and_without_labels():
+def test_the_scale_of_an_output_uses_its_weights_or_without_labels_its_own_values():
     numbers = (30 * RNG.normal(size=(80, 2))).astype(np.float32)
     expected = tasks.Regression().scale(numbers)
     assert expected == pytest.approx(numbers.var(axis=0).mean(), rel=1e-4) and expected > 100
@@ -345,7 +345,7 @@ def test_labels_and_tasks_go_by_the_names_of_outputs():
     )
 
 
-def test_an_output_without_labels_is_what_the_network_was_compiled_for():
+def test_an_output_without_labels_keeps_the_kind_it_was_compiled_for():
     model = early_and_late(squash=None)
     numbers = Imitation(1, tasks.Regression(), may_be_logits=True)
     assert chosen(model)[0]["classes"] == numbers
@@ -363,7 +363,7 @@ def test_an_output_without_labels_is_what_the_network_was_compiled_for():
         assert chosen(model)[0]["classes"] == kind
 
 
-def test_shares_that_other_layers_read_are_kept_as_numbers():
+def test_probabilities_that_other_layers_read_are_treated_as_numbers():
     """A softmax in the midst of the network cannot be taken off."""
     inputs = keras.Input((8, 8, 1))
     x = layers.GlobalAveragePooling2D()(conv_bn(conv_bn(inputs, 6, "one"), 8, "two"))

@@ -29,7 +29,7 @@ def values(task, labels, teacher, outputs, temperature=3.0):
     ]
 
 
-def test_a_classifications_formulas_are_those_of_the_paper():
+def test_a_classifications_formulas_are_the_papers():
     labels, tau = np.arange(6, dtype=np.int32) % 4, 3.0
     p, q = (np.exp(log_softmax(x)) for x in (T, Z))
     soft_p, soft_q = (np.exp(log_softmax(x / tau)) for x in (T, Z))
@@ -42,7 +42,7 @@ def test_a_classifications_formulas_are_those_of_the_paper():
         np.testing.assert_allclose(value, one, rtol=1e-5, atol=1e-6)
 
 
-def test_one_label_that_holds_or_not_is_a_classification_of_two_classes():
+def test_a_binary_label_is_a_classification_of_two_classes():
     labels = np.array([0, 1, 1, 0, 1, 0])
     binary = values(tasks.MultiLabel(), labels[:, None].astype(np.float32), T[:, :1], Z[:, :1])
     two = values(
@@ -168,7 +168,7 @@ def test_the_task_follows_from_the_network_and_its_labels(own, labels, expected)
     assert type(choose_task("auto", Graph(own), labels)) is expected
 
 
-def test_a_users_own_task_is_used_unchanged():
+def test_a_custom_task_is_used_unchanged():
     """One that counts every loss twice finds the same and ends with losses twice as high."""
 
     class Twice(tasks.Classification):

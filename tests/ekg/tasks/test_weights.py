@@ -55,7 +55,7 @@ def categorical():
         (model(3, loss=sparse(ignore_class=-1)), np.where(NUMBERS == 2, -1, NUMBERS), WEIGHTS),
     ],
 )
-def test_the_loss_is_that_of_keras_evaluate(own, labels, weights):
+def test_the_loss_equals_keras_evaluate(own, labels, weights):
     data = ekg.make_data(own, (IMAGES, labels, weights))
     assert isinstance(data.task, Weighted)
     if weights is not None:  # Keras spreads none over places
@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_keras_evaluate(own, labels, weights):
         (model(3, loss=sparse(), maps=True), VOID % 3, VOID % 3),
     ],
 )
-def test_the_gradient_with_weights_of_classes_is_that_of_keras(own, labels, classes):
+def test_the_gradient_with_class_weights_equals_keras(own, labels, classes):
     """In the step before the search and in fine-tuning by labels alone."""
     given = {0: 0.5, 1: 4.0}
     data = ekg.make_data(own, (IMAGES, labels), class_weight=given)
@@ -98,7 +98,7 @@ def test_the_gradient_with_weights_of_classes_is_that_of_keras(own, labels, clas
             np.testing.assert_allclose(gradient, other, rtol=1e-3, atol=1e-6)
 
 
-def test_figures_of_merit_take_no_weights_and_leave_the_void_out():
+def test_metrics_ignore_weights_and_leave_out_the_void_class():
     own = model(3, loss=sparse(ignore_class=255), maps=True)
     data = ekg.make_data(own, (IMAGES, VOID, WEIGHTS))
     right = np.asarray(own(IMAGES)).argmax(-1) == VOID

@@ -37,7 +37,7 @@ def test_the_last_of_two_is_restored(tmp_path, weights):
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["ckpt-3.json", "ckpt-4.json"]
 
 
-def test_saving_goes_on_behind_a_restored_one(tmp_path, weights):
+def test_saving_continues_after_a_restored_one(tmp_path, weights):
     save(tmp_path, weights, 3)
     checkpoints = Checkpoints(tmp_path, weights=weights)
     checkpoints.restore()
@@ -71,7 +71,7 @@ def test_a_damaged_one_is_noticed_and_the_one_before_is_used(tmp_path, weights, 
     assert restore(tmp_path, weights)[0] == {"epoch": 7}
 
 
-def test_where_all_are_damaged_it_is_said(tmp_path, weights):
+def test_damage_to_all_of_them_is_reported(tmp_path, weights):
     save(tmp_path, weights, 2)
     for path in tmp_path.glob("*.index"):
         path.write_bytes(b"")

@@ -21,7 +21,7 @@ class Bar:
 
 
 @pytest.mark.parametrize(("batch_size", "replicas"), [(22, 1), (8, 1), (5, 1), (64, 1), (8, 2)])
-def test_evaluation_is_exact_whatever_the_batch(tiny_resnet, tiny_data, batch_size, replicas):
+def test_evaluation_is_exact_for_any_batch_size(tiny_resnet, tiny_data, batch_size, replicas):
     strategy, progress = mirrored(replicas), Bar()
     with strategy.scope():
         model = make_tiny_resnet()
@@ -60,7 +60,7 @@ class UnevenBatches(Batches):
 
 
 @pytest.mark.parametrize("use_xla", [False, True])
-def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data, use_xla):
+def test_statistics_are_over_all_images(tiny_resnet, tiny_data, use_xla):
     """Of uneven batches: the first layer's are those of one pass over all images, up to the last
     bit or two.
     """
@@ -77,7 +77,7 @@ def test_statistics_are_those_of_all_images(tiny_resnet, tiny_data, use_xla):
     np.testing.assert_allclose(norm.moving_variance, stem.var(axis=(0, 1, 2)), rtol=1e-4)
 
 
-def test_statistics_of_a_norm_that_ends_the_network_are_those_of_all_images(tiny_data):
+def test_statistics_of_a_final_norm_are_over_all_images(tiny_data):
     inputs = keras.Input((8, 8, 3))
     norm = keras.layers.BatchNormalization()
     model = keras.Model(inputs, norm(keras.layers.Conv2D(4, 3, name="conv")(inputs)))

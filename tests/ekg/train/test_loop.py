@@ -40,14 +40,14 @@ def batches(count):
     return [{"labels": np.zeros(8)}] * count
 
 
-def test_an_epochs_means_are_those_of_all_steps_also_if_it_goes_on():
+def test_means_of_an_epoch_cover_all_its_steps_even_after_resuming():
     means = train_epoch(Steps(1.0, 2.0, 6.0), batches(3), SCHEDULE, EpochMeter(0, 3, 1, Bar()))
     assert means["loss"] == 3 and means["images_per_second"] > 0
     gone_on = EpochMeter(0, 3, 1, Bar(), done=2, totals={"loss": 3.0})
     assert train_epoch(Steps(6.0), batches(1), SCHEDULE, gone_on)["loss"] == 3
 
 
-def test_the_learning_rate_of_a_step_is_that_of_its_place_in_the_epoch():
+def test_the_learning_rate_of_a_step_follows_its_place_in_the_epoch():
     steps, totals = Steps(*np.ones(4, np.float32)), []
     train_epoch(
         steps,
@@ -98,7 +98,7 @@ def stops_after(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])
-def test_a_training_that_is_asked_to_end_goes_on_to_the_same_weights(
+def test_a_training_that_is_asked_to_end_resumes_to_the_same_weights(
     tmp_path, tiny_data, make_trainer, stops_after, count
 ):
     """Within an epoch, at its end, and within the second one."""

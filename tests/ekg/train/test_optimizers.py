@@ -43,7 +43,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_the_weights_are_those_of_keras_fit(name):
+def test_the_weights_equal_those_of_keras_fit(name):
     tuned, fitted, (x, y), given = make(), make(), examples(), OPTIMIZERS[name]()
     tuning = {} if name == "scheduled" else {"decay_points": ()}
     ekg.fine_tune(
@@ -90,7 +90,7 @@ def test_a_stopped_training_resumes_with_the_optimizers_state(tmp_path, monkeypa
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_schedules_are_of_steps_or_of_epochs():
+def test_schedules_count_steps_or_epochs():
     settings = FineTuneSettings(train_epoch=10)
     steps, _ = Recipe.take(
         {"schedule": optimizers.schedules.PiecewiseConstantDecay([4], [0.5, 0.1])}
@@ -135,7 +135,7 @@ def test_schedules_are_of_steps_or_of_epochs():
         ({"schedule": 0.1}, "`schedule` must be a keras.optimizers.schedules"),
     ],
 )
-def test_what_has_no_effect_or_cannot_be_made_is_refused(given, message):
+def test_settings_without_effect_and_unbuildable_optimizers_are_refused(given, message):
     with pytest.raises(ekg.EkgError, match=message):
         Recipe.take(given)
 

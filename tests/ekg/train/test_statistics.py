@@ -132,7 +132,7 @@ def test_a_short_training_ends_with_statistics_that_fit_its_weights(momentum):
         assert np.abs(stale / fitting_variance - 1).max() > 0.3
 
 
-def test_a_copy_keeps_what_a_layer_makes_of_its_weights(images):
+def test_a_copy_keeps_state_that_a_layer_derives_from_its_weights(images):
     """An adapted Normalization holds tensors beside its weights."""
     inputs = keras.Input((8, 8, 3))
     normalise = layers.Normalization(name="adapted")

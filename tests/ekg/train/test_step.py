@@ -64,7 +64,7 @@ def largest_difference(trainer, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_trainer_that_begins_anew_trains_as_a_new_one(dtype):
+def test_a_reset_trainer_trains_like_a_new_one(dtype):
     """Also where it trained another network before: weights, statistics, momentum, random
     generators and loss scale.
     """
@@ -237,7 +237,7 @@ def test_half_the_width_trains_nearly_as_float32(dtype):
     assert largest_difference(half, whole) < 0.1
 
 
-def test_the_loss_scale_halves_where_gradients_overflow_and_leaves_the_step_out(monkeypatch):
+def test_the_loss_scale_halves_when_gradients_overflow_and_the_step_is_skipped(monkeypatch):
     """Activations are kept as float32, so that nothing but the scale differs."""
     monkeypatch.setattr(training_step, "pure_forward", lambda model, _: pure_forward(model))
     monkeypatch.setattr(training_step, "LOSS_SCALE", 2.0**127)
@@ -289,7 +289,7 @@ def test_compiled_and_plain_fine_tuning_agree(replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_what_xla_cannot_compile_runs_uncompiled_with_one_warning(caplog, replicas):
+def test_functions_that_xla_cannot_compile_run_uncompiled_with_one_warning(caplog, replicas):
     def loss_fn(network, batch, _):
         logits = network(tf.cast(batch["images"], tf.float32))
         length = tf.strings.length(tf.strings.as_string(logits))  # no text in XLA
@@ -311,7 +311,7 @@ def test_a_training_step_is_traced_once():
     assert trainer._step.count_traces() == 1
 
 
-def test_a_copy_has_the_same_weights_and_none_in_common(tiny_resnet):
+def test_a_copy_has_equal_weights_and_shares_none(tiny_resnet):
     with mirrored(2).scope():
         copy = cutting.copy(tiny_resnet)
     assert all((a == b).all() for a, b in zip(copy.get_weights(), tiny_resnet.get_weights()))
