@@ -22,6 +22,9 @@ ALTERED = {
     "04ee99b9bbe58ee7": "CIFAR10 after JPEG compression, 1 000 of each class",
 }
 
+# What a teacher of search or fine-tuning is called in tables
+TAUGHT_BY = {"ensemble": "ensemble", "single": "unpruned network", "none": "labels alone"}
+
 
 def data_name(sample, dataset):
     """Returns the name of a data set, or the description of its altered images.
@@ -160,8 +163,12 @@ class Record(JsonRecord):
 
     @property
     def method(self):
-        """Criterion and teachers, as text."""
-        return f"{self.arguments['criterion']}, {self.teachers}"
+        """Criterion and teachers, as text: one teacher where search and fine-tuning have the same."""
+        names = (self.arguments["search_teacher"], self.arguments["finetune_teacher"])
+        search, fine_tuning = (TAUGHT_BY.get(name) for name in names)
+        if search in (None, fine_tuning):
+            return f"{self.arguments['criterion']}, {fine_tuning}"
+        return f"{self.arguments['criterion']}, search with {search}, then {fine_tuning}"
 
     @property
     def teachers(self):

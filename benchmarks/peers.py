@@ -57,7 +57,7 @@ TITLES = {
     "uniform": "uniform widths",
     "random": "random widths",
     "scratch": "the searched network from scratch",
-    "unpruned": "not pruned, trained on",
+    "unpruned": "unpruned, trained further",
 }
 SUBSET, BATCH = 2048, 256
 

@@ -4,10 +4,12 @@ import contextlib
 import functools
 import logging
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from ekg.deploy.format import Format, Reader, batched_shape, check_float32, random_inputs
 from ekg.deploy.packages import quiet, require
@@ -94,13 +96,29 @@ def _write_any(source, path):
 
 
 def _write(source, path, batch):
-    source.model.export(
-        path,
-        format="litert",
-        verbose=False,
-        input_signature=[source.signature_for(batch)],
-        **_options(source),
-    )
+    """Writes a Source for a number of examples; None for any.
+
+    Keras' own export has the converter read a SavedModel with all layers and variables; one of a
+    single function with constants takes a quarter of the time and gives the same outputs.
+    """
+    signature = [source.signature_for(batch)]
+    function = in_graph(
+        functools.partial(source.model.__call__, training=False), input_signature=signature
+    ).get_concrete_function()
+    # The converter knows `while` and `if` as functions only.
+    frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
+
+    def serve(*inputs):
+        outputs = tf.nest.flatten(frozen(*tf.nest.flatten(inputs)))
+        return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
+
+    module = tf.Module()
+    module.serve = in_graph(serve, input_signature=signature)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=module.serve)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        _set_options(converter, source)
+        Path(path).write_bytes(converter.convert())
 
 
 def _interpreter(threads, **model):
@@ -135,25 +153,17 @@ def _in_order(details, arrays):
     return [arrays[number] for number in numbers]
 
 
-def _options(source):
-    """Returns the options of the converter."""
+def _set_options(converter, source):
     operators = tf.lite.OpsSet.TFLITE_BUILTINS
-    if source.quantize is None:
-        return {"target_spec": {"supported_ops": [operators]}}
-    options = {
-        "optimizations": [tf.lite.Optimize.DEFAULT],
-        "target_spec": {"supported_ops": [operators]},
-    }
+    if source.quantize is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if source.quantize == "float16":
-        options["target_spec"]["supported_types"] = [tf.float16]
+        converter.target_spec.supported_types = [tf.float16]
     if source.quantize == "int8":
-        options["target_spec"]["supported_ops"] = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        options |= {
-            "representative_dataset": lambda: _one_by_one(source),
-            "inference_input_type": tf.int8,
-            "inference_output_type": tf.int8,
-        }
-    return options
+        operators = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+        converter.representative_dataset = lambda: _one_by_one(source)
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    converter.target_spec.supported_ops = [operators]
 
 
 def _one_by_one(source):
