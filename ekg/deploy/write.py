@@ -1,6 +1,7 @@
 """Exports: writes a network in a deployment format, and keeps the file only if it is right."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ekg.data.inputs import Inputs, as_dtype
 from ekg.data.own import make_data
@@ -18,7 +20,7 @@ from ekg.deploy.formats import format_of
 from ekg.deploy.fresh import FreshReader
 from ekg.deploy.inference import is_random
 from ekg.deploy.packages import require
-from ekg.devices.compute import full_float32
+from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.graph import groups
 from ekg.graph.calls import Graph
@@ -304,16 +306,25 @@ def _run_both(model, reader, arrays, source):
     runs_whole = isinstance(reader, FreshReader)  # each run starts a process
     step = number if runs_whole else COMPARED_TOGETHER if reader.batch == "any" else reader.batch
     last = number if reader.batch == "any" else number - number % step
-    ours, theirs = [], []
-    for begin in range(0, last, step):
-        part = [array[begin : begin + step] for array in arrays]
-        theirs.append(reader.run(part))
-        with full_float32():
-            outputs = keras.tree.flatten(
-                model(source.graph.structured_inputs(part), training=False)
-            )
-        ours.append([np.asarray(keras.ops.cast(value, "float32")) for value in outputs])
-    return ([np.concatenate(values) for values in zip(*parts)] for parts in (ours, theirs))
+    forward = in_graph(functools.partial(model.__call__, training=False))
+
+    def run_model(part):
+        inputs = source.graph.structured_inputs(list(map(tf.constant, part)))
+        outputs = keras.tree.flatten(forward(inputs))
+        return [np.asarray(keras.ops.cast(value, "float32")) for value in outputs]
+
+    with full_float32():
+        ours = _in_parts(run_model, arrays, last, COMPARED_TOGETHER)
+    return ours, _in_parts(reader.run, arrays, last, step)
+
+
+def _in_parts(run, arrays, last, step):
+    """Returns the outputs of run() for the first `last` examples, `step` at a time."""
+    parts = [
+        run([array[begin : min(begin + step, last)] for array in arrays])
+        for begin in range(0, last, step)
+    ]
+    return [np.concatenate(values) for values in zip(*parts)]
 
 
 def _make_labels(model, arrays, labels, task):
