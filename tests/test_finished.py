@@ -58,6 +58,11 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:-30])
 
 
+def phases_of(folder):
+    """Returns the names of the phases that have run, in order."""
+    return [line["phase"] for line in files.read_json_lines(folder / "phases.jsonl")]
+
+
 def check_same(folder, source):
     """The same parameters, a .keras file of them, and the same figures but for time."""
     ours, theirs = (utils.load_params(place / "trained_param.pkl") for place in (folder, source))
@@ -78,8 +83,11 @@ def check_same(folder, source):
 def test_a_missing_or_damaged_result_is_rebuilt(finished, again, name, damage, caplog):
     folder, run = again
     damage(folder / name)
+    before = phases_of(folder)
     rows = run()
     assert [row.name for row in rows] == ["baseline", "slimmed", "fine-tuned"]
+    if name == "summary.json":  # the networks are there
+        assert phases_of(folder) == [*before, "report"]
     check_same(folder, finished[0])
     assert name in caplog.text or (name, damage) == ("summary.json", remove)
 

@@ -1,5 +1,7 @@
 """The script that prunes a user's own network, as a user runs it."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -112,20 +114,26 @@ def test_a_search_alone_leaves_the_network_that_was_cut_out(place, tmp_path):
     )
 
 
-def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkeypatch):
+@pytest.fixture
+def taken(monkeypatch):
+    """Dict of the keyword arguments that ekg.prune, ekg.front or ekg.inspect is called with."""
+    arguments = {}
+
+    def take(*_, **given):
+        arguments.update(given)
+        return PruneResult(*[()] * 4, "", None, None, None, None)
+
+    for name in ("prune", "front", "inspect"):
+        monkeypatch.setattr(ekg, name, take)
+    for name in ("summary", "report", "__str__"):
+        monkeypatch.setattr(PruneResult, name, lambda *_: "")
+    return arguments
+
+
+def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, taken):
     """Defaults of ekg.prune suit the data: one that the command line repeats is not taken for one
     left out.
     """
-    taken = {}
-    monkeypatch.setattr(
-        ekg,
-        "prune",
-        lambda *_, **given: (
-            taken.update(given) or PruneResult(*[()] * 4, "", None, None, None, None)
-        ),
-    )
-    monkeypatch.setattr(PruneResult, "summary", lambda _: "")
-    monkeypatch.setattr(PruneResult, "report", lambda *_: "")
     run(
         place,
         "--data_path",
@@ -147,6 +155,46 @@ def test_a_flag_that_is_named_counts_even_at_its_default(place, tmp_path, monkey
     assert (
         taken["run"] == {"accum": 1} and taken["epochs"] == 20 and taken["target"] == {"flops": 0.5}
     )
+
+
+LIMITS = {
+    "exclude": (["--exclude", "one", "two"], ["one", "two"]),
+    "min_channels": (["--min_channels", 3], 3),
+    "multiple_of": (["--multiple_of", 4], 4),
+    "prune_frozen": (["--prune_frozen"], True),
+    "task": (["--task", "regression"], "regression"),
+    "may_lose": (["--may_lose", "depth"], ["depth"]),
+    "seed": (["--seed", 7], 7),
+}
+OF_THE_JOB = {
+    "epochs": (["--train_epoch", 3], 3),
+    "repair": (["--no-repair"], False),
+    "augment": (["--augment", "flip"], "flip"),
+    "run_dir": (["--train_path", "somewhere"], Path("somewhere")),
+    "verbose": (["--quiet"], False),
+}
+OF_ONE_TARGET = {
+    "restart": (["--restart", "slim"], "slim"),
+    "search_from": (["--search_from", "earlier"], Path("earlier")),
+    "target": (["--target_params", 0.4, "--target_rate", 0.6], {"flops": 0.6, "params": 0.4}),
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "more"),
+    [
+        (LIMITS | OF_THE_JOB | OF_ONE_TARGET, []),
+        (LIMITS | OF_THE_JOB, ["--target_rates", 0.6, 0.4]),
+        (LIMITS, ["--inspect"]),
+    ],
+    ids=["prune", "front", "inspect"],
+)
+def test_flags_reach_the_argument_of_their_name(place, taken, flags, more):
+    argv = [part for words, _ in flags.values() for part in words]
+    run(place, "--data_path", place / "digits.npz", *argv, *more)
+    assert {name: taken[name] for name in flags} == {
+        name: value for name, (_, value) in flags.items()
+    }
 
 
 def test_a_search_alone_takes_the_weight_decay_of_its_epoch(place, tmp_path, monkeypatch, caplog):

@@ -16,7 +16,8 @@ def find_network(path):
     """Returns the pathlib.Path of the .keras or .h5 file of a network.
 
     Args:
-        path: path of such a file, or of the run folder of a finished run.
+        path: path of such a file, or of the run folder of a finished run, whose network is the one
+            that the run hands out.
 
     Raises:
         EkgError: there is no such file or run, or it is a file of parameters alone.
@@ -24,7 +25,8 @@ def find_network(path):
     path = Path(path)
     if path.is_dir():
         run = RunFolder.open(path)
-        for name in (names.TRAINED_KERAS, names.SLIMMED_KERAS):
+        ends = (names.TRAINED_KERAS, names.SLIMMED_KERAS)
+        for name in ends[1:] if run.hands_out_cut() else ends:
             if run.has(name):
                 return run / name
         raise EkgError(f"`model` {path}: the run left no .keras file; is it finished?")

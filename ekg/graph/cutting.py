@@ -1,4 +1,8 @@
-"""Cuts a sub-network out of a model as a dense network."""
+"""Cuts a sub-network out of a model as a dense network.
+
+The code here is the same for all layer types. Which axes of a layer's weights are channels, and
+which of its attributes change with them, is in its record: for Keras' own layers in layers.py.
+"""
 
 import itertools
 import logging

@@ -1,4 +1,8 @@
-"""Refuses a job that could not be finished, before anything is written or trained."""
+"""Refuses a job that could not be finished, before anything is written or trained.
+
+A value outside its range never comes this far: ekg.settings refuses it when the settings are made,
+and ekg.command_line refuses unknown flags.
+"""
 
 import logging
 

@@ -19,11 +19,13 @@ from ekg.goal import (
     epochs_of_probes,
     hold_out,
     rates_to_try,
+    reach,
 )
 from ekg.io import files
 from ekg.run import folder as names
 from ekg.run import phases
 from tests.helpers.digits import digits, network, softmax
+from tests.helpers.models import make_data
 
 OPTIONS = {
     "verbose": False,
@@ -137,6 +139,63 @@ def test_probes_are_fine_tuned_for_a_quarter_of_the_epochs():
     assert epochs_of_probes(dataclasses.replace(goal, probe_epochs=0), 20) is None
     with pytest.raises(EkgError, match="`probe_epochs` has no effect"):
         epochs_of_probes(dataclasses.replace(goal, probe_epochs=2), None)
+
+
+# ---------------------------------------------------------------- what decides
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """What a job returns."""
+
+    note: str = "made"
+
+
+class Job:
+    """Keeps what it was asked to prune; a network is represented by its share of the FLOPs."""
+
+    def __init__(self):
+        self.asked = []
+
+    def least_rate(self, _):
+        return 0.1
+
+    def unpruned(self, measure):
+        return measure(1.0)
+
+    def prune(self, name, data, rate, epochs, search_from, note, is_final):
+        self.asked.append((name, data, rate, epochs, search_from, is_final))
+        return Pruned(), lambda measure: measure(rate)
+
+
+def images_of(split):
+    return {image.tobytes() for image in split.images}
+
+
+def test_training_examples_that_are_held_out_decide_and_no_network_is_trained_on_them(monkeypatch):
+    data, job, judged = make_data(num_train=200, num_test=30), Job(), []
+
+    def values(rate, _data, split, metric):
+        judged.append(split)
+        is_right = np.ones(len(split))
+        is_right[: round(50 * (1 - rate))] = 0  # half of the FLOPs lost cost a quarter
+        return is_right.tolist()
+
+    monkeypatch.setattr("ekg.goal.example_values", values)
+    goal = Goal.make({"drop": 0.1, "held_out": 0.5, "lowest_rate": 0.4, "probe_epochs": 2})
+    result = reach(goal, data, 8, 0, job)
+    assert "on 100 held-out training examples; met, with 10.00 " in result.note
+    held_out = images_of(judged[0])
+    assert len(held_out) == 100 and held_out < images_of(data.train)
+    assert all(images_of(split) == held_out for split in judged)
+    assert all(not images_of(asked.train) & held_out for _, asked, *_ in job.asked)
+    search, *probes, final = job.asked
+    assert (search[0], *search[2:]) == ("search", 0.4, None, None, False)
+    assert (final[0], *final[2:]) == ("final_0.8", 0.8, 8, "probe_0.8", True)
+    assert images_of(final[1].test) == images_of(data.test)
+    assert all(images_of(asked.test) == held_out for _, asked, *_ in (search, *probes))
+    for name, _, rate, *rest in probes:
+        assert (name, *rest) == (f"probe_{rate:g}", 2, "search", False)
 
 
 # ---------------------------------------------------------------- the whole job

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import ekg
+from ekg import phases
+from ekg.distil.bank import MemoryBank
+from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.graph import cutting
 from ekg.io import parameters
@@ -50,6 +54,21 @@ def test_the_phases_called_one_by_one_equal_the_whole_job_after_its_first_epoch(
     ekg.fine_tune(smaller, data, bank, epochs=2, **together)
     for one, other in zip(smaller.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_every_image_is_taught_by_its_own_row_of_the_bank():
+    model = network(lambda x: layers.Dense(10, name="fc")(x))
+    data = ekg.make_data(model, digits())
+    bank = MemoryBank(np.arange(120, dtype=np.float32)[:, None, None] + np.zeros((120, 2, 10)))
+    training = phases.fine_tuning(
+        tf.distribute.get_strategy(), model, data, FineTuneSettings(batch_size=32), knowledge=bank
+    )
+    pixels = {image.tobytes(): number for number, image in enumerate(digits()[0])}
+    assert len(pixels) == 120
+    for batch in training.batches.epoch(0):
+        numbers = [pixels[image.tobytes()] for image in np.asarray(batch["images"])]
+        assert batch["bank"].shape == (len(numbers), 2, 10)
+        assert batch["bank"][:, 1, 9].tolist() == numbers
 
 
 def test_labels_alone_teach_without_a_bank_and_settings_are_checked():

@@ -14,6 +14,7 @@ import test as test_script
 import train_cifar
 import train_imagenet
 from ekg import command_line, settings
+from ekg.commands import prune
 from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
 from ekg.io import files
@@ -209,6 +210,31 @@ def test_every_setting_has_a_description_and_says_what_it_affects(cls, field):
     )  # workers may differ only in what changes nothing
     if details.works_if:
         assert details.works_if.other in {other.name for _, other in FIELDS}
+
+
+# A run resumes, or its search is reused, where only these differ: a setting that is declared so by
+# mistake mixes two results in one folder.
+LEAVES_THE_RESULT_ALONE = """
+    checkpoint_minutes compile data_path exports gpu_id image_memory inspect latency_table overwrite
+    preflight restart runtimes search_from skip_bad_images strategy strict target_rates test_every
+    train_path val_batch_size val_path virtual_devices
+"""
+LEAVES_THE_SEARCH_ALONE = """
+    augment baseline_epoch batch_size decay_points decay_rate finetune_teacher label_smoothing
+    learning_rate num_teacher num_views precision probe_epochs repair sync_bn temperature
+    train_epoch warmup_epoch
+"""
+
+
+def test_all_other_settings_affect_the_search():
+    pruning = {train_cifar.CifarSettings, train_imagenet.ImageNetSettings, *SHARED}
+    declared = {SEARCH: set(), TRAINING: set(), MACHINE: set()}
+    for cls in pruning | set(prune.FLAGS.values()):
+        for field in dataclasses.fields(cls):
+            declared[about(field).affects].add(field.name)
+    assert declared[MACHINE] == set(LEAVES_THE_RESULT_ALONE.split())
+    assert declared[TRAINING] == set(LEAVES_THE_SEARCH_ALONE.split())
+    assert not declared[SEARCH] & (declared[MACHINE] | declared[TRAINING])
 
 
 def test_every_number_has_a_range_that_is_tested_here():

@@ -27,10 +27,12 @@ def seconds_of(model, tile=8):
 
 
 class Clock:
-    """What time.perf_counter() says while a made-up runtime runs."""
+    """What time.perf_counter() says while a made-up runtime runs, and the batch and the threads of
+    its passes.
+    """
 
     def __init__(self):
-        self.now, self.loads = 0.0, 0
+        self.now, self.loads, self.conditions = 0.0, 0, set()
 
     def perf_counter(self):
         return self.now
@@ -47,6 +49,7 @@ class MadeUp(format.Format):
     def timed(self, model, batch, threads=None, input_shape=None):
         seconds = seconds_of(model)
         self._clock.loads += 1
+        self._clock.conditions.add((batch, threads))
 
         def run():
             self._clock.now += seconds

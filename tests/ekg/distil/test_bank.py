@@ -105,6 +105,18 @@ def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teache
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_are_read_by_image_in_any_order_of_writing(tmp_path, tiny_data, teachers):
+    supernet, entries = teachers[0], teachers[1][:1]
+    order = np.random.default_rng(0).permutation(96)
+    batches = Batches(tiny_data.train, tiny_data.normalise, 48, order)
+    bank.build_bank(tmp_path, supernet, entries, batches)
+    built = bank.open_bank(tmp_path, batches)
+    for numbers in (order[:48], order[48:]):
+        images = tiny_data.normalise(tiny_data.train.images[numbers])
+        expected = supernet.logits(images, entries[0].subnetwork)
+        np.testing.assert_allclose(built.rows(numbers)[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
     array = np.random.default_rng(0).normal(size=(500, 2, 3)).astype(np.float32)
     (tmp_path / bank_files.ARRAY_FILE).write_bytes(

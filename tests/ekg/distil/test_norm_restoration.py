@@ -44,6 +44,34 @@ def test_every_convolution_has_its_former_norm_and_the_function_is_unchanged(mak
     assert relative_difference(cut(images), before) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        (layers.Conv1D, 1),
+        (layers.Conv3D, 3),
+        (layers.Conv1DTranspose, 1),
+        (layers.Conv2DTranspose, 2),
+        (layers.Conv3DTranspose, 3),
+    ],
+)
+def test_convolutions_of_other_kinds_have_their_former_norm_too(kind, rank):
+    """With a bias, which takes part in what the norm makes up for."""
+    x = inputs = keras.Input((*[4] * rank, 3))
+    for name in ("one", "two"):
+        x = layers.BatchNormalization(epsilon=1e-5)(kind(6, 3, padding="same", name=name)(x))
+    x = layers.Flatten()(layers.ReLU()(x))
+    model = randomise_(keras.Model(inputs, layers.Dense(3)(x)))
+    supernet = ekg.Supernet(model)
+    cut = supernet.cut(supernet.whole().with_widths({"one": 0.5, "two": 0.5}))
+    examples = np.random.default_rng(1).normal(size=(5, *inputs.shape[1:])).astype(np.float32)
+    before = cut(examples).numpy()
+    assert all(norm_of(cut, name) < 0.95 * norm_of(model, name) for name in ("one", "two"))
+    slimming.restore_norms_(cut, Graph(model))
+    for name in ("one", "two"):
+        assert norm_of(cut, name) == pytest.approx(norm_of(model, name), rel=1e-5)
+    assert relative_difference(cut(examples), before) < 1e-5
+
+
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-3, 0.1])
 def test_the_function_is_unchanged_where_variances_are_near_epsilon(images, epsilon):
     """At moving statistics to rounding; with those of a batch within the bound, or the convolution

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import ekg
 from ekg.deploy import formats, keras_file, litert
+from ekg.deploy.packages import require
 from ekg.errors import EkgError
 from ekg.graph.execute import pure_forward, read_variables
 from ekg.latency import timing
@@ -96,6 +97,30 @@ def test_a_part_is_timed_with_the_operations_of_a_file(narrow):
         details = run.__self__._get_ops_details()
         names.append([entry["op_name"] for entry in details if entry["op_name"] != "DELEGATE"])
     assert names[0] == names[1] == ["CONV_2D"]
+
+
+def test_a_pass_runs_on_the_threads_asked_for(narrow, monkeypatch, tmp_path):
+    class Interpreter(require("ai-edge-litert").Interpreter):
+        def __init__(self, num_threads=None, **options):
+            super().__init__(num_threads=num_threads, **options)
+            self.threads = num_threads
+
+    sessions, InferenceSession = [], require("onnxruntime").InferenceSession
+
+    def make_session(path, options, providers):
+        sessions.append(options.intra_op_num_threads)
+        return InferenceSession(path, options, providers)
+
+    monkeypatch.setattr(require("ai-edge-litert"), "Interpreter", Interpreter)
+    monkeypatch.setattr(require("onnxruntime"), "InferenceSession", make_session)
+    images = [np.zeros((2, 8, 8, 3), np.float32)]
+    readers = [ekg.export(narrow, tmp_path / name).reader for name in ("a.tflite", "a.onnx")]
+    for threads in (1, 3):
+        assert readers[0].make_pass(images, threads).__self__.threads == threads
+        readers[1].make_pass(images, threads)
+        assert sessions[-1] == threads
+    for timed in (litert.LiteRT().timed, litert.LiteRT().timed_part):
+        assert timed(narrow, 2, 3).__self__.threads == 3
 
 
 def test_networks_are_timed_in_turn(clock):

@@ -9,6 +9,7 @@ from ekg.latency.timing import Conditions
 from ekg.report import measure
 from ekg.report.table import Row
 from ekg.train.evaluate import Evaluation
+from tests.helpers.made_up_runtime import install
 from tests.helpers.models import make_data
 
 
@@ -98,6 +99,25 @@ def test_threads_of_tensorflow_are_not_silently_ignored(tiny_resnet):
             None,
             target=Conditions("tensorflow", 1, 2),
         )
+
+
+@pytest.mark.parametrize(
+    ("target", "runtimes", "expected"),
+    [
+        (Conditions("litert", 3, 2), (), (3, 2)),
+        (Conditions("litert", 3), (), (3, 1)),
+        (None, ("litert",), (1, 1)),
+    ],
+)
+def test_networks_are_timed_at_the_batch_and_threads_that_the_table_names(
+    tiny_resnet, monkeypatch, target, runtimes, expected
+):
+    clock = install(monkeypatch)
+    rows = [Row("a", 1.0, {}, 1, 2, 3)]
+    (row,) = measure.with_latencies(rows, [tiny_resnet], runtimes, None, target=target)
+    assert clock.conditions == {expected}
+    plural = "s" if expected[1] > 1 else ""
+    assert list(row.latencies) == [f"litert, batch {expected[0]}, {expected[1]} thread{plural}"]
 
 
 def latencies_of(model, runtimes):

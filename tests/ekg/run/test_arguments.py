@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 import ekg
 import op_utils
+from ekg.errors import EkgError
 from ekg.run import arguments
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
@@ -102,6 +104,29 @@ def test_workers_share_every_setting_even_those_that_leave_the_result_alone(tiny
     )
     assert {name for name in one if one[name] != other[name]} == {"val_batch_size"}
     assert one["epochs"] == "3" and one["target_rate"] == "0.45"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda data: np.roll(data.train.labels, 1), "data labels"),
+        (lambda data: data.train.images[0] + 1, "data sample"),
+        (lambda data: np.roll(data.test.labels, 1), "test_data labels"),
+    ],
+)
+def test_workers_with_other_examples_or_labels_are_refused(monkeypatch, change, name):
+    data, other, sent = make_data(), make_data(), []
+    part = other.test if name.startswith("test_data") else other.train
+    array = part.labels if name.endswith("labels") else part.images[0]
+    array[:] = change(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(ekg.Team, "gather_texts", lambda _, text: sent.append(text) or sent)
+        ekg.Team().check_same(arguments.describe(other, False))
+    monkeypatch.setattr(ekg.Team, "gather_texts", lambda _, text: [text, *sent])
+    ekg.Team().check_same(arguments.describe(other, False))
+    expected = rf"worker 1: .* \({name} '\w+' there, '\w+' at the chief\)"
+    with pytest.raises(EkgError, match=expected):
+        ekg.Team().check_same(arguments.describe(data, False))
 
 
 def test_a_search_depends_on_no_setting_of_the_training(tiny_resnet, tmp_path):

@@ -40,6 +40,22 @@ def test_a_file_of_another_subnetwork_is_refused(tiny_resnet, tmp_path):
         job.load(tmp_path / "p.pkl", job.supernet.smallest())
 
 
+def test_a_phase_that_is_over_is_not_run_again(tiny_resnet, tmp_path):
+    job, runs = make_job(tiny_resnet, tmp_path), []
+
+    def make():
+        runs.append("baseline")
+        job.save(tiny_resnet, "baseline_param.pkl")
+
+    assert not job.is_done("baseline")
+    for _ in range(2):
+        job.once("baseline", make)
+    assert runs == list(job.folder.phases()) == ["baseline"] and job.is_done("baseline")
+    (tmp_path / "baseline_param.pkl").unlink()
+    job.once("baseline", make)
+    assert len(runs) == 2
+
+
 def test_choices_reach_every_supernet(tiny_resnet):
     supernet = ekg.Supernet(tiny_resnet, exclude="a1", multiple_of=2)
     remade = supernet.remade(tiny_resnet)

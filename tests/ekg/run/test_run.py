@@ -5,6 +5,7 @@ import collections
 import pytest
 
 import ekg
+from ekg.io import files
 from ekg.run.folder import OWN_NAMES, PHASES
 from ekg.searching.targets import Flops, Target
 from tests.helpers.digits import QUICK, digits, network, softmax
@@ -45,6 +46,8 @@ def test_a_target_is_checked_and_prepared_once_and_recalls_the_history_once(call
     for name in ("slimmed_param.pkl", "summary.json"):
         (tmp_path / name).unlink()
     assert prune().subnetwork == result.subnetwork
+    phases = [line["phase"] for line in files.read_json_lines(tmp_path / "phases.jsonl")]
+    assert phases == ["subset", "search", "slim", "report", "slim", "report"]
     assert calls == {"prepare": 1, "check": 1, "recall": len(result.history)}
 
 

@@ -10,7 +10,7 @@ from ekg.io import files
 from ekg.latency.timing import Conditions
 from ekg.searching.latency import Latency
 from ekg.searching.proposals import propose
-from tests.helpers import networks
+from tests.helpers import networks, small_jobs
 from tests.helpers.made_up_runtime import install, seconds_of
 from tests.helpers.models import make_tiny_resnet
 
@@ -45,6 +45,28 @@ def test_a_search_ends_at_the_measured_latency_and_no_earlier(clock, tiny_data):
     )
     predicted = [entry.costs["latency"]["predicted"] for entry in history]
     assert predicted == pytest.approx(shares, rel=0.08) and predicted[0] == pytest.approx(1)
+
+
+def test_a_target_is_reached_at_its_measured_latency_and_not_above(clock, tmp_path):
+    supernet = ekg.Supernet(small_jobs.build(None, 3, widths=(24, 24)))
+    half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
+    ratio, whole = share(supernet, half), 1000 * seconds_of(supernet.model)
+    assert 0.3 < ratio < 0.7
+    for factor, is_reached in ((1.002, True), (0.998, False)):
+        for most in ({"ratio": factor * ratio}, {"ms": factor * ratio * whole}):
+            # All read one table, so that kernels are timed once.
+            latency = Latency(**most, table=tmp_path / "table.json")
+            target = latency.prepare(supernet, Team())
+            assert "measured" in target.observe(supernet, half)["latency"]
+            assert target.is_reached(supernet, half) is is_reached
+    assert clock.conditions == {(1, 1)}
+
+
+def test_all_networks_and_kernels_are_timed_at_the_batch_and_threads_asked_for(clock):
+    supernet = ekg.Supernet(small_jobs.build(None, 3))
+    target = Latency(ratio=0.99, batch=2, threads=3).prepare(supernet, Team())
+    assert "measured" in target.observe(supernet, supernet.smallest())["latency"]
+    assert clock.conditions == {(2, 3)}
 
 
 def test_milliseconds_are_met_too(clock, tiny_data):

@@ -53,6 +53,16 @@ def test_the_last_step_takes_no_more_than_it_must(tiny_data):
     assert Params(0.55).cost(supernet, wider) > 0.55 >= Params(0.55).cost(supernet, last)
 
 
+def test_a_target_is_reached_at_its_cost_and_not_above(tiny_resnet):
+    supernet = ekg.Supernet(tiny_resnet)
+    half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
+    share = supernet.cut(half).count_params() / tiny_resnet.count_params()
+    for factor, is_reached in ((0.999, False), (1, True), (1.001, True)):
+        target = Params(factor * share)
+        assert target.is_reached(supernet, half) is is_reached
+        assert Every((Flops(0.99), target)).is_reached(supernet, half) is is_reached
+
+
 def test_costs_are_shares_of_the_unpruned_network(tiny_resnet):
     supernet = ekg.Supernet(tiny_resnet)
     half = supernet.whole().with_widths({group.name: 0.5 for group in supernet.groups})
