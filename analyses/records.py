@@ -163,7 +163,7 @@ class Record(JsonRecord):
 
     @property
     def method(self):
-        """Criterion and teachers, as text: one teacher where search and fine-tuning have the same."""
+        """Criterion and teachers, as text; a teacher of both search and fine-tuning comes once."""
         names = (self.arguments["search_teacher"], self.arguments["finetune_teacher"])
         search, fine_tuning = (TAUGHT_BY.get(name) for name in names)
         if search in (None, fine_tuning):

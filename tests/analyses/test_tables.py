@@ -192,17 +192,23 @@ def test_methods_of_several_rates_are_drawn_as_lines(params, tmp_path, monkeypat
             network: (
                 [95.0] * 5,
                 [
-                    ("ekg, ensemble / none, 60 %", [92.0]),
-                    ("ekg, ensemble / none, 45 %", [90.0, 91.0]),
-                    ("l1, ensemble / none, 45 %", [50.0]),
-                    ("ekg, ensemble / none, 30 %", [80.0]),
+                    ("ekg, search with ensemble, then labels alone, 60 %", [92.0]),
+                    ("ekg, search with ensemble, then labels alone, 45 %", [90.0, 91.0]),
+                    ("l1, search with ensemble, then labels alone, 45 %", [50.0]),
+                    ("ekg, search with ensemble, then labels alone, 30 %", [80.0]),
                 ],
             )
         },
         "rates.png": {
             network: (
                 [95.0] * 5,
-                {"ekg, ensemble / none": [(0.3, [80.0]), (0.45, [90.0, 91.0]), (0.6, [92.0])]},
+                {
+                    "ekg, search with ensemble, then labels alone": [
+                        (0.3, [80.0]),
+                        (0.45, [90.0, 91.0]),
+                        (0.6, [92.0]),
+                    ]
+                },
             )
         },
     }
@@ -247,7 +253,7 @@ def test_altered_images_are_distinguished_from_the_published_ones(params, tmp_pa
     assert grey == [
         "ResNet-56",
         "CIFAR10 in grey",
-        "ekg, ensemble / ensemble",
+        "ekg, ensemble",
         "1",
         "1",
         "45.0 %",
@@ -406,8 +412,8 @@ def test_rows_are_grouped_by_network_best_first_and_only_searched_ones_have_a_lo
         if "| ResNet-8 |" in line
     ]
     assert in_readme == [
-        "ekg, ensemble / ensemble",
-        "equal widths, none",
+        "ekg, ensemble",
+        "equal widths, labels alone",
     ]  # other teachers are in the page alone
 
 
