@@ -161,6 +161,19 @@ def arms_of_peers():
     return torch + ours + widths + whole + [Run("published", "bank", 0)]
 
 
+def arms_of_peers_in_few_epochs():
+    """Returns the other programs' cuts with a short training: with labels as they come, and with
+    the teacher and the repair of ours.
+    """
+    starts = (("labels", False), (BEST_TEACHER, False), (BEST_TEACHER, True))
+    return [
+        Run(cut, teacher, 0, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
+        for rate in RATES
+        for cut in ("group-taylor", "group-l2")
+        for teacher, is_repaired in starts
+    ]
+
+
 def arms_of_repaired_peers():
     return [
         Run(cut, BEST_TEACHER, 0, rate, is_repaired=True)
@@ -187,7 +200,7 @@ def queue():
     """Returns all runs in the order in which they are made."""
     return [
         *with_seeds(FIRST_SEEDS, *arms_of_teachers()),
-        *with_seeds(SEEDS, *arms_of_few_epochs()),
+        *with_seeds(SEEDS, *arms_of_few_epochs(), *arms_of_peers_in_few_epochs()),
         *with_seeds(LAST_SEEDS, *arms_of_teachers()),
         *with_seeds(SEEDS, *arms_at_the_low_rate()),
         *with_seeds(SEEDS, *arms_of_repair()),

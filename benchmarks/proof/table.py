@@ -145,12 +145,20 @@ def questions():
         )
         for rate in RATES[1:]
     ]
+    peers = ("group-taylor", "group-l2")
     asked += [
         _about_peer(cut, teacher, rate)
         for rate in RATES
         for teacher in ("labels", BEST_TEACHER)
-        for cut in ("group-taylor", "group-l2")
+        for cut in peers
     ]
+    asked += [
+        _about_peer(cut, teacher, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
+        for rate in RATES
+        for teacher, is_repaired in (("labels", False), (BEST_TEACHER, False), (BEST_TEACHER, True))
+        for cut in peers
+    ]
+    asked += [_about_defaults(cut, rate) for rate in RATES for cut in peers]
     asked += [
         Question(
             f"ours at group Taylor's share of parameters − group Taylor, {rate:g}",
@@ -200,11 +208,31 @@ def questions():
     return asked
 
 
-def _about_peer(cut, teacher, rate):
+def _about_peer(cut, teacher, rate, **changes):
+    ours = _ours(teacher, rate, **changes)
+    parts = (
+        f"ours − {runs.CUTS[cut]}",
+        "both repaired" * ours.is_repaired,
+        runs.TEACHERS[teacher],
+        f"{rate:g}",
+        f"{ours.epochs} epochs" * (ours.epochs != runs.EPOCHS),
+    )
     return Question(
-        f"ours − {runs.CUTS[cut]}, {runs.TEACHERS[teacher]}, {rate:g}",
-        _ours(teacher, rate),
-        Run(cut, teacher, 0, rate),
+        ", ".join(filter(None, parts)),
+        ours,
+        Run(cut, teacher, 0, rate, **changes),
+        "ours is better",
+        "ours is not shown to be better",
+    )
+
+
+def _about_defaults(cut, rate):
+    """Returns the Question of two programs as they come: ours with repair and a teacher."""
+    return Question(
+        f"ours, repaired, {runs.TEACHERS[BEST_TEACHER]} − {runs.CUTS[cut]}, labels alone, "
+        f"{rate:g}, {FEW_EPOCHS} epochs",
+        _ours(BEST_TEACHER, rate, epochs=FEW_EPOCHS, is_repaired=True),
+        Run(cut, "labels", 0, rate, epochs=FEW_EPOCHS),
         "ours is better",
         "ours is not shown to be better",
     )
