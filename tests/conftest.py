@@ -2,6 +2,7 @@
 
 import os
 import sys
+import types
 from unittest import mock
 
 # Each of pytest's processes has a core of its own: threads that wait for one another's cores get
@@ -60,6 +61,7 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     config.addinivalue_line("markers", "rendered: the pictures of runs are rendered in this test")
     config.addinivalue_line("markers", "timed: tables have the latencies that they have by default")
+    config.addinivalue_line("markers", "rehearsed: jobs have their preflight in this test")
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +96,17 @@ def short_latencies(request, monkeypatch):
         measure = sys.modules["ekg.report.measure"]
         monkeypatch.setattr(measure, "LEAST_SECONDS", 0.05)
         monkeypatch.setattr(measure, "automatic_runtimes", lambda: ["tensorflow"])
+
+
+@pytest.fixture(autouse=True)
+def no_preflight(request, monkeypatch):
+    """Lets jobs begin without their preflight, which traces much that the job traces again.
+
+    Fixtures of modules and tests marked `rehearsed` have it.
+    """
+    if "rehearsed" not in request.keywords and "ekg.run.run" in sys.modules:
+        without = types.SimpleNamespace(rehearse=lambda job, baseline: {})
+        monkeypatch.setattr(sys.modules["ekg.run.run"], "preflight", without)
 
 
 @pytest.fixture

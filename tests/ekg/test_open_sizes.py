@@ -47,6 +47,7 @@ def check(result, inputs, fixed, size, runtimes):
         assert len(row.latencies) == runtimes
 
 
+@pytest.mark.rehearsed
 def test_images_of_any_size(tmp_path):
     options = QUICK | {"target_rate": 0.6, "epochs": 1, "augment": "flip_crop"}
     options |= {"run": {"runtimes": ("litert",)}, "validation_data": (IMAGES, LABELS)}
@@ -56,6 +57,7 @@ def test_images_of_any_size(tmp_path):
     assert result.model(np.zeros((2, 11, 13, 1))).shape == (2, 10)
 
 
+@pytest.mark.rehearsed
 def test_texts_of_any_length_are_padded_to_one_in_the_data(tmp_path):
     """LiteRT's converter takes recurrent layers for a fixed batch alone."""
     tokens = (IMAGES.reshape(-1, 64)[:, ::5] * 16).astype(np.int32)

@@ -280,6 +280,7 @@ def test_a_regression_of_diabetes_leaves_kernel_norms_as_they_are_cut():
     )  # 1 is what the mean alone reaches
 
 
+@pytest.mark.rehearsed
 def test_a_segmentation_of_digits_into_digit_and_background():
     images, _ = digits(200)
     maps = (images[..., 0] > 0.4).astype(np.int32)
@@ -337,6 +338,7 @@ def test_a_network_of_images_of_any_size_stays_one():
     assert result.model(np.zeros((2, 11, 13, 1))).shape == (2, 10)
 
 
+@pytest.mark.rehearsed
 def test_batched_data_is_never_in_memory_as_a_whole():
     """In a process of its own: 1.2 GiB of images take no more memory than a few of them."""
     program = """

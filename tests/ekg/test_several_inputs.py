@@ -96,6 +96,7 @@ def test_masked_cut_and_repaired_networks_agree(network):
         ekg.repair(supernet, half, {"columns": INPUTS["columns"], "image": INPUTS["image"][:60]})
 
 
+@pytest.mark.rehearsed
 def test_the_whole_job_resumes_reports_and_exports(tmp_path):
     model = two_inputs()
     softmax = keras.Model(model.input, layers.Softmax(name="shares")(model.output), name="shares")
@@ -219,6 +220,7 @@ def test_a_view_of_a_network_without_images_is_refused():
 # ---------------------------------------------------------------- texts, subclassed networks
 
 
+@pytest.mark.rehearsed
 def test_networks_of_texts_are_pruned_on_raw_strings(tmp_path):
     """The network makes numbers of them, which a SavedModel of it does, too."""
     words = np.array(["zero", "one", "two", "few", "many"])

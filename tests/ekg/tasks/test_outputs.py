@@ -499,6 +499,7 @@ def evaluated(model, images, labels, metrics):
     }
 
 
+@pytest.mark.rehearsed
 def test_the_table_shows_every_output_as_keras_measures_it():
     labels, model = {"classes": CLASSES, "position": NUMBERS}, early_and_late(as_dict=True)
     fewer = IMAGES[:50], {name: own[:50] for name, own in labels.items()}
