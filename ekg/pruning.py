@@ -506,7 +506,7 @@ def understand(model, data, meant, given, limits, open_layers):
                 )
     else:
         data = make_data(model, data, **meant, **given)
-    _warn_of_own_training(model)
+    _warn_of_own_training(original)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
     kept = PruningLimits(**limits).excluded(Graph(original, size, open_layers))

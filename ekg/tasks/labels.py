@@ -55,7 +55,7 @@ def prepare_shares(labels, shape, what):
 
 def class_numbers(labels, rank, num_classes, what):
     """Returns labels as int32 class numbers of this rank, or raises EkgError."""
-    is_whole = labels.dtype.kind in "iu" or (
+    is_whole = labels.dtype.kind in "biu" or (
         labels.dtype.kind == "f" and (labels == np.floor(labels)).all()
     )
     if labels.ndim != rank or not is_whole:

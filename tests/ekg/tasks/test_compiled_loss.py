@@ -11,6 +11,7 @@ from ekg import tasks
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.heads import without_head
+from ekg.pruning import understand
 from ekg.tasks.choice import choose_task
 
 RNG = np.random.default_rng(0)
@@ -81,6 +82,67 @@ def test_the_loss_of_a_loaded_network_decides(tmp_path):
     assert type(choose_task("auto", Graph(loaded), FLOATS)) is tasks.MultiLabel
 
 
+class Doubled(K.BinaryCrossentropy):
+    def call(self, y_true, y_pred):
+        return 2 * super().call(y_true, y_pred)
+
+
+def own_loss(labels, outputs):
+    return keras.ops.abs(labels - outputs)
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "message"),
+    [
+        (model(1, loss=Doubled(from_logits=True)), FLOATS, "changed by a class of your own"),
+        (model(1, loss=own_loss), FLOATS.astype(int), "with the loss 'own_loss', which is unknown"),
+        (model(1, "tanh", "hinge"), 2 * FLOATS - 1, "with the loss 'hinge', which is unknown"),
+        (model(1, "sigmoid", K.Dice(), maps=True), MAPS, "with the loss 'dice', which is unknown"),
+    ],
+)
+def test_a_loss_that_training_does_not_use_is_named(own, labels, message, caplog):
+    choose_task("auto", Graph(own), labels)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert message in record.getMessage() and "use the loss of a" in record.getMessage()
+
+
+class Subclassed(keras.Model):
+    """Has a call() and a train_step() of its own."""
+
+    def __init__(self, units=1):
+        super().__init__()
+        self.conv = layers.Conv2D(5, 1, activation="relu")
+        self.flat = layers.Flatten()
+        self.fc = layers.Dense(units)
+
+    def call(self, inputs):
+        return self.fc(self.flat(self.conv(inputs)))
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "units"),
+    [
+        (binary(), FLOATS, 1),
+        (K.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0), np.arange(20) % 3, 3),
+    ],
+)
+def test_the_loss_of_a_subclassed_network_decides_and_stays(loss, labels, units, caplog):
+    own = Subclassed(units)
+    own(IMAGES)
+    own.compile("sgd", loss)
+    data, logits, *_ = understand(
+        own, (IMAGES, labels), {"task": "auto", "may_lose": ()}, {}, {}, True
+    )
+    mean = float(tf.reduce_mean(data.task.loss(data.train.labels, own(IMAGES))))
+    assert mean == pytest.approx(own.evaluate(IMAGES, labels, batch_size=20, verbose=0), rel=1e-4)
+    supernet = ekg.Supernet(logits)
+    assert supernet.cut(supernet.smallest()).compiled
+    assert "has a train_step() of its own" in caplog.text
+
+
 TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.regression.."
 
 
@@ -107,6 +169,13 @@ TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.
             model(1, "sigmoid", maps=True),
             0.3 * MAPS,
             "yes-or-no labels at each position .* or numbers",
+        ),
+        (
+            model(
+                4, loss=K.CategoricalCrossentropy(from_logits=True, axis=1), maps=True
+            ),  # of 4 x 4 places
+            np.moveaxis(np.eye(4)[np.zeros((20, 4, 4), int)], -1, 1),
+            "of axis 1, and a search needs the classes along the last axis",
         ),
         (
             model(3, "sigmoid", "categorical_crossentropy"),

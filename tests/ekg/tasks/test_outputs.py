@@ -206,6 +206,7 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
     assert [part.weight for part in weighed.task.parts] == [
         part.weight for part in plain.task.parts
     ]
+    np.testing.assert_array_equal(weighed.strata, plain.strata)  # the classes decide in both
     single = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]), class_weight={3: 5.0})
     factors = np.where(CLASSES == 3, 5, 1)
     whole = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]))
@@ -213,6 +214,13 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
         data.task.label_loss(data.train.labels, outputs).numpy() for data in (single, whole)
     )
     np.testing.assert_allclose(single_loss, factors * loss, rtol=1e-4)
+
+
+def test_loss_weights_that_are_not_read_are_named(caplog):
+    own = early_and_late()
+    own.compile("sgd", ["mse", "sparse_categorical_crossentropy"], loss_weights=[1.0, 0.0])
+    ekg.make_data(own, (IMAGES, [NUMBERS, CLASSES]))
+    assert caplog.text.count("loss_weights that the network was compiled with are not read") == 1
 
 
 def test_the_scale_of_an_output_uses_its_weights_or_without_labels_its_own_values():
