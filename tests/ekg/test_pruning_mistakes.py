@@ -98,6 +98,17 @@ class Noisy(Sequence):
             "of 60",
         ),
         (
+            (
+                np.where(np.arange(60)[:, None, None, None] == 7, 1e300, IMAGES.astype(float)),
+                LABELS,
+            ),
+            "not finite, NaN or infinite; the first in example 7",
+        ),  # infinite in float32, which the network reads
+        (
+            (tf.ragged.constant([[1.0], [2.0, 3.0]]), LABELS[:2]),
+            "`data` is a RaggedTensor, which is no array; make a dense array of it",
+        ),
+        (
             dataset(np.where(np.arange(60)[:, None, None, None] == 7, np.inf, IMAGES)).batch(20),
             "the first in example 7 of 20",
         ),

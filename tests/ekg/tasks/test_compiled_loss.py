@@ -54,6 +54,7 @@ DENSE_SHARES = RNG.dirichlet(np.ones(3), (20, 4, 4)).astype(np.float32)
             tasks.DenseMultiLabel,
         ),
         (model(3, loss=binary()), np.eye(3)[np.arange(20) % 3], tasks.MultiLabel),
+        (model(2, "softmax", "sparse_categorical_crossentropy"), FLOATS > 0, tasks.Classification),
         (model(1, loss="mse"), FLOATS, tasks.Regression),
         (model(1, loss="huber"), FLOATS.astype(int), tasks.Regression),
         (model(1, "sigmoid", "mse"), FLOATS, tasks.Regression),
@@ -181,6 +182,16 @@ TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.
             model(3, "sigmoid", "categorical_crossentropy"),
             SHARES,
             "ends with a sigmoid and was compiled with cat",
+        ),
+        (
+            model(3, "softmax", "sparse_categorical_crossentropy"),
+            np.where(np.arange(20) == 7, np.nan, 1.0),
+            "labels of `data` are not finite, NaN or infinite, the first in example 7 of 20",
+        ),
+        (
+            model(1, loss=binary(), maps=True),
+            np.where(MAPS == MAPS[9, 0, 0, 0], np.nan, MAPS),
+            "labels of `data` are not finite",
         ),
         (
             model(2, "softmax", "binary_crossentropy"),
