@@ -420,8 +420,11 @@ def _pair(batch, inputs, what):
     """Returns (list of one array per input, labels) of a batch, with None for missing labels."""
     if not isinstance(batch, (tuple, list)):
         batch = (batch,)
-    if not batch:
-        raise EkgError(f"`{what}` has an empty batch; give images, or (images, labels).")
+    if not 1 <= len(batch) <= 3:
+        raise EkgError(
+            f"`{what}` has batches of {len(batch)} entries; give images, (images, labels), or "
+            "(images, labels, weights)."
+        )
     arrays = _input_arrays(batch[0], inputs, what)
     labels = _labels_of(batch[1], what) if len(batch) > 1 else None
     arrays = _checked(arrays, inputs, what)

@@ -113,6 +113,10 @@ class Noisy(Sequence):
             "the first in example 7 of 20",
         ),
         (dataset(), "`data` gives single examples; batch them with .batch.32."),
+        (
+            tf.data.Dataset.from_tensors((IMAGES, LABELS, LABELS, LABELS)),
+            "`data` has batches of 4 entries; give images, .images, labels., or",
+        ),
         (dataset().batch(20).repeat(), "`data` never ends; leave its repeat.. out"),
         (
             dataset().shuffle(60, seed=1).batch(20),

@@ -21,6 +21,9 @@ SHARES = RNG.dirichlet(np.ones(3), 20).astype(np.float32)
 FLOATS = (np.arange(20) % 2).astype(np.float32)
 
 
+RNN = layers.SimpleRNN(1, activation="sigmoid")  # in every step, so it is no head
+
+
 def model(units=3, activation=None, loss=None, maps=False, metrics=()):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 2))
@@ -184,6 +187,16 @@ TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.
             "ends with a sigmoid and was compiled with cat",
         ),
         (
+            keras.Sequential([model(3, "softmax"), layers.Activation("linear")]),
+            np.arange(20) % 3,
+            "holds probabilities of classes, and its last layer is no softmax",
+        ),
+        (
+            keras.Sequential([model(3, "softmax", maps=True), layers.Reshape((16, 3))]),
+            np.zeros((20, 16), int),
+            "holds probabilities of classes, and its last layer is no softmax",
+        ),
+        (
             model(3, "softmax", "sparse_categorical_crossentropy"),
             np.where(np.arange(20) == 7, np.nan, 1.0),
             "labels of `data` are not finite, NaN or infinite, the first in example 7 of 20",
@@ -246,6 +259,14 @@ def test_ambiguous_or_unreadable_labels_are_refused(own, labels, message):
             DENSE_SHARES,
         ),
         (model(3, "sigmoid", "mse", metrics=["mae"]), SHARES),
+        (
+            model(3, tf.nn.softmax, "categorical_crossentropy", metrics=["categorical_accuracy"]),
+            SHARES,
+        ),
+        (
+            model(1, lambda z: 1 / (1 + keras.ops.exp(-z)), "binary_crossentropy", metrics=["acc"]),
+            FLOATS,
+        ),
     ],
 )
 def test_loss_and_metric_equal_keras(own, labels):
