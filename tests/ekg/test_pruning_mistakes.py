@@ -148,6 +148,13 @@ def test_unusable_data_is_refused_in_one_line(data, message):
     refused(message, data)
 
 
+def test_a_network_with_weights_that_are_not_finite_is_refused():
+    model = network(softmax)
+    kernel = model.get_layer("fc").kernel
+    kernel.assign(np.where(np.arange(10) == 3, np.nan, kernel))
+    refused("`model` 'own': its weight 'fc/kernel' holds NaN or infinite numbers", model=model)
+
+
 class Tall(ekg.Target):
     name = "height"
 
@@ -210,8 +217,11 @@ class Tall(ekg.Target):
             "`target_params` 0.001 cannot be reached: one channel in every group still leaves",
         ),
         ({"target": Tall(0.001)}, "`target` 0.001 of the height cannot be reached"),
-        ({"epochs": 0}, "`train_epoch` must be at least 1"),
-        ({"epochs": 2.5}, "`train_epoch` must be of type int; received 2.5"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, or None; received 0"),
+        ({"epochs": 2.5}, "`epochs` must be a whole number of at least 1, or None; received 2.5"),
+        ({"run_dir": 3}, "`run_dir` must be a path; received 3"),
+        ({"search_from": 3}, "`search_from` must be a path; received 3"),
+        ({"strategy": "gpu"}, "`strategy` must be a tf.distribute.Strategy; received 'gpu'"),
         (
             {"search": {"depth": 3}},
             "`depth` is no setting here; there are target_rate, search_step",
