@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ekg.data.dataset import LabelledData
@@ -31,6 +32,7 @@ from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
 from ekg.graph.heads import without_heads
 from ekg.graph.limits import PruningLimits
+from ekg.io.files import check_paths
 from ekg.latency.tile_width import find_multiple
 from ekg.latency.timing import Conditions
 from ekg.network.subnetwork import Subnetwork
@@ -267,6 +269,7 @@ def prune(
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM and SIGUSR1; with `run_dir` the same call
             resumes there.
     """
+    check_paths({"run_dir": run_dir, "search_from": search_from})
     defaults.check_restart(restart, run_dir)
     goal = read_goal(target, target_rate)
     if goal is not None:
@@ -497,6 +500,7 @@ def understand(model, data, meant, given, limits, open_layers):
     """
     if not isinstance(model, keras.Model):
         raise EkgError(f"`model` must be a keras.Model; received {type(model).__name__}.")
+    _check_weights(model)
     original, model = model, cutting.open_model(model, open_layers=open_layers)
     if isinstance(data, LabelledData):
         for name, value in given.items():
@@ -506,7 +510,7 @@ def understand(model, data, meant, given, limits, open_layers):
                 )
     else:
         data = make_data(model, data, **meant, **given)
-    _warn_of_own_training(model)
+    _warn_of_own_training(original)
     chosen, size = data.task, data.image_shape
     check_all_count(model, chosen, meant["may_lose"])
     kept = PruningLimits(**limits).excluded(Graph(original, size, open_layers))
@@ -530,6 +534,18 @@ def understand(model, data, meant, given, limits, open_layers):
         "open_layers": False,  # what can be opened is open by now
     }
     return data, logits, limits, head
+
+
+def _check_weights(model):
+    """Raises EkgError if a weight of the given network is NaN or infinite."""
+    for variable in model.weights:
+        if "float" in str(variable.dtype):
+            is_finite = np.isfinite(keras.ops.convert_to_numpy(variable)).all()
+            if not is_finite:
+                raise EkgError(
+                    f"`model` {model.name!r}: its weight {variable.path!r} holds NaN or infinite "
+                    "numbers; train it again, or load an earlier state."
+                )
 
 
 def _warn_of_own_training(model):

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from ekg.errors import EkgError
+from ekg.io.files import check_paths
 from ekg.pruning import PruneResult, prune
 from ekg.report import front as report
 from ekg.report import page
@@ -109,6 +110,7 @@ def front(
         EkgError: a rate is out of range or given twice; or see ekg.prune.
     """
     falling = check_rates(rates)
+    check_paths({"run_dir": run_dir})
     for name in ("target_rate", "target", "search_from", "restart"):
         if options.get(name) is not None:
             raise EkgError(f"`{name}` has no effect on a front; leave it out.")

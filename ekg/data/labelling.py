@@ -18,6 +18,7 @@ from ekg.graph.heads import without_heads
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
 from ekg.tasks import compiled_loss
+from ekg.tasks.output_names import Names
 from ekg.tasks.outputs import Outputs, Part, weight_of
 from ekg.tasks.weighted import Weighted, with_weights
 
@@ -45,13 +46,16 @@ def label(model, graph, choices, sources, class_weight=None):
         choice.task.check_output(graph)
     for _, labels, what in sources[1:]:
         _check_like_first(choices, labels, what)
-    choices = _weigh(choices, model, sources, class_weight)
+    all_weights = [_weights_by_output(examples, model, choices) for examples, *_ in sources]
+    choices = _weigh(choices, model, all_weights, class_weight)
     prepared = []  # per source, a list with the labels of each output
-    for number, (examples, labels, what) in enumerate(sources):
-        source_class_weight = class_weight if number == 0 else None
+    for number, (_, labels, what) in enumerate(sources):
+        options = {
+            "weights": all_weights[number],
+            "class_weight": class_weight if number == 0 else None,
+        }
         source_labels = [
-            _prepared(choice.task, graph, examples, labels, what, source_class_weight)
-            for choice in choices
+            _prepared(choice.task, graph, labels, what, **options) for choice in choices
         ]
         prepared.append(source_labels)
     if len(choices) == 1 and prepared[0][0] is not None:
@@ -86,17 +90,40 @@ def _check_like_first(choices, labels, what):
             )
 
 
-def _weigh(choices, model, sources, class_weight):
-    """Returns the choices, with Weighted tasks where examples or classes are weighted."""
-    labelled = [choice for choice in choices if choice.task.has_labels]
-    weights = [examples.weights for examples, *_ in sources]
-    if class_weight is not None and len(labelled) != 1:
+def _weights_by_output(examples, model, choices):
+    """Returns {number of an output: weights of its labels or None} for the outputs with labels."""
+    labelled = [choice.task.output for choice in choices if choice.task.has_labels]
+    weights = examples.weights
+    if weights is not None and not labelled:
+        raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
+    if not isinstance(weights, (dict, list)):
+        return dict.fromkeys(labelled, weights)
+    names = Names(model)
+    by_output = names.by_place(weights, "weights")
+    without_labels = [names.all[number] for number in by_output if number not in labelled]
+    if without_labels:
         raise EkgError(
-            f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
+            f"weights belong to labels, and output {without_labels[0]!r} has none; leave its "
+            "weights out."
+        )
+    return {number: by_output.get(number) for number in labelled}
+
+
+def _weigh(choices, model, all_weights, class_weight):
+    """Returns the choices, with Weighted tasks where examples or classes are weighted.
+
+    Args:
+        choices: list of output_choice.Choice.
+        model: the unpruned keras.Model.
+        all_weights: per source, the weights from _weights_by_output().
+        class_weight: {class number: weight} for the training data, or None.
+    """
+    num_labelled = sum(choice.task.has_labels for choice in choices)
+    if class_weight is not None and num_labelled != 1:
+        raise EkgError(
+            f"`class_weight` is for the labels of one output, and {num_labelled} have labels; "
             "give weights of the examples instead: (images, labels, weights)."
         )
-    if not labelled and any(array is not None for array in weights):
-        raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
     weighed = []
     for choice in choices:
         task = choice.task
@@ -104,18 +131,19 @@ def _weigh(choices, model, sources, class_weight):
             loss = compiled_loss.read_loss(model, task.output)
             has_ignored = loss is not None and task.takes_logits
             ignored = loss.ignore_class if has_ignored else None
+            weights = [by_output[task.output] for by_output in all_weights]
             task = with_weights(task, ignored, weights, class_weight)
         weighed.append(dataclasses.replace(choice, task=task))
     return weighed
 
 
-def _prepared(task, graph, examples, labels, what, class_weight):
+def _prepared(task, graph, labels, what, weights, class_weight):
     """Returns an output's labels as its task prepares them; None if the user gave no labels."""
     if not task.has_labels:
         return None
     options = {}
     if isinstance(task, Weighted):
-        options = {"weights": examples.weights, "class_weight": class_weight}
+        options = {"weights": weights[task.output], "class_weight": class_weight}
     return task.prepare_labels(labels[task.output], task.shape(graph), what, **options)
 
 

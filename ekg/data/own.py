@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ekg.data.dataset import NUM_VIEWS, LabelledData, Split, prefetched
 from ekg.data.inputs import Inputs, num_bytes
@@ -16,12 +18,17 @@ from ekg.data.view_checks import check_view
 from ekg.data.views import make_view
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
-from ekg.tasks.kinds import Task
+from ekg.tasks import compiled_loss
+from ekg.tasks.kinds import TASKS, Classification, DenseClassification, Task
+from ekg.tasks.labels import SUM_TOLERANCE
+from ekg.tasks.logits import squash_of
 from ekg.tasks.output_choice import choose_outputs, labels_by_output
 from ekg.tasks.weighted import is_weighted
 
+logger = logging.getLogger(__name__)
+
 MEMORY_BUDGET = 2**30  # bytes up to which the search's validation images are kept in memory
-PROBE = 8  # examples that an augmentation is tried on
+PROBE = 8  # examples that an augmentation and the outputs are tried on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,4 +222,47 @@ def make_data(
         output=chosen_task.shape(graph),
     )
     dataset.check_view()
+    _check_logits(model, graph, choices, dataset)
     return dataset
+
+
+def _check_logits(model, graph, choices, dataset):
+    """Raises EkgError if losses of logits would take an output that holds probabilities.
+
+    A softmax that is the last layer is known and removed; one before other layers is not.
+
+    Args:
+        model: keras.Model.
+        graph: its graph.calls.Graph.
+        choices: list of output_choice.Choice.
+        dataset: OwnData.
+    """
+    unknown = [
+        choice
+        for choice in choices
+        if type(choice.task.unwrapped) in TASKS.values()
+        and choice.task.takes_logits
+        and squash_of(graph, choice.task.tensor(graph)) is None
+    ]
+    if not unknown:
+        return
+    images = dataset.train.read(np.arange(min(PROBE, len(dataset.train))))
+    outputs = keras.tree.flatten(model(dataset.normalise(images), training=False))
+    for choice in unknown:
+        values = np.asarray(tf.cast(outputs[choice.task.output], tf.float32))
+        has_classes = isinstance(choice.task.unwrapped, (Classification, DenseClassification))
+        if (values < 0).any() or (values > 1).any():
+            continue
+        if has_classes and np.allclose(values.sum(-1), 1, atol=SUM_TOLERANCE):
+            raise EkgError(
+                f"`model` {model.name!r}: its output {choice.name!r} holds probabilities of "
+                "classes, and its last layer is no softmax that could be taken off; let the "
+                "softmax be the last layer or its activation, or let the network return logits."
+            )
+        loss = compiled_loss.read_loss(model, choice.task.output)
+        if not has_classes and not (loss and loss.takes_logits):
+            logger.warning(
+                "output %r is taken for logits, and all its values lie in [0, 1] here; if they are "
+                "probabilities, let the sigmoid be the last layer or its activation",
+                choice.name,
+            )

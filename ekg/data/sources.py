@@ -66,8 +66,8 @@ class Examples:
             None for an output without labels; or None.
         shapes: tuple of the shape of each input for one example.
         count: number of examples.
-        weights: weights of the examples or of their positions, array [examples, ...]; None without
-            weights.
+        weights: weights of the examples or of their positions, array [examples, ...], for all
+            outputs; or a list or dict of such arrays by output; None without weights.
     """
 
     read: Callable
@@ -194,6 +194,9 @@ def _check_numbers(array, subject):
         return
     for start in range(0, len(array), CHECKED_TOGETHER):
         part = array[start : start + CHECKED_TOGETHER]
+        if part.dtype.itemsize > np.dtype(np.float32).itemsize:
+            with np.errstate(over="ignore"):  # networks read float32
+                part = part.astype(np.float32)
         is_finite = np.isfinite(part)
         if not is_finite.all():
             is_whole = is_finite.reshape(len(part), -1).all(axis=1)
@@ -221,12 +224,19 @@ def _as_array(value, subject):
             f"{subject} has several arrays per example; one array is needed for every input and "
             "for the labels of one output."
         )
+    if isinstance(value, tf.SparseTensor):
+        value = tf.sparse.to_dense(value)
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise EkgError(
             f"{subject} cannot be taken as an array ({' '.join(str(error).split())})."
         ) from None
+    if array.dtype == object and not array.ndim:
+        raise EkgError(
+            f"{subject} is a {type(value).__name__}, which is no array; make a dense array of it."
+        )
+    return array
 
 
 def _input_arrays(given, inputs, what):
@@ -244,18 +254,20 @@ def _input_arrays(given, inputs, what):
     return arrays
 
 
-def _labels_of(value, what):
-    """Returns labels as an array, or as a list or dict of arrays for several outputs, or None."""
+def _labels_of(value, what, kind="labels"):
+    """Returns labels, or weights as another kind, as an array, or as a list or dict of arrays for
+    several outputs, or None.
+    """
     if value is None:
         return None
     if isinstance(value, dict):
-        return {name: _labels_of(entry, what) for name, entry in value.items()}
+        return {name: _labels_of(entry, what, kind) for name, entry in value.items()}
     are_arrays = isinstance(value, (list, tuple)) and any(
         entry is None or len(getattr(entry, "shape", ())) for entry in value
     )
     if are_arrays:
-        return [_labels_of(entry, what) for entry in value]
-    return _as_array(value, f"labels of `{what}`")
+        return [_labels_of(entry, what, kind) for entry in value]
+    return _as_array(value, f"{kind} of `{what}`")
 
 
 def _arrays_of(labels):
@@ -288,14 +300,18 @@ def _of_arrays(given, labels, inputs, what):
 
 
 def _weights_of(entries, count, what):
-    """Returns the weights in (images, labels, weights), array [count, ...], or None."""
+    """Returns the weights in (images, labels, weights): an array [count, ...], or a list or dict of
+    such arrays by output, or None.
+    """
     if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
         return None
-    weights = _as_array(entries[2], f"weights of `{what}`")
-    if weights.ndim == 0 or len(weights) != count:
-        raise EkgError(
-            f"`{what}` has weights of shape {weights.shape} and {count} labels; give one per label."
-        )
+    weights = _labels_of(entries[2], what, "weights")
+    for array in _arrays_of(weights):
+        if array.ndim == 0 or len(array) != count:
+            raise EkgError(
+                f"`{what}` has weights of shape {array.shape} and {count} labels; give one per "
+                "label."
+            )
     return weights
 
 
@@ -404,8 +420,11 @@ def _pair(batch, inputs, what):
     """Returns (list of one array per input, labels) of a batch, with None for missing labels."""
     if not isinstance(batch, (tuple, list)):
         batch = (batch,)
-    if not batch:
-        raise EkgError(f"`{what}` has an empty batch; give images, or (images, labels).")
+    if not 1 <= len(batch) <= 3:
+        raise EkgError(
+            f"`{what}` has batches of {len(batch)} entries; give images, (images, labels), or "
+            "(images, labels, weights)."
+        )
     arrays = _input_arrays(batch[0], inputs, what)
     labels = _labels_of(batch[1], what) if len(batch) > 1 else None
     arrays = _checked(arrays, inputs, what)
@@ -463,18 +482,17 @@ def _spooled(batches, inputs, what, may_be_endless=False):
     has_weights = {array is not None for array in weights}
     if len(has_weights) > 1:
         raise EkgError(f"`{what}` has weights in some batches and none in others.")
-    weights = np.concatenate(weights) if has_weights == {True} else None
     return Examples(
         lambda indices: [spool.read(indices) for spool in spools],
-        _concatenated(labels, what),
+        _concatenated(labels, what, "labels"),
         tuple(spool.shape for spool in spools),
         spools[0].count,
-        weights,
+        _concatenated(weights, what, "weights"),
     )
 
 
-def _concatenated(labels, what):
-    """Concatenates the labels of all batches, each in the form that _labels_of() returns."""
+def _concatenated(labels, what, kind):
+    """Concatenates the labels or weights of all batches, in the form that _labels_of() returns."""
 
     def joined(*parts):
         return None if parts[0] is None else np.concatenate(parts)
@@ -483,7 +501,7 @@ def _concatenated(labels, what):
         return keras.tree.map_structure(joined, *labels) if labels else None
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EkgError(f"`{what}` has labels of several forms: {reason}") from None
+        raise EkgError(f"`{what}` has {kind} of several forms: {reason}") from None
 
 
 def _check_same(checksum, batch, inputs, what):

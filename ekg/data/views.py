@@ -18,6 +18,7 @@ from ekg.errors import EkgError
 from ekg.tasks.kinds import Regression, Task
 
 VIEWS = ("flip", "flip_crop")
+MIXES_AXES = ("Reshape", "Lambda", "Swapaxes", "Moveaxis")  # types of layers and operations
 SMALLEST_CROPPED = augment.PADDING + 1  # pixels; smaller images cannot be padded by reflection
 
 
@@ -241,8 +242,11 @@ def _axes_of(name, number, graph, task, output, crops):
             f"`augment` {name!r} needs images of at least {SMALLEST_CROPPED} x {SMALLEST_CROPPED} "
             f"pixels; these have {' x '.join(map(str, sizes))}."
         )
+    expected = (0, *spatial_axes, channel_axis)
+    axes_of = _map_axes(graph, number)
     problems = [
         _problem(part, part_output, sizes, shape[channel_axis], crops)
+        or _layout_problem(axes_of.get(part.tensor(graph), expected), expected, part_output)
         for part, part_output in task.seen_parts(output)
     ]
     for problem in filter(None, problems):
@@ -269,6 +273,22 @@ def _problem(task, output, sizes, num_channels, crops):
     return None
 
 
+def _layout_problem(axes, expected, output):
+    """Returns why maps would be moved along other axes than the image, or None.
+
+    Args:
+        axes: axes of the output, as axes of the input.
+        expected: those of a map that has the layout of labels, channels last.
+        output: shape of the output for one example.
+    """
+    if len(output) + 1 != len(expected) or axes == expected:
+        return None
+    return (
+        f"an output of shape {output} has other axes than the image with its channels last (put a "
+        "Permute at the end of the network if that is what differs)"
+    )
+
+
 def find_channel_axes(graph, input_number):
     """Returns the axes of a batch of an input that layers read as channels, a list of one or two.
 
@@ -276,23 +296,59 @@ def find_channel_axes(graph, input_number):
     layers, Keras' configuration decides.
     """
     rank = len(graph.shapes[input_number])
-    axes_of = {input_number: tuple(range(rank))}  # tensor number -> its axes, as axes of the input
+
+    def has_same_axes(call, source):
+        return not _data_format(call) and graph.shapes[call.outputs[0]] == graph.shapes[source]
+
+    axes_of = _followed_axes(graph, input_number, has_same_axes)
     channel_axes = set()
+    for call in graph.calls:
+        source = next((tensor for tensor in call.inputs if tensor in axes_of), None)
+        if source is not None and _data_format(call):
+            is_first = _data_format(call) == "channels_first"
+            channel_axes.add(axes_of[source][1 if is_first else -1])
+    default = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
+    return sorted(channel_axes) or [default]
+
+
+def _map_axes(graph, input_number):
+    """Returns {tensor number: its axes, as axes of an input}, as far as layers keep axes apart."""
+
+    def keeps_axes(call, source):
+        same_rank = len(graph.shapes[call.outputs[0]]) == len(graph.shapes[source])
+        return same_rank and type(call.layer).__name__ not in MIXES_AXES
+
+    return _followed_axes(graph, input_number, keeps_axes)
+
+
+def _followed_axes(graph, input_number, keeps_axes):
+    """Returns {tensor number: its axes, as axes of an input}.
+
+    Args:
+        graph: graph.calls.Graph.
+        input_number: number of the input.
+        keeps_axes: function (call, number of the tensor that it reads) that returns whether the
+            axes of its outputs are those of the tensor; calls that permute them are known.
+    """
+    rank = len(graph.shapes[input_number])
+    axes_of = {input_number: tuple(range(rank))}
     for call in graph.calls:
         source = next((tensor for tensor in call.inputs if tensor in axes_of), None)
         if source is None:
             continue
         axes = axes_of[source]
-        data_format = getattr(call.layer, "data_format", None)
         order = _permutation(call.layer, rank)
-        if data_format in ("channels_first", "channels_last"):
-            channel_axes.add(axes[1] if data_format == "channels_first" else axes[-1])
-        elif order is not None:
+        if order is not None:
             axes_of[call.output] = tuple(axes[axis] for axis in order)
-        elif graph.shapes[call.outputs[0]] == graph.shapes[source]:
+        elif keeps_axes(call, source):
             axes_of[call.outputs[0]] = axes
-    default = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
-    return sorted(channel_axes) or [default]
+    return axes_of
+
+
+def _data_format(call):
+    """Returns the data format of a call's layer, or None."""
+    data_format = getattr(call.layer, "data_format", None)
+    return data_format if data_format in ("channels_first", "channels_last") else None
 
 
 def _permutation(operation, rank):

@@ -24,6 +24,7 @@ from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.graph import groups
 from ekg.graph.calls import Graph
+from ekg.io.files import check_paths
 from ekg.tasks.logits import squash_of
 from ekg.tasks.metrics import has_metric, metric_named
 
@@ -136,6 +137,7 @@ def export(
         EkgError: the format is unknown or its package is missing, it lacks an operator, or the
             outputs differ.
     """
+    check_paths({"path": path})
     form, path = format_of(path, format), Path(path)
     _check_options(form, path, quantize, examples, labels)
     for package in form.packages:

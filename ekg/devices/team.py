@@ -68,7 +68,12 @@ class Team:
         """
         Args:
             strategy: the tf.distribute.Strategy; None for a single member on the default device.
+
+        Raises:
+            EkgError: it is not a strategy.
         """
+        if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+            raise EkgError(f"`strategy` must be a tf.distribute.Strategy; received {strategy!r}.")
         self.strategy: Any = strategy or tf.distribute.get_strategy()
         self._devices = strategy.extended.worker_devices if strategy else (None,)
         self.size = strategy.num_replicas_in_sync if strategy else 1

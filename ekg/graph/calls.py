@@ -27,6 +27,8 @@ class Graph:
 
     Attributes:
         model: the keras.Model.
+        origin: the keras.Model that was given, which was compiled; another one than `model` where
+            that is subclassed.
         calls: list of all Calls, without input layers and including nested models.
         steps: the same as a tree: list of Calls and ModelCalls.
         unopened: {key of a composite layer: why it was not taken apart}.
@@ -53,6 +55,7 @@ class Graph:
                 graph: True for all, or regular expressions for their names; see opening.Opener.
         """
         opener = Opener(open_layers)
+        self.origin = model
         if (
             opener.opens_root()
             and isinstance(model, keras.Model)

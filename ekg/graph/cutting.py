@@ -43,7 +43,7 @@ def cut(graph, layout, mask, is_trial=False, keeps_norm=True, replacements=None)
     cutter = _Cutter(graph, layout, mask, is_trial, keeps_norm, replacements)
     model = cutter.model(graph.model, graph.inputs, graph.outputs, graph.steps)
     if not is_trial:
-        _compile_like(model, graph.model)
+        _compile_like(model, graph.origin)
     return model
 
 

@@ -22,6 +22,17 @@ READ_TOGETHER = 2**16  # bytes
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
+def check_paths(paths):
+    """Raises EkgError unless arguments that name files or folders are paths or None.
+
+    Args:
+        paths: {name of an argument: its value}.
+    """
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise EkgError(f"`{name}` must be a path; received {path!r}.")
+
+
 def check_name(path):
     """Raises EkgError unless a path is valid UTF-8, which TensorFlow needs to write checkpoints."""
     text = str(Path(path).absolute())

@@ -1,11 +1,10 @@
 """What a value that a user gave is, in a text that tells it from another one: functions by their
 code and not by name.
 
-Of a function code, constants, defaults, closure and the global values that it reads are compared;
-of an object its class and its attributes. Installed packages go by name and version. What holds
-none of this,
-such as a random generator, cannot be compared: its place is named, so that a run that resumes says
-    so.
+Of a function code, constants, defaults, closure, attributes and the global values that it reads
+are compared, also those that it reads from modules of the user's own; of an object its class and
+its attributes. Installed packages go by name and version. What holds none of this, such as a random
+generator, cannot be compared: its place is named, so that a run that resumes says so.
 """
 
 import contextlib
@@ -201,6 +200,8 @@ class _Describer:
             return type(value).__name__, [self.of(item, place) for item in value]
         if isinstance(value, (set, frozenset)):
             return "set", sorted(repr(self.of(item, place)) for item in value)
+        if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
+            return self._note(value, place)  # which of it is read, its reader does not say
         if isinstance(value, (types.ModuleType, logging.Logger)):
             name = getattr(value, "__name__", "logger")
             return "module", name, getattr(value, "__version__", "")
@@ -278,20 +279,43 @@ class _Describer:
             function.__globals__.get("__name__", "")
         ):  # a package made it of what it holds
             return "library", _library_name(function), held
-        names = sorted(_global_names(function.__code__))
+        code, known = function.__code__, function.__globals__
+        read = _names(code)
         values = [
-            (name, self.of(function.__globals__[name], place))
-            for name in names
-            if name in function.__globals__
+            (name, self._read(known[name], read, place))
+            for name in sorted(_arguments_of(code, ("LOAD_GLOBAL", "LOAD_NAME")))
+            if name in known
         ]
-        return (
+        for name in sorted(_arguments_of(code, ("IMPORT_NAME",))):
+            if not _is_library(name):
+                values.append((name, self._read(sys.modules.get(name), read, place)))
+        content = (
             "function",
-            _code(function.__code__),
+            _code(code),
             self.of(function.__defaults__, place),
             self.of(function.__kwdefaults__, place),
             held,
             values,
         )
+        return (*content, self.of(vars(function), place)) if vars(function) else content
+
+    def _read(self, value, names, place, outer=()):
+        """Returns the content of a value that a function reads by a name; of a module of the user's
+        own, that of what the function may read from it.
+
+        Args:
+            value: the value.
+            names: set of all names in the function's code.
+            place: see of().
+            outer: modules that the value was found in.
+        """
+        is_module = isinstance(value, types.ModuleType)
+        if not is_module or _is_library(value.__name__) or value in outer:
+            return self.of(value, place)
+        found = sorted(names & set(vars(value)))
+        return [
+            (name, self._read(vars(value)[name], names, place, (*outer, value))) for name in found
+        ]
 
     def _class(self, kind):
         if _is_published(kind) or not kind.__flags__ & _MADE_BY_PYTHON:
@@ -342,6 +366,9 @@ class _Describer:
         kind = self._class(type(layer))
         if isinstance(layer, keras.layers.Lambda):
             return kind, self.of(layer.function, place), self.of(layer.arguments, place)
+        own = self._own_parts(layer, place)  # which a configuration holds by name alone
+        if own:
+            kind = kind, own
         try:
             return kind, self.of(_without_names(layer.get_config()), place)
         except Exception:  # a class of the user's own need not know its configuration
@@ -352,10 +379,32 @@ class _Describer:
             }
             return kind, self.of(plain, place)
 
+    def _own_parts(self, layer, place):
+        """Returns the content of functions and layers of the user's own in a layer, such as an
+        activation, and in the layers inside it.
+        """
+        inside = layer._flatten_layers(False) if isinstance(layer, keras.layers.Layer) else []
+        contents = [self._class(type(part)) for part in inside if not _is_published(type(part))]
+        for part in (layer, *inside):
+            for name, value in sorted(vars(part).items()):
+                if not name.startswith("_") and _is_own_function(value):
+                    contents.append((name, self.of(value, place)))
+        return contents
+
     def _note(self, value, place):
         """Takes a value for the same as any other of its kind."""
         self.unknown.append(" ".join(filter(None, (type(value).__qualname__, place))))
         return "unknown", type(value).__qualname__
+
+
+def _is_own_function(value):
+    """Returns whether a value can be called and is of the user's own, but not a layer or class."""
+    if isinstance(value, types.FunctionType):
+        return not _is_library(value.__globals__.get("__name__", ""))
+    if isinstance(value, functools.partial):
+        return True
+    is_function = callable(value) and not isinstance(value, (keras.Operation, type))
+    return is_function and not _is_published(type(value))
 
 
 def _is_telling(text):
@@ -398,16 +447,24 @@ def _code(code):
     )
 
 
-def _global_names(code):
-    """Returns the set of the global names that a code object, or one inside it, reads."""
-    names = {
-        step.argval
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    return names.union(
-        *(_global_names(value) for value in code.co_consts if isinstance(value, types.CodeType))
-    )
+def _arguments_of(code, operations):
+    """Returns the set of the names that a code object, or one inside it, uses in some operations.
+
+    Args:
+        code: code object.
+        operations: names of the operations, as dis has them.
+    """
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in operations}
+    return names.union(*(_arguments_of(inner, operations) for inner in _inner(code)))
+
+
+def _names(code):
+    """Returns the set of all names of globals and attributes in a code object or one inside it."""
+    return set(code.co_names).union(*map(_names, _inner(code)))
+
+
+def _inner(code):
+    return [value for value in code.co_consts if isinstance(value, types.CodeType)]
 
 
 def _without_names(config):

@@ -162,6 +162,10 @@ def _tuning(tuning, bank, epochs, num_outputs, has_labels):
                 "fine-tuned; leave it out."
             )
         return tuning
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise EkgError(
+            f"`epochs` must be a whole number of at least 1, or None; received {epochs!r}."
+        )
     tuning = {**tuning, "train_epoch": epochs}
     if bank is False:
         tuning.setdefault("finetune_teacher", "none" if has_labels else "single")

@@ -83,6 +83,14 @@ def choose_task(task, graph, labels, output=0):
             f"an output of shape {tuple(shape)} and labels of {labels.dtype} and shape "
             f"{labels.shape}"
         )
+        unread = compiled_loss.name_of_unread(graph.model, output)
+        if unread is not None:
+            logger.warning(
+                "the network was compiled with the loss %r, which is unknown here; search and "
+                "training use the loss of a %s",
+                unread,
+                chosen.name,
+            )
     else:
         chosen = _class_by_loss(tuple(shape[1:]), loss, squash)()
         reason = f"the loss {loss.name} that the network was compiled with"
@@ -113,6 +121,12 @@ def _class_by_loss(shape, loss, squash):
         MultiLabel: "sigmoid",
         DenseMultiLabel: "sigmoid",
     }.get(task)
+    if loss.axis not in (-1, len(shape)):
+        raise EkgError(
+            f"`model` was compiled with {loss.name} of axis {loss.axis}, and a search needs the "
+            "classes along the last axis; put a Permute at the end of the network, and permute "
+            "the labels alike."
+        )
     if expected and squash not in (None, expected):
         raise EkgError(
             f"`model` ends with a {squash} and was compiled with {loss.name}, which is for a "
@@ -126,12 +140,14 @@ def _class_by_loss(shape, loss, squash):
         )
     if not loss.is_plain:
         smoothing = hint = ""
+        changed = " as changed by a class of your own" if loss.is_changed else ""
         if loss.label_smoothing:
             smoothing = f" and label_smoothing {loss.label_smoothing:g}"
             hint = " without smoothing, unless `fine_tune` has a label_smoothing"
         logger.warning(
-            "the network was compiled with %s%s; search and training use the loss of a %s%s",
+            "the network was compiled with %s%s%s; search and training use the loss of a %s%s",
             loss.name,
+            changed,
             smoothing,
             task.name,
             hint,

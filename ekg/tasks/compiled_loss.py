@@ -45,6 +45,8 @@ class CompiledLoss:
         takes_logits: whether it takes logits; otherwise, except for NUMBERS, probabilities.
         ignore_class: class number that the loss ignores, or None.
         label_smoothing: label smoothing, in [0, 1).
+        axis: axis of the classes.
+        is_changed: whether a class of the user's own computes it in another way.
     """
 
     name: str
@@ -52,11 +54,13 @@ class CompiledLoss:
     takes_logits: bool = False
     ignore_class: int | None = None
     label_smoothing: float = 0.0
+    axis: int = -1
+    is_changed: bool = False
 
     @property
     def is_plain(self):
         """Whether a task has exactly this loss, and not just one of the same kind."""
-        return self.name in PLAIN and not self.label_smoothing
+        return self.name in PLAIN and not self.label_smoothing and not self.is_changed
 
 
 def read_loss(model, number=0):
@@ -73,8 +77,10 @@ def read_loss(model, number=0):
         return None
     function = loss
     options = {}
+    is_changed = False
     if isinstance(getattr(loss, "fn", None), type(read_loss)):
         function, options = loss.fn, getattr(loss, "_fn_kwargs", {})
+        is_changed = type(loss).call is not keras.losses.MeanSquaredError.call
     name = getattr(function, "__name__", "")
     if name not in KINDS or getattr(keras.losses, name, None) is not function:
         return None
@@ -84,7 +90,22 @@ def read_loss(model, number=0):
         bool(options.get("from_logits", False)),
         options.get("ignore_class"),
         float(options.get("label_smoothing", 0.0) or 0.0),
+        options.get("axis", -1) if KINDS[name] == CLASSES else -1,
+        is_changed,
     )
+
+
+def name_of_unread(model, number=0):
+    """Returns the name of an output's compiled loss that read_loss() does not know, or None."""
+    loss = _loss_of_output(model, number)
+    if loss is None or read_loss(model, number) is not None:
+        return None
+    return getattr(loss, "__name__", None) or getattr(loss, "name", None) or str(loss)
+
+
+def has_loss_weights(model):
+    """Returns whether a model was compiled with weights of the losses of its outputs."""
+    return getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None) is not None
 
 
 def _loss_of_output(model, number):

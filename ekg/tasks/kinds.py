@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ekg.errors import EkgError
 from ekg.tasks import logits
-from ekg.tasks.labels import check_labels, prepare_classes, prepare_shares
+from ekg.tasks.labels import check_finite, check_labels, prepare_classes, prepare_shares
 from ekg.tasks.logits import cross_entropy, kl_divergence, mean_of_example, soft_cross_entropy
 from ekg.tasks.task import NUM_STRATA, Task
 
@@ -220,8 +220,9 @@ class Regression(Task):
 
     def prepare_labels(self, labels, shape, what="labels"):
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
-            raise EkgError(f"{what}: a regression needs finite numbers; received {labels.dtype}.")
+        if labels.dtype.kind not in "biuf":
+            raise EkgError(f"{what}: a regression needs numbers; received {labels.dtype}.")
+        check_finite(labels, what)
         if labels.shape[1:] == tuple(shape[:-1]) and shape[-1] == 1:
             labels = labels[..., None]
         if labels.shape[1:] != tuple(shape):

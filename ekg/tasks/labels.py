@@ -22,11 +22,24 @@ def prepare_classes(labels, rank, num_classes, what):
         EkgError: the labels are neither class numbers nor class probabilities.
     """
     labels = np.asarray(labels)
+    check_finite(labels, what)
     if labels.ndim == rank + 1 and labels.shape[-1] == num_classes > 1:
         return _of_vectors(labels, what)
     if labels.ndim == rank + 1 and labels.shape[-1] == 1:
         labels = labels[..., 0]
     return class_numbers(labels, rank, num_classes, what)
+
+
+def check_finite(labels, what):
+    """Raises EkgError if labels are floating point numbers that are NaN or infinite."""
+    if labels.dtype.kind != "f" or not labels.ndim:
+        return
+    is_finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    if not is_finite.all():
+        raise EkgError(
+            f"{what} are not finite, NaN or infinite, the first in example "
+            f"{int(np.flatnonzero(~is_finite)[0])} of {len(labels)}; leave such examples out."
+        )
 
 
 def prepare_shares(labels, shape, what):
@@ -41,6 +54,7 @@ def prepare_shares(labels, shape, what):
         EkgError: the labels have another shape, or values outside [0, 1].
     """
     labels = np.asarray(labels)
+    check_finite(labels, what)
     labels = labels[..., None] if labels.ndim == len(shape) else labels
     if labels.shape[1:] != tuple(shape):
         raise EkgError(
@@ -55,7 +69,7 @@ def prepare_shares(labels, shape, what):
 
 def class_numbers(labels, rank, num_classes, what):
     """Returns labels as int32 class numbers of this rank, or raises EkgError."""
-    is_whole = labels.dtype.kind in "iu" or (
+    is_whole = labels.dtype.kind in "biu" or (
         labels.dtype.kind == "f" and (labels == np.floor(labels)).all()
     )
     if labels.ndim != rank or not is_whole:

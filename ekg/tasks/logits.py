@@ -1,7 +1,10 @@
 """Losses of class logits, with labels and with knowledge; and which answers count as right."""
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+PROBE = np.float32([[-2.0, 0.5, 3.0], [1.0, -1.0, 0.0]])  # what unknown activations are tried on
 
 
 def cross_entropy(labels, logits):
@@ -79,22 +82,42 @@ def squash_of(graph, number):
         number: number of the tensor in the graph.
     """
     last = next((call.layer for call in graph.calls if number in call.outputs), None)
-    if last is None or not squashes(last):
-        return None
-    has_sigmoid = getattr(last, "activation", None) is keras.activations.sigmoid
-    return "sigmoid" if has_sigmoid or type(last).__name__ == "Sigmoid" else "softmax"
+    return None if last is None else squash_by(last)
 
 
 def squashes(operation):
     """Returns whether a layer or function ends with a softmax or sigmoid, also as activation."""
-    functions = (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-        keras.ops.softmax,
-        keras.ops.sigmoid,
-    )
-    return (
-        type(operation) is keras.layers.Softmax
-        or type(operation).__name__ in ("Softmax", "Sigmoid")
-        or any(getattr(operation, "activation", None) is function for function in functions)
-    )
+    return squash_by(operation) is not None
+
+
+def squash_by(operation):
+    """Returns "sigmoid" or "softmax" if a layer or function ends with it, else None."""
+    name = type(operation).__name__
+    if name in ("Softmax", "Sigmoid"):
+        return name.lower()
+    if isinstance(operation, keras.layers.Lambda):
+        return _squash_of_function(operation.function)
+    if isinstance(operation, keras.layers.RNN):  # it applies its activation in every step
+        return None
+    return _squash_of_function(getattr(operation, "activation", None))
+
+
+def _squash_of_function(function):
+    """Returns "sigmoid" or "softmax" if a function computes it, whatever its name; else None."""
+    if function in (keras.activations.softmax, keras.ops.softmax):
+        return "softmax"
+    if function in (keras.activations.sigmoid, keras.ops.sigmoid):
+        return "sigmoid"
+    if not callable(function) or isinstance(function, keras.layers.Layer):
+        return None
+    try:
+        values = function(tf.constant(PROBE))
+    except Exception:  # a function of the user's own may need other numbers
+        return None
+    for name, squash in (("softmax", tf.nn.softmax), ("sigmoid", tf.sigmoid)):
+        expected = squash(PROBE)
+        if getattr(values, "shape", None) == expected.shape and np.allclose(
+            values, expected, atol=1e-6
+        ):
+            return name
+    return None

@@ -70,6 +70,11 @@ def choose_outputs(model, graph, task, labels, may_lose=()):
             chosen = _imitation(output_task, model, graph, number)
         choices.append(Choice(names.all[number], chosen))
     _log(choices, [names.all[number] for number in sorted(lost)])
+    if len(choices) > 1 and compiled_loss.has_loss_weights(model):
+        logger.warning(
+            "the loss_weights that the network was compiled with are not read: each output counts "
+            "by the scale of its labels; name outputs that do not count in `may_lose`"
+        )
     return choices, {number: array for number, array in labels.items() if number in counted}
 
 

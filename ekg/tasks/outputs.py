@@ -240,7 +240,7 @@ class Outputs(Task):
 
         def rank(number):
             task = self.parts[number].task
-            return not task.has_labels, not isinstance(task, Classification)
+            return not task.has_labels, not isinstance(task.unwrapped, Classification)
 
         number = min(range(len(self.parts)), key=rank)
         return self.parts[number].task.strata(self._part_labels(labels, number))

@@ -95,10 +95,13 @@ class Weighted(Wrapper):
         if weights is not None:
             weight = _spread(weights, places, what)
         if class_weight is not None:
-            weight = weight * self._weights_by_class(prepared, class_weight, what).reshape(places)
+            by_class = self._weights_by_class(prepared, shape, class_weight, what)
+            weight = weight * by_class.reshape(places)
         counts = np.broadcast_to(counts, places)
         if not counts.any():
             raise EkgError(f"{what}: all are of the class {self.ignore_class}, which is left out.")
+        if not (weight * counts).any():
+            raise EkgError(f"{what}: all have a weight of 0, so nothing is left to learn from.")
         share = counts / counts.mean()
         values = prepared.reshape(*places, -1)
         return np.concatenate([values, weight[..., None], share[..., None]], -1).astype(np.float32)
@@ -116,7 +119,11 @@ class Weighted(Wrapper):
         return self.inner.scale(self.values(np.asarray(labels)))
 
     def strata(self, labels):
-        return self.inner.strata(self.values(np.asarray(labels)))
+        """The inner task's strata, and one more for the examples of the ignored class."""
+        labels = np.asarray(labels)
+        strata = np.asarray(self.inner.strata(self.values(labels)))
+        is_counted = labels[..., -1].any(axis=tuple(range(1, labels.ndim - 1)))
+        return np.where(is_counted, strata, strata.max(initial=0) + 1)
 
     def values(self, labels):
         """Returns the inner task's labels, given weighted ones as NumPy array or tensor."""
@@ -141,13 +148,28 @@ class Weighted(Wrapper):
         counts = labels != self.ignore_class
         return np.where(counts, labels, 0), counts
 
-    def _weights_by_class(self, labels, class_weight, what):
-        """Returns the weight of each label, according to its class."""
+    def _weights_by_class(self, labels, shape, class_weight, what):
+        """Returns the weight of each label, according to its class.
+
+        Args:
+            labels: labels as the inner task prepares them.
+            shape: shape of the output for one example.
+            class_weight: {class number: weight}.
+            what: name of the labels in error messages.
+        """
         is_single = isinstance(self.inner, MultiLabel) and labels.shape[-1] == 1
         if not is_single and not isinstance(self.inner, (Classification, DenseClassification)):
             raise EkgError(
                 f"`class_weight` is for classes, and {what} are those of a {self.inner.name}; "
                 "give the weights of examples: (images, labels, weights)."
+            )
+        num_classes = 2 if is_single else shape[-1]
+        known = {*range(num_classes), self.ignore_class}
+        unknown = [name for name in class_weight if name not in known]
+        if unknown:
+            raise EkgError(
+                f"`class_weight` names the class {unknown[0]}, and there are {num_classes}, from 0 "
+                f"to {num_classes - 1}."
             )
         if is_single:
             labels = (labels[..., 0] > 0.5).astype(np.int32)

@@ -98,10 +98,25 @@ class Noisy(Sequence):
             "of 60",
         ),
         (
+            (
+                np.where(np.arange(60)[:, None, None, None] == 7, 1e300, IMAGES.astype(float)),
+                LABELS,
+            ),
+            "not finite, NaN or infinite; the first in example 7",
+        ),  # infinite in float32, which the network reads
+        (
+            (tf.ragged.constant([[1.0], [2.0, 3.0]]), LABELS[:2]),
+            "`data` is a RaggedTensor, which is no array; make a dense array of it",
+        ),
+        (
             dataset(np.where(np.arange(60)[:, None, None, None] == 7, np.inf, IMAGES)).batch(20),
             "the first in example 7 of 20",
         ),
         (dataset(), "`data` gives single examples; batch them with .batch.32."),
+        (
+            tf.data.Dataset.from_tensors((IMAGES, LABELS, LABELS, LABELS)),
+            "`data` has batches of 4 entries; give images, .images, labels., or",
+        ),
         (dataset().batch(20).repeat(), "`data` never ends; leave its repeat.. out"),
         (
             dataset().shuffle(60, seed=1).batch(20),
@@ -131,6 +146,13 @@ class Noisy(Sequence):
 )
 def test_unusable_data_is_refused_in_one_line(data, message):
     refused(message, data)
+
+
+def test_a_network_with_weights_that_are_not_finite_is_refused():
+    model = network(softmax)
+    kernel = model.get_layer("fc").kernel
+    kernel.assign(np.where(np.arange(10) == 3, np.nan, kernel))
+    refused("`model` 'own': its weight 'fc/kernel' holds NaN or infinite numbers", model=model)
 
 
 class Tall(ekg.Target):
@@ -195,8 +217,11 @@ class Tall(ekg.Target):
             "`target_params` 0.001 cannot be reached: one channel in every group still leaves",
         ),
         ({"target": Tall(0.001)}, "`target` 0.001 of the height cannot be reached"),
-        ({"epochs": 0}, "`train_epoch` must be at least 1"),
-        ({"epochs": 2.5}, "`train_epoch` must be of type int; received 2.5"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, or None; received 0"),
+        ({"epochs": 2.5}, "`epochs` must be a whole number of at least 1, or None; received 2.5"),
+        ({"run_dir": 3}, "`run_dir` must be a path; received 3"),
+        ({"search_from": 3}, "`search_from` must be a path; received 3"),
+        ({"strategy": "gpu"}, "`strategy` must be a tf.distribute.Strategy; received 'gpu'"),
         (
             {"search": {"depth": 3}},
             "`depth` is no setting here; there are target_rate, search_step",

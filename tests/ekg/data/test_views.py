@@ -144,6 +144,19 @@ def test_a_crop_of_a_channels_first_image_keeps_each_channel():
     np.testing.assert_array_equal(seen, images)
 
 
+def test_maps_that_a_network_permutes_to_channels_last_move_with_the_image():
+    images = IMAGES.transpose(0, 3, 1, 2)
+    labels = (IMAGES[..., :1] > 0.5).astype(np.int32)
+    data = ekg.make_data(
+        masks_of(layers.Permute((2, 3, 1)), "channels_first", (2, 8, 6)),
+        (images, labels),
+        augment="flip",
+    )
+    batch = {"images": images, "labels": data.train.labels, "draws": draws_of(FLIPS)}
+    np.testing.assert_array_equal(data.fine_tune_view(batch, 0), flipped(images, 3))
+    np.testing.assert_array_equal(data.fine_tune_labels(batch, 0), flipped(labels, 2))
+
+
 # ---------------------------------------------------------------- functions of a user's own
 
 
@@ -211,6 +224,14 @@ def classifier(size=(8, 6, 2), units=2):
     inputs = keras.Input(size)
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(inputs))
     return keras.Model(inputs, layers.Dense(units)(x))
+
+
+def masks_of(end, data_format, size):
+    """A network of yes-or-no maps."""
+    inputs = keras.Input(size)
+    x = layers.Conv2D(4, 3, padding="same", data_format=data_format)(inputs)
+    x = layers.Conv2D(1, 1, data_format=data_format)(x)
+    return keras.Model(inputs, layers.Activation("sigmoid")(end(x)))
 
 
 CLASSES = np.arange(12) % 2
@@ -292,6 +313,18 @@ OTHER_FOR_SAME, SAME_FOR_OTHER = (
             MAPS.reshape(12, 48),
             "flip",
             "output of shape .48, 3. may not be positions of the image",
+        ),
+        (
+            lambda: masks_of(lambda x: x, "channels_first", (2, 8, 6)),
+            np.arange(12 * 48).reshape(12, 1, 8, 6) % 2,
+            "flip",
+            "output of shape .1, 8, 6. has other axes than the image with its channels last",
+        ),
+        (
+            lambda: masks_of(layers.Permute((2, 1, 3)), "channels_last", (8, 8, 2)),
+            np.arange(12 * 64).reshape(12, 8, 8, 1) % 2,
+            "flip",
+            "output of shape .8, 8, 1. has other axes than the image",
         ),
         (
             lambda: first_format(lambda x: layers.Add()([x, layers.Conv2D(8, 1)(x)]), (2, 8, 8)),

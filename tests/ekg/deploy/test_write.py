@@ -163,6 +163,11 @@ def test_a_mistake_is_one_line_and_leaves_no_files(pruned, tmp_path, name, optio
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_number_is_no_path(pruned):
+    with pytest.raises(EkgError, match="`path` must be a path; received 3"):
+        ekg.export(pruned, 3)
+
+
 def test_a_folder_of_something_else_is_left_alone(pruned, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(EkgError, match="is a folder with other files; name another"):

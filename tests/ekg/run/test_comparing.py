@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import sys
 import types
 
 import keras
@@ -91,6 +92,63 @@ def test_a_constant_a_default_or_a_global_makes_another_function(made, name, sam
     assert [i for i, (one, other) in enumerate(zip(before, after)) if one == other] == same
 
 
+READERS = """
+import users_package
+import users_package.views
+
+def by_module(images, seed):
+    return users_package.views.shift(images)
+
+def by_value(images, seed):
+    return images * users_package.STRENGTH
+
+def imported(images, seed):
+    import users_package.views
+    return users_package.views.shift(images)
+
+def imported_from(images, seed):
+    from users_package.views import shift
+    return shift(images)
+
+def attributed(images, seed):
+    return images * attributed.strength
+
+def unchanged(images, seed):
+    return images + users_package.OTHER
+
+attributed.strength = users_package.STRENGTH
+values = [by_module, by_value, imported, imported_from, attributed, unchanged]
+"""
+
+
+def test_what_a_function_reads_from_modules_of_the_users_own_counts(tmp_path, monkeypatch):
+    def load(folder, name, source):
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    def texts_with(folder, strength):
+        package = load(folder, "users_package", f"STRENGTH, OTHER = {strength}, 1")
+        source = f"def shift(images): return images + {strength}"
+        package.views = load(folder, "users_package.views", source)
+        return texts(load(folder, "users_program", READERS).values)
+
+    first, again, other = texts_with("a", 2), texts_with("b", 2), texts_with("c", 3)
+    assert first == again
+    assert [one == changed for one, changed in zip(first, other)] == [False] * 5 + [True]
+
+
+def test_a_module_that_an_object_holds_cannot_be_compared():
+    held = types.ModuleType("users_module")
+    (unknown,) = describe(lambda images, seed: held.shift(images)).unknown
+    assert unknown.startswith("module in")
+
+
 def test_captured_objects_are_compared_by_value():
     def view(held):
         return lambda images, seed: images + held
@@ -175,6 +233,39 @@ def test_networks_with_different_layer_settings_differ():
         network(factor=3.0),
     ]
     assert len({base, *map(describe_network, others)}) == 5
+
+
+def test_networks_differ_by_functions_of_the_users_own():
+    """A layer's configuration has them by name alone."""
+
+    class Sum(keras.regularizers.Regularizer):
+        def __init__(self, function):
+            self.function = function
+
+        def __call__(self, weights):
+            return keras.ops.sum(self.function(weights))
+
+        def get_config(self):
+            return {}
+
+    def double(tensor):
+        return tensor * 2
+
+    def triple(tensor):
+        return tensor * 3
+
+    triple.__name__, triple.__qualname__ = double.__name__, double.__qualname__
+
+    def network(activation=double, regularizer=double, inside=double):
+        inputs = keras.Input((4, 6))
+        x = layers.Dense(4, activation, kernel_regularizer=Sum(regularizer), name="one")(inputs)
+        x = layers.TimeDistributed(layers.Dense(3, inside, name="inner"), name="outer")(x)
+        return randomise_(keras.Model(inputs, layers.Dense(2, name="two")(x)))
+
+    base = describe_network(network())
+    assert base == describe_network(network())
+    others = [network(triple), network(regularizer=triple), network(inside=triple)]
+    assert len({base, *map(describe_network, others)}) == 4
 
 
 def test_a_run_resumes_with_the_same_functions_alone(made, tmp_path, caplog):

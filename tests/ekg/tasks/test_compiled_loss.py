@@ -11,6 +11,7 @@ from ekg import tasks
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
 from ekg.graph.heads import without_head
+from ekg.pruning import understand
 from ekg.tasks.choice import choose_task
 
 RNG = np.random.default_rng(0)
@@ -18,6 +19,9 @@ K = keras.losses
 IMAGES = RNG.random((20, 4, 4, 2)).astype(np.float32)
 SHARES = RNG.dirichlet(np.ones(3), 20).astype(np.float32)
 FLOATS = (np.arange(20) % 2).astype(np.float32)
+
+
+RNN = layers.SimpleRNN(1, activation="sigmoid")  # in every step, so it is no head
 
 
 def model(units=3, activation=None, loss=None, maps=False, metrics=()):
@@ -53,6 +57,7 @@ DENSE_SHARES = RNG.dirichlet(np.ones(3), (20, 4, 4)).astype(np.float32)
             tasks.DenseMultiLabel,
         ),
         (model(3, loss=binary()), np.eye(3)[np.arange(20) % 3], tasks.MultiLabel),
+        (model(2, "softmax", "sparse_categorical_crossentropy"), FLOATS > 0, tasks.Classification),
         (model(1, loss="mse"), FLOATS, tasks.Regression),
         (model(1, loss="huber"), FLOATS.astype(int), tasks.Regression),
         (model(1, "sigmoid", "mse"), FLOATS, tasks.Regression),
@@ -79,6 +84,67 @@ def test_the_loss_of_a_loaded_network_decides(tmp_path):
     model(1, loss=binary()).save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert type(choose_task("auto", Graph(loaded), FLOATS)) is tasks.MultiLabel
+
+
+class Doubled(K.BinaryCrossentropy):
+    def call(self, y_true, y_pred):
+        return 2 * super().call(y_true, y_pred)
+
+
+def own_loss(labels, outputs):
+    return keras.ops.abs(labels - outputs)
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "message"),
+    [
+        (model(1, loss=Doubled(from_logits=True)), FLOATS, "changed by a class of your own"),
+        (model(1, loss=own_loss), FLOATS.astype(int), "with the loss 'own_loss', which is unknown"),
+        (model(1, "tanh", "hinge"), 2 * FLOATS - 1, "with the loss 'hinge', which is unknown"),
+        (model(1, "sigmoid", K.Dice(), maps=True), MAPS, "with the loss 'dice', which is unknown"),
+    ],
+)
+def test_a_loss_that_training_does_not_use_is_named(own, labels, message, caplog):
+    choose_task("auto", Graph(own), labels)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert message in record.getMessage() and "use the loss of a" in record.getMessage()
+
+
+class Subclassed(keras.Model):
+    """Has a call() and a train_step() of its own."""
+
+    def __init__(self, units=1):
+        super().__init__()
+        self.conv = layers.Conv2D(5, 1, activation="relu")
+        self.flat = layers.Flatten()
+        self.fc = layers.Dense(units)
+
+    def call(self, inputs):
+        return self.fc(self.flat(self.conv(inputs)))
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "units"),
+    [
+        (binary(), FLOATS, 1),
+        (K.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0), np.arange(20) % 3, 3),
+    ],
+)
+def test_the_loss_of_a_subclassed_network_decides_and_stays(loss, labels, units, caplog):
+    own = Subclassed(units)
+    own(IMAGES)
+    own.compile("sgd", loss)
+    data, logits, *_ = understand(
+        own, (IMAGES, labels), {"task": "auto", "may_lose": ()}, {}, {}, True
+    )
+    mean = float(tf.reduce_mean(data.task.loss(data.train.labels, own(IMAGES))))
+    assert mean == pytest.approx(own.evaluate(IMAGES, labels, batch_size=20, verbose=0), rel=1e-4)
+    supernet = ekg.Supernet(logits)
+    assert supernet.cut(supernet.smallest()).compiled
+    assert "has a train_step() of its own" in caplog.text
 
 
 TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.regression.."
@@ -109,9 +175,36 @@ TWO = "independent yes-or-no labels .`task`=.multi_label..* or numbers .`task`=.
             "yes-or-no labels at each position .* or numbers",
         ),
         (
+            model(
+                4, loss=K.CategoricalCrossentropy(from_logits=True, axis=1), maps=True
+            ),  # of 4 x 4 places
+            np.moveaxis(np.eye(4)[np.zeros((20, 4, 4), int)], -1, 1),
+            "of axis 1, and a search needs the classes along the last axis",
+        ),
+        (
             model(3, "sigmoid", "categorical_crossentropy"),
             SHARES,
             "ends with a sigmoid and was compiled with cat",
+        ),
+        (
+            keras.Sequential([model(3, "softmax"), layers.Activation("linear")]),
+            np.arange(20) % 3,
+            "holds probabilities of classes, and its last layer is no softmax",
+        ),
+        (
+            keras.Sequential([model(3, "softmax", maps=True), layers.Reshape((16, 3))]),
+            np.zeros((20, 16), int),
+            "holds probabilities of classes, and its last layer is no softmax",
+        ),
+        (
+            model(3, "softmax", "sparse_categorical_crossentropy"),
+            np.where(np.arange(20) == 7, np.nan, 1.0),
+            "labels of `data` are not finite, NaN or infinite, the first in example 7 of 20",
+        ),
+        (
+            model(1, loss=binary(), maps=True),
+            np.where(MAPS == MAPS[9, 0, 0, 0], np.nan, MAPS),
+            "labels of `data` are not finite",
         ),
         (
             model(2, "softmax", "binary_crossentropy"),
@@ -166,6 +259,14 @@ def test_ambiguous_or_unreadable_labels_are_refused(own, labels, message):
             DENSE_SHARES,
         ),
         (model(3, "sigmoid", "mse", metrics=["mae"]), SHARES),
+        (
+            model(3, tf.nn.softmax, "categorical_crossentropy", metrics=["categorical_accuracy"]),
+            SHARES,
+        ),
+        (
+            model(1, lambda z: 1 / (1 + keras.ops.exp(-z)), "binary_crossentropy", metrics=["acc"]),
+            FLOATS,
+        ),
     ],
 )
 def test_loss_and_metric_equal_keras(own, labels):

@@ -13,6 +13,7 @@ from ekg import tasks
 from ekg.data import augment
 from ekg.errors import EkgError
 from ekg.graph.calls import Graph
+from ekg.graph.heads import without_head
 from ekg.io import files
 from ekg.searching.objective import Objective
 from ekg.tasks.imitation import Imitation
@@ -206,6 +207,7 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
     assert [part.weight for part in weighed.task.parts] == [
         part.weight for part in plain.task.parts
     ]
+    np.testing.assert_array_equal(weighed.strata, plain.strata)  # the classes decide in both
     single = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]), class_weight={3: 5.0})
     factors = np.where(CLASSES == 3, 5, 1)
     whole = ekg.make_data(early_and_late(), (IMAGES, [None, CLASSES]))
@@ -213,6 +215,41 @@ def test_weights_of_examples_count_in_the_losses_of_all_labelled_outputs():
         data.task.label_loss(data.train.labels, outputs).numpy() for data in (single, whole)
     )
     np.testing.assert_allclose(single_loss, factors * loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["list", "dict", "batches"])
+def test_weights_by_output_count_as_in_evaluate(weights):
+    own = early_and_late()
+    own.compile("sgd", ["mse", "sparse_categorical_crossentropy"])
+    by_output = [RNG.uniform(0, 2, 80).astype(np.float32), np.arange(80.0, dtype=np.float32) % 2]
+    _, *expected = own.evaluate(
+        IMAGES, [NUMBERS, CLASSES], sample_weight=by_output, batch_size=80, verbose=0
+    )
+    data = (IMAGES, [NUMBERS, CLASSES], by_output)
+    if weights == "dict":
+        data = (IMAGES, [NUMBERS, CLASSES], dict(zip(("position", "classes"), by_output)))
+    if weights == "batches":
+        data = tf.data.Dataset.from_tensor_slices((IMAGES, *map(tuple, data[1:]))).batch(16)
+    made = ekg.make_data(own, data)
+    outputs = own(IMAGES)
+    columns = made.train.labels[:, made.task.columns(0)], made.train.labels[:, made.task.columns(1)]
+    logits = without_head(own, 1)[0](IMAGES)[1]
+    losses = [
+        made.task.parts[number].task.loss(
+            tf.reshape(columns[number], [80, *made.task.parts[number].label_shape]), output
+        )
+        for number, output in enumerate([outputs[0], logits])
+    ]
+    np.testing.assert_allclose([tf.reduce_mean(loss) for loss in losses], expected, rtol=1e-4)
+    only = ekg.make_data(own, (IMAGES, [NUMBERS, CLASSES], {"classes": by_output[1]}))
+    assert [isinstance(part.task, Weighted) for part in only.task.parts] == [False, True]
+
+
+def test_loss_weights_that_are_not_read_are_named(caplog):
+    own = early_and_late()
+    own.compile("sgd", ["mse", "sparse_categorical_crossentropy"], loss_weights=[1.0, 0.0])
+    ekg.make_data(own, (IMAGES, [NUMBERS, CLASSES]))
+    assert caplog.text.count("loss_weights that the network was compiled with are not read") == 1
 
 
 def test_the_scale_of_an_output_uses_its_weights_or_without_labels_its_own_values():
@@ -595,6 +632,16 @@ def test_outputs_that_may_be_lost_do_not_count():
             early_and_late,
             {"data": (IMAGES, [NUMBERS, CLASSES]), "class_weight": {0: 2.0}},
             "one output, and 2 have labels",
+        ),
+        (
+            early_and_late,
+            {"data": (IMAGES, [None, CLASSES], {"position": np.ones(80)})},
+            "output 'position' has none; leave its weights out",
+        ),
+        (
+            early_and_late,
+            {"data": (IMAGES, [NUMBERS, CLASSES], {"boxes": np.ones(80)})},
+            "`weights`: `model` 'two' has no output 'boxes'",
         ),
         (
             early_and_late,

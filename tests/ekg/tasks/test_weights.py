@@ -152,6 +152,13 @@ def test_a_whole_job_with_weights_has_a_table_of_keras_figures():
     assert result.table[1].metrics["top1"] == pytest.approx(accuracy, rel=1e-5)
 
 
+def test_examples_of_an_ignored_class_are_no_examples_of_another():
+    own = model(3, loss=sparse(ignore_class=-1))
+    labels = np.where(np.arange(20) < 8, -1, NUMBERS)
+    strata = ekg.make_data(own, (IMAGES, labels)).strata
+    np.testing.assert_array_equal(strata, np.where(labels == -1, 3, labels))
+
+
 class Own(tasks.Classification):
     """A task of a user's own."""
 
@@ -177,6 +184,27 @@ class Own(tasks.Classification):
             None,
             {"class_weight": {0: -1.0}},
             "must be a dict .class number: weight.",
+        ),
+        (
+            model(3),
+            NUMBERS,
+            None,
+            {"class_weight": {1: 1.0, 3: 2.0}},
+            "names the class 3, and there are 3, from 0 to 2",
+        ),
+        (
+            model(1, "sigmoid"),
+            FLOATS.astype(int),
+            None,
+            {"class_weight": {2: 2.0}},
+            "names the class 2, and there are 2",
+        ),
+        (
+            model(3),
+            NUMBERS,
+            None,
+            {"class_weight": dict.fromkeys(range(3), 0.0)},
+            "all have a weight of 0",
         ),
         (
             model(3, loss="mse"),
