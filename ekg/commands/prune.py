@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 from pathlib import Path
 
 import keras
@@ -15,9 +14,9 @@ from ekg.devices.strategy import DeviceSettings, describe_devices, make_strategy
 from ekg.devices.team import Team
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError, first_line
+from ekg.goal import GOAL_FLAG_OF, MaxDropSettings
 from ekg.io.h5_files import load_weights_
 from ekg.io.keras_files import load_keras
-from ekg.goal import MaxDropSettings
 from ekg.pruning import AUTO
 from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.run.folder import PHASES
@@ -165,7 +164,6 @@ FLAG_OF = {
     "validation_data": "val_path",
     "run_dir": "train_path",
     "epochs": "train_epoch",
-    "drop": "max_drop",
 }
 RATE = 0.5
 DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
@@ -358,10 +356,8 @@ def main(args):
             options |= {"restart": args.restart, "search_from": args.search_from}
             result = ekg.prune(model, data, target=_target(args), **options)
     except EkgError as error:
-        flags = FLAG_OF if args.max_drop is None else FLAG_OF | {"target": "max_drop"}
-        raise EkgError(
-            re.sub(r"`(\w+)`", lambda match: f"`{flags.get(match[1], match[1])}`", str(error))
-        ) from None
+        flags = FLAG_OF if args.max_drop is None else FLAG_OF | GOAL_FLAG_OF
+        raise command_line.renamed(error, flags) from None
     print(result.summary())
     if Team(strategy).is_chief:
         try:

@@ -290,6 +290,8 @@ def test_a_drop_that_is_no_share_is_refused(drop):
         ({"search_from": "run"}, "`search_from` has no effect on an accuracy goal"),
         ({"restart": "search", "run_dir": "run"}, "`restart` has no effect on an accuracy goal"),
         ({}, "12 held-out examples cannot resolve a drop of 1 points.* would be 2.87"),
+        ({"fine_tune": {"warmup_epoch": 6}}, "`warmup_epoch` 6 is longer than the training, .* 5"),
+        ({"fine_tune": {"batch_size": 110}}, "`batch_size` 110 is larger than the 108 images"),
         ({"task": "regression"}, "is mean abs. error, which is not a share"),
     ],
 )
