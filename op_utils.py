@@ -35,7 +35,7 @@ from ekg.goal import (
 from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.phases import Training
-from ekg.report.front import FrontPoint, format_front, write_front
+from ekg.report.front import FrontPoint, format_front, notes_of, write_front
 from ekg.report.table import format_table, notes
 from ekg.run import folder as names
 from ekg.run.arguments import hash_code
@@ -336,7 +336,7 @@ def _prune_front(args, script, team):
         run = RunFolder(earlier).read_finished()
         points.append(FrontPoint(f"{rate:g} of the FLOPs", run, args.repair))
     if team.is_chief:
-        print(format_front(points))
+        print("\n".join([format_front(points), *notes_of(points)]))
         try:
             write_front(points, args.train_path / PICTURE, args.train_path / PAGE)
         except ModuleNotFoundError as error:  # the networks are there
