@@ -22,7 +22,7 @@ from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.run.folder import PHASES
 from ekg.run.settings import RunSettings
 from ekg.searching.settings import FrontSettings, LatencySettings, SearchSettings, SubsetSettings
-from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
+from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Rule, Settings, setting
 from ekg.tasks.kinds import TASKS
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,8 @@ class DataSettings(Settings):
 
     data_path: str | None = setting(
         None,
-        "training data: folder with one subfolder of images a class, .npz with x and y, or with "
-        "an array per input and y, or tfds:NAME",
+        "training data: folder with one subfolder of images per class, .npz with x and y, or with "
+        "an array per input and y_NAME per output, or tfds:NAME",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
@@ -113,6 +113,13 @@ class DataSettings(Settings):
     )
     augment: str = setting(
         "none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS)
+    )
+    augment_inputs: tuple[str, ...] | None = setting(
+        None,
+        "names of the inputs that these views move, where there are several; without it all images",
+        TRAINING,
+        works_if=Rule("augment", VIEWS, "there are no views"),
+        may_be_none=True,
     )
 
 
@@ -302,6 +309,15 @@ def _target(args):
     )
 
 
+def _augment(args):
+    """Returns the argument `augment` of ekg.prune."""
+    if args.augment == "none":
+        return None
+    if args.augment_inputs is None:
+        return args.augment
+    return dict.fromkeys(args.augment_inputs, args.augment)
+
+
 def main(args):
     """Runs the job, prints its table, and returns the ekg.PruneResult or the ekg.Front.
 
@@ -344,7 +360,7 @@ def main(args):
         "run": command_line.named(args, RunSettings, but=GIVEN_APART),
         "seed": args.seed,
         "repair": args.repair,
-        "augment": None if args.augment == "none" else args.augment,
+        "augment": _augment(args),
         "run_dir": args.train_path,
         "strategy": strategy,
         "verbose": not args.quiet,
