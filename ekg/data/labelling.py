@@ -18,6 +18,7 @@ from ekg.graph.heads import without_heads
 from ekg.process import stopping
 from ekg.process.progress import progress_bar
 from ekg.tasks import compiled_loss
+from ekg.tasks.output_names import Names
 from ekg.tasks.outputs import Outputs, Part, weight_of
 from ekg.tasks.weighted import Weighted, with_weights
 
@@ -45,12 +46,13 @@ def label(model, graph, choices, sources, class_weight=None):
         choice.task.check_output(graph)
     for _, labels, what in sources[1:]:
         _check_like_first(choices, labels, what)
-    choices = _weigh(choices, model, sources, class_weight)
+    weights = [_by_output(examples.weights, model, choices, what) for examples, _, what in sources]
+    choices = _weigh(choices, model, weights, class_weight)
     prepared = []  # per source, a list with the labels of each output
-    for number, (examples, labels, what) in enumerate(sources):
+    for number, (_, labels, what) in enumerate(sources):
         source_class_weight = class_weight if number == 0 else None
         source_labels = [
-            _prepared(choice.task, graph, examples, labels, what, source_class_weight)
+            _prepared(choice.task, graph, weights[number], labels, what, source_class_weight)
             for choice in choices
         ]
         prepared.append(source_labels)
@@ -86,17 +88,51 @@ def _check_like_first(choices, labels, what):
             )
 
 
-def _weigh(choices, model, sources, class_weight):
-    """Returns the choices, with Weighted tasks where examples or classes are weighted."""
+def _by_output(weights, model, choices, what):
+    """Returns {number of an output: weights of its labels, array [examples, ...]}.
+
+    Args:
+        weights: of the examples, in any form of sources.Examples.
+        model: keras.Model.
+        choices: list of output_choice.Choice.
+        what: name of the labels, for error messages.
+
+    Raises:
+        EkgError: there are weights for an output without labels.
+    """
+    if weights is None:
+        return {}
+    labelled = {choice.task.output: choice.name for choice in choices if choice.task.has_labels}
+    if not labelled:
+        raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
+    if not isinstance(weights, (list, dict)):
+        return dict.fromkeys(labelled, weights)
+    names = Names(model)
+    by_place = names.by_place(weights, "weights")
+    for choice in choices:
+        if choice.task.output in by_place and not choice.task.has_labels:
+            raise EkgError(
+                f"weights of the {what}: output {choice.name!r} has no labels; leave its weights "
+                "out."
+            )
+    return {number: array for number, array in by_place.items() if number in labelled}
+
+
+def _weigh(choices, model, weights, class_weight):
+    """Returns the choices, with Weighted tasks where examples or classes are weighted.
+
+    Args:
+        choices: list of output_choice.Choice.
+        model: keras.Model.
+        weights: list of a _by_output() per source.
+        class_weight: see label().
+    """
     labelled = [choice for choice in choices if choice.task.has_labels]
-    weights = [examples.weights for examples, *_ in sources]
     if class_weight is not None and len(labelled) != 1:
         raise EkgError(
             f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
             "give weights of the examples instead: (images, labels, weights)."
         )
-    if not labelled and any(array is not None for array in weights):
-        raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
     weighed = []
     for choice in choices:
         task = choice.task
@@ -104,18 +140,26 @@ def _weigh(choices, model, sources, class_weight):
             loss = compiled_loss.read_loss(model, task.output)
             has_ignored = loss is not None and task.takes_logits
             ignored = loss.ignore_class if has_ignored else None
-            task = with_weights(task, ignored, weights, class_weight)
+            own_weights = [by_output.get(task.output) for by_output in weights]
+            task = with_weights(task, ignored, own_weights, class_weight)
         weighed.append(dataclasses.replace(choice, task=task))
     return weighed
 
 
-def _prepared(task, graph, examples, labels, what, class_weight):
-    """Returns an output's labels as its task prepares them; None if the user gave no labels."""
+def _prepared(task, graph, weights, labels, what, class_weight):
+    """Returns an output's labels as its task prepares them; None if the user gave no labels.
+
+    Args:
+        task: Task.
+        graph: graph.calls.Graph of the model.
+        weights: of the labels of each output, see _by_output().
+        labels, what, class_weight: see label().
+    """
     if not task.has_labels:
         return None
     options = {}
     if isinstance(task, Weighted):
-        options = {"weights": examples.weights, "class_weight": class_weight}
+        options = {"weights": weights.get(task.output), "class_weight": class_weight}
     return task.prepare_labels(labels[task.output], task.shape(graph), what, **options)
 
 

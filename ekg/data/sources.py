@@ -48,11 +48,15 @@ class Data:
             always return the same for the same numbers, and may be called by several threads at
             once.
         count: number of examples; needed only without labels.
+        weights: weights of the examples or of their places, array [examples, ...], as `fit` takes
+            them as sample_weight; a list or dict of such arrays, or of None, by output; None
+            without weights.
     """
 
     labels: np.ndarray | list | dict | None
     read: Callable
     count: int | None = None
+    weights: np.ndarray | list | dict | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,15 +70,15 @@ class Examples:
             None for an output without labels; or None.
         shapes: tuple of the shape of each input for one example.
         count: number of examples.
-        weights: weights of the examples or of their positions, array [examples, ...]; None without
-            weights.
+        weights: weights of the examples or of their positions, array [examples, ...]; a list or
+            dict of such arrays, or of None, by output; None without weights.
     """
 
     read: Callable
     labels: np.ndarray | list | dict | None
     shapes: tuple[tuple[int, ...], ...]
     count: int
-    weights: np.ndarray | None = None
+    weights: np.ndarray | list | dict | None = None
 
 
 def find_examples(source, inputs, what="data", steps=None):
@@ -106,7 +110,8 @@ def find_examples(source, inputs, what="data", steps=None):
         examples = _spooled(lambda: (source[number] for number in batch_numbers), inputs, what)
     elif isinstance(source, (tuple, list)) and len(source) in (2, 3):
         examples = _of_arrays(*source[:2], inputs, what)
-        examples = dataclasses.replace(examples, weights=_weights_of(source, examples.count, what))
+        weights = _weights_of(source, examples.count, what)
+        examples = dataclasses.replace(examples, weights=weights)
     elif isinstance(source, (np.ndarray, tf.Tensor)) or _are_inputs_alone(source, inputs):
         examples = _of_arrays(source, None, inputs, what)
     else:
@@ -244,18 +249,24 @@ def _input_arrays(given, inputs, what):
     return arrays
 
 
-def _labels_of(value, what):
-    """Returns labels as an array, or as a list or dict of arrays for several outputs, or None."""
+def _labels_of(value, what, kind="labels"):
+    """Returns labels as an array, or as a list or dict of arrays for several outputs, or None.
+
+    Args:
+        value: what a user gave.
+        what: name of the argument, for error messages.
+        kind: what the arrays hold, "labels" or "weights".
+    """
     if value is None:
         return None
     if isinstance(value, dict):
-        return {name: _labels_of(entry, what) for name, entry in value.items()}
+        return {name: _labels_of(entry, what, kind) for name, entry in value.items()}
     are_arrays = isinstance(value, (list, tuple)) and any(
         entry is None or len(getattr(entry, "shape", ())) for entry in value
     )
     if are_arrays:
-        return [_labels_of(entry, what) for entry in value]
-    return _as_array(value, f"labels of `{what}`")
+        return [_labels_of(entry, what, kind) for entry in value]
+    return _as_array(value, f"{kind} of `{what}`")
 
 
 def _arrays_of(labels):
@@ -288,14 +299,25 @@ def _of_arrays(given, labels, inputs, what):
 
 
 def _weights_of(entries, count, what):
-    """Returns the weights in (images, labels, weights), array [count, ...], or None."""
-    if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
+    """Returns the weights in (images, labels, weights) in the form of labels, or None."""
+    if not isinstance(entries, (tuple, list)) or len(entries) < 3:
         return None
-    weights = _as_array(entries[2], f"weights of `{what}`")
-    if weights.ndim == 0 or len(weights) != count:
-        raise EkgError(
-            f"`{what}` has weights of shape {weights.shape} and {count} labels; give one per label."
-        )
+    return _checked_weights(entries[2], count, what)
+
+
+def _checked_weights(given, count, what):
+    """Returns weights, which a user gave, in the form of labels.
+
+    Raises:
+        EkgError: an array has another length than `count`.
+    """
+    weights = _labels_of(given, what, "weights")
+    for array in _arrays_of(weights):
+        if array.ndim == 0 or len(array) != count:
+            raise EkgError(
+                f"`{what}` has weights of shape {array.shape} and {count} labels; give one per "
+                "label."
+            )
     return weights
 
 
@@ -312,6 +334,7 @@ def _of_function(data, inputs, what):
     def read(indices):
         return list(map(_text_as_bytes, inputs.listed(data.read(indices), what)))
 
+    weights = _checked_weights(data.weights, count, what)
     if not count:
         return Examples(read, labels, (), 0)
     probes = np.linspace(0, count - 1, min(PROBES, count)).astype(np.int64)
@@ -330,7 +353,7 @@ def _of_function(data, inputs, what):
             f"`{what}`: its `read` gives other numbers for the same examples when it is asked "
             "again; random views belong into `augment`."
         )
-    return Examples(read, labels, tuple(array.shape[1:] for array in first), count)
+    return Examples(read, labels, tuple(array.shape[1:] for array in first), count, weights)
 
 
 def _text_as_bytes(values):
@@ -463,7 +486,7 @@ def _spooled(batches, inputs, what, may_be_endless=False):
     has_weights = {array is not None for array in weights}
     if len(has_weights) > 1:
         raise EkgError(f"`{what}` has weights in some batches and none in others.")
-    weights = np.concatenate(weights) if has_weights == {True} else None
+    weights = _concatenated(weights, what, "weights") if has_weights == {True} else None
     return Examples(
         lambda indices: [spool.read(indices) for spool in spools],
         _concatenated(labels, what),
@@ -473,8 +496,8 @@ def _spooled(batches, inputs, what, may_be_endless=False):
     )
 
 
-def _concatenated(labels, what):
-    """Concatenates the labels of all batches, each in the form that _labels_of() returns."""
+def _concatenated(labels, what, kind="labels"):
+    """Concatenates labels of all batches, or weights; each as _labels_of() returns it."""
 
     def joined(*parts):
         return None if parts[0] is None else np.concatenate(parts)
@@ -483,7 +506,7 @@ def _concatenated(labels, what):
         return keras.tree.map_structure(joined, *labels) if labels else None
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EkgError(f"`{what}` has labels of several forms: {reason}") from None
+        raise EkgError(f"`{what}` has {kind} of several forms: {reason}") from None
 
 
 def _check_same(checksum, batch, inputs, what):
