@@ -403,6 +403,7 @@ def test_a_target_gives_the_run_folder_its_name():
         (["--target_ms", "4"], "my_ms4"),
         (["--target_rate", "0.5", "--target_params", "0.3"], "my_0.5_params0.3"),
         (["--target_rate", "1"], "my_1"),
+        (["--max_drop", "1.5"], "my_drop1.5"),
     ):
         args = prune.parse_args(["--model", "my.keras", "--data_path", "x.npz", *argv])
         assert str(args.train_path) == f"runs/{name}"

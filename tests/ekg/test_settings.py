@@ -412,6 +412,8 @@ def test_the_parser_refuses_what_the_settings_refuse(capsys, script, cls, field)
 def test_a_run_folder_that_is_not_named_has_the_name_of_the_job():
     args = parse(train_cifar, "--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.5")
     assert args.train_path == Path("runs/ResNet-20_DIGITS_0.5")
+    args = parse(train_imagenet, "--max_drop", "1.5")
+    assert args.train_path == Path("runs/ResNet-50_ILSVRC2012_drop1.5")
 
 
 # ---------------------------------------------------------------- what a run folder keeps
