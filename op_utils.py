@@ -4,6 +4,7 @@ Baselines are trained here, on ekg's compiled, distributed, accumulating step.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -21,14 +22,25 @@ from ekg.devices.team import Team
 from ekg.distil import losses
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError
+from ekg.goal import (
+    GOAL_FLAG_OF,
+    SEARCH_FOLDER,
+    Goal,
+    MaxDropSettings,
+    check_folder,
+    epochs_of_probes,
+    folder_of,
+    reach,
+)
 from ekg.io import files
 from ekg.network.supernet import Supernet
 from ekg.phases import Training
-from ekg.report.front import FrontPoint, format_front, write_front
-from ekg.report.table import format_table
+from ekg.report.front import FrontPoint, format_front, notes_of, write_front
+from ekg.report.table import format_table, notes
 from ekg.run import folder as names
 from ekg.run.arguments import hash_code
 from ekg.run.check import check_batch as check_batch
+from ekg.run.check import check_batches
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
 from ekg.run.run import Opening, start
@@ -121,6 +133,7 @@ SHARED_FLAGS = {
     "epoch before the search": SubsetSettings,
     "search": SearchSettings,
     "several targets": FrontSettings,
+    "accuracy goal": MaxDropSettings,
     "latency": LatencySettings,
     "network that is cut out": SlimSettings,
     "fine-tuning": FineTuneSettings,
@@ -153,6 +166,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
     args.settings_classes = tuple(classes.values())
     try:
         command_line.check_rates(args)
+        command_line.check_drop(args)
         command_line.fill_in_rate_(args, rate)
         for cls in args.settings_classes:
             command_line.from_args(cls, args)
@@ -169,6 +183,9 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
 
 def _check_combinations(args, recipe):
     command_line.from_args(LatencySettings, args).target()
+    goal = _goal(args)
+    if goal is not None:
+        _with_epochs(args, epochs_of_probes(goal, args.train_epoch))
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError(
             "`baseline_epoch` has no effect here: `trained_param` is given; leave it out."
@@ -183,6 +200,27 @@ def _check_combinations(args, recipe):
             "trained it itself "
             f"keeps it as {names.BASELINE}."
         )
+
+
+def _goal(args):
+    """Returns the Goal that a command line names, or None."""
+    target = command_line.from_args(MaxDropSettings, args).target()
+    return None if target is None else Goal.make(target)
+
+
+def _with_epochs(args, epochs):
+    """Returns the FineTuneSettings for a run of so many epochs; None means the default length.
+
+    Raises:
+        EkgError: another setting does not fit this length.
+    """
+    chosen = command_line.from_args(FineTuneSettings, args)
+    if epochs is None:
+        return chosen
+    try:
+        return dataclasses.replace(chosen, train_epoch=epochs)
+    except EkgError as error:
+        raise EkgError(f"`probe_epochs` {epochs}: {error}") from None
 
 
 # ---------------------------------------------------------------- the training scripts' job
@@ -227,11 +265,21 @@ class Baseline:
         return Training("baseline", trainer, batches, schedule)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Script:
+    """What a training script brings to its jobs; see prune()."""
+
+    recipe: BaselineRecipe
+    load_data: Callable
+    build: Callable
+    from_params: Callable
+
+
 def prune(args, recipe, load_data, build, from_params):
     """Runs the job of a training script and returns the rows of the final table, which it prints.
 
     With several target rates there is one job per rate, from the easiest to the hardest, and the
-    rows are those of the last one.
+    rows are those of the last one. With an accuracy goal there is one job per rate that is tried.
 
     Args:
         args: as parse_training_args() returns.
@@ -241,6 +289,7 @@ def prune(args, recipe, load_data, build, from_params):
         from_params: (arch, params, num_classes, source) -> keras.Model of the widths that
             the parameters have.
     """
+    script = _Script(recipe, load_data, build, from_params)
     team = Team(make_strategy(command_line.from_args(DeviceSettings, args)))
     logger.info(
         "%s on %s, to %s, on %s; run folder %s",
@@ -250,27 +299,44 @@ def prune(args, recipe, load_data, build, from_params):
         describe_devices(team.strategy),
         args.train_path,
     )
-    with team.sharing_failures():
+    with _naming_flags(args), team.sharing_failures():
         if args.target_rates:
-            return _prune_front(args, recipe, team, load_data, build, from_params)
-        return _prune(args, recipe, team, load_data, build, from_params)
+            return _prune_front(args, script, team)
+        if args.max_drop is not None:
+            return _prune_to_goal(args, script, team)
+        return _prune(args, script, team)
 
 
-def _prune_front(args, recipe, team, load_data, build, from_params):
+@contextlib.contextmanager
+def _naming_flags(args):
+    """Calls an accuracy goal in errors what the command line calls it."""
+    try:
+        yield
+    except EkgError as error:
+        if args.max_drop is None:
+            raise
+        raise command_line.renamed(error, GOAL_FLAG_OF) from None
+
+
+def _prune_front(args, script, team):
     """Runs one job per target rate, prints the table of all, and writes their picture."""
     points, earlier, trained_param = [], None, args.trained_param
     for rate in sorted(args.target_rates, reverse=True):
-        point_args = argparse.Namespace(**vars(args))
-        point_args.target_rate, point_args.target_rates = rate, None
-        point_args.train_path = point_folder(args.train_path, rate)
-        point_args.search_from, point_args.trained_param = earlier, trained_param
-        rows = _prune(point_args, recipe, team, load_data, build, from_params)
+        point_args = _changed(
+            args,
+            target_rate=rate,
+            target_rates=None,
+            train_path=point_folder(args.train_path, rate),
+            search_from=earlier,
+            trained_param=trained_param,
+        )
+        rows = _prune(point_args, script, team)
         earlier = point_args.train_path
         trained_param = trained_param or earlier / names.BASELINE
         run = RunFolder(earlier).read_finished()
         points.append(FrontPoint(f"{rate:g} of the FLOPs", run, args.repair))
     if team.is_chief:
-        print(format_front(points))
+        print("\n".join([format_front(points), *notes_of(points)]))
         try:
             write_front(points, args.train_path / PICTURE, args.train_path / PAGE)
         except ModuleNotFoundError as error:  # the networks are there
@@ -279,23 +345,139 @@ def _prune_front(args, recipe, team, load_data, build, from_params):
     return rows
 
 
-def _prune(args, recipe, team, load_data, build, from_params):
-    """Runs the job of a training script on a team; see prune()."""
+def _prune_to_goal(args, script, team):
+    """Runs one job per rate that is tried for an accuracy goal, and prints the final table."""
+    if args.trained_param:
+        utils.load_params(args.trained_param)  # a wrong file is refused before data are loaded
+    data = script.load_data()
+    runs = _ForGoal(args, script, team, data.num_classes)
+    try:
+        result = reach(_goal(args), data, args.train_epoch, args.seed, runs)
+    except FloatingPointError as error:
+        advice = "Start again with another --train_path and a lower --learning_rate."
+        raise FloatingPointError(f"{error} {advice}") from None
+    if team.is_chief:
+        print("\n".join([format_table(result.rows), result.note, *notes(result.rows)]))
+        logger.info("run folders: %s", args.train_path)
+    return result.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reached:
+    """The rows of the final table for an accuracy goal, and what they are of."""
+
+    rows: list
+    note: str
+
+
+class _ForGoal:
+    """What goal.reach() prunes and measures with."""
+
+    def __init__(self, args, script, team, num_classes):
+        """
+        Args:
+            args: of the whole job.
+            script: _Script.
+            team: Team.
+            num_classes: classes of the data.
+        """
+        check_folder(args.train_path)
+        self._args, self._script, self._team = args, script, team
+        self._num_classes = num_classes
+        # Where no trained network is given, the first run trains one.
+        self._baseline = folder_of(args.train_path, SEARCH_FOLDER) / names.BASELINE
+
+    def check(self, data, epochs):
+        """Raises EkgError if a setting does not fit the data."""
+        check_batches(_job_settings(_changed(self._args, train_epoch=epochs), data), data)
+
+    def least_rate(self):
+        """Returns the share of the FLOPs of the smallest sub-network."""
+        if self._args.trained_param is None:
+            supernet = Supernet(self._script.build(self._args.arch, self._num_classes))
+        else:
+            supernet = Supernet(self._read(self._args.trained_param))
+        return supernet.rate(supernet.smallest())
+
+    def unpruned(self, measure):
+        """Returns what a function says of the unpruned network, as the chief sees it; None before
+        the first run has trained it.
+        """
+        path = self._args.trained_param or self._baseline
+        if not self._team.as_chief_sees(path.exists()):
+            return None
+        return self._team.from_chief(lambda: measure(self._read(path)))
+
+    def _read(self, path):
+        """Returns the network in a parameter file."""
+        params = utils.load_params(path)
+        return self._script.from_params(self._args.arch, params, self._num_classes, path)
+
+    def prune(self, name, data, rate, epochs, search_from, note, is_final):
+        """See goal.reach()."""
+        trained_param = self._args.trained_param
+        if search_from is not None:
+            search_from = folder_of(self._args.train_path, search_from)
+            trained_param = trained_param or self._baseline
+        args = _changed(
+            self._args,
+            target_rate=rate,
+            max_drop=None,
+            train_epoch=epochs or self._args.train_epoch,
+            train_path=folder_of(self._args.train_path, name),
+            search_from=search_from,
+            trained_param=trained_param,
+        )
+        changes = {"fine_tunes": epochs is not None, "writes_page": is_final}
+        if not is_final:
+            args.runtimes = args.exports = ()
+        job, rows = _run(args, self._script, self._team, lambda: data, **changes)
+        found = job.folder.history()[-1].subnetwork
+
+        def measured(measure):
+            network = job.folder / job.handed_out[0]
+            return job.team.from_chief(lambda: measure(job.read(network, found)))
+
+        return _Reached(rows, note or f"measured on {len(data.test)} test images"), measured
+
+
+def _changed(args, **values):
+    """Returns a copy of arguments with other values."""
+    return argparse.Namespace(**vars(args) | values)
+
+
+def _prune(args, script, team):
+    """Runs a single job of a training script; see prune()."""
+    try:
+        _, rows = _run(args, script, team, script.load_data)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error} {_resume_hint(args)}") from None
+    if team.is_chief:
+        print(format_table(rows))
+        logger.info("run folder: %s", args.train_path)
+    return rows
+
+
+def _run(args, script, team, load_data, **changes):
+    """Runs a job to its end and returns (Job, rows of its table).
+
+    Args:
+        args: see prune().
+        script: _Script.
+        team: Team.
+        load_data: function that returns the data set.
+        changes: entries of JobSettings that no flag has.
+    """
     _check_overwrite(args)
     params = utils.load_params(args.trained_param) if args.trained_param else None
     data = load_data()
-    if args.subset_per_class is None:
-        args.subset_per_class = min(SUBSET_PER_CLASS, data.largest_class())
-    args.num_views = command_line.from_args(FineTuneSettings, args).views_of(data)
-    job_settings = JobSettings(
-        *(command_line.from_args(cls, args) for cls in JOB_CLASSES),
-        target=command_line.from_args(LatencySettings, args).target(),
-    )
-    new_model = functools.partial(build, args.arch, data.num_classes)
+    job_settings = dataclasses.replace(_job_settings(args, data), **changes)
+    new_model = functools.partial(script.build, args.arch, data.num_classes)
     if params is None:
-        model, baseline = new_model(), Baseline(recipe, args.baseline_epoch, new_model)
+        model = new_model()
+        baseline = Baseline(script.recipe, args.baseline_epoch, new_model)
     else:
-        model = from_params(args.arch, params, data.num_classes, args.trained_param)
+        model = script.from_params(args.arch, params, data.num_classes, args.trained_param)
         baseline = None
     compute = Compute(team, use_xla(args.compile), args.precision)
     job = Job(job_settings, data, Supernet(model), compute, RunFolder(args.train_path))
@@ -306,22 +488,26 @@ def _prune(args, recipe, team, load_data, build, from_params):
         "name a new `train_path`, or start again with `overwrite`",
         search_ignores=("baseline_epoch",),
     )
-    try:
-        _, rows = start(
-            job,
-            _asked(args),
-            opening=opening,
-            trained_file=args.trained_param,
-            baseline=baseline,
-            rehearses=args.preflight,
-            same=_same(args),
-        )
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error} {_resume_hint(args)}") from None
-    if team.is_chief:
-        print(format_table(rows))
-        logger.info("run folder: %s", args.train_path)
-    return rows
+    return start(
+        job,
+        _asked(args),
+        opening=opening,
+        trained_file=args.trained_param,
+        baseline=baseline,
+        rehearses=args.preflight,
+        same=_same(args),
+    )
+
+
+def _job_settings(args, data):
+    """Returns the JobSettings of arguments, which get what depends on the data."""
+    if args.subset_per_class is None:
+        args.subset_per_class = min(SUBSET_PER_CLASS, data.largest_class())
+    args.num_views = command_line.from_args(FineTuneSettings, args).views_of(data)
+    return JobSettings(
+        *(command_line.from_args(cls, args) for cls in JOB_CLASSES),
+        target=command_line.from_args(LatencySettings, args).target(),
+    )
 
 
 def _asked(args):

@@ -125,6 +125,11 @@ def check_drop(args):
     for name in (*targets, "search_from", "restart"):
         if getattr(args, name) is not None:
             raise EkgError(f"`max_drop` and `{name}` exclude each other; leave one out.")
+    if getattr(args, "overwrite", False):
+        raise EkgError(
+            "`max_drop` and `overwrite` exclude each other; name a new `train_path`, or remove the "
+            "folder."
+        )
 
 
 def fill_in_rate_(args, default):
@@ -140,6 +145,8 @@ def name_of_targets(args):
     """Returns what tells the run folders of command lines with different targets apart, as "0.45"
     or "latency0.6".
     """
+    if args.max_drop is not None:
+        return f"drop{args.max_drop:g}"
     if args.target_rates:
         return "-".join(f"{rate:g}" for rate in sorted(args.target_rates, reverse=True))
     given = {
@@ -156,7 +163,7 @@ def name_of_targets(args):
 
 def describe_targets(args):
     """Returns what is aimed at, in words, as "45 % of its FLOPs"."""
-    if getattr(args, "max_drop", None) is not None:
+    if args.max_drop is not None:
         return f"a loss of at most {args.max_drop:g} points"
     if args.target_rates:
         rates = sorted(args.target_rates, reverse=True)
@@ -171,6 +178,17 @@ def describe_targets(args):
         " and ".join(words.format(value) for words, value in given.items() if value is not None)
         or "all of its FLOPs"
     )
+
+
+def renamed(error, names):
+    """Returns an EkgError whose `names` of arguments are those of flags.
+
+    Args:
+        error: EkgError.
+        names: {name of an argument: name of the flag}.
+    """
+    text = re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error))
+    return EkgError(text)
 
 
 def named(args, *classes, but=()):

@@ -18,7 +18,8 @@ from ekg.data.dataset import members_by_class
 from ekg.devices.compute import full_float32, in_graph
 from ekg.errors import EkgError
 from ekg.process import stopping
-from ekg.settings import INNER_SHARE, NOT_NEGATIVE, SEARCH, TRAINING, Range, Settings, setting
+from ekg.run.folder import RunFolder
+from ekg.settings import INNER_SHARE, MACHINE, NOT_NEGATIVE, Range, Settings, setting
 from ekg.tasks.metrics import has_metric, metric_named
 
 logger = logging.getLogger(__name__)
@@ -28,30 +29,34 @@ STEP = 0.05  # between the rates that may be tried
 BATCH = 256  # examples per forward pass over the part that is held out
 PROBES_PER_TRAINING = 4  # short fine-tunings that take as long as the full one
 SEARCH_FOLDER = "search"
+GOAL_FLAG_OF = {"target": "max_drop", "drop": "max_drop"}  # what a command line calls them
 
 
 @dataclasses.dataclass(frozen=True)
 class GoalSettings(Settings):
-    """How the rate that meets an accuracy goal is found."""
+    """How the rate that meets an accuracy goal is found.
+
+    Like several rates, a goal decides which runs there are, and changes none of them.
+    """
 
     held_out: float = setting(
         0.1,
         f"share of the training examples, at most {MOST_HELD_OUT} of them, that neither search "
         "nor training sees, and on which an accuracy goal is measured",
-        SEARCH,
+        MACHINE,
         range=INNER_SHARE,
     )
     lowest_rate: float = setting(
         0.1,
         "smallest share of the FLOPs that is tried for an accuracy goal",
-        SEARCH,
+        MACHINE,
         range=INNER_SHARE,
     )
     probe_epochs: int | None = setting(
         None,
         "epochs of fine-tuning of each rate that is tried for an accuracy goal; without it a "
         "quarter of the final network's epochs; 0: cut and repaired only",
-        TRAINING,
+        MACHINE,
         range=NOT_NEGATIVE,
         may_be_none=True,
     )
@@ -64,7 +69,7 @@ class Goal(GoalSettings):
     drop: float = setting(
         0.01,
         "share of the first metric that the pruned network may lose; 0.01 is one point",
-        SEARCH,
+        MACHINE,
         range=INNER_SHARE,
     )
 
@@ -77,7 +82,7 @@ class MaxDropSettings(GoalSettings):
         None,
         "points of the first metric that the pruned network may lose, in place of a share of the "
         "FLOPs: the smallest network that meets this is found",
-        SEARCH,
+        MACHINE,
         range=Range(0, 100.0, is_low_open=True, is_high_open=True),
         may_be_none=True,
     )
@@ -310,7 +315,7 @@ def epochs_of_probes(goal, epochs):
 
 
 def reach(goal, data, epochs, seed, job):
-    """Prunes to the smallest rate that meets a goal, and returns the PruneResult.
+    """Prunes to the smallest rate that meets a goal, and returns the result of its run.
 
     Args:
         goal: Goal.
@@ -319,12 +324,14 @@ def reach(goal, data, epochs, seed, job):
         epochs: of fine-tuning of the final network, or None.
         seed: of the examples that are held out.
         job: what prunes and measures; it has the methods
-            least_rate(data) -> share of the FLOPs of the smallest sub-network;
-            unpruned(measure) -> list of floats that measure(model) returns for that network;
-            prune(name, data, rate, epochs, search_from, note, is_final) -> (PruneResult, function
-            like unpruned for the network that was pruned). `name` and `search_from` name run
-            folders, `note` says what the table is of (None: the validation data), and the table of
-            the final network alone has latencies.
+            check(data, epochs), which raises EkgError where a run of this length is impossible;
+            least_rate() -> share of the FLOPs of the smallest sub-network;
+            unpruned(measure) -> list of floats that measure(model) returns for that network, or
+            None where the first run trains it;
+            prune(name, data, rate, epochs, search_from, note, is_final) -> (result, function like
+            unpruned for the network that was pruned). The result is a dataclass with a `note`.
+            `name` and `search_from` name run folders, `note` says what the table is of (None: the
+            validation data), and the table of the final network alone has latencies.
 
     Raises:
         EkgError: the goal cannot be measured, or no rate meets it.
@@ -339,13 +346,19 @@ def reach(goal, data, epochs, seed, job):
     def measure(model):
         return example_values(model, data, held_out, metric)
 
+    job.check(data, epochs)
+    if probe_epochs is not None:
+        job.check(data, probe_epochs)
     unpruned = job.unpruned(measure) if len(held) else []
-    check_resolution(unpruned, goal)
+    # Before it is trained, nothing is known but that it will be right or wrong.
+    check_resolution(np.zeros(len(held)) if unpruned is None else unpruned, goal)
     words = f"{metric_named(metric).words}, on {len(held)} held-out training examples"
-    rates = rates_to_try(goal.lowest_rate, job.least_rate(data))
+    rates = rates_to_try(goal.lowest_rate, job.least_rate())
     logger.info("at most %g points less %s: searching first", 100 * goal.drop, words)
     note = f"measured on {len(held)} held-out training examples, which decided the rate"
     job.prune(SEARCH_FOLDER, probe_data, rates[-1], None, None, note, False)
+    if unpruned is None:
+        unpruned = job.unpruned(measure)
 
     def probe(rate):
         name = f"probe_{rate:g}"
@@ -383,6 +396,12 @@ def reach(goal, data, epochs, seed, job):
         f"{'met' if is_met else 'missed'}, with {final} points (± one standard error of the "
         f"difference)\nrates that were tried: points lost: {probes}",
     )
+
+
+def check_folder(path):
+    """Raises EkgError if the folder of a goal holds a single run."""
+    if RunFolder(path).holds_run():
+        raise EkgError(f"{path}: holds a single run; name a new folder for an accuracy goal.")
 
 
 def folder_of(run_dir, name):

@@ -218,6 +218,7 @@ def build_bank(
     num_teacher: int = FineTuneSettings.num_teacher,
     compute: Compute | None = None,
     search_batch_size: int = SearchSettings.search_batch_size,
+    sources: Sequence[tuple[str | Path, Sequence[HistoryEntry]]] = (),
 ) -> MemoryBank:
     """Returns the MemoryBank in a folder; it is built there, or its building resumes.
 
@@ -229,6 +230,8 @@ def build_bank(
         num_teacher: teachers that are chosen from the history, K.
         compute: Compute; None means float32 on the default device.
         search_batch_size: images that share the statistics of batch norms, at most.
+        sources: pairs of the folder of another bank and the history of its search, computed with
+            the same Compute: logits of teachers that are in it are copied instead of computed.
 
     Raises:
         EkgError: the folder cannot be written, the disk has no room, or another bank is there.
@@ -241,7 +244,7 @@ def build_bank(
     )
     batches, folder = _train_batches(data, search_batch_size), Path(folder)
     with progress_bar("bank", len(teachers) * len(data.train), "image") as progress:
-        banks.build_bank(folder, supernet, teachers, batches, compute, progress)
+        banks.build_bank(folder, supernet, teachers, batches, compute, progress, sources)
     return banks.open_bank(folder, batches)
 
 

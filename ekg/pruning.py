@@ -26,7 +26,7 @@ from ekg.devices.compute import Compute
 from ekg.devices.team import Team
 from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
-from ekg.goal import SEARCH_FOLDER, check_alone, folder_of, reach, read_goal
+from ekg.goal import SEARCH_FOLDER, check_alone, check_folder, folder_of, reach, read_goal
 from ekg.graph import cutting
 from ekg.graph.calls import Graph
 from ekg.graph.complexity import model_complexity
@@ -46,6 +46,7 @@ from ekg.report.table import LATENCY_NOTE, Row, format_table, notes
 from ekg.run import defaults
 from ekg.run import folder as names
 from ekg.run.arguments import model_fingerprint
+from ekg.run.check import check_batches
 from ekg.run.choice import Choice
 from ekg.run.folder import RunFolder
 from ekg.run.job import Job
@@ -305,7 +306,7 @@ def prune(
             },
         )
         if goal is not None:
-            return reach(goal, data, epochs, seed, _ForGoal(pruning, path, epochs))
+            return reach(goal, data, epochs, seed, _ForGoal(pruning, path))
         opening = Opening(restart, search_from=None if search_from is None else Path(search_from))
         targets = {"target_rate": target_rate, "target": target, "epochs": epochs}
         return pruning.run(data, path, targets, opening)[0]
@@ -379,27 +380,25 @@ class _Pruning:
 class _ForGoal:
     """What goal.reach() prunes and measures with."""
 
-    def __init__(self, pruning, path, epochs):
+    def __init__(self, pruning, path):
         """
         Args:
             pruning: _Pruning.
             path: folder of all the run folders.
-            epochs: of the final fine-tuning, or None.
         """
-        if RunFolder(path).holds_run():
-            raise EkgError(f"{path}: holds a single run; name a new folder for an accuracy goal.")
-        self._pruning, self._path, self._epochs = pruning, path, epochs
-        self._supernet = None
+        check_folder(path)
+        self._pruning, self._path = pruning, path
+        folders = [folder_of(path, SEARCH_FOLDER)]
+        self._supernet, _ = pruning.supernet(None, folders)
 
-    def least_rate(self, data):
-        """Returns the share of the FLOPs of the smallest sub-network.
+    def check(self, data, epochs):
+        """Raises EkgError if a setting is wrong for a run of so many epochs."""
+        targets = {"target_rate": 1.0, "epochs": epochs}
+        check_batches(self._pruning.settings(data, self._supernet, targets), data)
 
-        Raises:
-            EkgError: a setting is wrong, before the first phase.
-        """
-        supernet, _ = self._pruning.supernet(None, [folder_of(self._path, SEARCH_FOLDER)])
-        self._pruning.settings(data, supernet, {"target_rate": 1.0, "epochs": self._epochs})
-        return supernet.rate(supernet.smallest())
+    def least_rate(self):
+        """Returns the share of the FLOPs of the smallest sub-network."""
+        return self._supernet.rate(self._supernet.smallest())
 
     def unpruned(self, measure):
         """Returns what a function says of the unpruned network, as the chief sees it."""

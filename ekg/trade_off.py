@@ -14,6 +14,7 @@ from ekg.io.files import check_paths
 from ekg.pruning import PruneResult, prune
 from ekg.report import front as report
 from ekg.report import page
+from ekg.run.choice import CUT
 
 PICTURE, PAGE = "front.png", "front.html"
 
@@ -59,9 +60,7 @@ class Front:
     def summary(self) -> str:
         """Returns a Markdown table: the unpruned network and one row per rate."""
         points = self._points()
-        return "\n".join(
-            [report.format_front(points), self.results[-1].note, *report.notes_of(points)]
-        )
+        return "\n".join([report.format_front(points), *report.notes_of(points)])
 
     def report(self, folder: str | Path) -> None:
         """Writes front.html and front.png into a folder.
@@ -77,9 +76,17 @@ class Front:
 
     def _points(self):
         return [
-            report.FrontPoint(f"{rate:g} of the FLOPs", result.run, result.is_repaired)
+            report.FrontPoint(
+                f"{rate:g} of the FLOPs", result.run, result.is_repaired, _notes_of(result)
+            )
             for rate, result in zip(self.rates, self.results)
         ]
+
+
+def _notes_of(result):
+    """Returns a tuple of the sentences on a PruneResult besides those on its times."""
+    hands_out_cut = result.run.choice is not None and result.run.choice["name"] == CUT
+    return (*result.note.split("\n"), *([result.choice] if hands_out_cut else []))
 
 
 def front(

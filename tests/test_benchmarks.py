@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks import (
     agreement,
     bench_gpu,
+    goals,
     growth,
     keras_hub,
     kinds,
@@ -296,3 +297,34 @@ def test_weights_of_a_benchmark_are_random_except_for_integer_counters():
     assert np.min(variance) > 0
     after = [np.array(w) for w in model.weights if w.dtype == "uint32"]
     assert all((a == b).all() for a, b in zip(after, seeds)) and len(after) == len(seeds)
+
+
+# ---------------------------------------------------------------- accuracy goals
+
+
+def test_networks_with_accuracy_goals_take_the_digits_and_can_be_pruned():
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    for make, inputs_of in goals.NETWORKS.values():
+        model = make()
+        assert model(inputs_of(images)).shape == (2, 10)
+        supernet = Supernet(model)
+        assert supernet.rate(supernet.smallest()) < 0.1
+
+
+def test_a_goal_is_met_within_its_tolerance_beyond_the_standard_error():
+    row = goals.Row("net", 0, 0.451, "", 0.98, (0.0119, 0.0, 287), (0.0331, 0.02, 360))
+    assert row.is_met(0.01) == [True, False]  # 1.19 <= 1.3, and 3.31 > 1.3 + 2
+    *_, line = goals.table([row], 0.01).splitlines()
+    assert line == "| net | 0 | 0.451 | 98.00 | 1.19 ±0.00 (287) | yes | 3.31 ±2.00 (360) | no |"
+
+
+def test_jobs_with_accuracy_goals_that_are_done_are_not_repeated(tmp_path, monkeypatch, capsys):
+    def run(name, seed, args):
+        return goals.Row(name, seed, 0.5, "", 0.9, (0.0, 0.01, 287), (0.0, 0.01, 360))
+
+    args = goals.parse_args(["--seeds", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(goals, "run", run)
+    rows = goals.main(args)
+    monkeypatch.setattr(goals, "run", None)
+    assert goals.main(args) == rows and len(rows) == 3
+    assert capsys.readouterr().out.count("| resnet-20 | 0 | 0.500 |") == 2

@@ -1,5 +1,6 @@
 """The script that prunes a user's own network, as a user runs it."""
 
+import types
 from pathlib import Path
 
 import keras
@@ -402,9 +403,19 @@ def test_a_target_gives_the_run_folder_its_name():
         (["--target_ms", "4"], "my_ms4"),
         (["--target_rate", "0.5", "--target_params", "0.3"], "my_0.5_params0.3"),
         (["--target_rate", "1"], "my_1"),
+        (["--max_drop", "1.5"], "my_drop1.5"),
     ):
         args = prune.parse_args(["--model", "my.keras", "--data_path", "x.npz", *argv])
         assert str(args.train_path) == f"runs/{name}"
+
+
+def test_the_inputs_that_views_move_are_named(place, monkeypatch):
+    given, result = [], types.SimpleNamespace(summary=str, report=lambda _: None)
+    monkeypatch.setattr(ekg, "prune", lambda *_, **options: given.append(options) or result)
+    data = ["--data_path", place / "digits.npz", "--augment", "flip"]
+    for flags in ([], ["--augment_inputs", "left", "right"]):
+        run(place, *data, *flags)
+    assert [options["augment"] for options in given] == ["flip", {"left": "flip", "right": "flip"}]
 
 
 def test_a_goal_in_points_leaves_a_run_folder_per_rate(place, tmp_path, capsys):
@@ -426,9 +437,10 @@ def test_a_goal_in_points_leaves_a_run_folder_per_rate(place, tmp_path, capsys):
         (["--max_drop", "1", "--target_rate", "0.5"], "max_drop and --target_rate exclude"),
         (["--max_drop", "1", "--search_from", "run"], "max_drop and --search_from exclude"),
         (["--probe_epochs", "2"], "probe_epochs has no effect here: there is no accuracy goal"),
+        (["--augment_inputs", "image"], "--augment_inputs has no effect here: there are no views"),
     ],
 )
-def test_a_goal_in_points_that_cannot_be_is_refused(flags, message, capsys):
+def test_flags_that_cannot_be_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         prune.parse_args(["--model", "my.keras", "--data_path", "images", *flags])
     assert message in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The scripts as a user runs them, on data that needs no download."""
 
+import dataclasses
+import functools
 import pickle
 import shutil
 
@@ -13,7 +15,9 @@ import nets
 import test as test_script
 import train_cifar
 import utils
+from ekg.distil import bank_files
 from ekg.errors import EkgError
+from ekg.goal import Drop, hold_out
 from ekg.io import files
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
@@ -176,6 +180,42 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
         )
 
 
+def test_an_accuracy_goal_is_met_by_the_network_of_a_single_run(tmp_path, capsys):
+    """The job is stopped in the fine-tuning and resumes."""
+    goal = ["--max_drop", "90", "--lowest_rate", "0.95", "--held_out", "0.2", "--runtimes"]
+    goal += ["--probe_epochs", "0", "--train_path", tmp_path / "goal"]
+    data, run = small_jobs.make_large_data(), functools.partial(small_jobs.run, train_cifar)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "log_curves", stop_at("fine-tune", 1))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, *SMALL, *goal)
+    rows = run(data, *SMALL, *goal)
+    printed = capsys.readouterr().out
+    found = {path.name for path in (tmp_path / "goal").iterdir()}
+    assert found == {"search", "probe_0.95", "final_0.95"}
+
+    # Nothing sees what is held out, not even the training of the network that is pruned.
+    held, kept = hold_out(data.train.labels, 0.2, seed=0)
+    assert len(held) == 168
+    for name in found:
+        arguments = files.read_json(tmp_path / "goal" / name / "arguments.json")
+        assert arguments["data"] == bank_files.fingerprint(data.train.take(kept), data.task)
+    baseline = tmp_path / "goal" / "search" / "baseline_param.pkl"
+    alone = run(
+        dataclasses.replace(data, train=data.train.take(kept)),
+        *SMALL[2:],
+        *("--trained_param", baseline, "--target_rate", "0.95", "--runtimes"),
+        *("--train_path", tmp_path / "alone"),
+    )
+    assert [(row.loss, row.top1) for row in rows] == [(row.loss, row.top1) for row in alone]
+    images, right = data.normalise(data.train.images[held]), []
+    for path in (baseline, tmp_path / "alone" / "trained_param.pkl"):
+        model = small_jobs.from_params(None, utils.load_params(path), data.num_classes, path)
+        right.append(np.argmax(model(images), axis=1) == data.train.labels[held])
+    assert "goal: at most 90 points less top-1, on 168 held-out training examples; met" in printed
+    assert f"met, with {Drop.between(*right)} points" in printed
+
+
 def stop_at(phase, step):
     original = RunFolder.log_curves
 
@@ -326,6 +366,14 @@ def test_a_mistake_is_one_line_and_exit_code_2():
             "--virtual_devices and --gpu_id exclude each other",
         ),
         (["--search_from", "runs/a"], "--search_from needs --trained_param"),
+        (["--max_drop", "0"], "--max_drop must be in (0, 100); received 0."),
+        (["--max_drop", "1", "--target_rate", "0.5"], "--max_drop and --target_rate exclude"),
+        (["--max_drop", "1", "--overwrite"], "--max_drop and --overwrite exclude each other"),
+        (["--held_out", "0.2"], "--held_out has no effect here: there is no accuracy goal"),
+        (
+            ["--max_drop", "1", "--probe_epochs", "2", "--warmup_epoch", "3"],
+            "--probe_epochs 2: --warmup_epoch 3 is longer than the training, --train_epoch 2",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
@@ -354,6 +402,25 @@ def test_wrong_arguments_are_refused_by_the_parser(capsys, arguments, message):
 def test_mistakes_are_named_before_anything_is_written(tmp_path, arguments, message):
     with pytest.raises(EkgError, match=message):
         train(*SHORT, "--train_path", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--max_drop", "0.1"],
+            "^`max_drop`: 144 held-out examples cannot resolve a drop of 0.1 points, .* raise "
+            "`held_out` or `max_drop`.$",
+        ),
+        (["--max_drop", "9", "--batch_size", "1400"], "^`batch_size` 1400 is larger than the 1294"),
+    ],
+)
+def test_goals_that_do_not_fit_the_data_are_refused_before_anything_is_written(
+    tmp_path, arguments, message
+):
+    with pytest.raises(EkgError, match=message):
+        train(*NETWORK[:4], "--train_path", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
 
 

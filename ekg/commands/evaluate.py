@@ -29,7 +29,7 @@ class EvaluationSettings(Settings):
     data_path: str = setting(
         None,
         "data: folder with one subfolder of images per class, .npz with x and y, or with an array "
-        "per input and y, or tfds:NAME, whose split test is read",
+        "per input and y_NAME per output, or tfds:NAME, whose split test is read",
         MACHINE,
         is_required=True,
         is_per_worker=True,

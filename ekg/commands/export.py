@@ -61,7 +61,7 @@ class DataSettings(Settings):
     data_path: str | None = setting(
         None,
         "your own data: folder with one subfolder of images per class, .npz with x and y, or with "
-        "an array per input and y, or tfds:NAME",
+        "an array per input and y_NAME per output, or tfds:NAME",
         MACHINE,
         may_be_none=True,
     )

@@ -10,6 +10,7 @@ from ekg.graph.calls import Graph, looked_into
 from ekg.io import h5_files
 from ekg.run import folder as names
 from ekg.run.folder import RunFolder
+from ekg.tasks.output_names import Names
 
 
 def find_network(path):
@@ -45,11 +46,13 @@ class Asked:
     Attributes:
         shape: shape of an example as calls.Graph takes it: of several inputs a list of shapes.
         names: names of several inputs; None for one.
+        outputs: names of the outputs.
         is_open: whether the network itself leaves a size open.
     """
 
     shape: tuple | list
     names: tuple | None
+    outputs: tuple
     is_open: bool
 
     @property
@@ -59,7 +62,7 @@ class Asked:
 
     def load(self, path, rescale, split="train", name="data_path"):
         """See data.images.load()."""
-        return images.load(path, self.shape, rescale, split, name, self.names)
+        return images.load(path, self.shape, rescale, split, name, self.names, self.outputs)
 
 
 def asked_by(model, image_size=None):
@@ -72,7 +75,8 @@ def asked_by(model, image_size=None):
     Raises:
         EkgError: the network has another size, or takes no images.
     """
-    inputs = Inputs.of(Graph(model, open_layers=looked_into(model) is None))
+    graph = Graph(model, open_layers=looked_into(model) is None)
+    inputs = Inputs.of(graph)
     is_open = any(None in shape for shape in inputs.shapes)
     shapes = inputs.shapes
     if image_size is not None:
@@ -84,7 +88,8 @@ def asked_by(model, image_size=None):
             for place, shape in enumerate(shapes)
         )
     inputs = dataclasses.replace(inputs, shapes=shapes)
-    return Asked(inputs.shape, inputs.names if inputs.are_several else None, is_open)
+    names = inputs.names if inputs.are_several else None
+    return Asked(inputs.shape, names, tuple(Names(graph.model).all), is_open)
 
 
 def _sized(shape, image_size):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 from pathlib import Path
 
 import keras
@@ -15,15 +14,15 @@ from ekg.devices.strategy import DeviceSettings, describe_devices, make_strategy
 from ekg.devices.team import Team
 from ekg.distil.settings import FineTuneSettings, SlimSettings
 from ekg.errors import EkgError, first_line
+from ekg.goal import GOAL_FLAG_OF, MaxDropSettings
 from ekg.io.h5_files import load_weights_
 from ekg.io.keras_files import load_keras
-from ekg.goal import MaxDropSettings
 from ekg.pruning import AUTO
 from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.run.folder import PHASES
 from ekg.run.settings import RunSettings
 from ekg.searching.settings import FrontSettings, LatencySettings, SearchSettings, SubsetSettings
-from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Settings, setting
+from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Rule, Settings, setting
 from ekg.tasks.kinds import TASKS
 
 logger = logging.getLogger(__name__)
@@ -84,8 +83,8 @@ class DataSettings(Settings):
 
     data_path: str | None = setting(
         None,
-        "training data: folder with one subfolder of images a class, .npz with x and y, or with "
-        "an array per input and y, or tfds:NAME",
+        "training data: folder with one subfolder of images per class, .npz with x and y, or with "
+        "an array per input and y_NAME per output, or tfds:NAME",
         MACHINE,
         may_be_none=True,
         is_per_worker=True,
@@ -114,6 +113,13 @@ class DataSettings(Settings):
     )
     augment: str = setting(
         "none", "random views in fine-tuning", TRAINING, choices=("none", *VIEWS)
+    )
+    augment_inputs: tuple[str, ...] | None = setting(
+        None,
+        "names of the inputs that these views move, where there are several; without it all images",
+        TRAINING,
+        works_if=Rule("augment", VIEWS, "there are no views"),
+        may_be_none=True,
     )
 
 
@@ -165,7 +171,6 @@ FLAG_OF = {
     "validation_data": "val_path",
     "run_dir": "train_path",
     "epochs": "train_epoch",
-    "drop": "max_drop",
 }
 RATE = 0.5
 DEFAULTS = {"subset_per_class": None, "target_rate": None, "train_epoch": 20, "repair": True}
@@ -304,6 +309,15 @@ def _target(args):
     )
 
 
+def _augment(args):
+    """Returns the argument `augment` of ekg.prune."""
+    if args.augment == "none":
+        return None
+    if args.augment_inputs is None:
+        return args.augment
+    return dict.fromkeys(args.augment_inputs, args.augment)
+
+
 def main(args):
     """Runs the job, prints its table, and returns the ekg.PruneResult or the ekg.Front.
 
@@ -346,7 +360,7 @@ def main(args):
         "run": command_line.named(args, RunSettings, but=GIVEN_APART),
         "seed": args.seed,
         "repair": args.repair,
-        "augment": None if args.augment == "none" else args.augment,
+        "augment": _augment(args),
         "run_dir": args.train_path,
         "strategy": strategy,
         "verbose": not args.quiet,
@@ -358,10 +372,8 @@ def main(args):
             options |= {"restart": args.restart, "search_from": args.search_from}
             result = ekg.prune(model, data, target=_target(args), **options)
     except EkgError as error:
-        flags = FLAG_OF if args.max_drop is None else FLAG_OF | {"target": "max_drop"}
-        raise EkgError(
-            re.sub(r"`(\w+)`", lambda match: f"`{flags.get(match[1], match[1])}`", str(error))
-        ) from None
+        flags = FLAG_OF if args.max_drop is None else FLAG_OF | GOAL_FLAG_OF
+        raise command_line.renamed(error, flags) from None
     print(result.summary())
     if Team(strategy).is_chief:
         try:

@@ -33,11 +33,12 @@ OTHER_ENDINGS = (  # images that TensorFlow cannot read
 )
 MOST_FILE_BYTES = 2**28  # size limit for an image file
 TFDS = "tfds:"
-LABELS = "y"  # name of the labels in an .npz file
+# Names of arrays in an .npz file: inputs and labels; of several inputs or outputs, with their names
+INPUTS, LABELS = "x", "y"
 THREADS = 16
 
 
-def load(path, image_shape, rescale=None, split="train", name="data_path", inputs=None):
+def load(path, image_shape, rescale=None, split="train", name="data_path", inputs=None, outputs=()):
     """Returns (data for ekg.prune, names of the classes or None).
 
     Args:
@@ -47,13 +48,16 @@ def load(path, image_shape, rescale=None, split="train", name="data_path", input
         rescale: (low, high), the values for grey levels 0 and 255; None keeps grey levels.
         split: name of the split of a TFDS data set.
         name: name of the argument, for error messages.
-        inputs: names of several inputs, under which an .npz file holds their arrays; None for one.
+        inputs: names of several inputs, under which, or as x_NAME, an .npz file holds their
+            arrays; None for one.
+        outputs: names of the outputs, under which, as y_NAME, it may hold labels of several.
 
     Raises:
         EkgError: the path does not hold such data.
     """
-    if inputs is not None:
-        return _load_inputs(path, inputs, image_shape, rescale, name), None
+    if inputs is not None and Path(path).suffix != ".npz":
+        needed = _needed(inputs, outputs)
+        raise EkgError(f"`{name}` {path}: is no .npz file; it needs one with the arrays {needed}.")
     if str(path).startswith(TFDS):
         return _load_tfds(str(path)[len(TFDS) :], split, image_shape, rescale), None
     path = Path(path)
@@ -64,43 +68,107 @@ def load(path, image_shape, rescale=None, split="train", name="data_path", input
             f"`{name}` {path}: no such folder with one subfolder per class, no .npz file, and not "
             f"{TFDS}NAME."
         )
-    images, labels = _read_arrays(path, ("x", LABELS), "x, images, and y, labels", name)
-    return (_rescaled(images, rescale), labels), None
+    arrays, labels = _read_arrays(path, inputs, outputs, name)
+    if inputs is None:
+        return (_rescaled(arrays[0], rescale), labels), None
+    return (
+        {
+            key: _rescaled(array, rescale if len(shape) + 1 in IMAGE_RANKS else None)
+            for key, array, shape in zip(inputs, arrays, image_shape)
+        },
+        labels,
+    ), None
 
 
-def _load_inputs(path, inputs, shapes, rescale, name):
-    """Returns ({name of an input: its array}, labels) from an .npz file."""
-    needed = f"{', '.join(inputs)}, the network's inputs, and {LABELS}, labels"
-    if LABELS in inputs:
-        raise EkgError(
-            f"`{name}` {path}: the network has an input {LABELS!r}, the name of the labels; give "
-            "the data to ekg.prune in a program of your own."
-        )
-    if Path(path).suffix != ".npz":
-        raise EkgError(f"`{name}` {path}: is no .npz file; it needs one with the arrays {needed}.")
-    *arrays, labels = _read_arrays(Path(path), (*inputs, LABELS), needed, name)
-    return {
-        key: _rescaled(array, rescale if len(shape) + 1 in IMAGE_RANKS else None)
-        for key, array, shape in zip(inputs, arrays, shapes)
-    }, labels
+def _read_arrays(path, inputs, outputs, name):
+    """Returns (list of the arrays of the inputs, labels) in an .npz file; see load().
 
-
-def _read_arrays(path, keys, needed, name):
-    """Returns a list of the arrays with these names in an .npz file."""
+    The labels are an array, or {name of an output: array}.
+    """
     if not path.is_file():
         raise EkgError(f"`{name}` {path}: there is no plain file of that name.")
     try:
         _check_unpacked(path, name)
         with np.load(path, allow_pickle=False) as arrays:
-            if not set(keys) <= set(arrays.files):
-                raise EkgError(
-                    f"`{name}` {path}: holds {arrays.files}; it needs the arrays {needed}."
-                )
-            return [arrays[key] for key in keys]
+            try:
+                keys = _input_keys(arrays.files, inputs, outputs)
+                label_keys = _label_keys(arrays.files, inputs, outputs)
+            except LookupError as error:
+                raise EkgError(f"`{name}` {path}: holds {arrays.files}; {error.args[0]}.") from None
+            labels = (
+                arrays[LABELS]
+                if label_keys is None
+                else {output: arrays[key] for output, key in label_keys.items()}
+            )
+            return [arrays[key] for key in keys], labels
     except EkgError:
         raise
     except Exception as error:  # NumPy and zipfile may raise anything for a damaged file
         raise EkgError(f"`{name}` {path}: cannot be read ({first_line(error)}).") from None
+
+
+def _input_keys(files, inputs, outputs):
+    """Returns the names of the arrays of the inputs.
+
+    Args:
+        files: names of all arrays.
+        inputs, outputs: see load().
+
+    Raises:
+        LookupError: one is missing; says what is needed.
+    """
+    keys = [INPUTS]
+    if inputs is not None:
+        keys = [_input_key(name, inputs, outputs, files) for name in inputs]
+    if not set(keys) <= set(files):
+        raise LookupError(f"it needs the arrays {_needed(inputs, outputs)}")
+    return keys
+
+
+def _input_key(name, inputs, outputs, files=()):
+    """Returns the name of the array of one of several inputs: its own, or that with x_ before it
+    where that is there, or where its own is that of labels.
+    """
+    long_name = f"{INPUTS}_{name}"
+    is_there = long_name in files and long_name not in inputs
+    is_label = name == LABELS or name in [f"{LABELS}_{output}" for output in outputs]
+    return long_name if is_there or is_label else name
+
+
+def _label_keys(files, inputs, outputs):
+    """Returns {name of an output: name of the array of its labels}, or None where LABELS holds
+    those of the only output that has any.
+
+    Args:
+        files: names of all arrays.
+        inputs, outputs: see load().
+
+    Raises:
+        LookupError: there are none, or they are ambiguous; says what is needed.
+    """
+    input_keys = _input_keys(files, inputs, outputs)
+    others = [key for key in files if key not in input_keys]
+    keys = {key.removeprefix(f"{LABELS}_"): key for key in others if key.startswith(f"{LABELS}_")}
+    unknown = [key for output, key in keys.items() if output not in outputs]
+    if unknown:
+        raise LookupError(f"the network has no output for {unknown[0]}, but {', '.join(outputs)}")
+    if keys and LABELS in others:
+        raise LookupError(f"{LABELS} and {next(iter(keys.values()))} exclude each other")
+    if not keys and LABELS not in others:
+        raise LookupError(f"it needs the arrays {_needed(inputs, outputs)}")
+    return keys or None
+
+
+def _needed(inputs, outputs):
+    """Returns which arrays an .npz file needs, in words."""
+    labels = f"{LABELS}, labels"
+    if len(outputs) > 1:
+        names = ", ".join(f"{LABELS}_{output}" for output in outputs)
+        labels += f", or one or more of {names}"
+    if inputs is None:
+        return f"{INPUTS}, images, and {labels}"
+    names = ", ".join(_input_key(name, inputs, outputs) for name in inputs)
+    return f"{names}, the network's inputs, and {labels}"
 
 
 def _check_unpacked(path, name):

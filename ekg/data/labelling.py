@@ -46,16 +46,14 @@ def label(model, graph, choices, sources, class_weight=None):
         choice.task.check_output(graph)
     for _, labels, what in sources[1:]:
         _check_like_first(choices, labels, what)
-    all_weights = [_weights_by_output(examples, model, choices) for examples, *_ in sources]
-    choices = _weigh(choices, model, all_weights, class_weight)
+    weights = [_by_output(examples.weights, model, choices, what) for examples, _, what in sources]
+    choices = _weigh(choices, model, weights, class_weight)
     prepared = []  # per source, a list with the labels of each output
     for number, (_, labels, what) in enumerate(sources):
-        options = {
-            "weights": all_weights[number],
-            "class_weight": class_weight if number == 0 else None,
-        }
+        source_class_weight = class_weight if number == 0 else None
         source_labels = [
-            _prepared(choice.task, graph, labels, what, **options) for choice in choices
+            _prepared(choice.task, graph, weights[number], labels, what, source_class_weight)
+            for choice in choices
         ]
         prepared.append(source_labels)
     if len(choices) == 1 and prepared[0][0] is not None:
@@ -90,38 +88,49 @@ def _check_like_first(choices, labels, what):
             )
 
 
-def _weights_by_output(examples, model, choices):
-    """Returns {number of an output: weights of its labels or None} for the outputs with labels."""
-    labelled = [choice.task.output for choice in choices if choice.task.has_labels]
-    weights = examples.weights
-    if weights is not None and not labelled:
+def _by_output(weights, model, choices, what):
+    """Returns {number of an output: weights of its labels, array [examples, ...]}.
+
+    Args:
+        weights: of the examples, in any form of sources.Examples.
+        model: keras.Model.
+        choices: list of output_choice.Choice.
+        what: name of the labels, for error messages.
+
+    Raises:
+        EkgError: there are weights for an output without labels.
+    """
+    if weights is None:
+        return {}
+    labelled = {choice.task.output: choice.name for choice in choices if choice.task.has_labels}
+    if not labelled:
         raise EkgError("weights belong to labels, and there are no labels; leave the weights out.")
-    if not isinstance(weights, (dict, list)):
+    if not isinstance(weights, (list, dict)):
         return dict.fromkeys(labelled, weights)
     names = Names(model)
-    by_output = names.by_place(weights, "weights")
-    without_labels = [names.all[number] for number in by_output if number not in labelled]
-    if without_labels:
-        raise EkgError(
-            f"weights belong to labels, and output {without_labels[0]!r} has none; leave its "
-            "weights out."
-        )
-    return {number: by_output.get(number) for number in labelled}
+    by_place = names.by_place(weights, "weights")
+    for choice in choices:
+        if choice.task.output in by_place and not choice.task.has_labels:
+            raise EkgError(
+                f"weights of the {what}: output {choice.name!r} has no labels; leave its weights "
+                "out."
+            )
+    return {number: array for number, array in by_place.items() if number in labelled}
 
 
-def _weigh(choices, model, all_weights, class_weight):
+def _weigh(choices, model, weights, class_weight):
     """Returns the choices, with Weighted tasks where examples or classes are weighted.
 
     Args:
         choices: list of output_choice.Choice.
-        model: the unpruned keras.Model.
-        all_weights: per source, the weights from _weights_by_output().
-        class_weight: {class number: weight} for the training data, or None.
+        model: keras.Model.
+        weights: list of a _by_output() per source.
+        class_weight: see label().
     """
-    num_labelled = sum(choice.task.has_labels for choice in choices)
-    if class_weight is not None and num_labelled != 1:
+    labelled = [choice for choice in choices if choice.task.has_labels]
+    if class_weight is not None and len(labelled) != 1:
         raise EkgError(
-            f"`class_weight` is for the labels of one output, and {num_labelled} have labels; "
+            f"`class_weight` is for the labels of one output, and {len(labelled)} have labels; "
             "give weights of the examples instead: (images, labels, weights)."
         )
     weighed = []
@@ -131,19 +140,26 @@ def _weigh(choices, model, all_weights, class_weight):
             loss = compiled_loss.read_loss(model, task.output)
             has_ignored = loss is not None and task.takes_logits
             ignored = loss.ignore_class if has_ignored else None
-            weights = [by_output[task.output] for by_output in all_weights]
-            task = with_weights(task, ignored, weights, class_weight)
+            own_weights = [by_output.get(task.output) for by_output in weights]
+            task = with_weights(task, ignored, own_weights, class_weight)
         weighed.append(dataclasses.replace(choice, task=task))
     return weighed
 
 
-def _prepared(task, graph, labels, what, weights, class_weight):
-    """Returns an output's labels as its task prepares them; None if the user gave no labels."""
+def _prepared(task, graph, weights, labels, what, class_weight):
+    """Returns an output's labels as its task prepares them; None if the user gave no labels.
+
+    Args:
+        task: Task.
+        graph: graph.calls.Graph of the model.
+        weights: of the labels of each output, see _by_output().
+        labels, what, class_weight: see label().
+    """
     if not task.has_labels:
         return None
     options = {}
     if isinstance(task, Weighted):
-        options = {"weights": weights[task.output], "class_weight": class_weight}
+        options = {"weights": weights.get(task.output), "class_weight": class_weight}
     return task.prepare_labels(labels[task.output], task.shape(graph), what, **options)
 
 

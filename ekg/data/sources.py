@@ -48,11 +48,15 @@ class Data:
             always return the same for the same numbers, and may be called by several threads at
             once.
         count: number of examples; needed only without labels.
+        weights: weights of the examples or of their places, array [examples, ...], as `fit` takes
+            them as sample_weight; a list or dict of such arrays, or of None, by output; None
+            without weights.
     """
 
     labels: np.ndarray | list | dict | None
     read: Callable
     count: int | None = None
+    weights: np.ndarray | list | dict | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,15 +70,15 @@ class Examples:
             None for an output without labels; or None.
         shapes: tuple of the shape of each input for one example.
         count: number of examples.
-        weights: weights of the examples or of their positions, array [examples, ...], for all
-            outputs; or a list or dict of such arrays by output; None without weights.
+        weights: weights of the examples or of their positions, array [examples, ...]; a list or
+            dict of such arrays, or of None, by output; None without weights.
     """
 
     read: Callable
     labels: np.ndarray | list | dict | None
     shapes: tuple[tuple[int, ...], ...]
     count: int
-    weights: np.ndarray | None = None
+    weights: np.ndarray | list | dict | None = None
 
 
 def find_examples(source, inputs, what="data", steps=None):
@@ -106,7 +110,8 @@ def find_examples(source, inputs, what="data", steps=None):
         examples = _spooled(lambda: (source[number] for number in batch_numbers), inputs, what)
     elif isinstance(source, (tuple, list)) and len(source) in (2, 3):
         examples = _of_arrays(*source[:2], inputs, what)
-        examples = dataclasses.replace(examples, weights=_weights_of(source, examples.count, what))
+        weights = _weights_of(source, examples.count, what)
+        examples = dataclasses.replace(examples, weights=weights)
     elif isinstance(source, (np.ndarray, tf.Tensor)) or _are_inputs_alone(source, inputs):
         examples = _of_arrays(source, None, inputs, what)
     else:
@@ -255,8 +260,12 @@ def _input_arrays(given, inputs, what):
 
 
 def _labels_of(value, what, kind="labels"):
-    """Returns labels, or weights as another kind, as an array, or as a list or dict of arrays for
-    several outputs, or None.
+    """Returns labels as an array, or as a list or dict of arrays for several outputs, or None.
+
+    Args:
+        value: what a user gave.
+        what: name of the argument, for error messages.
+        kind: what the arrays hold, "labels" or "weights".
     """
     if value is None:
         return None
@@ -300,12 +309,19 @@ def _of_arrays(given, labels, inputs, what):
 
 
 def _weights_of(entries, count, what):
-    """Returns the weights in (images, labels, weights): an array [count, ...], or a list or dict of
-    such arrays by output, or None.
-    """
-    if not isinstance(entries, (tuple, list)) or len(entries) < 3 or entries[2] is None:
+    """Returns the weights in (images, labels, weights) in the form of labels, or None."""
+    if not isinstance(entries, (tuple, list)) or len(entries) < 3:
         return None
-    weights = _labels_of(entries[2], what, "weights")
+    return _checked_weights(entries[2], count, what)
+
+
+def _checked_weights(given, count, what):
+    """Returns weights, which a user gave, in the form of labels.
+
+    Raises:
+        EkgError: an array has another length than `count`.
+    """
+    weights = _labels_of(given, what, "weights")
     for array in _arrays_of(weights):
         if array.ndim == 0 or len(array) != count:
             raise EkgError(
@@ -328,6 +344,7 @@ def _of_function(data, inputs, what):
     def read(indices):
         return list(map(_text_as_bytes, inputs.listed(data.read(indices), what)))
 
+    weights = _checked_weights(data.weights, count, what)
     if not count:
         return Examples(read, labels, (), 0)
     probes = np.linspace(0, count - 1, min(PROBES, count)).astype(np.int64)
@@ -346,7 +363,7 @@ def _of_function(data, inputs, what):
             f"`{what}`: its `read` gives other numbers for the same examples when it is asked "
             "again; random views belong into `augment`."
         )
-    return Examples(read, labels, tuple(array.shape[1:] for array in first), count)
+    return Examples(read, labels, tuple(array.shape[1:] for array in first), count, weights)
 
 
 def _text_as_bytes(values):
@@ -491,8 +508,8 @@ def _spooled(batches, inputs, what, may_be_endless=False):
     )
 
 
-def _concatenated(labels, what, kind):
-    """Concatenates the labels or weights of all batches, in the form that _labels_of() returns."""
+def _concatenated(labels, what, kind="labels"):
+    """Concatenates labels of all batches, or weights; each as _labels_of() returns it."""
 
     def joined(*parts):
         return None if parts[0] is None else np.concatenate(parts)

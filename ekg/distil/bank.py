@@ -5,6 +5,7 @@ import errno
 import functools
 import logging
 import mmap
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -106,11 +107,12 @@ def open_bank(folder, batches=None):
     return MemoryBank(logits, positions)
 
 
-def build_bank(folder, supernet, teachers, batches, compute=None, progress=None):
+def build_bank(folder, supernet, teachers, batches, compute=None, progress=None, sources=()):
     """Writes the bank in the order of the batches; intact rows of an earlier call are kept.
 
     Images are not augmented, and batch norms use batch statistics. Every batch is computed by one
-    member of the team, so the bank does not depend on the number of members.
+    member of the team, so the bank does not depend on the number of members. Every teacher is
+    computed alone, so its logits in another bank are the same to the bit.
 
     Args:
         folder: pathlib.Path of the bank.
@@ -119,6 +121,8 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
         batches: data.Batches of the training split, with all classes mixed.
         compute: Compute, whose team's chief writes; None for float32 on the default device.
         progress: progress bar whose update() gets the number of images, or None.
+        sources: list of (folder of a bank, history of its search), computed in the same number
+            format; the logits of teachers that are in them are copied. The chief reads them.
 
     Raises:
         EkgError: the folder cannot be written, the disk is too full, or the folder has another
@@ -133,19 +137,24 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
     if num_good == info["rows"]:
         logger.info("the memory bank is complete")
         return
+    known = team.from_chief(lambda: bank_files.find_known(info, teachers, sources))
+    taken = {number for number, _, _ in known}
+    todo = [number for number in range(len(teachers)) if number not in taken]
     writer = bank_files.BankWriter(folder, info, num_good) if team.is_chief else None
     team.on_chief(writer.open if writer else None)
+    copied = _KnownColumns(known, num_good) if team.is_chief else None
     if progress is not None:
         progress.update(num_good * len(teachers))
     try:
-        for indices, rows in _teach(supernet, teachers, batches, compute, num_good):
+        missing = [teachers[number] for number in todo]
+        for indices, rows in _teach(supernet, missing, batches, compute, num_good):
             if not np.isfinite(rows).all():
                 raise FloatingPointError(
                     f"logits of the images {indices[0]} to {indices[-1]} are not finite as "
                     f"{info['dtype']}; is the network trained?"
                 )
             if writer is not None:
-                writer.write(rows)
+                writer.write(copied.complete(rows, todo))
             if progress is not None:
                 progress.update(len(teachers) * len(indices))
             stopping.check()
@@ -153,6 +162,42 @@ def build_bank(folder, supernet, teachers, batches, compute=None, progress=None)
         if writer is not None:
             writer.close()
     team.wait()  # until all rows are on disk, before any process reads them
+
+
+class _KnownColumns:
+    """Logits of teachers that other banks hold, for one batch after the other."""
+
+    def __init__(self, known, start):
+        """
+        Args:
+            known: list of (number of a teacher, path of a bank that has it, its number there).
+            start: first row that is asked for.
+        """
+        self._row = start
+        self._columns = {}  # path of a bank: list of (number of a teacher, its number there)
+        for number, path, column in known:
+            self._columns.setdefault(path, []).append((number, column))
+        self._banks = {path: open_bank(Path(path)) for path in self._columns}
+
+    def complete(self, rows, numbers):
+        """Returns the logits of all teachers for the next examples, [n, K, ...].
+
+        Args:
+            rows: logits of the teachers that were computed, [n, len(numbers), ...].
+            numbers: their numbers.
+        """
+        if not self._columns:
+            return rows
+        index = np.arange(self._row, self._row + len(rows))
+        self._row += len(rows)
+        num_known = sum(map(len, self._columns.values()))
+        whole = np.empty((len(rows), len(numbers) + num_known, *rows.shape[2:]), rows.dtype)
+        whole[:, numbers] = rows
+        for path, columns in self._columns.items():
+            stored = self._banks[path].rows(index)
+            for number, column in columns:
+                whole[:, number] = stored[:, column]
+        return whole
 
 
 def _teach(supernet, teachers, batches, compute, num_good):
@@ -168,6 +213,11 @@ def _teach(supernet, teachers, batches, compute, num_good):
     output_shape = batches.task.shape(supernet.graph)
     shape = (largest, len(teachers), *output_shape)
     dtype = np.dtype(bank_files.dtype_for(output_shape))
+    if not teachers:
+        for number in todo:
+            count = len(batches.indices[number])
+            yield batches.indices[number], np.zeros((count, *shape[1:]), dtype)
+        return
 
     subnetworks = [entry.subnetwork for entry in teachers]
     options = ExecutionOptions(compute.dtype, norms_alone=True)

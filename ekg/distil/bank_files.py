@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from concurrent import futures
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -118,6 +119,50 @@ def count_good(folder, info):
             info["rows"],
         )
     return num_good
+
+
+def find_known(info, teachers, sources):
+    """Returns a list of (number of a teacher, path of another bank that has it, its number there).
+
+    A bank counts if it is complete, intact, and of the same network, data and batches.
+
+    Args:
+        info: description of the bank that is built, from describe().
+        teachers: its teachers, list of history entries.
+        sources: see bank.build_bank().
+    """
+    todo, known = dict(enumerate(entry.subnetwork for entry in teachers)), []
+    for folder, history in sources:
+        stored = _read_info(Path(folder))
+        if stored is None or not _is_alike(stored, info):
+            continue
+        theirs = [_subnetwork_of(entry, history) for entry in stored["teachers"]]
+        found = {number: theirs.index(own) for number, own in todo.items() if own in theirs}
+        if not found or not _is_complete(Path(folder), stored):
+            continue
+        logger.info("%d of %d teachers are known from %s", len(found), len(teachers), folder)
+        for number, column in found.items():
+            known.append((number, str(folder), column))
+            del todo[number]
+    return known
+
+
+def _subnetwork_of(teacher, history):
+    """Returns the Subnetwork of a teacher in the description of a bank, or None without one."""
+    step = teacher.get("step") if isinstance(teacher, dict) else None
+    return history[step].subnetwork if step in range(len(history)) else None
+
+
+def _is_alike(stored, info):
+    """Returns whether two banks differ in nothing but their teachers."""
+    return all(stored.get(name) == info[name] for name in info if name != "teachers")
+
+
+def _is_complete(folder, info):
+    """Returns whether all rows of a bank are there and intact; reads every block."""
+    if not (folder / ARRAY_FILE).is_file() or not (folder / BLOCKS_FILE).is_file():
+        return False
+    return _count_intact(folder, shape_of(info), np.dtype(info["dtype"])) == info["rows"]
 
 
 def _count_intact(folder, shape, dtype):

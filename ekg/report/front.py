@@ -16,11 +16,13 @@ class FrontPoint:
         run: FinishedRun, whose table holds the unpruned network, the network that was cut out and,
             unless the run ends there, the fine-tuned one.
         is_repaired: whether the network that was cut out is repaired.
+        notes: tuple of sentences on this run, besides those on the times in its table.
     """
 
     target: str
     run: FinishedRun
     is_repaired: bool
+    notes: tuple = ()
 
     @property
     def unpruned(self):
@@ -97,8 +99,20 @@ def format_front(points):
 
 
 def notes_of(points):
-    """Returns the list of the sentences on all networks of a front; see table.notes()."""
-    return [note for point in points for note in notes(point.run.table)]
+    """Returns the list of the sentences on a front: those on all of its points once, and each
+    other one with the target that it is about.
+
+    Args:
+        points: list of FrontPoint.
+    """
+    of_each = [[*point.notes, *notes(point.run.table)] for point in points]
+    common = [note for note in of_each[0] if all(note in others for others in of_each)]
+    return common + [
+        f"{point.target}: {note}"
+        for point, own in zip(points, of_each)
+        for note in own
+        if note not in common
+    ]
 
 
 def write_front(points, picture, page):

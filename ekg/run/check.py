@@ -31,7 +31,7 @@ def check(job):
         targets.describe() or "all of the FLOPs",
     )
     log_images_that_decide(data, settings.search.val_per_class)
-    _check_batches(settings, data)
+    check_batches(settings, data)
     if settings.fine_tunes and (steps := count_steps(settings, data)) < FEW_STEPS:
         logger.warning(
             "fine-tuning takes %d steps in all; fewer than %d seldom make up for what was cut: "
@@ -78,8 +78,13 @@ def check_batch(name, batch_size, parts):
         raise EkgError(f"`{name}` {batch_size} must be a multiple of {count} = {product}.")
 
 
-def _check_batches(settings, data):
-    """Raises EkgError if a batch is larger than the images that it is taken from."""
+def check_batches(settings, data):
+    """Raises EkgError if a batch is larger than the images that it is taken from.
+
+    Args:
+        settings: JobSettings.
+        data: data set.
+    """
     subset = data.first_of_each_class(settings.subset.subset_per_class, settings.run.seed)
     batches = [("search_batch_size", settings.search.search_batch_size, len(subset))]
     if settings.fine_tunes:

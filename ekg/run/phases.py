@@ -200,9 +200,15 @@ def slim(job, supernet, subnetwork):
     return model
 
 
-def build_bank(job, supernet, history):
+def build_bank(job, supernet, history, sources=()):
     """Returns the MemoryBank of what the chosen interim sub-networks know of every training
     image.
+
+    Args:
+        job: Job.
+        supernet: Supernet that was searched.
+        history: of the search.
+        sources: see bank.build_bank().
     """
     with job.timed("bank"):
         return phases.build_bank(
@@ -213,6 +219,7 @@ def build_bank(job, supernet, history):
             num_teacher=job.settings.fine_tuning.num_teacher,
             compute=job.search_compute,
             search_batch_size=job.images_together,
+            sources=sources,
         )
 
 

@@ -5,12 +5,17 @@ the FLOPs or parameters and repeats only the steps in which both searches differ
 """
 
 import dataclasses
+import json
+import logging
 
-from ekg.errors import EkgError
+from ekg.errors import EkgError, first_line
 from ekg.io import files
 from ekg.run import folder as names
 from ekg.run.arguments import TEST_DATA, differences
+from ekg.run.folder import RunFolder
 from ekg.searching.front import count_shared
+
+logger = logging.getLogger(__name__)
 
 SEARCH_PHASES = [phase.name for phase in names.PHASES.values() if phase.is_search]
 SEARCH_FILES = (names.SUPERNET, names.HISTORY, names.CURVES, names.PHASE_TIMES, names.SLIMMED)
@@ -36,14 +41,8 @@ def check_search(source, arguments, training_settings, may_differ=False):
     if not all(source.has(name) for name in SEARCH_FILES):
         raise EkgError(f"{what}: its search is not finished; start it again with the same command.")
     old = source.arguments()
-    if "trained_param" in arguments and old.get("trained_param") is None:  # it was trained there
-        old["trained_param"] = files.sha256(source / names.BASELINE)
     apart = {*training_settings, TEST_DATA, *(TARGETS if may_differ else ())}
-    old_values, new_values = (
-        {name: value for name, value in values.items() if name not in apart}
-        for values in (old, arguments)
-    )
-    differing = differences(old_values, new_values)
+    differing = _differences(source, old, arguments, apart)
     if differing:
         raise EkgError(
             f"{what}: was searched with other arguments; repeat those, or leave `search_from` "
@@ -55,6 +54,53 @@ def check_search(source, arguments, training_settings, may_differ=False):
     history = source.history()
     if not history or history[-1].rate > old["target_rate"]:
         raise EkgError(f"{what}: its {names.HISTORY} is cut short; put the file back.")
+
+
+def _differences(source, old, arguments, apart):
+    """Returns a line for every argument in which a run differs from another one.
+
+    Args:
+        source: RunFolder of the other run.
+        old: its arguments.
+        arguments: of this run.
+        apart: names that may differ.
+    """
+    if "trained_param" in arguments and old.get("trained_param") is None:  # it was trained there
+        old = {**old, "trained_param": files.sha256(source / names.BASELINE)}
+    return differences(
+        *(
+            {name: value for name, value in values.items() if name not in apart}
+            for values in (old, arguments)
+        )
+    )
+
+
+def find_banks(target, arguments, search_from, training_settings):
+    """Returns a list of (folder of a memory bank, history of its search): of the run whose search
+    is taken over, and of those beside it with the same search but for its target.
+
+    Args:
+        target: RunFolder of this run.
+        arguments: of this run.
+        search_from: pathlib.Path of that run, or None for no bank.
+        training_settings: names of the arguments that a search does not depend on.
+    """
+    if search_from is None:
+        return []
+    found, arguments = [], json.loads(json.dumps(arguments))
+    apart = {*training_settings, TEST_DATA, *TARGETS}
+    beside = sorted(path for path in search_from.parent.glob("*") if path != search_from)
+    for source in map(RunFolder, [search_from, *beside]):
+        if source.path.resolve() == target.path.resolve():
+            continue
+        try:
+            if not source.has(names.BANK) or not source.holds_run():
+                continue
+            if not _differences(source, source.arguments(), arguments, apart):
+                found.append((source / names.BANK, source.history()))
+        except (EkgError, OSError) as error:  # the bank can be built without it
+            logger.info("%s: its memory bank is not used: %s", source.path, first_line(error))
+    return found
 
 
 def count_common_steps(source, job):

@@ -81,7 +81,13 @@ def start(job, asked, *, opening=None, trained_file=None, baseline=None, rehears
         # The chief owns the folder for all workers.
         job.team.on_chief(lambda: stack.enter_context(job.folder.locked()))
         job.team.on_chief(lambda: open_folder(job, arguments, unknown, opening))
-        return job, run_job(job, trained_file, baseline, rehearses)
+        sources = []
+        job.team.on_chief(
+            lambda: sources.extend(
+                reuse.find_banks(job.folder, arguments, opening.search_from, _apart(job, opening))
+            )
+        )
+        return job, run_job(job, trained_file, baseline, rehearses, sources)
 
 
 def open_folder(job, arguments, unknown, opening):
@@ -104,10 +110,7 @@ def open_folder(job, arguments, unknown, opening):
     if opening.search_from is not None and (opening.overwrite or not folder.is_searched()):
         source = RunFolder(opening.search_from)
         reuse.check_search(
-            source,
-            arguments,
-            [*run_arguments.training_names(job), *opening.search_ignores],
-            may_differ=job.settings.target is None,
+            source, arguments, _apart(job, opening), may_differ=job.settings.target is None
         )
     RunFolder.prepare(
         folder.path, json.loads(json.dumps(arguments)), opening.overwrite, opening.advice
@@ -118,7 +121,12 @@ def open_folder(job, arguments, unknown, opening):
         reuse.take_search(folder, source, reuse.count_common_steps(source, job))
 
 
-def run_job(job, trained_file=None, baseline=None, rehearses=True):
+def _apart(job, opening):
+    """Returns the names of the arguments that a search does not depend on."""
+    return [*run_arguments.training_names(job), *opening.search_ignores]
+
+
+def run_job(job, trained_file=None, baseline=None, rehearses=True, sources=()):
     """Runs all phases of a job that are not over yet and returns the rows of the final table.
 
     A phase that was stopped resumes after its last finished search step or checkpoint.
@@ -126,6 +134,7 @@ def run_job(job, trained_file=None, baseline=None, rehearses=True):
     Args:
         job: Job whose folder is open and locked.
         trained_file, baseline, rehearses: see start().
+        sources: banks whose rows may be taken, see bank.build_bank().
 
     Raises:
         EkgError: a file of an earlier part of the run is damaged.
@@ -157,7 +166,9 @@ def run_job(job, trained_file=None, baseline=None, rehearses=True):
     networks = {"baseline": (trained_file, None), "slimmed": (folder / names.SLIMMED, found)}
     if job.settings.fine_tunes:
         if not job.is_done("fine-tune"):
-            bank = phases.build_bank(job, supernet, history) if job.has_bank else None
+            bank = None
+            if job.has_bank:
+                bank = phases.build_bank(job, supernet, history, sources)
             phases.fine_tune(job, model, unpruned, bank, found)
         networks["fine-tuned"] = (folder / names.TRAINED, found)
     return reporting.report(job, networks, ready.pop("report", None))

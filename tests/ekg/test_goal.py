@@ -154,14 +154,17 @@ class Pruned:
 class Job:
     """Keeps what it was asked to prune; a network is represented by its share of the FLOPs."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, is_trained=True):
+        self.asked, self.checked, self._is_trained = [], [], is_trained
 
-    def least_rate(self, _):
+    def check(self, _, epochs):
+        self.checked.append(epochs)
+
+    def least_rate(self):
         return 0.1
 
     def unpruned(self, measure):
-        return measure(1.0)
+        return measure(1.0) if self._is_trained or self.asked else None
 
     def prune(self, name, data, rate, epochs, search_from, note, is_final):
         self.asked.append((name, data, rate, epochs, search_from, is_final))
@@ -189,6 +192,7 @@ def test_training_examples_that_are_held_out_decide_and_no_network_is_trained_on
     assert len(held_out) == 100 and held_out < images_of(data.train)
     assert all(images_of(split) == held_out for split in judged)
     assert all(not images_of(asked.train) & held_out for _, asked, *_ in job.asked)
+    assert sorted(job.checked) == [2, 8]
     search, *probes, final = job.asked
     assert (search[0], *search[2:]) == ("search", 0.4, None, None, False)
     assert (final[0], *final[2:]) == ("final_0.8", 0.8, 8, "probe_0.8", True)
@@ -196,6 +200,22 @@ def test_training_examples_that_are_held_out_decide_and_no_network_is_trained_on
     assert all(images_of(asked.test) == held_out for _, asked, *_ in (search, *probes))
     for name, _, rate, *rest in probes:
         assert (name, *rest) == (f"probe_{rate:g}", 2, "search", False)
+
+
+def test_a_network_that_the_search_trains_first_is_measured_after_it(monkeypatch):
+    def values(rate, _data, split, metric):
+        return (np.arange(len(split)) >= 50 * (1 - rate)).tolist()
+
+    monkeypatch.setattr("ekg.goal.example_values", values)
+    data, jobs = make_data(num_train=200, num_test=30), [Job(), Job(is_trained=False)]
+    goal = Goal.make({"drop": 0.1, "held_out": 0.5, "lowest_rate": 0.4, "probe_epochs": 2})
+    trained, untrained = (reach(goal, data, 8, 0, job) for job in jobs)
+    assert untrained.note == trained.note
+    assert [entry[0] for entry in jobs[0].asked] == [entry[0] for entry in jobs[1].asked]
+    hard, job = dataclasses.replace(goal, drop=0.001), Job(is_trained=False)
+    with pytest.raises(EkgError, match="100 held-out examples cannot resolve a drop of 0.1"):
+        reach(hard, data, 8, 0, job)
+    assert not job.asked
 
 
 # ---------------------------------------------------------------- the whole job
@@ -290,6 +310,8 @@ def test_a_drop_that_is_no_share_is_refused(drop):
         ({"search_from": "run"}, "`search_from` has no effect on an accuracy goal"),
         ({"restart": "search", "run_dir": "run"}, "`restart` has no effect on an accuracy goal"),
         ({}, "12 held-out examples cannot resolve a drop of 1 points.* would be 2.87"),
+        ({"fine_tune": {"warmup_epoch": 6}}, "`warmup_epoch` 6 is longer than the training, .* 5"),
+        ({"fine_tune": {"batch_size": 110}}, "`batch_size` 110 is larger than the 108 images"),
         ({"task": "regression"}, "is mean abs. error, which is not a share"),
     ],
 )

@@ -17,6 +17,7 @@ from ekg import command_line, settings
 from ekg.commands import prune
 from ekg.distil.settings import FineTuneSettings
 from ekg.errors import EkgError
+from ekg.goal import MaxDropSettings
 from ekg.io import files
 from ekg.run import reuse
 from ekg.run import run as running
@@ -82,7 +83,7 @@ WHOLE_RANGES = [
         (-1,),
     ),  # no more than the epochs of the training, 100 by default
     (("num_views",), "from 1 to 2", (1, 2), (0, 3)),
-    (("test_every",), "0 or more", (0, 10**9), (-1,)),
+    (("test_every", "probe_epochs"), "0 or more", (0, 10**9), (-1,)),
     (("seed",), "from 0 to 4294967295", (0, 2**32 - 1), (-1, 2**32)),
 ]
 TINY, NEARLY_ONE, ABOVE_ONE = 1e-300, math.nextafter(1, 0), math.nextafter(1, 2)
@@ -95,7 +96,7 @@ REAL_RANGES = [
         (0.0, -TINY, ABOVE_ONE),
     ),
     (
-        ("decay_points", "target_latency", "target_rates"),
+        ("decay_points", "target_latency", "target_rates", "held_out", "lowest_rate"),
         "in (0, 1)",
         (TINY, NEARLY_ONE),
         (0.0, 1.0),
@@ -108,6 +109,7 @@ REAL_RANGES = [
     ),
     (("weight_decay", "checkpoint_minutes", "image_memory"), "0 or more", (0.0, 1e300), (-TINY,)),
     (("label_smoothing",), "in [0, 1)", (0.0, NEARLY_ONE), (-TINY, 1.0)),
+    (("max_drop",), "in (0, 100)", (TINY, 99.9), (0.0, 100.0)),
 ]
 RANGES = {
     name: (text, inside, outside + (NO_NUMBERS if ranges is REAL_RANGES else ()))
@@ -140,7 +142,8 @@ COMPANIONS = {
     "target_params": RATE,
     "target_latency": RATE,
     "target_ms": RATE,
-} | dict.fromkeys(
+} | dict.fromkeys(("held_out", "lowest_rate", "probe_epochs"), ["--max_drop", "1"])
+COMPANIONS |= dict.fromkeys(
     ("latency_runtime", "latency_batch", "latency_threads", "latency_table"),
     [*RATE, "--target_latency", "0.5"],
 )
@@ -409,17 +412,20 @@ def test_the_parser_refuses_what_the_settings_refuse(capsys, script, cls, field)
 def test_a_run_folder_that_is_not_named_has_the_name_of_the_job():
     args = parse(train_cifar, "--arch", "ResNet-20", "--dataset", "DIGITS", "--target_rate", "0.5")
     assert args.train_path == Path("runs/ResNet-20_DIGITS_0.5")
+    args = parse(train_imagenet, "--max_drop", "1.5")
+    assert args.train_path == Path("runs/ResNet-50_ILSVRC2012_drop1.5")
 
 
 # ---------------------------------------------------------------- what a run folder keeps
 
 # Where a run begins and goes on; the tests below give them all the time.
+GOALS = (MaxDropSettings,)
 PLACES = {"train_path", "trained_param", "search_from", "overwrite", "restart"}
 CIFAR_FLAGS = [
     (cls, field)
     for script, cls, field in FLAGS
-    # Several targets are several jobs: see test_trade_off.py
-    if script is train_cifar and field.name not in (*PLACES, "target_rates")
+    # Several targets are several jobs: see test_trade_off.py and test_goal.py
+    if script is train_cifar and field.name not in (*PLACES, "target_rates") and cls not in GOALS
 ]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ekg
+from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.io import files
 from ekg.run import folder as names
@@ -15,6 +16,7 @@ from tests.ekg.searching.test_greedy import without_seconds
 from tests.helpers.digits import digits, network, softmax
 
 RATES = (0.75, 0.4)
+BANK = f"{names.BANK}/{bank_files.ARRAY_FILE}"
 OPTIONS = {
     "verbose": False,
     "search": {"search_step": 0.3, "val_per_class": 4, "subset_per_class": 8},
@@ -37,7 +39,7 @@ def test_each_network_is_that_of_a_separate_job(made, tmp_path):
             model, data, target_rate=rate, run_dir=tmp_path / str(rate), epochs=1, **OPTIONS
         )
         assert without_seconds(front[rate].history) == without_seconds(alone.history)
-        for name in (names.SUPERNET, names.SLIMMED, names.TRAINED):
+        for name in (names.SUPERNET, names.SLIMMED, BANK, names.TRAINED):
             path = folder / f"rate_{rate:g}" / name
             assert path.read_bytes() == (tmp_path / str(rate) / name).read_bytes()
 
@@ -79,9 +81,10 @@ def test_the_table_has_a_row_per_rate_and_the_page_a_picture(made, tmp_path):
     assert "0.4 of the FLOPs" in (tmp_path / "front.html").read_text()
 
 
-def test_another_training_takes_over_the_whole_search(made, tmp_path, monkeypatch):
+def test_another_training_takes_over_the_whole_search_and_the_bank(made, tmp_path, monkeypatch):
     model, data, folder, front = made
     monkeypatch.setattr("ekg.searching.greedy.search_toward", None)
+    monkeypatch.setattr("ekg.distil.bank._masked_teachers", None)
     result = ekg.prune(
         model,
         data,
@@ -92,9 +95,9 @@ def test_another_training_takes_over_the_whole_search(made, tmp_path, monkeypatc
         **OPTIONS,
     )
     assert without_seconds(result.history) == without_seconds(front[0.4].history)
-    assert files.sha256(tmp_path / "longer" / names.SLIMMED) == files.sha256(
-        folder / "rate_0.4" / names.SLIMMED
-    )
+    for name in (names.SLIMMED, BANK):
+        taken = files.sha256(tmp_path / "longer" / name)
+        assert taken == files.sha256(folder / "rate_0.4" / name)
 
 
 def test_a_search_with_other_settings_is_not_taken_over(made, tmp_path):

@@ -35,7 +35,8 @@ from tests.programs import stress_resume
 
 KINDS = ("one device", "two devices", "ekg.prune")
 # Jobs of several runs or outputs, whose processes end at a random line of their output
-JOBS = ("outputs", "front", "goal", "rates", "repaired")
+JOBS = ("outputs", "front", "goal", "rates", "drop", "repaired")
+DROP = "--max_drop 60 --lowest_rate 0.9 --held_out 0.2 --probe_epochs 0".split()
 PHASES = ("search", "bank", "fine-tune")
 AIMS = ("search",) * 4 + ("bank",) * 3 + ("fine-tune",) * 3  # of the processes of a run, in turn
 DELAYS = {"search": 5, "bank": 3, "fine-tune": 12}  # seconds into a phase, at most
@@ -336,6 +337,7 @@ def main(argv=None):
             "rates": lambda folder: stress_resume.start(
                 params, folder, target=("--target_rates", "0.7", "0.4")
             ),
+            "drop": lambda folder: stress_resume.start(params, folder, target=DROP),
             "repaired": lambda folder: stress_resume.start(params, folder, more=("--repair",)),
         } | {
             job: functools.partial(lambda job, folder: runs.fork(own, folder, "--job", job), job)

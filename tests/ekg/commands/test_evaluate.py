@@ -121,8 +121,63 @@ def test_missing_arrays_are_named_in_one_line(several, place, tmp_path):
         run(path, "--data_path", several / "digits.npz", "--image_size", 9, 9)
     x, y = keras.Input((8,), name="x"), keras.Input((8,), name="y")
     keras.Model([x, y], layers.Dense(10)(layers.Add()([x, y]))).save(tmp_path / "y.keras")
-    with pytest.raises(EkgError, match="the network has an input 'y', the name of the labels"):
+    with pytest.raises(EkgError, match="needs the arrays x, x_y, the network's inputs, and y, l"):
         run(tmp_path / "y.keras", "--data_path", several / "digits.npz")
+
+
+def test_an_input_may_have_the_name_of_labels(tmp_path):
+    x, y = keras.Input((8,), name="x"), keras.Input((8,), name="y")
+    keras.Model([x, y], layers.Dense(10)(layers.Subtract()([x, y]))).save(tmp_path / "y.keras")
+    model = keras.models.load_model(tmp_path / "y.keras")
+    first, second, labels = np.eye(8), np.ones((8, 8)), np.arange(8)
+    np.savez(tmp_path / "y.npz", x=first, x_y=second, y=labels)
+    row = run(tmp_path / "y.keras", "--data_path", tmp_path / "y.npz", "--runtimes")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert row.loss == pytest.approx(float(loss(labels, model([first, second]))), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Folder with a network of two outputs, and arrays for it."""
+    folder = tmp_path_factory.mktemp("outputs")
+    image = keras.Input((8, 8, 1), name="image")
+    x = layers.Dense(8, activation="relu")(layers.Flatten()(image))
+    heads = [layers.Dense(10, name="digit")(x), layers.Dense(1, name="mean")(x)]
+    keras.Model(image, heads).save(folder / "two.keras")
+    images, labels = digits(70)
+    return folder, {"x": images, "y_digit": labels, "y_mean": images.mean((1, 2, 3))}
+
+
+def test_every_output_has_its_labels(outputs):
+    folder, arrays = outputs
+    np.savez(folder / "both.npz", **arrays)
+    row = run(folder / "two.keras", "--data_path", folder / "both.npz", "--runtimes")
+    model = keras.models.load_model(folder / "two.keras")
+    logits, mean = model(arrays["x"])
+    right = np.argmax(logits, axis=1) == arrays["y_digit"]
+    error = np.abs(mean[:, 0] - arrays["y_mean"])
+    assert row.metrics["digit/top1"] == pytest.approx(right.mean())
+    assert row.metrics["mean/mae"] == pytest.approx(error.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"y_digit": None, "y_mean": None},
+            "arrays x, images, and y, labels, or one or more of y_d",
+        ),
+        ({"y_wrong": np.zeros(70)}, "the network has no output for y_wrong, but digit, mean.$"),
+        ({"y": np.zeros(70)}, "y and y_digit exclude each other.$"),
+    ],
+)
+def test_labels_that_fit_no_output_are_refused(outputs, tmp_path, change, message):
+    folder, arrays = outputs
+    arrays = {key: array for key, array in (arrays | change).items() if array is not None}
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(EkgError, match=message) as caught:
+        run(folder / "two.keras", "--data_path", tmp_path / "wrong.npz")
+    assert "\n" not in str(caught.value)
 
 
 def test_networks_of_several_inputs_are_inspected_pruned_and_exported(several, tmp_path, capsys):

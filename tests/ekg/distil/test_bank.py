@@ -9,6 +9,7 @@ from ekg.data.dataset import Batches
 from ekg.distil import bank, bank_files
 from ekg.process import stopping
 from tests.helpers.comparisons import mirrored, random_subnetwork
+from tests.helpers.damage import flip_bit_of
 from tests.helpers.models import make_tiny_resnet, randomise_
 
 # ---------------------------------------------------------------- which sub-networks teach
@@ -72,6 +73,51 @@ def describe(supernet, data, entries):
 def build(folder, teachers, data, batch_size=20, compute=None):
     bank.build_bank(folder, *teachers, Batches(data.train, data.normalise, batch_size), compute)
     return bank.open_bank(folder)
+
+
+@pytest.mark.parametrize("few_batches", [bank.FEW_BATCHES, 0])
+def test_the_logits_of_a_teacher_in_another_bank_are_copied(
+    tmp_path, tiny_data, teachers, monkeypatch, few_batches
+):
+    """Masked networks, or networks that are cut out: what is copied is what would be computed."""
+    monkeypatch.setattr(bank, "FEW_BATCHES", few_batches)
+    monkeypatch.setattr(bank_files, "BLOCK_ROWS", 20)
+    supernet, history = teachers
+    batches = Batches(tiny_data.train, tiny_data.normalise, 20)
+    build(tmp_path / "other", (supernet, [history[2], history[1]]), tiny_data)
+    asked = [history[1], entry_of(3, random_subnetwork(supernet, 3)), history[2]]
+    build(tmp_path / "alone", (supernet, asked), tiny_data)
+    expected = (tmp_path / "alone" / bank_files.ARRAY_FILE).read_bytes()
+
+    computed, teach = [], bank._teach
+
+    def watched(supernet, entries, *args):
+        computed.append([entry.step for entry in entries])
+        return teach(supernet, entries, *args)
+
+    monkeypatch.setattr(bank, "_teach", watched)
+
+    def built(name, *sources):
+        bank.build_bank(tmp_path / name, supernet, asked, batches, sources=sources)
+        return (tmp_path / name / bank_files.ARRAY_FILE).read_bytes()
+
+    other = (tmp_path / "other", history)
+    assert built("copied", other) == expected and computed.pop() == [3]
+    with open(tmp_path / "copied" / bank_files.ARRAY_FILE, "r+b") as file:
+        file.truncate(len(expected) // 2)  # as after a kill
+    assert built("copied", other) == expected and computed.pop() == [3]
+    whole = (tmp_path / "alone", [*history, asked[1]])
+    assert built("whole", other, whole) == expected and computed.pop() == []
+    flip_bit_of(tmp_path / "other" / bank_files.ARRAY_FILE)
+    assert built("damaged", other) == expected and computed.pop() == [1, 3, 2]
+
+
+def test_a_bank_of_other_weights_gives_no_logits(tmp_path, tiny_data, teachers, tiny_resnet):
+    supernet, history = teachers
+    build(tmp_path / "other", teachers, tiny_data)
+    randomise_(tiny_resnet, seed=5)
+    info = describe(ekg.Supernet(tiny_resnet), tiny_data, history)
+    assert bank_files.find_known(info, history, [(tmp_path / "other", history)]) == []
 
 
 def test_rows_belong_to_their_images_after_shuffling(tmp_path, tiny_data, teachers):

@@ -1,8 +1,10 @@
 """The table and the page of a front, of made-up runs."""
 
+import dataclasses
+
 import pytest
 
-from ekg.report.front import FrontPoint, format_front, table_of, write_front
+from ekg.report.front import FrontPoint, format_front, notes_of, table_of, write_front
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
 
@@ -60,3 +62,22 @@ def test_a_page_holds_the_picture_and_the_table(points, tmp_path):
     page = (tmp_path / "front.html").read_text()
     assert "data:image/png;base64," in page and "0.8 of the FLOPs" in page
     assert (tmp_path / "front.png").stat().st_size > 1000
+
+
+def test_a_note_names_its_target_unless_it_is_about_all(points):
+    easy, hard = points
+    hard.run.table[2].latencies[LITERT].update(ratio=1.4, ratio_low=1.3)
+    easy = dataclasses.replace(easy, notes=("measured on 40 examples", "at 8x8 the rate is 0.9"))
+    hard = dataclasses.replace(hard, notes=("measured on 40 examples", "at 8x8 the rate is 0.5"))
+    common, at_easy, at_hard, slower = notes_of([easy, hard])
+    assert common == "measured on 40 examples"
+    assert at_easy == "0.8 of the FLOPs: at 8x8 the rate is 0.9"
+    assert at_hard == "0.4 of the FLOPs: at 8x8 the rate is 0.5"
+    assert slower.startswith("0.4 of the FLOPs: fine-tuned takes 1.40 of the unpruned network")
+    assert notes_of([hard])[2].startswith("fine-tuned takes 1.40")
+
+
+def test_a_page_holds_the_notes(points, tmp_path):
+    points = [dataclasses.replace(each, notes=(f"note {i}",)) for i, each in enumerate(points)]
+    write_front(points, tmp_path / "front.png", tmp_path / "front.html")
+    assert "0.4 of the FLOPs: note 1" in (tmp_path / "front.html").read_text()

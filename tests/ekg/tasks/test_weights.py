@@ -58,6 +58,8 @@ def categorical():
 def test_the_loss_equals_keras_evaluate(own, labels, weights):
     data = ekg.make_data(own, (IMAGES, labels, weights))
     assert isinstance(data.task, Weighted)
+    function = ekg.Data(labels, IMAGES.__getitem__, weights=weights)
+    np.testing.assert_array_equal(ekg.make_data(own, function).train.labels, data.train.labels)
     if weights is not None:  # Keras spreads none over places
         weights = np.broadcast_to(
             weights.reshape(
@@ -157,6 +159,75 @@ def test_examples_of_an_ignored_class_are_no_examples_of_another():
     labels = np.where(np.arange(20) < 8, -1, NUMBERS)
     strata = ekg.make_data(own, (IMAGES, labels)).strata
     np.testing.assert_array_equal(strata, np.where(labels == -1, 3, labels))
+
+
+def test_fine_tuning_by_a_function_with_weights_is_keras_fit():
+    """A batch is all of the data, so that its order does not matter."""
+    tuned, fitted = (model(3, loss=sparse()) for _ in range(2))
+    data = ekg.make_data(tuned, ekg.Data(NUMBERS, IMAGES.__getitem__, weights=WEIGHTS))
+    options = {"learning_rate": 0.1, "decay_points": (), "weight_decay": 0.0}
+    ekg.fine_tune(tuned, data, epochs=3, batch_size=20, **options)
+    fitted.compile(keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True), sparse())
+    fitted.fit(IMAGES, NUMBERS, sample_weight=WEIGHTS, batch_size=20, epochs=3, verbose=0)
+    for weight, expected in zip(tuned.weights, fitted.weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(tuned.weights[0], model(3).weights[0], atol=1e-3)
+
+
+def two_outputs():
+    """A compiled network of two classifications, and labels for both."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((4, 4, 2))
+    x = layers.Flatten()(image)
+    own = keras.Model(image, [layers.Dense(3, name="a")(x), layers.Dense(4, name="b")(x)])
+    own.compile("sgd", [sparse(), sparse()])
+    return own, [NUMBERS, np.arange(20) % 4]
+
+
+@pytest.mark.parametrize("form", [list, dict, "batches", "function"])
+def test_each_output_may_have_weights_of_its_own(form):
+    own, labels = two_outputs()
+    weights = [WEIGHTS, WEIGHTS[::-1] ** 2]
+    expected = own.evaluate(IMAGES, labels, sample_weight=weights, batch_size=20, verbose=0)
+    if form is dict:
+        weights, labels = (dict(zip("ba", values[::-1])) for values in (weights, labels))
+    data = (IMAGES, labels, weights)
+    if form == "batches":
+        slices = (IMAGES, tuple(labels), tuple(weights))
+        data = tf.data.Dataset.from_tensor_slices(slices).batch(8)
+    elif form == "function":
+        data = ekg.Data(labels, IMAGES.__getitem__, weights=weights)
+    made = ekg.make_data(own, data)
+    outputs = made.task.of([tf.convert_to_tensor(output) for output in own(IMAGES)])
+    losses_of_each = made.task.loss(tf.constant(made.train.labels), outputs)
+    assert float(tf.reduce_mean(losses_of_each)) == pytest.approx(np.ravel(expected)[0], rel=1e-4)
+
+
+def test_an_output_without_weights_counts_as_it_is():
+    own, labels = two_outputs()
+    made = ekg.make_data(own, (IMAGES, labels, [None, WEIGHTS]))
+    ones = np.ones(20, np.float32)
+    weights = [ones, WEIGHTS]
+    expected = own.evaluate(IMAGES, labels, sample_weight=weights, batch_size=20, verbose=0)
+    losses_of_each = made.task.loss(tf.constant(made.train.labels), made.task.of(own(IMAGES)))
+    assert float(tf.reduce_mean(losses_of_each)) == pytest.approx(np.ravel(expected)[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        ([NUMBERS, NUMBERS], {"c": WEIGHTS}, "`weights`: .* has no output 'c'; it has"),
+        ([NUMBERS, NUMBERS], [WEIGHTS], "`weights` has 1 entries, and .* has 2 outputs"),
+        ([NUMBERS, None], [None, WEIGHTS], "of `data`: output 'b' has no labels; leave its"),
+        ([NUMBERS, NUMBERS], {"a": WEIGHTS[:7]}, "has weights of shape .7,. and 20 labels"),
+        (None, WEIGHTS, "weights belong to labels, and there are no labels"),
+    ],
+)
+def test_weights_that_fit_no_labels_are_refused(labels, weights, message):
+    data = ekg.Data(labels, IMAGES.__getitem__, count=20, weights=weights)
+    with pytest.raises(EkgError, match=message) as error:
+        ekg.make_data(two_outputs()[0], data)
+    assert "\n" not in str(error.value)
 
 
 class Own(tasks.Classification):
