@@ -236,8 +236,14 @@ class _Cutter:
 
     def _like(self, call, inputs, tensors):
         """Returns a tensor with a row for each row of the batch in what a call writes."""
-        rows = self._graph.rows[call.output]
-        return tensors[next(number for number in inputs if self._graph.rows[number] == rows)]
+        return tensors[self._with_rows(inputs, self._graph.rows[call.output])]
+
+    def _with_rows(self, inputs, rows):
+        """Returns the number of an input that has these rows of the batch per example, of numbers
+        if there is one.
+        """
+        found = [number for number in inputs if self._graph.rows[number] == rows]
+        return min(found, key=lambda number: self._graph.dtype(number) == "string")
 
     def _given(self, step, inputs, tensors):
         """Returns {number of a tensor without channels that a nested model takes: the tensor that
@@ -248,8 +254,7 @@ class _Cutter:
         given = {}
         for number in refs_in((step.args, step.kwargs)):
             if number in self._removal.empty:
-                rows = self._graph.rows[number]
-                given[number] = tensors[next(n for n in inputs if self._graph.rows[n] == rows)]
+                given[number] = tensors[self._with_rows(inputs, self._graph.rows[number])]
         return given
 
     def part(self, calls, reads):
