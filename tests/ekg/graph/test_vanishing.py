@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import ekg
-from ekg.graph import constants
+from ekg.graph import constants, removal
 from ekg.testing import check_prunable
 from tests.helpers.models import conv_bn, make_tiny_resnet, randomise_
 
@@ -376,6 +376,20 @@ def test_a_fault_in_what_takes_a_layers_place_is_found(fault, monkeypatch):
         model, wrong = with_own_layer(monkeypatch), original
     monkeypatch.setattr(constants.Constant, "of", classmethod(wrong))
     with pytest.raises(ekg.EkgError, match="'end'|the cut network|does not run|cannot be cut"):
+        check_prunable(model, min_channels=0, subnetworks=0)
+
+
+@pytest.mark.parametrize("fault", ["keeps_zero", "_is_plain_sum"])
+def test_a_fault_in_what_counts_as_adding_nothing_is_found(fault, monkeypatch):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 1, name="stem")(inputs)
+    y = layers.Conv2D(4, 1, name="begin")(x)
+    half = layers.Conv2D(6, 1, activation="sigmoid", use_bias=False, name="half")(y)
+    none = layers.Conv2D(6, 1, use_bias=False, name="none")(y)
+    model = classified(inputs, layers.Average(name="mean")([x + half, none]))
+    check_prunable(model, min_channels=0, subnetworks=0)  # a half and a mean are no nothing
+    monkeypatch.setattr(removal, fault, lambda *given: len(getattr(given[-1], "inputs", "ab")) > 1)
+    with pytest.raises(ekg.EkgError, match="differs from the masked one|does not run"):
         check_prunable(model, min_channels=0, subnetworks=0)
 
 
