@@ -344,6 +344,17 @@ def test_maps_of_any_size_keep_a_channel():
     )
 
 
+def test_where_keras_passes_a_mask_a_channel_stays():
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    x = layers.Embedding(9, 6, mask_zero=True, name="words")(inputs)
+    x = x + layers.Dense(6, name="end")(layers.Dense(4, name="begin")(x))
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    model = randomise_(keras.Model(inputs, layers.Dense(CLASSES, name="fc")(x)))
+    supernet = ekg.Supernet(model, min_channels=0)
+    reason = "read by 'end' (Dense), which a mask of Keras passes"
+    assert supernet.layout.staying["begin"] == reason
+
+
 def test_an_input_that_nothing_would_read_is_needed():
     image, number = keras.Input((8, 8, 3), name="image"), keras.Input((2,), name="number")
     x = layers.Conv2D(6, 1, name="stem")(image)
