@@ -50,7 +50,7 @@ def find(graph, empty):
 
     Args:
         graph: calls.Graph.
-        empty: set of numbers of tensors, for which find_obstacle() finds nothing.
+        empty: set of numbers of tensors, those of groups for which Obstacles.find() finds nothing.
     """
     gone, constants, dropped, same = set(), set(), {}, {}
     zeros = set()  # tensors of nothing but zeros
@@ -79,11 +79,13 @@ def find(graph, empty):
     needed = set(graph.outputs)
     _leave_out(graph.steps, needed, (empty, gone, constants, dropped, same))
     alive = {id(call) for call in _calls_of(graph.steps, gone)}
-    gone |= {call for call in graph.calls if id(call) not in alive and not _is_entry(call)}
-    gone |= {call for call in graph.calls if _is_entry(call) and call.output not in needed}
-    found = Removal(
-        frozenset(empty), frozenset(gone), frozenset(constants - gone), dropped, same, None
-    )
+    for call in graph.calls:  # what a nested model takes is no step of its own
+        is_entry = isinstance(call.layer, Entry)
+        is_left = call.output in needed if is_entry else id(call) in alive
+        gone |= set() if is_left else {call}
+    same = {number: other for number, other in same.items() if number in needed}
+    left = frozenset(constants - gone)
+    found = Removal(frozenset(empty), frozenset(gone), left, dropped, same, None)
     return dataclasses.replace(found, problem=_problem(graph, found))
 
 
@@ -117,10 +119,6 @@ def _calls_of(steps, gone):
             yield from _calls_of(step.steps, gone)
         else:
             yield step
-
-
-def _is_entry(call):
-    return isinstance(call.layer, Entry)
 
 
 def _is_plain_sum(graph, call):
