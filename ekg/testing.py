@@ -14,6 +14,7 @@ from ekg.graph import execute, norms
 from ekg.graph.calls import Graph, layer_variables
 from ekg.graph.complexity import model_complexity
 from ekg.graph.flow import describe
+from ekg.graph.neighbours import matching_calls
 from ekg.graph.registry import states
 from ekg.network.masked_check import computes_in_half
 from ekg.network.subnetwork import Subnetwork
@@ -28,6 +29,7 @@ NORM_ROUNDINGS = (
 )
 # Sums in the same order at any width: the comparison shows what a cut changes, not how a norm of
 # another width rounds.
+VANISHING = 0.3  # share of the groups that may vanish, and do so in a random sub-network
 PLAIN = execute.ExecutionOptions(norms_alone=True, tile_norms=False)
 HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 
@@ -138,14 +140,17 @@ def _mode(training):
 
 
 def random_subnetwork(supernet: Supernet, rng: np.random.Generator) -> Subnetwork:
-    """Returns a Subnetwork of random order and random widths.
+    """Returns a Subnetwork of random order and random widths; some groups vanish that may.
 
     Args:
         supernet: Supernet.
         rng: numpy.random.Generator.
     """
     order = supernet.whole().ranked([rng.normal(size=group.size) for group in supernet.groups])
-    return order.with_widths({group.name: rng.uniform() for group in supernet.groups})
+    widths = {group.name: rng.uniform() for group in supernet.groups}
+    vanishing = [group.name for group in supernet.groups if group.least == 0]
+    widths |= {name: 0.0 for name in vanishing if rng.uniform() < VANISHING}
+    return order.with_widths(widths)
 
 
 def random_inputs(graph: Graph, rng: np.random.Generator) -> Any:
@@ -191,10 +196,21 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
             training=training,
         )
         tensors = {}  # tensors of the cut network
-        pairs = list(_pairs(supernet.graph, graph))
+        removed = supernet.removed(mask)
+        gone = frozenset() if removed is None else removed.gone
+        pairs = [
+            (original, call)
+            for original, call in matching_calls(supernet.graph, graph, removed)
+            if call is not None
+        ]
         numbers = [
             *zip(supernet.graph.inputs, graph.inputs),
-            *(pair for original, call in pairs for pair in zip(original.outputs, call.outputs)),
+            *(
+                pair
+                for original, call in pairs
+                if original not in gone
+                for pair in zip(original.outputs, call.outputs)
+            ),
         ]
         for own, number in numbers:
             kept, axis = np.flatnonzero(mask[layout.index[own]]), layout.axes[own]
@@ -207,6 +223,9 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
                 tf.convert_to_tensor(variable.value) for variable in layer_variables(call.layer)
             ]
             outputs, _ = execute.run_call(call, variables, tensors, is_training)
+            if original in gone:  # what a nested model takes where it needs nothing but a batch
+                tensors.update(zip(call.outputs, outputs))
+                continue
             rounding = (
                 _rounding_of(call.layer, tensors[call.inputs[0]], is_training)
                 if call.inputs
@@ -237,21 +256,6 @@ def _rounding_of(layer, value, training):
     errors = np.finfo(np.float32).eps * largest / np.sqrt(array.var(axes) + layer.epsilon)
     gamma = 1 if layer.gamma is None else float(np.abs(layer.gamma.numpy()).max(initial=0))
     return NORM_ROUNDINGS * float(errors.max(initial=0)) * gamma
-
-
-def _pairs(original, cut):
-    """Yields the matching calls of a network and of one that was cut out of it.
-
-    Their order may differ if a nested model gets its inputs by name.
-    """
-    by_key = {}
-    for call in cut.calls:
-        by_key.setdefault(call.key, []).append(call)
-    keys = [call.key for call in original.calls]
-    if sorted(keys) == sorted(call.key for call in cut.calls):
-        yield from ((call, by_key[call.key].pop(0)) for call in original.calls)
-    else:  # a layer was copied under several names
-        yield from zip(original.calls, cut.calls, strict=True)
 
 
 def _compare(masked, value, tolerance, what, rounding=0.0):

@@ -69,6 +69,12 @@ def from_params(arch, params, num_classes, source="parameters"):
             for name in names
             if widths[name] != widths[first]
         ]
+    missing = [name for name in widths if _entry(name) not in params]
+    if missing and not problems and len(missing) < len(widths):
+        raise EkgError(
+            f"{source}: lacks layers of {arch}, {missing[0]!r} for one; check `arch`. A network "
+            "that has lost whole blocks cannot be built by name: load its .keras file."
+        )
     model = module.build(arch, num_classes, widths if not problems else None)
     if problems:
         problems += utils.find_mismatches(model, params, compare_shapes=False)

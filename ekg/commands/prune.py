@@ -22,7 +22,7 @@ from ekg.run.defaults import GIVEN_APART, MANY_CLASSES, MANY_CLASSES_TEMPERATURE
 from ekg.run.folder import PHASES
 from ekg.run.settings import RunSettings
 from ekg.searching.settings import FrontSettings, LatencySettings, SearchSettings, SubsetSettings
-from ekg.settings import COUNT, MACHINE, SEARCH, TRAINING, Rule, Settings, setting
+from ekg.settings import COUNT, MACHINE, NOT_NEGATIVE, SEARCH, TRAINING, Rule, Settings, setting
 from ekg.tasks.kinds import TASKS
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ class NetworkSettings(Settings):
         (), "patterns of the names of layers that keep their channels", SEARCH
     )
     min_channels: int = setting(
-        1, "least number of channels that every group keeps", SEARCH, range=COUNT
+        1,
+        "least number of channels that every group keeps; with 0 blocks may go whole",
+        SEARCH,
+        range=NOT_NEGATIVE,
     )
     multiple_of: str = setting(
         "1",

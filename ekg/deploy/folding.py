@@ -10,6 +10,7 @@ import numpy as np
 
 from ekg.graph import cutting, groups
 from ekg.graph.calls import Graph
+from ekg.graph.constants import Constant
 from ekg.graph.copying import copy_operation
 from ekg.graph.neighbours import sole_readers
 from ekg.graph.registry import fitted_of, takes_norm
@@ -32,6 +33,9 @@ def fold_batch_norms(model, input_shape=None):
             folded, offset = _fold(call.layer, norm_call.layer, graph.shapes[call.inputs[0]])
             replacements[id(call.layer)] = folded
             replacements[id(norm_call.layer)] = _offset_layer(norm_call.layer, offset, graph, call)
+        elif _is_norm_of_constant(call.layer, norm_call.layer, len(graph.shapes[call.output])):
+            replacements[id(call.layer)] = _normalised(call.layer, norm_call.layer)
+            replacements[id(norm_call.layer)] = _offset_layer(norm_call.layer, None, graph, call)
     for layer in graph.layers.values():
         if type(layer) is keras.layers.Normalization and not layer.invert:
             replacements[id(layer)] = _as_factor(layer)
@@ -60,6 +64,41 @@ def _is_foldable(layer, norm, rank):
         return False
     axis = 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
     return norm.axis % rank == axis
+
+
+def _is_norm_of_constant(constant, norm, rank):
+    """Returns whether what a batch norm reads is the same for every example."""
+    return (
+        type(constant) is Constant
+        and type(norm) is keras.layers.BatchNormalization
+        and norm.axis % rank == constant.axis
+    )
+
+
+def _normalised(constant, norm):
+    """Returns the Constant that a batch norm makes of a Constant."""
+    size = constant.shape[constant.axis - 1]
+    values = constant.bias if constant.use_bias else keras.ops.zeros((size,))
+    factor, offset = _affine(norm)
+    values = np.asarray(constant.activation(values), np.float64) * factor + offset
+    folded = Constant(
+        constant.shape, constant.axis, name=constant.name, dtype=constant.dtype_policy
+    )
+    folded.build((None,))
+    folded.bias.assign(values.astype(np.float32))
+    return folded
+
+
+def _affine(norm):
+    """Returns (factor, offset) of a batch norm in inference, float64."""
+    mean, variance = (
+        np.asarray(value, np.float64) for value in (norm.moving_mean, norm.moving_variance)
+    )
+    scale = (np.asarray(norm.gamma, np.float64) if norm.scale else 1.0) / np.sqrt(
+        variance + norm.epsilon
+    )
+    beta = np.asarray(norm.beta, np.float64) if norm.center else 0.0
+    return scale, beta - mean * scale
 
 
 def _fold(layer, norm, shape):

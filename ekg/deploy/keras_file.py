@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from ekg.deploy import fresh
 from ekg.deploy.format import Format, random_inputs
+from ekg.deploy.plain import plain
 from ekg.devices.compute import compiled
 from ekg.errors import EkgError, first_line
 from ekg.graph.calls import Graph
@@ -27,6 +28,9 @@ class KerasFile(Format):
             use_xla: whether to compile with XLA what is timed.
         """
         self._use_xla = use_xla
+
+    def prepare(self, model, input_shape=None):
+        return model, plain(model, input_shape)
 
     def write(self, source, path):
         try:

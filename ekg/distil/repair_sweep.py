@@ -12,7 +12,7 @@ import tensorflow as tf
 from ekg.distil.least_squares import TINY, Moments, fit
 from ekg.graph import execute, norms, patches, records, registry
 from ekg.graph.calls import Graph, layer_variables
-from ekg.graph.neighbours import sole_readers
+from ekg.graph.neighbours import matching_calls, sole_readers
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,16 @@ class Sweep:
         self._cut_tensors = self._cut_graph.tensors_of(inputs)
         self._unchanged = set(self._graph.inputs)  # tensors that are equal in both networks
         self._followers = sole_readers(self._graph)
-        self._pairs = list(zip(self._graph.calls, self._cut_graph.calls, strict=True))
+        removed = supernet.removed(self._mask)
+        self._removed = frozenset() if removed is None else removed.gone | removed.constants
+        self._pairs = matching_calls(self._graph, self._cut_graph, removed)
         self._cut_call_of = dict(self._pairs)
+        self._last_cut_use = {
+            number: cut_call
+            for _, cut_call in self._pairs
+            if cut_call is not None
+            for number in cut_call.inputs
+        }
         self._last_use = {
             number: position
             for position, call in enumerate(self._graph.calls)
@@ -98,16 +106,21 @@ class Sweep:
                 logger.debug(
                     "repair of %r leaves %.4f of its variance", call.key, residuals[call.key]
                 )
-            self._run(cut_call, self._cut_tensors)
+            if cut_call is not None:
+                self._run(cut_call, self._cut_tensors)
             if factor is not None:
                 self._set_norm(call, cut_call, plan, factor)
-            is_corrected = plan is not None and plan.error is not None
-            if not self._differs(call) and not is_corrected and self._keeps_all(call.outputs):
+            is_same = plan is None or plan.error is None
+            is_same = is_same and call not in self._removed and not self._differs(call)
+            if is_same and self._keeps_all(call.outputs):
                 self._unchanged.update(call.outputs)
-            for number, cut_number in zip(call.inputs, cut_call.inputs):
+            for number in call.inputs:
                 if self._last_use[number] == position and number not in self._graph.outputs:
                     self._full_tensors.pop(number, None)
-                    self._cut_tensors.pop(cut_number, None)
+            for number in () if cut_call is None else cut_call.inputs:
+                is_last = self._last_cut_use[number] is cut_call
+                if is_last and number not in self._cut_graph.outputs:
+                    self._cut_tensors.pop(number, None)
         return residuals
 
     def _run(self, call, tensors):
@@ -143,6 +156,8 @@ class Sweep:
         record = registry.record_of(call.layer)
         if record is None or record.patches is None or call not in self._called_once:
             return None
+        if call in self._removed:
+            return None
         is_linear = getattr(call.layer, "activation", None) in (None, keras.activations.linear)
         norm = adding = None
         has_intercept = getattr(call.layer, "use_bias", False)
@@ -173,6 +188,8 @@ class Sweep:
             error, or are not computed yet, or if the call is no plain sum.
         """
         cut_adding = self._cut_call_of[adding]
+        if cut_adding is None or len(cut_adding.inputs) != len(adding.inputs):
+            return None  # other summands are gone
         pairs = zip(adding.inputs, cut_adding.inputs)
         others = [(other, cut_other) for other, cut_other in pairs if other != number]
         shapes = {self._graph.shapes[tensor] for tensor in (*adding.inputs, adding.output)}

@@ -104,6 +104,11 @@ def _constants(operation):
     ]
 
 
+def keeps_zero(activation):
+    """Returns whether an activation is known to return zero for zero."""
+    return activation in (None, keras.activations.linear, keras.activations.relu)
+
+
 def is_linear(operation):
     """Returns whether an operation is an Activation layer that returns what it reads."""
     return (

@@ -266,6 +266,7 @@ PARTS = {
         ("kernel",),
         positions=lambda _, read, __, ___: math.prod(read[1:-2]),
         mixes=True,
+        silent=True,
         resize=lambda *_: {},
     ),
     Attending: LayerRecord(_attend, products=_products),

@@ -156,6 +156,12 @@ class Graph:
         """Returns the dtype of a tensor, as in "float32"."""
         return self._dtypes[number]
 
+    def is_open(self, number):
+        """Returns whether positions of a tensor may be more or fewer, in inputs of other sizes."""
+        takes_any = any(_is_open(symbol.shape) for symbol in functional(self.model).inputs)
+        shape = self.shapes[number]
+        return _is_open(shape) or (takes_any and len(shape) > 2)
+
     def check_sizes(self):
         """Raises EkgError if the size of an input is unknown, and thus the FLOPs."""
         shapes = self.input_shapes

@@ -154,7 +154,13 @@ def try_cut(supernet):
     Raises:
         EkgError: a layer cannot be copied, or does not accept its inputs in the cut network.
     """
-    tried = middling(supernet)
+    _try(supernet, middling(supernet))
+    if any(group.least == 0 for group in supernet.groups):
+        _try(supernet, supernet.smallest())
+
+
+def _try(supernet, tried):
+    """Cuts a Subnetwork; see try_cut()."""
     try:
         cut = cutting.cut(supernet.graph, supernet.layout, supernet.mask(tried) > 0, is_trial=True)
     except EkgError:

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ekg.graph import flow, groups, records, registry
+from ekg.graph import flow, groups, records, registry, removal
 from ekg.graph.calls import Graph
 from ekg.graph.steps import refs_in
 
@@ -49,15 +49,24 @@ class ComplexityTable:
     def __init__(self, graph, layout):
         rows, reads, writes, counted = [], [], [], set()
         self._constant, self.uncounted = Complexity(0, 0), []
+        self._graph, self._layout = graph, layout
+        self._calls, self._closed = [], []  # of each row; (call, its Complexity)
+        self._alive = {(): None}  # groups without channels -> what is left; see _left()
         for call in graph.calls:
             weights = getattr(call.layer, "weights", ())
             record = registry.record_of(call.layer)
             is_first = id(call.layer) not in counted
             counted.add(id(call.layer))
             if record is None or record.flops is not None:
-                self._count_closed(call, record, graph.shapes, graph.rows[call.output], is_first)
+                rows_written = graph.rows[call.output]
+                cost = self._count_closed(call, record, graph.shapes, rows_written, is_first)
+                self._closed.append((call, cost))
+                self._constant = Complexity(
+                    self._constant.params + cost.params, self._constant.flops + cost.flops
+                )
             elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
+                self._calls.append(call)
                 reads.append(layout.index[call.inputs[0]])
                 writes.append(layout.index[call.output])
         # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a fraction of
@@ -81,7 +90,7 @@ class ComplexityTable:
             )
 
     def _count_closed(self, call, record, shapes, rows, is_first):
-        """Counts a call whose channels never change."""
+        """Returns the Complexity of a call whose channels never change."""
         params = is_first * sum(
             math.prod(variable.shape) for variable in getattr(call.layer, "weights", ())
         )
@@ -98,7 +107,7 @@ class ComplexityTable:
             flops = round(record.flops(call.layer, read, shapes[call.output]) * rows)
         elif getattr(call.layer, "weights", ()):
             self.uncounted.append(flow.describe(call))
-        self._constant = Complexity(self._constant.params + params, self._constant.flops + flops)
+        return Complexity(params, flops)
 
     def _count_call(self, call, record, graph, layout, is_first):
         """Returns [FLOPs, parameters] of a call, each a list of one constant per growth."""
@@ -144,19 +153,47 @@ class ComplexityTable:
         sizes = np.stack(
             [kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2]
         )
-        flops, params = (
-            float((counts * sizes / divisors).sum())
-            for counts, divisors in zip(self._counts, self._divisors)
-        )
-        return Complexity(
-            round(params) + self._constant.params, round(flops) + self._constant.flops
-        )
+        left = self._left(mask)
+        if left is None:
+            flops, params = (
+                float((counts * sizes / divisors).sum())
+                for counts, divisors in zip(self._counts, self._divisors)
+            )
+            constant = self._constant
+        else:
+            flops, params = (
+                float((counts * sizes / divisors * is_left).sum())
+                for counts, divisors, is_left in zip(self._counts, self._divisors, left[:2])
+            )
+            constant = left[2]
+        return Complexity(round(params) + constant.params, round(flops) + constant.flops)
+
+    def _left(self, mask):
+        """Returns (whether the FLOPs of each row count, likewise its parameters, Complexity of the
+        closed calls that are left) where groups have no channels; else None.
+        """
+        without = self._layout.groups_without(mask)
+        if without not in self._alive:
+            found = removal.of(self._graph, self._layout, mask)
+            left = {call for call in self._graph.calls if call not in found.gone}
+            layers = {id(call.layer) for call in left}
+            closed = [
+                Complexity(cost.params * (id(call.layer) in layers), cost.flops * (call in left))
+                for call, cost in self._closed
+            ]
+            self._alive[without] = (
+                np.array([call in left for call in self._calls], np.float64),
+                np.array([id(call.layer) in layers for call in self._calls], np.float64),
+                Complexity(sum(cost.params for cost in closed), sum(cost.flops for cost in closed)),
+            )
+        return self._alive[without]
 
     def most_saved(self, mask):
         """Returns what leaving out each channel saves at most, Complexity of float64 [channels].
 
         The counts grow with the kept channels, and ever faster, so their slopes at a mask are upper
-        limits; those of several channels add up.
+        limits; those of several channels add up. Layers that go with the last channel of a group
+        are left out of account.
 
         Args:
             mask: float array [num_channels + 1] of zeros and ones.

@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from ekg.errors import EkgError, first_line
-from ekg.graph import groups, neighbours, records, registry, wrappers
+from ekg.graph import groups, neighbours, records, registry, removal, wrappers
 from ekg.graph.calls import Graph, ModelCall, functional, looked_into
+from ekg.graph.constants import Constant
 from ekg.graph.copying import copy_operation, has_attribute, refit_
-from ekg.graph.steps import PartsCall, fill_in, numbers_by_name
+from ekg.graph.steps import PartsCall, Ref, fill_in, numbers_by_name, refs_in
 
 logger = logging.getLogger(__name__)
 
@@ -150,22 +151,34 @@ class _Cutter:
         self._names = {operation.name for operation in graph.layers.values()}
         self._models = {}  # id of a model -> its copy
         self._copies = {}  # id of a layer -> [(changes, copy)]
+        self._removal = removal.of(graph, layout, mask)
 
-    def model(self, model, inputs, outputs, steps):
+    def model(self, model, inputs, outputs, steps, given=None):
         """Returns the copy of a model, the outermost or a nested one, without the masked
         channels.
+
+        Args:
+            model: the keras.Model.
+            inputs, outputs: numbers of the tensors that it takes and returns.
+            steps: its steps.
+            given: {number of an input without channels: tensor that is passed in its place}.
         """
         symbols = functional(model).inputs
         entries = [
             keras.Input(
-                batch_shape=self._cut_shape(symbol.shape, number),
-                dtype=symbol.dtype,
+                batch_shape=given[number].shape
+                if given and number in given
+                else self._cut_shape(symbol.shape, number),
+                dtype=given[number].dtype if given and number in given else symbol.dtype,
                 sparse=symbol.sparse,
                 name=symbol._keras_history.operation.name,
             )
             for number, symbol in zip(inputs, symbols)
         ]
-        if isinstance(model, keras.Sequential):
+        is_broken = self._removal is not None and any(
+            step in self._removal.gone or self._constant_call(step) is not None for step in steps
+        )
+        if isinstance(model, keras.Sequential) and not is_broken:
             # Functions of keras.ops among its steps make masks, as the copied layers do themselves.
             layers_ = [
                 step
@@ -174,10 +187,19 @@ class _Cutter:
             ]
             copy = _sequential_like(model, [entries[0], *map(self._operation, layers_)])
         else:
-            tensors = dict(zip(inputs, entries))
+            tensors = _Tensors(zip(inputs, entries), self._removal)
             for step in steps:
-                args, kwargs = self._arguments(step, tensors)
-                result = self._operation(step)(*args, **kwargs)
+                if self._removal is not None and step in self._removal.gone:
+                    continue
+                constant = self._constant_call(step)
+                if constant is not None:
+                    like = self._like(constant, inputs, tensors)
+                    tensors[constant.output] = self._constant(step, constant)(like)
+                    continue
+                given = self._given(step, inputs, tensors)
+                read = _Tensors({**tensors, **given}, self._removal) if given else tensors
+                args, kwargs = self._arguments(step, read)
+                result = self._operation(step, given)(*args, **kwargs)
                 tensors.update(zip(step.outputs, keras.tree.flatten(result)))
             copy = _model_like(model, entries, [tensors[number] for number in outputs])
         copy._trainable = model._trainable  # the layers have their own
@@ -189,6 +211,55 @@ class _Cutter:
             ):
                 setattr(copy, name, value)
         return copy
+
+    def _constant_call(self, step):
+        """Returns the Call that writes what a step writes where a constant takes the step's place,
+        or None.
+        """
+        if self._removal is None or isinstance(step, ModelCall):
+            return None
+        call = step.steps[-1] if isinstance(step, PartsCall) else step
+        return call if call in self._removal.constants else None
+
+    def _constant(self, step, call):
+        """Returns the Constant that takes the place of a step, whose output this Call writes."""
+        layer, kept = call.layer, self._kept_by(call)
+        number, shape = call.output, self._graph.shapes[call.output]
+
+        def make():
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                arrays = self._arrays(call, registry.record_of(layer), kept)
+                bias = arrays.get(id(bias), np.asarray(bias.value))
+            axis = self._layout.axes[number]
+            return Constant.of(
+                layer, step.layer.name, self._cut_shape(shape, number)[1:], axis, bias
+            )
+
+        return self._known(step, {"constant": True}, make)[0]
+
+    def _like(self, call, inputs, tensors):
+        """Returns a tensor with a row for each row of the batch in what a call writes."""
+        return tensors[self._with_rows(inputs, self._graph.rows[call.output])]
+
+    def _with_rows(self, inputs, rows):
+        """Returns the number of an input that has these rows of the batch per example, of numbers
+        if there is one.
+        """
+        found = [number for number in inputs if self._graph.rows[number] == rows]
+        return min(found, key=lambda number: self._graph.dtype(number) == "string")
+
+    def _given(self, step, inputs, tensors):
+        """Returns {number of a tensor without channels that a nested model takes: the tensor that
+        is passed in its place, for its number of rows alone}.
+        """
+        if self._removal is None or not isinstance(step, ModelCall):
+            return {}
+        given = {}
+        for number in refs_in((step.args, step.kwargs)):
+            if number in self._removal.empty:
+                given[number] = tensors[self._with_rows(inputs, self._graph.rows[number])]
+        return given
 
     def part(self, calls, reads):
         """Returns a model of some calls; see cut_part."""
@@ -217,7 +288,10 @@ class _Cutter:
         return (*shape[:axis], len(self._kept[number]), *shape[axis + 1 :])
 
     def _arguments(self, step, tensors):
-        args, kwargs = fill_in((step.args, step.kwargs), tensors)
+        structure = step.args, step.kwargs
+        if self._removal is not None and step in self._removal.dropped:
+            structure = _without(structure, self._removal.dropped[step])
+        args, kwargs = fill_in(structure, tensors)
         if not isinstance(step, ModelCall) and id(step.layer) in self._replacements:
             # Another layer need not accept its arguments, as the mask of a batch norm.
             return args, {}
@@ -228,12 +302,20 @@ class _Cutter:
             return args, kwargs
         return record.arguments(step, args, kwargs, self._kept_by(step))
 
-    def _operation(self, step):
-        """Returns the copy of what a step calls."""
+    def _operation(self, step, given=None):
+        """Returns the copy of what a step calls; see model() for `given`, here by the numbers
+        outside.
+        """
         if isinstance(step, ModelCall):
             if id(step.model) not in self._models:
+                passed = refs_in((step.args, step.kwargs))
+                inside = {
+                    entry: given[number]
+                    for entry, number in zip(step.entries, passed)
+                    if given and number in given
+                }
                 self._models[id(step.model)] = self.model(
-                    step.model, step.entries, step.outputs, step.steps
+                    step.model, step.entries, step.outputs, step.steps, inside
                 )
             return self._models[id(step.model)]
         if isinstance(step, PartsCall):
@@ -255,24 +337,31 @@ class _Cutter:
     def _copy(self, step, changes, arrays_of):
         """Returns (the copy of the layer of a step with these changes, whether it was made now)."""
         layer = step.layer
-        known = self._copies.setdefault(id(layer), [])
-        for (
-            other,
-            copy,
-        ) in known:  # one without weights may be cut in several ways at its several calls
-            if other == changes:
-                return copy, False
         missing = [name for name in changes if not has_attribute(layer, name)]
         if missing:
             raise EkgError(
                 f"the record of {step.key!r} ({type(layer).__name__}) changes {missing[0]!r}, "
                 "which is no attribute of the layer."
             )
-        copy = copy_operation(
-            layer, arrays_of(), changes, self._free_name(layer.name) if known else None
+        is_known = bool(self._copies.get(id(layer)))
+        return self._known(
+            step,
+            changes,
+            lambda: copy_operation(
+                layer, arrays_of(), changes, self._free_name(layer.name) if is_known else None
+            ),
         )
-        known.append((changes, copy))
-        return copy, True
+
+    def _known(self, step, changes, make):
+        """Returns (the copy of the layer of a step, whether make() has made it now); one without
+        weights may be cut in several ways at its several calls.
+        """
+        known = self._copies.setdefault(id(step.layer), [])
+        for other, copy in known:
+            if other == changes:
+                return copy, False
+        known.append((changes, make()))
+        return known[-1][1], True
 
     def _whole(self, step):
         """Returns the copy of a layer that stands as its parts."""
@@ -326,13 +415,15 @@ class _Cutter:
     def _kept_by(self, call):
         """Returns the records.Kept of a call."""
         kept, layout, shapes = self._kept, self._layout, self._graph.shapes
-        first, last = call.inputs[0] if call.inputs else call.output, call.output
+        inputs = call.inputs
+        if self._removal is not None and call in self._removal.dropped:
+            inputs = tuple(n for n in inputs if n not in self._removal.dropped[call])
+        first, last = inputs[0] if inputs else call.output, call.output
         is_cut = any(
-            len(kept[number]) != len(layout.index[number])
-            for number in (*call.inputs, *call.outputs)
+            len(kept[number]) != len(layout.index[number]) for number in (*inputs, *call.outputs)
         )
         return records.Kept(
-            tuple(kept[number] for number in call.inputs or call.outputs),
+            tuple(kept[number] for number in inputs or call.outputs),
             tuple(kept[number] for number in call.outputs),
             (layout.axes[first], layout.axes[last]),
             (len(layout.index[first]), len(layout.index[last])),
@@ -385,6 +476,30 @@ class _Cutter:
         return arrays
 
 
+class _Tensors(dict):
+    """{tensor number: tensor}; what nothing writes any more is the tensor that takes its place."""
+
+    def __init__(self, tensors, removed):
+        super().__init__(tensors)
+        self._same = {} if removed is None else removed.same
+
+    def __missing__(self, number):
+        return self[self._same[number]]
+
+
+def _without(structure, numbers):
+    """Returns the arguments of a call without the tensors of these numbers in its lists."""
+    if isinstance(structure, dict):
+        return {name: _without(value, numbers) for name, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(
+            _without(value, numbers)
+            for value in structure
+            if not (isinstance(value, Ref) and value.number in numbers)
+        )
+    return structure
+
+
 def _refit_(copy, kept):
     """As copying.refit_(), of a layer and of one that it calls at every step."""
     refit_(copy, kept)
@@ -408,7 +523,7 @@ def _sequential_like(model, layers_):
 
 def _model_like(model, inputs, outputs):
     """Returns a functional model of the kind and the structure of another."""
-    inside = functional(model)
+    inside, is_sequential = functional(model), isinstance(model, keras.Sequential)
     structures = [
         keras.tree.pack_sequence_as(structure, tensors)
         for structure, tensors in (
@@ -416,6 +531,8 @@ def _model_like(model, inputs, outputs):
             (inside._outputs_struct, outputs),
         )
     ]
+    if is_sequential:  # of which layers in the middle are gone
+        return keras.Model(*structures, name=model.name)
     try:
         return type(model)(inputs=structures[0], outputs=structures[1], name=model.name)
     except TypeError:

@@ -8,12 +8,15 @@ write form one group.
 
 import dataclasses
 import functools
+import logging
 import math
 
 import numpy as np
 
-from ekg.graph import flow, registry, wrappers
+from ekg.graph import flow, registry, removal, wrappers
 from ekg.graph.limits import FROZEN, PruningLimits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ChannelGroup:
             convolution, they count as one here.
         writers: names of the layers that mix channels whose output channels are the group's.
         sites: names of the layers whose output carries a gate of the group.
-        least: smallest number of channels that may stay.
+        least: smallest number of channels that may stay; with 0 the group may vanish.
         multiple: the number of channels that stay is a multiple of it, unless all stay.
     """
 
@@ -40,7 +43,7 @@ class ChannelGroup:
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
         """The numbers of channels that may stay, ascending."""
-        first = -(-max(self.least, 1) // self.multiple) * self.multiple
+        first = -(-self.least // self.multiple) * self.multiple
         return (*range(first, self.size, self.multiple), self.size)
 
 
@@ -59,6 +62,7 @@ class Layout:
         axes: {tensor number: axis of its channels, or None}.
         sites: tuple of tensor numbers that carry a gate, in network order.
         closed: {key of a mixing layer: why its output channels, or some of them, are never pruned}.
+        staying: {name of a group that was to vanish: why one of its channels stays}.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -68,6 +72,37 @@ class Layout:
     axes: dict[int, int | None]
     sites: tuple[int, ...]
     closed: dict[str, str]
+    staying: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _starts(self):
+        return np.array(self.offsets, np.int64)
+
+    def groups_without(self, mask):
+        """Returns the positions of the groups of which a mask over all channels keeps none."""
+        if all(group.least for group in self.groups):
+            return ()
+        kept = np.add.reduceat(np.asarray(mask[:-1], np.float64), self._starts)
+        return tuple(np.flatnonzero(kept == 0).tolist())
+
+    @functools.cached_property
+    def groups_of(self):
+        """{tensor number: frozenset of the positions of its channels' groups; None where some
+        channels are never pruned, or there are none}.
+        """
+        found = {}
+        for tensor, index in self.index.items():
+            own = np.unique(np.searchsorted(self._starts, index, side="right") - 1).tolist()
+            is_open = len(index) > 0 and (index != self.num_channels).all()
+            found[tensor] = frozenset(own) if is_open else None
+        return found
+
+    def empty(self, groups):
+        """Returns the numbers of the tensors whose channels are all of these groups."""
+        groups = frozenset(groups)
+        return frozenset(
+            number for number, own in self.groups_of.items() if own is not None and own <= groups
+        )
 
     def channels(self, group):
         """Returns the slice of channel numbers of the group with this position."""
@@ -150,7 +185,31 @@ def find(graph, limits=None):
         if registry.is_mixing(call.layer) and call.key not in channel_flow.written
     }
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
-    return Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
+    layout = Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
+    return _with_vanishing(graph, layout, limits)
+
+
+def _with_vanishing(graph, layout, limits):
+    """Returns the Layout in which groups that were to vanish, and cannot, keep a channel.
+
+    Raises:
+        EkgError: a pattern names such a group.
+    """
+    wanted = [i for i, group in enumerate(layout.groups) if group.least == 0]
+    if not wanted:
+        return layout
+    obstacles = removal.Obstacles(graph, layout)
+    vanishing, staying, groups = set(), {}, list(layout.groups)
+    for i in wanted:
+        problem = obstacles.find(frozenset({*vanishing, i}))
+        if problem is None:
+            vanishing.add(i)
+            continue
+        name = groups[i].name
+        limits.check_vanishing(name, problem)
+        logger.info("channel group %r keeps a channel: %s.", name, problem)
+        groups[i], staying[name] = dataclasses.replace(groups[i], least=1), problem
+    return dataclasses.replace(layout, groups=tuple(groups), staying=staying)
 
 
 def _follow(graph, limits):

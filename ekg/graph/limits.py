@@ -17,7 +17,8 @@ class PruningLimits:
             expression that is searched in names of layers, a function from a layer to a bool, or a
             list of these.
         min_channels: smallest number of channels that stay in every group; or {regular expression:
-            number} by the group's name.
+            number} by the group's name. With 0 a group may lose all its channels, and the branch of
+            a block with them, where the network can do without it.
         multiple_of: the number of channels that stay is a multiple of it, unless all stay; or a
             dict likewise.
         prune_frozen: whether layers that are not trainable may lose channels of their own.
@@ -34,8 +35,11 @@ class PruningLimits:
         for name in ("min_channels", "multiple_of"):
             value = getattr(self, name)
             for number in value.values() if isinstance(value, dict) else [value]:
-                if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                    raise EkgError(f"`{name}` must be whole numbers from 1 on; received {value!r}.")
+                first = 0 if name == "min_channels" else 1
+                if not isinstance(number, int) or isinstance(number, bool) or number < first:
+                    raise EkgError(
+                        f"`{name}` must be whole numbers from {first} on; received {value!r}."
+                    )
             for pattern in value if isinstance(value, dict) else ():
                 _compile(name, pattern)
 
@@ -77,6 +81,13 @@ class PruningLimits:
             else value
             for value in (self.min_channels, self.multiple_of)
         )
+
+    def check_vanishing(self, name, problem):
+        """Raises EkgError if a pattern asks a group to vanish, which has this problem with it."""
+        if isinstance(self.min_channels, dict):
+            raise EkgError(
+                f"`min_channels`: channel group {name!r} cannot vanish, {problem}; let it keep 1."
+            )
 
     def check_patterns(self, names):
         """Raises EkgError if a pattern fits none of the groups' names."""

@@ -6,6 +6,7 @@ import keras
 
 from ekg.graph.activations import is_linear
 from ekg.graph.registry import is_mixing, record_of, states, takes_norm
+from ekg.graph.steps import Entry
 
 
 def find_readers(graph):
@@ -29,6 +30,39 @@ def sole_readers(graph):
         and call.output not in graph.outputs
         and times[call.key] == times[readers[call.output][0].key] == 1
     }
+
+
+def matching_calls(graph, cut_graph, removed=None):
+    """Returns [(Call, the same Call of a network that was cut out, or None where it is gone)] in
+    the order of the whole network.
+
+    Args:
+        graph, cut_graph: Graphs of the two networks.
+        removed: removal.Removal of the cut, or None.
+    """
+    by_key = {}
+    for call in cut_graph.calls:
+        by_key.setdefault(call.key, []).append(call)
+    keys = [call.key for call in graph.calls]
+    if removed is None:
+        if sorted(keys) == sorted(call.key for call in cut_graph.calls):
+            # The order may differ if a nested model gets its inputs by name.
+            return [(call, by_key[call.key].pop(0)) for call in graph.calls]
+        # A layer was copied under several names.
+        return list(zip(graph.calls, cut_graph.calls, strict=True))
+    pairs = {}
+    for call in graph.calls:
+        if call in removed.gone and not isinstance(call.layer, Entry):
+            continue
+        # A layer that stands as its parts becomes one constant.
+        is_part = call in removed.constants and call.key not in by_key
+        found = by_key.get(call.key.rpartition("/")[0] if is_part else call.key)
+        if found:
+            pairs[call] = found.pop(0)
+    left = [call for call in graph.calls if call not in removed.gone and call not in pairs]
+    others = {id(call) for calls in by_key.values() for call in calls}
+    pairs |= zip(left, [call for call in cut_graph.calls if id(call) in others], strict=True)
+    return [(call, pairs.get(call)) for call in graph.calls]
 
 
 def normalised_convolutions(graph):

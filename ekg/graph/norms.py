@@ -171,4 +171,6 @@ def _masked(layer, args, context):
     """
     x = tf.cast(args[0], tf.float32)
     axis = (layer.axis if isinstance(layer.axis, int) else layer.axis[0]) % len(x.shape)
-    return x, axis, _along(context.kept, axis, x), tf.reduce_sum(context.kept)
+    # Without any channel the result is read by nobody, and must still be a number.
+    count = tf.maximum(tf.reduce_sum(context.kept), 1)
+    return x, axis, _along(context.kept, axis, x), count

@@ -165,6 +165,8 @@ class LayerRecord:
         mixes: whether every output channel depends on all input channels through a weight with the
             axes IN and OUT; a gate precedes such a layer.
         keeps_zeros: whether a channel of zeros stays one, so that a gate may precede or follow it.
+        silent: whether it writes its activation of its bias alone, or of zeros if it has no `bias`,
+            where its first tensor holds nothing but zeros; then all channels that it reads may go.
         patches: (layer, what it reads) -> patches of it, of which the layer's output before its
             activation is a linear function; see ekg.graph.patches. None: repair leaves the layer as
             it was cut.
@@ -198,6 +200,7 @@ class LayerRecord:
     centred: Callable | None = None
     mixes: bool = False
     keeps_zeros: bool = False
+    silent: bool = False
     begins: bool = False
     asks_mask: bool = False
     fuses_with_norm: bool = False
@@ -216,6 +219,8 @@ class LayerRecord:
             raise EkgError("`mixes` needs a weight with the axes IN and OUT in `weights`.")
         if self.mixes and self.resize is None:
             raise EkgError("`mixes` needs `resize`: a cut gives the layer fewer output channels.")
+        if self.silent and not self.mixes:
+            raise EkgError("`silent` needs `mixes`: it is about all channels that are mixed.")
         if self.patches is not None and not any(
             weight.filter_axes for weight in self.weights.values()
         ):

@@ -5,7 +5,16 @@ from collections.abc import Callable
 import keras
 
 from ekg.errors import EkgError
-from ekg.graph import attention, layers, operations, own_weights, records, recurrent, wrappers
+from ekg.graph import (
+    attention,
+    constants,
+    layers,
+    operations,
+    own_weights,
+    records,
+    recurrent,
+    wrappers,
+)
 from ekg.graph.records import LayerRecord, weight_names
 
 
@@ -19,6 +28,7 @@ def default():
         **recurrent.RECURRENT,
         **attention.PARTS,
         **own_weights.RECORDS,
+        constants.Constant: constants.CONSTANT,
         keras.layers.TimeDistributed: lambda layer: wrappers.over_steps(record_of(layer.layer)),
     }
 

@@ -124,6 +124,7 @@ def over_steps(record):
         run=None if record.run is None else _run(record),
         rows=None,
         centred=None,
+        silent=False,
         fuses_with_norm=False,
         keeps_norm=False,
         joins_previous=False,

@@ -92,7 +92,10 @@ class Predictor:
         for count in reversed(counts):
             mask[channels] = False
             mask[channels.start + order[:count]] = True
-            result[count] = rest + self._factor * self._sum_of(touched, mask)
+            if count:
+                result[count] = rest + self._factor * self._sum_of(touched, mask)
+            else:  # kernels of other groups go, too
+                result[count] = self._factor * self._sum_of(self.kernels, mask) + self._offset
         return result
 
     @functools.cached_property
@@ -110,6 +113,10 @@ class Predictor:
         return self._sum_of(self.kernels, self.supernet.mask(subnetwork) > 0)
 
     def _sum_of(self, kernels, mask):
+        removed = self.supernet.removed(mask)
+        if removed is not None:  # what is left of a branch costs next to nothing
+            gone = removed.gone | removed.constants
+            kernels = [kernel for kernel in kernels if kernel.calls[0] not in gone]
         return sum(self._kernel_seconds(kernel, kernel.counts(mask)) for kernel in kernels)
 
     @functools.lru_cache(maxsize=2**16)  # noqa: B019  a predictor lives as long as its search

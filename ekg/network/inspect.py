@@ -47,6 +47,7 @@ class Inspection:
         closed: {layer that mixes channels: why its outputs, or some of them, are never pruned}.
         uncounted: layers with weights whose FLOPs are unknown.
         sensitivity: searching.sensitivity.Sensitivity of the groups; None without data.
+        staying: {group that was to vanish, by `min_channels` of 0: why it keeps a channel}.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Inspection:
     closed: dict[str, str]
     uncounted: tuple[str, ...]
     sensitivity: Any = None
+    staying: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def draw(self, path: str | Path) -> None:
         """Draws the loss with each channel group narrowed alone, as a PNG.
@@ -100,6 +102,10 @@ class Inspection:
             ]
         else:
             lines.append("Nothing can be pruned.")
+        if self.staying:
+            width = max(map(len, self.staying))
+            lines += ["", "Channel groups that cannot vanish:"]
+            lines += [f"{name:<{width}}  {reason}" for name, reason in self.staying.items()]
         if self.closed:
             width = max(map(len, self.closed))
             lines += ["", "Outputs that are never pruned:"]
@@ -161,6 +167,7 @@ def inspect(model, **choices):
         least.params / whole.params,
         layout.closed,
         tuple(dict.fromkeys(table.uncounted)),
+        staying=layout.staying,
     )
 
 

@@ -14,16 +14,17 @@ from ekg.graph.groups import ChannelGroup
 WIDTH_TOLERANCE = 1e-6  # channels
 
 
-def count_kept(width: Fraction | float, size: int) -> int:
-    """Returns how many of `size` channels have a rank below max(width * size, 1).
+def count_kept(width: Fraction | float, size: int, least: int = 1) -> int:
+    """Returns how many of `size` channels have a rank below max(width * size, least).
 
     Args:
         width: share of the channels, in [0, 1]: a Fraction, which is exact, or a float, of which a
             whole number of channels may be missed by WIDTH_TOLERANCE.
         size: number of channels C.
+        least: 0 where none may stay, else 1.
     """
     channels = width * size if isinstance(width, Fraction) else width * size - WIDTH_TOLERANCE
-    return min(max(math.ceil(channels), 1), size)
+    return min(max(math.ceil(channels), least), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Subnetwork:
     Attributes:
         names: the names of the groups, in network order.
         order: channels of every group, the most important first.
-        kept_counts: number of kept channels of every group, from the first on; at least one.
+        kept_counts: number of kept channels of every group, from the first on.
         steps: (least number, multiple) of the channels of every group that may stay, to which other
             numbers are rounded up; empty where any number from one on may stay.
     """
@@ -56,7 +57,7 @@ class Subnetwork:
 
     @property
     def width(self) -> tuple[float, ...]:
-        """Fraction of the channels of every group that is kept, in (0, 1]."""
+        """Fraction of the channels of every group that is kept, in [0, 1]."""
         return tuple(kept / len(channels) for kept, channels in zip(self.kept_counts, self.order))
 
     def num_kept(self, group: int) -> int:
@@ -86,9 +87,13 @@ class Subnetwork:
         least, multiple = self.steps[group]
         return min(-(-max(num_kept, least) // multiple) * multiple, len(self.order[group]))
 
+    def _least(self, group: int) -> int:
+        return min(self.steps[group][0], 1) if self.steps else 1
+
     def with_width(self, group: int, width: Fraction | float) -> Self:
         """Returns this sub-network with another width, in [0, 1], of the group at this position."""
-        return self.with_kept(group, count_kept(width, len(self.order[group])))
+        size = len(self.order[group])
+        return self.with_kept(group, count_kept(width, size, self._least(group)))
 
     def with_widths(self, widths: Mapping[str, float]) -> Self:
         """Returns this sub-network with the widths {group name: width in [0, 1]}; groups not named
@@ -108,7 +113,9 @@ class Subnetwork:
         return dataclasses.replace(
             self,
             kept_counts=tuple(
-                self._rounded(group, count_kept(float(widths[name]), len(channels)))
+                self._rounded(
+                    group, count_kept(float(widths[name]), len(channels), self._least(group))
+                )
                 if name in widths
                 else kept
                 for group, (name, channels, kept) in enumerate(

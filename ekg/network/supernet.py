@@ -29,6 +29,7 @@ from ekg.graph import (
     norms,
     records,
     registry,
+    removal,
 )
 from ekg.graph.calls import Call, Graph, layer_variables
 from ekg.graph.complexity import Complexity
@@ -88,7 +89,8 @@ class Supernet:
                 expression for names, a function from a layer to a bool, or a list of these. The
                 name of a nested model means all its layers.
             min_channels: smallest number of channels that stay in every group; or {pattern of the
-                group's name: number}.
+                group's name: number}. With 0 a group may lose all its channels, and the branch of
+                a block with them, where the network can do without it.
             multiple_of: the number of channels that stay is a multiple of it, unless all stay; or a
                 dict likewise.
             prune_frozen: whether layers that are not trainable may lose channels of their own.
@@ -134,6 +136,7 @@ class Supernet:
         self._forward = in_graph(self.forward)
         self._sizes = [group.size for group in self.layout.groups]
         self._ranked = None, None
+        self._removed = {}  # positions of groups without channels -> what goes with them
         checks.try_cut(self)
 
     @property
@@ -191,6 +194,36 @@ class Supernet:
                 ranks[offset + np.array(channels, np.int64)] = np.arange(len(channels))
             self._ranked = order, ranks
         return ranks
+
+    def removed(self, mask: np.ndarray) -> removal.Removal | None:
+        """Returns what a cut removes besides channels where a mask leaves groups without any, or
+        None where each has some.
+        """
+        without = self.layout.groups_without(mask)
+        if without not in self._removed:
+            self._removed[without] = removal.of(self.graph, self.layout, mask)
+        return self._removed[without]
+
+    def idle_groups(self, subnetwork: Subnetwork) -> frozenset[int]:
+        """Returns the positions of the groups that no longer matter in a sub-network, as other
+        groups of their branches have vanished.
+        """
+        removed = self.removed(self.mask(subnetwork))
+        if removed is None:
+            return frozenset()
+        left = [
+            self.layout.index[number]
+            for call in self.graph.calls
+            if call not in removed.gone
+            for number in call.outputs
+        ]
+        is_left = np.zeros(self.layout.num_channels + 1, bool)
+        is_left[np.concatenate(left)] = True
+        return frozenset(
+            group
+            for group in range(len(self.groups))
+            if not is_left[self.layout.channels(group)].any()
+        )
 
     def complexity(self, subnetwork: Subnetwork) -> Complexity:
         """Returns the Complexity(params, flops) of the cut sub-network."""

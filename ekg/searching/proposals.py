@@ -40,13 +40,13 @@ def propose(supernet, present, scores, target, search_step, narrowed=None, group
 def counts_by_width(supernet, present, search_step, narrowed=None):
     """Returns {position of a group: channels that one step of its width leaves}.
 
-    A group that is closed, or already at the least that must stay, is left out. The arguments are
-    those of propose().
+    A group that is closed, already at the least that must stay, or idle since others have vanished,
+    is left out. The arguments are those of propose().
     """
-    counts = {}
+    counts, idle = {}, supernet.idle_groups(present)
     for i, group in enumerate(supernet.groups):
         num_kept = present.num_kept(i)
-        if num_kept <= group.counts[0]:
+        if num_kept <= group.counts[0] or i in idle:
             continue
         if narrowed is None:
             width = Fraction(num_kept, group.size)
@@ -83,7 +83,8 @@ def next_kept(width, group, search_step):
     """Returns the number of channels that a group keeps after one more step from this width, a
     Fraction: at least one fewer.
     """
-    kept = count_kept(max(width - step_of(group, search_step), 0), group.size)
+    width = max(width - step_of(group, search_step), 0)
+    kept = count_kept(width, group.size, min(group.least, 1))
     return group.counts[bisect.bisect_left(group.counts, kept)]
 
 

@@ -17,6 +17,11 @@ from ekg.searching.history import HistoryEntry
 ROUNDING = 1e-9  # of a sum of shares
 
 
+def may_vanish(supernet: Supernet) -> bool:
+    """Returns whether a channel group may lose all its channels."""
+    return any(group.counts[0] == 0 for group in supernet.groups)
+
+
 class Target:
     """Limit to the cost of a sub-network. Your own target is a subclass with cost().
 
@@ -98,6 +103,8 @@ class Target:
             candidates: Subnetworks, each with one other group narrowed.
             num_together: how many of these groups may be narrowed in one step.
         """
+        if num_together > 1 and may_vanish(supernet):
+            return True  # what two groups share may go with both
         cost = self.cost(supernet, present)
         savings = sorted(cost - self.cost(supernet, candidate) for candidate in candidates)
         return cost - sum(savings[-num_together:]) <= self.most + ROUNDING
@@ -157,6 +164,8 @@ class Share(Target):
     def is_far(
         self, supernet: Supernet, present: Subnetwork, most_removed: np.ndarray, num_together: int
     ) -> bool:
+        if may_vanish(supernet):
+            return False  # with its last channel a group saves more than its channels
         whole = self.cost_of(supernet.whole_complexity)
         by_channel = self.cost_of(supernet.table.most_saved(supernet.mask(present))) / whole
         most = np.maximum.reduceat(by_channel, supernet.layout.offsets) * most_removed
@@ -166,9 +175,11 @@ class Share(Target):
     def check(self, supernet: Supernet) -> None:
         least = self.cost(supernet, supernet.smallest())
         if least > self.most:
+            few = "one channel in every group"
+            few = f"{few} that cannot vanish" if may_vanish(supernet) else few
             raise EkgError(
-                f"`{self.argument}` {self.most:g} cannot be reached: one channel in every group "
-                f"still leaves {least:.4f} of the {self.name} of {supernet.model.name}."
+                f"`{self.argument}` {self.most:g} cannot be reached: {few} still leaves "
+                f"{least:.4f} of the {self.name} of {supernet.model.name}."
             )
 
 

@@ -164,6 +164,14 @@ def test_parameters_of_another_net_are_refused():
         nets.from_params("ResNet-20", params, 10)
 
 
+def test_a_network_that_has_lost_a_block_is_refused():
+    supernet = ekg.Supernet(nets.build("ResNet-20", 10), min_channels={"^BasicBlock1.1-conv1$": 0})
+    cut = supernet.cut(supernet.whole().with_widths({"BasicBlock1.1-conv1": 0.0}))
+    message = "FILE: lacks layers of ResNet-20, 'BasicBlock1.1-conv1' for one; check `arch`. A net"
+    with pytest.raises(EkgError, match=message):
+        nets.from_params("ResNet-20", utils.model_params(cut), 10, "FILE")
+
+
 def test_a_network_wider_than_the_unpruned_one_is_refused_before_it_is_built():
     params = utils.model_params(nets.build("ResNet-20", 10))
     params["BasicBlock0.0/conv1/kernel:0"] = np.zeros((1, 1, 1, 1_000_000), bool)

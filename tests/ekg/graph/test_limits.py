@@ -1,5 +1,7 @@
 """What a user keeps from being pruned, and in which steps channels go."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -97,11 +99,17 @@ def test_limits_may_differ_from_group_to_group():
         ekg.Supernet(make_chain(), min_channels={"four": 2})
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, {"one": 0}])
-def test_numbers_of_channels_are_whole_and_positive(value):
-    for name in ("min_channels", "multiple_of"):
-        with pytest.raises(ekg.EkgError, match=f"`{name}` must be whole numbers from 1 on"):
-            ekg.Supernet(make_chain(), **{name: value})
+@pytest.mark.parametrize("value", [-1, 2.5, True, {"one": -1}])
+@pytest.mark.parametrize(("name", "first"), [("min_channels", 0), ("multiple_of", 1)])
+def test_numbers_of_channels_are_whole_and_not_negative(name, first, value):
+    message = f"`{name}` must be whole numbers from {first} on; received "
+    with pytest.raises(ekg.EkgError, match=message + re.escape(repr(value))):
+        ekg.Supernet(make_chain(), **{name: value})
+
+
+def test_channels_cannot_be_multiples_of_zero():
+    with pytest.raises(ekg.EkgError, match="`multiple_of` must be whole numbers from 1 on"):
+        ekg.Supernet(make_chain(), multiple_of={"one": 0})
 
 
 def test_multiples_count_channels_where_several_go_at_once():
