@@ -136,7 +136,8 @@ class Supernet:
         self._forward = in_graph(self.forward)
         self._sizes = [group.size for group in self.layout.groups]
         self._ranked = None, None
-        self._removed = {}  # positions of groups without channels -> what goes with them
+        # Positions of groups without channels -> what goes with them
+        self._removed: dict[frozenset[int], removal.Removal] = {}
         checks.try_cut(self)
 
     @property

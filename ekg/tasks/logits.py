@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-PROBE = np.float32([[-2.0, 0.5, 3.0], [1.0, -1.0, 0.0]])  # what unknown activations are tried on
+# What unknown activations are tried on
+PROBE = np.array([[-2.0, 0.5, 3.0], [1.0, -1.0, 0.0]], np.float32)
 
 
 def cross_entropy(labels, logits):
