@@ -80,7 +80,7 @@ def read_weights(path):
                 "one out."
             )
         try:
-            arrays[short_name] = to_array(value)
+            arrays[short_name] = _finite(to_array(value))
         except EkgError as error:
             raise EkgError(f"{path}: {str(name)[:80]!r} {error}") from None
         except Exception as error:  # the package cannot convert the tensor
@@ -148,6 +148,12 @@ def _plain(array):
             f"is of type {array.dtype}; save the weights as dense tensors of real numbers."
         )
     return array.astype(np.float32)
+
+
+def _finite(array):
+    if not np.isfinite(array).all():
+        raise EkgError("holds NaN or infinite numbers; save the weights of a network that works.")
+    return array
 
 
 def sources(arch):

@@ -183,6 +183,8 @@ def test_safetensors_in_bfloat16_are_read(tmp_path):
         (lambda: torch.eye(3).to_sparse(), "is sparse"),
         (lambda: torch.eye(3).to_sparse_csr(), "is sparse"),
         (lambda: torch.ones(3, dtype=torch.complex64), "is complex"),
+        (lambda: torch.tensor([1.0, float("nan")]), "holds NaN or infinite numbers"),
+        (lambda: torch.tensor([1e300], dtype=torch.float64), "holds NaN or infinite numbers"),
         (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
         (
             lambda: torch.ones(1, dtype=torch.bfloat16).expand(10**13),
