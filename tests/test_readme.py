@@ -22,7 +22,8 @@ base = keras.applications.MobileNet((96, 96, 3), alpha=0.25, weights=None, class
 inputs = keras.Input((96, 96, 3))
 model = keras.Model(inputs, base(keras.layers.Rescaling(1 / 127.5, -1)(inputs)))
 result = ekg.prune(model, data, target_rate=0.5, epochs=1,
-                   search={"search_step": 1.0}, bank={"num_teacher": 2})
+                   search={"search_step": 1.0}, bank={"num_teacher": 2},
+                   run={"runtimes": ()})
 result.model.save("pruned.keras")
 print(result.rate)
 """

@@ -19,6 +19,7 @@ from ekg.distil import bank_files
 from ekg.errors import EkgError
 from ekg.goal import Drop, hold_out
 from ekg.io import files
+from ekg.report import measure
 from ekg.run.folder import RunFolder
 from ekg.run.lock import LOCK
 from ekg.train.checkpoints import Checkpoints
@@ -44,7 +45,9 @@ def finished(tmp_path_factory):
     change the result.
     """
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, train(*SHORT, "--preflight", "--train_path", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "LEAST_SECONDS", 0.05)
+        return folder, train(*SHORT, "--preflight", "--train_path", folder)
 
 
 def test_a_run_leaves_everything_in_its_folder(finished):
@@ -431,6 +434,7 @@ def test_overwriting_does_not_remove_the_network_it_prunes(finished):
     assert path.exists() and (finished[0] / "summary.json").exists()
 
 
+@pytest.mark.rehearsed
 def test_the_preflight_names_a_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ekg.run.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2_948_743)

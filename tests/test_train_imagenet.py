@@ -72,6 +72,7 @@ def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "BATCHES", (1, 2))
+        patch.setattr(measure, "LEAST_SECONDS", 0.05)
         return folder, train_imagenet.main(
             arguments(
                 pictures,
@@ -82,6 +83,8 @@ def finished(pictures, tmp_path_factory):
                 "1",
                 "--label_smoothing",
                 "0.1",
+                "--runtimes",
+                "tensorflow",
             )
         )
 

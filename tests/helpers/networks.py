@@ -71,6 +71,7 @@ def _layer_flops(layer):
 # with this variable set, the networks have all of them.
 WHOLE = "EKG_WHOLE_APPLICATIONS"
 FEW = 2
+HALF_DEPTH = 0.5  # the depth coefficient with which the longest stages have FEW blocks or three
 
 
 @contextlib.contextmanager
@@ -91,6 +92,15 @@ def few_blocks():
             return x
         return original(x, block_idx=block_idx, activation=activation, **options)
 
+    def convnext(original, depths, *arguments, **options):
+        return original([min(depth, FEW) for depth in depths], *arguments, **options)
+
+    def efficientnet(original, width, _, *arguments, **options):
+        return original(width, HALF_DEPTH, *arguments, **options)
+
+    def efficientnet_v2(original, **options):
+        return original(**options | {"depth_coefficient": HALF_DEPTH})
+
     def cells(original, *arguments, **options):
         return original(*arguments, **options | {"num_blocks": FEW})
 
@@ -100,6 +110,9 @@ def few_blocks():
         ("DenseNet121", "dense_block", fewer(1)),
         ("InceptionResNetV2", "inception_resnet_block", inception_block),
         ("NASNetMobile", "NASNet", cells),
+        ("ConvNeXtTiny", "ConvNeXt", convnext),
+        ("EfficientNetB0", "EfficientNet", efficientnet),
+        ("EfficientNetV2B0", "EfficientNetV2", efficientnet_v2),
     )
     with contextlib.ExitStack() as stack:
         for network, function, replacement in replaced:

@@ -9,7 +9,7 @@ from tests.programs.random_graphs import check, check_job, networks, networks_an
 
 
 @hypothesis.settings(
-    max_examples=40,
+    max_examples=28,
     deadline=None,
     derandomize=True,
     database=None,
