@@ -230,6 +230,7 @@ def network():
         ),
     ],
 )
+@pytest.mark.rehearsed
 def test_every_phase_has_kernels(as_with_a_gpu, monkeypatch, run, tuning, search):
     """One step of the epoch before the search, importance, candidates, landscape, training,
     evaluation: the preflight.

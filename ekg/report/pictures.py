@@ -164,6 +164,9 @@ def _draw_curve(axes, curves, value, factor, label):
 def draw_front(path, points):
     """Draws the first figure of merit of a front over FLOPs, and over each latency measured.
 
+    Latencies are shares of the unpruned network's: it was timed in turn with each point, while the
+    machine may have been faster for one point than for another.
+
     Args:
         path: of the PNG.
         points: list of front.FrontPoint.
@@ -184,8 +187,8 @@ def draw_front(path, points):
     _draw_front_over(row[0], points, lambda row: row.flops / unpruned.flops)
     row[0].set_xlabel("share of the FLOPs")
     for axes, name in zip(row[1:], conditions):
-        _draw_front_over(axes, points, lambda row, name=name: row.latencies[name]["milliseconds"])
-        axes.set_xlabel(f"ms, {name}")
+        _draw_front_over(axes, points, lambda row, name=name: row.latencies[name]["ratio"])
+        axes.set_xlabel(f"share of the time, {name}")
     save(figure, path)
 
 

@@ -262,7 +262,7 @@ class Tall(ekg.Target):
         ),
         ({"seed": -1}, "`seed` must be from 0 to 4294967295"),
         ({"exclude": "no such layer"}, "no such layer"),
-        ({"min_channels": 0}, "`min_channels` must be whole numbers from 1 on"),
+        ({"min_channels": -1}, "`min_channels` must be whole numbers from 0 on"),
     ],
 )
 def test_contradictory_choices_are_refused(options, message):

@@ -218,14 +218,15 @@ def test_every_setting_has_a_description_and_says_what_it_affects(cls, field):
 # A run resumes, or its search is reused, where only these differ: a setting that is declared so by
 # mistake mixes two results in one folder.
 LEAVES_THE_RESULT_ALONE = """
-    checkpoint_minutes compile data_path exports gpu_id image_memory inspect latency_table overwrite
-    preflight restart runtimes search_from skip_bad_images strategy strict target_rates test_every
-    train_path val_batch_size val_path virtual_devices
+    checkpoint_minutes compile data_path exports gpu_id held_out image_memory inspect latency_table
+    lowest_rate max_drop overwrite preflight probe_epochs restart runtimes search_from
+    skip_bad_images strategy strict target_rates test_every train_path val_batch_size val_path
+    virtual_devices
 """
 LEAVES_THE_SEARCH_ALONE = """
-    augment baseline_epoch batch_size decay_points decay_rate finetune_teacher label_smoothing
-    learning_rate num_teacher num_views precision probe_epochs repair sync_bn temperature
-    train_epoch warmup_epoch
+    augment augment_inputs baseline_epoch batch_size decay_points decay_rate finetune_teacher label_smoothing
+    learning_rate num_teacher num_views precision repair sync_bn temperature train_epoch
+    warmup_epoch
 """
 
 

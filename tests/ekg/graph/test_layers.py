@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import ekg
-from ekg.graph import attention, flow, own_weights, registry
+from ekg.graph import attention, constants, flow, own_weights, registry
 from ekg.graph.complexity import model_complexity
 from ekg.graph.records import IN, OUT
 from ekg.searching import criteria
@@ -47,6 +47,7 @@ OTHERS = {
     layers.Embedding,
     layers.ReversibleEmbedding,
     own_weights.OwnWeight,
+    constants.Constant,
     layers.MultiHeadAttention,
     layers.GroupQueryAttention,
     attention.ToHeads,

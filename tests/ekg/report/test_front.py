@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from ekg.report import pictures
 from ekg.report.front import FrontPoint, format_front, notes_of, table_of, write_front
 from ekg.report.page import FinishedRun
 from ekg.report.table import Row
@@ -62,6 +63,16 @@ def test_a_page_holds_the_picture_and_the_table(points, tmp_path):
     page = (tmp_path / "front.html").read_text()
     assert "data:image/png;base64," in page and "0.8 of the FLOPs" in page
     assert (tmp_path / "front.png").stat().st_size > 1000
+
+
+def test_points_timed_while_the_machine_was_slower_stay_comparable(points, tmp_path, monkeypatch):
+    for row in points[1].run.table:  # twice as slow, the unpruned network, too
+        row.latencies[LITERT]["milliseconds"] *= 2
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure.axes[1]))
+    pictures.draw_front(tmp_path / "front.png", points)
+    by_step = [list(line.get_xdata()) for line in drawn[0].lines if len(line.get_xdata()) == 2]
+    assert by_step[0] == [0.8, 0.4] and drawn[0].lines[-1].get_xdata() == [1.0]
 
 
 def test_a_note_names_its_target_unless_it_is_about_all(points):

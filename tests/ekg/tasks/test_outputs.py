@@ -636,7 +636,7 @@ def test_outputs_that_may_be_lost_do_not_count():
         (
             early_and_late,
             {"data": (IMAGES, [None, CLASSES], {"position": np.ones(80)})},
-            "output 'position' has none; leave its weights out",
+            "output 'position' has no labels; leave its weights out",
         ),
         (
             early_and_late,
