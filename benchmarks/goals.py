@@ -42,7 +42,7 @@ def cnn():
 
 
 def resnet20():
-    """Returns ResNet-20 for images of 8x8, whose moving statistics move as those of the others."""
+    """Returns ResNet-20 for images of 8x8, with the batch norm momentum of the others."""
     small = keras.Input((8, 8, 3), name="images")
 
     def clone(layer):

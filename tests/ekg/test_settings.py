@@ -224,9 +224,9 @@ LEAVES_THE_RESULT_ALONE = """
     virtual_devices
 """
 LEAVES_THE_SEARCH_ALONE = """
-    augment augment_inputs baseline_epoch batch_size decay_points decay_rate finetune_teacher label_smoothing
-    learning_rate num_teacher num_views precision repair sync_bn temperature train_epoch
-    warmup_epoch
+    augment augment_inputs baseline_epoch batch_size decay_points decay_rate finetune_teacher
+    label_smoothing learning_rate num_teacher num_views precision repair sync_bn temperature
+    train_epoch warmup_epoch
 """
 
 
