@@ -183,9 +183,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
 
 def _check_combinations(args, recipe):
     command_line.from_args(LatencySettings, args).target()
-    goal = _goal(args)
-    if goal is not None:
-        _with_epochs(args, epochs_of_probes(goal, args.train_epoch))
+    _check_probes(args)
     if args.trained_param and args.baseline_epoch != recipe.epochs:
         raise EkgError(
             "`baseline_epoch` has no effect here: `trained_param` is given; leave it out."
@@ -208,17 +206,14 @@ def _goal(args):
     return None if target is None else Goal.make(target)
 
 
-def _with_epochs(args, epochs):
-    """Returns the FineTuneSettings for a run of so many epochs; None means the default length.
-
-    Raises:
-        EkgError: another setting does not fit this length.
-    """
-    chosen = command_line.from_args(FineTuneSettings, args)
+def _check_probes(args):
+    """Raises EkgError if a setting of fine-tuning does not fit the short ones for a goal."""
+    goal = _goal(args)
+    epochs = None if goal is None else epochs_of_probes(goal, args.train_epoch)
     if epochs is None:
-        return chosen
+        return
     try:
-        return dataclasses.replace(chosen, train_epoch=epochs)
+        dataclasses.replace(command_line.from_args(FineTuneSettings, args), train_epoch=epochs)
     except EkgError as error:
         raise EkgError(f"`probe_epochs` {epochs}: {error}") from None
 
@@ -279,7 +274,7 @@ def prune(args, recipe, load_data, build, from_params):
     """Runs the job of a training script and returns the rows of the final table, which it prints.
 
     With several target rates there is one job per rate, from the easiest to the hardest, and the
-    rows are those of the last one. With an accuracy goal there is one job per rate that is tried.
+    last one's rows are returned. With an accuracy goal there is one job per rate that is tried.
 
     Args:
         args: as parse_training_args() returns.

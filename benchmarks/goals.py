@@ -13,7 +13,6 @@ goals.json.
 """
 
 import dataclasses
-from pathlib import Path
 
 import utils  # before TensorFlow: it sets TensorFlow's environment
 import ekg
@@ -94,15 +93,11 @@ class Row:
 
 def parse_args(argv=None):
     parser = utils.Parser(description="Prune small networks on digits to an accuracy goal.")
-    parser.add_argument("--networks", nargs="*", choices=tuple(NETWORKS), default=tuple(NETWORKS))
+    kinds.add_flags(parser, tuple(NETWORKS), "runs/goals")
     parser.add_argument("--max_drop", type=float, default=1.0, help="points that may be lost")
     parser.add_argument("--held_out", type=float, default=0.2, help="share that is held out")
     parser.add_argument("--lowest_rate", type=float, default=0.1, help="smallest rate to try")
     parser.add_argument("--groups_per_step", type=int, default=1, help="of the search")
-    parser.add_argument("--baseline_epoch", type=int, default=30, help="epochs of each baseline")
-    parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    parser.add_argument("--out", type=Path, default=Path("runs/goals"), help="folder for all files")
     return parser.parse_args(argv)
 
 

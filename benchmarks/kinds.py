@@ -148,14 +148,25 @@ class Row:
     ratios: dict
 
 
-def parse_args(argv=None):
-    parser = utils.Parser(description="Prune small networks of several kinds on digits.")
-    parser.add_argument("--networks", nargs="*", choices=tuple(KINDS), default=tuple(KINDS))
-    parser.add_argument("--rate", type=float, default=0.5, help="share of the FLOPs to keep")
+def add_flags(parser, networks, out):
+    """Adds the flags of a program that trains and prunes networks with several seeds.
+
+    Args:
+        parser: argparse.ArgumentParser.
+        networks: names of all its networks.
+        out: default of its folder.
+    """
+    parser.add_argument("--networks", nargs="*", choices=networks, default=networks)
     parser.add_argument("--baseline_epoch", type=int, default=30, help="epochs of each baseline")
     parser.add_argument("--train_epoch", type=int, default=20, help="epochs of fine-tuning")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    parser.add_argument("--out", type=Path, default=Path("runs/kinds"), help="folder for all files")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder for all files")
+
+
+def parse_args(argv=None):
+    parser = utils.Parser(description="Prune small networks of several kinds on digits.")
+    add_flags(parser, tuple(KINDS), "runs/kinds")
+    parser.add_argument("--rate", type=float, default=0.5, help="share of the FLOPs to keep")
     return parser.parse_args(argv)
 
 

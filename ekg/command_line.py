@@ -181,7 +181,7 @@ def describe_targets(args):
 
 
 def renamed(error, names):
-    """Returns an EkgError whose `names` of arguments are those of flags.
+    """Returns an EkgError with the names of flags in place of names of arguments.
 
     Args:
         error: EkgError.

@@ -27,9 +27,9 @@ SMALLEST_TOLERANCE = 1e-2
 NORM_ROUNDINGS = (
     256  # units in the last place of a batch norm's input that its mean may be wrong by
 )
+VANISHING = 0.3  # share of the groups that may vanish, and do so in a random sub-network
 # Sums in the same order at any width: the comparison shows what a cut changes, not how a norm of
 # another width rounds.
-VANISHING = 0.3  # share of the groups that may vanish, and do so in a random sub-network
 PLAIN = execute.ExecutionOptions(norms_alone=True, tile_norms=False)
 HALF_TOLERANCE = 5e-2  # of networks that compute in float16 or bfloat16
 

@@ -10,6 +10,8 @@ FIRST_SEEDS, LAST_SEEDS = (0, 1), (2,)  # the decisive arms have the first ones 
 SEEDS = FIRST_SEEDS + LAST_SEEDS
 BASELINES = {0: 0, 1: 1, 2: 0}  # seed of a run -> seed of the training of its unpruned network
 BEST_TEACHER = "single"  # of the arms that take one teacher for all
+PEERS = ("group-taylor", "group-l2")  # cuts of another program
+STARTS = (("labels", False), (BEST_TEACHER, False), (BEST_TEACHER, True))  # teacher, is_repaired
 
 TEACHERS = {
     "labels": "labels alone",
@@ -151,7 +153,7 @@ def arms_of_peers():
     """Returns the other ways to the same rates, with the weapons of ours."""
     torch = [
         Run(cut, teacher, 0, rate)
-        for cut in ("group-taylor", "group-l2")
+        for cut in PEERS
         for rate in RATES
         for teacher in ("labels", BEST_TEACHER)
     ]
@@ -165,21 +167,16 @@ def arms_of_peers_in_few_epochs():
     """Returns the other programs' cuts with a short training: with labels as they come, and with
     the teacher and the repair of ours.
     """
-    starts = (("labels", False), (BEST_TEACHER, False), (BEST_TEACHER, True))
     return [
         Run(cut, teacher, 0, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
         for rate in RATES
-        for cut in ("group-taylor", "group-l2")
-        for teacher, is_repaired in starts
+        for cut in PEERS
+        for teacher, is_repaired in STARTS
     ]
 
 
 def arms_of_repaired_peers():
-    return [
-        Run(cut, BEST_TEACHER, 0, rate, is_repaired=True)
-        for cut in ("group-taylor", "group-l2")
-        for rate in RATES
-    ]
+    return [Run(cut, BEST_TEACHER, 0, rate, is_repaired=True) for cut in PEERS for rate in RATES]
 
 
 def arms_of_changes():

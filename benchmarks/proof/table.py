@@ -145,20 +145,19 @@ def questions():
         )
         for rate in RATES[1:]
     ]
-    peers = ("group-taylor", "group-l2")
     asked += [
         _about_peer(cut, teacher, rate)
         for rate in RATES
         for teacher in ("labels", BEST_TEACHER)
-        for cut in peers
+        for cut in runs.PEERS
     ]
     asked += [
         _about_peer(cut, teacher, rate, epochs=FEW_EPOCHS, is_repaired=is_repaired)
         for rate in RATES
-        for teacher, is_repaired in (("labels", False), (BEST_TEACHER, False), (BEST_TEACHER, True))
-        for cut in peers
+        for teacher, is_repaired in runs.STARTS
+        for cut in runs.PEERS
     ]
-    asked += [_about_defaults(cut, rate) for rate in RATES for cut in peers]
+    asked += [_about_defaults(cut, rate) for rate in RATES for cut in runs.PEERS]
     asked += [
         Question(
             f"ours at group Taylor's share of parameters − group Taylor, {rate:g}",

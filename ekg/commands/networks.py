@@ -88,8 +88,8 @@ def asked_by(model, image_size=None):
             for place, shape in enumerate(shapes)
         )
     inputs = dataclasses.replace(inputs, shapes=shapes)
-    names = inputs.names if inputs.are_several else None
-    return Asked(inputs.shape, names, tuple(Names(graph.model).all), is_open)
+    input_names = inputs.names if inputs.are_several else None
+    return Asked(inputs.shape, input_names, tuple(Names(graph.model).all), is_open)
 
 
 def _sized(shape, image_size):

@@ -137,7 +137,7 @@ def _input_key(name, inputs, outputs, files=()):
 
 def _label_keys(files, inputs, outputs):
     """Returns {name of an output: name of the array of its labels}, or None where LABELS holds
-    those of the only output that has any.
+    the labels of the only output with labels.
 
     Args:
         files: names of all arrays.

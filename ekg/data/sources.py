@@ -501,7 +501,7 @@ def _spooled(batches, inputs, what, may_be_endless=False):
         raise EkgError(f"`{what}` has weights in some batches and none in others.")
     return Examples(
         lambda indices: [spool.read(indices) for spool in spools],
-        _concatenated(labels, what, "labels"),
+        _concatenated(labels, what),
         tuple(spool.shape for spool in spools),
         spools[0].count,
         _concatenated(weights, what, "weights"),

@@ -278,7 +278,7 @@ def _layout_problem(axes, expected, output):
 
     Args:
         axes: axes of the output, as axes of the input.
-        expected: those of a map that has the layout of labels, channels last.
+        expected: the axes of a map with the layout of labels, channels last.
         output: shape of the output for one example.
     """
     if len(output) + 1 != len(expected) or axes == expected:
@@ -328,7 +328,7 @@ def _followed_axes(graph, input_number, keeps_axes):
         graph: graph.calls.Graph.
         input_number: number of the input.
         keeps_axes: function (call, number of the tensor that it reads) that returns whether the
-            axes of its outputs are those of the tensor; calls that permute them are known.
+            outputs have the same axes; calls that permute them are known.
     """
     rank = len(graph.shapes[input_number])
     axes_of = {input_number: tuple(range(rank))}

@@ -79,8 +79,8 @@ def _normalised(constant, norm):
     """Returns the Constant that a batch norm makes of a Constant."""
     size = constant.shape[constant.axis - 1]
     values = constant.bias if constant.use_bias else keras.ops.zeros((size,))
-    factor, offset = _affine(norm)
-    values = np.asarray(constant.activation(values), np.float64) * factor + offset
+    mean, scale, beta = _in_inference(norm)
+    values = np.asarray(constant.activation(values), np.float64) * scale + (beta - mean * scale)
     folded = Constant(
         constant.shape, constant.axis, name=constant.name, dtype=constant.dtype_policy
     )
@@ -89,8 +89,10 @@ def _normalised(constant, norm):
     return folded
 
 
-def _affine(norm):
-    """Returns (factor, offset) of a batch norm in inference, float64."""
+def _in_inference(norm):
+    """Returns (mean, scale, beta), float64, of a batch norm, which computes
+    (x - mean)·scale + beta in inference.
+    """
     mean, variance = (
         np.asarray(value, np.float64) for value in (norm.moving_mean, norm.moving_variance)
     )
@@ -98,7 +100,7 @@ def _affine(norm):
         variance + norm.epsilon
     )
     beta = np.asarray(norm.beta, np.float64) if norm.center else 0.0
-    return scale, beta - mean * scale
+    return mean, scale, beta
 
 
 def _fold(layer, norm, shape):
@@ -114,14 +116,8 @@ def _fold(layer, norm, shape):
     """
     kernel, weight = fitted_of(layer)
     bias = _bias_of(layer, kernel)
-    mean, variance = (
-        np.asarray(value, np.float64) for value in (norm.moving_mean, norm.moving_variance)
-    )
-    scale = (np.asarray(norm.gamma, np.float64) if norm.scale else 1.0) / np.sqrt(
-        variance + norm.epsilon
-    )
+    mean, scale, beta = _in_inference(norm)
     offset = 0.0 if bias is None else np.asarray(bias, np.float64)
-    beta = np.asarray(norm.beta, np.float64) if norm.center else 0.0
     offset = beta + (offset - mean) * scale
     sizes = [size if axis in weight.filter_axes else 1 for axis, size in enumerate(kernel.shape)]
     values = (np.asarray(kernel, np.float64) * scale.reshape(sizes)).astype(np.float32)

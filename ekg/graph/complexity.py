@@ -29,6 +29,12 @@ class Complexity:
     flops: int
 
 
+def _total(costs):
+    """Returns the sum of an iterable of Complexity."""
+    costs = list(costs)
+    return Complexity(sum(cost.params for cost in costs), sum(cost.flops for cost in costs))
+
+
 class ComplexityTable:
     """Counts of one graph, precomputed for many sub-networks.
 
@@ -48,10 +54,10 @@ class ComplexityTable:
 
     def __init__(self, graph, layout):
         rows, reads, writes, counted = [], [], [], set()
-        self._constant, self.uncounted = Complexity(0, 0), []
+        self.uncounted = []
         self._graph, self._layout = graph, layout
         self._calls, self._closed = [], []  # of each row; (call, its Complexity)
-        self._alive = {(): None}  # groups without channels -> what is left; see _left()
+        self._removed = {}  # positions of groups without channels -> Removal
         for call in graph.calls:
             weights = getattr(call.layer, "weights", ())
             record = registry.record_of(call.layer)
@@ -61,9 +67,6 @@ class ComplexityTable:
                 rows_written = graph.rows[call.output]
                 cost = self._count_closed(call, record, graph.shapes, rows_written, is_first)
                 self._closed.append((call, cost))
-                self._constant = Complexity(
-                    self._constant.params + cost.params, self._constant.flops + cost.flops
-                )
             elif weights or record.products is not None:
                 rows.append(self._count_call(call, record, graph, layout, is_first))
                 self._calls.append(call)
@@ -81,6 +84,8 @@ class ComplexityTable:
             for part in ("numerator", "denominator")
         )
         self._reads, self._writes = _Rows(reads), _Rows(writes)
+        # Positions of groups without channels -> what is left; see _left()
+        self._alive = {(): (1.0, 1.0, _total(cost for _, cost in self._closed))}
         if self.uncounted:
             logger.warning(
                 "the FLOPs of %s in %r are not counted, so a rate is a share of the FLOPs of all "
@@ -153,38 +158,37 @@ class ComplexityTable:
         sizes = np.stack(
             [kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2]
         )
-        left = self._left(mask)
-        if left is None:
-            flops, params = (
-                float((counts * sizes / divisors).sum())
-                for counts, divisors in zip(self._counts, self._divisors)
-            )
-            constant = self._constant
-        else:
-            flops, params = (
-                float((counts * sizes / divisors * is_left).sum())
-                for counts, divisors, is_left in zip(self._counts, self._divisors, left[:2])
-            )
-            constant = left[2]
+        *are_left, constant = self._left(mask)
+        flops, params = (
+            float((counts * sizes / divisors * is_left).sum())
+            for counts, divisors, is_left in zip(self._counts, self._divisors, are_left)
+        )
         return Complexity(round(params) + constant.params, round(flops) + constant.flops)
+
+    def removed(self, mask):
+        """Returns the removal.Removal where a mask leaves groups without channels, else None."""
+        without = self._layout.groups_without(mask)
+        if without not in self._removed:
+            self._removed[without] = removal.of(self._graph, self._layout, mask)
+        return self._removed[without]
 
     def _left(self, mask):
         """Returns (whether the FLOPs of each row count, likewise its parameters, Complexity of the
-        closed calls that are left) where groups have no channels; else None.
+        closed calls) of what is left where groups have no channels.
         """
         without = self._layout.groups_without(mask)
         if without not in self._alive:
-            found = removal.of(self._graph, self._layout, mask)
+            found = self.removed(mask)
             left = {call for call in self._graph.calls if call not in found.gone}
             layers = {id(call.layer) for call in left}
-            closed = [
+            closed = (
                 Complexity(cost.params * (id(call.layer) in layers), cost.flops * (call in left))
                 for call, cost in self._closed
-            ]
+            )
             self._alive[without] = (
                 np.array([call in left for call in self._calls], np.float64),
                 np.array([id(call.layer) in layers for call in self._calls], np.float64),
-                Complexity(sum(cost.params for cost in closed), sum(cost.flops for cost in closed)),
+                _total(closed),
             )
         return self._alive[without]
 
@@ -192,8 +196,8 @@ class ComplexityTable:
         """Returns what leaving out each channel saves at most, Complexity of float64 [channels].
 
         The counts grow with the kept channels, and ever faster, so their slopes at a mask are upper
-        limits; those of several channels add up. Layers that go with the last channel of a group
-        are left out of account.
+        limits; the savings of several channels add up. Layers that go with the last channel of a
+        group are not counted.
 
         Args:
             mask: float array [num_channels + 1] of zeros and ones.

@@ -50,7 +50,7 @@ def find(graph, empty):
 
     Args:
         graph: calls.Graph.
-        empty: set of numbers of tensors, those of groups for which Obstacles.find() finds nothing.
+        empty: set of numbers of tensors, all of groups for which Obstacles.find() finds nothing.
     """
     gone, constants, dropped, same = set(), set(), {}, {}
     zeros = set()  # tensors of nothing but zeros

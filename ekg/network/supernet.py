@@ -136,8 +136,6 @@ class Supernet:
         self._forward = in_graph(self.forward)
         self._sizes = [group.size for group in self.layout.groups]
         self._ranked = None, None
-        # Positions of groups without channels -> what goes with them
-        self._removed: dict[frozenset[int], removal.Removal] = {}
         checks.try_cut(self)
 
     @property
@@ -200,10 +198,7 @@ class Supernet:
         """Returns what a cut removes besides channels where a mask leaves groups without any, or
         None where each has some.
         """
-        without = self.layout.groups_without(mask)
-        if without not in self._removed:
-            self._removed[without] = removal.of(self.graph, self.layout, mask)
-        return self._removed[without]
+        return self.table.removed(mask)
 
     def idle_groups(self, subnetwork: Subnetwork) -> frozenset[int]:
         """Returns the positions of the groups that no longer matter in a sub-network, as other

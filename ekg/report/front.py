@@ -3,7 +3,7 @@
 import dataclasses
 
 from ekg.report.page import FinishedRun, write_page
-from ekg.report.table import latency_text, notes
+from ekg.report.table import common_names, latency_text, notes
 from ekg.tasks.metrics import has_metric, metric_named
 
 
@@ -48,11 +48,7 @@ def table_of(points):
     unpruned = points[0].unpruned
     metrics = [name for name in unpruned.metrics if has_metric(name)]
     steps = list(dict.fromkeys(step for point in points for step in point.rows))
-    conditions = [
-        name
-        for name in unpruned.latencies
-        if all(name in row.latencies for point in points for row in point.run.table)
-    ]
+    conditions = common_names([row for point in points for row in point.run.table], "latencies")
     head = [
         "target",
         "FLOPs kept",

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib import ticker
 
 from ekg.io import files
+from ekg.report.table import common_names
 from ekg.tasks.metrics import metric_named
 
 DPI = 110
@@ -172,11 +173,7 @@ def draw_front(path, points):
         points: list of front.FrontPoint.
     """
     unpruned = points[0].unpruned
-    conditions = [
-        name
-        for name in unpruned.latencies
-        if all(name in row.latencies for point in points for row in point.run.table)
-    ]
+    conditions = common_names([row for point in points for row in point.run.table], "latencies")
     figure, (row,) = plt.subplots(
         1,
         1 + len(conditions),

@@ -102,10 +102,10 @@ def format_table(rows, whole_flops=None, with_ratios=None):
     if with_ratios is None:
         with_ratios = len(rows) > 1
     whole_flops = whole_flops or next((row.flops for row in rows), None)
-    common = [name for name in _common_names(rows, "metrics") if has_metric(name)]
+    common = [name for name in common_names(rows, "metrics") if has_metric(name)]
     metrics = {name: metric_named(name) for name in common}
-    exports, int8 = _common_names(rows, "exports"), _common_names(rows, "int8")
-    conditions = _common_names(rows, "latencies")
+    exports, int8 = common_names(rows, "exports"), common_names(rows, "int8")
+    conditions = common_names(rows, "latencies")
     in_batches = [name for name in conditions if _batch_of(name) > 1]
     head = [
         "network",
@@ -152,7 +152,7 @@ def notes(rows):
         rows: list of Row, the unpruned network first.
     """
     found = []
-    for conditions in _common_names(rows, "latencies"):
+    for conditions in common_names(rows, "latencies"):
         if conditions.startswith(LITERT_INT8):
             found += _slower_in_8_bits(rows, conditions)
         else:
@@ -197,7 +197,7 @@ def _is_slower(timing):
     return ratio > 1 + SLOWER and timing["ratio_low"] > 1
 
 
-def _common_names(rows, attribute):
+def common_names(rows, attribute):
     """Returns the keys of a dict attribute that all rows have, in the first row's order."""
     if not rows:
         return []

@@ -1,7 +1,7 @@
 """Makes the settings of a job that a program asks for, with defaults that suit its data.
 
-The defaults of the flags are those of the fields of the settings: see settings.py in this package
-and in ekg.searching and ekg.distil. Here are the few that depend on the data.
+Flags take their defaults from the fields of the settings: see settings.py in this package and in
+ekg.searching and ekg.distil. Here are the few that depend on the data.
 """
 
 import dataclasses

@@ -82,11 +82,13 @@ def start(job, asked, *, opening=None, trained_file=None, baseline=None, rehears
         job.team.on_chief(lambda: stack.enter_context(job.folder.locked()))
         job.team.on_chief(lambda: open_folder(job, arguments, unknown, opening))
         sources = []
-        job.team.on_chief(
-            lambda: sources.extend(
-                reuse.find_banks(job.folder, arguments, opening.search_from, _apart(job, opening))
+        if job.has_bank:
+            apart = _apart(job, opening)
+            job.team.on_chief(
+                lambda: sources.extend(
+                    reuse.find_banks(job.folder, arguments, opening.search_from, apart)
+                )
             )
-        )
         return job, run_job(job, trained_file, baseline, rehearses, sources)
 
 

@@ -41,7 +41,7 @@ def counts_by_width(supernet, present, search_step, narrowed=None):
     """Returns {position of a group: channels that one step of its width leaves}.
 
     A group that is closed, already at the least that must stay, or idle since others have vanished,
-    is left out. The arguments are those of propose().
+    is left out. It takes the arguments of propose().
     """
     counts, idle = {}, supernet.idle_groups(present)
     for i, group in enumerate(supernet.groups):

@@ -104,7 +104,7 @@ def squash_by(operation):
 
 
 def _squash_of_function(function):
-    """Returns "sigmoid" or "softmax" if a function computes it, whatever its name; else None."""
+    """Returns "sigmoid" or "softmax" if a function of any name computes it, else None."""
     if function in (keras.activations.softmax, keras.ops.softmax):
         return "softmax"
     if function in (keras.activations.sigmoid, keras.ops.sigmoid):
