@@ -1,5 +1,6 @@
 """Devices, order and fixtures of all tests. Everything runs on a CPU and needs no download."""
 
+import gc
 import os
 import sys
 import types
@@ -19,6 +20,7 @@ import utils  # noqa: F401, I001  first: it sets TensorFlow's environment
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.util import tf_stack
 
 from tests.helpers.models import make_data, make_tiny_resnet
 
@@ -26,6 +28,14 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
 tf.config.experimental.enable_op_determinism()
+
+# Most functions of a test run once or twice, so that what TensorFlow does while it traces them
+# takes most of the time: a stack trace per operation, which only errors in graphs show, and
+# optimising graphs. Cycles of garbage are collected after each module.
+_STACK = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: _STACK
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+gc.disable()
 
 # Files with a test of a minute or more, begun first: a file is one process's, so that a long one at
 # the end would keep the other waiting
@@ -62,6 +72,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "rendered: the pictures of runs are rendered in this test")
     config.addinivalue_line("markers", "timed: tables have the latencies that they have by default")
     config.addinivalue_line("markers", "rehearsed: jobs have their preflight in this test")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage():
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
