@@ -237,22 +237,26 @@ class Team:
                 )
 
     def _refuse(self, reason: str) -> NoReturn:
-        """Raises Agreed for a reason that all processes have just exchanged.
+        """Raises Agreed for a reason that all processes have just exchanged."""
+        self._part()
+        raise Agreed(reason)
 
-        A process that ends closes its connections, perhaps while another still reads the reason.
-        So all processes wait once more: whoever returns from that knows that all have read it, and
-        for the others a lost connection no longer matters.
+    def _part(self) -> None:
+        """Ends the exchanges of this process, which may end next.
+
+        A process that ends closes its connections, perhaps while another still reads the result of
+        the last exchange. So all processes wait once more: whoever returns from that knows that all
+        have read it, and for the others a lost connection no longer matters.
         """
         with contextlib.suppress(*LOST_WORKER):
             self.wait()
-        raise Agreed(reason)
 
     @contextlib.contextmanager
     def sharing_failures(self) -> Iterator["Team"]:
         """Context that yields the team, and sends the reason to other processes if this one fails.
 
         They wait for this process in an exchange, which TensorFlow aborts with the reason; see
-        reason_of_loss().
+        reason_of_loss(). Without a failure all processes leave the context together.
         """
         try:
             yield self
@@ -263,6 +267,8 @@ class Team:
                 kind = "" if isinstance(error, EkgError) else f"{type(error).__name__}: "
                 self._report_to_others(kind + " ".join(str(error).split())[:MAX_REASON])
             raise
+        else:
+            self._part()
 
     def _report_to_others(self, reason: str) -> None:
         # If the others have ended already, this process still raises its own error.

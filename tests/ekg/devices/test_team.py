@@ -76,3 +76,21 @@ def test_an_error_of_the_chief_ends_all_workers():
 
     with pytest.raises(EkgError, match="no table"):
         Team().from_chief(fail)
+
+
+def test_a_worker_lost_after_the_last_exchange_does_not_matter():
+    """It may end while this one still reads the result of that exchange."""
+    team, said = Team(), []
+    team.num_workers = 2
+
+    def lose(text):
+        said.append(text)
+        raise tf.errors.UnavailableError(None, None, "Socket closed")
+
+    team.gather_texts = lose
+    with team.sharing_failures():
+        pass
+    assert said == [""]
+    with pytest.raises(tf.errors.UnavailableError), team.sharing_failures():
+        team.gather_texts("in the middle")
+    assert said == ["", "in the middle"]
