@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ekg
-import op_utils
+from ekg.commands import train_script
 from ekg.errors import EkgError
 from ekg.run import arguments
 from ekg.run.folder import RunFolder
@@ -63,12 +63,14 @@ def test_the_hash_of_the_code_is_of_every_source_file(tmp_path):
     for name in (*sources, "tests/test_op_utils.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")
-    hashes = [arguments.hash_code(tmp_path, op_utils.SOURCES)]
+    hashes = [arguments.hash_code(tmp_path, train_script.SOURCES)]
     for name in sources:
         (tmp_path / name).write_text("two")
-        hashes.append(arguments.hash_code(tmp_path, op_utils.SOURCES))
+        hashes.append(arguments.hash_code(tmp_path, train_script.SOURCES))
     (tmp_path / "tests/test_op_utils.py").write_text("two")
-    assert len(set(hashes)) == 6 and arguments.hash_code(tmp_path, op_utils.SOURCES) == hashes[-1]
+    assert (
+        len(set(hashes)) == 6 and arguments.hash_code(tmp_path, train_script.SOURCES) == hashes[-1]
+    )
 
 
 def make_job(tiny_resnet, path, **settings):
