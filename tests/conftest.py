@@ -22,6 +22,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.util import tf_stack
 
+from ekg.process.memory import resident_mib
 from tests.helpers.models import make_data, make_tiny_resnet
 
 tf.config.set_logical_device_configuration(
@@ -31,11 +32,12 @@ tf.config.experimental.enable_op_determinism()
 
 # Most functions of a test run once or twice, so that what TensorFlow does while it traces them
 # takes most of the time: a stack trace per operation, which only errors in graphs show, and
-# optimising graphs. Cycles of garbage are collected after each module.
+# optimising graphs. Cycles of garbage are collected after modules that leave much of it.
 _STACK = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _STACK
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 gc.disable()
+GARBAGE_MIB = 1000
 
 # Files with a test of a minute or more, begun first: a file is one process's, so that a long one at
 # the end would keep the other waiting
@@ -74,10 +76,18 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "rehearsed: jobs have their preflight in this test")
 
 
+@pytest.fixture(scope="session")
+def collected():
+    """The resident memory in MiB when garbage was last collected, in a list."""
+    return [resident_mib()]
+
+
 @pytest.fixture(autouse=True, scope="module")
-def garbage():
+def garbage(collected):
     yield
-    gc.collect()
+    if resident_mib() > collected[0] + GARBAGE_MIB:
+        gc.collect()
+        collected[0] = resident_mib()
 
 
 @pytest.fixture(autouse=True)
