@@ -213,10 +213,10 @@ def _check_layers(supernet, subnetwork, cut, inputs, training, tolerance):
             ),
         ]
         for own, number in numbers:
-            kept, axis = np.flatnonzero(mask[layout.index[own]]), layout.axes[own]
-            tensors[number] = (
-                masked[own] if axis is None else tf.gather(masked[own], kept, axis=axis)
-            )
+            tensors[number] = masked[own]
+            for axis, index in layout.dims(own):
+                kept = np.flatnonzero(mask[index])
+                tensors[number] = tf.gather(tensors[number], kept, axis=axis)
         for original, call in pairs:
             is_training = training and norms.uses_batch_statistics(call.layer)
             variables = [

@@ -2,10 +2,17 @@
 
 A head is a channel: query, key, value and output lose the same heads. In a graph the layer stands
 as four projections and the attention itself; the cut puts it together again as one smaller layer.
+
+The numbers of a head are channels, too, the same in every head: `key_dim` of queries and keys, and
+`value_dim` of values, or one `head_dim` of all. Such a group has a small tensor of its own, a row
+of ones that a gate can multiply. The query is multiplied by it, and so is what the output's
+projection reads. Keras divides the products of queries and keys by the root of `key_dim`. A cut
+multiplies the query's weights by the root of the share that stays, so that they are what they were.
 """
 
 import math
 import types
+from fractions import Fraction
 
 import keras
 import numpy as np
@@ -13,7 +20,7 @@ from keras import layers
 
 from ekg.graph import flow
 from ekg.graph.flow import Channels
-from ekg.graph.records import IN, OUT, LayerRecord, Parts, Weight
+from ekg.graph.records import IN, OUT, WITHIN, LayerRecord, Parts, Weight
 from ekg.graph.steps import numbers_by_name
 
 PROJECTIONS = {
@@ -25,6 +32,25 @@ PROJECTIONS = {
 }
 
 # ---------------------------------------------------------------- the parts
+
+
+class HeadDim(keras.layers.Layer):
+    """A row of ones for any input, [1, size]: one for each number of a head."""
+
+    def __init__(self, size, name, dtype):
+        super().__init__(name=name, dtype=dtype)
+        self.size, self.built = size, True
+
+    def call(self, _):
+        return keras.ops.ones((1, self.size), self.compute_dtype)
+
+    def compute_output_spec(self, _):
+        return keras.KerasTensor((1, self.size), self.compute_dtype)
+
+
+def _times(x, dim):
+    """Returns [..., size] times a row of [1 or batch, size]."""
+    return x * keras.ops.reshape(dim, (-1, *[1] * (len(x.shape) - 2), dim.shape[-1]))
 
 
 class _Projection(keras.layers.Layer):
@@ -50,22 +76,36 @@ class _Projection(keras.layers.Layer):
 class ToHeads(_Projection):
     """[..., channels] -> [..., heads, size of a head]."""
 
-    def call(self, x):
+    def call(self, x, dim):
         return self.dense.call(x)
 
-    def compute_output_shape(self, shape):
-        return (*shape[:-1], *self.kernel.shape[1:])
+    def compute_output_spec(self, x, dim):
+        return keras.KerasTensor((*x.shape[:-1], *self.kernel.shape[1:]), self.compute_dtype)
+
+
+class ToQueries(ToHeads):
+    """The same, multiplied by a HeadDim, and by attention's scale, so that it is the same in a cut
+    layer.
+    """
+
+    def __init__(self, dense, name, scale):
+        super().__init__(dense, name)
+        self.scale = scale
+
+    def call(self, x, dim):
+        y = _times(self.dense.call(x), dim)
+        return y * keras.ops.cast(self.scale, y.dtype)
 
 
 class FromHeads(_Projection):
-    """[..., heads, size of a head] -> [..., channels], the same as in the tensors that it is tied
-    to.
+    """[..., heads, size of a head], multiplied by a HeadDim -> [..., channels], the same as in the
+    tensors that it is tied to.
     """
 
-    def call(self, x, *tied):
-        return self.dense.call(x)
+    def call(self, x, dim, *tied):
+        return self.dense.call(_times(x, dim))
 
-    def compute_output_spec(self, x, *tied):
+    def compute_output_spec(self, x, dim, *tied):
         return keras.KerasTensor((*x.shape[:-2], self.kernel.shape[-1]), self.compute_dtype)
 
 
@@ -83,6 +123,8 @@ class Attending(keras.layers.Layer):
         key,
         value,
         gate=None,
+        key_dim=None,
+        value_dim=None,
         query_mask=None,
         value_mask=None,
         key_mask=None,
@@ -114,6 +156,7 @@ class Attending(keras.layers.Layer):
         causal = {"use_causal_mask": True} if is_causal else {}
         if not is_multi_head(layer):
             layer._return_attention_scores = False  # as its call() does
+        query = query / keras.ops.cast(_scale_of(layer), query.dtype)
         y, _ = layer._compute_attention(
             query, key, value, attention_mask=mask, training=training, **causal
         )
@@ -121,6 +164,11 @@ class Attending(keras.layers.Layer):
 
     def compute_output_spec(self, query, key, value, *args, **kwargs):
         return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), self.compute_dtype)
+
+
+def _scale_of(layer):
+    name = "_inverse_sqrt_key_dim" if is_multi_head(layer) else "_inverse_sqrt_head_dim"
+    return getattr(layer, name)
 
 
 def _window_of(layer):
@@ -137,41 +185,72 @@ class AttentionParts(Parts):
 
     def __init__(self, layer):
         self._layer = layer
-        makers = {"output": FromHeads}
+        scale = _scale_of(layer)
+        makers = {"output": FromHeads, "query": lambda *held: ToQueries(*held, scale)}
         self._dense = {
             name: makers.get(name, ToHeads)(getattr(layer, attribute), name)
             for name, attribute in PROJECTIONS.items()
             if hasattr(layer, attribute)
         }
+        sizes = (
+            {"key_dim": layer.key_dim, "value_dim": layer.value_dim}
+            if is_multi_head(layer)
+            else {"head_dim": layer.head_dim}
+        )
+        self._dims = [HeadDim(size, name, layer.dtype_policy) for name, size in sizes.items()]
         self._attending = Attending(layer, "attention")
 
     def call(self, query, value, key=None, return_attention_scores=False, training=None, **masks):
         key = value if key is None else key
         read = {"query": query, "key": key, "value": value, "gate": query}
-        heads = {name: self._dense[name](x) for name, x in read.items() if name in self._dense}
+        dims = [dim(query) for dim in self._dims]
+        key_dim, value_dim = dims[0], dims[-1]
+        heads = {
+            name: self._dense[name](x, key_dim if name in ("query", "key") else value_dim)
+            for name, x in read.items()
+            if name in self._dense
+        }
         # A GroupQueryAttention has as many channels in its query, key, value and output.
         tied = [] if is_multi_head(self._layer) else [query, key, value]
-        attended = self._attending(*(heads.get(name) for name in read), **masks)
-        return self._dense["output"](attended, *tied)
+        attended = self._attending(
+            *(heads.get(name) for name in read), key_dim=key_dim, value_dim=value_dim, **masks
+        )
+        return self._dense["output"](attended, value_dim, *tied)
 
     def changes(self, kept):
         heads, groups = len(kept["query"].output), len(kept["key"].output)
         count, layer, changes = len(kept["output"].output), self._layer, {}
+        dims = [len(kept[dim.name].output) for dim in self._dims]
         for name in self._dense:
-            dense, place = f"{PROJECTIONS[name]}.", -1 if name == "output" else -2
-            size = {"output": count, "query": heads, "gate": heads}.get(name, groups)
+            number = {"query": heads, "gate": heads}.get(name, groups)
+            sizes = (number, dims[0] if name in ("query", "key") else dims[-1])
+            sizes = (count,) if name == "output" else sizes
             for shape in ("full_output_shape", "partial_output_shape"):
-                value = list(getattr(self._dense[name].dense, shape, ()))
+                value = getattr(self._dense[name].dense, shape, ())
                 if value:  # the first is not in all versions of Keras
-                    value[place] = size
-                    changes[dense + shape] = tuple(value)
+                    changes[f"{PROJECTIONS[name]}.{shape}"] = (*value[: -len(sizes)], *sizes)
+        scale = 1.0 / math.sqrt(float(dims[0]))  # as Keras computes it
         if is_multi_head(layer):
-            return changes | {"_num_heads": heads, "_output_shape": (count,)}
+            return changes | {
+                "_num_heads": heads,
+                "_key_dim": dims[0],
+                "_value_dim": dims[1],
+                "_inverse_sqrt_key_dim": scale,
+                "_output_shape": (count,),
+            }
         return changes | {
             "num_query_heads": heads,
             "num_key_value_heads": groups,
+            "head_dim": dims[0],
+            "_inverse_sqrt_head_dim": scale,
             "feature_dim": count,
         }
+
+    def factors(self, kept):
+        """Returns the factor of the query's weights that makes up for another scale."""
+        size = self._dims[0].size
+        left = len(kept[self._dims[0].name].output)
+        return {} if left == size else {"query": math.sqrt(left / size)}
 
 
 def parts(layer, kwargs):
@@ -209,11 +288,14 @@ def _to_heads(channel_flow, call):
     source, rank = channel_flow.channels[call.inputs[0]], len(channel_flow.shapes[call.inputs[0]])
     if source.axis != rank - 1 and not source.is_fixed:
         return flow.close(channel_flow, call)
-    return channel_flow.begin(call, rank - 1)  # the rank of the output less two
+    heads = channel_flow.begin(call, rank - 1)  # the rank of the output less two
+    return Channels(heads.labels, heads.axis, inner=channel_flow.channels[call.inputs[1]].labels)
 
 
 def _attend(channel_flow, call):
-    """Heads of query, key, value and gate are one and the same; masks are for all of them."""
+    """Heads of query, key, value and gate are one and the same; masks are for all of them. What it
+    writes has the values' inner channels.
+    """
     axis = len(channel_flow.shapes[call.output]) - 2
     size = channel_flow.shapes[call.output][axis]
     named = {name: number for name, [number] in numbers_by_name(call).items()}
@@ -224,16 +306,17 @@ def _attend(channel_flow, call):
     ]
     if any(part.axis != axis for part in heads):
         return flow.close(channel_flow, call)
+    inner = [channel_flow.channels[named.pop(name)].labels for name in ("key_dim", "value_dim")][1]
     for number in named.values():
         channel_flow.close(channel_flow.channels[number].labels, f"mask of {flow.describe(call)}")
     for part in heads[1:]:
         channel_flow.merge(heads[0].labels, np.repeat(part.labels, size // len(part.labels)))
-    return Channels(heads[0].labels, axis)
+    return Channels(heads[0].labels, axis, inner=inner)
 
 
 def _from_heads(channel_flow, call):
     """New channels, the same as in the tensors that they are tied to."""
-    source, *tied = channel_flow.inputs(call)
+    source, _, *tied = channel_flow.inputs(call)
     if source.axis != len(channel_flow.shapes[call.inputs[0]]) - 2:
         return flow.close(channel_flow, call)
     channels = channel_flow.begin(call, len(channel_flow.shapes[call.output]) - 1)
@@ -242,27 +325,43 @@ def _from_heads(channel_flow, call):
     return channels
 
 
+def _begin(channel_flow, call):
+    return channel_flow.begin(call, 1)
+
+
 def _products(layer, read, written):
     """Both products of attention: every query meets keys along the attention axes."""
     attention, (query, key, *_) = layer.of.layer, read
     axes = attention._attention_axes if is_multi_head(attention) else (1,)
     met = math.prod(key[axis] for axis in axes)
-    queries = math.prod(query[1:-2])
-    return queries * met * query[-2] * (query[-1] + written[-1])
+    products = math.prod(query[1:-2]) * met * query[-2]
+    if is_multi_head(attention):
+        return {"key_dim": products * query[-1], "value_dim": products * written[-1]}
+    return {"key_dim": products * (query[-1] + written[-1])}
 
+
+_TO_HEADS = LayerRecord(
+    _to_heads,
+    {"kernel": Weight((IN, OUT, WITHIN), (1,)), "bias": Weight((OUT, WITHIN))},
+    ("kernel",),
+    positions=lambda _, read, __, ___: math.prod(read[1:-1]),
+    mixes=True,
+    resize=lambda *_: {},
+)
 
 PARTS = {
-    ToHeads: LayerRecord(
-        _to_heads,
-        {"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, None))},
-        ("kernel",),
-        positions=lambda _, read, __, ___: math.prod(read[1:-1]),
-        mixes=True,
-        resize=lambda *_: {},
+    HeadDim: LayerRecord(
+        _begin,
+        resize=lambda _, kept: {"size": len(kept.output)},
+        rows=lambda *_: Fraction(0),
+        begins=True,
+        is_free=True,
     ),
+    ToHeads: _TO_HEADS,
+    ToQueries: _TO_HEADS,
     FromHeads: LayerRecord(
         _from_heads,
-        {"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
+        {"kernel": Weight((IN, WITHIN, OUT), (2,)), "bias": Weight((OUT,))},
         ("kernel",),
         positions=lambda _, read, __, ___: math.prod(read[1:-2]),
         mixes=True,

@@ -6,6 +6,7 @@ norm 2·H·W·C, another norm or scale H·W·C per vector, recurrent and attenti
 products. Parameters are all weights, moving statistics included. Other layers are free.
 """
 
+import collections
 import dataclasses
 import inspect
 import logging
@@ -16,7 +17,7 @@ import numpy as np
 
 from ekg.graph import flow, groups, records, registry, removal
 from ekg.graph.calls import Graph
-from ekg.graph.steps import refs_in
+from ekg.graph.steps import numbers_by_name, refs_in
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ class ComplexityTable:
     """Counts of one graph, precomputed for many sub-networks.
 
     The number of entries of a weight is a constant, times the kept input channels, the kept output
-    channels, or both. For a mask m over all channels, the kept channels of every call's input and
-    output are A·m and B·m with constant sparse matrices A and B. All numbers are whole and below
-    2**53, so float64 arithmetic is exact.
+    channels, or both; and times the kept channels of a third tensor where each channel has inner
+    ones, as a head does. For a mask m over all channels, the kept channels of the tensors are A·m,
+    B·m and C·m with constant sparse matrices A, B and C, whose rows are calls; a call whose weights
+    differ in the third tensor has several. All numbers are whole and below 2**53, so float64
+    arithmetic is exact.
 
     Attributes:
         uncounted: descriptions of the layers that have weights of an unknown kind, whose FLOPs are
@@ -53,7 +56,7 @@ class ComplexityTable:
     _GROWTHS = ((True, True), (True, False), (False, True), (False, False), records.BACK)
 
     def __init__(self, graph, layout):
-        rows, reads, writes, counted = [], [], [], set()
+        rows, reads, writes, inner, counted = [], [], [], [], set()
         self.uncounted = []
         self._graph, self._layout = graph, layout
         self._calls, self._closed = [], []  # of each row; (call, its Complexity)
@@ -68,10 +71,13 @@ class ComplexityTable:
                 cost = self._count_closed(call, record, graph.shapes, rows_written, is_first)
                 self._closed.append((call, cost))
             elif weights or record.products is not None:
-                rows.append(self._count_call(call, record, graph, layout, is_first))
-                self._calls.append(call)
-                reads.append(layout.index[call.inputs[0]])
-                writes.append(layout.index[call.output])
+                counts = self._count_call(call, record, graph, layout, is_first)
+                for number, row in counts.items():
+                    rows.append(row)
+                    self._calls.append(call)
+                    reads.append(layout.index[call.inputs[0]])
+                    writes.append(layout.index[call.output])
+                    inner.append(np.zeros(0, np.int64) if number is None else layout.index[number])
         # [FLOPs or parameters, growth, call], as fractions: a kernel in groups has a fraction of
         # the entries that its channels would make
         self._counts, self._divisors = (
@@ -83,7 +89,8 @@ class ComplexityTable:
             .transpose(1, 2, 0)
             for part in ("numerator", "denominator")
         )
-        self._reads, self._writes = _Rows(reads), _Rows(writes)
+        self._reads, self._writes, self._inner = _Rows(reads), _Rows(writes), _Rows(inner)
+        self._is_plain = np.array([not len(channels) for channels in inner], np.float64)
         # Positions of groups without channels -> what is left; see _left()
         self._alive = {(): (1.0, 1.0, _total(cost for _, cost in self._closed))}
         if self.uncounted:
@@ -115,9 +122,16 @@ class ComplexityTable:
         return Complexity(params, flops)
 
     def _count_call(self, call, record, graph, layout, is_first):
-        """Returns [FLOPs, parameters] of a call, each a list of one constant per growth."""
-        counts = [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
+        """Returns {number of the tensor with the inner channels, or None: [FLOPs, parameters]} of a
+        call, each a list of one constant per growth.
+        """
+        counts = collections.defaultdict(
+            lambda: [[Fraction(0)] * len(self._GROWTHS) for _ in range(2)]
+        )
+        counts[None] = counts.default_factory()
         numbers = {records.IN: call.inputs[0], records.OUT: call.output, records.BACK: call.output}
+        if record.within:
+            numbers[records.WITHIN] = call.inputs[1]
         read, written = graph.shapes[call.inputs[0]], graph.shapes[call.output]
         # Tensors that are never pruned may have their channels along any axis.
         axis = flow.channel_axis(call.layer, len(written))
@@ -137,33 +151,49 @@ class ComplexityTable:
             reads_all, writes_all = records.IN in axes, records.OUT in axes
             is_back = records.BACK in axes
             writes_each = writes_all or record.weights[name].each_channel
+            flops, params = counts[numbers[records.WITHIN] if records.WITHIN in axes else None]
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_each))
-            counts[0][growth] += constant * positions * (name in record.multiplies)
+            flops[growth] += constant * positions * (name in record.multiplies)
             growth = self._GROWTHS.index(records.BACK if is_back else (reads_all, writes_all))
             # Another call of the layer adds no parameters.
-            counts[1][growth] += constant * is_first
+            params[growth] += constant * is_first
         if record.products is not None:
             products = record.products(
                 call.layer, [graph.shapes[number] for number in call.inputs], written
             )
-            written_channels = len(layout.index[call.output])
-            counts[0][self._GROWTHS.index((False, True))] += (
-                Fraction(products, written_channels) * graph.rows[call.output]
-            )
+            named = numbers_by_name(call)
+            shares = products if isinstance(products, dict) else {None: products}
+            for name, count in shares.items():
+                number = None if name is None else named[name][0]
+                channels = len(layout.index[call.output])
+                channels *= 1 if name is None else len(layout.index[number])
+                counts[number][0][self._GROWTHS.index((False, True))] += (
+                    Fraction(count, channels) * graph.rows[call.output]
+                )
         return counts
 
     def count(self, mask):
         """Returns the Complexity for a mask, float array [num_channels + 1] of zeros and ones."""
-        kept_in, kept_out = self._reads.sums(mask), self._writes.sums(mask)
-        sizes = np.stack(
-            [kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2]
-        )
+        kept_in, kept_out, inner = self._sums(mask)
+        sizes = inner * self._growths(kept_in, kept_out)
         *are_left, constant = self._left(mask)
         flops, params = (
             float((counts * sizes / divisors * is_left).sum())
             for counts, divisors, is_left in zip(self._counts, self._divisors, are_left)
         )
         return Complexity(round(params) + constant.params, round(flops) + constant.flops)
+
+    def _sums(self, mask):
+        """Returns the numbers of kept channels (read, written, inner) of every row, float64 [rows];
+        the last is 1 where there are no inner ones.
+        """
+        inner = self._inner.sums(mask) + self._is_plain
+        return self._reads.sums(mask), self._writes.sums(mask), inner
+
+    @staticmethod
+    def _growths(kept_in, kept_out):
+        """Returns the factors of each growth, float64 [growths, rows]."""
+        return np.stack([kept_in * kept_out, kept_in, kept_out, np.ones_like(kept_in), kept_out**2])
 
     def removed(self, mask):
         """Returns the removal.Removal where a mask leaves groups without channels, else None."""
@@ -202,14 +232,19 @@ class ComplexityTable:
         Args:
             mask: float array [num_channels + 1] of zeros and ones.
         """
-        kept_in, kept_out = self._reads.sums(mask), self._writes.sums(mask)
+        kept_in, kept_out, inner = self._sums(mask)
         num_channels = len(mask) - 1
         saved = []
         for counts, divisors in zip(self._counts, self._divisors):
             both, read, written, _, back = counts / divisors
-            by_read = self._reads.sums_by_channel(both * kept_out + read, num_channels)
-            slopes = both * kept_in + written + 2 * back * kept_out
-            saved.append(by_read + self._writes.sums_by_channel(slopes, num_channels))
+            by_read = inner * (both * kept_out + read)
+            by_written = inner * (both * kept_in + written + 2 * back * kept_out)
+            by_inner = (self._growths(kept_in, kept_out) * counts / divisors).sum(axis=0)
+            saved.append(
+                self._reads.sums_by_channel(by_read, num_channels)
+                + self._writes.sums_by_channel(by_written, num_channels)
+                + self._inner.sums_by_channel(by_inner, num_channels)
+            )
         flops, params = saved
         return Complexity(params, flops)
 

@@ -281,11 +281,11 @@ class _Cutter:
         return keras.Model(entries, [tensors[number] for number in calls[-1].outputs])
 
     def _cut_shape(self, shape, number):
-        axis = self._layout.axes[number]
-        shape = tuple(shape)
-        if axis is None or len(self._kept[number]) == len(self._layout.index[number]):
-            return shape
-        return (*shape[:axis], len(self._kept[number]), *shape[axis + 1 :])
+        shape = list(shape)
+        for axis, index in self._layout.dims(number):
+            if not self._mask[index].all():
+                shape[axis] = int(np.count_nonzero(self._mask[index]))
+        return tuple(shape)
 
     def _arguments(self, step, tensors):
         structure = step.args, step.kwargs
@@ -370,8 +370,9 @@ class _Cutter:
         is_cut = any(part.is_cut for part in kept.values())
 
         def arrays_of():
+            factors = step.parts.factors(kept) if is_cut else {}
             return {
-                place: array
+                place: array * np.asarray(factors.get(name, 1), array.dtype)
                 for name, call in calls.items()
                 for place, array in self._arrays(
                     call, registry.record_of(call.layer), kept[name]
@@ -442,6 +443,8 @@ class _Cutter:
             records.OUT: (kept.output, kept.sizes[1]),
             records.BACK: (kept.output, kept.sizes[1]),
         }
+        if record.within:
+            channels[records.WITHIN] = kept.inputs[1], len(self._layout.index[call.inputs[1]])
         described, arrays = records.weights_of(call.layer, record), {}
         for variable in call.layer.weights:
             weight = described[id(variable)]

@@ -30,11 +30,14 @@ class Channels:
         axis: axis of the channels; None if the tensor has no channels.
         is_fixed: whether no channel of the tensor is ever pruned, so that the channels may be along
             any axis.
+        inner: labels of the indices along the next axis, which each channel has, as a head has its
+            numbers; None where they are in no group.
     """
 
     labels: np.ndarray
     axis: int | None
     is_fixed: bool = False
+    inner: np.ndarray | None = None
 
 
 class _DisjointSets:

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ekg.graph import flow, registry, removal, wrappers
+from ekg.graph import flow, records, registry, removal, wrappers
 from ekg.graph.limits import FROZEN, PruningLimits
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Layout:
         sites: tuple of tensor numbers that carry a gate, in network order.
         closed: {key of a mixing layer: why its output channels, or some of them, are never pruned}.
         staying: {name of a group that was to vanish: why one of its channels stays}.
+        inner: {tensor number: channel numbers of the indices along the axis after its channels'},
+            of tensors whose channels have such indices in a group of their own, as heads do.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -73,6 +75,7 @@ class Layout:
     sites: tuple[int, ...]
     closed: dict[str, str]
     staying: dict[str, str] = dataclasses.field(default_factory=dict)
+    inner: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _starts(self):
@@ -114,6 +117,12 @@ class Layout:
         """
         return [values[self.channels(group)] for group in range(len(self.groups))]
 
+    def dims(self, tensor):
+        """Returns [(axis of a tensor, channel numbers of its indices)] of the axes of channels."""
+        axis = self.axes[tensor]
+        dims = [] if axis is None else [(axis, self.index[tensor])]
+        return dims + ([(axis + 1, self.inner[tensor])] if tensor in self.inner else [])
+
     def is_open(self, tensor):
         """Returns whether some channels of a tensor may be pruned."""
         return bool((self.index[tensor] != self.num_channels).any())
@@ -149,6 +158,11 @@ def find(graph, limits=None):
         numbers[members] = np.arange(first, first + len(members))
     rows = channel_flow.all_roots([channels.labels for channels in channel_flow.channels.values()])
     index = {tensor: numbers[row] for tensor, row in zip(channel_flow.channels, rows)}
+    inner = {
+        tensor: numbers[channel_flow.roots(channels.inner)]
+        for tensor, channels in channel_flow.channels.items()
+        if channels.inner is not None
+    }
     sites = _find_sites(graph, index, total)
     producer = {number: call.key for call in graph.calls for number in call.outputs}
     groups, names = [], set()
@@ -185,7 +199,7 @@ def find(graph, limits=None):
         if registry.is_mixing(call.layer) and call.key not in channel_flow.written
     }
     axes = {tensor: channels.axis for tensor, channels in channel_flow.channels.items()}
-    layout = Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed)
+    layout = Layout(tuple(groups), tuple(offsets), total, index, axes, sites, closed, inner=inner)
     return _with_vanishing(graph, layout, limits)
 
 
@@ -224,7 +238,10 @@ def _follow(graph, limits):
         channel_flow.follow(
             call, flow.stay if is_fixed else flow.close if record is None else record.flow
         )
-        labels = np.concatenate([channel_flow.channels[number].labels for number in call.outputs])
+        written = [channel_flow.channels[number].labels for number in call.outputs]
+        if registry.within(call.layer) == records.OUT:
+            written.append(channel_flow.channels[call.inputs[1]].labels)
+        labels = np.concatenate(written)
         if call.key in excluded:
             channel_flow.close(labels, f"{call.key!r} is excluded")
         elif (
@@ -309,6 +326,6 @@ def _find_sites(graph, index, fixed):
                 and len(producer[tensor].inputs) == 1
             ):
                 tensor = producer[tensor].inputs[0]
-            if (index[tensor] != fixed).any():
-                sites.add(tensor)
+            tensors = [tensor, call.inputs[1]] if registry.within(call.layer) else [tensor]
+            sites.update(number for number in tensors if (index[number] != fixed).any())
     return tuple(sorted(sites))

@@ -15,7 +15,7 @@ import numpy as np
 
 from ekg.errors import EkgError
 
-IN, OUT, BACK = "in", "out", "back"
+IN, OUT, BACK, WITHIN = "in", "out", "back", "within"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Weight:
             writes; None, neither. Where an axis is longer than there are channels, each channel has
             as many neighbouring indices; where it is shorter, as in a layer that works in groups,
             one index of every group. BACK is a channel that the layer writes and reads again, as a
-            recurrent layer does.
+            recurrent layer does. WITHIN, after IN or OUT, is an index within each of these
+            channels, as within a head; the second tensor that the layer reads has these indices as
+            its channels.
         filter_axes: the axes whose indices together name one filter; none for a weight that is not
             a kernel.
         each_channel: whether every output channel is multiplied by all entries, though no axis is
@@ -47,13 +49,25 @@ class Weight:
     file_rank: int | None = None
 
     def __post_init__(self):
-        if any(axis not in (IN, OUT, BACK, None) for axis in self.axes):
-            raise EkgError(f"`axes` must be IN, OUT, BACK or None each; received {self.axes}.")
+        if any(axis not in (IN, OUT, BACK, WITHIN, None) for axis in self.axes):
+            raise EkgError(
+                f"`axes` must be IN, OUT, BACK, WITHIN or None each; received {self.axes}."
+            )
+        if WITHIN in self.axes and self.within is None:
+            raise EkgError(f"`axes` may have one WITHIN, after IN or OUT; received {self.axes}.")
         if not set(self.filter_axes) <= set(range(len(self.axes))):
             raise EkgError(
                 f"`filter_axes` must be among the {len(self.axes)} axes; received "
                 f"{self.filter_axes}."
             )
+
+    @property
+    def within(self) -> str | None:
+        """IN or OUT, whose channels have the indices of an axis WITHIN; None without one."""
+        if self.axes.count(WITHIN) != 1:
+            return None
+        before = self.axes[: self.axes.index(WITHIN)][-1:]
+        return before[0] if before in ((IN,), (OUT,)) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +147,12 @@ class Parts:
         """
         raise NotImplementedError
 
+    def factors(self, _kept):
+        """Returns {name of a part: factor of all its weights} where a cut changes more than their
+        sizes; see changes().
+        """
+        return {}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerRecord:
@@ -150,7 +170,9 @@ class LayerRecord:
         flops: (layer, list of shapes read, shape written) -> multiply-accumulates, of a kind whose
             channels never change.
         products: (layer, list of shapes read, shape written) -> multiply-accumulates without a
-            weight, of which every output channel makes the same share.
+            weight, of which every output channel makes the same share; or {argument: such a
+            number} where each channel of a tensor that the layer reads as this argument makes
+            the same share, too.
         parts: (layer, arguments of the call by name) -> Parts that take its place, or None.
         resize: (layer, Kept) -> {attribute: value} of the layer that a cut changes.
         arguments: (call, its args, its kwargs, Kept) -> (args, kwargs) of the call that a cut makes
@@ -239,6 +261,13 @@ class LayerRecord:
     def recurrent(self) -> str | None:
         """Name of the weight through which the layer reads what it wrote, or None."""
         return next((name for name, weight in self.weights.items() if BACK in weight.axes), None)
+
+    @property
+    def within(self) -> str | None:
+        """IN or OUT, whose channels have inner ones with a group of their own, or None; see
+        Weight.
+        """
+        return next((weight.within for weight in self.weights.values() if weight.within), None)
 
     @property
     def kernel(self) -> str:

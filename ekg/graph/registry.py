@@ -124,6 +124,13 @@ def is_mixing(layer):
     return states(layer, "mixes")
 
 
+def within(layer):
+    """Returns records.IN or OUT if these channels of a layer have inner ones with a group of their
+    own, as heads do; else a false value.
+    """
+    return states(layer, "within")
+
+
 def keeps_zeros(layer):
     """Returns whether a gate has the same effect before and after the layer."""
     return states(layer, "keeps_zeros")

@@ -117,6 +117,8 @@ def _support(supernet, mask):
             records.OUT: mask[supernet.layout.index[call.output]],
         }
         masks[records.BACK] = masks[records.OUT]
+        if record is not None and record.within:
+            masks[records.WITHIN] = mask[supernet.layout.index[call.inputs[1]]]
         described = {} if record is None else records.weights_of(call.layer, record)
         support[call.key] = [
             _weight_support(described.get(id(variable), records.Weight(())), variable.shape, masks)

@@ -3,7 +3,9 @@
 Time may jump from one number of channels to the next, mostly for written channels, which runtimes
 compute in tiles. So r(i, o) is measured for a few numbers i of channels read, on a fine grid of
 numbers o of channels written; and q(i), with all channels written, on a fine grid of i. The time is
-t(i, o) ≈ r̂(i, o)·q(i)/q̂(i), where r̂ and q̂ interpolate linearly between the few numbers i.
+t(i, o) ≈ r̂(i, o)·q(i)/q̂(i), where r̂ and q̂ interpolate linearly between the few numbers i. Each
+further number of channels, as within heads, has a fine grid with all other channels kept, and
+multiplies the time by its share of the time at the full size.
 """
 
 import dataclasses
@@ -38,9 +40,20 @@ class Curve:
             return float(np.interp(counts[0], *self._profile))
         few, rows, coarse = self._rows
         along = np.interp(counts[0], few, [np.interp(counts[1], *row) for row in rows])
-        return float(
-            along * np.interp(counts[0], *self._profile) / np.interp(counts[0], few, coarse)
-        )
+        seconds = along * np.interp(counts[0], *self._profile) / np.interp(counts[0], few, coarse)
+        for count, (numbers, shares) in zip(counts[2:], self._shares):
+            seconds *= np.interp(count, numbers, shares)
+        return float(seconds)
+
+    @functools.cached_property
+    def _shares(self):
+        """(numbers, shares of the seconds at the full size) along each dim after the second."""
+        shares = []
+        for dim in range(2, len(self.sizes)):
+            counts = fine_counts(self.sizes[dim])
+            seconds = [self.points[_at(self.sizes, dim, count)] for count in counts]
+            shares.append((counts, np.divide(seconds, self.points[self.sizes])))
+        return shares
 
     @functools.cached_property
     def _profile(self):
@@ -56,8 +69,11 @@ class Curve:
         few, counts = coarse_counts(self.sizes[0]), fine_counts(self.sizes[1])
         return (
             few,
-            [(counts, [self.points[first, count] for count in counts]) for first in few],
-            [self.points[first, self.sizes[1]] for first in few],
+            [
+                (counts, [self.points[first, count, *self.sizes[2:]] for count in counts])
+                for first in few
+            ],
+            [self.points[first, *self.sizes[1:]] for first in few],
         )
 
     def to_json(self):
@@ -76,6 +92,11 @@ class Curve:
         """
         sizes = tuple(map(int, value["sizes"]))
         return cls(dict(zip(points_of(sizes), map(float, value["seconds"]), strict=True)), sizes)
+
+
+def _at(sizes, dim, count):
+    """Returns the sizes with this number of channels along one dim."""
+    return (*sizes[:dim], count, *sizes[dim + 1 :])
 
 
 def fine_counts(size):
@@ -99,8 +120,12 @@ def points_of(sizes):
     points = [tuple(sizes)]
     if sizes:
         points += [(count, *sizes[1:]) for count in fine_counts(sizes[0])]
-    if len(sizes) == 2:
+    if len(sizes) > 1:
         points += [
-            (first, second) for first in coarse_counts(sizes[0]) for second in fine_counts(sizes[1])
+            (first, second, *sizes[2:])
+            for first in coarse_counts(sizes[0])
+            for second in fine_counts(sizes[1])
         ]
+    for dim in range(2, len(sizes)):
+        points += [_at(sizes, dim, count) for count in fine_counts(sizes[dim])]
     return list(dict.fromkeys(points))

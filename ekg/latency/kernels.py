@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from ekg.graph import cutting
+from ekg.graph import attention, cutting
 from ekg.graph.neighbours import find_readers
 from ekg.graph.registry import states
 
@@ -37,7 +37,7 @@ class Kernel:
         kind: text that is equal for kernels that differ in their numbers of channels alone.
         dims: for each number of channels that may change, the channel numbers that it counts: those
             read and those written; one entry where these are the same channels, none where all are
-            fixed.
+            fixed. Then the inner channels, as of heads, one entry per tensor that has them.
     """
 
     calls: tuple
@@ -71,7 +71,8 @@ def find_kernels(graph, layout):
             chain = [call]
             chains.append(chain)
         chain_of.update(dict.fromkeys(call.outputs, chain))
-    return [_kernel(graph, layout, chain) for chain in chains if not _is_free(chain)]
+    dims_of_heads = {call.output for call in graph.calls if type(call.layer) is attention.HeadDim}
+    return [_kernel(graph, layout, chain, dims_of_heads) for chain in chains if not _is_free(chain)]
 
 
 def part(graph, layout, kernel, counts):
@@ -104,19 +105,22 @@ def _is_free(chain):
     return all(states(call.layer, "is_free") for call in chain)
 
 
-def _kernel(graph, layout, chain):
+def _kernel(graph, layout, chain, dims_of_heads):
     written = {number for call in chain for number in call.outputs}
     reads = tuple(
         dict.fromkeys(number for call in chain for number in call.inputs if number not in written)
     )
     fixed = layout.num_channels
-    read = np.unique(
-        np.concatenate([layout.index[number] for number in reads] or [np.array([fixed])])
-    )
+    inner = [number for number in reads if number in dims_of_heads]
+    others = [layout.index[number] for number in reads if number not in inner]
+    read = np.unique(np.concatenate(others or [np.array([fixed])]))
     wrote = np.unique(np.concatenate([layout.index[number] for number in chain[-1].outputs]))
     dims = [channels[channels != fixed] for channels in (read, wrote)]
     if np.intersect1d(*dims).size:
         dims = [np.union1d(*dims)]
+    for number in inner:
+        index = np.unique(layout.index[number])
+        dims.append(index[index != fixed])
     dims = tuple(channels for channels in dims if channels.size)
     return Kernel(tuple(chain), reads, _kind(graph, layout, chain, reads), dims)
 
@@ -143,8 +147,10 @@ def _describe_tensor(graph, layout, number):
     """
     axis, index = layout.axes[number], layout.index[number]
     is_open = index != layout.num_channels
-    sizes = [size for place, size in enumerate(graph.shapes[number]) if place not in (0, axis)]
+    axes = {0, *(place for place, _ in layout.dims(number))}
+    sizes = [size for place, size in enumerate(graph.shapes[number]) if place not in axes]
     each = is_open.sum() / max(len(np.unique(index[is_open])), 1)
+    inner = layout.inner.get(number)
     return (
         sizes,
         axis,
@@ -152,6 +158,7 @@ def _describe_tensor(graph, layout, number):
         float(each),
         graph.dtype(number),
         str(graph.rows[number]),
+        *([] if inner is None else [int((inner == layout.num_channels).sum())]),
     )
 
 

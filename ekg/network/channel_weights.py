@@ -82,17 +82,16 @@ def find_places(supernet):
             if not is_written and (record.mixes or records.IN not in axes):
                 continue  # belongs to no channel, or to the channels that the layer reads
             tensor = call.output if is_written else call.inputs[0]
-            if supernet.layout.is_open(tensor):
-                places.append(
-                    Place(
-                        call,
-                        position,
-                        name,
-                        record.mixes and name == record.kernel,
-                        axes.index(records.OUT if is_written else records.IN),
-                        tensor,
-                    )
-                )
+            axis = axes.index(records.OUT if is_written else records.IN)
+            found = [(axis, tensor)]
+            if record.weights[name].within == records.OUT:
+                found.append((axes.index(records.WITHIN), call.inputs[1]))
+            is_kernel = record.mixes and name == record.kernel
+            places.extend(
+                Place(call, position, name, is_kernel, axis, tensor)
+                for axis, tensor in found
+                if supernet.layout.is_open(tensor)
+            )
     return places
 
 
@@ -110,13 +109,16 @@ def rows_of(supernet, mask, place, values):
     weight = registry.record_of(place.call.layer).weights[place.name]
     values = np.asarray(values, np.float64)
     axes = weight.axes
-    if place.is_kernel:
-        read, is_read = axes.index(records.IN), mask[supernet.layout.index[place.call.inputs[0]]]
-        values = np.take(
-            values,
-            records.kept_indices(np.flatnonzero(is_read), len(is_read), values.shape[read]),
-            read,
-        )
+    others = {records.IN: place.call.inputs[0]} if place.is_kernel else {}
+    if weight.within:
+        others |= {records.OUT: place.call.output, records.WITHIN: place.call.inputs[1]}
+    for role, number in others.items():
+        if role in axes and axes.index(role) != axis:
+            other, is_kept = axes.index(role), mask[supernet.layout.index[number]]
+            indices = np.flatnonzero(is_kept)
+            values = np.take(
+                values, records.kept_indices(indices, len(is_kept), values.shape[other]), other
+            )
     rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).T
     # Several indices of one channel, mostly neighbours, are rows of their own.
     repeats = max(len(rows) // len(index), 1)

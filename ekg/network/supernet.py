@@ -364,6 +364,10 @@ class Supernet:
             values = self.with_restored_norm(call, values, mask)
         if masks_rows and registry.is_mixing(call.layer) and self.layout.is_open(call.inputs[0]):
             values, tensors = self._without_rows(call, values, mask, tensors)
+        if masks_rows and registry.within(call.layer):
+            number = call.inputs[1]
+            gate = tf.gather(mask, self.layout.index[number])
+            tensors = {**tensors, number: self._gated(tensors[number], gate, number)}
         values = self._without_masked_states(call, values, mask)
         # Dropout and its like stay off: in the search only the batch norms work as in training.
         is_training = training and norms.uses_batch_statistics(call.layer)

@@ -18,7 +18,7 @@ from ekg.run.comparing import describe_network
 from ekg.settings import MACHINE, TRAINING, about
 
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)  # go to JSON as they are
-RESULTS_VERSION = 4  # raised where the same arguments lead to other numbers than before
+RESULTS_VERSION = 5  # raised where the same arguments lead to other numbers than before
 TEST_DATA = "test_data"  # nothing is chosen by it; the final table is of it
 VERSIONS = {
     "python": platform.python_version(),

@@ -51,6 +51,7 @@ OTHERS = {
     layers.MultiHeadAttention,
     layers.GroupQueryAttention,
     attention.ToHeads,
+    attention.ToQueries,
     attention.FromHeads,
     layers.LSTM,
     layers.GRU,

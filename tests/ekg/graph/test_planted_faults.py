@@ -8,7 +8,7 @@ from keras import layers
 
 import ekg
 from ekg.graph import attention, flow, opening, own_weights, recurrent
-from ekg.graph.records import IN, OUT, Weight
+from ekg.graph.records import IN, OUT, WITHIN, Weight
 from ekg.graph.registry import RECORDS
 from ekg.network.supernet import Supernet
 from ekg.testing import check_prunable
@@ -180,26 +180,79 @@ FAULTS = {
         attended,
         replaced(
             attention.ToHeads,
-            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT, None))},
+            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT, WITHIN))},
         ),
     ),
     "bias of heads stays": (
         attended,
         replaced(
             attention.ToHeads,
-            weights={"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((None, None))},
+            weights={"kernel": Weight((IN, OUT, WITHIN), (1,)), "bias": Weight((None, None))},
         ),
     ),
     "bias of the output stays": (
         attended,
         replaced(
             attention.FromHeads,
-            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((None,))},
+            weights={"kernel": Weight((IN, WITHIN, OUT), (2,)), "bias": Weight((None,))},
         ),
     ),
     "number of heads": (attended, changed(attention.AttentionParts, "_num_heads")),
     "channels of the output": (attended, changed(attention.AttentionParts, "_output_shape")),
     "groups of heads": (grouped, changed(attention.AttentionParts, "num_key_value_heads")),
+    "numbers of a head stay in a kernel": (
+        attended,
+        replaced(
+            attention.ToQueries,
+            weights={"kernel": Weight((IN, OUT, None), (1,)), "bias": Weight((OUT, WITHIN))},
+        ),
+    ),
+    "numbers of a head stay in a bias": (
+        grouped,
+        replaced(
+            attention.ToHeads,
+            weights={"kernel": Weight((IN, OUT, WITHIN), (1,)), "bias": Weight((OUT, None))},
+        ),
+    ),
+    "numbers of a head stay in the output": (
+        attended,
+        replaced(
+            attention.FromHeads,
+            weights={"kernel": Weight((IN, None, OUT), (2,)), "bias": Weight((OUT,))},
+        ),
+    ),
+    "queries keep their size": (
+        attended,
+        lambda patch: patch.setattr(attention.AttentionParts, "factors", lambda *_: {}),
+    ),
+    "products keep their scale": (
+        attended,
+        changed(attention.AttentionParts, "_inverse_sqrt_key_dim"),
+    ),
+    "products of a group keep their scale": (
+        grouped,
+        changed(attention.AttentionParts, "_inverse_sqrt_head_dim"),
+    ),
+    "size of keys": (attended, changed(attention.AttentionParts, "_key_dim")),
+    "size of values": (attended, changed(attention.AttentionParts, "_value_dim")),
+    "size of a head": (grouped, changed(attention.AttentionParts, "head_dim")),
+    "masked numbers of a head are read": (
+        attended,
+        lambda patch: patch.setattr(attention, "_times", lambda x, dim: x),
+    ),
+    "products of all numbers": (
+        attended,
+        replaced(
+            attention.Attending, products=lambda *given: sum(attention._products(*given).values())
+        ),
+    ),
+    "products of queries and values": (
+        attended,
+        replaced(
+            attention.Attending,
+            products=lambda *given: {"value_dim": sum(attention._products(*given).values())},
+        ),
+    ),
     "gates side by side": (
         units,
         replaced_units(lambda record: with_weight(record, "kernel", is_tiled=False)),

@@ -57,6 +57,13 @@ def test_steps_of_channels_read_are_followed_where_they_are_a_factor():
     )
 
 
+def test_further_dims_are_factors():
+    def time(read, wrote, first, second):
+        return (3.0 + read * wrote) * (1 + first) * (5 + second)
+
+    assert np.abs(errors_of(time, (6, 9, 5, 4))).max() < 1e-9
+
+
 def test_one_dim_and_none():
     assert curve_of(lambda count: 2.0 * count, (20,)).seconds((7,)) == pytest.approx(14)
     assert curve_of(lambda: 3.0, ()).seconds(()) == 3.0

@@ -5,6 +5,7 @@ import tensorflow as tf
 from scipy import optimize
 
 import ekg
+from ekg.data.dataset import Dataset, Split
 from ekg.io import files
 from ekg.network import channel_weights
 from ekg.searching import criteria
@@ -279,6 +280,85 @@ def test_the_weights_of_a_channel_are_those_that_a_cut_removes(arch):
     statistics, read = 2 * (arch == "mobile"), 5
     fewer = supernet.complexity(whole).params - supernet.complexity(whole.with_kept(0, 5)).params
     assert fewer == entries + statistics + read
+
+
+# ---------------------------------------------------------------- numbers within heads
+
+
+def attended(kind):
+    inputs = keras.Input((4, 3))
+    if kind == "grouped":
+        layer = keras.layers.GroupQueryAttention(3, 4, 2, name="attend")
+    else:
+        layer = keras.layers.MultiHeadAttention(4, 3, value_dim=2, name="attend")
+    x = keras.layers.Dense(5, activation="relu", name="first")(inputs)
+    x = layer(x, x)
+    x = keras.layers.GlobalAveragePooling1D(name="pool")(keras.layers.ReLU(name="relu")(x))
+    return randomise_(keras.Model(inputs, keras.layers.Dense(3, name="fc")(x), name="attended"))
+
+
+@pytest.mark.parametrize("kind", ["grouped", "several"])
+def test_scores_of_numbers_within_heads_are_of_all_heads_and_tokens(kind):
+    """Oracle: Keras' own network, differentiated by the weights that write and read the numbers."""
+    model, rng = attended(kind), np.random.default_rng(0)
+    images = rng.normal(size=(22, 4, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, 22)
+    split = Split(images, labels)
+    data = Dataset("TOKENS", 3, split, split, (0.0,) * 3, (1.0,) * 3)
+    objective = make_objective(model, data, "none")
+    context = criteria.CriterionContext(objective, objective.supernet.whole())
+    found = {
+        criterion.__name__: dict(
+            zip(context.subnetwork.names, objective.supernet.layout.by_group(criterion(context)))
+        )
+        for criterion in (criteria.ekg, criteria.gbn, criteria.l1)
+    }
+    layer = model.get_layer("attend")
+    query, output = layer._query_dense, layer._output_dense
+
+    def slopes(first, last):
+        """Returns the derivative by a factor of each number of (queries, values)."""
+        variables = (query.kernel, query.bias, output.kernel)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    labels[first:last], model(images[first:last])
+                )
+            )
+        of_query, of_bias, of_output = (
+            (gradient * variable).numpy()
+            for gradient, variable in zip(tape.gradient(loss, variables), variables)
+        )
+        return of_query.sum((0, 1)) + of_bias.sum(0), of_output.sum((0, 2))
+
+    kernels = [dense.kernel.numpy() for dense in (query, layer._key_dense, layer._value_dense)]
+    norms = [np.abs(kernel).sum((0, 1)) for kernel in kernels]
+    batches = [slopes(*part) for part in ((0, 7), (7, 14), (14, 22))]
+    images_alone = [slopes(i, i + 1) for i in range(22)]
+    if kind == "grouped":
+        expected = {
+            "attend/head_dim": {
+                "ekg": sum(np.abs(first + second) for first, second in batches) / 22,
+                "gbn": sum(np.abs(first + second) for first, second in images_alone),
+                "l1": sum(norms),
+            }
+        }
+    else:
+        expected = {
+            name: {
+                "ekg": sum(np.abs(slope[place]) for slope in batches) / 22,
+                "gbn": sum(np.abs(slope[place]) for slope in images_alone),
+                "l1": norm,
+            }
+            for place, (name, norm) in enumerate(
+                {"attend/key_dim": norms[0] + norms[1], "attend/value_dim": norms[2]}.items()
+            )
+        }
+    for group, scores in expected.items():
+        for criterion, values in scores.items():
+            np.testing.assert_allclose(
+                found[criterion][group], values, rtol=1e-4, atol=1e-6, err_msg=criterion
+            )
 
 
 # ---------------------------------------------------------------- random, and what costs nothing
