@@ -91,3 +91,51 @@ def test_a_part_has_the_shapes_that_the_cut_network_has_there(make):
             assert [tuple(symbol.shape) for symbol in model.outputs] == [
                 tuple(symbol.shape) for symbol in expected
             ], last
+
+
+def attended():
+    inputs = keras.Input((4, 3))
+    x = layers.Dense(8, name="embed")(inputs)
+    x = layers.MultiHeadAttention(4, 6, value_dim=5, name="mha")(x, x)
+    return keras.Model(inputs, layers.Dense(2, name="fc")(layers.Flatten(name="flat")(x)))
+
+
+def test_numbers_within_heads_are_dims_of_their_own():
+    supernet, found = kernels_of(attended())
+    sizes = {kernel.calls[-1].key: kernel.sizes for kernel in found}
+    assert {key: own for key, own in sizes.items() if key.startswith("mha/")} == {
+        "mha/query": (8, 4, 6),
+        "mha/key": (8, 4, 6),
+        "mha/value": (8, 4, 5),
+        "mha/attention": (4, 6, 5),
+        "mha/output": (4, 8, 5),
+    }
+    widths = {"embed": 3, "mha/query": 2, "mha/key_dim": 4, "mha/value_dim": 1}
+    subnetwork = supernet.whole()
+    for number, group in enumerate(supernet.groups):
+        subnetwork = subnetwork.with_kept(number, widths.get(group.name, group.size))
+    mask = supernet.mask(subnetwork) > 0
+    shapes = {}
+    for kernel in found:
+        model = kernels.part(supernet.graph, supernet.layout, kernel, kernel.counts(mask))
+        read = [tuple(symbol.shape[1:]) for symbol in model.inputs]
+        shapes[kernel.calls[-1].key] = read, tuple(model.outputs[0].shape[1:])
+    assert shapes["mha/query"] == ([(4, 3), (4,)], (4, 2, 4))
+    assert shapes["mha/value"] == ([(4, 3), (1,)], (4, 2, 1))
+    assert shapes["mha/attention"] == ([(4, 2, 4), (4, 2, 4), (4, 2, 1), (4,), (1,)], (4, 2, 1))
+    assert shapes["mha/output"] == ([(4, 2, 1), (1,)], (4, 8))
+
+
+def test_kinds_of_attention_differ_in_what_stays_within_heads():
+    kinds = []
+    for size in (4, 6):
+        inputs = keras.Input((4, 3))
+        x = layers.Dense(8, name="embed")(inputs)
+        x = layers.MultiHeadAttention(4, size, value_dim=5, name="mha")(x, x)
+        model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+        for exclude in ((), "key_dim"):
+            supernet = ekg.Supernet(model, exclude=exclude)
+            found = kernels.find_kernels(supernet.graph, supernet.layout)
+            kinds += [kernel.kind for kernel in found if kernel.calls[0].key == "mha/key"]
+    # open numbers are counted, and numbers that stay are a part of the kind
+    assert kinds[0] == kinds[2] and len(set(kinds)) == 3
