@@ -62,8 +62,13 @@ def checked(contents):
 
 
 def _size_of(contents):
-    """Returns the declared (height, width), float64; zeros if unknown, which the decoder judges."""
+    """Returns the declared (height, width), float64; zeros if unknown, which the decoder judges.
+
+    An image that may not be decoded has infinite sides.
+    """
     contents = np.asarray(contents, object).item()  # bytes, or an array of them in eager mode
+    if problem_of(contents):
+        return np.array((np.inf, np.inf))
     return np.array(declared_size(contents) or (0, 0), np.float64)
 
 

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 MOST_PIXELS = 2**27  # 400 MB when decoded with three channels; photographs have 2**25 pixels
 MOST_SCALED_PIXELS = 2**24  # 200 MB as float32; allows sides of 256 to 1 at a shorter side of 256
-_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of frame headers
+_ALPHA, _ANIMATION = 0x10, 0x02  # flags of a WebP file
+_BITMAP_MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # red, green and blue of a pixel
 
 
 def declared_size(data):
@@ -19,7 +20,7 @@ def declared_size(data):
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             width, height = struct.unpack(">II", data[16:24])
-        elif data.startswith((b"GIF87a", b"GIF89a")):
+        elif data.startswith(b"GIF"):  # decoders do not look at the version
             return _gif_size(data)
         elif data.startswith(b"BM"):
             width, height = map(abs, struct.unpack("<ii", data[18:26]))
@@ -29,7 +30,7 @@ def declared_size(data):
             return _webp_size(data)
         else:
             return None
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, tf.errors.OpError):
         return None
     return height, width
 
@@ -60,19 +61,10 @@ def _colour_table_size(flags):
 
 
 def _jpeg_size(data):
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in _FRAMES:
-            return struct.unpack(">HH", data[position + 5 : position + 9])
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif 0xD0 <= marker <= 0xD9 or marker == 0x01:  # a marker without a segment
-            position += 2
-        else:
-            (length,) = struct.unpack(">H", data[position + 2 : position + 4])
-            position += 2 + length
-    return None
+    """Returns (height, width) as the decoder reads them: it skips bytes between the segments."""
+    with tf.device("CPU"):
+        height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
+    return height, width
 
 
 def is_webp(data):
@@ -93,8 +85,34 @@ def _webp_size(data):
     return height, width
 
 
+def _webp_chunks(data):
+    """Yields (kind, begin, end) of the chunks of a WebP file, without their heads of 8 bytes."""
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = struct.unpack("<4sI", data[position : position + 8])
+        yield kind, position + 8, position + 8 + size
+        position += 8 + size + size % 2
+
+
+def first_picture(data):
+    """Returns the contents of a WebP file with the first picture of an animation alone, and RGBA.
+
+    TensorFlow writes beyond its buffer when it decodes an animation without transparency, so the
+    header then declares transparency. A still image returns None.
+
+    Args:
+        data: contents of a WebP file, bytes.
+    """
+    if data[12:16] != b"VP8X" or not data[20] & _ANIMATION:
+        return None
+    end = next((end for kind, _, end in _webp_chunks(data) if kind == b"ANMF"), len(data))
+    end += end % 2
+    size = struct.pack("<I", end - 8)
+    return data[:4] + size + data[8:20] + bytes([data[20] | _ALPHA]) + data[21:end]
+
+
 def orientation(data):
-    """Returns the EXIF orientation of a JPEG or PNG image, 1 to 8; 1 is upright, the default.
+    """Returns the EXIF orientation of a JPEG, PNG or WebP image, 1 to 8; 1 is upright, the default.
 
     Args:
         data: contents of the file, bytes.
@@ -115,6 +133,9 @@ def _exif(data):
                 return data[position + 8 : position + 8 + size]
             position += 12 + size
         return b""
+    if is_webp(data):
+        found = [data[begin:end] for kind, begin, end in _webp_chunks(data) if kind == b"EXIF"]
+        return found[0].removeprefix(b"Exif\0\0") if found else b""
     if not data.startswith(b"\xff\xd8"):
         return b""
     position = 2
@@ -162,6 +183,8 @@ def problem_of(data, shorter_side=None):
         data: contents of the file, bytes.
         shorter_side: number of pixels to which the shorter side is scaled; None without scaling.
     """
+    if data.startswith(b"BM") and _is_misread(data):
+        return "its colours are indexed or packed, which TensorFlow misreads; save it as PNG"
     size = declared_size(data)
     if size is None:
         return None
@@ -173,6 +196,24 @@ def problem_of(data, shorter_side=None):
             f"be more than {MOST_SCALED_PIXELS:,}"
         )
     return None
+
+
+def _is_misread(data):
+    """Returns whether TensorFlow would decode a BMP file to other colours than it holds."""
+    try:
+        header_size, bits, packing = struct.unpack("<14xI10xHI", data[:34])
+        (num_colours,) = struct.unpack("<I", data[46:50])
+    except struct.error:
+        return False  # the decoder refuses it
+    if header_size < 40:
+        return True
+    if bits == 32 and packing == 3:
+        return data[54:66] != _BITMAP_MASKS
+    if bits == 8 and packing == 0:
+        num_colours = min(num_colours or 256, 256)
+        greys = b"".join(bytes([level, level, level, 0]) for level in range(num_colours))
+        return data[14 + header_size :][: len(greys)] != greys
+    return bits in (8, 16, 24, 32) and packing != 0
 
 
 def reason_of(error):

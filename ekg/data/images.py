@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ekg.data.headers import is_webp, orientation, problem_of, reason_of, upright
+from ekg.data.headers import first_picture, is_webp, orientation, problem_of, reason_of, upright
 from ekg.data.inputs import IMAGE_RANKS
 from ekg.data.sources import Data
 from ekg.errors import EkgError, first_line
@@ -199,16 +199,30 @@ def _load_folder(path, image_shape, rescale, name):
             f"`{name}` {path}: the network leaves the size of its images open; say which with "
             "`image_size`."
         )
-    classes = sorted(
-        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        classes = [entry.name for entry in entries if _is_class(entry)]
+        files_of = {class_name: _files_below(path / class_name) for class_name in classes}
+    except OSError as error:
+        raise EkgError(
+            f"`{name}` {error.filename}: cannot be read ({error.strerror}); allow it, or remove it."
+        ) from None
+    outside = [entry.name for entry in entries if _ending(entry.name) in ENDINGS]
+    outside = [file for file in outside if file not in classes]
+    if outside:
+        logger.warning(
+            "`%s` %s: %d images beside the folders of the classes are left out, as %s.",
+            name,
+            path,
+            len(outside),
+            outside[0],
+        )
     files = []
     labels = []
     unreadable = collections.Counter()
     for label, class_name in enumerate(classes):
-        class_files = [file for file in (path / class_name).rglob("*") if not file.is_dir()]
-        images = sorted(str(file) for file in class_files if file.suffix.lower() in ENDINGS)
-        endings = [file.suffix.lower() for file in class_files]
+        images = sorted(file for file in files_of[class_name] if _ending(file) in ENDINGS)
+        endings = map(_ending, files_of[class_name])
         unreadable.update(ending for ending in endings if ending in OTHER_ENDINGS)
         if not images:
             raise EkgError(
@@ -233,6 +247,37 @@ def _load_folder(path, image_shape, rescale, name):
         )
     read = functools.partial(_read_files, files, tuple(image_shape), rescale)
     return Data(np.array(labels, np.int32), read), classes
+
+
+def _ending(file):
+    return os.path.splitext(file)[1].lower()
+
+
+def _is_class(entry):
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _files_below(folder):
+    """Returns the paths of all files in a folder and in those below, also behind links.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error):
+        raise error
+
+    files = []
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in seen:  # a link back, or a second one to a folder
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders.sort()
+        files += [os.path.join(place, name) for name in names]
+    return files
 
 
 def _read_files(files, image_shape, rescale, indices):
@@ -267,9 +312,9 @@ def _decode(data, channels):
     """Decodes the contents of an image file to uint8 [height, width, channels]."""
     if not is_webp(data):
         return tf.io.decode_image(data, channels=channels, expand_animations=False)
-    image = tf.io.decode_webp(data)
-    if len(image.shape) == 4:  # an animation, of which the first picture is taken
-        image = image[0]
+    animation = first_picture(data)
+    image = tf.io.decode_webp(data) if animation is None else tf.io.decode_webp(animation, 4)
+    image = image[0]  # the only picture
     if channels == 4:
         if image.shape[-1] == 4:
             return image

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import struct
@@ -191,7 +192,7 @@ def make_folder(folder, **files):
 
 
 @pytest.mark.parametrize("held", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_photographs_are_rotated_as_their_exif_data_says(tmp_path, held, form):
     pillow, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
     exif = pillow.Exif()
@@ -199,13 +200,15 @@ def test_photographs_are_rotated_as_their_exif_data_says(tmp_path, held, form):
     name = f"2.{form.lower()}"
     make_folder(tmp_path)
     smooth = np.stack(np.broadcast_arrays(*np.ogrid[:13, :37], 60), -1).astype(np.uint8) * [9, 5, 1]
-    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}[
+        form
+    ]
     pillow.fromarray(smooth.astype(np.uint8)).save(
         tmp_path / "b" / name, form, exif=exif, **options
     )
     expected = np.asarray(ops.exif_transpose(pillow.open(tmp_path / "b" / name)), np.float32)
     found = images._read_file(str(tmp_path / "b" / name), expected.shape)
-    np.testing.assert_allclose(found, expected, atol=0 if form == "PNG" else 8)
+    np.testing.assert_allclose(found, expected, atol=8 if form == "JPEG" else 0)
 
 
 def test_damaged_exif_data_is_ignored():
@@ -272,3 +275,76 @@ def test_the_reason_for_a_bad_image_names_no_functions(tmp_path):
     with pytest.raises(EkgError, match="2.png: cannot be read as an image") as error:
         images.load(tmp_path, (4, 4, 3))[0].read([2])
     assert "{{" not in str(error.value) and "[Op:" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_first_picture_of_a_webp_animation_is_read(tmp_path, mode):
+    """TensorFlow's decoder corrupts memory on animations without transparency."""
+    pillow, buffer = pytest.importorskip("PIL.Image"), io.BytesIO()
+    pictures = [pillow.fromarray(IMAGE).convert(mode)]
+    pictures += [pillow.new(mode, pictures[0].size, (level, 9, 9)) for level in range(3)]
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], lossless=True)
+    make_folder(tmp_path, **{"2.webp": buffer.getvalue()})
+    data, _ = images.load(tmp_path, (*IMAGE.shape[:2], 3))
+    for _ in range(20):
+        np.testing.assert_array_equal(data.read([2])[0], IMAGE)
+    alone = headers.first_picture(buffer.getvalue())
+    assert tf.io.decode_webp(alone, 4).shape == (1, *IMAGE.shape[:2], 4)
+    for cut in range(0, len(buffer.getvalue()), 7):
+        with contextlib.suppress(tf.errors.OpError):
+            images._decode(buffer.getvalue()[:cut], 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_bitmaps_are_read_as_they_are_or_refused(tmp_path, mode):
+    pillow, buffer = pytest.importorskip("PIL.Image"), io.BytesIO()
+    picture = pillow.fromarray(IMAGE).convert(mode)
+    picture.save(buffer, "BMP")
+    make_folder(tmp_path, **{"2.bmp": buffer.getvalue()})
+    data, _ = images.load(tmp_path, (*IMAGE.shape[:2], 3))
+    if mode in ("P", "1"):
+        with pytest.raises(EkgError, match="2.bmp: (is not decoded: its colours|cannot be read)"):
+            data.read([2])
+    else:
+        np.testing.assert_array_equal(data.read([2])[0], np.asarray(picture.convert("RGB")))
+    packed = bytearray(buffer.getvalue())
+    packed[30] = 1  # run lengths
+    assert "save it as PNG" in (headers.problem_of(bytes(packed)) or "") or mode == "1"
+
+
+def test_the_size_of_a_jpeg_is_what_its_decoder_reads():
+    """Bytes between the segments are skipped, and a segment may not hide the true header."""
+    bomb = jpeg(30_000, 30_000)
+    small = tf.io.encode_jpeg(IMAGE).numpy()
+    place = bomb.index(b"\xff\xc0")
+    size = 2 + len(bomb) - place
+    cover = b"\xff\x00" + struct.pack(">H", size)  # no segment to the decoder
+    hidden = bomb[:place] + cover + bomb[place:] + small[small.index(b"\xff\xc0") :]
+    for data in (bomb[:2] + b"\0\0\0" + bomb[2:], hidden):
+        assert headers.declared_size(data) == (30_000, 30_000) and headers.problem_of(data)
+    assert headers.declared_size(small[:2] + b"\0\0\0" + small[2:]) == IMAGE.shape[:2]
+    screen = b"GIF88a" + gif(12_000, 12_000)[6:]  # decoders do not look at the version
+    assert headers.problem_of(screen)
+
+
+def test_no_file_of_a_folder_is_left_out_in_silence(tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make_folder(folder)
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "1.PNG").write_bytes(tf.io.encode_png(IMAGE).numpy())
+    (elsewhere / "back").symlink_to(elsewhere.parent)
+    (folder / "b" / "link.jpg").symlink_to(elsewhere.parent)  # a folder, in spite of its name
+    (folder / "stray.jpg").write_bytes(b"")
+    data, classes = images.load(folder, (4, 4, 3))
+    assert classes == ["a", "b"] and data.labels.tolist() == [0, 1, 1]
+    assert data.read([2]).shape == (1, 4, 4, 3)
+    assert "1 images beside the folders of the classes are left out, as stray.jpg" in caplog.text
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(images, "_files_below", refuse)
+    with pytest.raises(EkgError, match=r"data/a: cannot be read \(Permission denied\)"):
+        images.load(folder, (4, 4, 3))
