@@ -422,3 +422,14 @@ def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
         check=True,
     )
     assert int(done.stdout) > 2 and (tmp_path / "file").read_text() == ""
+
+
+def test_a_path_with_a_line_end_stays_on_the_line_of_its_error(capsys, handlers):
+    def main(args):
+        raise EkgError(f"`data_path` {args.data_path}: there is no such folder.")
+
+    with pytest.raises(SystemExit):
+        utils.run_script(main, lambda: argparse.Namespace(data_path="a\nb", other=1))
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        r"error: --data_path a\nb: there is no such folder."
+    )

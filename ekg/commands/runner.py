@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ekg.command_line import EXIT_USER_ERROR, with_flags
 from ekg.devices.team import LOST_WORKER, reason_of_loss
-from ekg.errors import EkgError
+from ekg.errors import EkgError, escaped
 from ekg.process import progress, stopping
 from ekg.process.stopping import Stopped
 
@@ -39,7 +39,7 @@ def run_script(main, parse_args):
         with progress.shown(not is_quiet), logging_redirect_tqdm():
             main(args)
     except EkgError as error:
-        end(EXIT_USER_ERROR, f"error: {with_flags(str(error), vars(args))}")
+        end(EXIT_USER_ERROR, f"error: {_described(error, vars(args))}")
     except OSError as error:
         if error.filename is not None:
             end(EXIT_USER_ERROR, f"error: {error}")
@@ -70,6 +70,20 @@ def run_script(main, parse_args):
         _exit_stopped(stop.signal, how_to_resume)
     except KeyboardInterrupt:
         _exit(EXIT_STOPPED + signal.SIGINT, f"interrupted; {how_to_resume}", at_once=True)
+
+
+def _described(error, arguments):
+    """Returns the text of an error with flags, and with paths on one line even if they have more.
+
+    Args:
+        error: EkgError.
+        arguments: {name: value} of the command line.
+    """
+    text = with_flags(str(error), arguments)
+    for value in filter(None, map(str, arguments.values())):
+        if len(value.splitlines()) > 1:
+            text = text.replace(value, escaped(value))
+    return text
 
 
 def _set_up_process(is_quiet, is_verbose):

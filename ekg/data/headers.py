@@ -184,7 +184,7 @@ def problem_of(data, shorter_side=None):
         shorter_side: number of pixels to which the shorter side is scaled; None without scaling.
     """
     if data.startswith(b"BM") and _is_misread(data):
-        return "its colours are indexed or packed, which TensorFlow misreads; save it as PNG"
+        return "its colours are indexed or packed, which TensorFlow misreads"
     size = declared_size(data)
     if size is None:
         return None

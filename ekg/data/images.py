@@ -15,7 +15,7 @@ import tensorflow as tf
 from ekg.data.headers import first_picture, is_webp, orientation, problem_of, reason_of, upright
 from ekg.data.inputs import IMAGE_RANKS
 from ekg.data.sources import Data
-from ekg.errors import EkgError, first_line
+from ekg.errors import EkgError, escaped, first_line
 from ekg.process.memory import MIB, machine_memory_mib
 
 logger = logging.getLogger(__name__)
@@ -211,11 +211,11 @@ def _load_folder(path, image_shape, rescale, name):
     outside = [file for file in outside if file not in classes]
     if outside:
         logger.warning(
-            "`%s` %s: %d images beside the folders of the classes are left out, as %s.",
+            "`%s` %s: %d of its images are in no folder of a class and left out, as %s.",
             name,
             path,
             len(outside),
-            outside[0],
+            escaped(outside[0]),
         )
     files = []
     labels = []
@@ -226,8 +226,8 @@ def _load_folder(path, image_shape, rescale, name):
         unreadable.update(ending for ending in endings if ending in OTHER_ENDINGS)
         if not images:
             raise EkgError(
-                f"`{name}` {path / class_name}: holds no images ({', '.join(ENDINGS)}); remove "
-                "the folder, or fill it."
+                f"`{name}` {path / escaped(class_name)}: holds no images "
+                f"({', '.join(ENDINGS)}); remove the folder, or fill it."
             )
         files += images
         labels += [label] * len(images)
@@ -293,7 +293,10 @@ def _read_file(file, image_shape):
     data = _read_bytes(file)
     problem = problem_of(data)
     if problem:
-        raise EkgError(f"{file}: is not decoded: {problem}; make it smaller, or remove it.")
+        raise EkgError(
+            f"{escaped(file)}: is not decoded: {problem}; save it as PNG, smaller if it is too "
+            "large, or remove it."
+        )
     try:
         with tf.device("CPU"):
             image = _decode(data, channels or 3)
@@ -303,8 +306,8 @@ def _read_file(file, image_shape):
             return tf.image.resize(image, (height, width)).numpy()
     except tf.errors.OpError as error:
         raise EkgError(
-            f"{file}: cannot be read as an image ({reason_of(error)}); put a good copy there, or "
-            "remove it."
+            f"{escaped(file)}: cannot be read as an image ({reason_of(error)}); put a good copy "
+            "there, or remove it."
         ) from None
 
 
@@ -328,16 +331,17 @@ def _read_bytes(file):
     try:
         state = os.stat(file)
         if not stat.S_ISREG(state.st_mode):
-            raise EkgError(f"{file}: is no plain file; remove it.")
+            raise EkgError(f"{escaped(file)}: is no plain file; remove it.")
         if state.st_size > MOST_FILE_BYTES:
             raise EkgError(
-                f"{file}: takes {state.st_size:,} bytes, more than {MOST_FILE_BYTES:,}; make it "
-                "smaller, or remove it."
+                f"{escaped(file)}: takes {state.st_size:,} bytes, more than {MOST_FILE_BYTES:,}; "
+                "make it smaller, or remove it."
             )
         return Path(file).read_bytes()
     except OSError as error:
         raise EkgError(
-            f"{file}: cannot be read ({error.strerror}); put a good copy there, or remove it."
+            f"{escaped(file)}: cannot be read ({error.strerror}); put a good copy there, or remove "
+            "it."
         ) from None
 
 
