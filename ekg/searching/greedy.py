@@ -135,6 +135,10 @@ def try_groups(supernet, objective, history, target, settings, seed):
         target: Target that is prepared.
         settings: SearchSettings.
         seed: of the search.
+
+    Raises:
+        EkgError: no group can lose channels, and the target is not reached, as measurements on the
+            way have raised the cost.
     """
     present = history[-1].subnetwork
     importance = score_channels(settings.criterion, CriterionContext(objective, present, seed))
@@ -142,6 +146,9 @@ def try_groups(supernet, objective, history, target, settings, seed):
     present, candidates = propose(
         supernet, present, importance, target, settings.search_step, narrowed, settings.group_choice
     )
+    if not candidates:
+        target.check(supernet)
+        raise EkgError(f"`target` {target.describe()}: not reached, and no more channels can go.")
     return present, candidates, objective.scores(present, candidates)
 
 

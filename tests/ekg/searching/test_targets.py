@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 import ekg
+from ekg.errors import EkgError
 from ekg.searching.targets import Every, Flops, Params
 from tests.helpers.models import make_tiny_resnet
 
@@ -38,6 +39,37 @@ def test_a_search_ends_where_every_target_is_reached_and_no_earlier(tiny_data, s
     assert reached == [False] * (len(history) - 1) + [True]
     ways = [target.way(supernet, entry.subnetwork) for entry in history]
     assert ways[0] == 0 and ways == sorted(ways) and ways[-1] == 1
+
+
+class Corrected(ekg.Target):
+    """A share of the FLOPs, which turns out to be twice what it seemed."""
+
+    name = "corrected FLOPs"
+
+    def __init__(self, most):
+        self.most, self.factor = most, 1
+
+    def cost(self, supernet, subnetwork):
+        return self.factor * supernet.rate(subnetwork)
+
+    def observe(self, supernet, subnetwork):
+        self.factor = 2 if supernet.rate(subnetwork) < 0.95 else 1
+        return {}
+
+
+def test_a_target_that_measurements_move_out_of_reach_is_refused(tiny_data):
+    """No channel can go any more, and the cost that was predicted before is too low."""
+    supernet = ekg.Supernet(make_tiny_resnet(), min_channels=4)
+    least = supernet.rate(supernet.smallest())
+    with pytest.raises(EkgError, match=f"cannot be reached: the smallest .* has {2 * least:.4f}"):
+        ekg.search(
+            supernet,
+            tiny_data,
+            search_batch_size=32,
+            target_rate=1.0,
+            target=Corrected(1.4 * least),
+            search_step=1.0,
+        )
 
 
 def test_the_last_step_takes_no_more_than_it_must(tiny_data):
