@@ -5,7 +5,7 @@ ECCV 2022.
 """
 
 try:
-    import tensorflow  # noqa: F401
+    import tensorflow
 except ModuleNotFoundError as error:
     if error.name != "tensorflow":
         raise
@@ -14,6 +14,13 @@ except ModuleNotFoundError as error:
         "tensorflow-cpu, or 'tensorflow[and-cuda]'.",
         name="tensorflow",
     ) from None
+if tuple(map(int, tensorflow.__version__.split(".")[:2])) < (2, 20):
+    # Einsums with statistics of the batch differ there, and no WebP image can be read.
+    raise ImportError(
+        f"ekg needs TensorFlow 2.20 or later, and {tensorflow.__version__} is installed; run "
+        "pip install --upgrade with the name of your build: tensorflow or tensorflow-cpu.",
+        name="tensorflow",
+    )
 
 from ekg import tasks, testing
 from ekg.data.own import make_data

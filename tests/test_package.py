@@ -128,14 +128,18 @@ def test_the_wheel_holds_the_sources_and_leaves_the_build_of_tensorflow_open(whe
     assert any(line.startswith("tensorflow-cpu") and '"cpu"' in line for line in required)
 
 
-def test_without_tensorflow_the_import_says_in_one_line_what_to_install(wheel, tmp_path):
+@pytest.mark.parametrize("found", ["None", "types.SimpleNamespace(__version__='2.19.1')"])
+def test_without_tensorflow_or_with_an_old_one_the_import_says_in_one_line_what_to_install(
+    wheel, tmp_path, found
+):
     program = (
-        "import sys; sys.modules['tensorflow'] = None\n"
-        "try:\n    import ekg\nexcept ModuleNotFoundError as error:\n    print(error)\n"
+        f"import sys, types; sys.modules['tensorflow'] = {found}\n"
+        "try:\n    import ekg\nexcept ImportError as error:\n    print(error)\n"
     )
     shutil.unpack_archive(wheel, tmp_path / "library", format="zip")
     text = run(sys.executable, "-c", program, folder=tmp_path / "library")
-    assert text.count("\n") == 1 and "pip install tensorflow" in text and "tensorflow-cpu" in text
+    assert text.count("\n") == 1 and "pip install" in text and "tensorflow-cpu" in text
+    assert "2.19.1" in text or found == "None"
 
 
 def public_functions():
