@@ -89,7 +89,7 @@ def parse_training_args(description, recipe, script_settings, argv=None, **defau
         recipe: BaselineRecipe.
         script_settings: dataclass of the script's own settings.
         argv: the arguments; None takes those of the command line.
-        defaults: {name: default} where they differ from those of the settings.
+        defaults: {name: default} where they differ from the settings' own.
     """
     parser = command_line.Parser(description=description)
     classes = {"data and network": script_settings, **SHARED_FLAGS}

@@ -258,7 +258,7 @@ def _is_class(entry):
 
 
 def _files_below(folder):
-    """Returns the paths of all files in a folder and in those below, also behind links.
+    """Returns the paths of all files in a folder and its subfolders, linked ones included.
 
     Raises:
         OSError: a folder cannot be read.
