@@ -18,7 +18,7 @@ if tuple(map(int, tensorflow.__version__.split(".")[:2])) < (2, 20):
     # Einsums with statistics of the batch differ there, and no WebP image can be read.
     raise ImportError(
         f"ekg needs TensorFlow 2.20 or later, and {tensorflow.__version__} is installed; run "
-        "pip install --upgrade with the name of your build: tensorflow or tensorflow-cpu.",
+        "pip install 'tensorflow>=2.20', or 'tensorflow-cpu>=2.20', whichever you have.",
         name="tensorflow",
     )
 
