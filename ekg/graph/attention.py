@@ -306,7 +306,8 @@ def _attend(channel_flow, call):
     ]
     if any(part.axis != axis for part in heads):
         return flow.close(channel_flow, call)
-    inner = [channel_flow.channels[named.pop(name)].labels for name in ("key_dim", "value_dim")][1]
+    named.pop("key_dim")
+    inner = channel_flow.channels[named.pop("value_dim")].labels
     for number in named.values():
         channel_flow.close(channel_flow.channels[number].labels, f"mask of {flow.describe(call)}")
     for part in heads[1:]:

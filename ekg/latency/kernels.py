@@ -9,9 +9,9 @@ import json
 
 import numpy as np
 
-from ekg.graph import attention, cutting
+from ekg.graph import cutting
 from ekg.graph.neighbours import find_readers
-from ekg.graph.registry import states
+from ekg.graph.registry import states, within
 
 # Entries of a configuration that do not change the time, or that follow from the channels.
 _IRRELEVANT = (
@@ -71,8 +71,8 @@ def find_kernels(graph, layout):
             chain = [call]
             chains.append(chain)
         chain_of.update(dict.fromkeys(call.outputs, chain))
-    dims_of_heads = {call.output for call in graph.calls if type(call.layer) is attention.HeadDim}
-    return [_kernel(graph, layout, chain, dims_of_heads) for chain in chains if not _is_free(chain)]
+    inner = {call.inputs[1] for call in graph.calls if within(call.layer)}
+    return [_kernel(graph, layout, chain, inner) for chain in chains if not _is_free(chain)]
 
 
 def part(graph, layout, kernel, counts):
@@ -105,13 +105,13 @@ def _is_free(chain):
     return all(states(call.layer, "is_free") for call in chain)
 
 
-def _kernel(graph, layout, chain, dims_of_heads):
+def _kernel(graph, layout, chain, tensors_of_inner):
     written = {number for call in chain for number in call.outputs}
     reads = tuple(
         dict.fromkeys(number for call in chain for number in call.inputs if number not in written)
     )
     fixed = layout.num_channels
-    inner = [number for number in reads if number in dims_of_heads]
+    inner = [number for number in reads if number in tensors_of_inner]
     others = [layout.index[number] for number in reads if number not in inner]
     read = np.unique(np.concatenate(others or [np.array([fixed])]))
     wrote = np.unique(np.concatenate([layout.index[number] for number in chain[-1].outputs]))
